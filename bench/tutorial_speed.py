@@ -1,0 +1,137 @@
+"""Training speed of the tutorials' networks: their own loop against tellapart's, interleaved in one run.
+
+    python bench/tutorial_speed.py --data DATA [--rounds 5] [--images 4000]
+
+DATA is CIFAR-10 in any form that tellapart reads (a folder of train/CLASS/*.png, an archive, cifar10). The
+peer is the loop of PyTorch's "Training a Classifier": a data set that gives PIL images, ToTensor and Normalize,
+DataLoader with two workers, zero_grad, forward, backward, step, and the running loss read in every step. Both
+start from decoded images in memory, with the same network, optimizer, batch size and number of images. Each
+round times both, one after the other; the table has the medians and the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tellapart import packages, recipes
+from tellapart.data import sources
+from tellapart.data.samples import Samples
+from tellapart.models import zoo
+from tellapart.spec import Spec, update
+from tellapart.training import loop, setup
+from tellapart.training.distributed import Processes
+
+packages.prepare_torchvision()
+from torchvision import transforms  # noqa: E402 - torchvision imports only after the line above
+
+
+class PilImages(torch.utils.data.Dataset):
+    """What torchvision's CIFAR10 does: an array's row becomes a PIL image and goes through the transform."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images, self.labels = images, labels
+        steps = [transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
+        self.transform = transforms.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
+
+
+def their_loop(images: np.ndarray, labels: np.ndarray, spec: Spec) -> float:
+    """Return the seconds that the tutorial's loop takes for one epoch."""
+    torch.manual_seed(0)
+    model = zoo.build(zoo.Architecture(spec.model.name, 10))
+    loader = torch.utils.data.DataLoader(
+        PilImages(images, labels), batch_size=spec.training.batch_size, shuffle=True, num_workers=2
+    )
+    criterion = torch.nn.CrossEntropyLoss()
+    lr = spec.training.lr
+    if spec.training.optimizer == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    running = 0.0
+    started = time.perf_counter()
+    for inputs, targets in loader:
+        optimizer.zero_grad()
+        loss = criterion(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        running += loss.item()
+    return time.perf_counter() - started
+
+
+class Silent:
+    """A reporter that shows nothing."""
+
+    def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None: ...
+    def message(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None: ...
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def epoch_done(self, epoch: int, values: Mapping[str, float], best: bool) -> None: ...
+
+
+def our_loop(prepared: setup.Prepared) -> float:
+    """Return the seconds that tellapart's loop takes for one epoch, its checkpoint included."""
+    model, _, _ = setup.build_model(prepared)
+    processes = Processes(0, 1, torch.device("cpu"))
+    plan = setup.plan(prepared, model, processes)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = loop.Trainer(plan, processes, Path(folder), Silent())
+        started = time.perf_counter()
+        trainer.run()
+        return time.perf_counter() - started
+
+
+def subset(samples: Samples, count: int) -> Samples:
+    """Return ``count`` training images, evenly over the table."""
+    train = samples.split("train")
+    return train.select(np.linspace(0, len(train) - 1, min(count, len(train))).astype(int))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--recipes", nargs="+", default=["tutorial", "tutorial-cnn"])
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.images} images a round\n")
+    print(
+        f"{'recipe':<14}{'tutorial img/s':>16}{'tellapart img/s':>17}{'ratio':>8}{'lowest':>8}{'highest':>9}"
+    )
+    for name in args.recipes:
+        changes = {"data.source": args.data, "data.val_fraction": 0.0, "training.epochs": 1}
+        spec = update(recipes.recipe(name), changes)
+        samples = subset(sources.open_source(spec.data, lambda text: None), args.images)
+        prepared = setup.prepare(spec, samples, lambda count: None)
+        rows = np.arange(len(prepared.train))
+        images = prepared.train.batch(rows).images.numpy()
+        labels = prepared.train.samples.labels
+        our_loop(prepared)  # warm-up
+        pairs = [(their_loop(images, labels, prepared.spec), our_loop(prepared)) for _ in range(args.rounds)]
+        theirs, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
+        ratios = [a / b for a, b in pairs]
+        count = len(rows)
+        print(
+            f"{name:<14}{count / theirs:>16,.0f}{count / ours:>17,.0f}{statistics.median(ratios):>8.1f}"
+            f"{min(ratios):>8.1f}{max(ratios):>9.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The artifact: one ``model.safetensors`` with plain weights and, as metadata, all that serving needs.
+
+Any program can read the weights as a state dict. The file's metadata key ``tellapart`` holds JSON:
+architecture, class names, preprocessing contract, scores, the weights' licence, versions. Never a pickle.
+Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from tellapart.errors import ArtifactError
+from tellapart.models import zoo
+from tellapart.preprocess import Preprocessing, normalise
+
+FORMAT = 1
+FILE_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the file says of itself: everything but the weights."""
+
+    architecture: zoo.Architecture
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the card as JSON text."""
+        content = {
+            "format": FORMAT,
+            "architecture": self.architecture.to_dict(),
+            "classes": list(self.classes),
+            "preprocessing": self.preprocessing.to_dict(),
+            "scores": dict(self.scores),
+            "weights": dict(self.weights),
+            "versions": dict(self.versions),
+        }
+        return json.dumps(content, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Card:
+        """Read ``to_json``'s text. Raises KeyError, TypeError or ValueError where it is something else."""
+        content = json.loads(text)
+        if content["format"] > FORMAT:
+            raise ValueError(f"format {content['format']} is newer than this program's {FORMAT}")
+        return cls(
+            architecture=zoo.Architecture.from_dict(content["architecture"]),
+            classes=tuple(content["classes"]),
+            preprocessing=Preprocessing.from_dict(content["preprocessing"]),
+            scores=content.get("scores", {}),
+            weights=content.get("weights", {}),
+            versions=content.get("versions", {}),
+        )
+
+
+def save(path: Path, state: Mapping[str, torch.Tensor], card: Card) -> None:
+    """Write the artifact, complete or not at all."""
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    temporary = path.with_name(path.name + ".tmp")
+    safetensors.torch.save_file(plain, temporary, metadata={"format": "pt", "tellapart": card.to_json()})
+    with open(temporary, "rb") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """Return the artifact's file for a run folder or a file. Raises ArtifactError where there is none."""
+    given = Path(path)
+    found = given / FILE_NAME if given.is_dir() else given
+    if not found.is_file():
+        what = f"the folder {given} has no {FILE_NAME} in it" if given.is_dir() else f"{given} does not exist"
+        raise ArtifactError(f"No model: {what}. A model is a run folder or a {FILE_NAME} file.")
+    return found
+
+
+def read_card(path: str | os.PathLike[str]) -> Card:
+    """Read what an artifact says of itself, without its weights."""
+    found = find(path)
+    try:
+        with safetensors.safe_open(found, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArtifactError(f"{found} cannot be read as safetensors: {error}") from None
+    if "tellapart" not in metadata:
+        raise ArtifactError(
+            f"{found} holds weights but not what tellapart needs with them (classes, preprocessing). "
+            f"To start training from it, use: tellapart train DATA --model.weights {found}"
+        )
+    try:
+        return Card.from_json(metadata["tellapart"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"The description inside {found} cannot be used: {error}") from None
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Read an artifact's weights as a state dict."""
+    state: dict[str, torch.Tensor] = safetensors.torch.load_file(find(path))
+    return state
+
+
+class Predictor:
+    """The seam that every backend opens to: uint8 images [B, size, size, C] -> float32 logits [B, K]."""
+
+    def __init__(self, model: torch.nn.Module, card: Card, device: torch.device) -> None:
+        self.card = card
+        self.device = device
+        self.model = model.eval().to(device)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by index."""
+        return self.card.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The contract by which files become this model's input."""
+        return self.card.preprocessing
+
+    @torch.inference_mode()
+    def __call__(self, images_NHWC: torch.Tensor) -> torch.Tensor:
+        """Return logits, float32 [B, K] on the CPU; images_NHWC: uint8, sized by the contract."""
+        images = normalise(images_NHWC.to(self.device), self.preprocessing, channels_last=True)
+        logits: torch.Tensor = self.model(images)
+        return logits.float().cpu()
+
+
+def open_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Predictor:
+    """Load an artifact (a run folder or a file) for prediction. Raises ArtifactError, ModelError."""
+    card = read_card(path)
+    model = zoo.build(card.architecture)
+    try:
+        model.load_state_dict(read_state(path))
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"The weights in {find(path)} do not fit {card.architecture.name}: {error}"
+        ) from None
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Predictor(model, card, torch.device(device))
+
+
+def with_scores(card: Card, scores: Mapping[str, Any]) -> Card:
+    """Return the card with ``scores`` added."""
+    return dataclasses.replace(card, scores={**card.scores, **scores})

@@ -1,0 +1,126 @@
+"""Moving pixels: crops, flips, resized crops and affine maps of whole batches. Knows nothing of chance.
+
+Images are uint8 [B, H, W, C] for what copies pixels, float32 [B, C, H, W] for what interpolates. Boxes and
+flags are CPU tensors; results are on the device of the images.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pad(images: Tensor, padding: int, mode: Literal["zeros", "reflect"]) -> Tensor:
+    """Return [B, H, W, C] with a border of zeros, or mirrored without repeating the edge."""
+    if mode == "zeros":
+        return F.pad(images, (0, 0, padding, padding, padding, padding))
+    for dim in (1, 2):
+        length = images.shape[dim]
+        before = images.narrow(dim, 1, padding).flip(dim)
+        after = images.narrow(dim, length - 1 - padding, padding).flip(dim)
+        images = torch.cat([before, images, after], dim=dim)
+    return images
+
+
+def padded_crop(images: Tensor, boxes: Tensor, padding: int, mode: Literal["zeros", "reflect"]) -> Tensor:
+    """Pad [B, S, S, C] and cut each image's box back to [B, S, S, C]."""
+    batch, size, _, channels = images.shape
+    padded = pad(images, padding, mode).contiguous()
+    width = size + 2 * padding
+    row = width * channels
+    # A view of all possible crops: [B, top, left, row of the crop, its bytes]; one gather picks each's own.
+    windows = padded.as_strided(
+        (batch, 2 * padding + 1, 2 * padding + 1, size, size * channels),
+        (width * row, row, channels, row, 1),
+    )
+    corner = boxes[:, :2].to(images.device)
+    index = torch.arange(batch, device=images.device)
+    return windows[index, corner[:, 0], corner[:, 1]].view(batch, size, size, channels)
+
+
+def flip(images: Tensor, flags: Tensor, dim: int) -> Tensor:
+    """Return [B, H, W, C] with the flagged images turned round along ``dim`` (1 up-down, 2 left-right)."""
+    rows = flags.nonzero()[:, 0]
+    if not len(rows):
+        return images
+    rows = rows.to(images.device)
+    return images.index_copy(0, rows, images[rows].flip(dim))
+
+
+def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Cut each box and scale it with anti-aliasing: uint8 [B, H, W, C] -> uint8 [B, size, size, C]."""
+    if images.device.type != "cpu":
+        return resized_crop_by_matrices(images, boxes.to(images.device), size)
+    result = images.new_empty(len(images), size, size, images.shape[3])
+    for index, (top, left, height, width) in enumerate(boxes.tolist()):
+        box = images[index, top : top + height, left : left + width].permute(2, 0, 1)[None]
+        scaled = F.interpolate(box, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        result[index] = scaled[0].permute(1, 2, 0)
+    return result
+
+
+def _filter(length: int, start: Tensor, extent: Tensor, size: int) -> Tensor:
+    """Return the filter that scales [start, start + extent) of ``length`` pixels: [B, size, length]."""
+    start, extent = start.float()[:, None, None], extent.float()[:, None, None]
+    step = extent / size
+    centre = (torch.arange(size, device=start.device)[None, :, None] + 0.5) * step + start
+    pixel = torch.arange(length, device=start.device)[None, None, :] + 0.5
+    weight = (1 - (pixel - centre).abs() / step.clamp(min=1)).clamp_(min=0)
+    weight = weight * ((pixel > start) & (pixel < start + extent))
+    return weight / weight.sum(dim=2, keepdim=True)
+
+
+def resized_crop_by_matrices(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """`resized_crop` of the whole batch at once, for devices where many small kernels are slow."""
+    top, left, height, width = boxes.unbind(1)
+    rows = _filter(images.shape[1], top, height, size)
+    columns = _filter(images.shape[2], left, width, size)
+    scaled = torch.einsum("boh,bhwc->bowc", rows, images.float())
+    scaled = torch.einsum("bpw,bowc->bopc", columns, scaled)
+    return scaled.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def inverse_affine(
+    angle: Tensor,
+    shift_x: Tensor,
+    shift_y: Tensor,
+    scale: Tensor,
+    shear_x: Tensor,
+    shear_y: Tensor,
+    centre: float = 0.0,
+) -> Tensor:
+    """Return the maps from result to source, [B, 2, 3], in pixels from the middle of the image.
+
+    The map is shift * about centre (rotation * scale * shear y * shear x), each of [B], angles in degrees,
+    y pointing down, as torchvision's ``affine`` defines it; ``centre`` is a point on the diagonal.
+    """
+    angle, shear_x, shear_y = angle.deg2rad(), shear_x.deg2rad(), shear_y.deg2rad()
+    a = torch.cos(angle - shear_y) / torch.cos(shear_y)
+    c = torch.sin(angle - shear_y) / torch.cos(shear_y)
+    b = -a * torch.tan(shear_x) - torch.sin(angle)
+    d = -c * torch.tan(shear_x) + torch.cos(angle)
+    m00, m01, m10, m11 = d / scale, -b / scale, -c / scale, a / scale
+    x, y = centre + shift_x, centre + shift_y
+    first = torch.stack([m00, m01, centre - m00 * x - m01 * y], dim=1)
+    second = torch.stack([m10, m11, centre - m10 * x - m11 * y], dim=1)
+    return torch.stack([first, second], dim=1)
+
+
+def warp(
+    images_NCHW: Tensor,
+    matrices: Tensor,
+    mode: Literal["nearest", "bilinear"],
+    border: Literal["zeros", "reflection"] = "zeros",
+) -> Tensor:
+    """Resample float32 [B, C, S, S] by the maps of `inverse_affine`."""
+    size = images_NCHW.shape[-1]
+    maps = (matrices / (size / 2)).float().to(images_NCHW.device)[..., None, None]
+    place = torch.arange(size, device=images_NCHW.device, dtype=torch.float32) - (size - 1) / 2
+    along_x = maps[:, :, 0] * place[None, None, None, :] + maps[:, :, 2]
+    grid = along_x + maps[:, :, 1] * place[None, None, :, None]
+    return F.grid_sample(
+        images_NCHW, grid.permute(0, 2, 3, 1), mode=mode, padding_mode=border, align_corners=False
+    )

@@ -1,0 +1,155 @@
+"""The random numbers of a batch: what they are, and how each is drawn. Knows no pixels.
+
+Every function draws for all images at once from a generator on the CPU and returns CPU tensors whose first
+dimension is the batch. ``sizes`` is int64 [B, 2]: height and width of each source image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+ATTEMPTS = 10  # as torchvision: so often is a box drawn before the fallback
+ERASING_SCALE, ERASING_RATIO = (0.02, 0.33), (0.3, 3.3)  # torchvision's and the paper's (arXiv:1708.04896)
+
+
+@dataclass(frozen=True)
+class Params:
+    """All random numbers of a batch; None where an operation is off. ``params[a:b]`` are images a to b's.
+
+    crop: int64 [B, 4], top, left, height and width of the box (of the padded image with crop=pad).
+    hflip, vflip: bool [B]. affine: float64 [B, 5], angle in degrees, shift x and y in pixels, scale, shear in
+    degrees. operations: int64 [B, n], index in `policies.OPERATIONS`; magnitudes: float64 [B, n].
+    colour: float32 [B, 4], factors of brightness, contrast and saturation, shift of the hue; colour_order:
+    which of these four change, and in what order. erase: int64 [B, 4], top, left, height, width; all 0 where
+    nothing is erased.
+    """
+
+    batch: int
+    crop: Tensor | None = None
+    hflip: Tensor | None = None
+    vflip: Tensor | None = None
+    affine: Tensor | None = None
+    operations: Tensor | None = None
+    magnitudes: Tensor | None = None
+    colour: Tensor | None = None
+    colour_order: tuple[int, ...] = ()
+    erase: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.batch
+
+    def __getitem__(self, rows: slice) -> Params:
+        def cut(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows]
+
+        return Params(
+            batch=len(range(*rows.indices(self.batch))),
+            crop=cut(self.crop),
+            hflip=cut(self.hflip),
+            vflip=cut(self.vflip),
+            affine=cut(self.affine),
+            operations=cut(self.operations),
+            magnitudes=cut(self.magnitudes),
+            colour=cut(self.colour),
+            colour_order=self.colour_order,
+            erase=cut(self.erase),
+        )
+
+
+def uniform(low: float, high: float, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Return float64 values of [low, high)."""
+    return torch.rand(shape, dtype=torch.float64, generator=generator).mul_(high - low).add_(low)
+
+
+def _first_valid(boxes: Tensor, valid: Tensor, fallback: Tensor) -> Tensor:
+    """Return of [B, ATTEMPTS, n] the first valid attempt of each row, or its row of ``fallback`` [B, n]."""
+    first = valid.to(torch.uint8).argmax(dim=1)
+    chosen = boxes[torch.arange(len(boxes)), first]
+    return torch.where(valid.any(dim=1, keepdim=True), chosen, fallback)
+
+
+def _place(boxes: Tensor, sizes: Tensor, generator: Generator) -> Tensor:
+    """Return [B, 4]: a uniformly drawn corner before each height and width of ``boxes`` int64 [B, 2]."""
+    room = sizes - boxes + 1
+    corner = (torch.rand(boxes.shape, dtype=torch.float64, generator=generator) * room).to(torch.int64)
+    return torch.cat([torch.minimum(corner, room - 1), boxes], dim=1)
+
+
+def resized_crop(
+    sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator
+) -> Tensor:
+    """Draw RandomResizedCrop's boxes: int64 [B, 4], inside each image's own size.
+
+    The area is uniform, the logarithm of width over height too (arXiv:1409.4842). After ten boxes that do not
+    fit: the largest centred box of an allowed ratio.
+    """
+    shape = (len(sizes), ATTEMPTS)
+    heights, widths = sizes[:, :1].double(), sizes[:, 1:].double()
+    low, high = torch.tensor(ratio, dtype=torch.float64).log().tolist()
+    area = heights * widths * uniform(*scale, shape, generator)
+    aspect = uniform(low, high, shape, generator).exp_()
+    box_w, box_h = (area * aspect).sqrt_().round_(), (area / aspect).sqrt_().round_()
+    valid = (box_w > 0) & (box_w <= widths) & (box_h > 0) & (box_h <= heights)
+    whole_w = torch.minimum(widths, (heights * ratio[1]).round_())
+    whole_h = torch.minimum(heights, (widths / ratio[0]).round_())
+    fallback = torch.cat([whole_h, whole_w], dim=1).to(torch.int64)
+    boxes = _first_valid(torch.stack([box_h, box_w], dim=2).to(torch.int64), valid, fallback)
+    placed = _place(boxes, sizes, generator)
+    centred = torch.cat([(sizes - fallback) // 2, fallback], dim=1)
+    return torch.where(valid.any(dim=1, keepdim=True), placed, centred)
+
+
+def padded_crop(batch: int, size: int, padding: int, generator: Generator) -> Tensor:
+    """Draw RandomCrop's boxes in the padded image: int64 [B, 4]."""
+    corner = torch.randint(0, 2 * padding + 1, (batch, 2), generator=generator)
+    return torch.cat([corner, torch.full((batch, 2), size)], dim=1)
+
+
+def flip(batch: int, probability: float, generator: Generator) -> Tensor:
+    """Draw which images are flipped: bool [B]."""
+    return torch.rand(batch, generator=generator) < probability
+
+
+def affine(
+    batch: int,
+    size: int,
+    rotation: float,
+    translate: float,
+    scale: tuple[float, float],
+    shear: float,
+    generator: Generator,
+) -> Tensor:
+    """Draw RandomAffine's values, float64 [B, 5]; shifts are whole pixels."""
+    values = uniform(-1, 1, (batch, 5), generator)
+    values[:, 0] *= rotation
+    values[:, 1:3] = (values[:, 1:3] * (translate * size)).round()
+    values[:, 3] = scale[0] + (values[:, 3] + 1) / 2 * (scale[1] - scale[0])
+    values[:, 4] *= shear
+    return values
+
+
+def colour(
+    batch: int, brightness: float, contrast: float, saturation: float, hue: float, generator: Generator
+) -> Tensor:
+    """Draw ColorJitter's factors, float32 [B, 4]; the first three around 1 and never negative."""
+    low = torch.tensor([max(0.0, 1 - brightness), max(0.0, 1 - contrast), max(0.0, 1 - saturation), -hue])
+    high = torch.tensor([1 + brightness, 1 + contrast, 1 + saturation, hue])
+    return torch.rand((batch, 4), generator=generator) * (high - low) + low
+
+
+def erase(batch: int, size: int, probability: float, generator: Generator) -> Tensor:
+    """Draw RandomErasing's boxes, int64 [B, 4]; zeros where nothing is erased."""
+    shape = (batch, ATTEMPTS)
+    area = size * size * uniform(*ERASING_SCALE, shape, generator)
+    low, high = torch.tensor(ERASING_RATIO, dtype=torch.float64).log().tolist()
+    aspect = uniform(low, high, shape, generator).exp_()
+    height, width = (area * aspect).sqrt_().round_(), (area / aspect).sqrt_().round_()
+    valid = (height < size) & (width < size)
+    boxes = torch.stack([height, width], dim=2).to(torch.int64)
+    chosen = _first_valid(boxes, valid, torch.zeros(batch, 2, dtype=torch.int64))
+    placed = _place(chosen, torch.full((batch, 2), size), generator)
+    wanted = flip(batch, probability, generator) & valid.any(dim=1)
+    return placed * wanted[:, None]

@@ -1,0 +1,183 @@
+"""Augment: draws a batch's random numbers and applies them, from uint8 sources to the network's input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from tellapart.augment import colour, geometry, params, policies
+from tellapart.augment import mix as mixing
+from tellapart.augment.mix import Mix
+from tellapart.augment.params import Params
+from tellapart.preprocess import Preprocessing, normalise, normalise_
+from tellapart.spec import AugmentSpec
+
+
+class Augment:
+    """The random changes that a resolved spec (`tellapart.augment.resolve`) describes.
+
+    ``needs_large_source``: whether `apply` wants images of their own sizes (resized crops), not images that
+    are [size, size] already. ``channels_last``: memory order of the result.
+    """
+
+    def __init__(
+        self, spec: AugmentSpec, contract: Preprocessing, num_classes: int, channels_last: bool = False
+    ) -> None:
+        missing = [name for name, value in vars(spec).items() if value is None]
+        if missing:
+            raise ValueError(f"the spec is not resolved: {', '.join(missing)}")
+        self.spec, self.contract = spec, contract
+        self.num_classes, self.channels_last = num_classes, channels_last
+        self.needs_large_source = spec.crop == "resized"
+        self._affine = bool(spec.rotation or spec.translate or spec.shear) or spec.scale != (1.0, 1.0)
+        jitter = (spec.brightness, spec.contrast, spec.saturation, spec.hue)
+        self._colour = tuple(which for which, strength in enumerate(jitter) if strength)
+        self._table: Tensor | None = None
+        if spec.policy in ("randaugment", "trivialaugment"):
+            self._table = policies.strengths(spec.policy, contract.size)
+        self._images = bool(
+            self.needs_large_source or (spec.crop == "pad" and spec.crop_padding) or spec.hflip or spec.vflip
+        )
+        self._images = (
+            self._images or self._affine or bool(self._colour or spec.policy != "none" or spec.erasing)
+        )
+
+    # ------------------------------------------------------------------------------------------- drawing
+
+    def draw(self, batch: int, sizes: Tensor | None, generator: Generator) -> Params:
+        """Draw every random number of a batch.
+
+        ``sizes``: int64 [B, 2] on the CPU, height and width of each source; None: all are [size, size].
+        ``generator``: on the CPU; the only source of chance.
+        """
+        if not self._images:
+            return Params(batch)
+        spec, size = self.spec, self.contract.size
+        operations, magnitudes = self._draw_policy(batch, generator)
+        order, factors = self._draw_colour(batch, generator)
+        affine = None
+        if self._affine:
+            values = (
+                spec.rotation or 0.0,
+                spec.translate or 0.0,
+                spec.scale or (1.0, 1.0),
+                spec.shear or 0.0,
+            )
+            affine = params.affine(batch, size, *values, generator)
+        return Params(
+            batch,
+            crop=self._draw_crop(batch, sizes, generator),
+            hflip=params.flip(batch, spec.hflip, generator) if spec.hflip else None,
+            vflip=params.flip(batch, spec.vflip, generator) if spec.vflip else None,
+            affine=affine,
+            operations=operations,
+            magnitudes=magnitudes,
+            colour=factors,
+            colour_order=order,
+            erase=params.erase(batch, size, spec.erasing, generator) if spec.erasing else None,
+        )
+
+    def _draw_crop(self, batch: int, sizes: Tensor | None, generator: Generator) -> Tensor | None:
+        spec, size = self.spec, self.contract.size
+        if spec.crop == "pad" and spec.crop_padding:
+            return params.padded_crop(batch, size, spec.crop_padding, generator)
+        if spec.crop != "resized" or spec.crop_scale is None or spec.crop_ratio is None:
+            return None
+        sources = torch.full((batch, 2), size) if sizes is None else sizes
+        return params.resized_crop(sources, spec.crop_scale, spec.crop_ratio, generator)
+
+    def _draw_policy(self, batch: int, generator: Generator) -> tuple[Tensor | None, Tensor | None]:
+        policy, ops, level = self.spec.policy, self.spec.policy_ops, self.spec.policy_magnitude
+        if self._table is None or policy is None or policy == "none" or ops is None or level is None:
+            return None, None
+        return policies.draw(policy, batch, ops, level, self._table, generator)
+
+    def _draw_colour(self, batch: int, generator: Generator) -> tuple[tuple[int, ...], Tensor | None]:
+        if not self._colour:
+            return (), None
+        spec = self.spec
+        order = tuple(
+            self._colour[i] for i in torch.randperm(len(self._colour), generator=generator).tolist()
+        )
+        strengths = (spec.brightness or 0.0, spec.contrast or 0.0, spec.saturation or 0.0, spec.hue or 0.0)
+        return order, params.colour(batch, *strengths, generator)
+
+    # ------------------------------------------------------------------------------------------ applying
+
+    def apply(self, images: Tensor, sizes: Tensor | None, drawn: Params) -> Tensor:
+        """Return the network's input float32 [B, C, size, size], normalised, on the images' device.
+
+        ``images``: uint8 [B, H, W, C], [size, size] each, or with `needs_large_source` sources in the upper
+        left of a common canvas. ``drawn``: of this batch, or the part ``params[a:b]`` that belongs to these
+        images; the result is the same either way. ``sizes`` as for `draw`; the boxes hold all that is needed.
+        """
+        if not self._images:
+            return normalise(images, self.contract, self.channels_last)
+        if len(images) != len(drawn):
+            raise ValueError(f"{len(images)} images, but the random numbers of {len(drawn)}")
+        pixels = self._place(images, drawn)
+        if drawn.affine is None and drawn.colour is None:
+            if drawn.operations is not None and drawn.magnitudes is not None:
+                pixels = policies.apply(pixels, drawn.operations, drawn.magnitudes)
+            return self._erase(normalise(pixels, self.contract, self.channels_last), drawn)
+        values = self._recolour(self._warp(pixels, drawn), drawn)
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        return self._erase(normalise_(values.contiguous(memory_format=order), self.contract), drawn)
+
+    def _place(self, images: Tensor, drawn: Params) -> Tensor:
+        """Crop and flip: uint8 [B, size, size, C]."""
+        if drawn.crop is not None and self.needs_large_source:
+            images = geometry.resized_crop(images, drawn.crop, self.contract.size)
+        elif drawn.crop is not None:
+            padding, mode = self.spec.crop_padding or 0, self.spec.padding_mode or "zeros"
+            images = geometry.padded_crop(images, drawn.crop, padding, mode)
+        if drawn.hflip is not None:
+            images = geometry.flip(images, drawn.hflip, 2)
+        return images if drawn.vflip is None else geometry.flip(images, drawn.vflip, 1)
+
+    def _warp(self, pixels: Tensor, drawn: Params) -> Tensor:
+        """Rotate, shift, zoom and shear: float32 [B, C, size, size] of 0..255."""
+        values = pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32)
+        if drawn.affine is None:
+            return values
+        angle, shift_x, shift_y, scale, shear = drawn.affine.unbind(1)
+        maps = geometry.inverse_affine(angle, shift_x, shift_y, scale, shear, torch.zeros_like(shear))
+        return geometry.warp(
+            values, maps, "bilinear", "reflection" if self.spec.padding_mode == "reflect" else "zeros"
+        )
+
+    def _recolour(self, values: Tensor, drawn: Params) -> Tensor:
+        """Apply the policy, on integers as it is defined, and the colour changes."""
+        if drawn.operations is not None and drawn.magnitudes is not None:
+            pixels = values.round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+            changed = policies.apply(pixels, drawn.operations, drawn.magnitudes)
+            values = changed.permute(0, 3, 1, 2).contiguous().to(torch.float32)
+        return values if drawn.colour is None else colour.jitter(values, drawn.colour, drawn.colour_order)
+
+    @staticmethod
+    def _erase(images_NCHW: Tensor, drawn: Params) -> Tensor:
+        """Set each image's box to 0, in place."""
+        if drawn.erase is None:
+            return images_NCHW
+        place = torch.arange(images_NCHW.shape[-1], device=images_NCHW.device)
+        top, left, height, width = drawn.erase.to(images_NCHW.device)[:, :, None].unbind(1)
+        rows = (place >= top) & (place < top + height)
+        columns = (place >= left) & (place < left + width)
+        return images_NCHW.masked_fill_((rows[:, :, None] & columns[:, None, :]).unsqueeze(1), 0.0)
+
+    # -------------------------------------------------------------------------------------------- mixing
+
+    def draw_mix(self, generator: Generator) -> Mix | None:
+        """Draw MixUp or CutMix for one batch; None where both are off."""
+        size = self.contract.size
+        return mixing.draw(self.spec.mixup or 0.0, self.spec.cutmix or 0.0, size, size, generator)
+
+    def mix(self, images_NCHW: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Mix a batch: images and soft labels float32 [B, num_classes]; both as given where mixing is off.
+
+        ``labels``: int64 [B]. Partners are neighbours in the batch, so mix the whole batch before slicing it.
+        """
+        drawn = self.draw_mix(generator)
+        if drawn is None:
+            return images_NCHW, labels
+        return mixing.apply(images_NCHW, labels, self.num_classes, drawn)

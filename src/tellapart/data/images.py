@@ -1,0 +1,174 @@
+"""From samples to decoded images: as evaluation wants them, or as the source of augmentation.
+
+Bad images are listed and left out here, so that nothing later meets one. Knows nothing of models or losses.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart.data import cache
+from tellapart.data.archives import cache_folder
+from tellapart.data.loader import ImageSet
+from tellapart.data.samples import Samples, content_hash
+from tellapart.errors import DataError
+from tellapart.preprocess import (
+    BadImage,
+    Preprocessing,
+    crop_box,
+    decode,
+    fit_short_side,
+    load,
+    resize,
+    to_channels,
+)
+from tellapart.spec import DataSpec
+
+Pixels = npt.NDArray[np.uint8]
+Advance = Callable[[int], None]
+SOURCE_MARGIN = 1.15  # a random resized crop is taken from images whose short side is this times the input's
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An image that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+def _pixels(content: bytes | Pixels, channels: int, max_pixels: int) -> Pixels:
+    if isinstance(content, np.ndarray):
+        return to_channels(content, channels)
+    return decode(content, channels, max_pixels)
+
+
+def evaluation_images(
+    samples: Samples, contract: Preprocessing, spec: DataSpec, advance: Advance = lambda count: None
+) -> tuple[ImageSet, list[Bad]]:
+    """Return the images exactly as the contract makes them, uint8 [size, size, C], and what was left out."""
+    if samples.pixels is not None and samples.boxes is None:
+        shape = samples.pixels.shape[1:3]
+        probe = resize(np.zeros((*shape, contract.channels), np.uint8), contract)
+        if shape == probe.shape[:2] and (contract.resize != "crop" or contract.crop_fraction == 1):
+            return _from_pixels(samples, contract.channels), []
+    named = {name: value for name, value in contract.to_dict().items() if name not in ("mean", "std")}
+    policy = f"contract {named}"
+
+    def decoded(content: bytes | Pixels, box: npt.NDArray[np.float64] | None) -> Pixels:
+        return load(content, contract, max_pixels=spec.max_pixels, box=box)
+
+    return _stored(samples, decoded, policy, contract.channels, spec, advance)
+
+
+def augmentation_sources(
+    samples: Samples, contract: Preprocessing, spec: DataSpec, advance: Advance = lambda count: None
+) -> tuple[ImageSet, list[Bad]]:
+    """Return the images in their own shape, scaled down to what random resized crops need."""
+    short = round(contract.size * SOURCE_MARGIN)
+
+    def decoded(content: bytes | Pixels, box: npt.NDArray[np.float64] | None) -> Pixels:
+        image = _pixels(content, contract.channels, spec.max_pixels)
+        return fit_short_side(image if box is None else crop_box(image, box), short)
+
+    policy = f"short side {short} {contract.channels}"
+    return _stored(samples, decoded, policy, contract.channels, spec, advance)
+
+
+def _from_pixels(samples: Samples, channels: int) -> ImageSet:
+    assert samples.pixels is not None
+    keys = np.arange(len(samples)) if samples.keys is None else samples.keys
+    pixels = samples.pixels[keys]
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    if pixels.shape[3] != channels:
+        pixels = np.stack([to_channels(image, channels) for image in pixels])
+    hashes = np.array([content_hash(samples.pixels[key]) for key in keys], dtype=object)
+    return ImageSet(_hashed(samples, hashes), cache.from_array(pixels, hashes), np.arange(len(samples)))
+
+
+def _hashed(samples: Samples, hashes: npt.NDArray[Any]) -> Samples:
+    return dataclasses.replace(samples, hashes=hashes)
+
+
+def _stored(
+    samples: Samples, decoded: cache.Decode, policy: str, channels: int, spec: DataSpec, advance: Advance
+) -> tuple[ImageSet, list[Bad]]:
+    folder = Path(cache_folder(spec))
+    policy = f"{policy} {spec.max_pixels}"
+    store = cache.open_or_build(samples, decoded, policy, channels, folder, spec.workers, advance)
+    rows = np.flatnonzero(store.good)
+    failed = np.flatnonzero(~store.good)
+    bad = [Bad(str(samples.paths[row]), str(store.reasons[row])) for row in failed]
+    if bad and spec.on_bad_image == "error":
+        raise DataError(
+            f"{len(bad)} images cannot be used, the first: {samples.file(int(failed[0]))}: {bad[0].reason}. "
+            "Mend or remove them, or use --data.on-bad-image skip."
+        )
+    return ImageSet(_hashed(samples, store.hashes).select(rows), store, rows), bad
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a few images of a source are like: sides in pixels, and whether all are grey."""
+
+    longest: int
+    shortest: int
+    grey: bool
+    same: bool
+
+
+def look(samples: Samples, spec: DataSpec, count: int = 48) -> Look:
+    """Decode a few images, evenly over the table, to choose by. Raises DataError where none is good."""
+    sides: list[int] = []
+    shapes: set[tuple[int, ...]] = set()
+    grey, first = True, ""
+    for row in np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)):
+        try:
+            image = _pixels(samples.read(row), 3, spec.max_pixels)
+            if samples.boxes is not None:
+                image = crop_box(image, samples.boxes[row])
+        except (OSError, BadImage) as error:
+            first = first or f"{samples.file(row)}: {error}"
+            continue
+        sides += image.shape[:2]
+        shapes.add(image.shape[:2])
+        grey = grey and bool(
+            (image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all()
+        )
+    if not sides:
+        raise DataError(f"None of the images that were tried can be read, for example {first}")
+    return Look(max(sides), min(sides), grey, len(shapes) == 1)
+
+
+def channel_statistics(images: ImageSet, limit: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of each channel (range 0 to 1), to 4 digits, over at most ``limit`` images."""
+    rows = np.unique(np.linspace(0, len(images) - 1, min(limit, len(images))).astype(np.int64))
+    channels = images.store.channels
+    count, total, square = 0, np.zeros(channels), np.zeros(channels)
+    for row in rows:
+        pixels = images.store.image(int(images.rows[row])).reshape(-1, channels).astype(np.float64) / 255
+        count += len(pixels)
+        total += pixels.sum(0)
+        square += (pixels**2).sum(0)
+    mean = total / count
+    std = np.sqrt(np.maximum(square / count - mean**2, 0))
+    return tuple(round(float(m), 4) for m in mean), tuple(max(round(float(s), 4), 1e-3) for s in std)
+
+
+def write_bad_images(bad: Iterable[Bad], path: str | os.PathLike[str]) -> None:
+    """Write what was left out, as CSV: path, reason."""
+    temporary = Path(f"{os.fspath(path)}.tmp")
+    with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "reason"])
+        writer.writerows((item.path, item.reason) for item in bad)
+    temporary.replace(path)

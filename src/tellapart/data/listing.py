@@ -1,0 +1,114 @@
+"""What a reader found in a source, before splits are filled in and class indices are given.
+
+Every reader of this package (folders, lists, annotations, named sets) returns a `Listing`. Knows the rules
+for names that they share; knows nothing of any format.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart.data.samples import Conflict
+
+Note = Callable[[str], None]
+Box = tuple[float, float, float, float]
+
+NO_BOX: Box = (float("nan"),) * 4
+"""Stands for the whole image."""
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass
+class Listing:
+    """Columns of equal length, as lists.
+
+    ``splits`` holds "" where the source does not say. ``classes`` is the official order of class names; when
+    empty, classes are the names found, sorted. ``pixels`` and ``keys`` as in `Samples`.
+    """
+
+    root: str
+    paths: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    groups: list[str] | None = None
+    boxes: list[Box] | None = None
+    conflicts: list[Conflict] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+    pixels: npt.NDArray[np.uint8] | None = None
+    keys: npt.NDArray[Any] | None = None
+    name: str = ""
+
+    def add(self, path: str, label: str, split: str) -> None:
+        """Append a row."""
+        self.paths.append(path)
+        self.labels.append(label)
+        self.splits.append(split)
+
+
+def split_name(text: str) -> str:
+    """Return "train", "val" or "test" for any of their usual names (any case), else ""."""
+    return _SPLIT_NAMES.get(text.strip().casefold(), "")
+
+
+def split_of_folders(path: str) -> str:
+    """Return the split that a folder of ``path`` names (``train2017`` counts too), the outermost first, "
+    "else "".
+    """
+    for part in path.split("/")[:-1]:
+        found = split_name(re.sub(r"\d+$", "", part))
+        if found:
+            return found
+    return ""
+
+
+def split_of_stem(path: str) -> str:
+    """Return the split named by a word of the file's own name (``instances_val2017.json``), else ""."""
+    words = re.findall(r"[^\W\d_]+", pathlib.PurePosixPath(path).stem)
+    found = {name for name in map(split_name, words) if name}
+    return found.pop() if len(found) == 1 else ""
+
+
+def clean_label(text: str) -> str:
+    r"""Return a class name as it is kept: no outer white space, Unicode NFC, only encodable characters.
+
+    One name can be spelt in two Unicode forms (macOS writes decomposed ones); both must be one class. Bytes
+    of a file name that are no UTF-8 are written as ``\xNN``.
+    """
+    text = text.strip()
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", printable(text))
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` with undecodable bytes of file names written as ``\xNN``, safe to print in UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def some(names: Iterable[str], limit: int = 8) -> str:
+    """Return names joined by commas, at most ``limit`` of them and how many more there are."""
+    items = [printable(name) for name in names]
+    more = f" and {len(items) - limit:,} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+def many(number: int, one: str, several: str = "") -> str:
+    """Return "1 file", "1,234 files"."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"

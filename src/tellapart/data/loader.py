@@ -1,0 +1,112 @@
+"""From decoded images to batches: which rows, in which order, for which process.
+
+Knows nothing of augmentation, models or losses.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tellapart.data.cache import ImageStore
+from tellapart.data.samples import Samples
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Samples with their decoded images: row i of the table is row ``rows[i]`` of the store."""
+
+    samples: Samples
+    store: ImageStore
+    rows: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, chosen: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> ImageSet:
+        """Return the part of the set that ``chosen`` (mask or indices) names."""
+        return ImageSet(self.samples.select(chosen), self.store, self.rows[chosen])
+
+    def batch(self, chosen: npt.NDArray[np.int64], rank: int = 0, world: int = 1) -> RawBatch:
+        """Return process ``rank``'s contiguous part of the images and labels at the positions ``chosen``."""
+        bounds = np.linspace(0, len(chosen), world + 1).round().astype(int)
+        start, stop = int(bounds[rank]), int(bounds[rank + 1])
+        images = self.store.batch(self.rows[chosen[start:stop]])
+        labels = torch.from_numpy(self.samples.labels[chosen[start:stop]])
+        return RawBatch(images, labels, self.store.sizes(self.rows[chosen]), start, len(chosen))
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """One process's part of a step's global batch.
+
+    images: uint8 [B, H, W, C]; labels: int64 [B]; sizes: int64 [count, 2], height and width of every image of the
+    global batch, or None where each fills the canvas; start: place of the first image in the global batch;
+    count: size of the global batch.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    sizes: torch.Tensor | None
+    start: int
+    count: int
+
+    def to(self, device: torch.device) -> RawBatch:
+        """Return the batch on ``device`` (sizes stay on the CPU, where augmentation draws)."""
+        if device.type == "cpu":
+            return self
+        wait = device.type != "cuda"
+        images, labels = (
+            (self.images, self.labels) if wait else (self.images.pin_memory(), self.labels.pin_memory())
+        )
+        return dataclasses.replace(
+            self,
+            images=images.to(device, non_blocking=not wait),
+            labels=labels.to(device, non_blocking=not wait),
+        )
+
+
+def source_sizes(batch: RawBatch) -> torch.Tensor:
+    """Return height and width of every image of the global batch, int64 [count, 2] on the CPU."""
+    if batch.sizes is not None:
+        return batch.sizes
+    return torch.tensor(batch.images.shape[1:3]).expand(batch.count, 2)
+
+
+def batches(
+    images: ImageSet,
+    order: npt.NDArray[np.int64],
+    batch_size: int,
+    first_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[int, RawBatch]]:
+    """Yield (step in epoch, this process's part of the global batch), from ``first_step`` on.
+
+    The last batch is smaller where the order does not divide evenly. Where reading takes the disk, the
+    next batch is read by a thread while this one is used.
+    """
+    starts = range(first_step * batch_size, len(order), batch_size)
+
+    def load(start: int) -> tuple[int, RawBatch]:
+        return start // batch_size, images.batch(order[start : start + batch_size], rank, world)
+
+    if images.store.images_NHWC is not None:
+        for start in starts:
+            yield load(start)
+        return
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:
+        ahead = None
+        for start in starts:
+            following = reader.submit(load, start)
+            if ahead is not None:
+                yield ahead.result()
+            ahead = following
+        if ahead is not None:
+            yield ahead.result()

@@ -1,0 +1,113 @@
+"""The table of samples: one row for each image (or box of an image), whatever the source was.
+
+Knows where an image's bytes are; knows nothing of decoding, caches or training.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """One image that the source gives more than one label."""
+
+    path: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Columns of equal length N.
+
+    paths: object array of str, relative to ``root`` with forward slashes (or absolute); for arrays a name such
+    as ``train/12``. labels: int64, index in ``classes``. splits: object array of "train", "val" or "test".
+    boxes: float64 [N, 4] as x0, y0, x1, y1 in pixels of the upright image, NaN where the whole image counts, or
+    None. pixels: uint8 [M, H, W] or [M, H, W, 3] where the source is an array and not files; ``keys`` (int64 [N])
+    are its rows. hashes: object array of hexadecimal content hashes, "" where not read yet, or None.
+    """
+
+    paths: npt.NDArray[Any]
+    labels: npt.NDArray[np.int64]
+    splits: npt.NDArray[Any]
+    classes: tuple[str, ...]
+    root: str = ""
+    name: str = ""
+    groups: npt.NDArray[Any] | None = None
+    boxes: npt.NDArray[np.float64] | None = None
+    pixels: npt.NDArray[np.uint8] | None = None
+    keys: npt.NDArray[np.int64] | None = None
+    hashes: npt.NDArray[Any] | None = None
+    conflicts: tuple[Conflict, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def select(self, rows: npt.NDArray[Any]) -> Samples:
+        """Return the table of ``rows`` (a boolean mask or indices), in that order."""
+        columns = ("paths", "labels", "splits", "groups", "boxes", "keys", "hashes")
+        chosen = {n: getattr(self, n)[rows] for n in columns if getattr(self, n) is not None}
+        return dataclasses.replace(self, **chosen)
+
+    def split(self, name: str) -> Samples:
+        """Return the rows of one split."""
+        return self.select(self.splits == name)
+
+    def counts(self, split: str | None = None) -> npt.NDArray[np.int64]:
+        """Return the number of samples of each class, int64 [len(classes)]."""
+        labels = self.labels if split is None else self.labels[self.splits == split]
+        return np.bincount(labels, minlength=len(self.classes)).astype(np.int64)
+
+    def file(self, row: int) -> str:
+        """Return the path of a row's file on this machine."""
+        return os.path.join(self.root, self.paths[row])
+
+    def read(self, row: int) -> bytes | npt.NDArray[np.uint8]:
+        """Return a row's encoded bytes, or its pixels [H, W] or [H, W, 3]. Raises OSError."""
+        if self.pixels is not None:
+            return np.asarray(self.pixels[row if self.keys is None else self.keys[row]])
+        with open(self.file(row), "rb") as stream:
+            return stream.read()
+
+
+def content_hash(content: bytes | npt.NDArray[np.uint8]) -> str:
+    """Return 32 hexadecimal digits of BLAKE2b over the bytes (of an array: its shape too)."""
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(content, np.ndarray):
+        digest.update(repr(content.shape).encode())
+        digest.update(np.ascontiguousarray(content).data)
+    else:
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def write_samples(samples: Samples, path: str | os.PathLike[str]) -> None:
+    """Write the table as CSV: path, label, split, hash, and group and box where there are any."""
+    temporary = f"{os.fspath(path)}.tmp"
+    with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        writer = csv.writer(stream)
+        extra = [n for n in ("groups", "boxes") if getattr(samples, n) is not None]
+        writer.writerow(
+            ["path", "label", "split", "hash", *(n[:-1] if n == "groups" else "box" for n in extra)]
+        )
+        for row in range(len(samples)):
+            line = [samples.paths[row], samples.classes[samples.labels[row]], samples.splits[row]]
+            line.append("" if samples.hashes is None else samples.hashes[row])
+            if samples.groups is not None:
+                line.append(samples.groups[row])
+            if samples.boxes is not None:
+                box = samples.boxes[row]
+                line.append("" if np.isnan(box).any() else " ".join(f"{value:g}" for value in box))
+            writer.writerow(line)
+    os.replace(temporary, path)

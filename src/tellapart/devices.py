@@ -1,0 +1,82 @@
+"""Devices: which one to use, how to seed it, and what to do when its memory does not suffice.
+
+The same code for CPU, CUDA and MPS. Knows nothing of models, data or processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+
+import torch
+
+from tellapart.errors import SpecError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return the device for ``training.device``; raises SpecError for one that this machine does not have."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", local_rank)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SpecError(f"training.device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SpecError(
+            f"training.device is {name!r}, but no CUDA device is available; see: tellapart doctor"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SpecError(
+            f"training.device is {name!r}, but there are {torch.cuda.device_count()} CUDA devices."
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SpecError("training.device is 'mps', but this machine has no such device.")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise SpecError(f"training.device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps.")
+    return torch.device("cuda", local_rank) if name == "cuda" else device
+
+
+def tune_allocator() -> None:
+    """Let glibc keep freed memory instead of giving it back to the system after each large tensor.
+
+    Without this every step maps and unmaps its activations, and the kernel fills them with zeros anew: a third
+    of the time of a convolutional network on the CPU. Does nothing with other C libraries.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "gnu_get_libc_version"):
+            libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+            libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed the generators that dropout and the like draw from on ``device``."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory did not suffice, by CUDA's error, MPS's, the CPU allocator's or Python's."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "not enough memory" in text or "out of memory" in text or "can't allocate memory" in text
+    )
+
+
+def release(device: torch.device) -> None:
+    """Give cached memory back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

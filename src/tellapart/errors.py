@@ -1,0 +1,78 @@
+"""The errors that a person may see, each saying what was wrong, where, and what would be right.
+
+Knows nothing of the rest of the package. ``exit_code`` is what the command line returns: 2 where the
+user's input must change, 1 where the work itself failed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TellapartError(Exception):
+    """Base of every error that tellapart raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(TellapartError):
+    """The input must change: a wrong flag, path, file or name."""
+
+    exit_code = 2
+
+
+class SpecError(UserError, ValueError):
+    """A spec has an unknown key or an impossible value."""
+
+
+class DataError(UserError):
+    """The data cannot be used as given."""
+
+
+class ModelError(UserError):
+    """A model or its weights cannot be used as given."""
+
+
+class ArtifactError(UserError):
+    """A file is not an artifact of ours, or is damaged."""
+
+
+class RunError(UserError):
+    """A run folder cannot be used as asked."""
+
+
+class OfflineError(UserError):
+    """Something would have to be downloaded and cannot be."""
+
+
+class MissingPackageError(UserError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed; "
+            f'type: pip install "tellapart[{extra}]"'
+        )
+
+
+class TrainingError(TellapartError):
+    """Training cannot go on (a loss that is not a number, memory that does not suffice)."""
+
+
+def did_you_mean(name: str, valid: Iterable[str], limit: int = 12) -> str:
+    """Return a sentence with the nearest valid names and, if there are few, all of them.
+
+    >>> did_you_mean("resnet", ["resnet18", "vgg11"])
+    "Did you mean 'resnet18'? Valid: resnet18, vgg11."
+    """
+    names = list(valid)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    parts = []
+    if close:
+        parts.append("Did you mean " + " or ".join(repr(match) for match in close) + "?")
+    if names and len(names) <= limit:
+        parts.append("Valid: " + ", ".join(names) + ".")
+    elif names and not close:
+        parts.append("Valid, among others: " + ", ".join(names[:limit]) + ", …")
+    return " ".join(parts)

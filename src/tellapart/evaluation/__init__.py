@@ -1,0 +1,1 @@
+"""Evaluation: figures, and the pages that show them."""

@@ -1,0 +1,59 @@
+"""Running a predictor over a set of images: batch by batch, exact to the sample.
+
+A predictor is anything that turns uint8 images [B, size, size, C] into logits [B, K]; formats and devices
+cannot be told apart here. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tellapart.data.loader import ImageSet
+from tellapart.devices import is_out_of_memory
+
+Predict = Callable[[torch.Tensor], torch.Tensor]
+
+
+def collect_logits(
+    predict: Predict,
+    images: ImageSet,
+    positions: npt.NDArray[np.int64] | None = None,
+    batch_size: int = 256,
+    advance: Callable[[int], None] = lambda count: None,
+) -> torch.Tensor:
+    """Return logits float32 [n, K] for the images at ``positions`` (all of them where None), in that order.
+
+    Where memory does not suffice the batch is halved and tried again.
+    """
+    chosen = np.arange(len(images)) if positions is None else positions
+    parts: list[torch.Tensor] = []
+    start = 0
+    while start < len(chosen):
+        batch = chosen[start : start + batch_size]
+        try:
+            logits = predict(images.batch(batch).images)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or batch_size == 1:
+                raise
+            batch_size = max(1, batch_size // 2)
+            continue
+        parts.append(logits.float().cpu())
+        start += len(batch)
+        advance(len(batch))
+    return torch.cat(parts) if parts else torch.empty(0, 0)
+
+
+def measure_latency(predict: Predict, images: ImageSet, calls: int = 30) -> list[float]:
+    """Return the time of single-image calls in milliseconds, after three that do not count."""
+    times = []
+    for call in range(calls + 3):
+        image = images.batch(np.array([call % len(images)])).images
+        started = time.perf_counter()
+        predict(image)
+        times.append((time.perf_counter() - started) * 1000)
+    return times[3:]

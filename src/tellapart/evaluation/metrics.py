@@ -1,0 +1,326 @@
+"""The figures of a classifier on one split, and the files that hold them.
+
+Works on logits and labels alone: knows nothing of models, loaders or training. Several processes gather their
+logits first (without padding), so every figure is exact to the sample.
+
+Averages over classes ("macro", balanced accuracy) are over the classes that the split has: a class without a
+sample has no recall, so it is left out and not counted as 0. A class that has samples but is never predicted
+has a precision of 0.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tellapart.errors import DataError
+
+WILSON_Z = 1.959963984540054  # the 97.5 % point of the normal distribution: a 95 % interval
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class's figures, each in [0, 1]; None where the split has no sample of the class."""
+
+    name: str
+    support: int
+    recall: float | None  # also called the accuracy of the class
+    precision: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Precision, recall and F1 averaged over the classes present, each in [0, 1]."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Every figure of one split; see `evaluate`. Fractions are in [0, 1]."""
+
+    split: str
+    n: int
+    classes: tuple[str, ...]
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    top5: float | None
+    loss: float | None
+    balanced_accuracy: float
+    macro: Averages
+    weighted: Averages
+    per_class: tuple[ClassScore, ...]
+    confusion: npt.NDArray[np.int64]
+    images_per_second: float | None = None
+    latency_ms: Mapping[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON (no NaN: what is not known is None)."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values["classes"] = list(self.classes)
+        values["accuracy_interval"] = list(self.accuracy_interval)
+        values["macro"] = asdict(self.macro)
+        values["weighted"] = asdict(self.weighted)
+        values["per_class"] = [asdict(score) for score in self.per_class]
+        values["confusion"] = self.confusion.tolist()
+        values["latency_ms"] = None if self.latency_ms is None else dict(self.latency_ms)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+        """Return the evaluation that `to_dict` gave the values of. Raises KeyError for a missing one."""
+        known = {name: values[name] for name in cls.__dataclass_fields__}
+        low, high = values["accuracy_interval"]
+        return cls(
+            **known
+            | {
+                "classes": tuple(values["classes"]),
+                "accuracy_interval": (float(low), float(high)),
+                "macro": Averages(**values["macro"]),
+                "weighted": Averages(**values["weighted"]),
+                "per_class": tuple(ClassScore(**score) for score in values["per_class"]),
+                "confusion": np.array(values["confusion"], np.int64).reshape(len(values["classes"]), -1),
+            }
+        )
+
+
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a proportion, ``correct`` of ``n`` (n > 0).
+
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    """
+    z2 = WILSON_Z * WILSON_Z
+    share = correct / n
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = WILSON_Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return (
+        0.0 if correct == 0 else max(0.0, centre - half),
+        1.0 if correct == n else min(1.0, centre + half),
+    )
+
+
+def quick(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the figures by which an epoch is judged: accuracy, macro-f1, balanced-accuracy, loss.
+
+    logits: float [N, K] on any device; labels: int64 [N] in [0, K). The averages are over the classes that
+    ``labels`` has. The loss is the mean cross-entropy in nats; it may be NaN or infinite where a logit is.
+    Raises DataError where N is 0.
+    """
+    _check(logits, labels)
+    guess = logits.argmax(1)
+    counted = (labels, guess, labels[labels == guess])  # and not the matrix: K * K is much for large K
+    support, predicted, hits = (
+        torch.bincount(rows, minlength=logits.shape[1]).cpu().numpy().astype(np.float64) for rows in counted
+    )
+    present = support > 0
+    recall = hits[present] / support[present]
+    f1 = 2 * hits[present] / (support[present] + predicted[present])
+    return {
+        "accuracy": float(hits.sum() / support.sum()),
+        "macro-f1": float(f1.mean()),
+        "balanced-accuracy": float(recall.mean()),
+        "loss": float(torch.nn.functional.cross_entropy(logits.float(), labels)),
+    }
+
+
+def evaluate(
+    logits: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    split: str,
+    *,
+    seconds: float | None = None,
+    latencies_ms: Sequence[float] | None = None,
+) -> Evaluation:
+    """Return every figure of one split.
+
+    logits: float [N, K]; labels: int64 [N] in [0, K); classes: K names. ``seconds`` is the time that the N
+    images took, ``latencies_ms`` the time of each single call in milliseconds; both may be left out.
+
+    accuracy has Wilson's 95 % interval. top5 counts a label among the five highest logits (of equal ones the
+    lower class first, as with accuracy's argmax); None where K <= 5. loss is the mean cross-entropy in nats;
+    None where it is not finite. confusion is int64 [K, K]: a row for each true class, a column for each
+    predicted one. Raises DataError where N is 0.
+    """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    _check(logits, labels)
+    scores = _scores(logits)
+    truth = labels.cpu().numpy()
+    guess = scores.argmax(1)
+    every = np.arange(len(classes))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        truth, guess, labels=every, zero_division=0
+    )
+    present = every[support > 0]
+    weights = support[present] / support.sum()
+    table = np.stack([precision, recall, f1], 1)[present]
+    correct = int((truth == guess).sum())
+    loss = _loss(logits, labels)
+    return Evaluation(
+        split=split,
+        n=len(truth),
+        classes=tuple(classes),
+        accuracy=correct / len(truth),
+        accuracy_interval=wilson_interval(correct, len(truth)),
+        top5=_top(scores, truth, 5) if len(classes) > 5 else None,
+        loss=loss if math.isfinite(loss) else None,
+        balanced_accuracy=float(recall[present].mean()),
+        macro=Averages(*(float(value) for value in table.mean(0))),
+        weighted=Averages(*(float(value) for value in weights @ table)),
+        per_class=tuple(
+            ClassScore(
+                str(name),
+                int(support[k]),
+                *(float(column[k]) if support[k] else None for column in (recall, precision, f1)),
+            )
+            for k, name in enumerate(classes)
+        ),
+        confusion=np.asarray(confusion_matrix(truth, guess, labels=every), np.int64),
+        images_per_second=len(truth) / seconds if seconds else None,
+        latency_ms=latency_percentiles(latencies_ms) if latencies_ms is not None else None,
+    )
+
+
+def latency_percentiles(latencies_ms: Sequence[float]) -> dict[str, float] | None:
+    """Return p50, p90 and p99 of times in milliseconds (linear between ranks); None for no times."""
+    if not len(latencies_ms):
+        return None
+    points = np.percentile(np.asarray(latencies_ms, np.float64), (50, 90, 99))
+    return {name: float(value) for name, value in zip(("p50", "p90", "p99"), points, strict=True)}
+
+
+def predictions(
+    logits: Tensor,
+    labels: Tensor,
+    paths: Sequence[str],
+    classes: Sequence[str],
+    boxes: npt.NDArray[np.float64] | None = None,
+) -> dict[str, list[Any]]:
+    """Return the columns of predictions.csv, each of length N.
+
+    path, label and predicted (class names), confidence (the highest probability), label_probability (that of
+    the true class), correct (0 or 1), and box ("x0 y0 x1 y1", "" for the whole image) where ``boxes`` is
+    given. Probabilities are the softmax of the logits, in float64.
+    """
+    probabilities = logits.detach().cpu().double().softmax(1).numpy()
+    truth, guess = labels.cpu().numpy(), _scores(logits).argmax(1)
+    rows = np.arange(len(truth))
+    columns: dict[str, list[Any]] = {
+        "path": [str(path) for path in paths],
+        "label": [classes[k] for k in truth],
+        "predicted": [classes[k] for k in guess],
+        "confidence": probabilities[rows, guess].tolist(),
+        "label_probability": probabilities[rows, truth].tolist(),
+        "correct": (truth == guess).astype(int).tolist(),
+    }
+    if boxes is not None:
+        columns["box"] = [
+            "" if np.isnan(box).any() else " ".join(f"{value:g}" for value in box) for box in boxes
+        ]
+    return columns
+
+
+def worst_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[int]:
+    """Return the rows of the ``count`` most confident wrong answers, the most confident first."""
+    confidence = logits.detach().cpu().double().softmax(1).amax(1).nan_to_num(0.0).numpy()
+    wrong = np.flatnonzero(_scores(logits).argmax(1) != labels.cpu().numpy())
+    return [int(row) for row in wrong[np.argsort(-confidence[wrong], kind="stable")][:count]]
+
+
+def write_evaluation(
+    folder: str | os.PathLike[str],
+    evaluation: Evaluation,
+    paths: Sequence[str],
+    logits: Tensor,
+    labels: Tensor,
+    thumbnails: Callable[[int], npt.NDArray[np.uint8]] | None = None,
+    count: int = 24,
+    boxes: npt.NDArray[np.float64] | None = None,
+) -> None:
+    """Write metrics.json, predictions.csv and mistakes/ into ``folder`` (RUN/evaluation/SPLIT).
+
+    ``thumbnails(row)`` gives a row's picture, uint8 [H, W, 1 or 3]; it is called for the ``count`` most
+    confident mistakes. mistakes/index.json says what each picture shows. Each file is complete or absent: it
+    is written beside its place and renamed.
+    """
+    from PIL import Image
+
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = predictions(logits, labels, paths, evaluation.classes, boxes)
+    shown = worst_mistakes(logits, labels, count) if thumbnails else []
+    fresh = folder / "mistakes.tmp"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    index = []
+    for number, row in enumerate(shown, 1):
+        assert thumbnails is not None
+        pixels = np.asarray(thumbnails(row))
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(fresh / f"{number:02}.png")
+        index.append({"image": f"{number:02}.png"} | {name: column[row] for name, column in columns.items()})
+    _write(fresh / "index.json", lambda stream: json.dump(index, stream, ensure_ascii=True, indent=1))
+    shutil.rmtree(folder / "mistakes", ignore_errors=True)
+    fresh.rename(folder / "mistakes")
+
+    def table(stream: Any) -> None:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns)
+        for row in zip(*columns.values(), strict=True):
+            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
+
+    _write(folder / "predictions.csv", table)
+    _write(folder / "metrics.json", lambda stream: json.dump(evaluation.to_dict(), stream, allow_nan=False))
+
+
+def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
+    """Return what `write_evaluation` wrote to ``folder``. Raises OSError, ValueError, KeyError."""
+    with open(pathlib.Path(folder) / "metrics.json", encoding="utf-8") as stream:
+        return Evaluation.from_dict(json.load(stream))
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    if len(labels) == 0:
+        raise DataError("There are no images to evaluate: the split is empty.")
+    if logits.ndim != 2 or len(logits) != len(labels):
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not belong together"
+        )
+
+
+def _scores(logits: Tensor) -> npt.NDArray[np.float64]:
+    """Return the logits as float64 with NaN as the lowest value, so that ranks are defined."""
+    scores = logits.detach().cpu().double().numpy()
+    return np.where(np.isnan(scores), -np.inf, scores)
+
+
+def _loss(logits: Tensor, labels: Tensor) -> float:
+    return float(torch.nn.functional.cross_entropy(logits.detach().cpu().double(), labels.cpu()))
+
+
+def _top(scores: npt.NDArray[np.float64], truth: npt.NDArray[np.int64], k: int) -> float:
+    own = scores[np.arange(len(truth)), truth][:, None]
+    before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < truth[:, None]))
+    return float((before.sum(1) < k).mean())
+
+
+def _write(path: pathlib.Path, content: Callable[[Any], None]) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        content(stream)
+    os.replace(temporary, path)

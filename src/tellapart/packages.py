@@ -1,0 +1,63 @@
+"""Optional packages: imported when needed, with an error that names the extra to install.
+
+Owner of torchvision's import, which needs care: its published build expects CUDA's libraries, so beside a
+CPU build of torch its compiled operators do not load and ``import torchvision`` fails.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import pathlib
+from types import ModuleType
+from typing import Any
+
+from tellapart.errors import MissingPackageError
+
+_kept_alive: list[Any] = []  # a torch.library.Library takes its operators with it when it is collected
+
+
+def installed(package: str) -> bool:
+    """Return whether ``package`` can be found, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
+def require(package: str, extra: str, purpose: str) -> ModuleType:
+    """Import and return ``package``; raise MissingPackageError naming ``extra`` where it is not installed."""
+    if not installed(package.partition(".")[0]):
+        raise MissingPackageError(package, extra, purpose)
+    prepare_torchvision()
+    return importlib.import_module(package)
+
+
+@functools.cache
+def prepare_torchvision() -> None:
+    """Make ``import torchvision`` (also by timm and others) work beside any build of torch.
+
+    Loads torchvision's operators; where that fails for want of CUDA's libraries, declares the two that its
+    Python modules name at import. Models, transforms and data sets then work; ``ops.nms`` does not.
+    """
+    found = importlib.util.find_spec("torchvision")
+    if found is None or found.origin is None:
+        return
+    import torch
+
+    libraries = sorted(pathlib.Path(found.origin).parent.glob("_C*.so"))
+    try:
+        for library in libraries:
+            torch.ops.load_library(str(library))
+    except OSError:
+        fragment = torch.library.Library("torchvision", "FRAGMENT")
+        fragment.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        fragment.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _kept_alive.append(fragment)
+
+
+def version(package: str) -> str | None:
+    """Return the installed version of the distribution ``package``, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,207 @@
+"""Prediction: from files, folders, patterns, standard input or arrays to labels and probabilities.
+
+Uses the artifact's own preprocessing contract and nothing of training. A bad image gives a prediction with an
+error in it, after which the others go on.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import glob
+import io
+import itertools
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tellapart.artifact import Predictor
+from tellapart.errors import UserError
+from tellapart.preprocess import BadImage, load
+
+Pixels = npt.NDArray[np.uint8]
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".avif",
+        ".ico",
+    )
+)
+_BATCH = 64
+_URL_SECONDS = 30
+_URL_BYTES = 100 << 20
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer: the most probable classes, best first; or why there is none."""
+
+    path: str
+    labels: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.labels[0] if self.labels else ""
+
+    @property
+    def probability(self) -> float:
+        """The probability of ``label``, 0 to 1."""
+        return self.probabilities[0] if self.probabilities else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: path, label, probability, top (or error)."""
+        if self.error:
+            return {"path": self.path, "error": self.error}
+        top = [{"label": n, "probability": p} for n, p in zip(self.labels, self.probabilities, strict=True)]
+        return {"path": self.path, "label": self.label, "probability": self.probability, "top": top}
+
+
+def expand(inputs: Sequence[str], urls: bool = False) -> Iterator[str]:
+    """Yield image paths (or URLs) for files, folders, patterns and "-" (standard input).
+
+    Folders give the files in them with an image's suffix, sorted, at any depth, hidden ones left out. Raises
+    UserError for a path that does not exist, a pattern without a match and, unless allowed, a URL.
+    """
+    for given in inputs:
+        if given.startswith(("http://", "https://")):
+            if not urls:
+                raise UserError(f"{given} is a URL; nothing is fetched unless --urls is given.")
+            yield given
+        elif os.path.isdir(given):
+            inside = sorted(_walk(given))
+            if not inside:
+                raise UserError(f"The folder {given} has no images in it.")
+            yield from inside
+        elif given == "-" or os.path.lexists(given):
+            yield given
+        elif glob.has_magic(given):
+            found = glob.glob(given, recursive=True)  # noqa: PTH207 - pathlib has no absolute patterns
+            matches = sorted(path for path in found if os.path.isfile(path))
+            if not matches:
+                raise UserError(f"No file matches {given!r}.")
+            yield from matches
+        else:
+            raise UserError(f"There is no file or folder {given!r}.")
+
+
+def _walk(folder: str) -> Iterator[str]:
+    for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                yield os.path.join(where, name)
+
+
+def _fetch(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "tellapart"})
+    try:
+        with urllib.request.urlopen(request, timeout=_URL_SECONDS) as answer:
+            content: bytes = answer.read(_URL_BYTES + 1)
+    except (urllib.error.URLError, TimeoutError, ValueError) as error:
+        raise BadImage(f"cannot be fetched: {getattr(error, 'reason', error)}") from None
+    if len(content) > _URL_BYTES:
+        raise BadImage(f"is larger than {_URL_BYTES >> 20} MiB")
+    return content
+
+
+class Classifier:
+    """A model that is ready to answer; ``tellapart.load(path)`` gives one."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by index."""
+        return self.predictor.classes
+
+    def probabilities(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
+        """Return float32 [B, K] for images: paths, bytes, Pillow images or uint8 arrays [H, W(, 3)].
+
+        Raises BadImage for one that cannot be read.
+        """
+        contract = self.predictor.preprocessing
+        pixels = np.stack([load(_content(image), contract) for image in images])
+        logits = self.predictor(torch.from_numpy(pixels))
+        return logits.softmax(1).numpy()
+
+    def predict(self, images: Any, top: int = 1) -> list[Prediction]:
+        """Return a prediction for each image: path, bytes, Pillow image or uint8 array, or a list of them."""
+        single = isinstance(images, (str, bytes, os.PathLike, np.ndarray)) or hasattr(images, "convert")
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            single = False
+        return list(self.stream([images] if single else images, top))
+
+    def stream(
+        self, images: Iterable[Any], top: int = 1, stdin: Callable[[], BinaryIO] | None = None
+    ) -> Iterator[Prediction]:
+        """Yield predictions in order, holding one batch in memory at a time."""
+        contract = self.predictor.preprocessing
+
+        def prepare(image: Any) -> tuple[str, Pixels | None, str]:
+            name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
+            try:
+                if name == "-" and stdin is not None:
+                    return name, load(stdin().read(), contract), ""
+                return name, load(_content(image), contract), ""
+            except BadImage as error:
+                return name, None, error.reason
+            except OSError as error:
+                return name, None, f"cannot be read: {error.strerror or error}"
+
+        pending = iter(images)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            while chunk := list(itertools.islice(pending, _BATCH)):
+                yield from self._answer(list(pool.map(prepare, chunk)), top)
+
+    def _answer(self, prepared: list[tuple[str, Pixels | None, str]], top: int) -> Iterator[Prediction]:
+        good = [pixels for _, pixels, _ in prepared if pixels is not None]
+        count = min(top, len(self.classes))
+        rows: Iterator[tuple[list[float], list[int]]] = iter(())
+        if good:
+            best = self.predictor(torch.from_numpy(np.stack(good))).softmax(1).topk(count)
+            rows = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))
+        for name, pixels, reason in prepared:
+            if pixels is None:
+                yield Prediction(name, error=reason)
+                continue
+            values, indices = next(rows)
+            yield Prediction(name, tuple(self.classes[i] for i in indices), tuple(values))
+
+
+def _content(image: Any) -> bytes | Pixels:
+    """Return an image's encoded bytes or its pixels."""
+    if isinstance(image, (bytes, np.ndarray)):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        name = os.fspath(image)
+        return _fetch(name) if name.startswith(("http://", "https://")) else Path(name).read_bytes()
+    if hasattr(image, "save") and hasattr(image, "convert"):  # a Pillow image: through its own lossless bytes
+        buffer = io.BytesIO()
+        image.save(buffer, format="TIFF" if image.mode in ("CMYK", "LAB", "YCbCr") else "PNG")
+        return buffer.getvalue()
+    raise TypeError(f"an image is a path, bytes, a Pillow image or a uint8 array, not {type(image).__name__}")

@@ -1,0 +1,48 @@
+"""The preprocessing contract: from a file's bytes to the network's input, by one piece of code.
+
+Training's sources, evaluation, prediction, every export and serving go through here. `decoding` says by which
+rules bytes become pixels, `contract` how pixels become the input. Knows nothing of where bytes come from, of
+augmentation, of labels or of models.
+"""
+
+from tellapart.preprocess.contract import (
+    Preprocessing,
+    PreprocessModule,
+    as_module,
+    denormalise,
+    fit_short_side,
+    load,
+    normalise,
+    normalise_,
+    resize,
+)
+from tellapart.preprocess.decoding import (
+    MAX_ASPECT,
+    MAX_PIXELS,
+    MAX_SIDE,
+    BadImage,
+    Pixels,
+    crop_box,
+    decode,
+    to_channels,
+)
+
+__all__ = [
+    "MAX_ASPECT",
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "BadImage",
+    "Pixels",
+    "PreprocessModule",
+    "Preprocessing",
+    "as_module",
+    "crop_box",
+    "decode",
+    "denormalise",
+    "fit_short_side",
+    "load",
+    "normalise",
+    "normalise_",
+    "resize",
+    "to_channels",
+]

@@ -1,0 +1,238 @@
+"""The contract: from pixels to the network's input, as data and as the one code that applies it.
+
+How pixels become the input (`resize`): floating-point interpolation with anti-aliasing as
+``torch.nn.functional.interpolate(antialias=True, align_corners=False)`` defines it, rounded to the nearest
+integer (halves to even) and clipped to 0..255, so that a graph can hold the same operation (`as_module`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tellapart.preprocess.decoding import MAX_PIXELS, Pixels, crop_box, decode, to_channels
+
+_sym_min: Callable[[Any, Any], Any] = torch.sym_min  # as min and max, also of a graph's symbols
+_sym_max: Callable[[Any, Any], Any] = torch.sym_max
+
+_STRIP_PIXELS = 4_000_000  # above this the float copy of the source is made strip by strip
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The contract's data. ``mean``, ``std`` are for values of 0..1; ``fill`` (0..255) is letterbox's border.
+
+    resize: ``squash`` scales both sides to ``size``; ``crop`` scales the short side to round(size /
+    crop_fraction) and keeps the centre; ``letterbox`` scales the long side to ``size``, centred on ``fill``.
+    """
+
+    size: int
+    channels: int
+    resize: Literal["squash", "crop", "letterbox"]
+    interpolation: Literal["bilinear", "bicubic"]
+    crop_fraction: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fill: int = 128
+
+    def __post_init__(self) -> None:
+        for name, valid in _VALID.items():
+            if getattr(self, name) not in valid:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; valid are {', '.join(map(str, valid))}")
+        if self.size < 1 or not 0 < self.crop_fraction <= 1 or not 0 <= self.fill <= 255:
+            raise ValueError("size must be at least 1, crop_fraction in (0, 1] and fill in 0..255")
+        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+            raise ValueError(f"mean and std need {self.channels} values each, and std must be above 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Return the contract that `to_dict` wrote."""
+        floats = {name: tuple(float(v) for v in values[name]) for name in ("mean", "std")}
+        return cls(**{**values, **floats})
+
+
+_VALID: dict[str, tuple[Any, ...]] = {
+    "channels": (1, 3),
+    "resize": ("squash", "crop", "letterbox"),
+    "interpolation": ("bilinear", "bicubic"),
+}
+
+
+def _scaled(height: Any, width: Any, contract: Preprocessing) -> tuple[Any, Any]:
+    """Return the height and width that the policy scales an image to (ints, or a graph's symbols)."""
+    size = contract.size
+    if contract.resize == "squash":
+        return size, size
+    if contract.resize == "crop":
+        edge = round(size / contract.crop_fraction)
+        short = _sym_min(height, width)
+        return edge * height // short, edge * width // short
+    long = _sym_max(height, width)
+    return (  # rounded, but never 0
+        _sym_max((2 * size * height + long) // (2 * long), 1),
+        _sym_max((2 * size * width + long) // (2 * long), 1),
+    )
+
+
+def _interpolate(images_NCHW: Tensor, height: Any, width: Any, mode: str) -> Tensor:
+    """Scale [B, C, H, W] (uint8 or float) with anti-aliasing; float32, not rounded yet."""
+    scale = functools.partial(F.interpolate, mode=mode, antialias=True, align_corners=False)
+    return scale(images_NCHW.to(torch.float32), size=(height, width))
+
+
+def _scale(
+    image_HWC: Pixels, height: int, width: int, mode: str, box: tuple[int, int, int, int] | None
+) -> Pixels:
+    """Scale to [height, width], rounded; of that only ``box`` (top, left, height, width) where given."""
+    top, left, rows, columns = box or (0, 0, height, width)
+    source_height, source_width = image_HWC.shape[:2]
+    if (source_height, source_width) == (height, width):  # interpolation would be the identity
+        return np.ascontiguousarray(image_HWC[top : top + rows, left : left + columns])
+    pixels = image_HWC if image_HWC.flags.writeable and min(image_HWC.strides) > 0 else image_HWC.copy()
+    source = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    if source_height * source_width > _STRIP_PIXELS:
+        # Separable, along rows first: strips give the same bits and need no float copy of the whole.
+        strips = torch.split(source, max(1, _STRIP_PIXELS // source_width), dim=2)
+        source = torch.cat([_interpolate(s, s.shape[2], width, mode) for s in strips], dim=2)
+    scaled = _interpolate(source, height, width, mode)[:, :, top : top + rows, left : left + columns]
+    result: Pixels = scaled[0].permute(1, 2, 0).round().clamp_(0, 255).to(torch.uint8).contiguous().numpy()
+    return result
+
+
+def resize(image_HWC: Pixels, contract: Preprocessing) -> Pixels:
+    """Apply the resize policy: uint8 [H, W, C] -> [size, size, C].
+
+    Where the policy's scaled height and width are the image's own, no pixel changes. ``crop`` gives exactly
+    the centre of the whole scaled image, its upper left corner at floor((scaled - size) / 2).
+    """
+    size = contract.size
+    height, width = _scaled(image_HWC.shape[0], image_HWC.shape[1], contract)
+    if contract.resize != "letterbox":
+        box = ((height - size) // 2, (width - size) // 2, size, size)
+        return _scale(image_HWC, height, width, contract.interpolation, box)
+    inner = _scale(image_HWC, height, width, contract.interpolation, None)
+    if (height, width) == (size, size):
+        return inner
+    canvas = np.full((size, size, image_HWC.shape[2]), contract.fill, dtype=np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    canvas[top : top + height, left : left + width] = inner
+    return canvas
+
+
+def fit_short_side(image_HWC: Pixels, short_side: int) -> Pixels:
+    """Scale down (bilinear, anti-aliased) so that the short side is ``short_side``; a smaller image stays.
+
+    uint8 [H, W, C] -> [h, w, C] of the same shape of picture (long side rounded down).
+    """
+    height, width = image_HWC.shape[:2]
+    short = min(height, width)
+    if short <= short_side:
+        return image_HWC
+    return _scale(image_HWC, short_side * height // short, short_side * width // short, "bilinear", None)
+
+
+def load(
+    content: bytes | Pixels,
+    contract: Preprocessing,
+    max_pixels: int = MAX_PIXELS,
+    box: npt.NDArray[np.float64] | tuple[float, ...] | None = None,
+) -> Pixels:
+    """Return an image as the contract wants it: uint8 [size, size, channels]. Raises BadImage.
+
+    ``content``: a file's bytes, or pixels uint8 [H, W] or [H, W, C]. ``box``: x0, y0, x1, y1 in pixels of the
+    upright image, of which only that part is used; None or NaN: all of it.
+    """
+    if isinstance(content, np.ndarray):
+        image = to_channels(content, contract.channels)
+    else:
+        image = decode(content, contract.channels, max_pixels)
+    return resize(image if box is None else crop_box(image, box), contract)
+
+
+@functools.lru_cache(maxsize=64)
+def _scale_and_bias(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, repeats: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Return float32 [repeats * C] each, such that x * scale + bias == (x / 255 - mean) / std."""
+    with torch.inference_mode(False):
+        means, deviations = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+        terms = torch.stack([1 / (255 * deviations), -means / deviations]).repeat(1, repeats)
+        scale, bias = terms.float().to(device).unbind()
+        return scale, bias
+
+
+def normalise_(values_NCHW: Tensor, contract: Preprocessing) -> Tensor:
+    """Normalise float32 [B, C, H, W] of 0..255 in place, in whatever memory order it has."""
+    width, device = values_NCHW.shape[3], values_NCHW.device
+    if values_NCHW.is_contiguous(memory_format=torch.channels_last) and not values_NCHW.is_contiguous():
+        scale, bias = _scale_and_bias(contract.mean, contract.std, device, width)
+        rows = values_NCHW.permute(0, 2, 3, 1).view(-1, len(scale))  # long rows: ten times as fast
+        rows.mul_(scale).add_(bias)
+        return values_NCHW
+    scale, bias = _scale_and_bias(contract.mean, contract.std, device)
+    return values_NCHW.mul_(scale.view(-1, 1, 1)).add_(bias.view(-1, 1, 1))
+
+
+def normalise(images_NHWC: Tensor, contract: Preprocessing, channels_last: bool = False) -> Tensor:
+    """Return the network's input (x / 255 - mean) / std: uint8 [B, H, W, C] -> float32 [B, C, H, W].
+
+    ``channels_last`` chooses the memory order of the result, which stays on the images' device.
+    """
+    images_NCHW = images_NHWC.permute(0, 3, 1, 2)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    return normalise_(images_NCHW.contiguous(memory_format=order).to(torch.float32), contract)
+
+
+def denormalise(images_NCHW: Tensor, contract: Preprocessing) -> Tensor:
+    """Return pictures of the network's input: float [B, C, H, W] -> uint8 [B, H, W, C], clipped to 0..255."""
+    scale, bias = _scale_and_bias(contract.mean, contract.std, images_NCHW.device)
+    pixels = (images_NCHW.detach().to(torch.float32) - bias.view(-1, 1, 1)) / scale.view(-1, 1, 1)
+    return pixels.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+class PreprocessModule(nn.Module):
+    """`resize` and `normalise` as a graph: uint8 [B, H, W, C] of any H, W -> float32 [B, C, size, size].
+
+    Decoding is not in it. All images of a batch have one size. `torch.export` takes it with dynamic B, H, W.
+    """
+
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, contract: Preprocessing) -> None:
+        super().__init__()
+        self.contract = contract
+        scale, bias = _scale_and_bias(contract.mean, contract.std, torch.device("cpu"))
+        self.register_buffer("scale", scale.view(-1, 1, 1).clone(), persistent=False)
+        self.register_buffer("bias", bias.view(-1, 1, 1).clone(), persistent=False)
+
+    def forward(self, images_NHWC: Tensor) -> Tensor:
+        """Return the network's input."""
+        contract, size = self.contract, self.contract.size
+        images = images_NHWC.permute(0, 3, 1, 2)
+        height, width = _scaled(images.shape[2], images.shape[3], contract)
+        scaled = _interpolate(images, height, width, contract.interpolation).round().clamp(0, 255)
+        if contract.resize == "crop":
+            scaled = scaled.narrow(2, (height - size) // 2, size).narrow(3, (width - size) // 2, size)
+        elif contract.resize == "letterbox":
+            top, left = (size - height) // 2, (size - width) // 2
+            border = (left, size - width - left, top, size - height - top)
+            scaled = F.pad(scaled, border, value=float(contract.fill))
+        return scaled * self.scale + self.bias
+
+
+def as_module(contract: Preprocessing) -> PreprocessModule:
+    """Return the contract after decoding as a module that every export can put before its network."""
+    return PreprocessModule(contract)

@@ -1,0 +1,281 @@
+"""From an image file's bytes to upright uint8 pixels, by stated rules. Knows nothing of networks.
+
+The content decides, never the file's name:
+
+- Formats: JPEG (also the first picture of MPO), PNG, GIF, BMP, WebP, TIFF, PPM/PGM/PBM/PAM, ICO, and
+  JPEG 2000 and AVIF where Pillow was built with them. Nothing that needs an interpreter (EPS, PDF, SVG).
+- An animation or a file of several pages gives its first frame.
+- The EXIF orientation (or, without one, XMP's) is obeyed, as `PIL.ImageOps.exif_transpose` does.
+- CMYK, YCCK, YCbCr, LAB and HSV become RGB as Pillow converts them. Colour profiles are not applied.
+- Transparency (alpha channel, palette or a transparent colour) is composited on white.
+- 16-bit greyscale (also 32-bit integers, clipped to 0..65535) is divided by 257 and rounded: 65535 becomes
+  255. 16-bit colour keeps its upper byte, as Pillow reads it. 1-bit becomes 0 and 255. Floating point is
+  refused: it has no defined range.
+- Greyscale becomes three equal channels where three are wanted; colour becomes Rec. 601 luma where one is.
+- Refused, with `BadImage`: what cannot be read to its end, more than ``max_pixels`` pixels (looked up in the
+  header, before anything is decoded), a side above 65535 pixels, a long side above 200 times the short one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import struct
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, JpegImagePlugin
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 178_000_000
+MAX_SIDE = 65_535
+MAX_ASPECT = 200
+
+
+class BadImage(Exception):  # noqa: N818 - a finding that is caught and listed, not an error of the program
+    """An image that cannot be read; ``reason`` is a short phrase for people."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    """Pillow's JPEG reader, except that it parses no EXIF on opening (broken EXIF would warn)."""
+
+    def getexif(self) -> Image.Exif:
+        return Image.Exif()
+
+
+# How a file begins, its format's name, and Pillow's reader of it.
+_SIGNATURES: tuple[tuple[re.Pattern[bytes], str, str, str], ...] = (
+    (re.compile(rb"\xff\xd8\xff"), "JPEG", "", ""),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG", "PngImagePlugin", "PngImageFile"),
+    (re.compile(rb"GIF8[79]a"), "GIF", "GifImagePlugin", "GifImageFile"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), "WebP", "WebPImagePlugin", "WebPImageFile"),
+    (re.compile(rb"BM"), "BMP", "BmpImagePlugin", "BmpImageFile"),
+    (re.compile(rb"II[*+]\x00|MM\x00[*+]"), "TIFF", "TiffImagePlugin", "TiffImageFile"),
+    (re.compile(rb"P[1-7f]\s|Py[1-7]|PyP|P0CMYK"), "PPM", "PpmImagePlugin", "PpmImageFile"),
+    (re.compile(rb"\x00\x00\x01\x00[^\x00]"), "ICO", "IcoImagePlugin", "IcoImageFile"),
+    (
+        re.compile(rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  "),
+        "JPEG 2000",
+        "Jpeg2KImagePlugin",
+        "Jpeg2KImageFile",
+    ),
+    (re.compile(rb"....ftypavi[fs]", re.DOTALL), "AVIF", "AvifImagePlugin", "AvifImageFile"),
+)
+
+# How a file begins that is something else, and what to call it.
+_NOT_IMAGES: tuple[tuple[re.Pattern[bytes], str], ...] = (
+    (re.compile(rb"\W*(<\?xml.*)?<(!doctype\s+html|html|head|body)\b", re.I | re.S),
+     "is a HTML/text page, not an image"),
+    (re.compile(rb"\W*(<\?xml.*)?<svg\b", re.I | re.S), "is an SVG drawing, which has no pixels"),
+    (re.compile(rb"version https://git-lfs"), "is a Git LFS pointer; the image itself was not fetched"),
+    (re.compile(rb"%PDF-"), "is a PDF document, not an image"),
+    (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "is a PostScript document, not an image"),
+    (re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf"), "is an archive, not an image"),
+    (re.compile(rb"....ftyp(hei[cxms]|hev[cm]|mif1|msf1)", re.S), "is HEIC/HEIF, which is not supported"),
+    (re.compile(rb"....ftyp", re.S), "is a video, not an image"),
+)  # fmt: skip
+
+_warnings_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _quiet(format_name: str, content: bytes) -> Iterator[None]:
+    """Keep Pillow's warnings in, for the readers that have any.
+
+    Before 3.14 Python has no filter of one thread's own, hence the lock; common formats never wait for it.
+    """
+    if format_name in ("JPEG", "WebP", "BMP", "PPM") or (
+        format_name == "PNG" and b"acTL" not in content[:65536]
+    ):
+        yield
+        return
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _recognise(content: bytes) -> tuple[str, Any]:
+    """Return the format's name and Pillow's reader; raise BadImage where the content is no image."""
+    for pattern, name, module, reader in _SIGNATURES:
+        if pattern.match(content):
+            if name == "JPEG":
+                return name, _Jpeg
+            try:
+                return name, getattr(importlib.import_module(f"PIL.{module}"), reader)
+            except ImportError:
+                raise BadImage(f"is {name}, which this Pillow cannot read") from None
+    if not content:
+        raise BadImage("empty file")
+    head = content[:2048]
+    for pattern, reason in _NOT_IMAGES:
+        if pattern.match(head):
+            raise BadImage(reason)
+    if not head.strip(b"\0"):
+        raise BadImage("holds only zeros")
+    if b"\0" not in head and sum(byte < 9 or 13 < byte < 32 for byte in head) == 0:
+        with contextlib.suppress(UnicodeDecodeError):
+            head[:-4].decode("utf-8")
+            raise BadImage(
+                "is a HTML/text page, not an image" if b"<html" in head.lower() else "is text, not an image"
+            )
+    raise BadImage("is not an image of a known format")
+
+
+def _check_dimensions(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise BadImage(f"absurd dimensions: {width}x{height}")
+    if width * height > max_pixels:
+        raise BadImage(f"decompression bomb? {width}x{height} is more than {max_pixels} pixels")
+    if max(width, height) > MAX_SIDE:
+        raise BadImage(f"absurd dimensions: {width}x{height}, a side above {MAX_SIDE}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImage(f"absurd dimensions: {width}x{height}, more than {MAX_ASPECT}:1")
+
+
+def _damage(name: str, error: Exception) -> BadImage:
+    """Return the reason for which Pillow's reader of a recognised format gave up."""
+    text = str(error).lower()
+    if "decompression bomb" in text:
+        return BadImage("decompression bomb? larger than Pillow reads")
+    if (
+        isinstance(error, (EOFError, IndexError, struct.error))
+        or "truncated" in text
+        or "unexpected end" in text
+    ):
+        return BadImage(f"truncated {name} file")
+    if "codec" in text or "not available" in text:
+        return BadImage(f"is {name}, which this Pillow cannot read")
+    return BadImage(f"damaged {name} file")
+
+
+def decode(content: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode an image by the rules that this module states.
+
+    Args:
+        content: the whole file.
+        channels: 1 (luma) or 3 (RGB).
+        max_pixels: the most pixels that are decoded.
+
+    Returns: uint8 [H, W, channels], upright, writable. Raises BadImage. Safe to call from many threads.
+    """
+    name, reader = _recognise(content)
+    try:
+        with _quiet(name, content), reader(io.BytesIO(content)) as image:
+            _check_dimensions(image.width, image.height, max_pixels)
+            image.load()
+            return _to_pixels(image, channels, 1 if name == "TIFF" else _orientation(image.info))
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers raise nearly every kind of error on damaged data
+        raise _damage(name, error) from error
+
+
+def _to_pixels(image: Image.Image, channels: int, orientation: int) -> Pixels:
+    """Return a loaded image's pixels [H, W, channels]: its mode converted, turned upright."""
+    if image.mode == "F":
+        raise BadImage("floating-point pixels, which have no defined range")
+    if image.mode[0] == "I":  # I;16, I;16B, I
+        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        return _upright(to_channels(((wide + 128) // 257).astype(np.uint8), channels), orientation)
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    wanted = "L" if channels == 1 else "RGB"
+    if image.mode != wanted:
+        image = image.convert(wanted)
+    pixels = np.array(image)
+    return _upright(pixels[:, :, None] if channels == 1 else pixels, orientation)
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo an EXIF orientation (1..8; others mean none): 5..8 are stored transposed, then mirrored."""
+    if orientation < 2 or orientation > 8:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _orientation(info: Mapping[Any, Any]) -> int:
+    """Return the orientation 1..8 in a loaded image's metadata; 1 where there is none or it is broken."""
+    exif = info.get("exif")
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        if exif is None and "Raw profile type exif" in info:
+            exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
+        found = _exif_orientation(exif) if exif else None
+        if found is not None:
+            return found
+    for key in ("XML:com.adobe.xmp", "xmp"):
+        xmp = info.get(key) or b""
+        text = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else bytes(xmp)
+        match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', text)
+        if match:
+            return int(match[1])
+    return 1
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    """Return tag 0x0112 of the first directory of a TIFF structure (TIFF 6.0, section 2), or None."""
+    data = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None:
+        return None
+    with contextlib.suppress(struct.error):
+        (start,) = struct.unpack_from(order + "I", data, 4)
+        (entries,) = struct.unpack_from(order + "H", data, start)
+        for entry in range(entries):
+            tag, kind = struct.unpack_from(order + "HH", data, start + 2 + 12 * entry)
+            if tag == 0x0112:
+                form = {1: "B", 3: "H", 4: "I"}.get(kind, "H")
+                return int(struct.unpack_from(order + form, data, start + 10 + 12 * entry)[0])
+    return None
+
+
+def to_channels(pixels: Pixels, channels: int) -> Pixels:
+    """Return uint8 [H, W] or [H, W, 1, 3 or 4] (alpha, put on white) as [H, W, channels]. Raises BadImage."""
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3, 4) or not pixels.size:
+        raise BadImage(f"an array of {pixels.dtype} {list(pixels.shape)} is not an image")
+    if pixels.shape[2] == 4:
+        return _to_pixels(Image.fromarray(pixels), channels, 1)
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    return np.array(Image.fromarray(pixels).convert("L"))[:, :, None]
+
+
+def crop_box(image_HWC: Pixels, box: npt.NDArray[np.float64] | tuple[float, ...]) -> Pixels:
+    """Return the pixels that the box x0, y0, x1, y1 touches, clipped to the image.
+
+    A box of NaN means the whole image. Raises BadImage where nothing is left.
+    """
+    x0, y0, x1, y1 = (float(value) for value in box)
+    if any(np.isnan((x0, y0, x1, y1))):
+        return image_HWC
+    height, width = image_HWC.shape[:2]
+    left, top = max(0, int(np.floor(x0))), max(0, int(np.floor(y0)))
+    right, bottom = min(width, int(np.ceil(x1))), min(height, int(np.ceil(y1)))
+    if right <= left or bottom <= top or x1 <= x0 or y1 <= y0:
+        raise BadImage(f"the box {x0:g} {y0:g} {x1:g} {y1:g} holds no pixel of the {width}x{height} image")
+    return image_HWC[top:bottom, left:right]

@@ -1,0 +1,67 @@
+"""Recipes: specs by name, each a function whose docstring gives its command and the accuracy measured.
+
+A recipe is a starting point: flags, YAML and keyword arguments go over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tellapart.errors import SpecError, did_you_mean
+from tellapart.spec import AugmentSpec, DataSpec, InputSpec, ModelSpec, Spec, TrainingSpec
+
+
+def tutorial() -> Spec:
+    """PyTorch's "Training a Classifier": a small CNN, batches of 4, SGD, two epochs, no validation part.
+
+    tellapart train cifar10 --recipe tutorial
+    """
+    return Spec(
+        data=DataSpec(source="cifar10", val_fraction=0.0),
+        input=InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        augment=AugmentSpec(preset="none"),
+        model=ModelSpec(name="tutorial-net"),
+        training=TrainingSpec(
+            epochs=2, batch_size=4, optimizer="sgd", lr=0.001, momentum=0.9, schedule="constant"
+        ),
+    )
+
+
+def tutorial_cnn() -> Spec:
+    """The convolutional network of many first courses: 32 and 64 channels, Adam, 15 epochs, batches of 32.
+
+    tellapart train cifar10 --recipe tutorial-cnn
+    """
+    return Spec(
+        data=DataSpec(source="cifar10", val_fraction=0.1),
+        augment=AugmentSpec(preset="none"),
+        model=ModelSpec(name="simple-cnn"),
+        training=TrainingSpec(epochs=15, batch_size=32, optimizer="adam", lr=0.001, schedule="constant"),
+    )
+
+
+def transfer() -> Spec:
+    """Your own photographs: EfficientNet-Lite0 with ImageNet weights, of which only the new head is trained.
+
+    tellapart train photos/ --recipe transfer
+    """
+    return Spec(
+        input=InputSpec(size=288, resize="crop", crop_fraction=1.0),
+        augment=AugmentSpec(preset="none"),
+        model=ModelSpec(name="timm/tf_efficientnet_lite0", weights="efficientnet-lite0", finetune="head"),
+        training=TrainingSpec(epochs=10, batch_size=32, optimizer="adamw", lr=0.003, schedule="cosine"),
+    )
+
+
+RECIPES: dict[str, Callable[[], Spec]] = {
+    "tutorial": tutorial,
+    "tutorial-cnn": tutorial_cnn,
+    "transfer": transfer,
+}
+
+
+def recipe(name: str) -> Spec:
+    """Return a recipe's spec. Raises SpecError for an unknown name."""
+    if name not in RECIPES:
+        raise SpecError(f"There is no recipe {name!r}. {did_you_mean(name, RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,400 @@
+"""The spec: everything that describes a run, as frozen typed dataclasses.
+
+Flags, YAML files and keyword arguments are three spellings of these fields, and nothing else lists
+parameters. Standard library only (YAML is read by the caller), so that ``--help`` and validation are
+instant. Knows nothing of what the values do.
+
+``auto``, 0 or an empty value stands for "to be chosen from the data and the model"; the spec that is saved
+with a run holds what was chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from tellapart.errors import SpecError, did_you_mean
+
+S = TypeVar("S", bound="Section")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Inclusive bounds of a number; ``above`` makes the lower one exclusive."""
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+
+    def problem(self, value: float) -> str | None:
+        """Return what is wrong with ``value``, or None."""
+        if self.low is not None and (value < self.low or (self.above and value == self.low)):
+            return f"must be {'above' if self.above else 'at least'} {self.low:g}"
+        if self.high is not None and value > self.high:
+            return f"must be at most {self.high:g}"
+        return None
+
+
+Fraction = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(0, above=True)]
+NonNegative = Annotated[float, Range(0)]
+Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def _coerce(value: Any, hint: Any, name: str) -> Any:
+    """Return ``value`` as the type ``hint`` wants it; raise SpecError where it does not fit."""
+    origin = typing.get_origin(hint)
+    if origin is Annotated:
+        base, *extras = typing.get_args(hint)
+        value = _coerce(value, base, name)
+        for extra in extras:
+            problem = extra.problem(value) if isinstance(extra, Range) else None
+            if problem:
+                raise SpecError(f"{name} is {value!r}; it {problem}.")
+        return value
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            valid = [str(choice) for choice in typing.get_args(hint)]
+            raise SpecError(f"{name} is {value!r}. {did_you_mean(str(value), valid)}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _coerce(value, next(a for a in typing.get_args(hint) if a is not type(None)), name)
+    if origin is tuple:
+        return _coerce_tuple(value, typing.get_args(hint), name)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise SpecError(f"{name} is {value!r}; it must be of type {hint.__name__}.")
+    return value
+
+
+def _coerce_tuple(value: Any, args: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        value = (value,)
+    if len(args) == 2 and args[1] is Ellipsis:
+        args = (args[0],) * len(value)
+    if len(args) != len(value):
+        raise SpecError(f"{name} is {value!r}; it must have {len(args)} values.")
+    return tuple(_coerce(v, a, name) for v, a in zip(value, args, strict=True))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the spec: checks every value against its annotation when made."""
+
+    def __post_init__(self) -> None:
+        hints = _hints(typing.cast(Any, type(self)))
+        for item in dataclasses.fields(self):
+            label = f"{_PREFIX.get(type(self).__name__, '')}{item.name}"
+            hint = hints[item.name]
+            if isinstance(hint, type) and issubclass(hint, Section):
+                continue
+            object.__setattr__(self, item.name, _coerce(getattr(self, item.name), hint, label))
+
+
+@dataclass(frozen=True)
+class DataSpec(Section):
+    """The images: where they are, how they are split, and what happens to bad ones."""
+
+    source: str = "digits"
+    """Folder, list (CSV, TSV, JSONL), archive (.tar, .zip), annotation file, or a known data set's name."""
+    format: Literal["auto", "folder", "list", "voc", "createml", "yolo", "coco", "name"] = "auto"
+    """How to read the source; auto looks at it."""
+    val_fraction: Annotated[float, Range(0, 0.9)] = 0.1
+    """Part of train that becomes validation where there is none; 0 trains on everything."""
+    test_fraction: Annotated[float, Range(0, 0.9)] = 0.2
+    """Part that becomes test where the source has no splits of its own at all."""
+    split_seed: int = 0
+    """Seed of the split, apart from the seed of training."""
+    group: str = ""
+    """Column, or regular expression on the path, whose value keeps images together in one split."""
+    boxes: Literal["image", "crop"] = "image"
+    """Annotation files with boxes: one label for the image, or one crop for each box."""
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """What to do with an image that cannot be read: list it and go on, or stop."""
+    max_pixels: Count = 178_000_000
+    """Images with more pixels than this are refused as decompression bombs."""
+    cache_dir: str = ""
+    """Where decoded images and downloads are kept; by default the user's cache folder."""
+    download: bool = True
+    """Whether a named data set may be downloaded."""
+    workers: CountOrZero = 0
+    """Processes that decode images; 0: one for each processor."""
+
+
+@dataclass(frozen=True)
+class InputSpec(Section):
+    """The preprocessing contract: how a file becomes the network's input, in training and ever after."""
+
+    size: CountOrZero = 0
+    """Height and width in pixels; 0: the model's or the data's own."""
+    channels: Literal[0, 1, 3] = 0
+    """1 for greyscale, 3 for colour; 0: what the data is."""
+    resize: Literal["auto", "squash", "crop", "letterbox"] = "auto"
+    """Squash to the square, crop its centre, or fit the whole image with a border."""
+    interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
+    """How pixels are interpolated (always with anti-aliasing)."""
+    crop_fraction: Fraction = 0.0
+    """With crop: the part of the resized short side that is kept; 0: the model's own, else 0.875."""
+    mean: tuple[float, ...] = ()
+    """Mean of each channel (range 0 to 1); empty: the weights' own, else measured on train."""
+    std: tuple[float, ...] = ()
+    """Standard deviation of each channel; empty: the weights' own, else measured on train."""
+
+
+@dataclass(frozen=True)
+class AugmentSpec(Section):
+    """Random changes of the training images; a preset, and any single value over it."""
+
+    preset: Literal["auto", "none", "light", "tutorial", "cifar", "photo", "strong"] = "auto"
+    """A combination by name; auto: cifar for small images, photo for large ones."""
+    crop: Literal["none", "pad", "resized"] | None = None
+    """Random crop: of the padded image, or RandomResizedCrop."""
+    crop_padding: CountOrZero | None = None
+    """Pixels of border for crop=pad."""
+    padding_mode: Literal["zeros", "reflect"] | None = None
+    """What the border holds."""
+    crop_scale: tuple[float, float] | None = None
+    """Area of a resized crop, as a part of the image."""
+    crop_ratio: tuple[float, float] | None = None
+    """Width over height of a resized crop."""
+    hflip: Fraction | None = None
+    """Probability of a left-right flip."""
+    vflip: Fraction | None = None
+    """Probability of an up-down flip."""
+    rotation: NonNegative | None = None
+    """Largest rotation in degrees, either way."""
+    translate: Fraction | None = None
+    """Largest shift, as a part of the image."""
+    scale: tuple[float, float] | None = None
+    """Zoom of the affine map, from and to."""
+    shear: NonNegative | None = None
+    """Largest shear in degrees, either way."""
+    brightness: NonNegative | None = None
+    """Brightness factor from 1-x to 1+x."""
+    contrast: NonNegative | None = None
+    """Contrast factor from 1-x to 1+x."""
+    saturation: NonNegative | None = None
+    """Saturation factor from 1-x to 1+x."""
+    hue: Annotated[float, Range(0, 0.5)] | None = None
+    """Hue shift from -x to x, as a part of the colour circle."""
+    policy: Literal["none", "randaugment", "trivialaugment"] | None = None
+    """RandAugment or TrivialAugment (wide)."""
+    policy_ops: Count | None = None
+    """RandAugment: operations for each image."""
+    policy_magnitude: Annotated[int, Range(0, 30)] | None = None
+    """RandAugment: strength, 0 to 30."""
+    erasing: Fraction | None = None
+    """Probability that a rectangle is erased."""
+    mixup: NonNegative | None = None
+    """MixUp's alpha; 0: off."""
+    cutmix: NonNegative | None = None
+    """CutMix's alpha; 0: off. With MixUp on too, each batch takes one of the two."""
+
+
+@dataclass(frozen=True)
+class ModelSpec(Section):
+    """The network: its architecture, the weights that it starts from, and which of them train."""
+
+    name: str = "auto"
+    """Architecture (see: tellapart models); auto: fast-cnn, for photographs a pretrained network."""
+    weights: str = "auto"
+    """none, pretrained, a tag, efficientnet-lite0, a file, or a run of ours; auto: only with name auto."""
+    finetune: Literal["auto", "full", "head", "staged"] = "auto"
+    """With weights: train all layers, only the new head, or the head first and deeper blocks later."""
+    unfreeze: tuple[int, ...] = ()
+    """Staged: the epochs at which the next deeper block begins to train; empty: spread over the first half."""
+    layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
+    """Learning rate of each block, as a part of that of the block above it."""
+    dropout: Annotated[float, Range(0, 0.95)] = 0.0
+    """Dropout before the head (and after the blocks of simple-cnn)."""
+    drop_path: Annotated[float, Range(0, 0.95)] = 0.0
+    """Stochastic depth, where the model has it."""
+    batch_norm: bool = False
+    """simple-cnn: batch normalisation after each convolution."""
+    stem: Literal["auto", "small", "standard"] = "auto"
+    """First layers: small keeps the resolution of images of up to 64 pixels."""
+
+
+@dataclass(frozen=True)
+class TrainingSpec(Section):
+    """How the weights are found."""
+
+    epochs: Count = 10
+    """Passes over the training images."""
+    batch_size: CountOrZero = 0
+    """Images for each step of the optimizer, over all processes and micro-batches; 0: by the images' size."""
+    accumulate: Count = 1
+    """Micro-batches that a step's batch is computed in, to save memory."""
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "muon"] = "adamw"
+    """The optimizer."""
+    lr: Positive = 0.001
+    """Highest learning rate."""
+    momentum: Fraction = 0.9
+    """SGD, RMSprop and Muon: momentum."""
+    nesterov: bool = False
+    """SGD and Muon: Nesterov momentum."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam and AdamW: averaging of the gradient and of its square."""
+    weight_decay: NonNegative = 0.0
+    """Weight decay; norms and biases have none."""
+    schedule: Literal["constant", "step", "multi-step", "cosine", "one-cycle", "plateau"] = "cosine"
+    """How the learning rate changes."""
+    warmup_epochs: NonNegative = 0.0
+    """Epochs (parts too) over which the learning rate rises from nearly 0."""
+    step_epochs: Count = 30
+    """step: epochs between drops."""
+    milestones: tuple[int, ...] = ()
+    """multi-step: epochs of the drops."""
+    gamma: Positive = 0.1
+    """step, multi-step, plateau: factor of a drop."""
+    plateau_patience: CountOrZero = 3
+    """plateau: epochs without a better validation loss before a drop."""
+    min_lr_factor: Fraction = 0.0
+    """cosine, plateau: the lowest learning rate, as a part of lr."""
+    loss: Literal["cross-entropy", "focal"] = "cross-entropy"
+    """The loss."""
+    label_smoothing: Annotated[float, Range(0, 0.99)] = 0.0
+    """Probability mass spread over all classes."""
+    focal_gamma: NonNegative = 2.0
+    """focal: how far easy images are weighted down."""
+    class_weights: Literal["none", "inverse", "effective"] = "none"
+    """Weight of each class in the loss: by inverse frequency, or by the effective number of samples."""
+    effective_beta: Annotated[float, Range(0, 0.999999)] = 0.999
+    """effective: beta of the effective number."""
+    sampling: Literal["shuffle", "oversample", "undersample", "weighted"] = "shuffle"
+    """Each image once; or classes balanced by repeating, by leaving out, or by drawing with weights."""
+    ema: Annotated[float, Range(0, 0.999999)] = 0.0
+    """Decay of the exponential moving average of the weights; 0: off."""
+    clip_norm: NonNegative = 0.0
+    """Largest norm of the gradient; 0: off."""
+    patience: CountOrZero = 0
+    """Early stopping: epochs without a better best-metric; 0: off."""
+    min_delta: NonNegative = 0.0
+    """Early stopping: what counts as better."""
+    best_metric: Literal["accuracy", "macro-f1", "balanced-accuracy", "loss"] = "accuracy"
+    """The validation figure by which the best epoch is chosen."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Mixed precision by torch.amp; fp16 with a gradient scaler."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    channels_last: bool = True
+    """Keep images and convolutions in channels-last order."""
+    compile: bool = False
+    """torch.compile: pays in long runs only."""
+    threads: CountOrZero = 0
+    """Threads of the CPU; 0: chosen for the model."""
+    sync_batch_norm: bool = False
+    """Several processes: batch normalisation over all of them."""
+
+
+@dataclass(frozen=True)
+class RunSpec(Section):
+    """Where the results go and how the run reports on itself."""
+
+    dir: str = ""
+    """The run's folder; empty: runs/DATE-TIME-MODEL."""
+    log_every: CountOrZero = 0
+    """Steps between lines where there is no terminal, and between logged values; 0: about 10 an epoch."""
+    checkpoint_minutes: NonNegative = 5.0
+    """Minutes between checkpoints inside an epoch (each epoch's end has one too)."""
+    tensorboard: bool = True
+    """Write TensorBoard events, where the package is installed."""
+    mlflow: bool = False
+    """Log to MLflow (its own environment variables say where)."""
+    report: bool = True
+    """Write report.html at the end."""
+
+
+@dataclass(frozen=True)
+class Spec(Section):
+    """One run, whole."""
+
+    data: DataSpec = field(default_factory=DataSpec)
+    input: InputSpec = field(default_factory=InputSpec)
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+    model: ModelSpec = field(default_factory=ModelSpec)
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+    run: RunSpec = field(default_factory=RunSpec)
+    seed: int = 0
+    """Seed of everything random in training."""
+
+
+_PREFIX = {
+    "DataSpec": "data.",
+    "InputSpec": "input.",
+    "AugmentSpec": "augment.",
+    "ModelSpec": "model.",
+    "TrainingSpec": "training.",
+    "RunSpec": "run.",
+}
+
+
+def to_dict(spec: Section) -> dict[str, Any]:
+    """Return the spec as nested plain values (tuples as lists), ready for YAML or JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    result: dict[str, Any] = plain(dataclasses.asdict(spec))
+    return result
+
+
+def flatten(spec: Section) -> dict[str, Any]:
+    """Return ``{"training.lr": 0.001, …}``, every field by its dotted name."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(spec):
+        value = getattr(spec, item.name)
+        if isinstance(value, Section):
+            flat.update({f"{item.name}.{key}": inner for key, inner in flatten(value).items()})
+        else:
+            flat[item.name] = value
+    return flat
+
+
+def update(spec: S, changes: Mapping[str, Any], where: str = "") -> S:
+    """Return ``spec`` with ``changes`` over it.
+
+    Keys are field names, nested mappings or sections, or dotted names; hyphens count as underscores.
+    Raises SpecError for an unknown key (naming the nearest) or an impossible value.
+    """
+    names = {item.name for item in dataclasses.fields(spec)}
+    values: dict[str, Any] = {}
+    for raw, value in changes.items():
+        head, _, rest = str(raw).replace("-", "_").partition(".")
+        if head not in names:
+            unknown = f"{where}{raw}"
+            raise SpecError(f"There is no {unknown!r} in the spec. {did_you_mean(head, sorted(names), 40)}")
+        current = getattr(spec, head)
+        base = values.get(head, current)
+        if rest:
+            if not isinstance(base, Section):
+                raise SpecError(f"{where}{head} has no parts, so {where}{raw!r} means nothing.")
+            values[head] = update(base, {rest: value}, f"{where}{head}.")
+        elif isinstance(current, Section) and isinstance(value, Mapping):
+            values[head] = update(base, value, f"{where}{head}.")
+        elif isinstance(current, Section) and not isinstance(value, type(current)):
+            raise SpecError(f"{where}{head} is {value!r}; it must be a mapping of {where}{head}'s fields.")
+        else:
+            values[head] = value
+    return dataclasses.replace(spec, **values)

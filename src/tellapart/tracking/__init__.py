@@ -1,0 +1,19 @@
+"""Tracking: (name, value, step) to CSV, TensorBoard and MLflow, and progress for the person who waits."""
+
+from __future__ import annotations
+
+from tellapart.tracking.console import Busy, Console
+from tellapart.tracking.pictures import confusion_image, picture_grid
+from tellapart.tracking.trackers import CsvTracker, MlflowTracker, TensorBoardTracker, Tracker, Trackers
+
+__all__ = [
+    "Busy",
+    "Console",
+    "CsvTracker",
+    "MlflowTracker",
+    "TensorBoardTracker",
+    "Tracker",
+    "Trackers",
+    "confusion_image",
+    "picture_grid",
+]

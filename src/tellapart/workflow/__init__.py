@@ -1,0 +1,28 @@
+"""The Python API: each command one call, which puts the stages together.
+
+``tellapart.train`` and its kin are these functions; the command line calls the same ones.
+"""
+
+from __future__ import annotations
+
+from tellapart.workflow.inspect import check
+from tellapart.workflow.measure import compare, evaluate, report
+from tellapart.workflow.models import export, import_weights, load, model_summary, models
+from tellapart.workflow.run import Result, find_lr, make_spec, resume, train
+
+__all__ = [
+    "Result",
+    "check",
+    "compare",
+    "evaluate",
+    "export",
+    "find_lr",
+    "import_weights",
+    "load",
+    "make_spec",
+    "model_summary",
+    "models",
+    "report",
+    "resume",
+    "train",
+]

@@ -1,0 +1,63 @@
+"""Looking at a data set before training: its health, and what augmentation makes of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tellapart.data import health as checking
+from tellapart.data import sources
+from tellapart.evaluation.check_page import write_check_page
+from tellapart.spec import Spec
+from tellapart.tracking import Console
+from tellapart.training import setup
+from tellapart.workflow.run import augmented_pictures, make_spec
+
+SHOWN = 8  # pictures of the grid before and after augmentation
+
+
+def check(
+    data: str | os.PathLike[str] | None = None,
+    *,
+    spec: Spec | str | os.PathLike[str] | None = None,
+    html: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    **changes: Any,
+) -> checking.Health:
+    """Look at every image of a data set once and judge the whole; write a page with pictures to ``html``.
+
+    The page also shows training pictures before and after the augmentation that ``spec`` describes, exactly
+    as the network would see them. Raises DataError, SpecError.
+    """
+    wanted = make_spec(data, None, spec, **changes)
+    with Console(quiet=quiet) as console:
+        samples = sources.open_source(wanted.data, console.message)
+        with console.busy("Checking images", len(samples)) as busy:
+            done = 0
+
+            def progress(now: int, total: int) -> None:
+                nonlocal done
+                busy.advance(now - done)
+                done = now
+
+            health = checking.examine(
+                samples, progress=progress, max_pixels=wanted.data.max_pixels, workers=wanted.data.workers
+            )
+        if html is not None:
+            write_check_page(health, samples, Path(html), augmented=_augmented(wanted, samples, console))
+    return health
+
+
+def _augmented(spec: Spec, samples: Any, console: Console) -> list[tuple[str, Any, list[Any]]]:
+    """Return (label, before, several times after) for a few training pictures."""
+    if len(samples.classes) < 2 or not (samples.splits == "train").any():
+        return []
+    with console.busy("Reading images", len(samples)) as busy:
+        prepared = setup.prepare(spec, samples, busy.advance)
+    rounds = [augmented_pictures(prepared, SHOWN, seed) for seed in range(4)]
+    before, _, labels = rounds[0]
+    return [
+        (prepared.classes[label], before[place], [after[place] for _, after, _ in rounds])
+        for place, label in enumerate(labels)
+    ]

@@ -1,0 +1,124 @@
+"""Measuring: evaluate a model, look at data, write reports, compare runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tellapart import artifact, runs
+from tellapart.data import images as decoded
+from tellapart.data import sources
+from tellapart.data.loader import ImageSet
+from tellapart.data.samples import Samples
+from tellapart.devices import choose_device
+from tellapart.errors import DataError
+from tellapart.evaluation import compare as comparing
+from tellapart.evaluation import infer, metrics
+from tellapart.evaluation import report as reporting
+from tellapart.spec import DataSpec, update
+from tellapart.tracking import Console
+
+
+def evaluate_set(
+    predictor: artifact.Predictor, images: ImageSet, split: str, out: Path | None, console: Console
+) -> metrics.Evaluation:
+    """Measure a predictor on decoded images; write the evaluation's files below ``out`` where it is given."""
+    started = time.perf_counter()
+    with console.busy(f"Evaluating on {split}", len(images)) as busy:
+        logits = infer.collect_logits(predictor, images, advance=busy.advance)
+    seconds = time.perf_counter() - started
+    labels = torch.from_numpy(images.samples.labels)
+    evaluation = metrics.evaluate(
+        logits,
+        labels,
+        predictor.classes,
+        split,
+        seconds=seconds,
+        latencies_ms=infer.measure_latency(predictor, images),
+    )
+    if out is not None:
+        metrics.write_evaluation(
+            out / "evaluation" / split,
+            evaluation,
+            list(images.samples.paths),
+            logits,
+            labels,
+            lambda row: images.store.image(int(images.rows[row])),
+        )
+    return evaluation
+
+
+def evaluate(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
+    *,
+    split: str = "",
+    out: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    **data_changes: Any,
+) -> metrics.Evaluation:
+    """Measure a model on labelled images, by the model's own preprocessing contract.
+
+    Args:
+        model: run folder or artifact.
+        data: images with labels; None: the data that the run was trained with (model is then a run folder).
+        split: train, val, test or all; by default test where there is one, else val, else all.
+        out: folder to write metrics.json, predictions.csv and the worst mistakes to (under evaluation/SPLIT).
+        device: auto, cpu, cuda, cuda:N or mps.
+        quiet: no progress on standard error.
+        data_changes: fields of the data section, such as ``format="coco"``.
+
+    Raises DataError where the data has a class that the model does not know.
+    """
+    predictor = artifact.open_model(model, choose_device(device))
+    with Console(quiet=quiet) as console:
+        if data is None:
+            folder = runs.require(model)
+            spec = update(runs.read_spec(folder / runs.SPEC_FILE).data, data_changes)
+        else:
+            base = DataSpec(source=os.fspath(data), val_fraction=0.0, test_fraction=0.0)
+            spec = update(base, data_changes)
+        samples = _with_classes(sources.open_source(spec, console.message), predictor.classes)
+        chosen = split or next((name for name in ("test", "val") if (samples.splits == name).any()), "all")
+        part = samples if chosen == "all" else samples.split(chosen)
+        if not len(part):
+            raise DataError(f"{spec.source} has no {chosen} images.")
+        with console.busy("Reading images", len(part)) as busy:
+            images, bad = decoded.evaluation_images(part, predictor.preprocessing, spec, busy.advance)
+        if bad:
+            first = f"{bad[0].path}: {bad[0].reason}"
+            console.warn(f"{len(bad)} images cannot be read and do not count; the first: {first}")
+        if not len(images):
+            raise DataError(f"None of the {chosen} images of {spec.source} can be read.")
+        return evaluate_set(predictor, images, chosen, Path(out) if out else None, console)
+
+
+def _with_classes(samples: Samples, classes: tuple[str, ...]) -> Samples:
+    """Return the samples with labels as indices in the model's classes."""
+    unknown = sorted(set(samples.classes) - set(classes))
+    if unknown:
+        raise DataError(
+            f"The data has classes that the model does not know: {', '.join(unknown[:8])}"
+            f"{' …' if len(unknown) > 8 else ''}. The model knows: {', '.join(classes[:20])}"
+            f"{' …' if len(classes) > 20 else ''}."
+        )
+    table = np.array([classes.index(name) for name in samples.classes], np.int64)
+    return dataclasses.replace(samples, classes=classes, labels=table[samples.labels])
+
+
+def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write a run's report page, from the run's files alone; return its path."""
+    return reporting.write_report(runs.require(run), None if out is None else Path(out))
+
+
+def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> comparing.Comparison:
+    """Compare runs: differences of spec and result, with a paired test on the images that they share."""
+    return comparing.compare([runs.require(run) for run in run_dirs])

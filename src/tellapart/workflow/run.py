@@ -1,0 +1,385 @@
+"""Training from a spec to a measured artifact: train, resume, and the search for a learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import tellapart
+from tellapart import artifact, doctor, packages, recipes, runs
+from tellapart.data import images as decoded
+from tellapart.data import sources
+from tellapart.data.loader import source_sizes
+from tellapart.data.samples import Samples, write_samples
+from tellapart.errors import RunError
+from tellapart.evaluation import metrics, report
+from tellapart.preprocess import denormalise, resize
+from tellapart.spec import Spec, update
+from tellapart.tracking import (
+    Console,
+    CsvTracker,
+    MlflowTracker,
+    TensorBoardTracker,
+    Tracker,
+    Trackers,
+    confusion_image,
+    picture_grid,
+)
+from tellapart.training import checkpoint, loop, lr_finder, setup
+from tellapart.training.distributed import Processes, processes
+from tellapart.training.lr_finder import LrCurve
+from tellapart.workflow.measure import evaluate_set
+
+
+@dataclass(frozen=True)
+class Result:
+    """What training achieved: the run folder, the artifact, the figures, and the split they are of."""
+
+    run: Path
+    artifact: Path
+    split: str
+    metrics: Mapping[str, Any]
+    interrupted: bool = False
+
+
+def make_spec(
+    data: str | os.PathLike[str] | None = None,
+    recipe: str | None = None,
+    spec: Spec | str | os.PathLike[str] | None = None,
+    **changes: Any,
+) -> Spec:
+    """Return the spec of: the defaults or a recipe, a spec or YAML file over it, and ``changes`` over that."""
+    base = recipes.recipe(recipe) if recipe else Spec()
+    if isinstance(spec, Spec):
+        base = spec
+    elif spec is not None:
+        base = runs.read_spec(spec, base)
+    base = update(base, changes)
+    return update(base, {"data.source": os.fspath(data)}) if data is not None else base
+
+
+def train(
+    data: str | os.PathLike[str] | None = None,
+    *,
+    recipe: str | None = None,
+    spec: Spec | str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    **changes: Any,
+) -> Result:
+    """Train a classifier and measure it.
+
+    Args:
+        data: folder, list, archive, annotation file or name; the embedded digits where None.
+        recipe: name of a recipe to start from.
+        spec: a Spec, or the path of a YAML file.
+        quiet: no progress on standard error.
+        changes: fields of the spec, such as ``training={"epochs": 3}``, ``seed=1`` or ``**{"model.name": "resnet18"}``.
+
+    Raises: errors of ``tellapart.errors``.
+    """
+    wanted = make_spec(data, recipe, spec, **changes)
+    with processes(wanted.training.device) as procs, Console(quiet=quiet or not procs.first) as console:
+        samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.message))
+        prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
+        name = prepared.spec.model.name
+        made = runs.create(wanted.run.dir, name) if procs.first else None
+        folder = procs.from_first(made)
+        assert folder is not None
+        if procs.first:
+            _write_start(folder, prepared, samples)
+        return _run(folder, prepared, procs, console, None)
+
+
+def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
+    """Go on exactly where a run was cut off; of a finished run, return the result. Raises RunError."""
+    folder = runs.require(run)
+    spec = runs.read_spec(folder / runs.SPEC_FILE)
+    with processes(spec.training.device) as procs, Console(quiet=quiet or not procs.first) as console:
+        samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.message))
+        prepared = _in_turn(procs, lambda: _prepare(spec, samples, console))
+        _check_same_samples(folder, prepared)
+        content = checkpoint.load_newest(folder / runs.CHECKPOINTS)
+        if content is None:
+            console.message(f"{folder} has no checkpoint yet: training starts at the beginning.")
+        return _run(folder, prepared, procs, console, content)
+
+
+def _in_turn(procs: Processes, work: Any) -> Any:
+    """Let the first process do what fills caches, and the others then find them."""
+    result = work() if procs.first else None
+    procs.wait()
+    return result if procs.first else work()
+
+
+def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.Prepared:
+    with console.busy("Reading images", len(samples)) as busy:
+        prepared = setup.prepare(spec, samples, busy.advance)
+    if prepared.bad:
+        console.warn(
+            f"{len(prepared.bad)} images cannot be read and are left out, listed in bad-images.csv; the first: "
+            f"{prepared.bad[0].path}: {prepared.bad[0].reason}"
+        )
+    _warn_of_leaks(prepared, console)
+    return prepared
+
+
+def _warn_of_leaks(prepared: setup.Prepared, console: Console) -> None:
+    """Say how many evaluation images are, byte for byte, training images too."""
+    known = set(prepared.train.samples.hashes if prepared.train.samples.hashes is not None else ())
+    for split, images in (("validation", prepared.val), ("test", prepared.test)):
+        if images is None or images.samples.hashes is None or images.samples.boxes is not None:
+            continue
+        copies = sum(value in known for value in images.samples.hashes)
+        if copies:
+            console.warn(
+                f"{copies} of {len(images)} {split} images are also in train, byte for byte; "
+                f"see: tellapart check {prepared.spec.data.source}"
+            )
+
+
+def _all_samples(prepared: setup.Prepared) -> Samples:
+    """Return the samples of all splits that are used, as one table."""
+    parts = [s.samples for s in (prepared.train, prepared.val, prepared.test) if s is not None]
+    columns = ("paths", "labels", "splits", "groups", "boxes", "hashes")
+    joined: dict[str, Any] = {
+        name: None
+        if getattr(parts[0], name) is None
+        else np.concatenate([getattr(part, name) for part in parts])
+        for name in columns
+    }
+    return dataclasses.replace(parts[0], pixels=None, keys=None, **joined)
+
+
+def _write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> None:
+    source = prepared.spec.data.source
+    absolute = os.path.abspath(source) if os.path.exists(source) else source
+    spec = update(prepared.spec, {"data.source": absolute})
+    runs.write_spec(spec, folder / runs.SPEC_FILE)
+    write_samples(_all_samples(prepared), folder / "samples.csv")
+    decoded.write_bad_images(prepared.bad, folder / "bad-images.csv")
+    environment = doctor.examine().to_dict()
+    runs.write_json(folder / "environment.json", environment)
+
+
+def _check_same_samples(folder: Path, prepared: setup.Prepared) -> None:
+    """Raise RunError where the images are not those that the run began with."""
+    now = folder / "samples.csv.now"
+    write_samples(_all_samples(prepared), now)
+    try:
+        with open(now, "rb") as new, open(folder / "samples.csv", "rb") as old:
+            for number, (ours, theirs) in enumerate(zip(new, old, strict=False)):
+                if ours != theirs:
+                    raise RunError(
+                        f"The data of {folder} is not what it was: line {number + 1} of samples.csv was "
+                        f"{theirs.decode(errors='replace').strip()!r} and would be "
+                        f"{ours.decode(errors='replace').strip()!r}. Restore the data, or train anew."
+                    )
+            if new.read(1) or old.read(1):
+                raise RunError(f"The data of {folder} has more or fewer images than it had. Train anew.")
+    finally:
+        now.unlink()
+
+
+class _RunReporter:
+    """Tells the console and the trackers what the loop reports, and keeps the artifact up to date."""
+
+    def __init__(self, console: Console, tracker: Tracker, every: int) -> None:
+        self.console, self.tracker, self.every = console, tracker, every
+        self.keep: Any = None
+        self.started = time.monotonic()
+
+    def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
+        self.console.start(epochs, steps_per_epoch, first_step)
+
+    def message(self, text: str) -> None:
+        self.console.message(text)
+
+    def warn(self, text: str) -> None:
+        self.console.warn(text)
+
+    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+        self.console.step(epoch, step, loss, accuracy, images_per_second, self.every)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.tracker.log(step, values)
+
+    def epoch_done(self, epoch: int, values: Mapping[str, float], best: bool) -> None:
+        shown = {name.replace("epoch-", ""): value for name, value in values.items()}
+        self.console.epoch_done(epoch, shown, best and "val/loss" in values)
+        if best:
+            self.keep()
+
+
+def _trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool) -> Tracker:
+    if not first:
+        return Trackers([])
+    kept: list[Tracker] = [CsvTracker(folder / "metrics.csv", resume_step)]
+    if spec.run.tensorboard and packages.installed("tensorboard"):
+        kept.append(TensorBoardTracker(folder / "tensorboard", resume_step))
+    if spec.run.mlflow:
+        kept.append(MlflowTracker(folder.name, resume_step=resume_step))
+    return Trackers(kept)
+
+
+def _run(
+    folder: Path,
+    prepared: setup.Prepared,
+    procs: Processes,
+    console: Console,
+    content: dict[str, Any] | None,
+) -> Result:
+    spec = prepared.spec
+    if spec.training.threads:
+        torch.set_num_threads(spec.training.threads)
+    model, architecture, info = setup.build_model(prepared)
+    weights_info: Mapping[str, Any] = info.to_dict() if info else {}
+    if info:
+        console.message(f"Weights: {info.source}, licence: {info.licence or 'unknown'}")
+        if info.non_commercial:
+            console.warn(f"The licence of these weights ({info.licence}) forbids commercial use.")
+    card = artifact.Card(
+        architecture=architecture,
+        classes=prepared.classes,
+        preprocessing=prepared.contract,
+        weights=weights_info,
+        versions={
+            "tellapart": tellapart.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
+    plan = setup.plan(prepared, model, procs)
+    tracker = _trackers(spec, folder, content["progress"]["step"] if content else None, procs.first)
+    every = spec.run.log_every or max(1, plan.steps_per_epoch // 10)
+    reporter = _RunReporter(console, tracker, every)
+    trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter)
+    reporter.keep = lambda: artifact.save(folder / artifact.FILE_NAME, trainer.weights(), card)
+    if content is not None:
+        trainer.restore(content)
+    elif procs.first:
+        console.message(_headline(prepared, architecture.name, plan))
+        tracker.image(0, "train/images", _picture_grid(prepared))
+    try:
+        progress = trainer.run()
+        if not progress.finished:
+            console.message(f"Stopped after step {progress.step}. To go on: tellapart resume {folder}")
+            return Result(folder, folder / artifact.FILE_NAME, "", {}, interrupted=True)
+        if not procs.first:
+            return Result(folder, folder / artifact.FILE_NAME, "", {})
+        assert trainer.best is not None
+        artifact.save(folder / artifact.FILE_NAME, trainer.best, card)
+        return _finish(folder, prepared, card, progress, console, tracker, procs.device)
+    finally:
+        tracker.close()
+
+
+def _headline(prepared: setup.Prepared, name: str, plan: loop.Plan) -> str:
+    parts = [f"{len(prepared.train):,} train"]
+    parts += [f"{len(s):,} {n}" for n, s in (("val", prepared.val), ("test", prepared.test)) if s is not None]
+    count = sum(p.numel() for p in plan.model.parameters())
+    size = f"{prepared.contract.size}x{prepared.contract.size}x{prepared.contract.channels}"
+    return (
+        f"{name}, {count:,} parameters; {len(prepared.classes)} classes; images of {size}: {', '.join(parts)}"
+    )
+
+
+def _picture_grid(prepared: setup.Prepared, count: int = 16) -> Any:
+    """Return training pictures as the network sees them, after augmentation."""
+    _, after, labels = augmented_pictures(prepared, count)
+    return picture_grid(after, [prepared.classes[label] for label in labels])
+
+
+def augmented_pictures(prepared: setup.Prepared, count: int, seed: int = 0) -> tuple[Any, Any, Any]:
+    """Return pictures before (as evaluation sees them) and after augmentation, uint8 [n, H, W, C], and labels."""
+    images = prepared.train
+    rows = np.random.default_rng(prepared.spec.seed).permutation(len(images))[:count].astype(np.int64)
+    batch = images.batch(np.sort(rows))
+    params = prepared.augment.draw(batch.count, source_sizes(batch), torch.Generator().manual_seed(seed))
+    after = denormalise(prepared.augment.apply(batch.images, batch.sizes, params), prepared.contract)
+    before = [resize(images.store.image(int(images.rows[row])), prepared.contract) for row in np.sort(rows)]
+    return np.stack(before), after.numpy(), batch.labels.numpy()
+
+
+def _finish(
+    folder: Path,
+    prepared: setup.Prepared,
+    card: artifact.Card,
+    progress: loop.Progress,
+    console: Console,
+    tracker: Tracker,
+    device: torch.device,
+) -> Result:
+    """Measure the artifact as it lies on the disk, on every split that played no part in training."""
+    predictor = artifact.open_model(folder, device)
+    scores: dict[str, Any] = {"epoch": progress.best_epoch + 1}
+    final = ""
+    for split, images in (("val", prepared.val), ("test", prepared.test)):
+        if images is not None:
+            evaluation = evaluate_set(predictor, images, split, folder, console)
+            scores[split] = _brief(evaluation)
+            final = split
+            tracker.log(progress.step, {f"final/{split}-accuracy": evaluation.accuracy})
+            if len(prepared.classes) <= 100:
+                tracker.image(
+                    progress.step, f"{split}/confusion", confusion_image(evaluation.confusion, card.classes)
+                )
+    artifact.save(
+        folder / artifact.FILE_NAME, artifact.read_state(folder), artifact.with_scores(card, scores)
+    )
+    if prepared.spec.run.report:
+        report.write_report(folder)
+    return Result(folder, folder / artifact.FILE_NAME, final, scores.get(final, {}))
+
+
+def _brief(evaluation: metrics.Evaluation) -> dict[str, Any]:
+    """Return the few figures of an evaluation that go into the artifact and the summary."""
+    return {
+        "n": evaluation.n,
+        "accuracy": evaluation.accuracy,
+        "accuracy_interval": list(evaluation.accuracy_interval),
+        "macro_f1": evaluation.macro.f1,
+        "balanced_accuracy": evaluation.balanced_accuracy,
+        "loss": evaluation.loss,
+    }
+
+
+def find_lr(
+    data: str | os.PathLike[str] | None = None,
+    *,
+    recipe: str | None = None,
+    spec: Spec | str | os.PathLike[str] | None = None,
+    steps: int = 100,
+    quiet: bool = False,
+    **changes: Any,
+) -> LrCurve:
+    """Train while the learning rate rises, and return the losses and a rate that suits (Smith, 2015).
+
+    Nothing is written. Arguments as for ``train``.
+    """
+    wanted = make_spec(data, recipe, spec, **changes)
+    with processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
+        samples = sources.open_source(wanted.data, console.message)
+        prepared = _prepare(wanted, samples, console)
+        model, _, _ = setup.build_model(prepared)
+        plan = setup.plan(prepared, model, procs)
+        trainer = loop.Trainer(plan, procs, Path(os.devnull), _RunReporter(console, Trackers([]), 0))
+        with console.busy("Testing learning rates", steps) as busy:
+            return lr_finder.find_lr(_counted(trainer.steps_at(), busy.advance), steps)
+
+
+def _counted(step: Any, advance: Any) -> Any:
+    def call(lr: float) -> float:
+        advance(1)
+        loss: float = step(lr)
+        return loss
+
+    return call

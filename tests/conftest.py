@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's own cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def draw(label: int, number: int, size: int = 16, channels: int = 3) -> np.ndarray:
+    """A picture that can be told apart: stripes whose direction and colour depend on the label, and noise."""
+    rng = np.random.default_rng([label, number])
+    y, x = np.mgrid[:size, :size]
+    wave = np.sin((x * np.cos(label) + y * np.sin(label)) * 1.3 + rng.uniform(0, 6))
+    tint = np.array([(label * 67) % 255, (label * 131 + 40) % 255, (label * 29 + 90) % 255])
+    image = 128 + 40 * wave[..., None] + (tint - 128) * 0.3 + rng.normal(0, 25, (size, size, 3))
+    return np.clip(image, 0, 255).astype(np.uint8)[..., :channels]
+
+
+@pytest.fixture(scope="session")
+def make_folder() -> Callable[..., Path]:
+    """Return a function that writes CLASS/*.png (below each split where there are any) and returns the root."""
+
+    def make(
+        root: Path,
+        classes: tuple[str, ...] = ("ant", "bee", "cat"),
+        count: int = 12,
+        splits: tuple[str, ...] = (),
+        size: int = 16,
+    ) -> Path:
+        for part, split in enumerate(splits or ("",)):
+            for label, name in enumerate(classes):
+                folder = root / split / name
+                folder.mkdir(parents=True, exist_ok=True)
+                for number in range(count):
+                    picture = draw(label, number + 1000 * part, size)
+                    Image.fromarray(picture).save(folder / f"{number:03d}.png")
+        return root
+
+    return make
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs the program in a process of its own, in tmp_path."""
+
+    def run(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+        return subprocess.run(
+            [sys.executable, "-m", "tellapart", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            **options,  # type: ignore[call-overload]
+        )
+
+    return run
