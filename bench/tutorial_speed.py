@@ -25,6 +25,7 @@ from PIL import Image
 from tellapart import packages, recipes
 from tellapart.data import sources
 from tellapart.data.samples import Samples
+from tellapart.devices import tune_allocator
 from tellapart.models import zoo
 from tellapart.spec import Spec, update
 from tellapart.training import loop, setup
@@ -109,6 +110,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--recipes", nargs="+", default=["tutorial", "tutorial-cnn"])
     args = parser.parse_args()
+    tune_allocator()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.images} images a round\n")
     print(
         f"{'recipe':<14}{'tutorial img/s':>16}{'tellapart img/s':>17}{'ratio':>8}{'lowest':>8}{'highest':>9}"

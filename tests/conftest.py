@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -68,5 +69,63 @@ def run_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             check=False,
             **options,  # type: ignore[call-overload]
         )
+
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished run and the folder train/val/test/CLASS/*.png that it was trained on."""
+
+    data: Path
+    run: Path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, make_folder: Callable[..., Path]) -> Trained:
+    """Train a small network once for all tests that only look at the result; they must not change it."""
+    import tellapart
+
+    root = tmp_path_factory.mktemp("trained")
+    data = make_folder(root / "data", splits=("train", "val", "test"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        result = tellapart.train(
+            data,
+            quiet=True,
+            model={"name": "simple-cnn"},
+            training={"epochs": 2, "batch_size": 8},
+            augment={"preset": "none"},
+            run={"dir": str(root / "run"), "tensorboard": False},
+        )
+    return Trained(data, result.run)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a command returned and printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Answer]:
+    """Return a function that runs the program in this process, in tmp_path: seconds faster than run_cli."""
+    from tellapart import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> Answer:
+        capsys.readouterr()
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as stop:  # the parser's way out
+            code = 0 if stop.code is None else stop.code
+        captured = capsys.readouterr()
+        return Answer(code, captured.out, captured.err)
 
     return run

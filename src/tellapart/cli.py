@@ -8,6 +8,7 @@ standard output, everything else to standard error. Exit codes: 0 done, 1 failed
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from tyro.conf import Positional
 
 import tellapart
 from tellapart.errors import SpecError, TellapartError, UserError, did_you_mean
-from tellapart.spec import Spec
+from tellapart.spec import Spec, flatten, update
 
 if TYPE_CHECKING:
     from tellapart.evaluation.metrics import Evaluation
@@ -367,7 +368,7 @@ def _check(args: Check) -> int:
     print(json.dumps(health.to_dict(), ensure_ascii=False) if args.as_json else render(health))
     if args.html:
         print(f"Page: {args.html}", file=sys.stderr)
-    return 0
+    return health.exit_code
 
 
 def _models(args: Models) -> int:
@@ -466,9 +467,24 @@ def _defaults(kind: type[T], argv: Sequence[str]) -> T | None:
     return kind(spec=base)
 
 
+def _check_choices(argv: Sequence[str]) -> None:
+    """Answer an impossible word for a field of the spec as YAML's is answered: with the nearest valid one."""
+    fields = flatten(Spec())
+    for place, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or "." not in name or not isinstance(fields.get(name), str):
+            continue
+        if equals or place + 1 < len(argv):
+            update(Spec(), {name: value if equals else argv[place + 1]})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # names of files may be in no encoding that the terminal knows
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -493,6 +509,7 @@ def _run(words: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"There is no command {name!r}. {did_you_mean(name, COMMANDS)}")
     kind, call = COMMANDS[name]
+    _check_choices(rest)
     default = _defaults(kind, rest)
     options: dict[str, Any] = {} if default is None else {"default": default}
     args = tyro.cli(kind, prog=f"tellapart {name}", args=rest, **options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+from collections.abc import Iterator
 
 import torch
 
@@ -52,6 +53,18 @@ def tune_allocator() -> None:
         if hasattr(libc, "gnu_get_libc_version"):
             libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
             libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+@contextlib.contextmanager
+def plain_kernels(wanted: bool) -> Iterator[None]:
+    """While entered, let torch compute convolutions on the CPU without oneDNN, where ``wanted``."""
+    before = torch.backends.mkldnn.enabled
+    if wanted:
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 def seed_device(device: torch.device, seed: int) -> None:

@@ -66,7 +66,7 @@ def did_you_mean(name: str, valid: Iterable[str], limit: int = 12) -> str:
     >>> did_you_mean("resnet", ["resnet18", "vgg11"])
     "Did you mean 'resnet18'? Valid: resnet18, vgg11."
     """
-    names = list(valid)
+    names = list(dict.fromkeys(valid))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     parts = []
     if close:

@@ -221,11 +221,11 @@ class ModelSpec(Section):
     finetune: Literal["auto", "full", "head", "staged"] = "auto"
     """With weights: train all layers, only the new head, or the head first and deeper blocks later."""
     unfreeze: tuple[int, ...] = ()
-    """Staged: the epochs at which the next deeper block begins to train; empty: spread over the first half."""
+    """Staged: epochs (from 0) that each free the next of up to 6 stages; empty: spread over the first half."""
     layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
     """Learning rate of each block, as a part of that of the block above it."""
     dropout: Annotated[float, Range(0, 0.95)] = 0.0
-    """Dropout before the head (and after the blocks of simple-cnn)."""
+    """Dropout before the head (and after the blocks of simple-cnn); 0: timm's models keep their own."""
     drop_path: Annotated[float, Range(0, 0.95)] = 0.0
     """Stochastic depth, where the model has it."""
     batch_norm: bool = False

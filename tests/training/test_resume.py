@@ -22,7 +22,7 @@ FLAGS = {
     "plain": [
         "--model.name", "simple-cnn", "--model.dropout", "0.2", "--model.batch-norm", "--training.ema", "0.9",
         "--augment.preset", "cifar", "--augment.mixup", "0.2", "--training.schedule", "plateau",
-        "--training.patience", "5", "--training.optimizer", "adamw",
+        "--training.patience", "11", "--training.optimizer", "adamw",
     ],
     "staged": [
         "--model.name", "simple-cnn", "--model.weights", "{start}", "--model.finetune", "staged",
@@ -34,7 +34,7 @@ FLAGS = {
 
 def _train(data: Path, run: Path, flags: list[str], *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "tellapart", "train", str(data), "--run.dir", str(run), "--training.epochs", "5",
+        sys.executable, "-m", "tellapart", "train", str(data), "--run.dir", str(run), "--training.epochs", "12",
         "--training.batch-size", "4", "--run.no-tensorboard", "--run.checkpoint-minutes", "0.001",
         "--run.no-report", *flags, *more,
     ]  # fmt: skip
@@ -51,15 +51,15 @@ def _finish(command: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _kill_while_training(command: list[str], run: Path, wait: float) -> bool:
-    """Start, let it get to training, kill it ``wait`` seconds later; return whether it was still running."""
+def _kill_while_training(command: list[str], run: Path, checkpoints: int, wait: float) -> bool:
+    """Start, kill ``wait`` seconds after so many new checkpoints; return whether it was still running."""
     process = subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     before = {path.name for path in checkpoint.existing(run / "checkpoint")}
+    seen: set[str] = set()
     give_up = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < give_up:
-        if {path.name for path in checkpoint.existing(run / "checkpoint")} - before:
-            break
-        time.sleep(0.005)
+    while process.poll() is None and time.monotonic() < give_up and len(seen) < checkpoints:
+        seen |= {path.name for path in checkpoint.existing(run / "checkpoint")} - before
+        time.sleep(0.002)
     time.sleep(wait)
     alive = process.poll() is None
     process.send_signal(signal.SIGKILL)
@@ -82,8 +82,8 @@ def test_killed_runs_end_with_the_same_bytes(
     _finish(_train(data, uncut, flags))
     chance = random.Random(kind)
     command, kills = _train(data, cut, flags), 0
-    for _ in range(4):
-        kills += _kill_while_training(command, cut, chance.uniform(0, 0.5))
+    for _ in range(3):
+        kills += _kill_while_training(command, cut, chance.randint(1, 3), chance.uniform(0, 0.08))
         command = [sys.executable, "-m", "tellapart", "resume", str(cut)]
     assert kills >= 2, "the run ended before it could be cut off often enough"
     _finish(command)

@@ -35,11 +35,14 @@ class ImageSet:
 
     def batch(self, chosen: npt.NDArray[np.int64], rank: int = 0, world: int = 1) -> RawBatch:
         """Return process ``rank``'s contiguous part of the images and labels at the positions ``chosen``."""
-        bounds = np.linspace(0, len(chosen), world + 1).round().astype(int)
-        start, stop = int(bounds[rank]), int(bounds[rank + 1])
-        images = self.store.batch(self.rows[chosen[start:stop]])
-        labels = torch.from_numpy(self.samples.labels[chosen[start:stop]])
-        return RawBatch(images, labels, self.store.sizes(self.rows[chosen]), start, len(chosen))
+        count = len(chosen)
+        start, stop = -(-count * rank // world), -(-count * (rank + 1) // world)
+        filler = start == stop
+        rows = self.rows[chosen]
+        ours = slice(start - 1, stop) if filler else slice(start, stop)
+        images = self.store.batch(rows[ours])
+        labels = torch.from_numpy(self.samples.labels[chosen[ours]])
+        return RawBatch(images, labels, self.store.sizes(rows), ours.start, count, filler)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class RawBatch:
 
     images: uint8 [B, H, W, C]; labels: int64 [B]; sizes: int64 [count, 2], height and width of every image of the
     global batch, or None where each fills the canvas; start: place of the first image in the global batch;
-    count: size of the global batch.
+    count: size of the global batch; filler: whether the batch is too small for all processes and this one's
+    image does not count.
     """
 
     images: torch.Tensor
@@ -56,6 +60,7 @@ class RawBatch:
     sizes: torch.Tensor | None
     start: int
     count: int
+    filler: bool = False
 
     def to(self, device: torch.device) -> RawBatch:
         """Return the batch on ``device`` (sizes stay on the CPU, where augmentation draws)."""

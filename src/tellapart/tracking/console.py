@@ -46,6 +46,11 @@ class Console:
         self._drawn_at = 0.0
         self._printed_step = 0
 
+    @property
+    def interactive(self) -> bool:
+        """Whether somebody watches: bars on a terminal, not lines."""
+        return self._rich is not None
+
     def __enter__(self) -> Console:
         return self
 

@@ -14,22 +14,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 
-from tellapart.data.loader import ImageSet, RawBatch, batches
-from tellapart.devices import is_out_of_memory, release, seed_device
+from tellapart.data.loader import RawBatch, batches
+from tellapart.devices import plain_kernels
 from tellapart.errors import TrainingError
 from tellapart.models import heads
-from tellapart.spec import Spec
 from tellapart.training import checkpoint, sampling
 from tellapart.training.distributed import Processes
-from tellapart.training.ema import Ema
 from tellapart.training.interrupt import Interrupt
-from tellapart.training.objectives import Objective, Prepared
 from tellapart.training.optim import set_lr
-from tellapart.training.schedule import Schedule
+from tellapart.training.step import Plan, Stepper
+from tellapart.training.tally import Tally
 
 State = dict[str, torch.Tensor]
 _AGREE_EVERY = 20  # steps between the moments when several processes agree to stop or to save
@@ -58,23 +56,6 @@ class Reporter(Protocol):
 
 
 @dataclass
-class Plan:
-    """All that training needs, put together by ``setup``."""
-
-    spec: Spec
-    model: torch.nn.Module
-    blocks: list[list[str]]
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    train: ImageSet
-    validate: Callable[[torch.nn.Module], dict[str, float]] | None
-    steps_per_epoch: int
-    ema: Ema | None = None
-    scaler: torch.amp.GradScaler | None = None
-
-
-@dataclass
 class Progress:
     """Where the run stands; plain values, saved with every checkpoint."""
 
@@ -92,16 +73,6 @@ class Progress:
     window: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # since the last logged line
 
 
-def step_seed(seed: int, step: int, stream: int) -> int:
-    """Return a well-mixed 63-bit seed of (seed, step, stream), by the finaliser of SplitMix64 (Steele et al. 2014)."""
-    z = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB + 1) & (
-        2**64 - 1
-    )
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-    return (z ^ (z >> 31)) >> 1
-
-
 class Trainer:
     """Runs a plan to its end, or to where it is interrupted."""
 
@@ -111,22 +82,16 @@ class Trainer:
         self.device = processes.device
         self.progress = Progress()
         self.best: State | None = None
-        self.generator = torch.Generator()
-        self.buffers = list(plan.model.buffers())
-        self.network: torch.nn.Module = plan.model
         self.depth = 0
-        local = math.ceil(self.training.batch_size / processes.world)
-        self.progress.micro = max(1, math.ceil(local / self.training.accumulate))
+        self.stepper = Stepper(plan, processes, report.warn)
         self.log_every = self.spec.run.log_every or max(1, plan.steps_per_epoch // 10)
-        self.amp_dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[
-            self.training.precision
-        ]
+        self.tally = Tally(self.device, self.progress.sums, self.progress.window)
 
     def run(self) -> Progress:
         """Train until the last epoch, early stopping, or an interruption. Raises TrainingError."""
         epochs = self.training.epochs
         self.report.start(epochs, self.plan.steps_per_epoch, self.progress.step)
-        with Interrupt() as interrupt:
+        with Interrupt() as interrupt, plain_kernels(self.plan.plain_kernels):
             self._saved_at = time.monotonic()
             while self.progress.epoch < epochs and not self.progress.finished:
                 self._set_stage()
@@ -148,18 +113,18 @@ class Trainer:
         heads.train_mode(plan.model)
         started, seen, shown, before = time.perf_counter(), 0, 0.0, progress.seconds
         rank, world = self.processes.rank, self.processes.world
-        sums = self._sums = (
-            torch.tensor([progress.sums, progress.window], dtype=torch.float64)
-            .to(torch.float32 if self.device.type == "mps" else torch.float64)
-            .to(self.device)
-        )
+        tally = self.tally = Tally(self.device, progress.sums, progress.window)
         for index, batch in batches(
             plan.train, order, self.training.batch_size, progress.step_in_epoch, rank, world
         ):
             factor = plan.schedule.factor(progress.step)
             set_lr(plan.optimizer, self.training.lr, factor)
             logging = (index + 1) % self.log_every == 0 or index + 1 == plan.steps_per_epoch
-            norm = self._take_step(batch.to(self.device), sums, logging)
+            try:
+                outcome = self.stepper.take(batch.to(self.device), progress.step, logging)
+            except FloatingPointError:
+                self._not_finite()
+            tally.add(outcome.loss, outcome.right, 0 if batch.filler else len(batch.labels))
             progress.step += 1
             progress.step_in_epoch = index + 1
             seen += batch.count
@@ -168,13 +133,13 @@ class Trainer:
             rate = seen / max(now - started, 1e-9)
             if now - shown > 0.1 or logging:
                 shown = now
-                self._show(sums, rate)
+                self._show(rate)
             if logging:
-                self._log(sums, norm, factor, rate)
+                self._log(outcome.norm, factor, rate)
             if not self._go_on(interrupt, index + 1 == plan.steps_per_epoch):
                 return False
-        self._check_finite(sums)
-        progress.sums, progress.window = sums.tolist()
+        self._check_finite()
+        progress.sums, progress.window = tally.read()
         return True
 
     def _go_on(self, interrupt: Interrupt, last: bool) -> bool:
@@ -185,109 +150,9 @@ class Trainer:
         save = self.processes.any(minutes >= self.spec.run.checkpoint_minutes)
         stop = self.processes.any(interrupt.asked)
         if stop or (save and not last):
-            self._check_finite(self._sums)
+            self._check_finite()
             self.save()
         return not stop
-
-    # One step
-
-    def _take_step(self, batch: RawBatch, sums: torch.Tensor, measure: bool) -> float:
-        """Compute gradients, halving the micro-batch while memory does not suffice, and update the weights."""
-        plan, step, rank = self.plan, self.progress.step, self.processes.rank
-        kept = [buffer.clone() for buffer in self.buffers] if self.buffers else []
-        while True:
-            short: str | None = None
-            prepared: Prepared | None = None
-            self.generator.manual_seed(step_seed(self.spec.seed, step, 0))
-            seed_device(self.device, step_seed(self.spec.seed, step, 1 + rank))
-            plan.optimizer.zero_grad(set_to_none=True)
-            try:
-                prepared = plan.objective.prepare(batch, self.generator, self.progress.micro)
-                outcome = self._backward(prepared, batch.count)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                short = str(error)
-            if short is None:
-                break
-            del prepared  # outside of the handler, whose traceback holds the step's tensors
-            self._halve(short)
-            for buffer, old in zip(self.buffers, kept, strict=True):
-                buffer.copy_(old)
-        sums += outcome
-        if self.device.type == "cpu" and not math.isfinite(outcome[0].item()):
-            self._not_finite()
-        return self._update(measure)
-
-    def _backward(self, prepared: Prepared, count: int) -> torch.Tensor:
-        """Add up the gradients of the mean loss over the global batch; return sums of loss, right, seen [3]."""
-        plan, micro, world = self.plan, self.progress.micro, self.processes.world
-        total = len(prepared)
-        sums: torch.Tensor | None = None
-        for start in range(0, max(total, 1), micro):
-            part = prepared.part(start, start + micro)
-            last = start + micro >= total
-            with self._no_sync(not last), self._autocast():
-                losses, right = plan.objective(self.network, part)
-                loss = losses.sum() * (world / count)
-                (plan.scaler.scale(loss) if plan.scaler else loss).backward()
-            part_sums = torch.stack([losses.detach().sum(), right.to(losses.dtype)])
-            sums = part_sums if sums is None else sums + part_sums
-        assert sums is not None
-        return torch.cat([sums, sums.new_full((1,), total)])
-
-    def _update(self, measure: bool) -> float:
-        """Step the optimizer; return the gradient's norm where it was computed, else NaN."""
-        plan, clip, norm = self.plan, self.training.clip_norm, math.nan
-        if plan.scaler and (clip or measure):
-            plan.scaler.unscale_(plan.optimizer)
-        if clip:
-            norm = float(torch.nn.utils.clip_grad_norm_(plan.model.parameters(), clip))
-        elif measure:
-            gradients = [p.grad for p in plan.model.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-        if plan.scaler:
-            plan.scaler.step(plan.optimizer)
-            plan.scaler.update()
-        else:
-            plan.optimizer.step()
-        if plan.ema:
-            plan.ema.update(plan.model)
-        return norm
-
-    def _halve(self, error: str) -> None:
-        """Halve the micro-batch; raise TrainingError where that cannot help."""
-        micro = self.progress.micro
-        if micro == 1:
-            raise TrainingError(
-                f"Out of memory with a single image at a time. Use a smaller model or --input.size. ({error})"
-            )
-        if self.processes.world > 1:
-            raise TrainingError(
-                f"Out of memory in process {self.processes.rank}. With several processes the micro-batch is not "
-                f"halved by itself; use --training.accumulate {self.training.accumulate * 2}. ({error})"
-            )
-        first = micro == math.ceil(self.training.batch_size / self.training.accumulate)
-        self.progress.micro = math.ceil(micro / 2)
-        release(self.device)
-        if first:
-            self.report.warn(
-                f"Out of memory: a step's {self.training.batch_size} images are now computed in smaller parts "
-                "(halved until they fit); the effective batch stays the same."
-            )
-
-    @contextlib.contextmanager
-    def _no_sync(self, active: bool) -> Iterator[None]:
-        if active and isinstance(self.network, torch.nn.parallel.DistributedDataParallel):
-            with self.network.no_sync():
-                yield
-        else:
-            yield
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.amp_dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.amp_dtype)
 
     def steps_at(self) -> Callable[[float], float]:
         """Return a function that takes one step at a learning rate and returns its loss, for the range test."""
@@ -305,13 +170,13 @@ class Trainer:
 
         def step(lr: float) -> float:
             set_lr(self.plan.optimizer, lr, 1.0)
-            sums = torch.zeros(2, 3, device=self.device)
+            batch = next(source).to(self.device)
             try:
-                self._take_step(next(source).to(self.device), sums, False)
-            except TrainingError:  # the test goes up to where training diverges
+                outcome = self.stepper.take(batch, self.progress.step, False)
+            except FloatingPointError:  # the test goes up to where training diverges
                 return math.inf
             self.progress.step += 1
-            return float(sums[0, 0] / sums[0, 2])
+            return float(outcome.loss) / batch.count
 
         return step
 
@@ -333,10 +198,11 @@ class Trainer:
             )
         self.depth = depth
         heads.set_trainable(model, blocks, depth)
-        self.network = torch.compile(model) if self.training.compile else model  # type: ignore[assignment]
+        network: Any = torch.compile(model) if self.training.compile else model
         if self.processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.network = torch.nn.parallel.DistributedDataParallel(self.network, device_ids=ids)
+            network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
+        self.stepper.network = network
 
     def _end_epoch(self) -> None:
         progress, plan = self.progress, self.plan
@@ -398,16 +264,16 @@ class Trainer:
     def _lr(self) -> float:
         return max(float(group["lr"]) for group in self.plan.optimizer.param_groups)
 
-    def _show(self, sums: torch.Tensor, rate: float) -> None:
+    def _show(self, rate: float) -> None:
         if self.processes.first:
-            loss_sum, right, seen = sums[0].tolist()
+            loss_sum, right, seen = self.tally.read()[0]
             seen = max(seen, 1)
             self.report.step(
                 self.progress.epoch, self.progress.step_in_epoch, loss_sum / seen, right / seen, rate
             )
 
-    def _log(self, sums: torch.Tensor, norm: float, factor: float, rate: float) -> None:
-        loss_sum, right, seen = sums[1].tolist()
+    def _log(self, norm: float, factor: float, rate: float) -> None:
+        loss_sum, right, seen = self.tally.read()[1]
         values = {
             "train/loss": loss_sum / max(seen, 1),
             "train/accuracy": right / max(seen, 1),
@@ -416,16 +282,16 @@ class Trainer:
         }
         if not math.isnan(norm):
             values["train/grad-norm"] = norm
-        self._check_finite(sums)
-        sums[1] = 0
+        self._check_finite()
+        self.tally.clear_window()
         if self.processes.first:
             self.report.log(self.progress.step, values)
 
-    def _check_finite(self, sums: torch.Tensor) -> None:
-        if not bool(torch.isfinite(sums[0, 0])):
+    def _check_finite(self) -> None:
+        if not math.isfinite(self.tally.read()[0][0]):
             self._not_finite()
 
-    def _not_finite(self) -> None:
+    def _not_finite(self) -> NoReturn:
         """Stop with what can be said about a loss that is NaN or infinite."""
         bad = [n for n, p in self.plan.model.named_parameters() if not bool(torch.isfinite(p).all())]
         where = f"weights are not finite either (first: {bad[0]})" if bad else "the weights are still finite"
@@ -443,8 +309,10 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint (the first process does)."""
         plan = self.plan
-        if self.progress.step_in_epoch:
-            self.progress.sums, self.progress.window = self._summed()
+        if self.progress.step_in_epoch:  # the file has the sums of all processes; each goes on with its own
+            sums = torch.tensor(self.tally.read(), device=self.device)
+            self.progress.sums, self.progress.window = self.processes.total(sums).tolist()
+        self.progress.micro = self.stepper.micro
         if self.processes.first:
             content = {
                 "model": plan.model.state_dict(),
@@ -458,11 +326,6 @@ class Trainer:
             checkpoint.save(self.folder, self.progress.step, content)
         self._saved_at = time.monotonic()
 
-    def _summed(self) -> list[list[float]]:
-        """Return the epoch's sums over all processes, to be saved; each process keeps its own."""
-        summed: list[list[float]] = self.processes.total(self._sums.clone()).tolist()
-        return summed
-
     def restore(self, content: dict[str, Any]) -> None:
         """Take up a checkpoint's state."""
         plan = self.plan
@@ -474,6 +337,7 @@ class Trainer:
         if plan.scaler:
             plan.scaler.load_state_dict(content["scaler"])
         self.progress = Progress(**content["progress"])
+        self.stepper.micro = self.progress.micro
         self.best = content["best"]
         if not self.processes.first:  # the first process carries the sums of all
             self.progress.sums, self.progress.window = [0.0] * 3, [0.0] * 3

@@ -60,7 +60,8 @@ class Supervised:
 
     def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Prepared:
         """See Objective. MixUp and CutMix mix within one process's part of the batch."""
-        params = self.augment.draw(batch.count, source_sizes(batch), generator)
+        sizes = source_sizes(batch) if self.augment.needs_large_source else None
+        params = self.augment.draw(batch.count, sizes, generator)
         first, count = batch.start, len(batch.labels)
         parts = []
         for start in range(0, count, micro):

@@ -37,12 +37,15 @@ def resolve_model(spec: ModelSpec, seen: Look, train_count: int) -> ModelSpec:
             name, source = "timm/tf_efficientnet_lite0", "efficientnet-lite0"
         else:
             name = "fast-cnn"
+    name, tag = zoo.split_tag(name)
+    if tag and source in ("auto", "pretrained"):  # timm's tags name weights: resnet18.a1_in1k
+        source = tag
     source = "none" if source == "auto" else source
     finetune = spec.finetune
     if finetune == "auto":
         few = chosen_here and source != "none" and train_count < FEW_IMAGES
         finetune = "head" if few else "full"
-    return dataclasses.replace(spec, name=zoo.resolve(name), weights=source, finetune=finetune)
+    return dataclasses.replace(spec, name=name, weights=source, finetune=finetune)
 
 
 def resolve_input(

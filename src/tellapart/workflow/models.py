@@ -77,7 +77,7 @@ def import_weights(
     name = zoo.resolve(spec.model.name)
     channels = spec.input.channels or len(spec.input.mean)
     size = spec.input.size or zoo.default_size(name) or 32
-    stem = zoo.choose_stem(name, size) if spec.model.stem == "auto" else spec.model.stem
+    stem = zoo.choose_stem(name, size, os.fspath(file)) if spec.model.stem == "auto" else spec.model.stem
     architecture = zoo.Architecture(
         name, len(classes), channels=channels, size=size, batch_norm=spec.model.batch_norm, stem=stem
     )

@@ -37,7 +37,10 @@ from tellapart.tracking import (
 from tellapart.training import checkpoint, loop, lr_finder, setup
 from tellapart.training.distributed import Processes, processes
 from tellapart.training.lr_finder import LrCurve
+from tellapart.training.step import Plan
 from tellapart.workflow.measure import evaluate_set
+
+PLAIN_PAUSE = 5.0  # seconds between lines where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,10 @@ def _write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> No
     runs.write_spec(spec, folder / runs.SPEC_FILE)
     write_samples(_all_samples(prepared), folder / "samples.csv")
     decoded.write_bad_images(prepared.bad, folder / "bad-images.csv")
-    environment = doctor.examine().to_dict()
+    if samples.conflicts:
+        lines = [f"{item.path},{' | '.join(item.labels)}" for item in samples.conflicts]
+        runs.write_text(folder / "conflicts.csv", "\n".join(["path,labels", *lines]) + "\n")
+    environment = doctor.examine(quick=True).to_dict()
     runs.write_json(folder / "environment.json", environment)
 
 
@@ -192,10 +198,12 @@ def _check_same_samples(folder: Path, prepared: setup.Prepared) -> None:
 class _RunReporter:
     """Tells the console and the trackers what the loop reports, and keeps the artifact up to date."""
 
-    def __init__(self, console: Console, tracker: Tracker, every: int) -> None:
-        self.console, self.tracker, self.every = console, tracker, every
+    def __init__(self, console: Console, tracker: Tracker, log_every: int, steps: int) -> None:
+        self.console, self.tracker = console, tracker
+        self.every = log_every or max(1, steps // 10)
+        self.pause = 0.0 if log_every else PLAIN_PAUSE  # where nobody asked for lines at every N steps
+        self.shown = time.monotonic()
         self.keep: Any = None
-        self.started = time.monotonic()
 
     def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
         self.console.start(epochs, steps_per_epoch, first_step)
@@ -207,7 +215,11 @@ class _RunReporter:
         self.console.warn(text)
 
     def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
-        self.console.step(epoch, step, loss, accuracy, images_per_second, self.every)
+        now = time.monotonic()
+        if self.console.interactive or now - self.shown >= self.pause:
+            if step % self.every == 0:
+                self.shown = now
+            self.console.step(epoch, step, loss, accuracy, images_per_second, self.every)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.tracker.log(step, values)
@@ -244,6 +256,8 @@ def _run(
     weights_info: Mapping[str, Any] = info.to_dict() if info else {}
     if info:
         console.message(f"Weights: {info.source}, licence: {info.licence or 'unknown'}")
+        for note in info.notes:
+            console.message(note)
         if info.non_commercial:
             console.warn(f"The licence of these weights ({info.licence}) forbids commercial use.")
     card = artifact.Card(
@@ -259,8 +273,7 @@ def _run(
     )
     plan = setup.plan(prepared, model, procs)
     tracker = _trackers(spec, folder, content["progress"]["step"] if content else None, procs.first)
-    every = spec.run.log_every or max(1, plan.steps_per_epoch // 10)
-    reporter = _RunReporter(console, tracker, every)
+    reporter = _RunReporter(console, tracker, spec.run.log_every, plan.steps_per_epoch)
     trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter)
     reporter.keep = lambda: artifact.save(folder / artifact.FILE_NAME, trainer.weights(), card)
     if content is not None:
@@ -282,7 +295,7 @@ def _run(
         tracker.close()
 
 
-def _headline(prepared: setup.Prepared, name: str, plan: loop.Plan) -> str:
+def _headline(prepared: setup.Prepared, name: str, plan: Plan) -> str:
     parts = [f"{len(prepared.train):,} train"]
     parts += [f"{len(s):,} {n}" for n, s in (("val", prepared.val), ("test", prepared.test)) if s is not None]
     count = sum(p.numel() for p in plan.model.parameters())
@@ -371,7 +384,7 @@ def find_lr(
         prepared = _prepare(wanted, samples, console)
         model, _, _ = setup.build_model(prepared)
         plan = setup.plan(prepared, model, procs)
-        trainer = loop.Trainer(plan, procs, Path(os.devnull), _RunReporter(console, Trackers([]), 0))
+        trainer = loop.Trainer(plan, procs, Path(os.devnull), _RunReporter(console, Trackers([]), 0, 1))
         with console.busy("Testing learning rates", steps) as busy:
             return lr_finder.find_lr(_counted(trainer.steps_at(), busy.advance), steps)
 

@@ -1,0 +1,212 @@
+"""What a person should know about a data set, in sentences: the advice names flags of the spec.
+
+Reads no file and measures nothing: everything comes from the `Health` and the samples.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tellapart.data.health.result import Finding, Group, Health, Level
+from tellapart.data.samples import Samples
+
+# code -> what was found, and what to do about it
+TEXTS: dict[str, tuple[str, str]] = {
+    "no-images": ("There is no image that can be read.", "Check the path and the format of the data."),
+    "one-class": ("Fewer than two classes have images.", "A classifier needs two or more."),
+    "no-train": ("There is no train part.", "Put images under train/CLASS/."),
+    "class-empty": ("No readable image at all of: {names}.", "Add images, or remove the class."),
+    "class-not-in-train": (
+        "No image in train of: {names}.",
+        "The network cannot learn what it never sees: add images to train, or take the class out.",
+    ),
+    "class-missing": (
+        "No image in {split} of: {names}.",
+        "Nothing is measured for these classes in {split}; move some of their images there.",
+    ),
+    "imbalance": (
+        "Classes are unequal in train: {most} has {high:,} images, {least} {low:,} ({ratio:.1f} times).",
+        "Try --training.class-weights {weights} or --training.sampling oversample, and choose the best epoch "
+        "by --training.best-metric macro-f1.",
+    ),
+    "small-class": (
+        "Fewer than 20 images in train of: {names}.",
+        "Add images; until then use pretrained weights with --model.finetune head.",
+    ),
+    "small-split": (
+        "{split} has {count} images: an accuracy of 90\u00a0% on them may be off by {points:.1f} points.",
+        "",
+    ),
+    "leakage-exact": (
+        "{count} in more than one split, byte for byte.",
+        "The measured accuracy will be too good. Remove the copies, or keep them together with --data.group.",
+    ),
+    "leakage-near": (
+        "{count} in more than one split, nearly unchanged (resized, saved again, the next of a burst).",
+        "The measured accuracy will be too good. Remove the copies, or keep them together with --data.group.",
+    ),
+    "labels-exact": (
+        "{count} with different labels, byte for byte the same.",
+        "One of the labels is wrong: look at them and keep one copy.",
+    ),
+    "labels-near": (
+        "{count} with different labels, nearly the same.",
+        "One of the labels may be wrong: look at them.",
+    ),
+    "duplicates": (
+        "{count} or near copies within a split.",
+        "Harmless in small numbers; they count double in training and in the figures.",
+    ),
+    "search-stopped": (
+        "So many images are alike that not all pairs could be compared.",
+        "The list of near duplicates may lack some.",
+    ),
+    "unreadable": (
+        "{count} cannot be read.",
+        "Training lists them and goes on without (--data.on-bad-image error stops instead).",
+    ),
+    "grey": (
+        "{count} greyscale among colour images.",
+        "They become three equal channels. Look whether one class has most of them.",
+    ),
+    "rotated": ("{count} turned by EXIF data.", "They are turned upright, here and in training."),
+    "extension": (
+        "{count} with an extension that is not the format's.",
+        "They are read by their content; other programs may stumble.",
+    ),
+    "tiny": (
+        "{count} far smaller than the rest (from {low} pixels).",
+        "Enlarged, they are blurred; look whether they belong.",
+    ),
+    "conflicts": (
+        "{count} with more than one label in the source.",
+        "Keep one label, or make one sample of each box with --data.boxes crop.",
+    ),
+    "suspects": (
+        "{count} unlike the rest, the oddest first.",
+        "Look at them: charts, placeholders and blank pictures do not belong.",
+    ),
+}
+
+
+def _finding(level: Level, code: str, paths: Iterable[str] = (), **values: Any) -> Finding:
+    message, advice = (text.format(**values) for text in TEXTS[code])
+    return Finding(level, code, message, advice, tuple(paths))
+
+
+def judge(health: Health, samples: Samples) -> Iterator[Finding]:
+    """Yield everything worth knowing, in no order of gravity; ``health`` has no findings yet."""
+    if not len(health.rows):
+        yield _finding("error", "no-images")
+    else:
+        yield from _class_findings(health)
+        yield from _balance_findings(health)
+    yield from _leakage_findings(health, has_boxes=samples.boxes is not None)
+    yield from _file_findings(health)
+    if samples.conflicts:
+        lines = [f"{conflict.path}: {', '.join(conflict.labels)}" for conflict in samples.conflicts]
+        yield _finding("warning", "conflicts", lines, count=_count(len(lines), "image"))
+    if health.suspects:
+        lines = [f"{suspect.image.path}: {', '.join(suspect.reasons)}" for suspect in health.suspects]
+        yield _finding("info", "suspects", lines, count=_count(len(lines), "image"))
+
+
+def _class_findings(health: Health) -> Iterator[Finding]:
+    total = health.total()
+    if np.count_nonzero(total) < 2:
+        yield _finding("error", "one-class")
+    if "train" not in health.counts:
+        yield _finding("error", "no-train")
+    empty = [_isolated(name) for name, whole in zip(health.classes, total, strict=True) if not whole]
+    if empty:
+        yield _finding("error", "class-empty", names=_some(empty))
+    for split, counts in health.counts.items():
+        rows = zip(health.classes, counts, total, strict=True)
+        missing = [_isolated(name) for name, count, whole in rows if whole and not count]
+        if missing and split == "train":
+            yield _finding("error", "class-not-in-train", names=_some(missing))
+        elif missing:
+            yield _finding("warning", "class-missing", split=split, names=_some(missing))
+
+
+def _balance_findings(health: Health) -> Iterator[Finding]:
+    train = np.array(health.counts.get("train", ()), dtype=np.int64)
+    present = np.flatnonzero(train)
+    if len(present) > 1:
+        most, least = present[np.argmax(train[present])], present[np.argmin(train[present])]
+        ratio = train[most] / train[least]
+        if ratio >= 2:
+            yield _finding(
+                "warning" if ratio >= 5 else "info",
+                "imbalance",
+                most=_isolated(health.classes[most]),
+                high=train[most],
+                least=_isolated(health.classes[least]),
+                low=train[least],
+                ratio=ratio,
+                weights="effective" if ratio >= 50 else "inverse",
+            )
+    small = [f"{_isolated(health.classes[k])} ({train[k]})" for k in present if train[k] < 20]
+    if small:
+        yield _finding("warning", "small-class", names=_some(small))
+    for split in ("val", "test"):
+        count = sum(health.counts.get(split, ()))
+        if 0 < count < 400:
+            points = 100 * 1.96 * (0.9 * 0.1 / count) ** 0.5  # half of the normal 95 % interval
+            yield _finding("info", "small-split", split=split, count=count, points=points)
+
+
+def _leakage_findings(health: Health, has_boxes: bool) -> Iterator[Finding]:
+    for field, code in (("split", "leakage"), ("label", "labels")):
+        exact = [group for group in health.groups if group.differing(field, same_bytes=True)]
+        near = [g for g in health.groups if g.differing(field, False) and not g.differing(field, True)]
+        if exact and not (field == "label" and has_boxes):
+            yield _finding("error", f"{code}-exact", _copies(exact), count=_count(len(exact), "picture"))
+        if near and not (field == "label" and has_boxes):
+            yield _finding("warning", f"{code}-near", _copies(near), count=_count(len(near), "picture"))
+    inside = [g for g in health.groups if not g.differing("split", False) and not g.differing("label", False)]
+    if inside:
+        extra = sum(len(group.images) - 1 for group in inside)
+        counted = _count(extra, "further copy", "further copies")
+        yield _finding("info", "duplicates", _copies(inside), count=counted)
+    if not health.complete:
+        yield _finding("info", "search-stopped")
+
+
+def _file_findings(health: Health) -> Iterator[Finding]:
+    if health.bad:
+        lines = [f"{item.image.path}: {item.reason}" for item in health.bad]
+        yield _finding("warning", "unreadable", lines, count=_count(len(lines), "image"))
+    listed = {"grey": health.grey, "rotated": health.rotated, "extension": health.wrong_extension}
+    for code, images in listed.items():
+        if images:
+            paths = (image.path for image in images)
+            yield _finding("info", code, paths, count=_count(len(images), "image"))
+    if len(health.rows):
+        short = np.minimum(health.widths, health.heights)
+        tiny = np.flatnonzero(short < max(16, np.median(short) / 8))
+        if 0 < len(tiny) < len(short) / 2:
+            yield _finding("info", "tiny", count=_count(len(tiny), "image"), low=short.min())
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _some(names: Sequence[str], limit: int = 8) -> str:
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _isolated(name: str) -> str:
+    """Keep a right-to-left name from turning the words around it (Unicode's first strong isolate)."""
+    turns = any(unicodedata.bidirectional(character) in ("R", "AL") for character in name)
+    return f"\u2068{name}\u2069" if turns else name
+
+
+def _copies(groups: Sequence[Group]) -> Iterator[str]:
+    return (" = ".join(image.path for image in group.images[:4]) for group in groups)

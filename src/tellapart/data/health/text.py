@@ -1,0 +1,74 @@
+"""The health of a data set as text for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+from collections.abc import Mapping
+
+import numpy as np
+
+from tellapart.data.health.result import Health
+
+
+def render(health: Health, examples: int = 5) -> str:
+    """Return the health as text of 80 columns (paths are never cut), each finding with some examples."""
+    count = len(health.rows) + len(health.bad)
+    title = f"{health.name or health.root or 'data'}: {count:,} images, {len(health.classes)} classes"
+    lines = [title, "", *_table_lines(health), ""]
+    quantiles = health.quantiles()
+    if quantiles:
+        w, h = (quantiles[side] for side in ("width", "height"))
+        lines.append(
+            f"Width {w[0]:g} to {w[4]:g} (median {w[2]:g}), height {h[0]:g} to {h[4]:g} (median {h[2]:g})"
+        )
+        lines += textwrap.wrap("Formats: " + _pairs(health.formats) + "; modes: " + _pairs(health.modes), 80)
+    for level, heading in (("error", "Errors"), ("warning", "Warnings"), ("info", "Good to know")):
+        chosen = [finding for finding in health.findings if finding.level == level]
+        lines += ["", heading] if chosen else []
+        for finding in chosen:
+            lines += textwrap.wrap(finding.message, 80, initial_indent="  - ", subsequent_indent="    ")
+            lines += [f"      {path}" for path in finding.paths[:examples]]
+            rest = len(finding.paths) - examples
+            lines += [f"      … and {rest:,} more"] if rest > 0 else []
+            lines += textwrap.wrap(finding.advice, 80, initial_indent="    → ", subsequent_indent="      ")
+    if not any(finding.level != "info" for finding in health.findings):
+        lines += ["", "No problems found."]
+    for note in health.notes:
+        lines += textwrap.wrap(note, 80, initial_indent="  * ", subsequent_indent="    ")
+    return "\n".join(lines).encode("utf-8", "replace").decode("utf-8")
+
+
+def _table_lines(health: Health, limit: int = 40) -> list[str]:
+    """Return the counts of each class in each split; the largest and smallest where there are very many."""
+    names = list(health.counts)
+    total = health.total()
+    chosen = np.arange(len(health.classes))
+    if len(chosen) > limit:
+        chosen = np.argsort(-total, kind="stable")
+        chosen = np.concatenate([chosen[: limit // 2], chosen[-limit // 2 :]])
+    width = min(30, max([8, *(_columns(health.classes[k]) for k in chosen)]))
+    lines = [_pad("class", width) + "".join(f"{name:>10}" for name in names)]
+    for place, k in enumerate(chosen):
+        if len(health.classes) > limit and place == limit // 2:
+            lines.append(f"… {len(health.classes) - limit:,} more classes …")
+        cells = "".join(f"{health.counts[name][k]:>10,}" for name in names)
+        lines.append(_pad(health.classes[k], width) + cells)
+    sums = "".join(f"{sum(health.counts[name]):>10,}" for name in names)
+    return [*lines, _pad("all", width) + sums]
+
+
+def _columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes: Chinese characters take two, accents none."""
+    shown = (c for c in text if unicodedata.category(c) not in ("Mn", "Me", "Cf"))
+    return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in shown)
+
+
+def _pad(text: str, width: int) -> str:
+    while _columns(text) > width:
+        text = text[:-2] + "…"
+    return text + " " * (width - _columns(text))
+
+
+def _pairs(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())

@@ -1,0 +1,179 @@
+"""One step: gradients of a batch, in as small parts as memory wants, and an update of the weights.
+
+What is random in a step is a function of the seed and the step's number. Knows nothing of epochs, schedules,
+validation or checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tellapart.data.loader import ImageSet, RawBatch
+from tellapart.devices import is_out_of_memory, release, seed_device
+from tellapart.errors import TrainingError
+from tellapart.spec import Spec
+from tellapart.training.distributed import Processes
+from tellapart.training.ema import Ema
+from tellapart.training.objectives import Objective, Prepared
+from tellapart.training.schedule import Schedule
+
+_NOTHING = contextlib.nullcontext()
+_MASK = 2**64 - 1
+
+
+@dataclass
+class Plan:
+    """All that training needs, put together by ``setup``."""
+
+    spec: Spec
+    model: torch.nn.Module
+    blocks: list[list[str]]
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    train: ImageSet
+    validate: Callable[[torch.nn.Module], dict[str, float]] | None
+    steps_per_epoch: int
+    ema: Ema | None = None
+    scaler: torch.amp.GradScaler | None = None
+    plain_kernels: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A step's sums over this process's images, two scalars on the device, and the gradient's norm or NaN."""
+
+    loss: torch.Tensor
+    right: torch.Tensor
+    norm: float
+
+
+def step_seed(seed: int, step: int, stream: int) -> int:
+    """Return a 63-bit seed of (seed, step, stream), mixed by SplitMix64's finaliser (Steele et al., 2014)."""
+    z = seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB + 1 & _MASK
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
+    return (z ^ z >> 31) >> 1
+
+
+class Stepper:
+    """Takes steps of a plan. ``network`` is the model, or what wraps it; ``micro`` the images computed at once."""
+
+    def __init__(self, plan: Plan, processes: Processes, warn: Callable[[str], None]) -> None:
+        self.plan, self.processes, self.warn = plan, processes, warn
+        self.training = plan.spec.training
+        self.network = plan.model
+        local = math.ceil(self.training.batch_size / processes.world)
+        self.first_micro = self.micro = max(1, math.ceil(local / self.training.accumulate))
+        self._generator = torch.Generator()
+        self._parameters = list(plan.model.parameters())
+        self._buffers = list(plan.model.buffers())
+        self._kept = [buffer.clone() for buffer in self._buffers]
+        precision = self.training.precision
+        self._amp = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    def take(self, batch: RawBatch, step: int, measure: bool) -> Outcome:
+        """Compute the batch's gradients and update the weights; with ``measure`` the gradient's norm too.
+
+        Where memory does not suffice the micro-batch is halved and the step begun anew. Raises TrainingError
+        where that cannot help, FloatingPointError (before the update) where the loss is seen not to be finite.
+        """
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
+        while True:
+            try:
+                loss, right = self._gradients(batch, step)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error)
+            self._halve(problem)  # outside of the handler, whose traceback holds the step's tensors
+            if self._buffers:  # a failed attempt may have moved batch norms' statistics
+                torch._foreach_copy_(self._buffers, self._kept)
+        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+            raise FloatingPointError
+        return Outcome(loss, right, self._update(measure))
+
+    def _gradients(self, batch: RawBatch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add up the gradients of the mean loss over the global batch; return sums of loss and right answers."""
+        plan, seed = self.plan, self.plan.spec.seed
+        self._generator.manual_seed(step_seed(seed, step, 0))
+        seed_device(self.processes.device, step_seed(seed, step, 1 + self.processes.rank))
+        for parameter in self._parameters:
+            parameter.grad = None
+        prepared = plan.objective.prepare(batch, self._generator, self.micro)
+        total = len(prepared)
+        if total <= self.micro:
+            return self._part(prepared, batch, True)
+        sums = [
+            self._part(prepared.part(start, start + self.micro), batch, start + self.micro >= total)
+            for start in range(0, total, self.micro)
+        ]
+        losses, rights = zip(*sums, strict=True)
+        return torch.stack(losses).sum(), torch.stack(rights).sum()
+
+    def _part(self, part: Prepared, batch: RawBatch, last: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        plan, weight = self.plan, self.processes.world / batch.count
+        with self._no_sync() if not last else _NOTHING, self._autocast():
+            losses, right = plan.objective(self.network, part)
+            total = losses.sum()
+            if batch.filler:  # this process has no image of the step, but the others wait for its gradients
+                total, right = total * 0, right * 0
+            loss = total * weight
+            (plan.scaler.scale(loss) if plan.scaler else loss).backward()
+        return total.detach(), right
+
+    def _update(self, measure: bool) -> float:
+        """Step the optimizer; return the gradient's norm where it was computed, else NaN."""
+        plan, clip, norm = self.plan, self.training.clip_norm, math.nan
+        if plan.scaler and (clip or measure):
+            plan.scaler.unscale_(plan.optimizer)
+        if clip:
+            norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, clip))
+        elif measure:
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+        if plan.scaler:
+            plan.scaler.step(plan.optimizer)
+            plan.scaler.update()
+        else:
+            plan.optimizer.step()
+        if plan.ema:
+            plan.ema.update(plan.model)
+        return norm
+
+    def _halve(self, error: str) -> None:
+        """Halve the micro-batch; raise TrainingError where that cannot help."""
+        if self.micro == 1:
+            raise TrainingError(
+                f"Out of memory with a single image at a time. Use a smaller model or --input.size. ({error})"
+            )
+        if self.processes.world > 1:
+            raise TrainingError(
+                f"Out of memory in process {self.processes.rank}. With several processes the micro-batch is not "
+                f"halved by itself; use --training.accumulate {self.training.accumulate * 2}. ({error})"
+            )
+        if self.micro == self.first_micro:
+            self.warn(
+                f"Out of memory: a step's {self.training.batch_size} images are now computed in smaller parts "
+                "(halved until they fit); the effective batch stays the same."
+            )
+        self.micro = math.ceil(self.micro / 2)
+        for parameter in self._parameters:
+            parameter.grad = None
+        release(self.processes.device)
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        if isinstance(self.network, torch.nn.parallel.DistributedDataParallel):
+            return self.network.no_sync()
+        return _NOTHING
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self.processes.device.type, self._amp) if self._amp else _NOTHING
