@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -232,11 +233,10 @@ def _summary(result: Result) -> str:
         lines.append(f"  {words}")
     else:
         lines.append("Trained on everything: there was no validation and no test part to measure.")
-    lines += [
-        f"Model    {result.artifact}",
-        f"Report   {result.run / 'report.html'}",
-        f"Next     tellapart predict {result.run} IMAGE…",
-    ]
+    lines.append(f"Model    {result.artifact}")
+    if (result.run / "report.html").exists():
+        lines.append(f"Report   {result.run / 'report.html'}")
+    lines.append(f"Next     tellapart predict {shlex.quote(str(result.run))} IMAGE…")
     return "\n".join(lines)
 
 

@@ -85,7 +85,7 @@ def test_killed_runs_end_with_the_same_bytes(
     for _ in range(3):
         kills += _kill_while_training(command, cut, chance.randint(1, 3), chance.uniform(0, 0.08))
         command = [sys.executable, "-m", "tellapart", "resume", str(cut)]
-    assert kills >= 2, "the run ended before it could be cut off often enough"
+    assert kills >= 2, f"the run ended before it could be cut off often enough: {kills}"
     _finish(command)
     ours = safetensors.torch.load_file(cut / "model.safetensors")
     theirs = safetensors.torch.load_file(uncut / "model.safetensors")

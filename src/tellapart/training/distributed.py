@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -64,11 +64,14 @@ class Processes:
         dist.all_reduce(tensor)
         return bool(tensor.item())
 
-    def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum of every process's ``values``."""
-        if self.world > 1:
-            dist.all_reduce(values)
-        return values
+    def total(self, values: Sequence[Sequence[float]]) -> list[list[float]]:
+        """Return the sums over every process's ``values``, in double precision."""
+        if self.world == 1:
+            return [list(row) for row in values]
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        summed: list[list[float]] = tensor.tolist()
+        return summed
 
 
 @contextlib.contextmanager

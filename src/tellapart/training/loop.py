@@ -206,7 +206,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         progress, plan = self.progress, self.plan
-        loss_sum, right, seen = self.processes.total(torch.tensor(progress.sums, device=self.device)).tolist()
+        loss_sum, right, seen = self.processes.total([progress.sums])[0]
         values = {"train/epoch-loss": loss_sum / seen, "train/epoch-accuracy": right / seen}
         scores = self._validate()
         values.update({f"val/{name}": value for name, value in scores.items()})
@@ -218,7 +218,8 @@ class Trainer:
         if self.processes.first:
             self.report.log(progress.step, values)
             self.report.epoch_done(progress.epoch, {**values, "train/lr": self._lr()}, best)
-        if scores and self.training.patience and progress.stale >= self.training.patience:
+        last = progress.epoch + 1 >= self.training.epochs
+        if scores and self.training.patience and progress.stale >= self.training.patience and not last:
             progress.finished = True
             self.report.message(
                 f"Stopped early: {progress.stale} epochs without a better {self.training.best_metric}."
@@ -310,8 +311,7 @@ class Trainer:
         """Write a checkpoint (the first process does)."""
         plan = self.plan
         if self.progress.step_in_epoch:  # the file has the sums of all processes; each goes on with its own
-            sums = torch.tensor(self.tally.read(), device=self.device)
-            self.progress.sums, self.progress.window = self.processes.total(sums).tolist()
+            self.progress.sums, self.progress.window = self.processes.total(self.tally.read())
         self.progress.micro = self.stepper.micro
         if self.processes.first:
             content = {

