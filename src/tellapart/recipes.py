@@ -46,10 +46,10 @@ def transfer() -> Spec:
     tellapart train photos/ --recipe transfer
     """
     return Spec(
-        input=InputSpec(size=288, resize="crop", crop_fraction=1.0),
+        input=InputSpec(size=288, resize="crop", crop_fraction=0.875),
         augment=AugmentSpec(preset="none"),
         model=ModelSpec(name="timm/tf_efficientnet_lite0", weights="efficientnet-lite0", finetune="head"),
-        training=TrainingSpec(epochs=10, batch_size=32, optimizer="adamw", lr=0.003, schedule="cosine"),
+        training=TrainingSpec(epochs=10, batch_size=16, optimizer="adamw", lr=0.003, schedule="cosine"),
     )
 
 

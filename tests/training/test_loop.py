@@ -624,7 +624,9 @@ def test_an_absurd_rate_leaves_nothing_that_is_not_finite(
     samples = pictures((20, 20, 20), (4, 4, 4) if validation else ())
     changes = {"training.lr": 1e300, "training.batch_size": batch, "run.checkpoint_minutes": minutes}
     bench = build(samples, **{"training.epochs": 1 if batch == 60 else 2, **changes})
-    with pytest.raises(TrainingError, match=r"not finite.*1e\+300.*--training\.lr|NaN or infinite.*1e\+300.*--training\.lr"):
+    with pytest.raises(
+        TrainingError, match=r"not finite.*1e\+300.*--training\.lr|NaN or infinite.*1e\+300.*--training\.lr"
+    ):
         bench.trainer.run()
     for path in checkpoint.existing(bench.trainer.folder):
         _assert_finite({"best": {}, **torch.load(path, weights_only=True)})

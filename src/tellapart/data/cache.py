@@ -31,7 +31,7 @@ from tellapart.preprocess import BadImage
 
 Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[bytes | Pixels, npt.NDArray[np.float64] | None], Pixels]
-MAPPED_BYTES = 2 << 30  # stores up to this size are memory-mapped whole
+MAPPED_BYTES = 1 << 30  # stores up to this size are memory-mapped whole
 _CHUNK = 64
 
 

@@ -79,7 +79,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "They are read by their content; other programs may stumble.",
     ),
     "tiny": (
-        "{count} far smaller than the rest (from {low} pixels).",
+        "{count} far smaller than the rest, the smallest first.",
         "Enlarged, they are blurred; look whether they belong.",
     ),
     "conflicts": (
@@ -106,7 +106,7 @@ def judge(health: Health, samples: Samples) -> Iterator[Finding]:
         yield from _class_findings(health)
         yield from _balance_findings(health)
     yield from _leakage_findings(health, has_boxes=samples.boxes is not None)
-    yield from _file_findings(health)
+    yield from _file_findings(health, samples)
     if samples.conflicts:
         lines = [f"{conflict.path}: {', '.join(conflict.labels)}" for conflict in samples.conflicts]
         yield _finding("warning", "conflicts", lines, count=_count(len(lines), "image"))
@@ -177,7 +177,7 @@ def _leakage_findings(health: Health, has_boxes: bool) -> Iterator[Finding]:
         yield _finding("info", "search-stopped")
 
 
-def _file_findings(health: Health) -> Iterator[Finding]:
+def _file_findings(health: Health, samples: Samples) -> Iterator[Finding]:
     if health.bad:
         lines = [f"{item.image.path}: {item.reason}" for item in health.bad]
         yield _finding("warning", "unreadable", lines, count=_count(len(lines), "image"))
@@ -187,10 +187,15 @@ def _file_findings(health: Health) -> Iterator[Finding]:
             paths = (image.path for image in images)
             yield _finding("info", code, paths, count=_count(len(images), "image"))
     if len(health.rows):
-        short = np.minimum(health.widths, health.heights)
+        sides = np.stack([health.widths, health.heights], axis=1)
+        short = sides.min(axis=1)
         tiny = np.flatnonzero(short < max(16, np.median(short) / 8))
         if 0 < len(tiny) < len(short) / 2:
-            yield _finding("info", "tiny", count=_count(len(tiny), "image"), low=short.min())
+            tiny = tiny[np.argsort(short[tiny], kind="stable")]
+            paths = (samples.paths[health.rows[n]] for n in tiny)
+            sizes = (f"{width}x{height}" for width, height in sides[tiny])
+            lines = [f"{path}: {size}" for path, size in zip(paths, sizes, strict=True)]
+            yield _finding("info", "tiny", lines, count=_count(len(lines), "image"))
 
 
 def _count(number: int, noun: str, plural: str = "") -> str:

@@ -24,8 +24,11 @@ Table = npt.NDArray[Any]  # of RECORD
 
 _BLOCK = 512
 _EXTENSIONS = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".png": "PNG", ".gif": "GIF", ".bmp": "BMP",
-    ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM",
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".apng": "PNG",
+    ".gif": "GIF", ".bmp": "BMP", ".dib": "BMP", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
+    ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM", ".jp2": "JPEG2000", ".j2k": "JPEG2000",
+    ".jpx": "JPEG2000", ".avif": "AVIF", ".avifs": "AVIF", ".heic": "HEIF", ".heif": "HEIF", ".ico": "ICO",
+    ".tga": "TGA", ".pcx": "PCX", ".sgi": "SGI",
 }  # fmt: skip
 
 # Simple features of an image: weight in the score, words for an unusually low value and for a high one.
@@ -81,7 +84,7 @@ def measure_all(
         except MemoryError:
             return "does not fit in memory"
         except OSError as error:
-            return error.strerror or str(error)
+            return f"cannot be read: {error.strerror or error}"
         return None
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

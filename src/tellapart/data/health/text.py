@@ -12,7 +12,10 @@ from tellapart.data.health.result import Health
 
 
 def render(health: Health, examples: int = 5) -> str:
-    """Return the health as text of 80 columns (paths are never cut), each finding with some examples."""
+    """Return the health as text of 80 columns (paths are never cut), each finding with some examples.
+
+    Four times as many unreadable files are listed: each has a reason of its own.
+    """
     count = len(health.rows) + len(health.bad)
     title = f"{health.name or health.root or 'data'}: {count:,} images, {len(health.classes)} classes"
     lines = [title, "", *_table_lines(health), ""]
@@ -28,15 +31,22 @@ def render(health: Health, examples: int = 5) -> str:
         lines += ["", heading] if chosen else []
         for finding in chosen:
             lines += textwrap.wrap(finding.message, 80, initial_indent="  - ", subsequent_indent="    ")
-            lines += [f"      {path}" for path in finding.paths[:examples]]
-            rest = len(finding.paths) - examples
+            limit = 4 * examples if finding.code == "unreadable" else examples
+            lines += [f"      {path}" for path in finding.paths[:limit]]
+            rest = len(finding.paths) - limit
             lines += [f"      … and {rest:,} more"] if rest > 0 else []
             lines += textwrap.wrap(finding.advice, 80, initial_indent="    → ", subsequent_indent="      ")
     if not any(finding.level != "info" for finding in health.findings):
         lines += ["", "No problems found."]
     for note in health.notes:
         lines += textwrap.wrap(note, 80, initial_indent="  * ", subsequent_indent="    ")
-    return "\n".join(lines).encode("utf-8", "replace").decode("utf-8")
+    return "\n".join(map(_plain, lines))
+
+
+def _plain(line: str) -> str:
+    """Spell what no line of text may hold: control characters, and bytes of paths that are not UTF-8."""
+    shown = "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c for c in line)
+    return shown.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _table_lines(health: Health, limit: int = 40) -> list[str]:
