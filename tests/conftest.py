@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, and other tests run at the same time
 
 
 @pytest.fixture(autouse=True)

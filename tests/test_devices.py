@@ -139,3 +139,13 @@ def test_tuning_does_nothing_without_glibc(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ctypes, "CDLL", Library)
     devices.tune_allocator()
     assert called == []
+
+
+def test_plain_kernels_for_a_while() -> None:
+    before = torch.backends.mkldnn.enabled
+    with devices.plain_kernels(False):
+        assert torch.backends.mkldnn.enabled == before
+    with pytest.raises(KeyError), devices.plain_kernels(True):
+        assert not torch.backends.mkldnn.enabled
+        raise KeyError
+    assert torch.backends.mkldnn.enabled == before

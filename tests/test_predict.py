@@ -6,7 +6,6 @@ import csv
 import functools
 import http.server
 import io
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +83,7 @@ def test_every_spelling_of_an_image_gives_the_same(kind: str, orientation: int, 
     path.write_bytes(content)
     ours = classifier()
     with Image.open(path) as opened:
-        upright = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        upright = np.asarray(Image.open(io.BytesIO(photograph(3, 41, 29, 1, kind))).convert("RGB"))
         if orientation == 6:
             upright = np.rot90(upright, 3)
         spellings = [path, str(path), content, opened, np.ascontiguousarray(upright)]
@@ -235,7 +234,7 @@ def test_folders_files_and_patterns(tree: Path) -> None:
     assert list(expand(["in/**/*.webp", "in/?.jpg"])) == ["in/deep/er/图 1.webp", "in/a.jpg"]
     assert list(expand(["in/*"])) == ["in/a.jpg", "in/b.PNG", "in/notes.txt"]
     assert list(expand(["in/deep/[1].png"])) == ["in/deep/[1].png"], "a name that is there is no pattern"
-    os.symlink("nowhere", tree / "dangling.png")
+    (tree / "dangling.png").symlink_to("nowhere")
     assert list(expand(["dangling.png"])) == ["dangling.png"], "answered as an image that cannot be read"
 
 
@@ -263,11 +262,20 @@ def server(tmp_path: Path) -> Iterator[str]:
         def __init__(self, *args: Any) -> None:
             super().__init__(*args, directory=str(tmp_path))
 
+        def do_GET(self) -> None:
+            if self.path != "/cut.jpg":
+                return super().do_GET()
+            self.send_response(200)
+            self.send_header("Content-Length", "9999")
+            self.end_headers()
+            self.wfile.write(b"half of it")
+            return None
+
         def log_message(self, *args: object) -> None:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
         thread.start()
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
@@ -280,11 +288,18 @@ def test_addresses_are_fetched_where_allowed(
     given = [f"{server}/cat.jpg", f"{server}/dog.jpg", "http://127.0.0.1:9/cat.jpg"]
     assert list(expand(given, urls=True)) == given
     answers = classifier().predict(given)
-    assert answers[0].probabilities == classifier().predict(tmp_path / "cat.jpg")[0].probabilities
+    np.testing.assert_allclose(
+        answers[0].probabilities, classifier().predict(tmp_path / "cat.jpg")[0].probabilities, rtol=1e-5
+    )
     assert "File not found" in answers[1].error
     assert "refused" in answers[2].error
     monkeypatch.setattr(predict, "_URL_BYTES", 100)
     assert "is larger than" in classifier().predict(given[0])[0].error
+
+
+def test_an_answer_that_breaks_off_does_not_stop_the_others(server: str) -> None:
+    answers = classifier().predict([f"{server}/cut.jpg", f"{server}/cat.jpg"])
+    assert [bool(answer.error) for answer in answers] == [True, False]
 
 
 @pytest.mark.parametrize(

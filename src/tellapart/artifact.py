@@ -71,7 +71,7 @@ def save(path: Path, state: Mapping[str, torch.Tensor], card: Card) -> None:
     """Write the artifact, complete or not at all."""
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
     temporary = path.with_name(path.name + ".tmp")
-    safetensors.torch.save_file(plain, temporary, metadata={"format": "pt", "tellapart": card.to_json()})
+    safetensors.torch.save_file(plain, temporary, metadata={"tellapart": card.to_json()})
     with open(temporary, "rb") as stream:
         os.fsync(stream.fileno())
     temporary.replace(path)

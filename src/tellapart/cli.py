@@ -379,7 +379,7 @@ def _models(args: Models) -> int:
         return 0
     found = workflow.models(args.pattern)
     if args.as_json:
-        print(json.dumps([dataclasses.asdict(info) for info in found], ensure_ascii=False))
+        print(json.dumps({"models": [dataclasses.asdict(info) for info in found]}, ensure_ascii=False))
         return 0
     for info in found:
         size = f"{info.size}px" if info.size else "any size"
@@ -501,6 +501,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         sys.stderr.close()
+        return 1
+    except OSError as error:
+        print(
+            f"error: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr
+        )
         return 1
 
 

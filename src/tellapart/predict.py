@@ -23,31 +23,11 @@ import numpy.typing as npt
 import torch
 
 from tellapart.artifact import Predictor
+from tellapart.data import folders
 from tellapart.errors import UserError
 from tellapart.preprocess import BadImage, load
 
 Pixels = npt.NDArray[np.uint8]
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".avif",
-        ".ico",
-    )
-)
 _BATCH = 64
 _URL_SECONDS = 30
 _URL_BYTES = 100 << 20
@@ -109,11 +89,9 @@ def expand(inputs: Sequence[str], urls: bool = False) -> Iterator[str]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    for where, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                yield os.path.join(where, name)
+    """Yield what training would take for an image, by extension or content; no pipes, no endless links."""
+    tree = folders.walk(folder, lambda note: None)
+    return (os.path.join(folder, path) for path in tree.images)
 
 
 def _fetch(url: str) -> bytes:

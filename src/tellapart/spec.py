@@ -137,7 +137,7 @@ class DataSpec(Section):
     download: bool = True
     """Whether a named data set may be downloaded."""
     workers: CountOrZero = 0
-    """Processes that decode images; 0: one for each processor."""
+    """Threads that decode images; 0: one for each processor."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class AugmentSpec(Section):
     """Random changes of the training images; a preset, and any single value over it."""
 
     preset: Literal["auto", "none", "light", "tutorial", "cifar", "photo", "strong"] = "auto"
-    """A combination by name; auto: cifar for small images, photo for large ones."""
+    """A combination by name; auto: cifar for small images (digits: turned, not mirrored), photo for large."""
     crop: Literal["none", "pad", "resized"] | None = None
     """Random crop: of the padded image, or RandomResizedCrop."""
     crop_padding: CountOrZero | None = None

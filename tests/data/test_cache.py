@@ -170,6 +170,22 @@ def test_bad_images_are_marked_with_their_reason(tmp_path: Path) -> None:
     assert store.batch(np.array([4, 2])).shape == (2, 4, 6, 3)
 
 
+def test_what_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A permission that was given, or a disk that came back, changes neither size nor time of the file."""
+    samples, read = write_pictures(tmp_path / "in", RAGGED), Samples.read
+
+    def denied(self: Samples, row: int) -> Any:
+        if row == 1:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Samples, "read", denied)
+        for _ in range(2):
+            assert build(samples, tmp_path / "cache").reasons[1] == "cannot be read: Permission denied"
+    assert build(samples, tmp_path / "cache").good.all()
+
+
 def test_a_store_without_a_good_image(tmp_path: Path) -> None:
     samples = table(["a", "b"], str(tmp_path))
     store = build(samples, tmp_path / "cache")
@@ -255,7 +271,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cache.os, "fsync", full)
-    with pytest.raises(Exception, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device"):
         build(samples, tmp_path / "cache")
     assert stores(tmp_path / "cache") == []
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tellapart.data.health import Health, examine
 from tellapart.data.samples import Samples
+from tellapart.errors import UserError
 from tellapart.evaluation import check_page
 from tellapart.evaluation.check_page import write_check_page
 
@@ -272,6 +273,26 @@ def test_paths_that_are_not_utf8_do_not_stop_the_page(tmp_path: Path) -> None:
     samples.paths[3] = "train/caf\udce9.jpg"
     path = write_check_page(examine(samples), samples, tmp_path / "page.html")
     Page(path.read_text(encoding="utf-8"))
+
+
+def test_control_characters_of_names_are_spelt(tmp_path: Path) -> None:
+    samples = arrays(30, 2)
+    samples.paths[0] = "train/\x1b[31mred\x00.jpg"
+    text = write_check_page(examine(samples), samples, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert r"train/\x1b[31mred\x00.jpg" in text
+    assert "\x1b" not in text
+
+
+def test_the_pages_folder_is_made_or_the_error_is_told(tmp_path: Path) -> None:
+    samples = arrays(4, 2)
+    path = write_check_page(examine(samples), samples, tmp_path / "new" / "folder" / "page.html")
+    assert path.is_file()
+    with pytest.raises(UserError, match=r"cannot be written to .*page\.html"):
+        write_check_page(examine(samples), samples, path / "page.html")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match="taken"):
+        write_check_page(examine(samples), samples, tmp_path / "taken")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "taken"]
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,8 @@ def build(tmp_path: Path) -> Callable[..., Bench]:
     made: list[Path] = []
 
     def make(samples: Samples, /, model: torch.nn.Module | None = None, **changes: Any) -> Bench:
-        spec = update(Spec(), {**BASE, "data.cache_dir": str(tmp_path / "cache"), **changes})
+        own = {"input.size": samples.pixels.shape[1], "data.cache_dir": str(tmp_path / "cache")}
+        spec = update(Spec(), {**BASE, **own, **changes})
         prepared = setup.prepare(spec, samples, lambda count: None)
         built, _, _ = setup.build_model(prepared)
         network = built if model is None else model

@@ -44,7 +44,7 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
     "digits": (
         SMALL_GREY, 1293, {},
         {"model.name": "fast-cnn", "model.weights": "none", "model.finetune": "full", "model.stem": "standard",
-         "input.size": 8, "input.channels": 1, "input.resize": "squash", "input.interpolation": "bilinear",
+         "input.size": 16, "input.channels": 1, "input.resize": "squash", "input.interpolation": "bilinear",
          "input.crop_fraction": 1.0, "input.mean": (), "training.batch_size": 80, "augment.preset": "cifar"},
     ),
     "cifar": (

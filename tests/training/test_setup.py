@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +26,25 @@ FLAGS: dict[str, Any] = {
     "training.epochs": 3,
     "training.batch_size": 8,
     "training.device": "cpu",
+    "training.threads": 1,
     "training.lr": 0.002,
     "run.tensorboard": False,
     "run.report": False,
 }
 
 
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Give back the threads that a run with training.threads sets."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def _prepare(samples: Samples, **changes: Any) -> setup.Prepared:
-    return setup.prepare(update(SPEC, changes), samples, lambda count: None)
+    """As ``setup.prepare``, with the images' own size where they are in memory and no other is given."""
+    own = {} if samples.pixels is None else {"input.size": samples.pixels.shape[1]}
+    return setup.prepare(update(SPEC, {**own, **changes}), samples, lambda count: None)
 
 
 def _plan(prepared: setup.Prepared, rank: int = 0, world: int = 1) -> Any:
@@ -160,7 +169,11 @@ def test_fine_tuning_needs_weights(finetune: str, pictures: Callable[..., Sample
 def test_a_mistake_in_the_spec_leaves_no_run_folder(tmp_path: Path, make_folder: Any) -> None:
     """Or the corrected command would be refused: its folder is not empty."""
     data, run = make_folder(tmp_path / "data", count=4), tmp_path / "run"
-    for mistake in ({"model.finetune": "head"}, {"training.warmup_epochs": 9.0}, {"training.betas": (1.0, 0.9)}):
+    for mistake in (
+        {"model.finetune": "head"},
+        {"training.warmup_epochs": 9.0},
+        {"training.betas": (1.0, 0.9)},
+    ):
         with pytest.raises(SpecError):
             tellapart.train(data, quiet=True, **{**FLAGS, "run.dir": str(run), **mistake})
         assert not run.exists() or not any(run.iterdir()), mistake
@@ -225,7 +238,9 @@ def test_processes_share_validation_without_gaps_or_repeats(
         parts = []
         for rank in range(world):
             monkeypatch.setattr(Processes, "gather", lambda self, value: [value])
-            monkeypatch.setattr("tellapart.evaluation.metrics.quick", lambda logits, labels: {"logits": logits})
+            monkeypatch.setattr(
+                "tellapart.evaluation.metrics.quick", lambda logits, labels: {"logits": logits}
+            )
             try:
                 parts.append(_plan(prepared, rank, world).validate(whole.model)["logits"])
             except (RuntimeError, ValueError):  # nothing to join: this one had no image
@@ -241,7 +256,9 @@ def test_processes_share_validation_without_gaps_or_repeats(
 
 def test_convolutions_lie_in_the_order_that_is_asked_for(pictures: Callable[..., Samples]) -> None:
     for wanted in (True, False):
-        prepared = _prepare(pictures(size=32), **{"training.channels_last": wanted, "training.batch_size": 64})
+        prepared = _prepare(
+            pictures(size=32), **{"training.channels_last": wanted, "training.batch_size": 64}
+        )
         plan = _plan(prepared)
         weight = plan.model.block2.conv.weight
         assert weight.is_contiguous(memory_format=torch.channels_last) == wanted
@@ -359,7 +376,12 @@ def test_resume_finds_weights_that_were_given_relative_to_another_folder(
     here.mkdir()
     (here / "start.pth").write_bytes(saved_weights().read_bytes())
     monkeypatch.chdir(here)
-    changes = {**FLAGS, "model.weights": "start.pth", "model.finetune": "head", "run.dir": str(tmp_path / "run")}
+    changes = {
+        **FLAGS,
+        "model.weights": "start.pth",
+        "model.finetune": "head",
+        "run.dir": str(tmp_path / "run"),
+    }
     tellapart.train(folder, quiet=True, **changes)
     monkeypatch.chdir(tmp_path)
     assert tellapart.resume(tmp_path / "run", quiet=True).metrics["n"] == 42
@@ -384,9 +406,9 @@ def test_other_data_under_the_same_name_is_not_resumed(tmp_path: Path, make_fold
 
 def test_find_lr_suggests_a_rate_at_which_the_network_learns(folder: Path, tmp_path: Path) -> None:
     changes = {**FLAGS, "model.dropout": 0.0, "training.optimizer": "sgd", "augment.preset": "none"}
-    before = set(os.listdir(tmp_path))
+    before = set(tmp_path.iterdir())
     curve = tellapart.find_lr(folder, quiet=True, steps=60, **changes)
-    assert set(os.listdir(tmp_path)) == before
+    assert set(tmp_path.iterdir()) == before
     assert curve.suggestion is not None
     assert 1e-5 < curve.suggestion < 1
     assert np.isfinite(curve.losses).all()
@@ -398,17 +420,3 @@ def test_find_lr_suggests_a_rate_at_which_the_network_learns(folder: Path, tmp_p
         tellapart.train(folder, quiet=True, **{**changes, "training.lr": lr, "run.dir": str(run)})
         losses.append(_rows(run)["train/epoch-loss"][-1][1])
     assert losses[0] < losses[1]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited by Linux only")
-def test_a_real_limit_of_memory_is_lived_with(tmp_path: Path, make_folder: Any) -> None:
-    """The batch does not fit into the address space that the process may use, a part of it does."""
-    data = make_folder(tmp_path / "data", count=64, splits=("train",), size=64)
-    script = tmp_path / "limited.py"
-    script.write_text(
-        "import resource, sys, torch\n"
-        "import tellapart.workflow.run, tellapart.cli\n"
-        "import sklearn.metrics, scipy.stats, matplotlib  # noqa\n"
-    )
-    assert data.exists()

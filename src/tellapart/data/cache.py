@@ -45,6 +45,7 @@ class ImageStore:
     hashes: npt.NDArray[Any]
     reasons: npt.NDArray[Any]
     images_NHWC: torch.Tensor | None = None
+    places: npt.NDArray[np.int64] | None = None  # of each row in images_NHWC, where bad images lie between
     path: Path | None = None
     offsets: npt.NDArray[np.int64] | None = None
     _file: list[int] = field(default_factory=list, repr=False)
@@ -60,7 +61,8 @@ class ImageStore:
     def image(self, row: int) -> Pixels:
         """Return one image, uint8 [H, W, C]."""
         if self.images_NHWC is not None:
-            return np.asarray(self.images_NHWC[row].numpy())
+            place = row if self.places is None else int(self.places[row])
+            return np.asarray(self.images_NHWC[place].numpy())
         assert self.offsets is not None
         height, width = int(self.heights[row]), int(self.widths[row])
         size = height * width * self.channels
@@ -70,6 +72,7 @@ class ImageStore:
     def batch(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return images, uint8 [B, H, W, C]; smaller ones lie in the upper left of a common canvas."""
         if self.images_NHWC is not None:
+            rows = rows if self.places is None else self.places[rows]
             return self.images_NHWC.index_select(0, torch.from_numpy(rows))
         height, width = (int(side[rows].max(initial=1)) for side in (self.heights, self.widths))
         images = np.zeros((len(rows), height, width, self.channels), np.uint8)
@@ -112,7 +115,7 @@ def store_key(samples: Samples, policy: str) -> str:
         try:
             state = os.stat(samples.file(row))
             mark = f"{samples.paths[row]}\0{state.st_size}\0{state.st_mtime_ns}\n"
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the name
             mark = f"{samples.paths[row]}\0missing\n"
         digest.update(mark.encode(errors="surrogateescape"))
     if samples.boxes is not None:
@@ -157,6 +160,8 @@ def _decoded(samples: Samples, decode: Decode, row: int) -> tuple[Pixels | None,
         return decode(content, None if samples.boxes is None else samples.boxes[row]), digest, ""
     except BadImage as error:
         return None, digest, error.reason
+    except MemoryError:
+        return None, digest, "does not fit in memory"
 
 
 def _in_order(samples: Samples, decode: Decode, workers: int) -> Iterator[tuple[Pixels | None, str, str]]:
@@ -222,13 +227,17 @@ def _open(folder: Path) -> ImageStore:
     size = (folder / "pixels.bin").stat().st_size
     good = heights > 0
     uniform = bool(good.any()) and len(np.unique(heights[good])) == len(np.unique(widths[good])) == 1
-    if not (uniform and good.all() and size <= MAPPED_BYTES):
+    if not (uniform and size <= MAPPED_BYTES):
         return ImageStore(channels=channels, path=folder, **columns)
-    shape = (len(heights), int(heights[0]), int(widths[0]), channels)
+    first = int(good.argmax())
+    shape = (int(good.sum()), int(heights[first]), int(widths[first]), channels)
+    places = None if good.all() else np.cumsum(good) - 1
     pixels = np.memmap(
         folder / "pixels.bin", np.uint8, "c", shape=shape
     )  # copy-on-write: torch wants writable
-    return ImageStore(channels=channels, path=folder, images_NHWC=torch.from_numpy(pixels), **columns)
+    return ImageStore(
+        channels=channels, path=folder, images_NHWC=torch.from_numpy(pixels), places=places, **columns
+    )
 
 
 def from_array(pixels_NHWC: Pixels, hashes: npt.NDArray[Any]) -> ImageStore:

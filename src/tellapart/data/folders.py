@@ -138,7 +138,7 @@ def _scan(
         for entry in entries:
             if hidden(entry.name):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 link = entry.is_symlink()
                 inner.append(
                     _Folder(entry.path, f"{folder.prefix}{entry.name}/", above, folder.links + link, link)
@@ -148,11 +148,18 @@ def _scan(
     return sorted(inner, key=lambda item: item.prefix, reverse=True)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: it must not cost the folder that it lies in
+        return False
+
+
 def _file(tree: Tree, prefix: str, entry: os.DirEntry[str]) -> bool:
     """Put a file in its column; return False for a pipe, socket or device (opening one may wait for ever)."""
     kind = extension(entry.name)
     dangling = False
-    if not entry.is_file():
+    if not os.path.isfile(entry.path):
         dangling = entry.is_symlink() and not os.path.exists(entry.path)
         if not dangling:
             return False

@@ -99,7 +99,8 @@ def clean_label(text: str) -> str:
 
 def printable(text: str) -> str:
     r"""Return ``text`` with undecodable bytes of file names written as ``\xNN``, safe to print in UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    spelt = "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+    return spelt.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def some(names: Iterable[str], limit: int = 8) -> str:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import hashlib
 import os
+import stat
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,8 +79,23 @@ class Samples:
         """Return a row's encoded bytes, or its pixels [H, W] or [H, W, 3]. Raises OSError."""
         if self.pixels is not None:
             return np.asarray(self.pixels[row if self.keys is None else self.keys[row]])
-        with open(self.file(row), "rb") as stream:
-            return stream.read()
+        return read_file(self.file(row))
+
+
+def read_file(path: str) -> bytes:
+    """Return a file's bytes. Raises OSError, also for what is no ordinary file: a pipe would never end."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise OSError(errno.ENOENT, "it links to a file that does not exist") from None
+        raise
+    except ValueError:  # a NUL in the name
+        raise OSError(errno.EINVAL, "no file can have this name") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no ordinary file")
+    with open(path, "rb") as stream:
+        return stream.read()
 
 
 def content_hash(content: bytes | npt.NDArray[np.uint8]) -> str:

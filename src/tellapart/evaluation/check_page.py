@@ -7,6 +7,7 @@ knows nothing of training; pictures of the augmentation are given to it ready.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import math
 import os
@@ -22,6 +23,7 @@ from PIL import Image
 
 from tellapart.data.health import Health, Read
 from tellapart.data.samples import SPLITS, Samples
+from tellapart.errors import UserError
 from tellapart.preprocess import MAX_PIXELS, BadImage, crop_box, decode, to_channels
 
 Pixels = npt.NDArray[np.uint8]
@@ -106,7 +108,7 @@ def write_check_page(
     Args:
         health: what `tellapart.data.health.examine` found in ``samples``.
         samples: the table that was examined.
-        out_path: the file to write (its folder must exist); replaced in one step.
+        out_path: the file to write, replaced in one step; its folder is made where there is none.
         read: row -> encoded bytes or pixels; by default the table's own.
         augmented: for each example its label, the image before (uint8 [H, W, C]) and several after
             augmentation (uint8 [h, w, C], de-normalised), exactly as the network sees them.
@@ -114,6 +116,8 @@ def write_check_page(
         thumbnail: longest side of a picture in pixels.
         max_bytes: the page is smaller than this; pictures that do not fit are left out.
         max_pixels: larger images get no picture.
+
+    Raises UserError where the file cannot be written.
     """
     import jinja2
 
@@ -143,10 +147,22 @@ def write_check_page(
         samples=_samples(health, samples, thumbnails, per_class),
         max_lines=MAX_LINES,
     )
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(page.encode("utf-8", "replace"))  # paths may hold bytes that are not UTF-8
-    os.replace(temporary, path)
+    _write(path, page)
     return path
+
+
+def _write(path: pathlib.Path, page: str) -> None:
+    """Write the file in one step, its folder too. Raises UserError where that is not possible."""
+    temporary = path.with_name(path.name + ".tmp")
+    page = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", page)  # in names
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(page.encode("utf-8", "backslashreplace"))  # names may hold other bytes
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"The page cannot be written to {str(path)!r}: {error.strerror or error}.") from error
 
 
 def _mark_flags(text: str) -> Any:

@@ -6,6 +6,7 @@ Each rule is stated where it stands. Knows nothing of how training goes on.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from tellapart import augment, packages
 from tellapart.data.images import Look
@@ -15,6 +16,7 @@ from tellapart.models import weights, zoo
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import InputSpec, ModelSpec, Spec, update
 
+TINY_SIDE = 16  # smaller images are enlarged to this, so that a network has room for its layers
 SMALL_SIDE = 96  # images up to this size are trained at their own size
 FEW_IMAGES = 5000  # below this many training photographs only the head of a pretrained network is trained
 MIRROR_MATTERS = ("digits", "mnist", "emnist", "kmnist", "qmnist", "usps", "svhn", "gtsrb")
@@ -53,8 +55,8 @@ def resolve_input(
 ) -> InputSpec:
     """Choose the contract but for mean and deviation, which without weights are measured later.
 
-    Size: the weights' own, else the images' where they are small and the model takes them, else the model's own,
-    else 224. Channels: 3, or 1 where the images are grey and there are no weights. Small images of one size are
+    Size: the weights' own, else the images' where they are small (at least 16), else the model's own, else 224.
+    Channels: 3, or 1 where the images are grey and there are no weights. Small images of one size are
     taken as they are (squash); others have their centre cropped, keeping 0.875 unless the weights say otherwise.
     """
     small = seen.longest <= SMALL_SIDE
@@ -62,7 +64,7 @@ def resolve_input(
     if not size and needs_size:
         size = needs_size
     if not size:
-        size = seen.shortest if small else (zoo.default_size(model.name) or _NO_WEIGHTS_SIZE)
+        size = max(seen.shortest, TINY_SIDE) if small else (zoo.default_size(model.name) or _NO_WEIGHTS_SIZE)
     channels = spec.channels or (1 if seen.grey and info is None else 3)
     resize: str = spec.resize
     if resize == "auto":
@@ -92,11 +94,13 @@ def resolve(spec: Spec, samples: Samples, seen: Look) -> tuple[Spec, weights.Wei
         small = zoo.choose_stem(model.name, chosen.size, model.weights) == "small"
         model = dataclasses.replace(model, stem="small" if small else "standard")
     batch_size = spec.training.batch_size
-    if not batch_size:  # small images: 128, and at least 16 steps an epoch; photographs: 32
-        batch_size = 32 if chosen.size > SMALL_SIDE else max(8, min(128, train_count // 16))
+    if not batch_size:  # small images: 128, and at least 32 steps an epoch; photographs: 32
+        batch_size = 32 if chosen.size > SMALL_SIDE else max(8, min(128, train_count // 32))
     wanted = spec.augment
-    if wanted.preset == "auto" and samples.name in MIRROR_MATTERS and wanted.hflip is None:
-        wanted = dataclasses.replace(wanted, hflip=0.0)  # a mirrored digit is another sign or none
+    if wanted.preset == "auto" and samples.name in MIRROR_MATTERS:  # a mirrored digit is another sign or none
+        signs: dict[str, Any] = {"hflip": 0.0, "rotation": 10.0, "scale": (0.9, 1.1)}
+        free = {name: value for name, value in signs.items() if getattr(wanted, name) is None}
+        wanted = dataclasses.replace(wanted, **free)
     return (
         dataclasses.replace(
             spec,

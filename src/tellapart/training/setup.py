@@ -59,7 +59,7 @@ def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> Pre
     """Make every choice that is left, and decode the images. Raises DataError, SpecError, ModelError."""
     if len(samples.classes) < 2:
         raise DataError(
-            f"{samples.root or samples.name} has one class ({samples.classes}); training needs two."
+            f"{samples.root or samples.name} has only the class {samples.classes[0]!r}; training needs two."
         )
     training = samples.split("train")
     if not len(training):

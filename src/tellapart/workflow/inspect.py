@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tellapart.data import health as checking
+from tellapart.data import images as decoded
 from tellapart.data import sources
+from tellapart.errors import DataError
 from tellapart.evaluation.check_page import write_check_page
-from tellapart.spec import Spec
+from tellapart.spec import Spec, update
 from tellapart.tracking import Console
-from tellapart.training import setup
+from tellapart.training import resolve, setup
 from tellapart.workflow.run import augmented_pictures, make_spec
 
 SHOWN = 8  # pictures of the grid before and after augmentation
@@ -51,10 +55,17 @@ def check(
 
 def _augmented(spec: Spec, samples: Any, console: Console) -> list[tuple[str, Any, list[Any]]]:
     """Return (label, before, several times after) for a few training pictures."""
-    if len(samples.classes) < 2 or not (samples.splits == "train").any():
+    rows = np.flatnonzero(samples.splits == "train")
+    if len(samples.classes) < 2 or not len(rows):
         return []
-    with console.busy("Reading images", len(samples)) as busy:
-        prepared = setup.prepare(spec, samples, busy.advance)
+    few = np.sort(np.random.default_rng(spec.seed).permutation(rows)[: 8 * SHOWN])
+    spec = update(spec, {"data.on_bad_image": "skip"})
+    try:
+        spec, _ = resolve.resolve(spec, samples, decoded.look(samples.select(rows), spec.data))
+        with console.busy("Reading images", len(few)) as busy:
+            prepared = setup.prepare(spec, samples.select(few), busy.advance)
+    except DataError:  # none of them can be read: the findings say so
+        return []
     rounds = [augmented_pictures(prepared, SHOWN, seed) for seed in range(4)]
     before, _, labels = rounds[0]
     return [

@@ -51,6 +51,7 @@ def evaluate_set(
             logits,
             labels,
             lambda row: images.store.image(int(images.rows[row])),
+            boxes=images.samples.boxes,
         )
     return evaluation
 
@@ -86,7 +87,7 @@ def evaluate(
         else:
             base = DataSpec(source=os.fspath(data), val_fraction=0.0, test_fraction=0.0)
             spec = update(base, data_changes)
-        samples = _with_classes(sources.open_source(spec, console.message), predictor.classes)
+        samples = _with_classes(sources.open_source(spec, lambda note: None), predictor.classes)
         chosen = split or next((name for name in ("test", "val") if (samples.splits == name).any()), "all")
         part = samples if chosen == "all" else samples.split(chosen)
         if not len(part):

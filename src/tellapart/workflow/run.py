@@ -23,7 +23,7 @@ from tellapart.data.samples import Samples, write_samples
 from tellapart.errors import RunError
 from tellapart.evaluation import metrics, report
 from tellapart.preprocess import denormalise, resize
-from tellapart.spec import Spec, update
+from tellapart.spec import Spec, flatten, update
 from tellapart.tracking import (
     Console,
     CsvTracker,
@@ -131,6 +131,12 @@ def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.Prepared:
             f"{len(prepared.bad)} images cannot be read and are left out, listed in bad-images.csv; the first: "
             f"{prepared.bad[0].path}: {prepared.bad[0].reason}"
         )
+    left = np.bincount(prepared.train.samples.labels, minlength=len(prepared.classes))
+    empty = [name for name, count in zip(prepared.classes, left, strict=True) if not count]
+    if empty:
+        console.warn(
+            f"No readable training image of: {', '.join(empty)}. The model cannot learn these classes."
+        )
     _warn_of_leaks(prepared, console)
     return prepared
 
@@ -231,14 +237,16 @@ class _RunReporter:
             self.keep()
 
 
-def _trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool) -> Tracker:
+def _trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool, console: Console) -> Tracker:
     if not first:
         return Trackers([])
     kept: list[Tracker] = [CsvTracker(folder / "metrics.csv", resume_step)]
     if spec.run.tensorboard and packages.installed("tensorboard"):
         kept.append(TensorBoardTracker(folder / "tensorboard", resume_step))
     if spec.run.mlflow:
-        kept.append(MlflowTracker(folder.name, resume_step=resume_step))
+        kept.append(
+            MlflowTracker(folder / "mlflow-run.txt", resume_step, flatten(spec), folder.name, console.warn)
+        )
     return Trackers(kept)
 
 
@@ -272,7 +280,7 @@ def _run(
         },
     )
     plan = setup.plan(prepared, model, procs)
-    tracker = _trackers(spec, folder, content["progress"]["step"] if content else None, procs.first)
+    tracker = _trackers(spec, folder, content["progress"]["step"] if content else None, procs.first, console)
     reporter = _RunReporter(console, tracker, spec.run.log_every, plan.steps_per_epoch)
     trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter)
     reporter.keep = lambda: artifact.save(folder / artifact.FILE_NAME, trainer.weights(), card)

@@ -86,7 +86,7 @@ def test_unreadable_files_have_reasons_and_do_not_count(
     reasons = {item.image.path: item.reason for item in found.bad}
     assert set(reasons) == set(broken)
     assert all(reasons.values())
-    assert "No such file" in reasons["val/b/gone.jpg"]
+    assert reasons["val/b/gone.jpg"] == "cannot be read: No such file or directory"
     assert "HTML" in reasons["train/a/page.jpg"]
     assert found.counts == {"train": [24, 22], "val": [4, 4]}
     assert len(found.rows) == len(good)

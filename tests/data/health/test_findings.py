@@ -70,3 +70,25 @@ def test_small_measuring_parts_tell_their_uncertainty(run: Make, good: dict[str,
     # Half of the 95 % interval of 0.9 measured on 8 images, by the normal approximation.
     expected = 100 * stats.norm.ppf(0.975) * np.sqrt(0.9 * 0.1 / 8)
     assert f"{expected:.1f} points" in render(run(good))
+
+
+def test_lines_of_copies_name_what_differs(run: Make, good: dict[str, bytes]) -> None:
+    """Also where most copies lie in one split: the one in another is not among those left out."""
+    content = good["train/a/3.jpg"]
+    more = {f"train/a/more {n}.jpg": content for n in range(6)}
+    found = run({**good, **more, "val/b/copy.jpg": content})
+    lines = {finding.code: finding.paths for finding in found.findings}
+    assert lines["leakage-exact"] == (
+        "train/a/3.jpg (train) = val/b/copy.jpg (val) = train/a/more 0.jpg (train) = "
+        "train/a/more 1.jpg (train) = 4 more",
+    )
+    assert lines["labels-exact"][0].startswith("train/a/3.jpg (a) = val/b/copy.jpg (b) = ")
+
+
+def test_far_smaller_images_are_listed_with_their_size(
+    encoded: Make, photo: Make, run: Make, good: dict[str, bytes]
+) -> None:
+    small = {f"train/a/{n}x{n}.png": encoded(photo(n, n, n), "PNG") for n in (12, 5)}
+    tiny = next(finding for finding in run({**good, **small}).findings if finding.code == "tiny")
+    assert tiny.paths == ("train/a/5x5.png: 5x5", "train/a/12x12.png: 12x12")
+    assert tiny.message == "2 images far smaller than the rest."

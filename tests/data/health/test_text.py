@@ -55,3 +55,21 @@ def test_very_many_classes_are_shortened() -> None:
     shown = render(examine(samples))
     assert "60 more classes" in shown
     assert len(shown.splitlines()) < 70
+
+
+def test_unreadable_files_are_listed_up_to_a_limit(run: Make, good: dict[str, bytes]) -> None:
+    found = run({**good, **{f"train/a/bad {n:02d}.jpg": b"" for n in range(25)}})
+    shown = render(found)
+    assert sum("empty file" in line for line in shown.splitlines()) == 20
+    assert "… and 5 more" in shown
+    assert shown.splitlines()[-1].startswith("The whole lists: --json")
+    assert "The whole lists" not in render(run(good))
+
+
+def test_names_cannot_break_lines_or_colour_the_terminal(run: Make, good: dict[str, bytes]) -> None:
+    shown = render(run({**good, "train/a/x\ny\x1b[31m \udce9.jpg": b""}))
+    assert r"train/a/x\x0ay\x1b[31m \udce9.jpg: empty file" in shown
+
+
+def test_one_image_is_no_images(photos: Make, run: Make) -> None:
+    assert render(run(photos("train", "a", 1))).startswith("things: 1 image, 1 class\n")

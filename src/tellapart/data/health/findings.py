@@ -79,7 +79,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "They are read by their content; other programs may stumble.",
     ),
     "tiny": (
-        "{count} far smaller than the rest, the smallest first.",
+        "{count} far smaller than the rest.",
         "Enlarged, they are blurred; look whether they belong.",
     ),
     "conflicts": (
@@ -109,10 +109,10 @@ def judge(health: Health, samples: Samples) -> Iterator[Finding]:
     yield from _file_findings(health, samples)
     if samples.conflicts:
         lines = [f"{conflict.path}: {', '.join(conflict.labels)}" for conflict in samples.conflicts]
-        yield _finding("warning", "conflicts", lines, count=_count(len(lines), "image"))
+        yield _finding("warning", "conflicts", lines, count=counted(len(lines), "image"))
     if health.suspects:
         lines = [f"{suspect.image.path}: {', '.join(suspect.reasons)}" for suspect in health.suspects]
-        yield _finding("info", "suspects", lines, count=_count(len(lines), "image"))
+        yield _finding("info", "suspects", lines, count=counted(len(lines), "image"))
 
 
 def _class_findings(health: Health) -> Iterator[Finding]:
@@ -165,14 +165,16 @@ def _leakage_findings(health: Health, has_boxes: bool) -> Iterator[Finding]:
         exact = [group for group in health.groups if group.differing(field, same_bytes=True)]
         near = [g for g in health.groups if g.differing(field, False) and not g.differing(field, True)]
         if exact and not (field == "label" and has_boxes):
-            yield _finding("error", f"{code}-exact", _copies(exact), count=_count(len(exact), "picture"))
+            count = counted(len(exact), "picture")
+            yield _finding("error", f"{code}-exact", _copies(exact, field), count=count)
         if near and not (field == "label" and has_boxes):
-            yield _finding("warning", f"{code}-near", _copies(near), count=_count(len(near), "picture"))
+            count = counted(len(near), "picture")
+            yield _finding("warning", f"{code}-near", _copies(near, field), count=count)
     inside = [g for g in health.groups if not g.differing("split", False) and not g.differing("label", False)]
     if inside:
         extra = sum(len(group.images) - 1 for group in inside)
-        counted = _count(extra, "further copy", "further copies")
-        yield _finding("info", "duplicates", _copies(inside), count=counted)
+        count = counted(extra, "further copy", "further copies")
+        yield _finding("info", "duplicates", _copies(inside), count=count)
     if not health.complete:
         yield _finding("info", "search-stopped")
 
@@ -180,12 +182,12 @@ def _leakage_findings(health: Health, has_boxes: bool) -> Iterator[Finding]:
 def _file_findings(health: Health, samples: Samples) -> Iterator[Finding]:
     if health.bad:
         lines = [f"{item.image.path}: {item.reason}" for item in health.bad]
-        yield _finding("warning", "unreadable", lines, count=_count(len(lines), "image"))
+        yield _finding("warning", "unreadable", lines, count=counted(len(lines), "image"))
     listed = {"grey": health.grey, "rotated": health.rotated, "extension": health.wrong_extension}
     for code, images in listed.items():
         if images:
             paths = (image.path for image in images)
-            yield _finding("info", code, paths, count=_count(len(images), "image"))
+            yield _finding("info", code, paths, count=counted(len(images), "image"))
     if len(health.rows):
         sides = np.stack([health.widths, health.heights], axis=1)
         short = sides.min(axis=1)
@@ -195,10 +197,11 @@ def _file_findings(health: Health, samples: Samples) -> Iterator[Finding]:
             paths = (samples.paths[health.rows[n]] for n in tiny)
             sizes = (f"{width}x{height}" for width, height in sides[tiny])
             lines = [f"{path}: {size}" for path, size in zip(paths, sizes, strict=True)]
-            yield _finding("info", "tiny", lines, count=_count(len(lines), "image"))
+            yield _finding("info", "tiny", lines, count=counted(len(lines), "image"))
 
 
-def _count(number: int, noun: str, plural: str = "") -> str:
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Spell a number of things: 1 image, 2,000 images."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
@@ -213,5 +216,13 @@ def _isolated(name: str) -> str:
     return f"\u2068{name}\u2069" if turns else name
 
 
-def _copies(groups: Sequence[Group]) -> Iterator[str]:
-    return (" = ".join(image.path for image in group.images[:4]) for group in groups)
+def _copies(groups: Sequence[Group], field: str = "", limit: int = 4) -> Iterator[str]:
+    """Yield a line for each group; with ``field`` ("split" or "label") its different values come first."""
+    for group in groups:
+        values = [str(getattr(image, field)) if field else "" for image in group.images]
+        first = {value: n for n, value in reversed(list(enumerate(values)))}
+        order = sorted(range(len(values)), key=lambda n: (first[values[n]] != n, n))
+        marks = [f" ({_isolated(value)})" if field else "" for value in values]
+        shown = [group.images[n].path + marks[n] for n in order[:limit]]
+        rest = len(values) - len(shown)
+        yield " = ".join([*shown, f"{rest:,} more"] if rest else shown)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tellapart.data.health.findings import counted
 from tellapart.data.health.result import Health
 
 
@@ -16,9 +17,9 @@ def render(health: Health, examples: int = 5) -> str:
 
     Four times as many unreadable files are listed: each has a reason of its own.
     """
-    count = len(health.rows) + len(health.bad)
-    title = f"{health.name or health.root or 'data'}: {count:,} images, {len(health.classes)} classes"
-    lines = [title, "", *_table_lines(health), ""]
+    images = counted(len(health.rows) + len(health.bad), "image")
+    classes = counted(len(health.classes), "class", "classes")
+    lines = [f"{health.name or health.root or 'data'}: {images}, {classes}", "", *_table_lines(health), ""]
     quantiles = health.quantiles()
     if quantiles:
         w, h = (quantiles[side] for side in ("width", "height"))
@@ -26,6 +27,7 @@ def render(health: Health, examples: int = 5) -> str:
             f"Width {w[0]:g} to {w[4]:g} (median {w[2]:g}), height {h[0]:g} to {h[4]:g} (median {h[2]:g})"
         )
         lines += textwrap.wrap("Formats: " + _pairs(health.formats) + "; modes: " + _pairs(health.modes), 80)
+    is_cut = False
     for level, heading in (("error", "Errors"), ("warning", "Warnings"), ("info", "Good to know")):
         chosen = [finding for finding in health.findings if finding.level == level]
         lines += ["", heading] if chosen else []
@@ -35,11 +37,13 @@ def render(health: Health, examples: int = 5) -> str:
             lines += [f"      {path}" for path in finding.paths[:limit]]
             rest = len(finding.paths) - limit
             lines += [f"      … and {rest:,} more"] if rest > 0 else []
+            is_cut = is_cut or rest > 0
             lines += textwrap.wrap(finding.advice, 80, initial_indent="    → ", subsequent_indent="      ")
     if not any(finding.level != "info" for finding in health.findings):
         lines += ["", "No problems found."]
     for note in health.notes:
         lines += textwrap.wrap(note, 80, initial_indent="  * ", subsequent_indent="    ")
+    lines += ["", "The whole lists: --json; with pictures: --html FILE"] if is_cut else []
     return "\n".join(map(_plain, lines))
 
 
