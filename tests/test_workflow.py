@@ -189,7 +189,7 @@ def test_a_split_without_images_is_named(trained: Any, tmp_path: Path) -> None:
 
 def test_one_class_is_not_enough(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
     data = make_folder(tmp_path / "data", classes=("one",), count=10)
-    with pytest.raises(DataError, match="one class"):
+    with pytest.raises(DataError, match=r"only the class 'one'; training needs two"):
         train(data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -10,8 +10,10 @@ with a run holds what was chosen.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -64,7 +66,7 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
                 raise SpecError(f"{name} is {value!r}; it {problem}.")
         return value
     if origin is Literal:
-        if value not in typing.get_args(hint):
+        if not any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint)):
             valid = [str(choice) for choice in typing.get_args(hint)]
             raise SpecError(f"{name} is {value!r}. {did_you_mean(str(value), valid)}")
         return value
@@ -74,13 +76,11 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         return _coerce(value, next(a for a in typing.get_args(hint) if a is not type(None)), name)
     if origin is tuple:
         return _coerce_tuple(value, typing.get_args(hint), name)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 as text
+            value = float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise SpecError(f"{name} is {value!r}; it must be a finite number.")
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise SpecError(f"{name} is {value!r}; it must be of type {hint.__name__}.")
     return value

@@ -212,7 +212,7 @@ def test_two_processes_thaw_the_same_blocks_as_one(
         "train", str(data), "--model.name", "simple-cnn", "--model.weights", str(saved_weights()),
         "--model.finetune", "staged", "--model.unfreeze", "1", "3", "--training.epochs", "5",
         "--training.batch-size", "4", "--training.optimizer", "sgd", "--training.lr", "0.002",
-        "--training.accumulate", "2", "--model.layer-decay", "0.8",
+        "--training.accumulate", "2", "--model.layer-decay", "0.8", "--input.size", "8",
         "--augment.preset", "light", "--run.no-tensorboard", "--run.no-report", "--training.device", "cpu",
     ]  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"

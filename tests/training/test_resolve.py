@@ -45,7 +45,7 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
         SMALL_GREY, 1293, {},
         {"model.name": "fast-cnn", "model.weights": "none", "model.finetune": "full", "model.stem": "standard",
          "input.size": 16, "input.channels": 1, "input.resize": "squash", "input.interpolation": "bilinear",
-         "input.crop_fraction": 1.0, "input.mean": (), "training.batch_size": 80, "augment.preset": "cifar"},
+         "input.crop_fraction": 1.0, "input.mean": (), "training.batch_size": 40, "augment.preset": "cifar"},
     ),
     "cifar": (
         SMALL_COLOUR, 45_000, {},
@@ -56,7 +56,7 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
         SMALL_MIXED, 1000, {}, {"input.size": 40, "input.resize": "squash", "model.name": "fast-cnn"},
     ),
     "ninety-six pixels are small": (
-        Look(96, 96, False, True), 500, {}, {"model.name": "fast-cnn", "input.size": 96, "training.batch_size": 31},
+        Look(96, 96, False, True), 500, {}, {"model.name": "fast-cnn", "input.size": 96, "training.batch_size": 15},
     ),
     "ninety-seven are not": (
         Look(97, 97, False, True), 500, {}, {"model.name": "timm/tf_efficientnet_lite0", "input.size": 224},
@@ -99,6 +99,7 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
         PHOTOGRAPHS, 500, {"model.name": "tutorial-net"},
         {"input.size": 32, "input.resize": "crop", "model.weights": "none"},
     ),
+    "tiny images are enlarged": (Look(5, 4, False, False), 500, {}, {"input.size": 16, "input.resize": "squash"}),
     "very few images": (SMALL_GREY, 40, {}, {"training.batch_size": 8}),
 }  # fmt: skip
 
@@ -171,6 +172,8 @@ def test_mirrored_digits_are_other_signs(name: str, hflip: float) -> None:
     assert _chosen(SMALL_GREY, name=name)["augment.hflip"] == hflip
     assert _chosen(SMALL_GREY, name=name, **{"augment.hflip": 0.3})["augment.hflip"] == 0.3
     assert _chosen(SMALL_GREY, name=name, **{"augment.preset": "cifar"})["augment.hflip"] == 0.5
+    once, _ = resolve.resolve(Spec(), _samples(name=name), SMALL_GREY)
+    assert resolve.resolve(once, _samples(name=name), SMALL_GREY)[0] == once
 
 
 def test_the_statistics_of_colour_weights_are_averaged_for_grey() -> None:

@@ -26,6 +26,7 @@ FLAGS: dict[str, Any] = {
     "training.epochs": 3,
     "training.batch_size": 8,
     "training.device": "cpu",
+    "input.size": 8,
     "training.threads": 1,
     "training.lr": 0.002,
     "run.tensorboard": False,
@@ -85,7 +86,7 @@ def test_each_split_is_prepared_by_itself(pictures: Callable[..., Samples]) -> N
 
 
 def test_one_class_is_refused(pictures: Callable[..., Samples]) -> None:
-    with pytest.raises(DataError, match=r"one class.*needs two"):
+    with pytest.raises(DataError, match=r"class 0.*needs two"):
         _prepare(pictures((5,)))
 
 

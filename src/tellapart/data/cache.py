@@ -138,6 +138,11 @@ def open_or_build(
     done. Raises OSError where the disk is full; an unreadable image only marks its row.
     """
     target = folder / "decoded" / store_key(samples, policy)
+    if (target / "index.npz").exists():
+        store = _open(target)
+        if not _readable_now(samples, store):
+            return store
+        shutil.rmtree(target, ignore_errors=True)
     if not (target / "index.npz").exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
@@ -148,6 +153,15 @@ def open_or_build(
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return _open(target)
+
+
+def _readable_now(samples: Samples, store: ImageStore) -> bool:
+    """Return whether a file can be read that could not be (a permission given, a disk that came back)."""
+    for row in np.flatnonzero(~store.good & (store.hashes == "")):
+        with contextlib.suppress(OSError):
+            samples.read(int(row))
+            return True
+    return False
 
 
 def _decoded(samples: Samples, decode: Decode, row: int) -> tuple[Pixels | None, str, str]:

@@ -132,9 +132,9 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
     augment = Augment(spec.augment, prepared.contract, len(prepared.classes), channels_last)
     blocks = heads.blocks(model)
     labels = prepared.train.samples.labels
-    # Classes as an epoch sees them, so that class weights do not favour twice what sampling already balances.
-    seen = labels[sampling.epoch_order(labels, training.sampling, spec.seed, 0)]
-    counts = np.bincount(seen, minlength=len(prepared.classes)).astype(np.int64)
+    counts = np.bincount(labels, minlength=len(prepared.classes)).astype(np.int64)
+    if training.sampling != "shuffle":  # class weights must not favour again what sampling already balances
+        counts = np.minimum(counts, 1)
     steps = -(-sampling.epoch_length(labels, training.sampling) // training.batch_size)
     groups = optim.parameter_groups(model, blocks, training.weight_decay, spec.model.layer_decay)
     scaler = torch.amp.GradScaler(device.type) if training.precision == "fp16" else None

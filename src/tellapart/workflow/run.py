@@ -93,13 +93,13 @@ def train(
     with processes(wanted.training.device) as procs, Console(quiet=quiet or not procs.first) as console:
         samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.message))
         prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
-        name = prepared.spec.model.name
-        made = runs.create(wanted.run.dir, name) if procs.first else None
+        plan, card = _plan(prepared, procs, console)
+        made = runs.create(wanted.run.dir, prepared.spec.model.name) if procs.first else None
         folder = procs.from_first(made)
         assert folder is not None
         if procs.first:
             _write_start(folder, prepared, samples)
-        return _run(folder, prepared, procs, console, None)
+        return _run(folder, prepared, plan, card, procs, console, None)
 
 
 def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
@@ -113,7 +113,8 @@ def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
         content = checkpoint.load_newest(folder / runs.CHECKPOINTS)
         if content is None:
             console.message(f"{folder} has no checkpoint yet: training starts at the beginning.")
-        return _run(folder, prepared, procs, console, content)
+        plan, card = _plan(prepared, procs, console)
+        return _run(folder, prepared, plan, card, procs, console, content)
 
 
 def _in_turn(procs: Processes, work: Any) -> Any:
@@ -169,9 +170,10 @@ def _all_samples(prepared: setup.Prepared) -> Samples:
 
 
 def _write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> None:
-    source = prepared.spec.data.source
-    absolute = os.path.abspath(source) if os.path.exists(source) else source
-    spec = update(prepared.spec, {"data.source": absolute})
+    spec = prepared.spec
+    for name, path in (("data.source", spec.data.source), ("model.weights", spec.model.weights)):
+        if os.path.exists(path):  # resume may be called from another folder
+            spec = update(spec, {name: os.path.abspath(path)})
     runs.write_spec(spec, folder / runs.SPEC_FILE)
     write_samples(_all_samples(prepared), folder / "samples.csv")
     decoded.write_bad_images(prepared.bad, folder / "bad-images.csv")
@@ -250,18 +252,11 @@ def _trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool, co
     return Trackers(kept)
 
 
-def _run(
-    folder: Path,
-    prepared: setup.Prepared,
-    procs: Processes,
-    console: Console,
-    content: dict[str, Any] | None,
-) -> Result:
-    spec = prepared.spec
-    if spec.training.threads:
-        torch.set_num_threads(spec.training.threads)
+def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple[Plan, artifact.Card]:
+    """Build what will be trained; everything that can be wrong in the spec is found here, before any file is made."""
+    if prepared.spec.training.threads:
+        torch.set_num_threads(prepared.spec.training.threads)
     model, architecture, info = setup.build_model(prepared)
-    weights_info: Mapping[str, Any] = info.to_dict() if info else {}
     if info:
         console.message(f"Weights: {info.source}, licence: {info.licence or 'unknown'}")
         for note in info.notes:
@@ -272,14 +267,26 @@ def _run(
         architecture=architecture,
         classes=prepared.classes,
         preprocessing=prepared.contract,
-        weights=weights_info,
+        weights=info.to_dict() if info else {},
         versions={
             "tellapart": tellapart.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
     )
-    plan = setup.plan(prepared, model, procs)
+    return setup.plan(prepared, model, procs), card
+
+
+def _run(
+    folder: Path,
+    prepared: setup.Prepared,
+    plan: Plan,
+    card: artifact.Card,
+    procs: Processes,
+    console: Console,
+    content: dict[str, Any] | None,
+) -> Result:
+    spec = prepared.spec
     tracker = _trackers(spec, folder, content["progress"]["step"] if content else None, procs.first, console)
     reporter = _RunReporter(console, tracker, spec.run.log_every, plan.steps_per_epoch)
     trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter)
@@ -287,7 +294,7 @@ def _run(
     if content is not None:
         trainer.restore(content)
     elif procs.first:
-        console.message(_headline(prepared, architecture.name, plan))
+        console.message(_headline(prepared, card.architecture.name, plan))
         tracker.image(0, "train/images", _picture_grid(prepared))
     try:
         progress = trainer.run()
