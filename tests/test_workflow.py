@@ -232,6 +232,20 @@ def test_bad_images_can_stop_training(damaged: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_class_of_bad_images_only_is_told(
+    damaged: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for path in (damaged / "train/bee").iterdir():
+        path.write_bytes(b"")
+    result = train(damaged, tmp_path / "run")
+    assert "No readable training image of: bee." in capfd.readouterr().err
+    assert tellapart.load(result.run).classes == ("ant", "bee", "cat")
+    for path in (damaged / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    workflow.check(damaged, html=tmp_path / "check.html", quiet=True)
+    assert (tmp_path / "check.html").is_file()
+
+
 def test_bad_images_do_not_count_in_an_evaluation(
     trained: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

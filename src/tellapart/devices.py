@@ -82,7 +82,10 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and (
-        "not enough memory" in text or "out of memory" in text or "can't allocate memory" in text
+        "not enough memory" in text
+        or "out of memory" in text
+        or "can't allocate memory" in text
+        or "could not create a primitive" in text  # oneDNN's words
     )
 
 

@@ -193,6 +193,20 @@ def test_a_store_without_a_good_image(tmp_path: Path) -> None:
     assert build(table([]), tmp_path / "cache").good.shape == (0,)
 
 
+def test_an_image_too_large_for_memory_is_left_out(tmp_path: Path) -> None:
+    samples = write_pictures(tmp_path / "in", RAGGED)
+
+    def decode(content: Any, box: Any) -> np.ndarray:
+        pixels = Decoder()(content, box)
+        if pixels.shape == (16, 16, 3):
+            raise MemoryError
+        return pixels
+
+    store = build(samples, tmp_path / "cache", decode)
+    assert store.good.tolist() == [True, True, False, True, True]
+    assert "memory" in store.reasons[2]
+
+
 def test_boxes_are_cut_out(tmp_path: Path) -> None:
     samples = write_pictures(tmp_path / "in", [(9, 9)] * 2)
     boxes = np.array([[1, 2, 5, 4], [0, 0, 9, 9]], np.float64)

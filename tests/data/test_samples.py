@@ -74,6 +74,26 @@ def test_reading_files_and_arrays(tmp_path: Path) -> None:
         table(1, root=str(tmp_path)).read(0)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("dangling.png", "links to a file that does not exist"),
+        ("pipe.png", "no ordinary file"),
+        ("folder.png", "no ordinary file"),
+        ("nul\0.png", "no file can have this name"),
+        ("missing.png", "No such file"),
+    ],
+)
+def test_what_is_no_file_does_not_stop_the_reader(name: str, reason: str, tmp_path: Path) -> None:
+    """A pipe without a writer would keep a reader waiting for ever."""
+    (tmp_path / "dangling.png").symlink_to("nowhere")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    samples = table(1, root=str(tmp_path), paths=np.array([name], dtype=object))
+    with pytest.raises(OSError, match=reason):
+        samples.read(0)
+
+
 def test_hashes() -> None:
     assert content_hash(b"x") == hashlib.blake2b(b"x", digest_size=16).hexdigest()
     pixels = np.arange(24, dtype=np.uint8)

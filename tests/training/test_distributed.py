@@ -37,7 +37,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, make_folder: Callab
     data = make_folder(tmp_path / "data", count=34, splits=("train", "val"), size=12)
     flags = [
         "train", str(data), "--model.name", "simple-cnn", "--training.epochs", "5", "--training.batch-size", "10",
-        "--training.optimizer", "sgd", "--training.lr", "0.02", "--augment.preset", "cifar",
+        "--training.optimizer", "sgd", "--training.lr", "0.002", "--augment.preset", "cifar",
         "--training.accumulate", "2", "--run.no-tensorboard", "--run.no-report", "--training.device", "cpu",
     ]  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"

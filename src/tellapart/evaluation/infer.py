@@ -15,6 +15,7 @@ import torch
 
 from tellapart.data.loader import ImageSet
 from tellapart.devices import is_out_of_memory
+from tellapart.errors import TrainingError
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
@@ -38,8 +39,12 @@ def collect_logits(
         try:
             logits = predict(images.batch(batch).images)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or batch_size == 1:
+            if not is_out_of_memory(error):
                 raise
+            if batch_size == 1:
+                raise TrainingError(
+                    f"Out of memory in evaluation, with one image at a time. ({error})"
+                ) from error
             batch_size = max(1, batch_size // 2)
             continue
         parts.append(logits.float().cpu())

@@ -109,7 +109,7 @@ class Trainer:
         progress, plan = self.progress, self.plan
         order = sampling.epoch_order(
             plan.train.samples.labels, self.training.sampling, self.spec.seed, progress.epoch
-        )
+        )[: plan.images_per_epoch]
         heads.train_mode(plan.model)
         started, seen, shown, before = time.perf_counter(), 0, 0.0, progress.seconds
         rank, world = self.processes.rank, self.processes.world
@@ -151,6 +151,7 @@ class Trainer:
         stop = self.processes.any(interrupt.asked)
         if stop or (save and not last):
             self._check_finite()
+            self._check_weights()
             self.save()
         return not stop
 
@@ -206,6 +207,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         progress, plan = self.progress, self.plan
+        self._check_weights()
         loss_sum, right, seen = self.processes.total([progress.sums])[0]
         values = {"train/epoch-loss": loss_sum / seen, "train/epoch-accuracy": right / seen}
         scores = self._validate()
@@ -290,6 +292,12 @@ class Trainer:
 
     def _check_finite(self) -> None:
         if not math.isfinite(self.tally.read()[0][0]):
+            self._not_finite()
+
+    def _check_weights(self) -> None:
+        """Stop before weights that the last step ruined are kept or saved."""
+        weights = [p.detach() for p in self.plan.model.parameters() if p.is_floating_point()]
+        if not math.isfinite(float(torch.nn.utils.get_total_norm(weights))):
             self._not_finite()
 
     def _not_finite(self) -> NoReturn:

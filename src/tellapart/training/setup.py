@@ -135,7 +135,11 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
     counts = np.bincount(labels, minlength=len(prepared.classes)).astype(np.int64)
     if training.sampling != "shuffle":  # class weights must not favour again what sampling already balances
         counts = np.minimum(counts, 1)
-    steps = -(-sampling.epoch_length(labels, training.sampling) // training.batch_size)
+    count = sampling.epoch_length(labels, training.sampling)
+    if count % training.batch_size == 1 and count > 1 and _has_batch_norm(model):
+        count -= (
+            1  # a batch norm learns nothing from one image, or refuses it; another is left out in each epoch
+        )
     groups = optim.parameter_groups(model, blocks, training.weight_decay, spec.model.layer_decay)
     scaler = torch.amp.GradScaler(device.type) if training.precision == "fp16" else None
     return Plan(
@@ -144,14 +148,18 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         blocks=blocks,
         objective=Supervised(augment, build_loss(training, counts, device)),
         optimizer=optim.build_optimizer(training, groups),
-        schedule=Schedule(training, steps, training.epochs),
+        schedule=Schedule(training, -(-count // training.batch_size), training.epochs),
         train=prepared.train,
         validate=_validator(prepared, processes, channels_last),
-        steps_per_epoch=steps,
+        images_per_epoch=count,
         ema=Ema(model, training.ema) if training.ema else None,
         scaler=scaler,
         plain_kernels=plain,
     )
+
+
+def _has_batch_norm(model: torch.nn.Module) -> bool:
+    return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def _flops(prepared: Prepared, model: torch.nn.Module) -> int:

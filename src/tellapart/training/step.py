@@ -39,10 +39,15 @@ class Plan:
     schedule: Schedule
     train: ImageSet
     validate: Callable[[torch.nn.Module], dict[str, float]] | None
-    steps_per_epoch: int
+    images_per_epoch: int
     ema: Ema | None = None
     scaler: torch.amp.GradScaler | None = None
     plain_kernels: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the optimizer; the last may have fewer images."""
+        return -(-self.images_per_epoch // self.spec.training.batch_size)
 
 
 @dataclass(frozen=True)
