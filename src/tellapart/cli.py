@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -188,6 +189,12 @@ class Import:
     spec: Annotated[Spec, tyro.conf.arg(name="")] = field(default_factory=Spec)
 
 
+def _json(content: Any) -> str:
+    """Return JSON on one line, in characters that standard output can show (backslashes of its own are no JSON)."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
+    return json.dumps(content, ensure_ascii=encoding != "utf8")
+
+
 def _train(args: Train) -> int:
     from tellapart import workflow
 
@@ -201,8 +208,6 @@ def _resume(args: Resume) -> int:
 
 
 def _print_result(result: Result, as_json: bool) -> int:
-    import os
-
     if int(os.environ.get("RANK", "0")):
         return 0
     if as_json:
@@ -213,7 +218,7 @@ def _print_result(result: Result, as_json: bool) -> int:
             "metrics": dict(result.metrics),
             "interrupted": result.interrupted,
         }
-        print(json.dumps(content, ensure_ascii=False))
+        print(_json(content))
     elif not result.interrupted:
         print(_summary(result))
     return 130 if result.interrupted else 0
@@ -266,7 +271,7 @@ def _evaluate(args: Evaluate) -> int:
         args.model, args.source, split=args.split, out=args.out, device=args.device, **changes
     )
     if args.as_json:
-        print(json.dumps(evaluation.to_dict(), ensure_ascii=False))
+        print(_json(evaluation.to_dict()))
     else:
         print(_evaluation_text(evaluation))
     return 0
@@ -302,6 +307,8 @@ def _predict(args: Predict) -> int:
 
     if args.top < 1:
         raise SpecError(f"--top is {args.top}; it must be at least 1.")
+    if not args.images:
+        raise UserError("Nothing to label: give IMAGES (files, folders, patterns, or - for standard input).")
     images = list(expand(args.images, args.urls))
     classifier = workflow.load(args.model, args.device)
     write = {"table": _write_table, "jsonl": _write_jsonl, "csv": _write_csv}[args.format]
@@ -330,7 +337,7 @@ def _write_table(predictions: Any, out: TextIO) -> None:
 
 def _write_jsonl(predictions: Any, out: TextIO) -> None:
     for p in predictions:
-        out.write(json.dumps(p.to_dict(), ensure_ascii=False) + "\n")
+        out.write(_json(p.to_dict()) + "\n")
 
 
 def _write_csv(predictions: Any, out: TextIO) -> None:
@@ -356,7 +363,7 @@ def _compare(args: Compare) -> int:
     from tellapart import workflow
 
     comparison = workflow.compare(args.runs)
-    print(json.dumps(comparison.to_dict(), ensure_ascii=False) if args.as_json else comparison.to_text())
+    print(_json(comparison.to_dict()) if args.as_json else comparison.to_text())
     return 0
 
 
@@ -365,7 +372,7 @@ def _check(args: Check) -> int:
     from tellapart.data.health import render
 
     health = workflow.check(args.data_source, spec=args.spec, html=args.html)
-    print(json.dumps(health.to_dict(), ensure_ascii=False) if args.as_json else render(health))
+    print(_json(health.to_dict()) if args.as_json else render(health))
     if args.html:
         print(f"Page: {args.html}", file=sys.stderr)
     return health.exit_code
@@ -375,11 +382,12 @@ def _models(args: Models) -> int:
     from tellapart import workflow
 
     if args.summary:
-        print(workflow.model_summary(args.summary, args.size, args.channels, args.num_classes))
+        text = workflow.model_summary(args.summary, args.size, args.channels, args.num_classes)
+        print(_json({"name": args.summary, "summary": text}) if args.as_json else text)
         return 0
     found = workflow.models(args.pattern)
     if args.as_json:
-        print(json.dumps({"models": [dataclasses.asdict(info) for info in found]}, ensure_ascii=False))
+        print(_json({"models": [dataclasses.asdict(info) for info in found]}))
         return 0
     for info in found:
         size = f"{info.size}px" if info.size else "any size"
@@ -393,7 +401,7 @@ def _doctor(args: Doctor) -> int:
     from tellapart import doctor
 
     report = doctor.examine()
-    print(json.dumps(report.to_dict(), ensure_ascii=False) if args.as_json else doctor.render(report))
+    print(_json(report.to_dict()) if args.as_json else doctor.render(report))
     return 0
 
 
@@ -499,8 +507,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader went away; what is left in the buffer must not fail at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         print(
@@ -522,7 +530,9 @@ def _run(words: list[str]) -> int:
         from tellapart.devices import tune_allocator
 
         tune_allocator()
-    return call(args)
+    code = call(args)
+    sys.stdout.flush()
+    return code
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ class DataError(UserError):
     """The data cannot be used as given."""
 
 
+class CacheError(UserError):
+    """Decoded images or downloads cannot be kept where they should be."""
+
+
 class ModelError(UserError):
     """A model or its weights cannot be used as given."""
 

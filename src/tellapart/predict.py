@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import glob
+import http.client
 import io
 import itertools
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -95,11 +95,11 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _fetch(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "tellapart"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "tellapart"})
         with urllib.request.urlopen(request, timeout=_URL_SECONDS) as answer:
             content: bytes = answer.read(_URL_BYTES + 1)
-    except (urllib.error.URLError, TimeoutError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise BadImage(f"cannot be fetched: {getattr(error, 'reason', error)}") from None
     if len(content) > _URL_BYTES:
         raise BadImage(f"is larger than {_URL_BYTES >> 20} MiB")
@@ -161,7 +161,8 @@ class Classifier:
         count = min(top, len(self.classes))
         rows: Iterator[tuple[list[float], list[int]]] = iter(())
         if good:
-            best = self.predictor(torch.from_numpy(np.stack(good))).softmax(1).topk(count)
+            logits = self.predictor(torch.from_numpy(np.stack(good)))
+            best = logits.double().softmax(1).topk(count)  # as predictions.csv has them
             rows = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))
         for name, pixels, reason in prepared:
             if pixels is None:
@@ -179,6 +180,10 @@ def _content(image: Any) -> bytes | Pixels:
         name = os.fspath(image)
         return _fetch(name) if name.startswith(("http://", "https://")) else Path(name).read_bytes()
     if hasattr(image, "save") and hasattr(image, "convert"):  # a Pillow image: through its own lossless bytes
+        from PIL import ImageOps
+
+        image = ImageOps.exif_transpose(image)  # the bytes below hold no orientation
+        image = image.convert("RGB") if image.mode == "HSV" else image
         buffer = io.BytesIO()
         image.save(buffer, format="TIFF" if image.mode in ("CMYK", "LAB", "YCbCr") else "PNG")
         return buffer.getvalue()

@@ -105,7 +105,7 @@ def store_key(samples: Samples, policy: str) -> str:
     Files count by path, size and time of change; pixel arrays by their content.
     """
     digest = hashlib.blake2b(
-        f"store 1\0{policy}\0{samples.root}".encode(errors="surrogateescape"), digest_size=16
+        f"store 2\0{policy}\0{samples.root}".encode(errors="surrogateescape"), digest_size=16
     )
     if samples.pixels is not None:
         digest.update(content_hash(samples.pixels).encode())
@@ -219,6 +219,7 @@ def _build(
                 advance(row % _CHUNK + 1)
         stream.flush()
         os.fsync(stream.fileno())
+    failed = np.flatnonzero(heights == 0)
     with open(folder / "index.npz", "wb") as index:
         np.savez(
             index,
@@ -226,7 +227,10 @@ def _build(
             widths=widths,
             offsets=offsets,
             hashes=np.array(hashes, dtype="U32"),
-            reasons=np.array(reasons, dtype=np.str_),
+            failed=failed,
+            reasons=np.array(
+                [reasons[row] for row in failed], dtype=np.str_
+            ),  # not all: as wide as the widest
             channels=channels,
         )
         index.flush()
@@ -235,7 +239,10 @@ def _build(
 
 def _open(folder: Path) -> ImageStore:
     with np.load(folder / "index.npz") as index:
-        columns = {name: index[name] for name in ("heights", "widths", "hashes", "reasons", "offsets")}
+        columns = {name: index[name] for name in ("heights", "widths", "hashes", "offsets")}
+        reasons = np.full(len(columns["heights"]), "", dtype=object)
+        reasons[index["failed"]] = index["reasons"]
+        columns["reasons"] = reasons
         channels = int(index["channels"])
     heights, widths = columns["heights"], columns["widths"]
     size = (folder / "pixels.bin").stat().st_size

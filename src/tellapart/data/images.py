@@ -20,7 +20,7 @@ from tellapart.data import cache
 from tellapart.data.archives import cache_folder
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples, content_hash
-from tellapart.errors import DataError
+from tellapart.errors import CacheError, DataError
 from tellapart.preprocess import (
     BadImage,
     Preprocessing,
@@ -104,7 +104,13 @@ def _stored(
 ) -> tuple[ImageSet, list[Bad]]:
     folder = Path(cache_folder(spec))
     policy = f"{policy} {spec.max_pixels}"
-    store = cache.open_or_build(samples, decoded, policy, channels, folder, spec.workers, advance)
+    try:
+        store = cache.open_or_build(samples, decoded, policy, channels, folder, spec.workers, advance)
+    except OSError as error:
+        raise CacheError(
+            f"Decoded images cannot be kept in {folder}: {error.strerror or error}. "
+            "Choose another folder with --data.cache-dir, or make room."
+        ) from error
     rows = np.flatnonzero(store.good)
     failed = np.flatnonzero(~store.good)
     bad = [Bad(str(samples.paths[row]), str(store.reasons[row])) for row in failed]

@@ -74,8 +74,17 @@ def import_weights(
             "input.mean and input.std must be given: the normalisation that the weights were trained with "
             "(0.5 0.5 0.5 for both in PyTorch's CIFAR-10 tutorial)."
         )
+    if len(set(classes)) != len(classes):
+        raise SpecError(f"A class is given more than once: {', '.join(classes)}.")
     name = zoo.resolve(spec.model.name)
     channels = spec.input.channels or len(spec.input.mean)
+    for field, values in (("mean", spec.input.mean), ("std", spec.input.std)):
+        if channels not in (1, 3) or len(values) not in (1, channels):
+            raise SpecError(
+                f"input.{field} has {len(values)} values; give 1, or one for each channel (1 or 3)."
+            )
+    if min(spec.input.std) <= 0:
+        raise SpecError(f"input.std is {spec.input.std}; its values must be above 0.")
     size = spec.input.size or zoo.default_size(name) or 32
     stem = zoo.choose_stem(name, size, os.fspath(file)) if spec.model.stem == "auto" else spec.model.stem
     architecture = zoo.Architecture(

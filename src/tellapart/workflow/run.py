@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import itertools
 import os
 import platform
 import time
@@ -172,14 +174,19 @@ def _all_samples(prepared: setup.Prepared) -> Samples:
 def _write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> None:
     spec = prepared.spec
     for name, path in (("data.source", spec.data.source), ("model.weights", spec.model.weights)):
-        if os.path.exists(path):  # resume may be called from another folder
+        if path not in ("none", "pretrained") and os.path.exists(path):  # resume may be called from another folder
             spec = update(spec, {name: os.path.abspath(path)})
+    if spec.data.cache_dir:
+        spec = update(spec, {"data.cache_dir": os.path.abspath(os.path.expanduser(spec.data.cache_dir))})
     runs.write_spec(spec, folder / runs.SPEC_FILE)
     write_samples(_all_samples(prepared), folder / "samples.csv")
     decoded.write_bad_images(prepared.bad, folder / "bad-images.csv")
     if samples.conflicts:
-        lines = [f"{item.path},{' | '.join(item.labels)}" for item in samples.conflicts]
-        runs.write_text(folder / "conflicts.csv", "\n".join(["path,labels", *lines]) + "\n")
+        listed = folder / "conflicts.csv"
+        with open(listed, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["path", "labels"])
+            writer.writerows((item.path, " | ".join(item.labels)) for item in samples.conflicts)
     environment = doctor.examine(quick=True).to_dict()
     runs.write_json(folder / "environment.json", environment)
 
@@ -190,15 +197,13 @@ def _check_same_samples(folder: Path, prepared: setup.Prepared) -> None:
     write_samples(_all_samples(prepared), now)
     try:
         with open(now, "rb") as new, open(folder / "samples.csv", "rb") as old:
-            for number, (ours, theirs) in enumerate(zip(new, old, strict=False)):
+            for number, (ours, theirs) in enumerate(itertools.zip_longest(new, old, fillvalue=b"")):
                 if ours != theirs:
                     raise RunError(
                         f"The data of {folder} is not what it was: line {number + 1} of samples.csv was "
                         f"{theirs.decode(errors='replace').strip()!r} and would be "
                         f"{ours.decode(errors='replace').strip()!r}. Restore the data, or train anew."
                     )
-            if new.read(1) or old.read(1):
-                raise RunError(f"The data of {folder} has more or fewer images than it had. Train anew.")
     finally:
         now.unlink()
 
@@ -293,6 +298,8 @@ def _run(
     reporter.keep = lambda: artifact.save(folder / artifact.FILE_NAME, trainer.weights(), card)
     if content is not None:
         trainer.restore(content)
+        if trainer.progress.finished:
+            console.message(f"{folder} is finished: nothing is left to train; measured again.")
     elif procs.first:
         console.message(_headline(prepared, card.architecture.name, plan))
         tracker.image(0, "train/images", _picture_grid(prepared))
