@@ -15,6 +15,8 @@ def tutorial() -> Spec:
     """PyTorch's "Training a Classifier": a small CNN, batches of 4, SGD, two epochs, no validation part.
 
     tellapart train cifar10 --recipe tutorial
+
+    Measured: 55.7 % on the test part (seeds 0 to 2: 55.9, 56.0, 55.2).
     """
     return Spec(
         data=DataSpec(source="cifar10", val_fraction=0.0),
@@ -31,6 +33,9 @@ def tutorial_cnn() -> Spec:
     """The convolutional network of many first courses: 32 and 64 channels, Adam, 15 epochs, batches of 32.
 
     tellapart train cifar10 --recipe tutorial-cnn
+
+    Measured (mean of seeds 0 to 2): 98.2 % train, 70.4 % validation at best, 70.3 % on the test part. It overfits
+    from the fourth epoch; --augment.preset tutorial gives 76.5 % on the test part (one seed).
     """
     return Spec(
         data=DataSpec(source="cifar10", val_fraction=0.1),
@@ -44,6 +49,9 @@ def transfer() -> Spec:
     """Your own photographs: EfficientNet-Lite0 with ImageNet weights, of which only the new head is trained.
 
     tellapart train photos/ --recipe transfer
+
+    Measured: 97.4 % on the validation part of the tutorial's ants and bees, by which size, rate and batch were
+    chosen too; there is no test part.
     """
     return Spec(
         input=InputSpec(size=288, resize="crop", crop_fraction=0.875),
