@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -63,6 +63,12 @@ class Processes:
         tensor = torch.tensor([float(flag)], device=self.device)
         dist.all_reduce(tensor)
         return bool(tensor.item())
+
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give ``tensors`` the first process's values in every process."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def total(self, values: Sequence[Sequence[float]]) -> list[list[float]]:
         """Return the sums over every process's ``values``, in double precision."""

@@ -236,6 +236,8 @@ class Trainer:
         if self.plan.validate is None:
             return {}
         with self.plan.ema.swapped_in(self.plan.model) if self.plan.ema else contextlib.nullcontext():
+            # Each process's batch norms have seen other images; what is saved, and measured, is the first's.
+            self.processes.share(self.plan.model.buffers())
             return self.plan.validate(self.plan.model)
 
     def _keep_best(self, scores: dict[str, float]) -> bool:
@@ -296,8 +298,9 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """Stop before weights that the last step ruined are kept or saved."""
-        weights = [p.detach() for p in self.plan.model.parameters() if p.is_floating_point()]
-        if not math.isfinite(float(torch.nn.utils.get_total_norm(weights))):
+        tensors = [*self.plan.model.parameters(), *self.plan.model.buffers()]
+        largest = torch._foreach_norm([t.detach() for t in tensors if t.is_floating_point()], math.inf)
+        if not bool(torch.isfinite(torch.stack(largest)).all()):
             self._not_finite()
 
     def _not_finite(self) -> NoReturn:

@@ -127,13 +127,34 @@ class Stepper:
     def _part(self, part: Prepared, batch: RawBatch, last: bool) -> tuple[torch.Tensor, torch.Tensor]:
         plan, weight = self.plan, self.processes.world / batch.count
         with self._no_sync() if not last else _NOTHING, self._autocast():
-            losses, right = plan.objective(self.network, part)
+            losses, right = self._forward(part)
             total = losses.sum()
             if batch.filler:  # this process has no image of the step, but the others wait for its gradients
                 total, right = total * 0, right * 0
             loss = total * weight
             (plan.scaler.scale(loss) if plan.scaler else loss).backward()
         return total.detach(), right
+
+    def _forward(self, part: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each sample's loss, and how many were right.
+
+        A batch norm over 1 x 1 maps cannot measure a lone image (the rest of a batch that is computed in parts,
+        say): for that part the batch norms use their running statistics.
+        """
+        try:
+            return self.plan.objective(self.network, part)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+        kinds = torch.nn.modules.batchnorm._BatchNorm
+        norms = [m for m in self.plan.model.modules() if isinstance(m, kinds) and m.training]
+        for norm in norms:
+            norm.eval()
+        try:
+            return self.plan.objective(self.network, part)
+        finally:
+            for norm in norms:
+                norm.train()
 
     def _update(self, measure: bool) -> float:
         """Step the optimizer; return the gradient's norm where it was computed, else NaN."""

@@ -111,7 +111,8 @@ def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
     with processes(spec.training.device) as procs, Console(quiet=quiet or not procs.first) as console:
         samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.message))
         prepared = _in_turn(procs, lambda: _prepare(spec, samples, console))
-        _check_same_samples(folder, prepared)
+        if procs.first:  # one writer; where it raises, the others end with it
+            _check_same_samples(folder, prepared)
         content = checkpoint.load_newest(folder / runs.CHECKPOINTS)
         if content is None:
             console.message(f"{folder} has no checkpoint yet: training starts at the beginning.")
