@@ -296,14 +296,20 @@ class TrainingSpec(Section):
     """Mixed precision by torch.amp; fp16 with a gradient scaler."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    channels_last: bool = True
-    """Keep images and convolutions in channels-last order."""
-    compile: bool = False
-    """torch.compile: pays in long runs only."""
     threads: CountOrZero = 0
     """Threads of the CPU; 0: chosen for the model."""
     sync_batch_norm: bool = False
     """Several processes: batch normalisation over all of them."""
+
+
+@dataclass(frozen=True)
+class SpeedSpec(Section):
+    """What makes a run faster without changing what it computes, but for rounding; each can be switched off."""
+
+    channels_last: bool = True
+    """Keep images and convolutions in channels-last order."""
+    compile: bool = False
+    """torch.compile: pays in long runs only."""
 
 
 @dataclass(frozen=True)
@@ -333,6 +339,7 @@ class Spec(Section):
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
+    speed: SpeedSpec = field(default_factory=SpeedSpec)
     run: RunSpec = field(default_factory=RunSpec)
     seed: int = 0
     """Seed of everything random in training."""
@@ -344,6 +351,7 @@ _PREFIX = {
     "AugmentSpec": "augment.",
     "ModelSpec": "model.",
     "TrainingSpec": "training.",
+    "SpeedSpec": "speed.",
     "RunSpec": "run.",
 }
 

@@ -79,7 +79,7 @@ def plain_training(
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_is_the_loop_of_a_tutorial(channels_last: bool, pictures: Any, build: Any, difference: Any) -> None:
     # 60 images in batches of 8: the last of an epoch has 4. 32 steps.
-    bench = build(pictures(), **{"training.epochs": 4, "training.channels_last": channels_last})
+    bench = build(pictures(), **{"training.epochs": 4, "speed.channels_last": channels_last})
     bench.trainer.run()
     seen = plain_training(bench, 4)
     assert len(seen["loss"]) == 32

@@ -257,9 +257,7 @@ def test_processes_share_validation_without_gaps_or_repeats(
 
 def test_convolutions_lie_in_the_order_that_is_asked_for(pictures: Callable[..., Samples]) -> None:
     for wanted in (True, False):
-        prepared = _prepare(
-            pictures(size=32), **{"training.channels_last": wanted, "training.batch_size": 64}
-        )
+        prepared = _prepare(pictures(size=32), **{"speed.channels_last": wanted, "training.batch_size": 64})
         plan = _plan(prepared)
         weight = plan.model.block2.conv.weight
         assert weight.is_contiguous(memory_format=torch.channels_last) == wanted

@@ -199,7 +199,7 @@ class Trainer:
             )
         self.depth = depth
         heads.set_trainable(model, blocks, depth)
-        network: Any = torch.compile(model) if self.training.compile else model
+        network: Any = torch.compile(model) if self.spec.speed.compile else model
         if self.processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)

@@ -123,7 +123,7 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
     spec, training, device = prepared.spec, prepared.spec.training, processes.device
     plain = device.type == "cpu" and _flops(prepared, model) * training.batch_size < PLAIN_KERNELS_FLOPS
     has_convolutions = any(isinstance(module, torch.nn.Conv2d) for module in model.modules())
-    channels_last = training.channels_last and has_convolutions and not plain
+    channels_last = spec.speed.channels_last and has_convolutions and not plain
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = model.to(device)
