@@ -47,6 +47,7 @@ class TutorialNet(nn.Module):
 
     Two 5x5 convolutions of 6 and 16 channels without padding, each followed by ReLU and 2x2 max pooling;
     then 120, 84 and ``num_classes`` units. ``size`` at least 16; the first linear layer follows it.
+    ReLU comes after the maximum, which gives the same values at a quarter of the cost.
     """
 
     def __init__(self, num_classes: int, channels: int = 3, size: int = 32, dropout: float = 0.0) -> None:
@@ -62,8 +63,8 @@ class TutorialNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` -> logits ``[B, num_classes]``."""
-        x = self.pool(functional.relu(self.conv1(images)))
-        x = self.pool(functional.relu(self.conv2(x)))
+        x = functional.relu(self.pool(self.conv1(images)))
+        x = functional.relu(self.pool(self.conv2(x)))
         x = torch.flatten(x, 1)
         x = functional.relu(self.fc1(x))
         x = functional.relu(self.fc2(x))
@@ -76,8 +77,8 @@ def _simple_block(inputs: int, outputs: int, batch_norm: bool, dropout: float) -
     block.add_module("conv", nn.Conv2d(inputs, outputs, 3, padding=1, bias=not batch_norm))
     if batch_norm:
         block.add_module("norm", nn.BatchNorm2d(outputs))
-    block.add_module("relu", nn.ReLU())
     block.add_module("pool", nn.MaxPool2d(2))
+    block.add_module("relu", nn.ReLU())  # after the maximum: the same values, at a quarter of the cost
     block.add_module("dropout", nn.Dropout(dropout / 2))
     return block
 
