@@ -143,6 +143,22 @@ def test_evaluating_a_run_again_gives_its_figures(trained: Any, tmp_path: Path) 
 # --- Classes ------------------------------------------------------------------------------------------------
 
 
+def test_plain_progress_lines_stand_at_round_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the pause between two lines ends in the middle of N steps."""
+    from tellapart.tracking import Trackers
+    from tellapart.workflow import run as running
+
+    with tellapart.tracking.Console() as console:
+        reporter = running._RunReporter(console, Trackers([]), 0, 30)
+        reporter.start(1, 30, 0)
+        reporter.shown -= 100
+        for step in range(5, 31):
+            reporter.step(0, step, 1.0, 0.5, 100.0)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "step" in line]
+    assert len(lines) == 1
+    assert "step 6/30" in lines[0]
+
+
 def test_a_class_missing_in_val_keeps_labels_right(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
     """Indices come from the union of the splits: with val's own folder order, cat would be bee."""
     data = make_folder(tmp_path / "data", count=30, splits=("train", "val", "test"))
@@ -172,6 +188,19 @@ def test_other_data_is_matched_by_class_name(trained: Any, tmp_path: Path) -> No
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *lines]), encoding="utf-8")
     listed = workflow.evaluate(trained.run, tmp_path / "list.csv", quiet=True)
     np.testing.assert_array_equal(listed.confusion, some.confusion)
+
+
+def test_training_images_among_those_evaluated_are_counted(
+    trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained.data / "test", tmp_path / "mixed")
+    for path in sorted((trained.data / "train" / "cat").iterdir())[:5]:
+        shutil.copy(path, tmp_path / "mixed" / "cat" / f"again-{path.name}")
+    capsys.readouterr()
+    workflow.evaluate(trained.run / "model.safetensors", tmp_path / "mixed")
+    assert "5 of these 41 images trained this model" in " ".join(capsys.readouterr().err.split())
+    workflow.evaluate(trained.run)
+    assert "trained this model" not in capsys.readouterr().err
 
 
 def test_an_unknown_class_is_named(trained: Any, tmp_path: Path) -> None:

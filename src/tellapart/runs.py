@@ -19,6 +19,7 @@ from tellapart.errors import RunError, SpecError
 from tellapart.spec import Spec, to_dict, update
 
 SPEC_FILE = "spec.yaml"
+SAMPLES_FILE = "samples.csv"
 CHECKPOINTS = "checkpoint"
 
 

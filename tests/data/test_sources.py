@@ -90,6 +90,7 @@ def test_flat_folder_is_split_by_the_fractions(tmp_path: pathlib.Path) -> None:
     assert samples.counts("train").tolist() == [28, 14]
     assert samples.counts("val").tolist() == [4, 2]
     assert samples.counts("test").tolist() == [8, 4]
+    assert noted(samples, "no splits: 6 as val and 12 as test taken from its 60 images")
     other = read(tmp_path, split_seed=1)
     assert rows(other) != rows(samples)
     assert rows(read(tmp_path)) == rows(samples)

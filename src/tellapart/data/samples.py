@@ -128,3 +128,12 @@ def write_samples(samples: Samples, path: str | os.PathLike[str]) -> None:
                 line.append("" if np.isnan(box).any() else " ".join(f"{value:g}" for value in box))
             writer.writerow(line)
     os.replace(temporary, path)
+
+
+def training_hashes(path: str | os.PathLike[str]) -> set[str]:
+    """Return the content hashes of the training images in a table of ``write_samples``; empty without one."""
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            return {row["hash"] for row in csv.DictReader(stream) if row["split"] == "train"} - {""}
+    except (FileNotFoundError, KeyError):
+        return set()

@@ -306,6 +306,15 @@ def _fill_splits(
         rows = np.arange(len(column))
         listing.splits = ["train"] * len(column)
         _deal(listing, labels, groups, rows, (spec.val_fraction, spec.test_fraction), spec)
+        taken = [
+            f"{listing.splits.count(split):,} as {split}"
+            for split in ("val", "test")
+            if split in listing.splits
+        ]
+        if taken:
+            notes(
+                f"The source has no splits: {' and '.join(taken)} taken from its {many(len(rows), 'image')}."
+            )
     _report_splits(listing.splits, notes)
 
 

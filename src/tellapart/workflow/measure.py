@@ -16,7 +16,7 @@ from tellapart import artifact, runs
 from tellapart.data import images as decoded
 from tellapart.data import sources
 from tellapart.data.loader import ImageSet
-from tellapart.data.samples import Samples
+from tellapart.data.samples import Samples, training_hashes
 from tellapart.devices import choose_device
 from tellapart.errors import DataError
 from tellapart.evaluation import compare as comparing
@@ -99,7 +99,21 @@ def evaluate(
             console.warn(f"{len(bad)} images cannot be read and do not count; the first: {first}")
         if not len(images):
             raise DataError(f"None of the {chosen} images of {spec.source} can be read.")
+        _warn_of_training_images(artifact.find(model).parent / runs.SAMPLES_FILE, images.samples, console)
         return evaluate_set(predictor, images, chosen, Path(out) if out else None, console)
+
+
+def _warn_of_training_images(table: Path, samples: Samples, console: Console) -> None:
+    """Say how many of the images trained the model, by the table of samples that lies beside it."""
+    if samples.hashes is None or samples.boxes is not None:
+        return
+    known = training_hashes(table)
+    seen = sum(value in known for value in samples.hashes)
+    if seen:
+        console.warn(
+            f"{seen:,} of these {len(samples):,} images trained this model (byte for byte, by {table.name}): on "
+            "images that it has not seen, expect less."
+        )
 
 
 def _with_classes(samples: Samples, classes: tuple[str, ...]) -> Samples:

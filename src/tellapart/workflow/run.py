@@ -181,7 +181,7 @@ def _write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> No
     if spec.data.cache_dir:
         spec = update(spec, {"data.cache_dir": os.path.abspath(os.path.expanduser(spec.data.cache_dir))})
     runs.write_spec(spec, folder / runs.SPEC_FILE)
-    write_samples(_all_samples(prepared), folder / "samples.csv")
+    write_samples(_all_samples(prepared), folder / runs.SAMPLES_FILE)
     decoded.write_bad_images(prepared.bad, folder / "bad-images.csv")
     if samples.conflicts:
         listed = folder / "conflicts.csv"
@@ -195,10 +195,10 @@ def _write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> No
 
 def _check_same_samples(folder: Path, prepared: setup.Prepared) -> None:
     """Raise RunError where the images are not those that the run began with."""
-    now = folder / "samples.csv.now"
+    now = folder / f"{runs.SAMPLES_FILE}.now"
     write_samples(_all_samples(prepared), now)
     try:
-        with open(now, "rb") as new, open(folder / "samples.csv", "rb") as old:
+        with open(now, "rb") as new, open(folder / runs.SAMPLES_FILE, "rb") as old:
             for number, (ours, theirs) in enumerate(itertools.zip_longest(new, old, fillvalue=b"")):
                 if ours != theirs:
                     raise RunError(
@@ -231,9 +231,8 @@ class _RunReporter:
 
     def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
         now = time.monotonic()
-        if self.console.interactive or now - self.shown >= self.pause:
-            if step % self.every == 0:
-                self.shown = now
+        if self.console.interactive or (step % self.every == 0 and now - self.shown >= self.pause):
+            self.shown = now
             self.console.step(epoch, step, loss, accuracy, images_per_second, self.every)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
