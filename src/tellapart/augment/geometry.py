@@ -17,18 +17,32 @@ def pad(images: Tensor, padding: int, mode: Literal["zeros", "reflect"]) -> Tens
     """Return [B, H, W, C] with a border of zeros, or mirrored without repeating the edge."""
     if mode == "zeros":
         return F.pad(images, (0, 0, padding, padding, padding, padding))
-    for dim in (1, 2):
-        length = images.shape[dim]
-        before = images.narrow(dim, 1, padding).flip(dim)
-        after = images.narrow(dim, length - 1 - padding, padding).flip(dim)
-        images = torch.cat([before, images, after], dim=dim)
-    return images
+    batch, height, width, channels = images.shape
+    canvas = images.new_empty(batch, height + 2 * padding, width + 2 * padding, channels)
+    middle = canvas[:, padding : padding + height]
+    middle[:, :, padding : padding + width] = images
+    last = 2 * padding + width - 1
+    for away in range(1, padding + 1):  # few long copies: a flip of so few columns takes twice as long
+        middle[:, :, padding - away] = images[:, :, away]
+        middle[:, :, last - padding + away] = images[:, :, width - 1 - away]
+    last = 2 * padding + height - 1
+    for away in range(1, padding + 1):
+        canvas[:, padding - away] = canvas[:, padding + away]
+        canvas[:, last - padding + away] = canvas[:, last - padding - away]
+    return canvas
 
 
 def padded_crop(images: Tensor, boxes: Tensor, padding: int, mode: Literal["zeros", "reflect"]) -> Tensor:
     """Pad [B, S, S, C] and cut each image's box back to [B, S, S, C]."""
     batch, size, _, channels = images.shape
     padded = pad(images, padding, mode).contiguous()
+    if images.device.type == "cpu":  # numpy's copies of blocks are three times as fast as a gather
+        result = torch.empty_like(images, memory_format=torch.contiguous_format)
+        for row, source, (top, left, _, _) in zip(
+            result.numpy(), padded.numpy(), boxes.tolist(), strict=True
+        ):
+            row[...] = source[top : top + size, left : left + size]
+        return result
     width = size + 2 * padding
     row = width * channels
     # A view of all possible crops: [B, top, left, row of the crop, its bytes]; one gather picks each's own.
@@ -41,13 +55,27 @@ def padded_crop(images: Tensor, boxes: Tensor, padding: int, mode: Literal["zero
     return windows[index, corner[:, 0], corner[:, 1]].view(batch, size, size, channels)
 
 
-def flip(images: Tensor, flags: Tensor, dim: int) -> Tensor:
-    """Return [B, H, W, C] with the flagged images turned round along ``dim`` (1 up-down, 2 left-right)."""
+def put(images: Tensor, rows: Tensor, changed: Tensor) -> None:
+    """Replace the images at ``rows`` (int64 on the CPU) by ``changed``, in place."""
+    if images.device.type != "cpu":
+        images.index_copy_(0, rows.to(images.device), changed)
+        return
+    for row, image in zip(rows.tolist(), changed, strict=True):  # whole images: index_copy_ goes by elements
+        images[row].copy_(image)
+
+
+def flip(images: Tensor, flags: Tensor, dim: int, own: bool = False) -> Tensor:
+    """Return [B, H, W, C] with the flagged images turned round along ``dim`` (1 up-down, 2 left-right).
+
+    With ``own`` the images given are changed themselves.
+    """
     rows = flags.nonzero()[:, 0]
     if not len(rows):
         return images
-    rows = rows.to(images.device)
-    return images.index_copy(0, rows, images[rows].flip(dim))
+    turned = images.index_select(0, rows.to(images.device)).flip(dim)
+    images = images if own else images.clone()
+    put(images, rows, turned)
+    return images
 
 
 def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -55,10 +83,12 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     if images.device.type != "cpu":
         return resized_crop_by_matrices(images, boxes.to(images.device), size)
     result = images.new_empty(len(images), size, size, images.shape[3])
-    for index, (top, left, height, width) in enumerate(boxes.tolist()):
-        box = images[index, top : top + height, left : left + width].permute(2, 0, 1)[None]
-        scaled = F.interpolate(box, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        result[index] = scaled[0].permute(1, 2, 0)
+    # Slices of a batch that torch sees to be channels-last, so that its 8-bit kernel neither unpacks the
+    # channels nor packs them again: that takes longer than the scaling.
+    sources, scaled = images.permute(0, 3, 1, 2), result.permute(0, 3, 1, 2)
+    for row, (top, left, height, width) in enumerate(boxes.tolist()):
+        box = sources[row : row + 1, :, top : top + height, left : left + width]
+        scaled[row : row + 1] = F.interpolate(box, (size, size), mode="bilinear", antialias=True)
     return result
 
 

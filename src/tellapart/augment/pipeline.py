@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from tellapart.augment import colour, geometry, params, policies
+from tellapart.augment import colour, geometry, params, policies, threads
 from tellapart.augment import mix as mixing
 from tellapart.augment.mix import Mix
 from tellapart.augment.params import Params
-from tellapart.preprocess import Preprocessing, normalise, normalise_
+from tellapart.preprocess import Preprocessing, normalise, normalise_, slices
 from tellapart.spec import AugmentSpec
 
 
@@ -115,25 +115,37 @@ class Augment:
             return normalise(images, self.contract, self.channels_last)
         if len(images) != len(drawn):
             raise ValueError(f"{len(images)} images, but the random numbers of {len(drawn)}")
+        size, order = self.contract.size, torch.contiguous_format
+        if self.channels_last:
+            order = torch.channels_last
+        shape = (len(images), images.shape[3], size, size)
+        result = torch.empty(shape, dtype=torch.float32, device=images.device, memory_format=order)
+        threads.run(lambda rows: self._apply(images[rows], drawn[rows], result[rows]), slices(result))
+        return result
+
+    def _apply(self, images: Tensor, drawn: Params, result: Tensor) -> None:
+        """Write the network's input for a part of a batch into ``result``, float32 [B, C, size, size]."""
         pixels = self._place(images, drawn)
         if drawn.affine is None and drawn.colour is None:
             if drawn.operations is not None and drawn.magnitudes is not None:
                 pixels = policies.apply(pixels, drawn.operations, drawn.magnitudes)
-            return self._erase(normalise(pixels, self.contract, self.channels_last), drawn)
-        values = self._recolour(self._warp(pixels, drawn), drawn)
-        order = torch.channels_last if self.channels_last else torch.contiguous_format
-        return self._erase(normalise_(values.contiguous(memory_format=order), self.contract), drawn)
+            normalise(pixels, self.contract, self.channels_last, out=result)
+        else:
+            values = self._recolour(self._warp(pixels, drawn), drawn)
+            result.copy_(normalise_(values, self.contract))
+        self._erase(result, drawn)
 
     def _place(self, images: Tensor, drawn: Params) -> Tensor:
         """Crop and flip: uint8 [B, size, size, C]."""
+        own = drawn.crop is not None  # the images are the caller's; what was cut from them is ours
         if drawn.crop is not None and self.needs_large_source:
             images = geometry.resized_crop(images, drawn.crop, self.contract.size)
         elif drawn.crop is not None:
             padding, mode = self.spec.crop_padding or 0, self.spec.padding_mode or "zeros"
             images = geometry.padded_crop(images, drawn.crop, padding, mode)
         if drawn.hflip is not None:
-            images = geometry.flip(images, drawn.hflip, 2)
-        return images if drawn.vflip is None else geometry.flip(images, drawn.vflip, 1)
+            images = geometry.flip(images, drawn.hflip, 2, own)
+        return images if drawn.vflip is None else geometry.flip(images, drawn.vflip, 1, own)
 
     def _warp(self, pixels: Tensor, drawn: Params) -> Tensor:
         """Rotate, shift, zoom and shear: float32 [B, C, size, size] of 0..255."""
@@ -155,15 +167,20 @@ class Augment:
         return values if drawn.colour is None else colour.jitter(values, drawn.colour, drawn.colour_order)
 
     @staticmethod
-    def _erase(images_NCHW: Tensor, drawn: Params) -> Tensor:
+    def _erase(images_NCHW: Tensor, drawn: Params) -> None:
         """Set each image's box to 0, in place."""
         if drawn.erase is None:
-            return images_NCHW
+            return
+        if images_NCHW.device.type == "cpu":  # few boxes; a mask would go over every pixel
+            for image, (top, left, height, width) in zip(images_NCHW, drawn.erase.tolist(), strict=True):
+                if height:
+                    image[:, top : top + height, left : left + width] = 0.0
+            return
         place = torch.arange(images_NCHW.shape[-1], device=images_NCHW.device)
         top, left, height, width = drawn.erase.to(images_NCHW.device)[:, :, None].unbind(1)
         rows = (place >= top) & (place < top + height)
         columns = (place >= left) & (place < left + width)
-        return images_NCHW.masked_fill_((rows[:, :, None] & columns[:, None, :]).unsqueeze(1), 0.0)
+        images_NCHW.masked_fill_((rows[:, :, None] & columns[:, None, :]).unsqueeze(1), 0.0)
 
     # -------------------------------------------------------------------------------------------- mixing
 
