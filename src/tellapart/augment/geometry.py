@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -124,14 +125,14 @@ def inverse_affine(
 ) -> Tensor:
     """Return the maps from result to source, [B, 2, 3], in pixels from the middle of the image.
 
-    The map is shift * about centre (rotation * scale * shear y * shear x), each of [B], angles in degrees,
-    y pointing down, as torchvision's ``affine`` defines it; ``centre`` is a point on the diagonal.
+    The map is shift * about centre (rotation * scale * shear y * shear x), each float64 [B] on the CPU, angles
+    in degrees, y pointing down, as torchvision's ``affine`` defines it; ``centre`` is a point on the diagonal.
     """
-    angle, shear_x, shear_y = angle.deg2rad(), shear_x.deg2rad(), shear_y.deg2rad()
-    a = torch.cos(angle - shear_y) / torch.cos(shear_y)
-    c = torch.sin(angle - shear_y) / torch.cos(shear_y)
-    b = -a * torch.tan(shear_x) - torch.sin(angle)
-    d = -c * torch.tan(shear_x) + torch.cos(angle)
+    turn, along, across = (np.deg2rad(values.numpy()) for values in (angle, shear_x, shear_y))
+    cosine, sine = np.cos(turn - across) / np.cos(across), np.sin(turn - across) / np.cos(across)
+    a, c = torch.from_numpy(cosine), torch.from_numpy(sine)
+    b = torch.from_numpy(-cosine * np.tan(along) - np.sin(turn))
+    d = torch.from_numpy(-sine * np.tan(along) + np.cos(turn))
     m00, m01, m10, m11 = d / scale, -b / scale, -c / scale, a / scale
     x, y = centre + shift_x, centre + shift_y
     first = torch.stack([m00, m01, centre - m00 * x - m01 * y], dim=1)

@@ -6,10 +6,10 @@ the nearest neighbour and black outside of the image. Images that drew the same 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
@@ -97,9 +97,12 @@ def _move(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
         return torch.where(operations == names[name], magnitudes, 0.0)
 
     zero, one = torch.zeros_like(magnitudes), torch.ones_like(magnitudes)
-    tangent = 180 / math.pi
+
+    def sheared(name: str) -> Tensor:  # in degrees, of a tangent
+        return torch.from_numpy(np.rad2deg(np.arctan(of(name).numpy())))
+
     about_corner = geometry.inverse_affine(  # shears keep the upper left corner
-        zero, zero, zero, one, of("ShearX").atan() * tangent, of("ShearY").atan() * tangent, -size / 2
+        zero, zero, zero, one, sheared("ShearX"), sheared("ShearY"), -size / 2
     )
     about_middle = geometry.inverse_affine(
         -of("Rotate"), of("TranslateX").trunc(), of("TranslateY").trunc(), one, zero, zero
