@@ -93,6 +93,17 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     return result
 
 
+def scale(images: Tensor, size: int) -> Tensor:
+    """Scale whole images with anti-aliasing: uint8 [B, H, W, C] -> uint8 [B, size, size, C]."""
+    images_NCHW = images.permute(0, 3, 1, 2)
+    if images.device.type != "cpu":  # only the CPU has a kernel for bytes
+        scaled = F.interpolate(images_NCHW.float(), (size, size), mode="bilinear", antialias=True)
+        images_NCHW = scaled.round_().clamp_(0, 255).to(torch.uint8)
+    else:
+        images_NCHW = F.interpolate(images_NCHW, (size, size), mode="bilinear", antialias=True)
+    return images_NCHW.permute(0, 2, 3, 1).contiguous()
+
+
 def _filter(length: int, start: Tensor, extent: Tensor, size: int) -> Tensor:
     """Return the filter that scales [start, start + extent) of ``length`` pixels: [B, size, length]."""
     start, extent = start.float()[:, None, None], extent.float()[:, None, None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Generator, Tensor
 
@@ -41,6 +43,20 @@ class Augment:
         self._images = (
             self._images or self._affine or bool(self._colour or spec.policy != "none" or spec.erasing)
         )
+
+    def at_size(self, size: int) -> Augment:
+        """Return the same changes for another size of the result; the sources stay as they are.
+
+        Resized crops are taken at that size; other images are scaled before they are changed, and the border of
+        a padded crop with them.
+        """
+        if size == self.contract.size:
+            return self
+        border = self.spec.crop_padding or 0
+        smaller = min(max(1, round(border * size / self.contract.size)), max(size - 1, 0)) if border else 0
+        spec = dataclasses.replace(self.spec, crop_padding=smaller)
+        contract = dataclasses.replace(self.contract, size=size)
+        return Augment(spec, contract, self.num_classes, self.channels_last)
 
     # ------------------------------------------------------------------------------------------- drawing
 
@@ -107,12 +123,13 @@ class Augment:
     def apply(self, images: Tensor, sizes: Tensor | None, drawn: Params) -> Tensor:
         """Return the network's input float32 [B, C, size, size], normalised, on the images' device.
 
-        ``images``: uint8 [B, H, W, C], [size, size] each, or with `needs_large_source` sources in the upper
-        left of a common canvas. ``drawn``: of this batch, or the part ``params[a:b]`` that belongs to these
-        images; the result is the same either way. ``sizes`` as for `draw`; the boxes hold all that is needed.
+        ``images``: uint8 [B, H, W, C], [size, size] each (others are scaled to it), or with
+        `needs_large_source` sources in the upper left of a common canvas. ``drawn``: of this batch, or the part
+        ``params[a:b]`` that belongs to these images; the result is the same either way. ``sizes`` as for
+        `draw`; the boxes hold all that is needed.
         """
         if not self._images:
-            return normalise(images, self.contract, self.channels_last)
+            return normalise(self._fitted(images), self.contract, self.channels_last)
         if len(images) != len(drawn):
             raise ValueError(f"{len(images)} images, but the random numbers of {len(drawn)}")
         size, order = self.contract.size, torch.contiguous_format
@@ -135,8 +152,16 @@ class Augment:
             result.copy_(normalise_(values, self.contract))
         self._erase(result, drawn)
 
+    def _fitted(self, images: Tensor) -> Tensor:
+        """Scale images that a smaller size is made from (`at_size`)."""
+        size = self.contract.size
+        if self.needs_large_source or tuple(images.shape[1:3]) == (size, size):
+            return images
+        return geometry.scale(images, size)
+
     def _place(self, images: Tensor, drawn: Params) -> Tensor:
         """Crop and flip: uint8 [B, size, size, C]."""
+        images = self._fitted(images)
         own = drawn.crop is not None  # the images are the caller's; what was cut from them is ours
         if drawn.crop is not None and self.needs_large_source:
             images = geometry.resized_crop(images, drawn.crop, self.contract.size)
