@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 
 from tellapart.errors import SpecError
 from tellapart.spec import TrainingSpec
-from tellapart.training import progressive
+from tellapart.training import checkpoint, progressive
 
 
 class Watched(torch.nn.Module):
@@ -34,7 +35,7 @@ class Watched(torch.nn.Module):
 @pytest.mark.parametrize(
     ("start", "full", "part", "epochs", "expected"),
     [
-        (128, 224, 0.5, 8, [128, 160, 160, 192, 224, 224, 224, 224]),
+        (128, 224, 0.5, 8, [128, 160, 192, 192, 224, 224, 224, 224]),
         (160, 224, 0.6, 5, [160, 192, 192, 224, 224]),
         (20, 32, 0.75, 4, [20, 24, 28, 32]),
         (18, 32, 1.0, 3, [18, 24, 28]),
@@ -55,12 +56,15 @@ def test_images_grow_and_validation_does_not(pictures: Any, build: Any) -> None:
     bench = build(samples, model=Watched(), **changes)
     seen: list[int] = []
     validate = bench.plan.validate
-    bench.plan.validate = lambda model: seen.append(bench.prepared.val.batch([0]).images.shape[1]) or validate(model)
+    bench.plan.validate = lambda model: (
+        seen.append(bench.prepared.val.batch([0]).images.shape[1]) or validate(model)
+    )
     bench.trainer.run()
     assert bench.model.sizes == [8] * 3 + [12] * 3 + [16] * 6
     assert seen == [16] * 4
     assert [text for text in bench.recorder.messages if "pixels" in text] == [
-        f"Epoch {epoch}: training images of {size}x{size} pixels." for epoch, size in ((1, 8), (2, 12), (3, 16))
+        f"Epoch {epoch}: training images of {size}x{size} pixels."
+        for epoch, size in ((1, 8), (2, 12), (3, 16))
     ]
     assert bench.prepared.contract.size == 16
 
@@ -95,7 +99,7 @@ def test_networks_of_one_size_are_refused(name: str, pictures: Any, build: Any) 
 
 @pytest.mark.parametrize("start", [16, 20])
 def test_a_start_that_is_not_smaller_is_refused(start: int, pictures: Any, build: Any) -> None:
-    with pytest.raises(SpecError, match="below input.size, which is 16"):
+    with pytest.raises(SpecError, match=r"below input\.size, which is 16"):
         build(pictures(train=(6, 6), size=16), model=Watched(), **{"training.start_size": start})
 
 
@@ -105,21 +109,23 @@ def test_checking_leaves_the_network_as_it_was(pictures: Any, build: Any) -> Non
         assert torch.equal(tensor, bench.start.state_dict()[name]), name
 
 
-def test_a_run_cut_in_the_middle_goes_on_exactly(pictures: Any, build: Any, stop_after: Any) -> None:
+def test_a_run_cut_in_the_middle_goes_on_exactly(pictures: Any, build: Any, interrupt_at: Any) -> None:
     samples = pictures(train=(9, 9, 9), val=(3, 3, 3), size=16)
     changes = {
         "training.start_size": 8, "training.size_epochs": 0.8, "training.epochs": 4, "augment.crop": "pad",
         "augment.crop_padding": 2, "training.batch_size": 4,
     }  # fmt: skip
-    uncut = build(samples, model=Watched(), **changes)
-    first = uncut.start
+    torch.manual_seed(3)
+    uncut, cut, again = (build(samples, model=network, **changes) for network in copies(Watched(), 3))
     uncut.trainer.run()
-    import copy
-
-    cut = build(samples, model=copy.deepcopy(first), **changes)
-    stop_after(cut, 11)
-    again = build(samples, model=copy.deepcopy(first), **changes)
-    again.trainer.restore(cut.saved())
+    interrupt_at(cut, 11)
+    assert not cut.trainer.run().finished
+    again.trainer.restore(checkpoint.load_newest(cut.trainer.folder))
+    assert again.trainer.progress.step_in_epoch
     again.trainer.run()
     for name, tensor in again.model.state_dict().items():
         assert torch.equal(tensor, uncut.model.state_dict()[name]), name
+
+
+def copies(model: torch.nn.Module, count: int) -> list[torch.nn.Module]:
+    return [copy.deepcopy(model) for _ in range(count)]
