@@ -1,7 +1,7 @@
 """Parts of a batch in threads, each part by one thread alone. Knows nothing of images.
 
 torch shares each operation out among threads that wait for one another at its end, spinning. For many operations
-on few pixels that costs more than it saves, and where other programs want the processors too, ten times as much.
+on few pixels that costs more than it saves, and where other programs want the processors too, several times as much.
 """
 
 from __future__ import annotations
