@@ -529,3 +529,17 @@ def test_the_contract_survives_json_and_refuses_nonsense():
     ):
         with pytest.raises(ValueError, match=r"size|std|channels|resize|interpolation"):
             Preprocessing.from_dict({**made.to_dict(), **wrong})
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_normalise_writes_into_a_given_tensor(channels_last):
+    contract = Preprocessing(6, 3, "squash", "bilinear", 1.0, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    images = torch.randint(0, 256, (5, 6, 7, 3), dtype=torch.uint8)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    whole = torch.zeros(9, 3, 6, 7).contiguous(memory_format=order)
+    assert normalise(images, contract, channels_last, out=whole[2:7]).data_ptr() == whole[2:7].data_ptr()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (contract.mean, contract.std))
+    expected = (images.permute(0, 3, 1, 2) / 255 - mean) / std
+    torch.testing.assert_close(whole[2:7], expected, atol=1e-5, rtol=0)
+    assert not whole[:2].any()
+    assert not whole[7:].any()

@@ -300,6 +300,16 @@ class TrainingSpec(Section):
     """Threads of the CPU; 0: chosen for the model."""
     sync_batch_norm: bool = False
     """Several processes: batch normalisation over all of them."""
+    start_size: CountOrZero = 0
+    """Progressive resizing: side of the images in the first epoch, growing to input.size; 0: off."""
+    size_epochs: Fraction = 0.6
+    """Progressive resizing: part of the epochs over which the images grow."""
+    prune: Annotated[float, Range(0, 0.9)] = 0.0
+    """InfoBatch: part of the well-learned images that each epoch leaves out; 0: every epoch reads all."""
+    prune_from: Fraction = 0.0
+    """InfoBatch: part of the epochs that read all images at the beginning (the first does always)."""
+    prune_until: Fraction = 0.875
+    """InfoBatch: part of the epochs after which all images are read again."""
 
 
 @dataclass(frozen=True)

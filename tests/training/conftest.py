@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,3 +182,21 @@ def saved_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         return path
 
     return save
+
+
+@pytest.fixture
+def interrupt_at() -> Callable[[Bench, int], None]:
+    """Return a function that has Ctrl-C pressed once the bench's trainer has logged the step of that number."""
+
+    def press(bench: Bench, step: int) -> None:
+        log = bench.recorder.log
+
+        def counted(at: int, values: Mapping[str, float]) -> None:
+            log(at, values)
+            if at >= step and "train/loss" in values and bench.recorder.log is counted:
+                bench.recorder.log = log  # type: ignore[method-assign]
+                os.kill(os.getpid(), signal.SIGINT)
+
+        bench.recorder.log = counted  # type: ignore[method-assign]
+
+    return press

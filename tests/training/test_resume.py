@@ -29,6 +29,11 @@ FLAGS = {
         "--model.unfreeze", "1", "3", "--training.optimizer", "sgd", "--training.momentum", "0.9",
         "--training.warmup-epochs", "1", "--augment.preset", "light",
     ],
+    "less": [
+        "--model.name", "fast-cnn", "--augment.preset", "cifar", "--training.start-size", "12", "--input.size", "16",
+        "--training.prune", "0.5", "--training.prune-until", "0.9", "--training.optimizer", "sgd",
+        "--training.lr", "0.01",
+    ],
 }  # fmt: skip
 
 

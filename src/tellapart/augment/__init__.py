@@ -20,9 +20,10 @@ distribution as it is. Colours and affine maps are computed in floating point an
 between, except before a policy, which is defined on integers. MixUp and CutMix draw from numpy's beta.
 
 Crops with padding and flips copy pixels and change none. A resized crop is computed as torchvision does for
-uint8 images: on the CPU with the same 8-bit kernel, image by image, because a batched `grid_sample` has no
-anti-aliasing and is five times slower; on other devices as two batched matrix products with the same filter,
-which may differ by one of 255 levels. The affine map is one bilinear resampling of all images at once.
+uint8 images: on the CPU with the same 8-bit kernel, a call for each image, because a batched `grid_sample` has
+no anti-aliasing and two matrix products take thirty times as long; on other devices as two batched matrix
+products with the same filter, which may differ by one of 255 levels. The affine map is one bilinear resampling
+of all images at once. On the CPU a batch goes through in parts that stay in the cache, each by one thread.
 
 Everything random comes from the generator given (on the CPU), so a step can be repeated exactly. Nothing
 here knows labels' meaning, files, models or the loop.

@@ -34,9 +34,15 @@ def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
     return images.mul_(weight).clamp_(0, 255)
 
 
+def mean_luma(images: Tensor) -> Tensor:
+    """Return the mean of `grey` of each image, [B, 1, 1, 1]."""
+    means = images.mean(dim=(2, 3), keepdim=True)
+    return grey(means)
+
+
 def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
     """Blend with the image's mean luma; 0 is plain grey."""
-    return blend(images, grey(images).mean(dim=(1, 2, 3), keepdim=True), factors)
+    return blend(images, mean_luma(images), factors)
 
 
 def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:

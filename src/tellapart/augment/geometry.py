@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,18 +18,32 @@ def pad(images: Tensor, padding: int, mode: Literal["zeros", "reflect"]) -> Tens
     """Return [B, H, W, C] with a border of zeros, or mirrored without repeating the edge."""
     if mode == "zeros":
         return F.pad(images, (0, 0, padding, padding, padding, padding))
-    for dim in (1, 2):
-        length = images.shape[dim]
-        before = images.narrow(dim, 1, padding).flip(dim)
-        after = images.narrow(dim, length - 1 - padding, padding).flip(dim)
-        images = torch.cat([before, images, after], dim=dim)
-    return images
+    batch, height, width, channels = images.shape
+    canvas = images.new_empty(batch, height + 2 * padding, width + 2 * padding, channels)
+    middle = canvas[:, padding : padding + height]
+    middle[:, :, padding : padding + width] = images
+    last = 2 * padding + width - 1
+    for away in range(1, padding + 1):  # few long copies: a flip of so few columns takes twice as long
+        middle[:, :, padding - away] = images[:, :, away]
+        middle[:, :, last - padding + away] = images[:, :, width - 1 - away]
+    last = 2 * padding + height - 1
+    for away in range(1, padding + 1):
+        canvas[:, padding - away] = canvas[:, padding + away]
+        canvas[:, last - padding + away] = canvas[:, last - padding - away]
+    return canvas
 
 
 def padded_crop(images: Tensor, boxes: Tensor, padding: int, mode: Literal["zeros", "reflect"]) -> Tensor:
     """Pad [B, S, S, C] and cut each image's box back to [B, S, S, C]."""
     batch, size, _, channels = images.shape
     padded = pad(images, padding, mode).contiguous()
+    if images.device.type == "cpu":  # numpy's copies of blocks are three times as fast as a gather
+        result = torch.empty_like(images, memory_format=torch.contiguous_format)
+        for row, source, (top, left, _, _) in zip(
+            result.numpy(), padded.numpy(), boxes.tolist(), strict=True
+        ):
+            row[...] = source[top : top + size, left : left + size]
+        return result
     width = size + 2 * padding
     row = width * channels
     # A view of all possible crops: [B, top, left, row of the crop, its bytes]; one gather picks each's own.
@@ -41,13 +56,27 @@ def padded_crop(images: Tensor, boxes: Tensor, padding: int, mode: Literal["zero
     return windows[index, corner[:, 0], corner[:, 1]].view(batch, size, size, channels)
 
 
-def flip(images: Tensor, flags: Tensor, dim: int) -> Tensor:
-    """Return [B, H, W, C] with the flagged images turned round along ``dim`` (1 up-down, 2 left-right)."""
+def put(images: Tensor, rows: Tensor, changed: Tensor) -> None:
+    """Replace the images at ``rows`` (int64 on the CPU) by ``changed``, in place."""
+    if images.device.type != "cpu":
+        images.index_copy_(0, rows.to(images.device), changed)
+        return
+    for row, image in zip(rows.tolist(), changed, strict=True):  # whole images: index_copy_ goes by elements
+        images[row].copy_(image)
+
+
+def flip(images: Tensor, flags: Tensor, dim: int, own: bool = False) -> Tensor:
+    """Return [B, H, W, C] with the flagged images turned round along ``dim`` (1 up-down, 2 left-right).
+
+    With ``own`` the images given are changed themselves.
+    """
     rows = flags.nonzero()[:, 0]
     if not len(rows):
         return images
-    rows = rows.to(images.device)
-    return images.index_copy(0, rows, images[rows].flip(dim))
+    turned = images.index_select(0, rows.to(images.device)).flip(dim)
+    images = images if own else images.clone()
+    put(images, rows, turned)
+    return images
 
 
 def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -55,11 +84,24 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     if images.device.type != "cpu":
         return resized_crop_by_matrices(images, boxes.to(images.device), size)
     result = images.new_empty(len(images), size, size, images.shape[3])
-    for index, (top, left, height, width) in enumerate(boxes.tolist()):
-        box = images[index, top : top + height, left : left + width].permute(2, 0, 1)[None]
-        scaled = F.interpolate(box, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        result[index] = scaled[0].permute(1, 2, 0)
+    # Slices of a batch that torch sees to be channels-last, so that its 8-bit kernel neither unpacks the
+    # channels nor packs them again: that takes longer than the scaling.
+    sources, scaled = images.permute(0, 3, 1, 2), result.permute(0, 3, 1, 2)
+    for row, (top, left, height, width) in enumerate(boxes.tolist()):
+        box = sources[row : row + 1, :, top : top + height, left : left + width]
+        scaled[row : row + 1] = F.interpolate(box, (size, size), mode="bilinear", antialias=True)
     return result
+
+
+def scale(images: Tensor, size: int) -> Tensor:
+    """Scale whole images with anti-aliasing: uint8 [B, H, W, C] -> uint8 [B, size, size, C]."""
+    images_NCHW = images.permute(0, 3, 1, 2)
+    if images.device.type != "cpu":  # only the CPU has a kernel for bytes
+        scaled = F.interpolate(images_NCHW.float(), (size, size), mode="bilinear", antialias=True)
+        images_NCHW = scaled.round_().clamp_(0, 255).to(torch.uint8)
+    else:
+        images_NCHW = F.interpolate(images_NCHW, (size, size), mode="bilinear", antialias=True)
+    return images_NCHW.permute(0, 2, 3, 1).contiguous()
 
 
 def _filter(length: int, start: Tensor, extent: Tensor, size: int) -> Tensor:
@@ -94,14 +136,14 @@ def inverse_affine(
 ) -> Tensor:
     """Return the maps from result to source, [B, 2, 3], in pixels from the middle of the image.
 
-    The map is shift * about centre (rotation * scale * shear y * shear x), each of [B], angles in degrees,
-    y pointing down, as torchvision's ``affine`` defines it; ``centre`` is a point on the diagonal.
+    The map is shift * about centre (rotation * scale * shear y * shear x), each float64 [B] on the CPU, angles
+    in degrees, y pointing down, as torchvision's ``affine`` defines it; ``centre`` is a point on the diagonal.
     """
-    angle, shear_x, shear_y = angle.deg2rad(), shear_x.deg2rad(), shear_y.deg2rad()
-    a = torch.cos(angle - shear_y) / torch.cos(shear_y)
-    c = torch.sin(angle - shear_y) / torch.cos(shear_y)
-    b = -a * torch.tan(shear_x) - torch.sin(angle)
-    d = -c * torch.tan(shear_x) + torch.cos(angle)
+    turn, along, across = (np.deg2rad(values.numpy()) for values in (angle, shear_x, shear_y))
+    cosine, sine = np.cos(turn - across) / np.cos(across), np.sin(turn - across) / np.cos(across)
+    a, c = torch.from_numpy(cosine), torch.from_numpy(sine)
+    b = torch.from_numpy(-cosine * np.tan(along) - np.sin(turn))
+    d = torch.from_numpy(-sine * np.tan(along) + np.cos(turn))
     m00, m01, m10, m11 = d / scale, -b / scale, -c / scale, a / scale
     x, y = centre + shift_x, centre + shift_y
     first = torch.stack([m00, m01, centre - m00 * x - m01 * y], dim=1)

@@ -2,12 +2,17 @@
 
 Every function draws for all images at once from a generator on the CPU and returns CPU tensors whose first
 dimension is the batch. ``sizes`` is int64 [B, 2]: height and width of each source image.
+
+Roots, exponentials and angles go through numpy: torch has a library compute them that starts all threads for ten
+numbers, which takes a hundred times as long where other programs want the processors.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -64,6 +69,17 @@ def uniform(low: float, high: float, shape: tuple[int, ...], generator: Generato
     return torch.rand(shape, dtype=torch.float64, generator=generator).mul_(high - low).add_(low)
 
 
+def _sides(area: Tensor, ratio: tuple[float, float], generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return rounded heights and widths of boxes of so much ``area`` float64 [B, n].
+
+    The logarithm of width over height is uniform between those of ``ratio``.
+    """
+    low, high = (math.log(value) for value in ratio)
+    aspect = np.exp(uniform(low, high, tuple(area.shape), generator).numpy())
+    height, width = np.sqrt(area.numpy() / aspect).round(), np.sqrt(area.numpy() * aspect).round()
+    return torch.from_numpy(height), torch.from_numpy(width)
+
+
 def _first_valid(boxes: Tensor, valid: Tensor, fallback: Tensor) -> Tensor:
     """Return of [B, ATTEMPTS, n] the first valid attempt of each row, or its row of ``fallback`` [B, n]."""
     first = valid.to(torch.uint8).argmax(dim=1)
@@ -88,10 +104,8 @@ def resized_crop(
     """
     shape = (len(sizes), ATTEMPTS)
     heights, widths = sizes[:, :1].double(), sizes[:, 1:].double()
-    low, high = torch.tensor(ratio, dtype=torch.float64).log().tolist()
     area = heights * widths * uniform(*scale, shape, generator)
-    aspect = uniform(low, high, shape, generator).exp_()
-    box_w, box_h = (area * aspect).sqrt_().round_(), (area / aspect).sqrt_().round_()
+    box_h, box_w = _sides(area, ratio, generator)
     valid = (box_w > 0) & (box_w <= widths) & (box_h > 0) & (box_h <= heights)
     whole_w = torch.minimum(widths, (heights * ratio[1]).round_())
     whole_h = torch.minimum(heights, (widths / ratio[0]).round_())
@@ -144,9 +158,7 @@ def erase(batch: int, size: int, probability: float, generator: Generator) -> Te
     """Draw RandomErasing's boxes, int64 [B, 4]; zeros where nothing is erased."""
     shape = (batch, ATTEMPTS)
     area = size * size * uniform(*ERASING_SCALE, shape, generator)
-    low, high = torch.tensor(ERASING_RATIO, dtype=torch.float64).log().tolist()
-    aspect = uniform(low, high, shape, generator).exp_()
-    height, width = (area * aspect).sqrt_().round_(), (area / aspect).sqrt_().round_()
+    height, width = _sides(area, ERASING_RATIO, generator)
     valid = (height < size) & (width < size)
     boxes = torch.stack([height, width], dim=2).to(torch.int64)
     chosen = _first_valid(boxes, valid, torch.zeros(batch, 2, dtype=torch.int64))

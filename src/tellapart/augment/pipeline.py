@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Generator, Tensor
 
-from tellapart.augment import colour, geometry, params, policies
+from tellapart.augment import colour, geometry, params, policies, threads
 from tellapart.augment import mix as mixing
 from tellapart.augment.mix import Mix
 from tellapart.augment.params import Params
-from tellapart.preprocess import Preprocessing, normalise, normalise_
+from tellapart.preprocess import Preprocessing, normalise, normalise_, slices
 from tellapart.spec import AugmentSpec
 
 
@@ -41,6 +43,20 @@ class Augment:
         self._images = (
             self._images or self._affine or bool(self._colour or spec.policy != "none" or spec.erasing)
         )
+
+    def at_size(self, size: int) -> Augment:
+        """Return the same changes for another size of the result; the sources stay as they are.
+
+        Resized crops are taken at that size; other images are scaled before they are changed, and the border of
+        a padded crop with them.
+        """
+        if size == self.contract.size:
+            return self
+        border = self.spec.crop_padding or 0
+        smaller = min(max(1, round(border * size / self.contract.size)), max(size - 1, 0)) if border else 0
+        spec = dataclasses.replace(self.spec, crop_padding=smaller)
+        contract = dataclasses.replace(self.contract, size=size)
+        return Augment(spec, contract, self.num_classes, self.channels_last)
 
     # ------------------------------------------------------------------------------------------- drawing
 
@@ -107,33 +123,54 @@ class Augment:
     def apply(self, images: Tensor, sizes: Tensor | None, drawn: Params) -> Tensor:
         """Return the network's input float32 [B, C, size, size], normalised, on the images' device.
 
-        ``images``: uint8 [B, H, W, C], [size, size] each, or with `needs_large_source` sources in the upper
-        left of a common canvas. ``drawn``: of this batch, or the part ``params[a:b]`` that belongs to these
-        images; the result is the same either way. ``sizes`` as for `draw`; the boxes hold all that is needed.
+        ``images``: uint8 [B, H, W, C], [size, size] each (others are scaled to it), or with
+        `needs_large_source` sources in the upper left of a common canvas. ``drawn``: of this batch, or the part
+        ``params[a:b]`` that belongs to these images; the result is the same either way. ``sizes`` as for
+        `draw`; the boxes hold all that is needed.
         """
         if not self._images:
-            return normalise(images, self.contract, self.channels_last)
+            return normalise(self._fitted(images), self.contract, self.channels_last)
         if len(images) != len(drawn):
             raise ValueError(f"{len(images)} images, but the random numbers of {len(drawn)}")
+        size, order = self.contract.size, torch.contiguous_format
+        if self.channels_last:
+            order = torch.channels_last
+        shape = (len(images), images.shape[3], size, size)
+        result = torch.empty(shape, dtype=torch.float32, device=images.device, memory_format=order)
+        threads.run(lambda rows: self._apply(images[rows], drawn[rows], result[rows]), slices(result))
+        return result
+
+    def _apply(self, images: Tensor, drawn: Params, result: Tensor) -> None:
+        """Write the network's input for a part of a batch into ``result``, float32 [B, C, size, size]."""
         pixels = self._place(images, drawn)
         if drawn.affine is None and drawn.colour is None:
             if drawn.operations is not None and drawn.magnitudes is not None:
                 pixels = policies.apply(pixels, drawn.operations, drawn.magnitudes)
-            return self._erase(normalise(pixels, self.contract, self.channels_last), drawn)
-        values = self._recolour(self._warp(pixels, drawn), drawn)
-        order = torch.channels_last if self.channels_last else torch.contiguous_format
-        return self._erase(normalise_(values.contiguous(memory_format=order), self.contract), drawn)
+            normalise(pixels, self.contract, self.channels_last, out=result)
+        else:
+            values = self._recolour(self._warp(pixels, drawn), drawn)
+            result.copy_(normalise_(values, self.contract))
+        self._erase(result, drawn)
+
+    def _fitted(self, images: Tensor) -> Tensor:
+        """Scale images that a smaller size is made from (`at_size`)."""
+        size = self.contract.size
+        if self.needs_large_source or tuple(images.shape[1:3]) == (size, size):
+            return images
+        return geometry.scale(images, size)
 
     def _place(self, images: Tensor, drawn: Params) -> Tensor:
         """Crop and flip: uint8 [B, size, size, C]."""
+        images = self._fitted(images)
+        own = drawn.crop is not None  # the images are the caller's; what was cut from them is ours
         if drawn.crop is not None and self.needs_large_source:
             images = geometry.resized_crop(images, drawn.crop, self.contract.size)
         elif drawn.crop is not None:
             padding, mode = self.spec.crop_padding or 0, self.spec.padding_mode or "zeros"
             images = geometry.padded_crop(images, drawn.crop, padding, mode)
         if drawn.hflip is not None:
-            images = geometry.flip(images, drawn.hflip, 2)
-        return images if drawn.vflip is None else geometry.flip(images, drawn.vflip, 1)
+            images = geometry.flip(images, drawn.hflip, 2, own)
+        return images if drawn.vflip is None else geometry.flip(images, drawn.vflip, 1, own)
 
     def _warp(self, pixels: Tensor, drawn: Params) -> Tensor:
         """Rotate, shift, zoom and shear: float32 [B, C, size, size] of 0..255."""
@@ -155,15 +192,20 @@ class Augment:
         return values if drawn.colour is None else colour.jitter(values, drawn.colour, drawn.colour_order)
 
     @staticmethod
-    def _erase(images_NCHW: Tensor, drawn: Params) -> Tensor:
+    def _erase(images_NCHW: Tensor, drawn: Params) -> None:
         """Set each image's box to 0, in place."""
         if drawn.erase is None:
-            return images_NCHW
+            return
+        if images_NCHW.device.type == "cpu":  # few boxes; a mask would go over every pixel
+            for image, (top, left, height, width) in zip(images_NCHW, drawn.erase.tolist(), strict=True):
+                if height:
+                    image[:, top : top + height, left : left + width] = 0.0
+            return
         place = torch.arange(images_NCHW.shape[-1], device=images_NCHW.device)
         top, left, height, width = drawn.erase.to(images_NCHW.device)[:, :, None].unbind(1)
         rows = (place >= top) & (place < top + height)
         columns = (place >= left) & (place < left + width)
-        return images_NCHW.masked_fill_((rows[:, :, None] & columns[:, None, :]).unsqueeze(1), 0.0)
+        images_NCHW.masked_fill_((rows[:, :, None] & columns[:, None, :]).unsqueeze(1), 0.0)
 
     # -------------------------------------------------------------------------------------------- mixing
 

@@ -6,10 +6,10 @@ the nearest neighbour and black outside of the image. Images that drew the same 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
@@ -79,13 +79,13 @@ def _step(images: Tensor, operations: Tensor, magnitudes: Tensor) -> None:
     geometric = (operations >= _GEOMETRIC[0]) & (operations <= _GEOMETRIC[-1])
     rows = geometric.nonzero()[:, 0]
     if len(rows):
-        there = rows.to(images.device)
-        images[there] = _move(images[there], operations[rows], magnitudes[rows])
+        chosen = images.index_select(0, rows.to(images.device))
+        geometry.put(images, rows, _move(chosen, operations[rows], magnitudes[rows]))
     for which, change in _CHANGES.items():
         rows = (operations == which).nonzero()[:, 0]
         if len(rows):
-            there = rows.to(images.device)
-            images[there] = change(images[there], magnitudes[rows])
+            chosen = images.index_select(0, rows.to(images.device))
+            geometry.put(images, rows, change(chosen, magnitudes[rows]))
 
 
 def _move(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
@@ -97,9 +97,12 @@ def _move(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
         return torch.where(operations == names[name], magnitudes, 0.0)
 
     zero, one = torch.zeros_like(magnitudes), torch.ones_like(magnitudes)
-    tangent = 180 / math.pi
+
+    def sheared(name: str) -> Tensor:  # in degrees, of a tangent
+        return torch.from_numpy(np.rad2deg(np.arctan(of(name).numpy())))
+
     about_corner = geometry.inverse_affine(  # shears keep the upper left corner
-        zero, zero, zero, one, of("ShearX").atan() * tangent, of("ShearY").atan() * tangent, -size / 2
+        zero, zero, zero, one, sheared("ShearX"), sheared("ShearY"), -size / 2
     )
     about_middle = geometry.inverse_affine(
         -of("Rotate"), of("TranslateX").trunc(), of("TranslateY").trunc(), one, zero, zero
@@ -128,13 +131,12 @@ def _contrast(images: Tensor, magnitudes: Tensor) -> Tensor:
 
 def _sharpness(images: Tensor, magnitudes: Tensor) -> Tensor:
     """Blend with a 3x3 blur (the middle weighs 5 of 13); the outermost pixels stay."""
-    channels, size = images.shape[1], images.shape[-1]
-    if size <= 2:
+    if images.shape[-1] <= 2:
         return images
     values = images.float()
-    kernel = torch.full((channels, 1, 3, 3), 1 / 13, device=images.device)
-    kernel[:, :, 1, 1] = 5 / 13
-    blurred = F.conv2d(values, kernel, groups=channels).round_()
+    columns = values[..., :-2] + values[..., 1:-1] + values[..., 2:]
+    block = columns[..., :-2, :] + columns[..., 1:-1, :] + columns[..., 2:, :]
+    blurred = block.add_(values[..., 1:-1, 1:-1], alpha=4).div_(13).round_()  # no 13th is half-way: exact
     colour.blend(values[..., 1:-1, 1:-1], blurred, 1 + magnitudes)
     return values.to(torch.uint8)
 

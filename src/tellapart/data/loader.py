@@ -52,7 +52,7 @@ class RawBatch:
     images: uint8 [B, H, W, C]; labels: int64 [B]; sizes: int64 [count, 2], height and width of every image of the
     global batch, or None where each fills the canvas; start: place of the first image in the global batch;
     count: size of the global batch; filler: whether the batch is too small for all processes and this one's
-    image does not count.
+    image does not count; weights: float32 [B], how much each image's loss counts, or None where all count 1.
     """
 
     images: torch.Tensor
@@ -61,6 +61,7 @@ class RawBatch:
     start: int
     count: int
     filler: bool = False
+    weights: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> RawBatch:
         """Return the batch on ``device`` (sizes stay on the CPU, where augmentation draws)."""
@@ -74,6 +75,7 @@ class RawBatch:
             self,
             images=images.to(device, non_blocking=not wait),
             labels=labels.to(device, non_blocking=not wait),
+            weights=None if self.weights is None else self.weights.to(device),
         )
 
 

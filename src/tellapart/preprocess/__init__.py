@@ -15,6 +15,7 @@ from tellapart.preprocess.contract import (
     normalise,
     normalise_,
     resize,
+    slices,
 )
 from tellapart.preprocess.decoding import (
     MAX_ASPECT,
@@ -44,5 +45,6 @@ __all__ = [
     "normalise",
     "normalise_",
     "resize",
+    "slices",
     "to_channels",
 ]

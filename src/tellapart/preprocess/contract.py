@@ -23,6 +23,7 @@ from tellapart.preprocess.decoding import MAX_PIXELS, Pixels, crop_box, decode, 
 _sym_min: Callable[[Any, Any], Any] = torch.sym_min  # as min and max, also of a graph's symbols
 _sym_max: Callable[[Any, Any], Any] = torch.sym_max
 
+CACHED_VALUES = 640_000  # floats on which several passes are made before the next part (4 images at 224)
 _STRIP_PIXELS = 4_000_000  # above this the float copy of the source is made strip by strip
 
 
@@ -185,14 +186,36 @@ def normalise_(values_NCHW: Tensor, contract: Preprocessing) -> Tensor:
     return values_NCHW.mul_(scale.view(-1, 1, 1)).add_(bias.view(-1, 1, 1))
 
 
-def normalise(images_NHWC: Tensor, contract: Preprocessing, channels_last: bool = False) -> Tensor:
+def normalise(
+    images_NHWC: Tensor, contract: Preprocessing, channels_last: bool = False, out: Tensor | None = None
+) -> Tensor:
     """Return the network's input (x / 255 - mean) / std: uint8 [B, H, W, C] -> float32 [B, C, H, W].
 
-    ``channels_last`` chooses the memory order of the result, which stays on the images' device.
+    ``channels_last`` chooses the memory order of the result, which stays on the images' device. With ``out``,
+    float32 [B, C, H, W] of that order, the result is written there.
     """
+    if out is None:
+        shape = (len(images_NHWC), images_NHWC.shape[3], *images_NHWC.shape[1:3])
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        out = torch.empty(shape, dtype=torch.float32, device=images_NHWC.device, memory_format=order)
     images_NCHW = images_NHWC.permute(0, 3, 1, 2)
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    return normalise_(images_NCHW.contiguous(memory_format=order).to(torch.float32), contract)
+    for rows in slices(out):
+        # The channels are put in order as bytes, which are fewer, and then made floats.
+        pixels = images_NCHW[rows] if channels_last else images_NCHW[rows].contiguous()
+        normalise_(out[rows].copy_(pixels), contract)
+    return out
+
+
+def slices(images_NCHW: Tensor) -> list[slice]:
+    """Return parts of a float32 batch whose passes one after the other stay in the processor's cache.
+
+    On other devices than the CPU: the whole batch, because each part costs the start of kernels.
+    """
+    batch = len(images_NCHW)
+    if images_NCHW.device.type != "cpu" or not batch:
+        return [slice(0, batch)]
+    step = max(1, CACHED_VALUES * batch // max(1, images_NCHW.numel()))
+    return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
 
 
 def denormalise(images_NCHW: Tensor, contract: Preprocessing) -> Tensor:

@@ -8,6 +8,7 @@ bit on the CPU. Knows nothing of files other than checkpoints, of image sources,
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import time
@@ -107,9 +108,8 @@ class Trainer:
     def _train_epoch(self, interrupt: Interrupt) -> bool:
         """Train the rest of the current epoch; return False where the user asked to stop (a checkpoint is saved)."""
         progress, plan = self.progress, self.plan
-        order = sampling.epoch_order(
-            plan.train.samples.labels, self.training.sampling, self.spec.seed, progress.epoch
-        )[: plan.images_per_epoch]
+        order = self._order()
+        steps = -(-len(order) // self.training.batch_size)
         heads.train_mode(plan.model)
         started, seen, shown, before = time.perf_counter(), 0, 0.0, progress.seconds
         rank, world = self.processes.rank, self.processes.world
@@ -119,13 +119,19 @@ class Trainer:
         ):
             factor = plan.schedule.factor(progress.step)
             set_lr(plan.optimizer, self.training.lr, factor)
-            logging = (index + 1) % self.log_every == 0 or index + 1 == plan.steps_per_epoch
+            logging = (index + 1) % self.log_every == 0 or index + 1 == steps
+            batch, ours = self._weighted(batch, order, index)
             try:
                 outcome = self.stepper.take(batch.to(self.device), progress.step, logging)
             except FloatingPointError:
                 self._not_finite()
             tally.add(outcome.loss, outcome.right, 0 if batch.filler else len(batch.labels))
-            progress.step += 1
+            if plan.pruning and not batch.filler:
+                plan.pruning.note(ours, outcome.losses)
+            # A step's number is its place in the schedule: an epoch of fewer images leaves numbers out.
+            progress.step = (
+                progress.epoch * plan.steps_per_epoch + (index + 1) * plan.steps_per_epoch // steps
+            )
             progress.step_in_epoch = index + 1
             seen += batch.count
             now = time.perf_counter()
@@ -136,15 +142,33 @@ class Trainer:
                 self._show(rate)
             if logging:
                 self._log(outcome.norm, factor, rate)
-            if not self._go_on(interrupt, index + 1 == plan.steps_per_epoch):
+            if not self._go_on(interrupt, index + 1 == steps):
                 return False
         self._check_finite()
         progress.sums, progress.window = tally.read()
         return True
 
+    def _order(self) -> sampling.Order:
+        """Return the positions of the current epoch's images, in order."""
+        plan, epoch = self.plan, self.progress.epoch
+        labels = plan.train.samples.labels
+        order = sampling.epoch_order(labels, self.training.sampling, self.spec.seed, epoch)
+        order = order[: plan.images_per_epoch]
+        return plan.pruning.order(order, epoch) if plan.pruning else order
+
+    def _weighted(
+        self, batch: RawBatch, order: sampling.Order, index: int
+    ) -> tuple[RawBatch, sampling.Order]:
+        """Return step ``index``'s batch with its weights, where there are any, and its images' positions."""
+        first = index * self.training.batch_size + batch.start
+        ours = order[first : first + len(batch.labels)]
+        if self.plan.pruning is None:
+            return batch, ours
+        return dataclasses.replace(batch, weights=torch.from_numpy(self.plan.pruning.weights[ours])), ours
+
     def _go_on(self, interrupt: Interrupt, last: bool) -> bool:
         """Save where it is time; return False where the run should stop here."""
-        if self.processes.world > 1 and self.progress.step % _AGREE_EVERY:
+        if self.processes.world > 1 and self.progress.step_in_epoch % _AGREE_EVERY and not last:
             return True
         minutes = (time.monotonic() - self._saved_at) / 60
         save = self.processes.any(minutes >= self.spec.run.checkpoint_minutes)
@@ -186,6 +210,8 @@ class Trainer:
     def _set_stage(self) -> None:
         """Choose which blocks train in this epoch; a pure function of the epoch, so resuming is exact."""
         model, blocks, spec = self.plan.model, self.plan.blocks, self.spec.model
+        if self.plan.begin_epoch and (text := self.plan.begin_epoch(self.progress.epoch)):
+            self.report.message(text)
         depth = len(blocks)
         if spec.finetune == "head":
             depth = 1
@@ -220,6 +246,8 @@ class Trainer:
         if self.processes.first:
             self.report.log(progress.step, values)
             self.report.epoch_done(progress.epoch, {**values, "train/lr": self._lr()}, best)
+        if plan.pruning:
+            plan.pruning.end_epoch(self.processes)
         last = progress.epoch + 1 >= self.training.epochs
         if scores and self.training.patience and progress.stale >= self.training.patience and not last:
             progress.finished = True
@@ -273,9 +301,9 @@ class Trainer:
         if self.processes.first:
             loss_sum, right, seen = self.tally.read()[0]
             seen = max(seen, 1)
-            self.report.step(
-                self.progress.epoch, self.progress.step_in_epoch, loss_sum / seen, right / seen, rate
-            )
+            epoch = self.progress.epoch
+            place = self.progress.step - epoch * self.plan.steps_per_epoch
+            self.report.step(epoch, place, loss_sum / seen, right / seen, rate)
 
     def _log(self, norm: float, factor: float, rate: float) -> None:
         loss_sum, right, seen = self.tally.read()[1]
@@ -323,6 +351,8 @@ class Trainer:
         plan = self.plan
         if self.progress.step_in_epoch:  # the file has the sums of all processes; each goes on with its own
             self.progress.sums, self.progress.window = self.processes.total(self.tally.read())
+            if plan.pruning:
+                plan.pruning.gather(self.processes)
         self.progress.micro = self.stepper.micro
         if self.processes.first:
             content = {
@@ -331,6 +361,7 @@ class Trainer:
                 "schedule": plan.schedule.state_dict(),
                 "ema": plan.ema.state_dict() if plan.ema else None,
                 "scaler": plan.scaler.state_dict() if plan.scaler else None,
+                "pruning": plan.pruning.state_dict() if plan.pruning else None,
                 "progress": vars(self.progress),
                 "best": self.best,
             }
@@ -347,6 +378,8 @@ class Trainer:
             plan.ema.load_state_dict(content["ema"])
         if plan.scaler:
             plan.scaler.load_state_dict(content["scaler"])
+        if plan.pruning:
+            plan.pruning.load_state_dict(content["pruning"])
         self.progress = Progress(**content["progress"])
         self.stepper.micro = self.progress.micro
         self.best = content["best"]

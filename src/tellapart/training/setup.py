@@ -23,7 +23,7 @@ from tellapart.evaluation.infer import collect_logits
 from tellapart.models import heads, weights, zoo
 from tellapart.preprocess import Preprocessing, normalise
 from tellapart.spec import Spec
-from tellapart.training import optim, resolve, sampling
+from tellapart.training import optim, progressive, pruning, resolve, sampling
 from tellapart.training.distributed import Processes
 from tellapart.training.ema import Ema
 from tellapart.training.losses import build_loss
@@ -142,11 +142,14 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         )
     groups = optim.parameter_groups(model, blocks, training.weight_decay, spec.model.layer_decay)
     scaler = torch.amp.GradScaler(device.type) if training.precision == "fp16" else None
+    progressive.check(training, prepared.contract.size, model, prepared.contract.channels)
+    pruning.check(training, spec.augment)
+    objective = Supervised(augment, build_loss(training, counts, device))
     return Plan(
         spec=spec,
         model=model,
         blocks=blocks,
-        objective=Supervised(augment, build_loss(training, counts, device)),
+        objective=objective,
         optimizer=optim.build_optimizer(training, groups),
         schedule=Schedule(training, -(-count // training.batch_size), training.epochs),
         train=prepared.train,
@@ -155,7 +158,23 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         ema=Ema(model, training.ema) if training.ema else None,
         scaler=scaler,
         plain_kernels=plain,
+        begin_epoch=_resizer(objective, spec) if training.start_size else None,
+        pruning=pruning.Pruning(training, len(labels), spec.seed, device) if training.prune else None,
     )
+
+
+def _resizer(objective: Supervised, spec: Spec) -> Callable[[int], str | None]:
+    """Return a function that sets the size of the training images for an epoch, and says so where it changes."""
+    full = objective.augment
+    now = 0
+
+    def begin(epoch: int) -> str | None:
+        nonlocal now
+        before, now = now, progressive.size_at(epoch, spec.training, full.contract.size)
+        objective.augment = full.at_size(now)
+        return None if now == before else f"Epoch {epoch + 1}: training images of {now}x{now} pixels."
+
+    return begin
 
 
 def _has_batch_norm(model: torch.nn.Module) -> bool:

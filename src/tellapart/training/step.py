@@ -21,6 +21,7 @@ from tellapart.spec import Spec
 from tellapart.training.distributed import Processes
 from tellapart.training.ema import Ema
 from tellapart.training.objectives import Objective, Prepared
+from tellapart.training.pruning import Pruning
 from tellapart.training.schedule import Schedule
 
 _NOTHING = contextlib.nullcontext()
@@ -43,6 +44,8 @@ class Plan:
     ema: Ema | None = None
     scaler: torch.amp.GradScaler | None = None
     plain_kernels: bool = False
+    begin_epoch: Callable[[int], str | None] | None = None  # told the epoch; returns what there is to say
+    pruning: Pruning | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -52,11 +55,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A step's sums over this process's images, two scalars on the device, and the gradient's norm or NaN."""
+    """A step's sums over this process's images, two scalars on the device, and the gradient's norm or NaN.
+
+    losses: each image's, float32 [B] on the device.
+    """
 
     loss: torch.Tensor
     right: torch.Tensor
     norm: float
+    losses: torch.Tensor
 
 
 def step_seed(seed: int, step: int, stream: int) -> int:
@@ -93,7 +100,7 @@ class Stepper:
             torch._foreach_copy_(self._kept, self._buffers)
         while True:
             try:
-                loss, right = self._gradients(batch, step)
+                loss, right, losses = self._gradients(batch, step)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -104,10 +111,13 @@ class Stepper:
                 torch._foreach_copy_(self._buffers, self._kept)
         if loss.device.type == "cpu" and not math.isfinite(loss.item()):
             raise FloatingPointError
-        return Outcome(loss, right, self._update(measure))
+        return Outcome(loss, right, self._update(measure), losses)
 
-    def _gradients(self, batch: RawBatch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add up the gradients of the mean loss over the global batch; return sums of loss and right answers."""
+    def _gradients(self, batch: RawBatch, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Add up the gradients of the mean loss over the global batch.
+
+        Returns sums of loss and right answers, and the loss of each image.
+        """
         plan, seed = self.plan, self.plan.spec.seed
         self._generator.manual_seed(step_seed(seed, step, 0))
         seed_device(self.processes.device, step_seed(seed, step, 1 + self.processes.rank))
@@ -116,24 +126,29 @@ class Stepper:
         prepared = plan.objective.prepare(batch, self._generator, self.micro)
         total = len(prepared)
         if total <= self.micro:
-            return self._part(prepared, batch, True)
+            return self._part(prepared, batch, 0, True)
         sums = [
-            self._part(prepared.part(start, start + self.micro), batch, start + self.micro >= total)
+            self._part(prepared.part(start, start + self.micro), batch, start, start + self.micro >= total)
             for start in range(0, total, self.micro)
         ]
-        losses, rights = zip(*sums, strict=True)
-        return torch.stack(losses).sum(), torch.stack(rights).sum()
+        totals, rights, losses = zip(*sums, strict=True)
+        return torch.stack(totals).sum(), torch.stack(rights).sum(), torch.cat(losses)
 
-    def _part(self, part: Prepared, batch: RawBatch, last: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def _part(
+        self, part: Prepared, batch: RawBatch, start: int, last: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         plan, weight = self.plan, self.processes.world / batch.count
         with self._no_sync() if not last else _NOTHING, self._autocast():
             losses, right = self._forward(part)
             total = losses.sum()
+            counted = total
+            if batch.weights is not None:
+                counted = (losses * batch.weights[start : start + len(losses)]).sum()
             if batch.filler:  # this process has no image of the step, but the others wait for its gradients
-                total, right = total * 0, right * 0
-            loss = total * weight
+                total, counted, right = total * 0, counted * 0, right * 0
+            loss = counted * weight
             (plan.scaler.scale(loss) if plan.scaler else loss).backward()
-        return total.detach(), right
+        return total.detach(), right, losses.detach()
 
     def _forward(self, part: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each sample's loss, and how many were right.

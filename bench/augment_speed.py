@@ -1,0 +1,179 @@
+"""Augmentation: images a second of `Augment.apply` and of torchvision's transforms v2 on the same images.
+
+    python bench/augment_speed.py                                  # augmentation alone, images in memory
+    python bench/augment_speed.py --loading FOLDER --threads 2     # later epochs: from the store to the batch
+
+torchvision's transforms run image by image on uint8 tensors, as in a worker of a DataLoader that has its images
+decoded already; each side has the same number of threads. With --loading the peer is torchvision's ImageFolder
+with RandomResizedCrop(224), a flip and the normalisation in a DataLoader of as many workers as --threads; ours
+reads the store that the first epoch built. The two take turns; a ratio is one round's, the median of rounds counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tellapart import packages
+from tellapart.augment import Augment, resolve
+from tellapart.data import images as decoded
+from tellapart.data import loader, sources
+from tellapart.devices import tune_allocator
+from tellapart.preprocess import Preprocessing
+from tellapart.spec import AugmentSpec, DataSpec
+from tellapart.training.objectives import Supervised
+
+packages.prepare_torchvision()
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CASES: tuple[tuple[str, int, tuple[int, int], int], ...] = (  # preset, size, source, batch
+    ("photo", 224, (258, 344), 32),
+    ("tutorial", 224, (258, 344), 32),
+    ("strong", 224, (258, 344), 32),
+    ("cifar", 32, (32, 32), 128),
+    ("tutorial", 32, (32, 32), 128),
+    ("light", 28, (28, 28), 128),
+    ("strong", 32, (32, 32), 128),
+)
+
+
+def contract(size: int) -> Preprocessing:
+    """Return ImageNet's normalisation at ``size``."""
+    return Preprocessing(size, 3, "crop", "bilinear", 1.0, MEAN, STD)
+
+
+def peer(spec: AugmentSpec, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the same changes as transforms of torchvision, for a uint8 image [C, H, W]."""
+    from torchvision.transforms import v2
+
+    steps: list[Any] = []
+    if spec.crop == "resized":
+        steps.append(v2.RandomResizedCrop(size, spec.crop_scale, spec.crop_ratio, antialias=True))
+    elif spec.crop == "pad":
+        mode = "reflect" if spec.padding_mode == "reflect" else "constant"
+        steps.append(v2.RandomCrop(size, padding=spec.crop_padding, padding_mode=mode))
+    if spec.hflip:
+        steps.append(v2.RandomHorizontalFlip(spec.hflip))
+    if spec.policy == "trivialaugment":
+        steps.append(v2.TrivialAugmentWide())
+    if spec.brightness:
+        steps.append(v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation))
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    if spec.erasing:
+        steps.append(v2.RandomErasing(spec.erasing))
+    return v2.Compose(steps)
+
+
+def alternate(
+    ours: Callable[[], None], theirs: Callable[[], None], rounds: int
+) -> tuple[float, float, list[float]]:
+    """Return both sides' median seconds and the ratio (theirs / ours) of each round."""
+    ours(), theirs()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
+    mine, other = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return mine, other, [b / a for a, b in pairs]
+
+
+def seconds(work: Callable[[], None]) -> float:
+    """Return how long ``work`` takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def row(name: str, images: int, times: tuple[float, float, list[float]]) -> None:
+    """Print one line of the table."""
+    ours, theirs, ratios = times
+    print(
+        f"{name:<28}{images / theirs:>16,.0f}{images / ours:>16,.0f}{statistics.median(ratios):>8.1f}"
+        f"{min(ratios):>8.1f}{max(ratios):>9.1f}",
+        flush=True,
+    )
+
+
+def augmentation(preset: str, size: int, source: tuple[int, int], batch: int, rounds: int) -> None:
+    """Measure one preset."""
+    spec = resolve(AugmentSpec(preset=preset), size)  # type: ignore[arg-type]
+    spec = dataclasses.replace(spec, mixup=0.0, cutmix=0.0)  # a batch's affair on both sides
+    augment = Augment(spec, contract(size), 10, channels_last=True)
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.integers(0, 256, (batch, 3, 9, 9)).astype(np.float32))
+    smooth = torch.nn.functional.interpolate(coarse, source, mode="bicubic").clamp(0, 255)
+    images_NHWC = smooth.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    separate = list(images_NHWC.permute(0, 3, 1, 2).contiguous())
+    sizes = torch.tensor([source] * batch) if augment.needs_large_source else None
+    generator, transform = torch.Generator().manual_seed(0), peer(spec, size)
+
+    def ours() -> None:
+        augment.apply(images_NHWC, sizes, augment.draw(batch, sizes, generator))
+
+    def theirs() -> None:
+        torch.stack([transform(image) for image in separate])
+
+    row(f"{preset} {size}px batch {batch}", batch, alternate(ours, theirs, rounds))
+
+
+def loading(folder: str, threads: int, rounds: int, size: int = 224, batch: int = 32) -> None:
+    """Measure later epochs over the training images of an image folder."""
+    from torchvision import datasets
+    from torchvision.transforms import v2
+
+    spec = resolve(AugmentSpec(preset="tutorial"), size)
+    augment = Augment(spec, contract(size), 10, channels_last=True)
+    with tempfile.TemporaryDirectory() as cache:
+        data = DataSpec(source=folder, cache_dir=cache, workers=threads)
+        samples = sources.open_source(data, lambda text: None).split("train")
+        images, _ = decoded.augmentation_sources(samples, contract(size), data)
+        repeats = max(1, 1200 // len(images))
+        order = np.random.default_rng(0).permutation(np.tile(np.arange(len(images)), repeats))
+        objective, generator = Supervised(augment, lambda a, b: a), torch.Generator()
+
+        def ours() -> None:
+            for step, raw in loader.batches(images, order, batch):
+                generator.manual_seed(step)
+                objective.prepare(raw, generator, batch)
+
+        steps = [
+            v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD),
+        ]  # fmt: skip
+        theirs_set = datasets.ImageFolder(str(Path(folder) / "train"), v2.Compose(steps))
+        peers = torch.utils.data.DataLoader(theirs_set, batch, shuffle=True, num_workers=threads)
+
+        def theirs() -> None:
+            for _ in range(repeats):
+                for _ in peers:
+                    pass
+
+        row(f"later epochs, {threads} threads", len(order), alternate(ours, theirs, rounds))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--loading", default="", help="image folder with train/")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    tune_allocator()
+    print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds\n")
+    print(f"{'':<28}{'torchvision img/s':>16}{'ours img/s':>15}{'ratio':>8}{'lowest':>8}{'highest':>9}")
+    if args.loading:
+        loading(args.loading, args.threads, args.rounds)
+        return
+    for case in CASES:
+        augmentation(*case, args.rounds)
+
+
+if __name__ == "__main__":
+    main()

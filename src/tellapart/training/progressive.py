@@ -1,0 +1,64 @@
+"""Progressive resizing: training on smaller images first, and at the input's own size at the end.
+
+The size is a pure function of the epoch, so resuming is exact. fast.ai's course used it first; the straight line
+with rounded sizes is FFCV's (Leclerc et al. 2023, arXiv:2306.12517). Validation, and the contract in the artifact,
+keep the input's size. Knows nothing of images or of how they are made smaller.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tellapart.errors import SpecError
+from tellapart.spec import TrainingSpec
+
+LARGE_STEP = 32  # sizes are multiples of it, as of most networks' stride
+SMALL_STEP = 4  # the same for small images
+SMALL_SIDE = 96
+
+
+def size_at(epoch: int, spec: TrainingSpec, full: int) -> int:
+    """Return the side of the training images in ``epoch`` (0 is the first), in pixels.
+
+    From ``start_size`` it rises in a straight line and comes to ``full`` at ``size_epochs`` of all epochs, rounded
+    to a multiple of 32 (of 4 where ``full`` is at most 96).
+    """
+    ramp = spec.size_epochs * spec.epochs
+    if not spec.start_size or epoch >= ramp:
+        return full
+    step = SMALL_STEP if full <= SMALL_SIDE else LARGE_STEP
+    exact = spec.start_size + (full - spec.start_size) * epoch / ramp
+    return min(max(step * round(exact / step), spec.start_size), full)
+
+
+def check(spec: TrainingSpec, full: int, model: torch.nn.Module, channels: int) -> None:
+    """Raise SpecError where ``start_size`` makes no sense, or the network does not take one of the sizes."""
+    if not spec.start_size:
+        return
+    if spec.start_size >= full:
+        raise SpecError(
+            f"training.start_size is {spec.start_size}; it must be below input.size, which is {full} "
+            "(0 switches progressive resizing off)."
+        )
+    sizes = sorted({size_at(epoch, spec, full) for epoch in range(spec.epochs)} | {spec.start_size})
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    training = model.training
+    model.eval()
+    try:
+        for size in sizes:
+            _try(model, torch.zeros(1, channels, size, size, device=device), size, full)
+    finally:
+        model.train(training)
+
+
+def _try(model: torch.nn.Module, image: torch.Tensor, size: int, full: int) -> None:
+    try:
+        with torch.no_grad():
+            model(image)
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SpecError(
+            f"training.start_size: the network takes images of {full}x{full} pixels, but not of {size}x{size} "
+            f"({reason}). Its layers belong to one size, or it needs more pixels: leave training.start_size at 0, "
+            "give a larger one, or choose a network that ends in a pooling over all pixels."
+        ) from error

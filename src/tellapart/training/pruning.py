@@ -1,0 +1,111 @@
+"""Less data: images that are learned well are read in some epochs only (InfoBatch).
+
+The method is InfoBatch (Qin et al., ICLR 2024, arXiv:2303.04947). In each epoch a part of the images whose last
+seen loss is below the mean is left out, another part each time, and the losses of those of them that stay count
+more, so that the epoch's gradient is in expectation that of all images. The last epochs read everything, which
+takes away what bias is left. An order is a function of seed, epoch and the losses known when the epoch began;
+all processes know the same. Knows nothing of models, images or batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tellapart.errors import SpecError
+from tellapart.spec import AugmentSpec, TrainingSpec
+from tellapart.training.distributed import Processes
+
+Order = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float32]
+_STREAM = 1 << 63  # keeps these numbers apart from those of the epochs' orders
+
+
+def choose(scores: npt.NDArray[np.float32], part: float, seed: int, epoch: int) -> Weights:
+    """Return the weight of each image in an epoch's loss, float32 [N]; 0: it is left out.
+
+    ``scores``: last seen losses, float32 [N], NaN where there is none yet. Of the n images below the mean of the
+    known ones floor(part * n) are left out, the others weigh n / (n - floor(part * n)); all else weighs 1.
+    """
+    weights = np.ones(len(scores), np.float32)
+    known = ~np.isnan(scores)
+    if not known.any():
+        return weights
+    easy = np.flatnonzero(known & (scores < scores[known].mean(dtype=np.float64)))
+    drop = int(part * len(easy))
+    if not drop:
+        return weights
+    key = np.array([seed % 2**64, _STREAM + epoch], dtype=np.uint64)
+    left_out = np.random.Generator(np.random.Philox(key=key)).permutation(easy)[:drop]
+    weights[easy] = len(easy) / (len(easy) - drop)
+    weights[left_out] = 0
+    return weights
+
+
+def check(spec: TrainingSpec, augment: AugmentSpec) -> None:
+    """Raise SpecError where pruning does not go with the rest."""
+    if not spec.prune:
+        return
+    if spec.sampling != "shuffle":
+        raise SpecError(
+            f"training.prune is {spec.prune:g}, which decides how often an image is read, and training.sampling is "
+            f"{spec.sampling!r}, which does too. Use --training.sampling shuffle, or --training.class-weights."
+        )
+    if augment.mixup or augment.cutmix:
+        raise SpecError(
+            f"training.prune is {spec.prune:g}, which needs each image's own loss; MixUp and CutMix have none. "
+            "Use --augment.mixup 0 --augment.cutmix 0."
+        )
+
+
+class Pruning:
+    """Which images an epoch reads, by their losses.
+
+    ``weights`` holds each image's weight in the current epoch, float32 [N].
+    """
+
+    def __init__(self, spec: TrainingSpec, count: int, seed: int, device: torch.device) -> None:
+        self.spec, self.seed = spec, seed
+        self.scores = np.full(count, np.nan, np.float32)  # known when the epoch began
+        self.weights: Weights = np.ones(count, np.float32)
+        self._seen = torch.full((count,), torch.nan, device=device)  # in this epoch, by this process
+
+    def order(self, order: Order, epoch: int) -> Order:
+        """Return what is read of an epoch's ``order`` of all images, and set ``weights``."""
+        spec = self.spec
+        begins, ends = spec.prune_from * spec.epochs, spec.prune_until * spec.epochs
+        if begins <= epoch < ends:
+            self.weights = choose(self.scores, spec.prune, self.seed, epoch)
+        else:
+            self.weights = np.ones_like(self.scores)
+        return order[self.weights[order] > 0]
+
+    def note(self, images: Order, losses: torch.Tensor) -> None:
+        """Remember the losses, float32 [b] on the device, of these images (no waiting for the device)."""
+        self._seen[torch.from_numpy(images).to(self._seen.device)] = losses.to(self._seen.dtype)
+
+    def gather(self, processes: Processes) -> None:
+        """Let every process know what all have noted in this epoch."""
+        merged = self._seen.cpu().numpy()
+        for other in processes.gather(merged):
+            merged = np.where(np.isnan(merged), other, merged)
+        self._seen.copy_(torch.from_numpy(merged))
+
+    def end_epoch(self, processes: Processes) -> None:
+        """Take over the epoch's losses: the next order is by them."""
+        self.gather(processes)
+        seen = self._seen.cpu().numpy()
+        self.scores = np.where(np.isnan(seen), self.scores, seen)
+        self._seen.fill_(torch.nan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the losses, those of the current epoch apart (call ``gather`` first)."""
+        return {"scores": torch.from_numpy(self.scores.copy()), "seen": self._seen.cpu().clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        self.scores = state["scores"].numpy().copy()
+        self._seen.copy_(state["seen"])
