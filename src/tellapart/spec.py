@@ -310,6 +310,10 @@ class SpeedSpec(Section):
     """Keep images and convolutions in channels-last order."""
     compile: bool = False
     """torch.compile: pays in long runs only."""
+    features: bool = True
+    """While only the head trains: compute the frozen backbone's features once, where images do not change."""
+    feature_views: CountOrZero = 0
+    """With augmentation: compute features of so many augmented views of each image; 0: no features then."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from tellapart.training import checkpoint, sampling
 from tellapart.training.distributed import Processes
 from tellapart.training.interrupt import Interrupt
 from tellapart.training.optim import set_lr
-from tellapart.training.step import Plan, Stepper
+from tellapart.training.step import Plan, Stepper, Way
 from tellapart.training.tally import Tally
 
 State = dict[str, torch.Tensor]
@@ -83,6 +83,7 @@ class Trainer:
         self.progress = Progress()
         self.best: State | None = None
         self.depth = 0
+        self.on_features: Way | None = None
         self.stepper = Stepper(plan, processes, report.warn)
         self.log_every = self.spec.run.log_every or max(1, plan.steps_per_epoch // 10)
         self.tally = Tally(self.device, self.progress.sums, self.progress.window)
@@ -110,12 +111,13 @@ class Trainer:
         order = sampling.epoch_order(
             plan.train.samples.labels, self.training.sampling, self.spec.seed, progress.epoch
         )[: plan.images_per_epoch]
-        heads.train_mode(plan.model)
+        way = self.way
+        heads.train_mode(way.model)
         started, seen, shown, before = time.perf_counter(), 0, 0.0, progress.seconds
         rank, world = self.processes.rank, self.processes.world
         tally = self.tally = Tally(self.device, progress.sums, progress.window)
         for index, batch in batches(
-            plan.train, order, self.training.batch_size, progress.step_in_epoch, rank, world
+            way.train, order, self.training.batch_size, progress.step_in_epoch, rank, world
         ):
             factor = plan.schedule.factor(progress.step)
             set_lr(plan.optimizer, self.training.lr, factor)
@@ -158,13 +160,14 @@ class Trainer:
     def steps_at(self) -> Callable[[float], float]:
         """Return a function that takes one step at a learning rate and returns its loss, for the range test."""
         self._set_stage()
-        heads.train_mode(self.plan.model)
+        way = self.way
+        heads.train_mode(way.model)
 
         def endless() -> Iterator[RawBatch]:
             for epoch in itertools.count():
                 labels = self.plan.train.samples.labels
                 order = sampling.epoch_order(labels, self.training.sampling, self.spec.seed, epoch)
-                for _, batch in batches(self.plan.train, order, self.training.batch_size):
+                for _, batch in batches(way.train, order, self.training.batch_size):
                     yield batch
 
         source = endless()
@@ -199,11 +202,21 @@ class Trainer:
             )
         self.depth = depth
         heads.set_trainable(model, blocks, depth)
-        network: Any = torch.compile(model) if self.spec.speed.compile else model
+        shorter = self.plan.on_features if depth == 1 else None
+        self.on_features = shorter() if shorter else None
+        self.stepper.objective = self.on_features.objective if self.on_features else None
+        network: Any = self.way.model
+        if self.spec.speed.compile and not self.on_features:
+            network = torch.compile(model)
         if self.processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
         self.stepper.network = network
+
+    @property
+    def way(self) -> Way:
+        """What this stage runs."""
+        return self.on_features or self.plan.whole
 
     def _end_epoch(self) -> None:
         progress, plan = self.progress, self.plan
@@ -233,12 +246,13 @@ class Trainer:
         self.save()
 
     def _validate(self) -> dict[str, float]:
-        if self.plan.validate is None:
+        way = self.way
+        if way.validate is None:
             return {}
         with self.plan.ema.swapped_in(self.plan.model) if self.plan.ema else contextlib.nullcontext():
             # Each process's batch norms have seen other images; what is saved, and measured, is the first's.
             self.processes.share(self.plan.model.buffers())
-            return self.plan.validate(self.plan.model)
+            return way.validate(way.model)
 
     def _keep_best(self, scores: dict[str, float]) -> bool:
         """Keep this epoch's weights where they are the best so far (without validation: always the last)."""
