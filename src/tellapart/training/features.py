@@ -30,7 +30,7 @@ from tellapart.augment import Augment
 from tellapart.data import cache
 from tellapart.data.archives import cache_folder
 from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
-from tellapart.devices import is_out_of_memory, release
+from tellapart.devices import inference_batch, is_out_of_memory, release
 from tellapart.errors import CacheError, ModelError, TrainingError
 from tellapart.models import frozen
 from tellapart.preprocess import normalise
@@ -42,7 +42,6 @@ from tellapart.training.step import Plan, Way, step_seed
 
 FORMAT = 1  # of the files; another number makes the program compute them anew
 _CHUNK = 256  # images whose random numbers are drawn together, and that one process computes
-_MICRO = {"cpu": 32}  # images computed at once, where that pays: what stays in the processor's cache
 _VIEWS_STREAM = 1 << 32  # apart from the streams of training's steps
 
 
@@ -138,7 +137,7 @@ class _Maker:
         self.device = processes.device
         order = plan.channels_last
         self.augment = Augment(plan.spec.augment, prepared.contract, len(prepared.classes), order)
-        self.micro = _MICRO.get(self.device.type, _CHUNK)
+        self.micro = inference_batch(self.device, prepared.contract.size)
 
     def way(self) -> Way:
         """Return the way on features; they are computed where the cache does not have them."""

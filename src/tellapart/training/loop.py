@@ -30,6 +30,7 @@ from tellapart.training.step import Plan, Stepper, Way
 from tellapart.training.tally import Tally
 
 State = dict[str, torch.Tensor]
+_SAVE_PART = 10.0  # an epoch on features gets a checkpoint so many times after what writing the last one took
 _AGREE_EVERY = 20  # steps between the moments when several processes agree to stop or to save
 
 
@@ -84,6 +85,7 @@ class Trainer:
         self.best: State | None = None
         self.depth = 0
         self.on_features: Way | None = None
+        self._save_seconds, self._saved_step = 0.0, -1
         self.stepper = Stepper(plan, processes, report.warn)
         self.log_every = self.spec.run.log_every or max(1, plan.steps_per_epoch // 10)
         self.tally = Tally(self.device, self.progress.sums, self.progress.window)
@@ -100,6 +102,8 @@ class Trainer:
                     return self.progress
                 self._end_epoch()
                 if self.processes.any(interrupt.asked) and not self.progress.finished:
+                    if self.progress.step != self._saved_step:
+                        self.save()
                     return self.progress
         return self.progress
 
@@ -243,7 +247,8 @@ class Trainer:
         progress.step_in_epoch = 0
         progress.sums, progress.seconds = [0.0, 0.0, 0.0], 0.0
         progress.finished = progress.finished or progress.epoch >= self.training.epochs
-        self.save()
+        if progress.finished or self.processes.from_first(self._worth_saving()):
+            self.save()
 
     def _validate(self) -> dict[str, float]:
         way = self.way
@@ -332,9 +337,15 @@ class Trainer:
 
     # Checkpoints
 
+    def _worth_saving(self) -> bool:
+        """Return whether this epoch gets a checkpoint: not each on features, where they take milliseconds."""
+        if self.on_features is None:
+            return True
+        return time.monotonic() - self._saved_at >= _SAVE_PART * self._save_seconds
+
     def save(self) -> None:
         """Write a checkpoint (the first process does)."""
-        plan = self.plan
+        plan, began = self.plan, time.monotonic()
         if self.progress.step_in_epoch:  # the file has the sums of all processes; each goes on with its own
             self.progress.sums, self.progress.window = self.processes.total(self.tally.read())
         self.progress.micro = self.stepper.micro
@@ -350,6 +361,8 @@ class Trainer:
             }
             checkpoint.save(self.folder, self.progress.step, content)
         self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - began
+        self._saved_step = self.progress.step
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take up a checkpoint's state."""

@@ -16,7 +16,7 @@ from tellapart.augment import Augment
 from tellapart.data import images as decoded
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
-from tellapart.devices import seed_device
+from tellapart.devices import inference_batch, seed_device
 from tellapart.errors import DataError, SpecError
 from tellapart.evaluation import metrics
 from tellapart.evaluation.infer import collect_logits
@@ -199,6 +199,7 @@ def validator(
         return None
     labels = torch.from_numpy(images.samples.labels)
     ours = np.array_split(np.arange(len(images)), processes.world)[processes.rank]
+    batch_size = inference_batch(processes.device, spec.input.size)
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
         model.eval()
@@ -210,7 +211,7 @@ def validator(
                 logits: torch.Tensor = model(network_inputs)
             return logits
 
-        parts = processes.gather(collect_logits(predict, images, ours))
+        parts = processes.gather(collect_logits(predict, images, ours, batch_size))
         return metrics.quick(torch.cat([part for part in parts if len(part)]), labels)
 
     return validate
