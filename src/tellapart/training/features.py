@@ -230,10 +230,12 @@ class _Maker:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=".building-", suffix=".npy", dir=path.parent)
             os.close(descriptor)
-            np.lib.format.open_memmap(temporary, "w+", np.float32, shape).flush()
         shared = processes.from_first(temporary)
         assert shared is not None
         try:
+            if processes.first:
+                _reserve(shared, shape)
+            processes.wait()
             values = np.lib.format.open_memmap(shared, "r+")
             count = -(-len(images) // _CHUNK)
             for chunk in range(processes.rank, count, processes.world):
@@ -280,6 +282,14 @@ class _Maker:
             )
         self.micro = -(-self.micro // 2)
         release(self.device)
+
+
+def _reserve(path: str, shape: tuple[int, ...]) -> None:
+    """Write a file of zeros; raises OSError where the disk is full, which writing to a mapped file could not."""
+    np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, os.path.getsize(path))
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> Any:
