@@ -289,7 +289,7 @@ def _reserve(path: str, shape: tuple[int, ...]) -> None:
     np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as stream:
-            os.posix_fallocate(stream.fileno(), 0, os.path.getsize(path))
+            os.posix_fallocate(stream.fileno(), 0, os.stat(path).st_size)
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> Any:
