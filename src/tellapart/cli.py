@@ -8,6 +8,7 @@ standard output, everything else to standard error. Exit codes: 0 done, 1 failed
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
 import json
 import os
@@ -21,6 +22,7 @@ import tyro
 from tyro.conf import Positional
 
 import tellapart
+from tellapart import packages
 from tellapart.errors import SpecError, TellapartError, UserError, did_you_mean
 from tellapart.spec import Spec, flatten, update
 
@@ -527,6 +529,10 @@ def _run(words: list[str]) -> int:
     options: dict[str, Any] = {} if default is None else {"default": default}
     args = tyro.cli(kind, prog=f"tellapart {name}", args=rest, **options)
     if kind in (Train, FindLr, Resume, Evaluate, Predict, Check):
+        with packages.no_collection():
+            from tellapart import workflow  # noqa: F401 - loads torch
+
+        gc.freeze()  # later collections need not look through all that was imported
         from tellapart.devices import tune_allocator
 
         tune_allocator()

@@ -320,6 +320,10 @@ class SpeedSpec(Section):
     """Keep images and convolutions in channels-last order."""
     compile: bool = False
     """torch.compile: pays in long runs only."""
+    features: bool = True
+    """While only the head trains: compute the frozen backbone's features once, where images do not change."""
+    feature_views: CountOrZero = 0
+    """With augmentation: compute features of so many augmented views of each image; 0: no features then."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +335,7 @@ class RunSpec(Section):
     log_every: CountOrZero = 0
     """Steps between lines where there is no terminal, and between logged values; 0: about 10 an epoch."""
     checkpoint_minutes: NonNegative = 5.0
-    """Minutes between checkpoints inside an epoch (each epoch's end has one too)."""
+    """Minutes between checkpoints inside an epoch (each epoch's end has one too, but for epochs on features)."""
     tensorboard: bool = True
     """Write TensorBoard events, where the package is installed."""
     mlflow: bool = False

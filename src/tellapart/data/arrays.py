@@ -7,6 +7,7 @@ look.
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import math
 import os
 import pickle
@@ -75,11 +76,26 @@ def from_arrays(
 
 def digits() -> Listing:
     """Return scikit-learn's handwritten digits, 1,797 images of 8×8, their 0 to 16 scaled to 0 to 255."""
+    rows = _digit_rows()
+    pixels = np.rint(rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return from_arrays("digits", [("", pixels, rows[:, 64].astype(int).tolist())], DIGITS)
+
+
+def _digit_rows() -> npt.NDArray[np.float64]:
+    """Return 64 pixels and the digit of each image, float64 [1797, 65].
+
+    Read from scikit-learn's file, for importing the package takes longer than all else with so little data.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is not None and package.origin is not None:
+        path = os.path.join(os.path.dirname(package.origin), "datasets", "data", "digits.csv.gz")
+        if os.path.exists(path):
+            with gzip.open(path, "rt", encoding="ascii") as stream:
+                return np.loadtxt(stream, delimiter=",")
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    return from_arrays("digits", [("", pixels, bunch.target)], DIGITS)
+    return np.column_stack([bunch.data, bunch.target])
 
 
 # --- IDX --------------------------------------------------------------------------------------------------

@@ -157,16 +157,13 @@ def evaluate(
     None where it is not finite. confusion is int64 [K, K]: a row for each true class, a column for each
     predicted one. Raises DataError where N is 0.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
     _check(logits, labels)
     scores = _scores(logits)
     truth = labels.cpu().numpy()
     guess = scores.argmax(1)
     every = np.arange(len(classes))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        truth, guess, labels=every, zero_division=0
-    )
+    confusion = _confusion(truth, guess, len(classes))
+    precision, recall, f1, support = _by_class(confusion)
     present = every[support > 0]
     weights = support[present] / support.sum()
     table = np.stack([precision, recall, f1], 1)[present]
@@ -191,9 +188,31 @@ def evaluate(
             )
             for k, name in enumerate(classes)
         ),
-        confusion=np.asarray(confusion_matrix(truth, guess, labels=every), np.int64),
+        confusion=confusion,
         images_per_second=len(truth) / seconds if seconds else None,
         latency_ms=latency_percentiles(latencies_ms) if latencies_ms is not None else None,
+    )
+
+
+# scikit-learn has both of the following, but takes longer to import than a small set to be measured.
+
+
+def _confusion(
+    truth: npt.NDArray[np.int64], guess: npt.NDArray[np.int64], classes: int
+) -> npt.NDArray[np.int64]:
+    """Return how often each true class (row) was taken for each class (column), int64 [K, K]."""
+    pairs = np.bincount(truth * classes + guess, minlength=classes * classes)
+    return pairs.reshape(classes, classes).astype(np.int64)
+
+
+def _by_class(confusion: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
+    """Return precision, recall, F1 (float64 [K], 0 where there is nothing to divide by) and support (int64 [K])."""
+    hits, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    return (
+        hits / np.maximum(predicted, 1),
+        hits / np.maximum(support, 1),
+        2 * hits / np.maximum(support + predicted, 1),
+        support,
     )
 
 

@@ -27,10 +27,11 @@ from tellapart.training import checkpoint, sampling
 from tellapart.training.distributed import Processes
 from tellapart.training.interrupt import Interrupt
 from tellapart.training.optim import set_lr
-from tellapart.training.step import Plan, Stepper
+from tellapart.training.step import Plan, Stepper, Way
 from tellapart.training.tally import Tally
 
 State = dict[str, torch.Tensor]
+_SAVE_PART = 10.0  # an epoch on features gets a checkpoint so many times after what writing the last one took
 _AGREE_EVERY = 20  # steps between the moments when several processes agree to stop or to save
 
 
@@ -84,6 +85,8 @@ class Trainer:
         self.progress = Progress()
         self.best: State | None = None
         self.depth = 0
+        self.on_features: Way | None = None
+        self._save_seconds, self._saved_step = 0.0, -1
         self.stepper = Stepper(plan, processes, report.warn)
         self.log_every = self.spec.run.log_every or max(1, plan.steps_per_epoch // 10)
         self.tally = Tally(self.device, self.progress.sums, self.progress.window)
@@ -100,6 +103,8 @@ class Trainer:
                     return self.progress
                 self._end_epoch()
                 if self.processes.any(interrupt.asked) and not self.progress.finished:
+                    if self.progress.step != self._saved_step:
+                        self.save()
                     return self.progress
         return self.progress
 
@@ -108,14 +113,14 @@ class Trainer:
     def _train_epoch(self, interrupt: Interrupt) -> bool:
         """Train the rest of the current epoch; return False where the user asked to stop (a checkpoint is saved)."""
         progress, plan = self.progress, self.plan
-        order = self._order()
+        order, way = self._order(), self.way
         steps = -(-len(order) // self.training.batch_size)
-        heads.train_mode(plan.model)
+        heads.train_mode(way.model)
         started, seen, shown, before = time.perf_counter(), 0, 0.0, progress.seconds
         rank, world = self.processes.rank, self.processes.world
         tally = self.tally = Tally(self.device, progress.sums, progress.window)
         for index, batch in batches(
-            plan.train, order, self.training.batch_size, progress.step_in_epoch, rank, world
+            way.train, order, self.training.batch_size, progress.step_in_epoch, rank, world
         ):
             factor = plan.schedule.factor(progress.step)
             set_lr(plan.optimizer, self.training.lr, factor)
@@ -182,13 +187,14 @@ class Trainer:
     def steps_at(self) -> Callable[[float], float]:
         """Return a function that takes one step at a learning rate and returns its loss, for the range test."""
         self._set_stage()
-        heads.train_mode(self.plan.model)
+        way = self.way
+        heads.train_mode(way.model)
 
         def endless() -> Iterator[RawBatch]:
             for epoch in itertools.count():
                 labels = self.plan.train.samples.labels
                 order = sampling.epoch_order(labels, self.training.sampling, self.spec.seed, epoch)
-                for _, batch in batches(self.plan.train, order, self.training.batch_size):
+                for _, batch in batches(way.train, order, self.training.batch_size):
                     yield batch
 
         source = endless()
@@ -225,11 +231,21 @@ class Trainer:
             )
         self.depth = depth
         heads.set_trainable(model, blocks, depth)
-        network: Any = torch.compile(model) if self.spec.speed.compile else model
+        shorter = self.plan.on_features if depth == 1 else None
+        self.on_features = shorter() if shorter else None
+        self.stepper.objective = self.on_features.objective if self.on_features else None
+        network: Any = self.way.model
+        if self.spec.speed.compile and not self.on_features:
+            network = torch.compile(model)
         if self.processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
         self.stepper.network = network
+
+    @property
+    def way(self) -> Way:
+        """What this stage runs."""
+        return self.on_features or self.plan.whole
 
     def _end_epoch(self) -> None:
         progress, plan = self.progress, self.plan
@@ -258,15 +274,17 @@ class Trainer:
         progress.step_in_epoch = 0
         progress.sums, progress.seconds = [0.0, 0.0, 0.0], 0.0
         progress.finished = progress.finished or progress.epoch >= self.training.epochs
-        self.save()
+        if progress.finished or self.processes.from_first(self._worth_saving()):
+            self.save()
 
     def _validate(self) -> dict[str, float]:
-        if self.plan.validate is None:
+        way = self.way
+        if way.validate is None:
             return {}
         with self.plan.ema.swapped_in(self.plan.model) if self.plan.ema else contextlib.nullcontext():
             # Each process's batch norms have seen other images; what is saved, and measured, is the first's.
             self.processes.share(self.plan.model.buffers())
-            return self.plan.validate(self.plan.model)
+            return way.validate(way.model)
 
     def _keep_best(self, scores: dict[str, float]) -> bool:
         """Keep this epoch's weights where they are the best so far (without validation: always the last)."""
@@ -346,9 +364,15 @@ class Trainer:
 
     # Checkpoints
 
+    def _worth_saving(self) -> bool:
+        """Return whether this epoch gets a checkpoint: not each on features, where they take milliseconds."""
+        if self.on_features is None:
+            return True
+        return time.monotonic() - self._saved_at >= _SAVE_PART * self._save_seconds
+
     def save(self) -> None:
         """Write a checkpoint (the first process does)."""
-        plan = self.plan
+        plan, began = self.plan, time.monotonic()
         if self.progress.step_in_epoch:  # the file has the sums of all processes; each goes on with its own
             self.progress.sums, self.progress.window = self.processes.total(self.tally.read())
             if plan.pruning:
@@ -367,6 +391,8 @@ class Trainer:
             }
             checkpoint.save(self.folder, self.progress.step, content)
         self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - began
+        self._saved_step = self.progress.step
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take up a checkpoint's state."""

@@ -16,7 +16,7 @@ from tellapart.augment import Augment
 from tellapart.data import images as decoded
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
-from tellapart.devices import seed_device
+from tellapart.devices import inference_batch, seed_device
 from tellapart.errors import DataError, SpecError
 from tellapart.evaluation import metrics
 from tellapart.evaluation.infer import collect_logits
@@ -145,6 +145,10 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
     progressive.check(training, prepared.contract.size, model, prepared.contract.channels)
     pruning.check(training, spec.augment)
     objective = Supervised(augment, build_loss(training, counts, device))
+
+    def inputs(batch_NHWC: torch.Tensor) -> torch.Tensor:
+        return normalise(batch_NHWC.to(device), prepared.contract, channels_last)
+
     return Plan(
         spec=spec,
         model=model,
@@ -153,13 +157,14 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         optimizer=optim.build_optimizer(training, groups),
         schedule=Schedule(training, -(-count // training.batch_size), training.epochs),
         train=prepared.train,
-        validate=_validator(prepared, processes, channels_last),
+        validate=validator(prepared.val, inputs, spec, processes),
         images_per_epoch=count,
         ema=Ema(model, training.ema) if training.ema else None,
         scaler=scaler,
         plain_kernels=plain,
         begin_epoch=_resizer(objective, spec) if training.start_size else None,
         pruning=pruning.Pruning(training, len(labels), spec.seed, device) if training.prune else None,
+        channels_last=channels_last,
     )
 
 
@@ -193,29 +198,39 @@ def _flops(prepared: Prepared, model: torch.nn.Module) -> int:
     return int(counter.get_total_flops())
 
 
-def _validator(
-    prepared: Prepared, processes: Processes, channels_last: bool
+def autocast(spec: Spec, device: torch.device) -> torch.autocast:
+    """Return a context in which networks compute in the spec's precision."""
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[spec.training.precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def validator(
+    images: ImageSet | None,
+    inputs: Callable[[torch.Tensor], torch.Tensor],
+    spec: Spec,
+    processes: Processes,
 ) -> Callable[[torch.nn.Module], dict[str, float]] | None:
-    """Return a function from a model to its validation figures, each process doing its share of the images."""
-    images = prepared.val
+    """Return a function from a network to its validation figures, each process doing its share of the images.
+
+    ``inputs`` turns a batch as the set gives it into what the network takes, on its device.
+    """
     if images is None:
         return None
     labels = torch.from_numpy(images.samples.labels)
     ours = np.array_split(np.arange(len(images)), processes.world)[processes.rank]
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[prepared.spec.training.precision]
-    device = processes.device
+    batch_size = inference_batch(processes.device, spec.input.size)
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
         model.eval()
 
         @torch.inference_mode()
-        def predict(batch_NHWC: torch.Tensor) -> torch.Tensor:
-            inputs = normalise(batch_NHWC.to(device), prepared.contract, channels_last)
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                logits: torch.Tensor = model(inputs)
+        def predict(batch: torch.Tensor) -> torch.Tensor:
+            network_inputs = inputs(batch)
+            with autocast(spec, processes.device):
+                logits: torch.Tensor = model(network_inputs)
             return logits
 
-        parts = processes.gather(collect_logits(predict, images, ours))
+        parts = processes.gather(collect_logits(predict, images, ours, batch_size))
         return metrics.quick(torch.cat([part for part in parts if len(part)]), labels)
 
     return validate

@@ -28,9 +28,26 @@ _NOTHING = contextlib.nullcontext()
 _MASK = 2**64 - 1
 
 
+@dataclass(frozen=True)
+class Way:
+    """What a stage of training runs: the whole network on images, or its head on features.
+
+    ``model`` turns what ``objective`` prepares from ``train`` into logits; ``validate`` measures it.
+    """
+
+    model: torch.nn.Module
+    train: ImageSet
+    objective: Objective
+    validate: Callable[[torch.nn.Module], dict[str, float]] | None
+
+
 @dataclass
 class Plan:
-    """All that training needs, put together by ``setup``."""
+    """All that training needs, put together by ``setup``.
+
+    ``on_features``, where it is there, gives the shorter way to train the head alone; called only when such a stage
+    begins, for it may have to compute the features.
+    """
 
     spec: Spec
     model: torch.nn.Module
@@ -46,6 +63,13 @@ class Plan:
     plain_kernels: bool = False
     begin_epoch: Callable[[int], str | None] | None = None  # told the epoch; returns what there is to say
     pruning: Pruning | None = None
+    channels_last: bool = False
+    on_features: Callable[[], Way] | None = None
+
+    @property
+    def whole(self) -> Way:
+        """The way that always works: the whole network on images."""
+        return Way(self.model, self.train, self.objective, self.validate)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -75,12 +99,17 @@ def step_seed(seed: int, step: int, stream: int) -> int:
 
 
 class Stepper:
-    """Takes steps of a plan. ``network`` is the model, or what wraps it; ``micro`` the images computed at once."""
+    """Takes steps of a plan.
+
+    ``network`` is the model, or what wraps it; ``objective`` the way's own, or None for the plan's; ``micro`` the
+    images computed at once.
+    """
 
     def __init__(self, plan: Plan, processes: Processes, warn: Callable[[str], None]) -> None:
         self.plan, self.processes, self.warn = plan, processes, warn
         self.training = plan.spec.training
         self.network = plan.model
+        self.objective: Objective | None = None
         local = math.ceil(self.training.batch_size / processes.world)
         self.first_micro = self.micro = max(1, math.ceil(local / self.training.accumulate))
         self._generator = torch.Generator()
@@ -123,7 +152,7 @@ class Stepper:
         seed_device(self.processes.device, step_seed(seed, step, 1 + self.processes.rank))
         for parameter in self._parameters:
             parameter.grad = None
-        prepared = plan.objective.prepare(batch, self._generator, self.micro)
+        prepared = (self.objective or plan.objective).prepare(batch, self._generator, self.micro)
         total = len(prepared)
         if total <= self.micro:
             return self._part(prepared, batch, 0, True)
@@ -156,8 +185,9 @@ class Stepper:
         A batch norm over 1 x 1 maps cannot measure a lone image (the rest of a batch that is computed in parts,
         say): for that part the batch norms use their running statistics.
         """
+        objective = self.objective or self.plan.objective
         try:
-            return self.plan.objective(self.network, part)
+            return objective(self.network, part)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -166,7 +196,7 @@ class Stepper:
         for norm in norms:
             norm.eval()
         try:
-            return self.plan.objective(self.network, part)
+            return objective(self.network, part)
         finally:
             for norm in norms:
                 norm.train()

@@ -17,7 +17,7 @@ from tellapart.data import images as decoded
 from tellapart.data import sources
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples, training_hashes
-from tellapart.devices import choose_device
+from tellapart.devices import choose_device, inference_batch
 from tellapart.errors import DataError
 from tellapart.evaluation import compare as comparing
 from tellapart.evaluation import infer, metrics
@@ -31,8 +31,9 @@ def evaluate_set(
 ) -> metrics.Evaluation:
     """Measure a predictor on decoded images; write the evaluation's files below ``out`` where it is given."""
     started = time.perf_counter()
+    batch_size = inference_batch(predictor.device, predictor.preprocessing.size)
     with console.busy(f"Evaluating on {split}", len(images)) as busy:
-        logits = infer.collect_logits(predictor, images, advance=busy.advance)
+        logits = infer.collect_logits(predictor, images, batch_size=batch_size, advance=busy.advance)
     seconds = time.perf_counter() - started
     labels = torch.from_numpy(images.samples.labels)
     evaluation = metrics.evaluate(

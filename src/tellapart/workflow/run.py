@@ -36,7 +36,7 @@ from tellapart.tracking import (
     confusion_image,
     picture_grid,
 )
-from tellapart.training import checkpoint, loop, lr_finder, setup
+from tellapart.training import checkpoint, features, loop, lr_finder, setup
 from tellapart.training.distributed import Processes, processes
 from tellapart.training.lr_finder import LrCurve
 from tellapart.training.step import Plan
@@ -280,7 +280,9 @@ def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple
             "python": platform.python_version(),
         },
     )
-    return setup.plan(prepared, model, procs), card
+    plan = setup.plan(prepared, model, procs)
+    features.offer(plan, prepared, procs, console)
+    return plan, card
 
 
 def _run(
@@ -405,8 +407,7 @@ def find_lr(
     with processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
         samples = sources.open_source(wanted.data, console.message)
         prepared = _prepare(wanted, samples, console)
-        model, _, _ = setup.build_model(prepared)
-        plan = setup.plan(prepared, model, procs)
+        plan, _ = _plan(prepared, procs, console)
         trainer = loop.Trainer(plan, procs, Path(os.devnull), _RunReporter(console, Trackers([]), 0, 1))
         with console.busy("Testing learning rates", steps) as busy:
             return lr_finder.find_lr(_counted(trainer.steps_at(), busy.advance), steps)

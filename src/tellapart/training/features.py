@@ -1,0 +1,323 @@
+"""Features of a frozen backbone, computed once and kept on the disk: while only the head trains, it trains on them.
+
+The result is that of the slow way, but for rounding: the same images in the same order, the same dropout before
+the head. Where images change at random in each epoch, either a fixed number of augmented views of each is computed
+(``speed.feature_views``), or the backbone runs in every epoch. Features lie in ``features/KEY.npy`` below the cache
+folder, float32 [N, views, ...], where KEY is a hash of everything that they depend on. A file is written under
+another name and renamed, so a kill or a second process leaves nothing wrong.
+
+Knows nothing of epochs, optimizers or run folders; `training.loop` trains on features as it does on images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from tellapart import augment as augmentation
+from tellapart.augment import Augment
+from tellapart.data import cache
+from tellapart.data.archives import cache_folder
+from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
+from tellapart.devices import inference_batch, is_out_of_memory, release
+from tellapart.errors import CacheError, ModelError, TrainingError
+from tellapart.models import frozen
+from tellapart.preprocess import normalise
+from tellapart.spec import AugmentSpec, to_dict
+from tellapart.training import setup
+from tellapart.training.distributed import Processes
+from tellapart.training.objectives import Objective, Prepared
+from tellapart.training.step import Plan, Way, step_seed
+
+FORMAT = 1  # of the files; another number makes the program compute them anew
+_CHUNK = 256  # images whose random numbers are drawn together, and that one process computes
+_VIEWS_STREAM = 1 << 32  # apart from the streams of training's steps
+
+
+class Screen(Protocol):
+    """What is told while features are computed."""
+
+    def message(self, text: str) -> None:
+        """Something to know."""
+
+    def busy(self, label: str, total: int | None = None) -> Any:
+        """Return a context manager with ``advance(n)``."""
+
+
+def offer(plan: Plan, prepared: setup.Prepared, processes: Processes, screen: Screen) -> None:
+    """Give the plan its way on features where that is possible; else say what prevents it.
+
+    Nothing is computed yet. Does nothing where no stage trains the head alone, or ``speed.features`` is off.
+    """
+    spec = plan.spec
+    if not spec.speed.features or spec.model.finetune not in ("head", "staged"):
+        return
+    if plan.begin_epoch:
+        screen.message("The frozen backbone runs in every epoch, since the size of the images changes.")
+        return
+    changing = _changing(spec.augment)
+    if spec.augment.mixup or spec.augment.cutmix:
+        screen.message(
+            "The frozen backbone runs in every epoch, since MixUp and CutMix mix images anew in each step; without "
+            "them its features would be computed once."
+        )
+        return
+    if changing and not spec.speed.feature_views:
+        screen.message(
+            f"The frozen backbone runs in every epoch, since augmentation changes the images ({changing}). Its "
+            "features are computed once with --augment.preset none, or with --speed.feature-views K, of K augmented "
+            "views of each image."
+        )
+        return
+    contract = prepared.contract
+    generator = torch.Generator().manual_seed(0)
+    trial = torch.randn(2, contract.channels, contract.size, contract.size, generator=generator)
+    try:
+        split = frozen.Split(plan.model, plan.blocks, trial.to(processes.device))
+    except ModelError as error:
+        screen.message(f"The frozen backbone runs in every epoch, since it cannot be cut off: {error}.")
+        return
+    views = spec.speed.feature_views if changing else 1
+    maker = _Maker(plan, prepared, processes, screen, split, views)
+    plan.on_features = functools.cache(maker.way)
+
+
+def _changing(spec: AugmentSpec) -> str:
+    """Return what augmentation does to an image at random, or an empty text."""
+    text = augmentation.describe(dataclasses.replace(spec, mixup=0.0, cutmix=0.0))
+    return "" if text == "none" else text
+
+
+class OnFeatures:
+    """An objective whose batches are features [B, views, ...]: one view of each, and another objective's loss.
+
+    With several views each image's is drawn anew in every step.
+    """
+
+    def __init__(self, objective: Objective, views: int) -> None:
+        self.objective, self.views = objective, views
+
+    def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Prepared:
+        """See Objective."""
+        labels, features = batch.labels, batch.images
+        if self.views == 1:
+            return Prepared(features[:, 0], labels, labels)
+        drawn = torch.randint(self.views, (batch.count,), generator=generator)
+        ours = drawn[batch.start : batch.start + len(labels)].to(features.device)
+        rows = torch.arange(len(labels), device=features.device)
+        return Prepared(features[rows, ours], labels, labels)
+
+    def __call__(self, model: torch.nn.Module, batch: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Objective."""
+        return self.objective(model, batch)
+
+
+class _Maker:
+    """Computes, or finds, the features of a run."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        prepared: setup.Prepared,
+        processes: Processes,
+        screen: Screen,
+        split: frozen.Split,
+        views: int,
+    ) -> None:
+        self.plan, self.prepared, self.processes, self.screen = plan, prepared, processes, screen
+        self.split, self.views = split, views
+        self.device = processes.device
+        order = plan.channels_last
+        self.augment = Augment(plan.spec.augment, prepared.contract, len(prepared.classes), order)
+        self.micro = inference_batch(self.device, prepared.contract.size)
+
+    def way(self) -> Way:
+        """Return the way on features; they are computed where the cache does not have them."""
+        plan, prepared = self.plan, self.prepared
+        digest = self.split.digest()
+        train = self._features(plan.train, self._augmented, self.views, digest, "training")
+        val = None
+        if prepared.val is not None:
+            val = self._features(prepared.val, self._plain, 1, digest, "validation")
+
+        def inputs(batch: torch.Tensor) -> torch.Tensor:
+            return batch[:, 0].to(self.device)
+
+        validate = setup.validator(val, inputs, plan.spec, self.processes)
+        return Way(self.split.head, train, OnFeatures(plan.objective, self.views), validate)
+
+    def _plain(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:
+        """Return a function that gives a part of the batch as evaluation sees it."""
+        return lambda start, stop: normalise(
+            batch.images[start:stop].to(self.device), self.prepared.contract, self.plan.channels_last
+        )
+
+    def _augmented(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:
+        """Return a function that gives a part of the batch as one view of training sees it."""
+        generator = torch.Generator()
+        generator.manual_seed(step_seed(self.plan.spec.seed, chunk, _VIEWS_STREAM + view))
+        sizes = source_sizes(batch) if self.augment.needs_large_source else None
+        drawn = self.augment.draw(batch.count, sizes, generator)
+
+        def part(start: int, stop: int) -> torch.Tensor:
+            ours = slice(start, stop)
+            local = None if batch.sizes is None else batch.sizes[ours]
+            return self.augment.apply(batch.images[ours].to(self.device), local, drawn[ours])
+
+        return part
+
+    def _features(self, images: ImageSet, inputs: Any, views: int, digest: str, what: str) -> ImageSet:
+        """Return the set with features in the place of its images."""
+        folder = Path(cache_folder(self.plan.spec.data)) / "features"
+        path = folder / f"{self._key(images, views, digest, inputs == self._plain)}.npy"
+        shape = (len(images), views, *self.split.shape)
+        try:
+            if self.processes.from_first(_open(path, shape) is None):
+                with self.screen.busy(f"Computing features of {what} images", len(images) * views) as busy:
+                    self._fill(path, shape, images, inputs, busy.advance)
+            values = _open(path, shape)
+        except OSError as error:
+            raise CacheError(
+                f"Features cannot be kept in {folder}: {error.strerror or error}. Choose another folder with "
+                "--data.cache-dir, make room, or use --speed.no-features."
+            ) from error
+        if values is None:
+            raise CacheError(f"{path} was there and is not any more; start again.")
+        return _as_set(images, values)
+
+    def _key(self, images: ImageSet, views: int, digest: str, plain: bool) -> str:
+        """Return a hash of everything that the features depend on."""
+        spec = self.plan.spec
+        random = not plain and _changing(spec.augment)
+        wanted = {
+            "format": FORMAT,
+            "model": [spec.model.name, spec.model.stem, digest],
+            "contract": self.prepared.contract.to_dict(),
+            "computed": [
+                spec.training.precision,
+                self.device.type,
+                self.plan.channels_last,
+                torch.__version__,
+            ],
+            "augment": [to_dict(spec.augment), views, spec.seed] if random else [],
+            "store": images.store.path.name if images.store.path else "",
+        }
+        total = hashlib.blake2b(json.dumps(wanted, sort_keys=True).encode(), digest_size=16)
+        total.update(np.ascontiguousarray(images.rows).tobytes())
+        for value in images.store.hashes[images.rows]:
+            total.update(f"{value}\n".encode())
+        return total.hexdigest()
+
+    def _fill(
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        images: ImageSet,
+        inputs: Any,
+        advance: Callable[[int], None],
+    ) -> None:
+        """Compute all features into ``path``, each process its share of the chunks."""
+        processes, temporary = self.processes, None
+        if processes.first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(prefix=".building-", suffix=".npy", dir=path.parent)
+            os.close(descriptor)
+        shared = processes.from_first(temporary)
+        assert shared is not None
+        try:
+            if processes.first:
+                _reserve(shared, shape)
+            processes.wait()
+            values = np.lib.format.open_memmap(shared, "r+")
+            count = -(-len(images) // _CHUNK)
+            for chunk in range(processes.rank, count, processes.world):
+                rows = np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(images)))
+                for _, batch in batches(images, rows, _CHUNK):
+                    self._chunk(batch, chunk, inputs, values[rows[0] : rows[-1] + 1], advance)
+            values.flush()
+            processes.wait()
+            if processes.first:
+                os.replace(shared, path)
+            processes.wait()
+        finally:
+            if processes.first:
+                with contextlib.suppress(OSError):
+                    os.unlink(shared)
+
+    def _chunk(
+        self, batch: RawBatch, chunk: int, inputs: Any, values: Any, advance: Callable[[int], None]
+    ) -> None:
+        """Compute a chunk's features into ``values`` [b, views, ...]."""
+        for view in range(values.shape[1]):
+            part = inputs(batch, chunk, view)
+            start = 0
+            while start < len(batch.labels):
+                stop = min(start + self.micro, len(batch.labels))
+                try:
+                    with setup.autocast(self.plan.spec, self.device):
+                        features = self.split.trunk(part(start, stop))
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    problem = str(error)
+                else:
+                    values[start:stop, view] = features.float().cpu().numpy()
+                    advance(stop - start)
+                    start = stop
+                    continue
+                self._halve(problem)  # outside of the handler, whose traceback holds the tensors
+
+    def _halve(self, problem: str) -> None:
+        if self.micro == 1:
+            raise TrainingError(
+                f"Out of memory with a single image at a time. Use a smaller model or --input.size. ({problem})"
+            )
+        self.micro = -(-self.micro // 2)
+        release(self.device)
+
+
+def _reserve(path: str, shape: tuple[int, ...]) -> None:
+    """Write a file of zeros; raises OSError where the disk is full, which writing to a mapped file could not."""
+    np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, os.stat(path).st_size)
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> Any:
+    """Return the file's values, mapped copy-on-write (torch wants writable); None where it is not there or damaged."""
+    try:
+        values = np.load(path, mmap_mode="c")
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    if values.shape != shape or values.dtype != np.float32:
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # used now, for whoever bounds the cache by age
+    return values
+
+
+def _as_set(images: ImageSet, values: Any) -> ImageSet:
+    """Return the samples of ``images`` with row i of ``values`` in the place of image i."""
+    count = len(images)
+    ones = np.ones(count, np.int32)
+    store = cache.ImageStore(
+        heights=ones,
+        widths=ones,
+        channels=1,
+        hashes=images.store.hashes[images.rows],
+        reasons=images.store.reasons[images.rows],
+        images_NHWC=torch.from_numpy(values),
+    )
+    return ImageSet(images.samples, store, np.arange(count))
