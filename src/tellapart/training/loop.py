@@ -82,7 +82,9 @@ class Trainer:
         self.device = processes.device
         self.progress = Progress()
         self.best: State | None = None
-        self.depth = 0
+        self.stage: tuple[int, tuple[str, ...]] | None = (
+            None  # blocks that train, early parameters that do not
+        )
         self.stepper = Stepper(plan, processes, report.warn)
         self.log_every = self.spec.run.log_every or max(1, plan.steps_per_epoch // 10)
         self.tally = Tally(self.device, self.progress.sums, self.progress.window)
@@ -115,10 +117,10 @@ class Trainer:
         rank, world = self.processes.rank, self.processes.world
         tally = self.tally = Tally(self.device, progress.sums, progress.window)
         for index, batch in batches(
-            plan.train, order, self.training.batch_size, progress.step_in_epoch, rank, world
+            plan.train, order, self.training.batch_size, progress.step_in_epoch, rank, world, progress.epoch
         ):
             factor = plan.schedule.factor(progress.step)
-            set_lr(plan.optimizer, self.training.lr, factor)
+            set_lr(plan.optimizer, self.training.lr, factor, progress.step)
             logging = (index + 1) % self.log_every == 0 or index + 1 == plan.steps_per_epoch
             try:
                 outcome = self.stepper.take(batch.to(self.device), progress.step, logging)
@@ -164,7 +166,7 @@ class Trainer:
             for epoch in itertools.count():
                 labels = self.plan.train.samples.labels
                 order = sampling.epoch_order(labels, self.training.sampling, self.spec.seed, epoch)
-                for _, batch in batches(self.plan.train, order, self.training.batch_size):
+                for _, batch in batches(self.plan.train, order, self.training.batch_size, epoch=epoch):
                     yield batch
 
         source = endless()
@@ -191,14 +193,15 @@ class Trainer:
             depth = 1
         elif spec.finetune == "staged":
             depth = heads.staged_depth(self.progress.epoch, self.training.epochs, spec.unfreeze, len(blocks))
-        if depth == self.depth:
+        early = heads.early_names(model) if self.progress.epoch >= self.training.early_epochs else ()
+        if (depth, early) == self.stage:
             return
-        if self.depth:
+        if self.stage and depth != self.stage[0]:
             self.report.message(
                 f"Epoch {self.progress.epoch + 1}: {depth} of {len(blocks)} blocks train now."
             )
-        self.depth = depth
-        heads.set_trainable(model, blocks, depth)
+        self.stage = (depth, early)
+        heads.set_trainable(model, blocks, depth, early)
         network: Any = torch.compile(model) if self.spec.speed.compile else model
         if self.processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None

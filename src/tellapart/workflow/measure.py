@@ -30,6 +30,8 @@ def evaluate_set(
     predictor: artifact.Predictor, images: ImageSet, split: str, out: Path | None, console: Console
 ) -> metrics.Evaluation:
     """Measure a predictor on decoded images; write the evaluation's files below ``out`` where it is given."""
+    if predictor.card.views.count > 1:
+        console.message(predictor.card.views.describe())
     started = time.perf_counter()
     with console.busy(f"Evaluating on {split}", len(images)) as busy:
         logits = infer.collect_logits(predictor, images, advance=busy.advance)
