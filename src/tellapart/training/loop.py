@@ -270,7 +270,9 @@ class Trainer:
     # What is told
 
     def _lr(self) -> float:
-        return max(float(group["lr"]) for group in self.plan.optimizer.param_groups)
+        """Return the learning rate as it is now, by the groups that move with the schedule."""
+        groups = [group for group in self.plan.optimizer.param_groups if not group.get("early_steps")]
+        return max(float(group["lr"] / group["lr_scale"]) for group in groups)
 
     def _show(self, rate: float) -> None:
         if self.processes.first:
