@@ -230,6 +230,10 @@ class ModelSpec(Section):
     """With weights: train all layers, only the new head, or the head first and deeper blocks later."""
     unfreeze: tuple[int, ...] = ()
     """Staged: epochs (from 0) that each free the next of up to 6 stages; empty: spread over the first half."""
+    freeze_blocks: CountOrZero = 0
+    """Blocks, from the first layers on, that stop training before the end, which saves their backward pass."""
+    freeze_from: Fraction = 0.75
+    """freeze_blocks: part of the epochs after which they stop."""
     layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
     """Learning rate of each block, as a part of that of the block above it."""
     dropout: Annotated[float, Range(0, 0.95)] = 0.0

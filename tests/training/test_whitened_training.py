@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from tellapart import artifact
+from tellapart.errors import SpecError
 from tellapart.models.whitened_cnn import WhitenedCNN, whitening_filters
 from tellapart.preprocess import Views, averaged
 from tellapart.spec import InputSpec
@@ -91,10 +93,33 @@ def test_it_learns_and_early_parameters_stop(pictures: Any, build: Any) -> None:
     assert all(norm > 1 for norm in norms)
 
 
-@pytest.mark.parametrize("stop", [2, 4, 8])
+def test_the_first_blocks_stop_before_the_end(pictures: Any, build: Any) -> None:
+    changes = {**CHANGES, "model.freeze_blocks": 2, "model.freeze_from": 0.6}
+    bench = build(pictures(), **changes)
+    states: list[dict[str, torch.Tensor]] = []
+    end = bench.trainer._end_epoch
+
+    def remember() -> None:
+        states.append({name: value.clone() for name, value in bench.model.state_dict().items()})
+        end()
+
+    bench.trainer._end_epoch = remember
+    bench.trainer.run()
+    moved = [{n for n, value in b.items() if not torch.equal(a[n], value)} for a, b in pairwise(states)]
+    first = {name for name in states[0] if name.startswith("groups.0.")}
+    assert len(first) == 2 + 2 * 4
+    assert first <= moved[0]
+    assert first <= moved[1]
+    assert moved[2] == moved[1] - first - {"whiten.bias"}  # statistics of the norms stay too
+    with pytest.raises(SpecError, match="has 5 blocks"):
+        build(pictures(), **{**CHANGES, "model.freeze_blocks": 5})
+
+
+@pytest.mark.parametrize("stop", [2, 4, 8, 10])
 def test_going_on_is_exact(pictures: Any, build: Any, difference: Any, stop: int) -> None:
-    """Cut in an epoch with the early bias, at the change, and after it; alternating flips go on where they were."""
-    whole, first, second = (build(pictures(), **CHANGES) for _ in range(3))
+    """Cut while the early bias trains, at the change, after it, and when the first group has stopped too."""
+    changes = {**CHANGES, "model.freeze_blocks": 2}
+    whole, first, second = (build(pictures(), **changes) for _ in range(3))
     whole.trainer.run()
     log = first.trainer.stepper.take
 

@@ -83,7 +83,7 @@ class Trainer:
         self.progress = Progress()
         self.best: State | None = None
         self.stage: tuple[int, tuple[str, ...]] | None = (
-            None  # blocks that train, early parameters that do not
+            None  # blocks that train, parameters that do not any more
         )
         self.stepper = Stepper(plan, processes, report.warn)
         self.log_every = self.spec.run.log_every or max(1, plan.steps_per_epoch // 10)
@@ -193,20 +193,28 @@ class Trainer:
             depth = 1
         elif spec.finetune == "staged":
             depth = heads.staged_depth(self.progress.epoch, self.training.epochs, spec.unfreeze, len(blocks))
-        early = heads.early_names(model) if self.progress.epoch >= self.training.early_epochs else ()
-        if (depth, early) == self.stage:
+        frozen = self._done()
+        if (depth, frozen) == self.stage:
             return
         if self.stage and depth != self.stage[0]:
             self.report.message(
                 f"Epoch {self.progress.epoch + 1}: {depth} of {len(blocks)} blocks train now."
             )
-        self.stage = (depth, early)
-        heads.set_trainable(model, blocks, depth, early)
+        self.stage = (depth, frozen)
+        heads.set_trainable(model, blocks, depth, frozen)
         network: Any = torch.compile(model) if self.spec.speed.compile else model
         if self.processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
         self.stepper.network = network
+
+    def _done(self) -> tuple[str, ...]:
+        """Return the parameters that have stopped training in this epoch: early ones, and the first blocks."""
+        epoch, spec, blocks = self.progress.epoch, self.spec.model, self.plan.blocks
+        names = heads.early_names(self.plan.model) if epoch >= self.training.early_epochs else ()
+        if spec.freeze_blocks and epoch >= math.ceil(spec.freeze_from * self.training.epochs):
+            names += tuple(name for block in blocks[-spec.freeze_blocks :] for name in block)
+        return names
 
     def _end_epoch(self) -> None:
         progress, plan = self.progress, self.plan

@@ -151,6 +151,11 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     augment = Augment(spec.augment, prepared.contract, len(prepared.classes), channels_last, spec.seed)
     blocks = heads.blocks(model)
+    if spec.model.freeze_blocks >= len(blocks):
+        raise SpecError(
+            f"model.freeze_blocks is {spec.model.freeze_blocks}; {spec.model.name} has {len(blocks)} blocks, of "
+            "which one at least must train."
+        )
     labels = prepared.train.samples.labels
     counts = np.bincount(labels, minlength=len(prepared.classes)).astype(np.int64)
     if training.sampling != "shuffle":  # class weights must not favour again what sampling already balances
