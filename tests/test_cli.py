@@ -444,6 +444,7 @@ def test_models_as_text(call: Call) -> None:
     assert [line.split()[0] for line in call("models", "*-cnn").out.splitlines()] == [
         "simple-cnn",
         "fast-cnn",
+        "whitened-cnn",
     ]
     text = call("models", "--summary", "tutorial-net", "--num-classes", "7").out
     assert "61,751" in text, "62,006 parameters of the tutorial's network, less those of three classes"

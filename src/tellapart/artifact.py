@@ -21,9 +21,9 @@ import torch
 
 from tellapart.errors import ArtifactError
 from tellapart.models import zoo
-from tellapart.preprocess import Preprocessing, normalise
+from tellapart.preprocess import Preprocessing, Views, averaged, normalise
 
-FORMAT = 1
+FORMAT = 2  # 1: without views, which is still what is written where there is one view only
 FILE_NAME = "model.safetensors"
 
 
@@ -37,17 +37,19 @@ class Card:
     scores: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    views: Views = field(default_factory=Views)
 
     def to_json(self) -> str:
         """Return the card as JSON text."""
         content = {
-            "format": FORMAT,
+            "format": FORMAT if self.views.count > 1 else 1,
             "architecture": self.architecture.to_dict(),
             "classes": list(self.classes),
             "preprocessing": self.preprocessing.to_dict(),
             "scores": dict(self.scores),
             "weights": dict(self.weights),
             "versions": dict(self.versions),
+            "views": self.views.to_dict(),
         }
         return json.dumps(content, ensure_ascii=False)
 
@@ -64,6 +66,7 @@ class Card:
             scores=content.get("scores", {}),
             weights=content.get("weights", {}),
             versions=content.get("versions", {}),
+            views=Views.from_dict(content.get("views", {})),
         )
 
 
@@ -132,10 +135,12 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, images_NHWC: torch.Tensor) -> torch.Tensor:
-        """Return logits, float32 [B, K] on the CPU; images_NHWC: uint8, sized by the contract."""
+        """Return logits, float32 [B, K] on the CPU, averaged over the card's views.
+
+        images_NHWC: uint8, sized by the contract.
+        """
         images = normalise(images_NHWC.to(self.device), self.preprocessing, channels_last=True)
-        logits: torch.Tensor = self.model(images)
-        return logits.float().cpu()
+        return averaged(self.model, images, self.card.views).cpu()
 
 
 def open_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Predictor:

@@ -158,6 +158,10 @@ class InputSpec(Section):
     """Mean of each channel (range 0 to 1); empty: the weights' own, else measured on train."""
     std: tuple[float, ...] = ()
     """Standard deviation of each channel; empty: the weights' own, else measured on train."""
+    views: Literal["one", "mirror", "mirror-shift"] = "one"
+    """Views of each image that the model averages: 1, 2 (mirrored too) or 6 (both shifted by a pixel too)."""
+    views_below: Fraction = 1.0
+    """With more views: only images whose best class leads by less than this probability get them; 1: all."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,8 @@ class AugmentSpec(Section):
     """Width over height of a resized crop."""
     hflip: Fraction | None = None
     """Probability of a left-right flip."""
+    hflip_mode: Literal["random", "alternating"] | None = None
+    """random: anew each time; alternating: hflip is drawn for the first epoch, then every other one is turned."""
     vflip: Fraction | None = None
     """Probability of an up-down flip."""
     rotation: NonNegative | None = None
@@ -204,6 +210,8 @@ class AugmentSpec(Section):
     """RandAugment: strength, 0 to 30."""
     erasing: Fraction | None = None
     """Probability that a rectangle is erased."""
+    cutout: CountOrZero | None = None
+    """Side in pixels of a square that is erased in every image; 0: off."""
     mixup: NonNegative | None = None
     """MixUp's alpha; 0: off."""
     cutmix: NonNegative | None = None
@@ -222,6 +230,10 @@ class ModelSpec(Section):
     """With weights: train all layers, only the new head, or the head first and deeper blocks later."""
     unfreeze: tuple[int, ...] = ()
     """Staged: epochs (from 0) that each free the next of up to 6 stages; empty: spread over the first half."""
+    freeze_blocks: CountOrZero = 0
+    """Blocks, from the first layers on, that stop training before the end, which saves their backward pass."""
+    freeze_from: Fraction = 0.75
+    """freeze_blocks: part of the epochs after which they stop."""
     layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
     """Learning rate of each block, as a part of that of the block above it."""
     dropout: Annotated[float, Range(0, 0.95)] = 0.0
@@ -244,19 +256,27 @@ class TrainingSpec(Section):
     """Images for each step of the optimizer, over all processes and micro-batches; 0: by the images' size."""
     accumulate: Count = 1
     """Micro-batches that a step's batch is computed in, to save memory."""
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "muon"] = "adamw"
-    """The optimizer."""
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "muon", "muon-sgd"] = "adamw"
+    """The optimizer; muon has AdamW for what is no hidden matrix, muon-sgd has SGD and holds matrices' norms."""
     lr: Positive = 0.001
     """Highest learning rate."""
+    bias_lr: NonNegative = 0.0
+    """Learning rate of biases and norms, which then decay too; 0: lr."""
+    head_lr: NonNegative = 0.0
+    """Learning rate of the head's weights; 0: lr."""
+    early_epochs: CountOrZero = 3
+    """Epochs in which what the model names early (whitened-cnn: its first bias) trains, at a falling rate."""
     momentum: Fraction = 0.9
     """SGD, RMSprop and Muon: momentum."""
+    sgd_momentum: Fraction = 0.85
+    """muon-sgd: momentum of all that is not Muon's."""
     nesterov: bool = False
     """SGD and Muon: Nesterov momentum."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam and AdamW: averaging of the gradient and of its square."""
     weight_decay: NonNegative = 0.0
     """Weight decay; norms and biases have none."""
-    schedule: Literal["constant", "step", "multi-step", "cosine", "one-cycle", "plateau"] = "cosine"
+    schedule: Literal["constant", "step", "multi-step", "linear", "cosine", "one-cycle", "plateau"] = "cosine"
     """How the learning rate changes."""
     warmup_epochs: NonNegative = 0.0
     """Epochs (parts too) over which the learning rate rises from nearly 0."""
@@ -269,7 +289,7 @@ class TrainingSpec(Section):
     plateau_patience: CountOrZero = 3
     """plateau: epochs without a better validation loss before a drop."""
     min_lr_factor: Fraction = 0.0
-    """cosine, plateau: the lowest learning rate, as a part of lr."""
+    """linear, cosine, plateau: the lowest learning rate, as a part of lr."""
     loss: Literal["cross-entropy", "focal"] = "cross-entropy"
     """The loss."""
     label_smoothing: Annotated[float, Range(0, 0.99)] = 0.0

@@ -13,7 +13,7 @@ from tellapart.errors import ModelError, SpecError
 from tellapart.spec import TrainingSpec
 from tellapart.training.optim import build_optimizer, parameter_groups, set_lr
 
-OPTIMIZERS = ["sgd", "adam", "adamw", "rmsprop", "muon"]
+OPTIMIZERS = ["sgd", "adam", "adamw", "rmsprop", "muon", "muon-sgd"]
 BLOCKS = [["head"], ["deep", "norm"], ["conv"]]
 
 
@@ -69,6 +69,42 @@ def test_norms_and_biases_do_not_decay() -> None:
     assert names_of(model, groups, weight_decay=0.1) == {"conv.weight", "deep.weight", "head.weight"}
     assert {group["lr_scale"] for group in groups} == {1.0}
     assert len(parameter_groups(model, [], 0.0, 1.0)) == 1
+
+
+def test_biases_and_head_have_their_own_rate_and_the_same_shrinking() -> None:
+    model = Net()
+    groups = parameter_groups(model, BLOCKS, 0.1, 1.0, bias_scale=50.0, head_scale=0.2)
+    assert names_of(model, groups, lr_scale=0.2) == {"head.weight"}
+    assert names_of(model, groups, lr_scale=1.0) == {"conv.weight", "deep.weight"}
+    assert names_of(model, groups, lr_scale=50.0) == {
+        "conv.bias", "norm.weight", "norm.bias", "deep.bias", "head.bias",
+    }  # fmt: skip
+    for group in groups:
+        assert group["weight_decay"] * group["lr_scale"] == pytest.approx(0.1)
+
+
+def test_early_parameters_fall_to_nothing_by_themselves() -> None:
+    model = Net()
+    model.early_parameters = lambda: ("conv.bias",)
+    groups = parameter_groups(model, BLOCKS, 0.0, 1.0, bias_scale=3.0, early_steps=4)
+    assert names_of(model, [g for g in groups if "early_steps" in g]) == {"conv.bias"}
+    optimizer = build_optimizer(spec("sgd"), groups)
+    for step, early in enumerate([1.0, 0.75, 0.5, 0.25, 0.0, 0.0]):
+        set_lr(optimizer, 0.1, 0.6, step)
+        for group in optimizer.param_groups:
+            factor = early if "early_steps" in group else 0.6
+            assert group["lr"] == pytest.approx(0.1 * factor * group["lr_scale"])
+    assert not any("early_steps" in g for g in parameter_groups(model, BLOCKS, 0.0))
+
+
+def test_a_model_may_name_the_weights_for_muon() -> None:
+    model = Net()
+    model.muon_weights = lambda: {"conv.weight"}
+    optimizer = build(model, spec("muon-sgd", momentum=0.6, nesterov=True, precision="bf16"))
+    chosen = {id(p) for g in optimizer.param_groups if g["muon"] for p in g["params"]}
+    assert {n for n, p in model.named_parameters() if id(p) in chosen} == {"conv.weight"}
+    assert {(g["muon"], g["momentum"]) for g in optimizer.param_groups} == {(True, 0.6), (False, 0.85)}
+    assert optimizer.dtype is torch.bfloat16
 
 
 def test_layer_decay_scales_by_block() -> None:

@@ -52,6 +52,14 @@ def test_multi_step_is_torchs() -> None:
 
 
 @pytest.mark.parametrize("lowest", [0.0, 0.05])
+def test_linear_is_torchs(lowest: float) -> None:
+    expected = torch_factors(lambda o: lr_scheduler.LinearLR(o, 1.0, lowest, 35), 35)
+    assert ours(5, 7, schedule="linear", min_lr_factor=lowest) == pytest.approx(expected)
+    warm = ours(5, 7, schedule="linear", min_lr_factor=lowest, warmup_epochs=1)
+    assert warm[5:] == pytest.approx(torch_factors(lambda o: lr_scheduler.LinearLR(o, 1.0, lowest, 30), 30))
+
+
+@pytest.mark.parametrize("lowest", [0.0, 0.05])
 def test_cosine_is_torchs(lowest: float) -> None:
     expected = torch_factors(lambda o: lr_scheduler.CosineAnnealingLR(o, 35, LR * lowest), 35)
     assert ours(5, 7, schedule="cosine", min_lr_factor=lowest) == pytest.approx(expected)
@@ -91,7 +99,7 @@ def test_one_cycle_after_a_warm_up_takes_the_remaining_steps() -> None:
 
 @settings(deadline=None, max_examples=80)
 @given(
-    kind=st.sampled_from(["constant", "step", "multi-step", "cosine", "one-cycle"]),
+    kind=st.sampled_from(["constant", "step", "multi-step", "linear", "cosine", "one-cycle"]),
     steps_per_epoch=st.integers(1, 50),
     epochs=st.integers(2, 12),
     warmup=st.floats(0, 0.9),
@@ -111,10 +119,10 @@ def test_factors_are_bounded_and_need_no_history(
         assert warm == sorted(warm)
 
 
-@pytest.mark.parametrize("kind", ["cosine", "one-cycle"])
+@pytest.mark.parametrize("kind", ["linear", "cosine", "one-cycle"])
 def test_steps_past_the_end_keep_the_last_value(kind: str) -> None:
     schedule = Schedule(TrainingSpec(schedule=kind, min_lr_factor=0.1), 10, 2)
-    assert schedule.factor(20) == pytest.approx(0.1 if kind == "cosine" else 1 / 25 * 1e-4)
+    assert schedule.factor(20) == pytest.approx(1 / 25 * 1e-4 if kind == "one-cycle" else 0.1)
     assert schedule.factor(1000) == schedule.factor(20)
 
 

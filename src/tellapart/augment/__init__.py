@@ -5,13 +5,14 @@ In distribution the whole equals this composition of torchvision's transforms v2
 ==============================  =============================================================================
 crop=pad                        RandomCrop(size, padding=crop_padding, padding_mode=constant 0 | reflect)
 crop=resized                    RandomResizedCrop(size, crop_scale, crop_ratio, bilinear, antialias=True)
-hflip, vflip                    RandomHorizontalFlip, RandomVerticalFlip
+hflip, vflip                    RandomHorizontalFlip, RandomVerticalFlip; hflip_mode=alternating is not theirs
 rotation, translate, scale,     RandomAffine(rotation, (translate, translate), scale, shear, bilinear), with
 shear                           what ``padding_mode`` says outside of the image
 policy                          RandAugment(policy_ops, policy_magnitude) or TrivialAugmentWide()
 brightness ... hue              ColorJitter
 normalise                       `tellapart.preprocess.normalise`
 erasing                         RandomErasing(erasing), value 0 after normalisation, which is the mean colour
+cutout                          Cutout (arXiv:1708.04552) with the square wholly inside, value 0 as above
 mixup, cutmix                   MixUp, CutMix, one of the two for each batch
 ==============================  =============================================================================
 

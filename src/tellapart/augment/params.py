@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
@@ -127,6 +128,22 @@ def flip(batch: int, probability: float, generator: Generator) -> Tensor:
     return torch.rand(batch, generator=generator) < probability
 
 
+def alternating_flip(positions: npt.NDArray[np.int64], probability: float, seed: int, epoch: int) -> Tensor:
+    """Return which images are flipped in ``epoch``: bool [B], a pure function of the seed, the image and the epoch.
+
+    ``positions`` name the images. Each is drawn for epoch 0 with ``probability`` and is turned round in every other
+    epoch from then on (Jordan 2024, arXiv:2404.00498, section 3.6): two epochs together hold each image both ways.
+    """
+    start = np.uint64((seed * 0xBF58476D1CE4E5B9 + 1) % 2**64)
+    z = (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + start
+    z = (z ^ z >> np.uint64(30)) * np.uint64(
+        0xBF58476D1CE4E5B9
+    )  # SplitMix64's finaliser (Steele et al., 2014)
+    z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    drawn = ((z ^ z >> np.uint64(31)) >> np.uint64(11)).astype(np.float64) / 2**53
+    return torch.from_numpy((drawn < probability) ^ bool(epoch % 2))
+
+
 def affine(
     batch: int,
     size: int,
@@ -165,3 +182,9 @@ def erase(batch: int, size: int, probability: float, generator: Generator) -> Te
     placed = _place(chosen, torch.full((batch, 2), size), generator)
     wanted = flip(batch, probability, generator) & valid.any(dim=1)
     return placed * wanted[:, None]
+
+
+def cutout(batch: int, size: int, side: int, generator: Generator) -> Tensor:
+    """Draw squares of ``side`` pixels that lie wholly inside the image, as boxes like `erase`'s, int64 [B, 4]."""
+    corner = torch.randint(0, size - side + 1, (batch, 2), generator=generator)
+    return torch.cat([corner, torch.full((batch, 2), side)], dim=1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
@@ -19,17 +21,23 @@ class Augment:
     """The random changes that a resolved spec (`tellapart.augment.resolve`) describes.
 
     ``needs_large_source``: whether `apply` wants images of their own sizes (resized crops), not images that
-    are [size, size] already. ``channels_last``: memory order of the result.
+    are [size, size] already. ``channels_last``: memory order of the result. ``seed``: of what is drawn once for
+    the whole run, which is where alternating flips begin.
     """
 
     def __init__(
-        self, spec: AugmentSpec, contract: Preprocessing, num_classes: int, channels_last: bool = False
+        self,
+        spec: AugmentSpec,
+        contract: Preprocessing,
+        num_classes: int,
+        channels_last: bool = False,
+        seed: int = 0,
     ) -> None:
         missing = [name for name, value in vars(spec).items() if value is None]
         if missing:
             raise ValueError(f"the spec is not resolved: {', '.join(missing)}")
         self.spec, self.contract = spec, contract
-        self.num_classes, self.channels_last = num_classes, channels_last
+        self.num_classes, self.channels_last, self.seed = num_classes, channels_last, seed
         self.needs_large_source = spec.crop == "resized"
         self._affine = bool(spec.rotation or spec.translate or spec.shear) or spec.scale != (1.0, 1.0)
         jitter = (spec.brightness, spec.contrast, spec.saturation, spec.hue)
@@ -41,30 +49,44 @@ class Augment:
             self.needs_large_source or (spec.crop == "pad" and spec.crop_padding) or spec.hflip or spec.vflip
         )
         self._images = (
-            self._images or self._affine or bool(self._colour or spec.policy != "none" or spec.erasing)
+            self._images
+            or self._affine
+            or bool(self._colour or spec.policy != "none" or spec.erasing or spec.cutout)
         )
 
     def at_size(self, size: int) -> Augment:
         """Return the same changes for another size of the result; the sources stay as they are.
 
         Resized crops are taken at that size; other images are scaled before they are changed, and the border of
-        a padded crop with them.
+        a padded crop and the square of Cutout with them.
         """
         if size == self.contract.size:
             return self
-        border = self.spec.crop_padding or 0
-        smaller = min(max(1, round(border * size / self.contract.size)), max(size - 1, 0)) if border else 0
-        spec = dataclasses.replace(self.spec, crop_padding=smaller)
+
+        def smaller(pixels: int | None) -> int:
+            return min(max(1, round(pixels * size / self.contract.size)), max(size - 1, 0)) if pixels else 0
+
+        spec = dataclasses.replace(
+            self.spec, crop_padding=smaller(self.spec.crop_padding), cutout=smaller(self.spec.cutout)
+        )
         contract = dataclasses.replace(self.contract, size=size)
-        return Augment(spec, contract, self.num_classes, self.channels_last)
+        return Augment(spec, contract, self.num_classes, self.channels_last, self.seed)
 
     # ------------------------------------------------------------------------------------------- drawing
 
-    def draw(self, batch: int, sizes: Tensor | None, generator: Generator) -> Params:
+    def draw(
+        self,
+        batch: int,
+        sizes: Tensor | None,
+        generator: Generator,
+        epoch: int = 0,
+        positions: npt.NDArray[np.int64] | None = None,
+    ) -> Params:
         """Draw every random number of a batch.
 
         ``sizes``: int64 [B, 2] on the CPU, height and width of each source; None: all are [size, size].
-        ``generator``: on the CPU; the only source of chance.
+        ``generator``: on the CPU; the only source of chance, but for alternating flips: those are a function of
+        the seed, ``epoch`` and ``positions``, which name the images (None: their places in the batch).
         """
         if not self._images:
             return Params(batch)
@@ -83,15 +105,30 @@ class Augment:
         return Params(
             batch,
             crop=self._draw_crop(batch, sizes, generator),
-            hflip=params.flip(batch, spec.hflip, generator) if spec.hflip else None,
+            hflip=self._draw_hflip(batch, generator, epoch, positions) if spec.hflip else None,
             vflip=params.flip(batch, spec.vflip, generator) if spec.vflip else None,
             affine=affine,
             operations=operations,
             magnitudes=magnitudes,
             colour=factors,
             colour_order=order,
-            erase=params.erase(batch, size, spec.erasing, generator) if spec.erasing else None,
+            erase=self._draw_erase(batch, generator),
         )
+
+    def _draw_hflip(
+        self, batch: int, generator: Generator, epoch: int, positions: npt.NDArray[np.int64] | None
+    ) -> Tensor:
+        probability = self.spec.hflip or 0.0
+        if self.spec.hflip_mode != "alternating":
+            return params.flip(batch, probability, generator)
+        named = np.arange(batch) if positions is None else positions
+        return params.alternating_flip(named, probability, self.seed, epoch)
+
+    def _draw_erase(self, batch: int, generator: Generator) -> Tensor | None:
+        if self.spec.cutout:
+            return params.cutout(batch, self.contract.size, self.spec.cutout, generator)
+        erasing = self.spec.erasing
+        return params.erase(batch, self.contract.size, erasing, generator) if erasing else None
 
     def _draw_crop(self, batch: int, sizes: Tensor | None, generator: Generator) -> Tensor | None:
         spec, size = self.spec, self.contract.size

@@ -26,6 +26,7 @@ def _base(size: int) -> dict[str, Any]:
         "crop_scale": (0.08, 1.0),
         "crop_ratio": (3 / 4, 4 / 3),
         "hflip": 0.0,
+        "hflip_mode": "random",
         "vflip": 0.0,
         "rotation": 0.0,
         "translate": 0.0,
@@ -39,6 +40,7 @@ def _base(size: int) -> dict[str, Any]:
         "policy_ops": 2,
         "policy_magnitude": 9,
         "erasing": 0.0,
+        "cutout": 0,
         "mixup": 0.0,
         "cutmix": 0.0,
     }
@@ -123,6 +125,10 @@ def _check(spec: AugmentSpec, size: int) -> None:
             f"augment.crop_padding is {spec.crop_padding}; with padding_mode=reflect it must be "
             f"below {size}, the size of the image."
         )
+    if (spec.cutout or 0) > size:
+        raise SpecError(f"augment.cutout is {spec.cutout}; images have {size} pixels only.")
+    if spec.cutout and spec.erasing:
+        raise SpecError("augment.cutout and augment.erasing both erase; choose one of them.")
 
 
 def _numbers(spec: AugmentSpec, *names: str) -> list[str]:
@@ -140,12 +146,23 @@ def describe(spec: AugmentSpec) -> str:
                 *spec.crop_scale, *spec.crop_ratio
             )
         )
-    parts += _numbers(spec, "hflip", "vflip", "rotation", "translate", "shear")
+    if spec.hflip and spec.hflip_mode == "alternating":
+        parts.append(f"hflip {spec.hflip:g}, then alternating")
+    parts += _numbers(
+        spec,
+        *([] if spec.hflip_mode == "alternating" else ["hflip"]),
+        "vflip",
+        "rotation",
+        "translate",
+        "shear",
+    )
     if spec.scale and spec.scale != (1.0, 1.0):
         parts.append("scale {:g}-{:g}".format(*spec.scale))
     if spec.policy == "randaugment":
         parts.append(f"randaugment {spec.policy_ops}x{spec.policy_magnitude}")
     if spec.policy == "trivialaugment":
         parts.append("trivialaugment")
-    parts += _numbers(spec, "brightness", "contrast", "saturation", "hue", "erasing", "mixup", "cutmix")
+    parts += _numbers(
+        spec, "brightness", "contrast", "saturation", "hue", "erasing", "cutout", "mixup", "cutmix"
+    )
     return ", ".join(parts) or "none"

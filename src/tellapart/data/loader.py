@@ -42,7 +42,7 @@ class ImageSet:
         ours = slice(start - 1, stop) if filler else slice(start, stop)
         images = self.store.batch(rows[ours])
         labels = torch.from_numpy(self.samples.labels[chosen[ours]])
-        return RawBatch(images, labels, self.store.sizes(rows), ours.start, count, filler)
+        return RawBatch(images, labels, self.store.sizes(rows), ours.start, count, filler, positions=chosen)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class RawBatch:
     images: uint8 [B, H, W, C]; labels: int64 [B]; sizes: int64 [count, 2], height and width of every image of the
     global batch, or None where each fills the canvas; start: place of the first image in the global batch;
     count: size of the global batch; filler: whether the batch is too small for all processes and this one's
-    image does not count; weights: float32 [B], how much each image's loss counts, or None where all count 1.
+    image does not count; weights: float32 [B], how much each image's loss counts, or None where all count 1;
+    positions: int64 [count], place of every image of the global batch in its set; epoch: in which the batch is used,
+    counted from 0.
     """
 
     images: torch.Tensor
@@ -62,6 +64,14 @@ class RawBatch:
     count: int
     filler: bool = False
     weights: torch.Tensor | None = None
+    positions: npt.NDArray[np.int64] | None = None
+    epoch: int = 0
+
+    @property
+    def ours(self) -> npt.NDArray[np.int64]:
+        """Places of this process's images in their set, int64 [B]."""
+        assert self.positions is not None
+        return self.positions[self.start : self.start + len(self.labels)]
 
     def to(self, device: torch.device) -> RawBatch:
         """Return the batch on ``device`` (sizes stay on the CPU, where augmentation draws)."""
@@ -93,6 +103,7 @@ def batches(
     first_step: int = 0,
     rank: int = 0,
     world: int = 1,
+    epoch: int = 0,
 ) -> Iterator[tuple[int, RawBatch]]:
     """Yield (step in epoch, this process's part of the global batch), from ``first_step`` on.
 
@@ -102,7 +113,8 @@ def batches(
     starts = range(first_step * batch_size, len(order), batch_size)
 
     def load(start: int) -> tuple[int, RawBatch]:
-        return start // batch_size, images.batch(order[start : start + batch_size], rank, world)
+        batch = images.batch(order[start : start + batch_size], rank, world)
+        return start // batch_size, dataclasses.replace(batch, epoch=epoch)
 
     if images.store.images_NHWC is not None:
         for start in starts:

@@ -114,15 +114,23 @@ def _merge_norms(model: nn.Module, groups: list[list[str]]) -> list[list[str]]:
     return merged
 
 
-def set_trainable(model: nn.Module, blocks: Sequence[Sequence[str]], depth: int) -> None:
-    """Let ``blocks[:depth]`` train; every other parameter gets ``requires_grad=False``.
+def early_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the parameters that the network says need only the first epochs (``early_parameters()``)."""
+    named = getattr(model, "early_parameters", None)
+    return tuple(named()) if callable(named) else ()
+
+
+def set_trainable(
+    model: nn.Module, blocks: Sequence[Sequence[str]], depth: int, frozen: Sequence[str] = ()
+) -> None:
+    """Let ``blocks[:depth]`` train, but for ``frozen``; every other parameter gets ``requires_grad=False``.
 
     Its gradient goes too, so that no optimizer moves it. Blocks hold names of parameters or of modules.
     """
     wanted = [name for block in blocks[:depth] for name in block]
     exact = set(wanted)
     for name, parameter in model.named_parameters():
-        trains = name in exact or is_inside(name, wanted)
+        trains = (name in exact or is_inside(name, wanted)) and not is_inside(name, frozen)
         parameter.requires_grad_(trains)
         if not trains:
             parameter.grad = None

@@ -1,9 +1,9 @@
 """Networks by name: ours, timm's and torchvision's behind one scheme.
 
-``tutorial-net``, ``simple-cnn`` and ``fast-cnn`` are ours; ``timm/NAME`` and ``torchvision/NAME`` are those
-libraries'. A bare name is ours if we have it, else timm's, else torchvision's, whatever is installed. A part
-after a dot (``timm/resnet18.a1_in1k``) names weights, not an architecture: :func:`split_tag` parts the two,
-and :func:`resolve` leaves the tag out.
+``tutorial-net``, ``simple-cnn``, ``fast-cnn`` and the two ``whitened-cnn`` are ours; ``timm/NAME`` and
+``torchvision/NAME`` are those libraries'. A bare name is ours if we have it, else timm's, else torchvision's,
+whatever is installed. A part after a dot (``timm/resnet18.a1_in1k``) names weights, not an architecture:
+:func:`split_tag` parts the two, and :func:`resolve` leaves the tag out.
 
 Knows nothing of weights: everything built here has random ones.
 """
@@ -18,7 +18,7 @@ from torch import nn
 
 from tellapart import packages
 from tellapart.errors import ModelError, did_you_mean
-from tellapart.models import small_cnn, timm_zoo, torchvision_zoo
+from tellapart.models import small_cnn, timm_zoo, torchvision_zoo, whitened_cnn
 from tellapart.models.architecture import Architecture
 
 __all__ = [
@@ -60,10 +60,21 @@ def _fast_cnn(a: Architecture) -> nn.Module:
     return small_cnn.FastCNN(a.num_classes, a.channels, a.size, a.dropout)
 
 
+def _whitened_cnn(a: Architecture) -> nn.Module:
+    return whitened_cnn.WhitenedCNN(a.num_classes, a.channels, a.size, a.dropout)
+
+
+def _whitened_cnn_large(a: Architecture) -> nn.Module:
+    widths, depth = (128, 384, 512), 3
+    return whitened_cnn.WhitenedCNN(a.num_classes, a.channels, a.size, a.dropout, widths, depth)
+
+
 OWN: dict[str, OwnModel] = {
     "tutorial-net": OwnModel(_tutorial_net, min_size=16, default_size=32),
     "simple-cnn": OwnModel(_simple_cnn, min_size=4, default_size=32, takes=("dropout", "batch_norm")),
     "fast-cnn": OwnModel(_fast_cnn, min_size=4, default_size=32),
+    "whitened-cnn": OwnModel(_whitened_cnn, min_size=4, default_size=32),
+    "whitened-cnn-large": OwnModel(_whitened_cnn_large, min_size=4, default_size=32),
 }
 
 

@@ -1,7 +1,8 @@
 """The preprocessing contract: from a file's bytes to the network's input, by one piece of code.
 
 Training's sources, evaluation, prediction, every export and serving go through here. `decoding` says by which
-rules bytes become pixels, `contract` how pixels become the input. Knows nothing of where bytes come from, of
+rules bytes become pixels, `contract` how pixels become the input, and
+`views` over which versions of an image the answer is averaged. Knows nothing of where bytes come from, of
 augmentation, of labels or of models.
 """
 
@@ -27,6 +28,7 @@ from tellapart.preprocess.decoding import (
     decode,
     to_channels,
 )
+from tellapart.preprocess.views import Views, averaged
 
 __all__ = [
     "MAX_ASPECT",
@@ -36,7 +38,9 @@ __all__ = [
     "Pixels",
     "PreprocessModule",
     "Preprocessing",
+    "Views",
     "as_module",
+    "averaged",
     "crop_box",
     "decode",
     "denormalise",

@@ -33,7 +33,7 @@ from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
 from tellapart.devices import inference_batch, is_out_of_memory, release
 from tellapart.errors import CacheError, ModelError, TrainingError
 from tellapart.models import frozen
-from tellapart.preprocess import normalise
+from tellapart.preprocess import Views, normalise
 from tellapart.spec import AugmentSpec, to_dict
 from tellapart.training import setup
 from tellapart.training.distributed import Processes
@@ -65,6 +65,9 @@ def offer(plan: Plan, prepared: setup.Prepared, processes: Processes, screen: Sc
         return
     if plan.begin_epoch:
         screen.message("The frozen backbone runs in every epoch, since the size of the images changes.")
+        return
+    if spec.input.views != "one":
+        screen.message("The frozen backbone runs in every epoch, since validation averages several views.")
         return
     changing = _changing(spec.augment)
     if spec.augment.mixup or spec.augment.cutmix:
@@ -139,7 +142,9 @@ class _Maker:
         self.split, self.views = split, views
         self.device = processes.device
         order = plan.channels_last
-        self.augment = Augment(plan.spec.augment, prepared.contract, len(prepared.classes), order)
+        self.augment = Augment(
+            plan.spec.augment, prepared.contract, len(prepared.classes), order, plan.spec.seed
+        )
         self.micro = inference_batch(self.device, prepared.contract.size)
 
     def way(self) -> Way:
@@ -154,7 +159,7 @@ class _Maker:
         def inputs(batch: torch.Tensor) -> torch.Tensor:
             return batch[:, 0].to(self.device)
 
-        validate = setup.validator(val, inputs, plan.spec, self.processes)
+        validate = setup.validator(val, inputs, plan.spec, self.processes, Views())
         return Way(self.split.head, train, OnFeatures(plan.objective, self.views), validate)
 
     def _plain(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:

@@ -84,7 +84,8 @@ class Trainer:
         self.device = processes.device
         self.progress = Progress()
         self.best: State | None = None
-        self.depth = 0
+        # Blocks that train, parameters that do not any more.
+        self.stage: tuple[int, tuple[str, ...]] | None = None
         self.on_features: Way | None = None
         self._save_seconds, self._saved_step = 0.0, -1
         self.stepper = Stepper(plan, processes, report.warn)
@@ -120,19 +121,19 @@ class Trainer:
         rank, world = self.processes.rank, self.processes.world
         tally = self.tally = Tally(self.device, progress.sums, progress.window)
         for index, batch in batches(
-            way.train, order, self.training.batch_size, progress.step_in_epoch, rank, world
+            way.train, order, self.training.batch_size, progress.step_in_epoch, rank, world, progress.epoch
         ):
             factor = plan.schedule.factor(progress.step)
-            set_lr(plan.optimizer, self.training.lr, factor)
+            set_lr(plan.optimizer, self.training.lr, factor, progress.step)
             logging = (index + 1) % self.log_every == 0 or index + 1 == steps
-            batch, ours = self._weighted(batch, order, index)
+            batch = self._weighted(batch)
             try:
                 outcome = self.stepper.take(batch.to(self.device), progress.step, logging)
             except FloatingPointError:
                 self._not_finite()
             tally.add(outcome.loss, outcome.right, 0 if batch.filler else len(batch.labels))
             if plan.pruning and not batch.filler:
-                plan.pruning.note(ours, outcome.losses)
+                plan.pruning.note(batch.ours, outcome.losses)
             # A step's number is its place in the schedule: an epoch of fewer images leaves numbers out.
             progress.step = (
                 progress.epoch * plan.steps_per_epoch + (index + 1) * plan.steps_per_epoch // steps
@@ -161,15 +162,11 @@ class Trainer:
         order = order[: plan.images_per_epoch]
         return plan.pruning.order(order, epoch) if plan.pruning else order
 
-    def _weighted(
-        self, batch: RawBatch, order: sampling.Order, index: int
-    ) -> tuple[RawBatch, sampling.Order]:
-        """Return step ``index``'s batch with its weights, where there are any, and its images' positions."""
-        first = index * self.training.batch_size + batch.start
-        ours = order[first : first + len(batch.labels)]
+    def _weighted(self, batch: RawBatch) -> RawBatch:
+        """Return a batch with its images' weights in the loss, where they have any."""
         if self.plan.pruning is None:
-            return batch, ours
-        return dataclasses.replace(batch, weights=torch.from_numpy(self.plan.pruning.weights[ours])), ours
+            return batch
+        return dataclasses.replace(batch, weights=torch.from_numpy(self.plan.pruning.weights[batch.ours]))
 
     def _go_on(self, interrupt: Interrupt, last: bool) -> bool:
         """Save where it is time; return False where the run should stop here."""
@@ -194,7 +191,7 @@ class Trainer:
             for epoch in itertools.count():
                 labels = self.plan.train.samples.labels
                 order = sampling.epoch_order(labels, self.training.sampling, self.spec.seed, epoch)
-                for _, batch in batches(way.train, order, self.training.batch_size):
+                for _, batch in batches(way.train, order, self.training.batch_size, epoch=epoch):
                     yield batch
 
         source = endless()
@@ -223,14 +220,15 @@ class Trainer:
             depth = 1
         elif spec.finetune == "staged":
             depth = heads.staged_depth(self.progress.epoch, self.training.epochs, spec.unfreeze, len(blocks))
-        if depth == self.depth:
+        frozen = self._done()
+        if (depth, frozen) == self.stage:
             return
-        if self.depth:
+        if self.stage and depth != self.stage[0]:
             self.report.message(
                 f"Epoch {self.progress.epoch + 1}: {depth} of {len(blocks)} blocks train now."
             )
-        self.depth = depth
-        heads.set_trainable(model, blocks, depth)
+        self.stage = (depth, frozen)
+        heads.set_trainable(model, blocks, depth, frozen)
         shorter = self.plan.on_features if depth == 1 else None
         self.on_features = shorter() if shorter else None
         self.stepper.objective = self.on_features.objective if self.on_features else None
@@ -246,6 +244,14 @@ class Trainer:
     def way(self) -> Way:
         """What this stage runs."""
         return self.on_features or self.plan.whole
+
+    def _done(self) -> tuple[str, ...]:
+        """Return the parameters that have stopped training in this epoch: early ones, and the first blocks."""
+        epoch, spec, blocks = self.progress.epoch, self.spec.model, self.plan.blocks
+        names = heads.early_names(self.plan.model) if epoch >= self.training.early_epochs else ()
+        if spec.freeze_blocks and epoch >= math.ceil(spec.freeze_from * self.training.epochs):
+            names += tuple(name for block in blocks[-spec.freeze_blocks :] for name in block)
+        return names
 
     def _end_epoch(self) -> None:
         progress, plan = self.progress, self.plan
@@ -313,7 +319,9 @@ class Trainer:
     # What is told
 
     def _lr(self) -> float:
-        return max(float(group["lr"]) for group in self.plan.optimizer.param_groups)
+        """Return the learning rate as it is now, by the groups that move with the schedule."""
+        groups = [group for group in self.plan.optimizer.param_groups if not group.get("early_steps")]
+        return max(float(group["lr"] / group["lr_scale"]) for group in groups)
 
     def _show(self, rate: float) -> None:
         if self.processes.first:

@@ -61,7 +61,7 @@ class Supervised:
     def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Prepared:
         """See Objective. MixUp and CutMix mix within one process's part of the batch."""
         sizes = source_sizes(batch) if self.augment.needs_large_source else None
-        params = self.augment.draw(batch.count, sizes, generator)
+        params = self.augment.draw(batch.count, sizes, generator, batch.epoch, batch.positions)
         first, count = batch.start, len(batch.labels)
         parts = []
         for start in range(0, count, micro):

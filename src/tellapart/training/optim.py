@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from tellapart.errors import ModelError, SpecError
+from tellapart.models import heads
 from tellapart.spec import TrainingSpec
+from tellapart.training.muon_sgd import MuonSgd
 
 Group = dict[str, Any]
 
@@ -24,19 +26,28 @@ _EMBEDDINGS = ("class_token", "pos_embedding", "relative_position_bias_table")
 
 
 def parameter_groups(
-    model: nn.Module, blocks: Sequence[Sequence[str]], weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module,
+    blocks: Sequence[Sequence[str]],
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    bias_scale: float = 0.0,
+    head_scale: float = 0.0,
+    early_steps: int = 0,
 ) -> list[Group]:
     """Return the model's parameters in groups, one for each pair of learning rate and weight decay.
 
     A group has ``params``, ``weight_decay``, ``lr_scale`` (a factor of the learning rate) and ``matrices``:
     for each parameter, whether it is one that Muon is made for (``build_optimizer`` takes that key out
-    again).
+    again). Where ``early_steps`` is above 0, early parameters (`heads.early_names`) are in groups with that key.
 
     - No weight decay: biases, parameters of norms and all others with fewer than two dimensions, embeddings,
       and what the model itself names by ``no_weight_decay()``, as timm's models do.
     - lr_scale is ``layer_decay ** index`` of the block, 1 for the head (ULMFiT, Howard and Ruder 2018).
       ``blocks`` are names of parameters or of modules that hold them, from the head to the stem; every
       parameter must be in one of them unless layer_decay is 1. Raises ModelError for a parameter in none.
+    - ``bias_scale`` (parameters with fewer than two dimensions) and ``head_scale`` (the others of block 0), where
+      not 0, are further factors of lr_scale. Their weight decay is weight_decay divided by it, biases' too, so
+      that each step shrinks them by the same part as it does the weights (the "scalebias" of arXiv:2404.00498).
 
     All parameters are in the groups, those that do not train too: they have no gradient, so that optimizers
     pass them over, weight decay included, until a later stage thaws them. Give the model itself, not its
@@ -44,13 +55,20 @@ def parameter_groups(
     """
     undecayed = _undecayed(model)
     matrices = _matrices(model, blocks, undecayed)
-    groups: dict[tuple[float, float], Group] = {}
+    early = heads.early_names(model) if early_steps else ()
+    groups: dict[tuple[float, float, bool], Group] = {}
     for name, parameter in model.named_parameters():
         scale = 1.0 if layer_decay == 1.0 else layer_decay ** _block_of(name, blocks)
         decay = 0.0 if name in undecayed else weight_decay
+        own = bias_scale if parameter.ndim < 2 else head_scale if _in_head(name, blocks) else 0.0
+        if own:
+            scale, decay = scale * own, weight_decay / own
         group = groups.setdefault(
-            (scale, decay), {"params": [], "weight_decay": decay, "lr_scale": scale, "matrices": []}
+            (scale, decay, name in early),
+            {"params": [], "weight_decay": decay, "lr_scale": scale, "matrices": []},
         )
+        if name in early:
+            group["early_steps"] = early_steps
         group["params"].append(parameter)
         group["matrices"].append(name in matrices)
     return list(groups.values())
@@ -67,16 +85,23 @@ def build_optimizer(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Opti
     plain = [{key: value for key, value in group.items() if key != "matrices"} for group in groups]
     for group in plain:
         group["lr"] = spec.lr * group["lr_scale"]
+    if spec.optimizer == "muon-sgd":
+        return _muon_sgd(spec, plain, [group["matrices"] for group in groups])
     if spec.optimizer == "muon":
         return Muon(spec, plain, [group["matrices"] for group in groups])
     return _BUILDERS[spec.optimizer](spec, plain)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float, factor: float) -> None:
-    """Set each group's learning rate to ``lr * factor * lr_scale``."""
-    lr = lr * factor
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, factor: float, step: int = 0) -> None:
+    """Set each group's learning rate to ``lr * factor * lr_scale``.
+
+    A group of early parameters, which has ``early_steps``, falls in a straight line from ``lr * lr_scale`` at
+    step 0 to 0 at that step instead.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        early = group.get("early_steps")
+        part = max(0.0, 1 - step / early) if early else factor
+        group["lr"] = lr * part * group["lr_scale"]
 
 
 def _undecayed(model: nn.Module) -> set[str]:
@@ -97,15 +122,20 @@ def _matrices(model: nn.Module, blocks: Sequence[Sequence[str]], undecayed: set[
     """Return the names of the weights that Muon is made for: those of hidden layers that are matrices.
 
     Not the head (block 0) and not the input layer (the first weight), as the author of the method has it, and
-    not depthwise filters nor per-channel scales, which mix no channels.
+    not depthwise filters nor per-channel scales, which mix no channels. A model may name its own by
+    ``muon_weights()``: one whose first layer is fixed, say.
     """
+    named = getattr(model, "muon_weights", None)
+    if callable(named):
+        return set(named())
     weights = [(name, p) for name, p in model.named_parameters() if p.ndim >= 2 and name not in undecayed]
-    head = blocks[0] if blocks else ()
     return {
-        name
-        for name, p in weights[1:]
-        if p.shape[0] > 1 and p.shape[1] > 1 and not any(_within(name, prefix) for prefix in head)
+        name for name, p in weights[1:] if p.shape[0] > 1 and p.shape[1] > 1 and not _in_head(name, blocks)
     }
+
+
+def _in_head(name: str, blocks: Sequence[Sequence[str]]) -> bool:
+    return bool(blocks) and any(_within(name, prefix) for prefix in blocks[0])
 
 
 def _block_of(name: str, blocks: Sequence[Sequence[str]]) -> int:
@@ -122,7 +152,7 @@ def _within(name: str, prefix: str) -> bool:
 
 
 def _check(spec: TrainingSpec) -> None:
-    if spec.nesterov and spec.momentum == 0 and spec.optimizer in ("sgd", "muon"):
+    if spec.nesterov and spec.momentum == 0 and spec.optimizer in ("sgd", "muon", "muon-sgd"):
         raise SpecError("training.nesterov needs training.momentum above 0.")
     if not all(0 <= beta < 1 for beta in spec.betas):
         raise SpecError(f"training.betas is {spec.betas}; both must be at least 0 and below 1.")
@@ -182,6 +212,24 @@ _BUILDERS: dict[str, Callable[[TrainingSpec, list[Group]], torch.optim.Optimizer
 }
 
 
+def _by_kind(groups: list[Group], matrices: list[list[bool]]) -> list[Group]:
+    """Return the groups parted into Muon's matrices and the others, told by the key ``muon``."""
+    return [
+        {**group, "params": chosen, "muon": wanted}
+        for group, flags in zip(groups, matrices, strict=True)
+        for wanted in (True, False)
+        if (chosen := [p for p, flag in zip(group["params"], flags, strict=True) if flag == wanted])
+    ]
+
+
+def _muon_sgd(spec: TrainingSpec, groups: list[Group], matrices: list[list[bool]]) -> torch.optim.Optimizer:
+    split = _by_kind(groups, matrices)
+    for group in split:
+        group["momentum"] = spec.momentum if group["muon"] else spec.sgd_momentum
+        group["nesterov"] = spec.nesterov and group["momentum"] > 0
+    return MuonSgd(split, torch.bfloat16 if spec.precision == "bf16" else torch.float32)
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for the weights of hidden layers, AdamW for all others, as one optimizer.
 
@@ -201,13 +249,7 @@ class Muon(torch.optim.Optimizer):
                 f"training.optimizer muon needs torch 2.9 or newer; this is {torch.__version__}. "
                 "Use adamw or sgd."
             )
-        split = [
-            {**group, "params": chosen, "muon": wanted}
-            for group, flags in zip(groups, matrices, strict=True)
-            for wanted in (True, False)
-            if (chosen := [p for p, flag in zip(group["params"], flags, strict=True) if flag == wanted])
-        ]
-        super().__init__(split, {"lr": spec.lr, "weight_decay": 0.0})
+        super().__init__(_by_kind(groups, matrices), {"lr": spec.lr, "weight_decay": 0.0})
         # The matrices by their parameters. Their values are set at each step: a parameter's storage may move.
         self._pairs = [
             (p, p.detach().reshape(p.shape[0], -1))

@@ -13,7 +13,7 @@ from tellapart.data.images import Look
 from tellapart.data.samples import Samples
 from tellapart.errors import SpecError
 from tellapart.models import weights, zoo
-from tellapart.preprocess import Preprocessing
+from tellapart.preprocess import Preprocessing, Views
 from tellapart.spec import InputSpec, ModelSpec, Spec, update
 
 TINY_SIDE = 16  # smaller images are enlarged to this, so that a network has room for its layers
@@ -128,6 +128,11 @@ def contract(spec: InputSpec) -> Preprocessing:
         mean=_per_channel(spec.mean, channels, 0.0, "mean"),
         std=_per_channel(spec.std, channels, 1.0, "std"),
     )
+
+
+def views(spec: InputSpec) -> Views:
+    """Return over which views of an image the model's answer is averaged."""
+    return Views(spec.views, spec.views_below)
 
 
 def _per_channel(values: tuple[float, ...], channels: int, default: float, name: str) -> tuple[float, ...]:

@@ -34,7 +34,7 @@ class Schedule:
 
     - the warm-up rises in a straight line over ``warmup_epochs * steps_per_epoch`` steps W (rounded), from
       1 / (W + 1) at step 0 to 1 at step W;
-    - cosine and one-cycle begin after the warm-up and take the remaining steps (during it they stand at their
+    - linear, cosine and one-cycle begin after the warm-up and take the remaining steps (during it they stand at their
       first value, so one-cycle's warm-up ends at 1/25);
     - step, multi-step and plateau count epochs from the run's beginning, warm-up or not.
 
@@ -126,6 +126,11 @@ def _multi_step(spec: TrainingSpec, steps: int) -> Shape:
     return lambda epoch, progress: spec.gamma ** bisect.bisect_right(milestones, epoch)
 
 
+def _linear(spec: TrainingSpec, steps: int) -> Shape:
+    lowest = spec.min_lr_factor
+    return lambda epoch, progress: 1 + (lowest - 1) * min(progress / steps, 1.0)
+
+
 def _cosine(spec: TrainingSpec, steps: int) -> Shape:
     return lambda epoch, progress: _between(1.0, spec.min_lr_factor, min(progress / steps, 1.0))
 
@@ -150,6 +155,7 @@ _SHAPES: dict[str, Callable[[TrainingSpec, int], Shape]] = {
     "constant": _constant,
     "step": _step,
     "multi-step": _multi_step,
+    "linear": _linear,
     "cosine": _cosine,
     "one-cycle": _one_cycle,
 }

@@ -21,7 +21,7 @@ from tellapart.errors import DataError, SpecError
 from tellapart.evaluation import metrics
 from tellapart.evaluation.infer import collect_logits
 from tellapart.models import heads, weights, zoo
-from tellapart.preprocess import Preprocessing, normalise
+from tellapart.preprocess import Preprocessing, Views, averaged, normalise, resize
 from tellapart.spec import Spec
 from tellapart.training import optim, progressive, pruning, resolve, sampling
 from tellapart.training.distributed import Processes
@@ -34,6 +34,7 @@ from tellapart.training.step import Plan
 # Below this work for a step, oneDNN's fixed cost for each call outweighs its speed (batches of 4 in the
 # tutorials' network: 5 million; plain kernels are 1.4 times faster there, and 4 times slower at batches of 16).
 PLAIN_KERNELS_FLOPS = 10_000_000
+INITIAL_IMAGES = 5000  # for models that begin from training images (whitening): as many as the paper's
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> Pre
         raise DataError(f"{samples.root or samples.name} has no training images.")
     spec, info = resolve.resolve(spec, samples, decoded.look(training, spec.data))
     contract = resolve.contract(spec.input)
-    augment = Augment(spec.augment, contract, len(samples.classes))
+    augment = Augment(spec.augment, contract, len(samples.classes), seed=spec.seed)
     make = decoded.augmentation_sources if augment.needs_large_source else decoded.evaluation_images
     train, bad = make(training, contract, spec.data, advance)
     if not len(train):
@@ -76,7 +77,7 @@ def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> Pre
         chosen = dataclasses.replace(spec.input, mean=spec.input.mean or mean, std=spec.input.std or std)
         spec = dataclasses.replace(spec, input=chosen)
         contract = resolve.contract(chosen)
-        augment = Augment(spec.augment, contract, len(samples.classes))
+        augment = Augment(spec.augment, contract, len(samples.classes), seed=spec.seed)
     others: dict[str, ImageSet | None] = {}
     for split in ("val", "test"):
         part = samples.split(split)
@@ -108,6 +109,9 @@ def build_model(prepared: Prepared) -> tuple[torch.nn.Module, zoo.Architecture, 
     seed_device(torch.device("cpu"), spec.seed)
     model = zoo.build(architecture)
     info = None
+    initialise = getattr(model, "initialise_from", None)
+    if callable(initialise) and spec.model.weights == "none":
+        initialise(_initial_images(prepared))
     if spec.model.weights != "none":
         info = weights.load(model, architecture, spec.model.weights)
     elif spec.model.finetune != "full":
@@ -116,6 +120,22 @@ def build_model(prepared: Prepared) -> tuple[torch.nn.Module, zoo.Architecture, 
             "(pretrained, efficientnet-lite0, a file or a run)."
         )
     return model, architecture, info
+
+
+def _initial_images(prepared: Prepared) -> torch.Tensor:
+    """Return training images for a model that begins from some: float32 [n, C, size, size], normalised.
+
+    Which ones is a function of the seed, so that a resumed run and every process see the same.
+    """
+    images, contract = prepared.train, prepared.contract
+    rng = np.random.Generator(
+        np.random.Philox(key=np.array([prepared.spec.seed % 2**64, 2**64 - 1], np.uint64))
+    )
+    rows = np.sort(rng.permutation(len(images))[:INITIAL_IMAGES]).astype(np.int64)
+    if prepared.augment.needs_large_source:  # not of the network's size yet
+        pixels = [resize(images.store.image(int(images.rows[row])), contract) for row in rows]
+        return normalise(torch.from_numpy(np.stack(pixels)), contract)
+    return normalise(images.batch(rows).images, contract)
 
 
 def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Plan:
@@ -129,8 +149,13 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
     model = model.to(device)
     if training.sync_batch_norm and processes.world > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    augment = Augment(spec.augment, prepared.contract, len(prepared.classes), channels_last)
+    augment = Augment(spec.augment, prepared.contract, len(prepared.classes), channels_last, spec.seed)
     blocks = heads.blocks(model)
+    if spec.model.freeze_blocks >= len(blocks):
+        raise SpecError(
+            f"model.freeze_blocks is {spec.model.freeze_blocks}; {spec.model.name} has {len(blocks)} blocks, of "
+            "which one at least must train."
+        )
     labels = prepared.train.samples.labels
     counts = np.bincount(labels, minlength=len(prepared.classes)).astype(np.int64)
     if training.sampling != "shuffle":  # class weights must not favour again what sampling already balances
@@ -140,7 +165,16 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         count -= (
             1  # a batch norm learns nothing from one image, or refuses it; another is left out in each epoch
         )
-    groups = optim.parameter_groups(model, blocks, training.weight_decay, spec.model.layer_decay)
+    steps = -(-count // training.batch_size)
+    groups = optim.parameter_groups(
+        model,
+        blocks,
+        training.weight_decay,
+        spec.model.layer_decay,
+        training.bias_lr / training.lr,
+        training.head_lr / training.lr,
+        training.early_epochs * steps,
+    )
     scaler = torch.amp.GradScaler(device.type) if training.precision == "fp16" else None
     progressive.check(training, prepared.contract.size, model, prepared.contract.channels)
     pruning.check(training, spec.augment)
@@ -155,9 +189,9 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         blocks=blocks,
         objective=objective,
         optimizer=optim.build_optimizer(training, groups),
-        schedule=Schedule(training, -(-count // training.batch_size), training.epochs),
+        schedule=Schedule(training, steps, training.epochs),
         train=prepared.train,
-        validate=validator(prepared.val, inputs, spec, processes),
+        validate=validator(prepared.val, inputs, spec, processes, resolve.views(spec.input)),
         images_per_epoch=count,
         ema=Ema(model, training.ema) if training.ema else None,
         scaler=scaler,
@@ -209,6 +243,7 @@ def validator(
     inputs: Callable[[torch.Tensor], torch.Tensor],
     spec: Spec,
     processes: Processes,
+    views: Views,
 ) -> Callable[[torch.nn.Module], dict[str, float]] | None:
     """Return a function from a network to its validation figures, each process doing its share of the images.
 
@@ -227,8 +262,7 @@ def validator(
         def predict(batch: torch.Tensor) -> torch.Tensor:
             network_inputs = inputs(batch)
             with autocast(spec, processes.device):
-                logits: torch.Tensor = model(network_inputs)
-            return logits
+                return averaged(model, network_inputs, views)
 
         parts = processes.gather(collect_logits(predict, images, ours, batch_size))
         return metrics.quick(torch.cat([part for part in parts if len(part)]), labels)

@@ -30,6 +30,8 @@ def evaluate_set(
     predictor: artifact.Predictor, images: ImageSet, split: str, out: Path | None, console: Console
 ) -> metrics.Evaluation:
     """Measure a predictor on decoded images; write the evaluation's files below ``out`` where it is given."""
+    if predictor.card.views.count > 1:
+        console.message(predictor.card.views.describe())
     started = time.perf_counter()
     batch_size = inference_batch(predictor.device, predictor.preprocessing.size)
     with console.busy(f"Evaluating on {split}", len(images)) as busy:

@@ -36,7 +36,7 @@ from tellapart.tracking import (
     confusion_image,
     picture_grid,
 )
-from tellapart.training import checkpoint, features, loop, lr_finder, setup
+from tellapart.training import checkpoint, features, loop, lr_finder, resolve, setup
 from tellapart.training.distributed import Processes, processes
 from tellapart.training.lr_finder import LrCurve
 from tellapart.training.step import Plan
@@ -279,6 +279,7 @@ def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
+        views=resolve.views(prepared.spec.input),
     )
     plan = setup.plan(prepared, model, procs)
     features.offer(plan, prepared, procs, console)
