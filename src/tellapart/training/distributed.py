@@ -96,5 +96,6 @@ def processes(device_name: str) -> Iterator[Processes]:
     dist.init_process_group(backend, timeout=datetime.timedelta(hours=6))
     try:
         yield Processes(dist.get_rank(), world, device)
+        dist.barrier()  # a process that leaves while another still talks to it ends the other by an abort
     finally:
         dist.destroy_process_group()
