@@ -115,7 +115,7 @@ class Trainer:
         rank, world = self.processes.rank, self.processes.world
         tally = self.tally = Tally(self.device, progress.sums, progress.window)
         for index, batch in batches(
-            plan.train, order, self.training.batch_size, progress.step_in_epoch, rank, world
+            plan.train, order, self.training.batch_size, progress.step_in_epoch, rank, world, self.device
         ):
             factor = plan.schedule.factor(progress.step)
             set_lr(plan.optimizer, self.training.lr, factor)
@@ -164,7 +164,7 @@ class Trainer:
             for epoch in itertools.count():
                 labels = self.plan.train.samples.labels
                 order = sampling.epoch_order(labels, self.training.sampling, self.spec.seed, epoch)
-                for _, batch in batches(self.plan.train, order, self.training.batch_size):
+                for _, batch in batches(self.plan.train, order, self.training.batch_size, device=self.device):
                     yield batch
 
         source = endless()

@@ -16,6 +16,7 @@ from tellapart.augment import Augment
 from tellapart.data import images as decoded
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
+from tellapart.data.transfer import resident_limit
 from tellapart.devices import seed_device
 from tellapart.errors import DataError, SpecError
 from tellapart.evaluation import metrics
@@ -149,13 +150,18 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         objective=Supervised(augment, build_loss(training, counts, device)),
         optimizer=optim.build_optimizer(training, groups),
         schedule=Schedule(training, -(-count // training.batch_size), training.epochs),
-        train=prepared.train,
+        train=_resident(prepared.train, spec, device),
         validate=_validator(prepared, processes, channels_last),
         images_per_epoch=count,
         ema=Ema(model, training.ema) if training.ema else None,
         scaler=scaler,
         plain_kernels=plain,
     )
+
+
+def _resident(images: ImageSet, spec: Spec, device: torch.device) -> ImageSet:
+    """Return the images in the memory of a GPU, where they fit and the spec allows it."""
+    return images.on_device(device, resident_limit(device)) if spec.speed.on_device else images
 
 
 def _has_batch_norm(model: torch.nn.Module) -> bool:
@@ -181,6 +187,7 @@ def _validator(
     images = prepared.val
     if images is None:
         return None
+    images = _resident(images, prepared.spec, processes.device)
     labels = torch.from_numpy(images.samples.labels)
     ours = np.array_split(np.arange(len(images)), processes.world)[processes.rank]
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[prepared.spec.training.precision]
