@@ -64,7 +64,12 @@ def thread_pool(workers: int) -> concurrent.futures.ThreadPoolExecutor:
     workers they spend their time waiting for each other. The caller's own number of threads stays as it was.
     """
     before = torch.get_num_threads()
-    pool = concurrent.futures.ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+    def alone() -> None:
+        torch.get_num_threads()  # otherwise the thread's first operation takes over the process's number
+        torch.set_num_threads(1)
+
+    pool = concurrent.futures.ThreadPoolExecutor(workers, initializer=alone)
     together = threading.Barrier(workers)
     list(
         pool.map(lambda _: together.wait(), range(workers))

@@ -37,7 +37,8 @@ from tellapart.preprocess import BadImage
 Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[bytes | Pixels, npt.NDArray[np.float64] | None], Pixels]
 MAPPED_BYTES = 1 << 30  # stores up to this size are memory-mapped whole
-_CHUNK = 64  # images that a thread decodes at a time
+_CHUNK = 64  # images that a thread decodes at a time, at most
+_STEP = 32  # images between reports of progress
 _PART = 64 << 20  # bytes that go to a GPU at a time
 
 
@@ -268,13 +269,14 @@ def _in_order(samples: Samples, decode: Decode, workers: int) -> Iterator[tuple[
     """Decode in threads (Pillow and torch release the interpreter), a bounded number of images ahead."""
 
     def chunk(start: int) -> list[tuple[Pixels | None, str, str]]:
-        stop = min(start + _CHUNK, len(samples))
+        stop = min(start + length, len(samples))
         return [decoded(samples, decode, row) for row in range(start, stop)]
 
+    length = max(1, min(_CHUNK, len(samples) // (16 * workers)))  # short, so that threads end together
     pool = thread_pool(workers)
     try:
-        starts = iter(range(0, len(samples), _CHUNK))
-        waiting = [pool.submit(chunk, start) for start in itertools.islice(starts, workers + 2)]
+        starts = iter(range(0, len(samples), length))
+        waiting = [pool.submit(chunk, start) for start in itertools.islice(starts, 2 * workers)]
         while waiting:
             results = waiting.pop(0).result()
             waiting.extend(pool.submit(chunk, start) for start in itertools.islice(starts, 1))
@@ -326,8 +328,8 @@ def scan(
             position += image.size
             if write is not None:
                 write(np.ascontiguousarray(image).data)
-        if (row + 1) % _CHUNK == 0 or row + 1 == count:
-            advance(row % _CHUNK + 1)
+        if (row + 1) % _STEP == 0 or row + 1 == count:
+            advance(row % _STEP + 1)
     return {"heights": heights, "widths": widths, "hashes": hashes, "offsets": offsets, "reasons": reasons}
 
 
