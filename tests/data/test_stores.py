@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -215,3 +216,40 @@ def test_the_command(tmp_path: Path, three: list[str], capsys: pytest.CaptureFix
     assert "Removed 2 stores" in capsys.readouterr().out
     assert cli.main(["cache", "list", *place]) == 0
     assert "No decoded images" in capsys.readouterr().out
+
+
+SLOW = """
+import sys, time, pathlib
+sys.path.insert(0, {tests!r})
+from test_stores import table
+from tellapart.data.cache import open_or_build
+def decode(one, box):
+    print("decoding", flush=True)
+    time.sleep(0.05)
+    return one
+open_or_build(table(1, 1000), decode, "p", 3, pathlib.Path(sys.argv[1]), 2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_build_leaves_nothing_wrong(how: signal.Signals, tmp_path: Path) -> None:
+    program = SLOW.format(tests=str(Path(__file__).parent))
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "decoding\n"
+        assert stores.sweep(tmp_path / "decoded") == (0, 0), "its process lives"
+        process.send_signal(how)
+        started = time.monotonic()
+        process.communicate(timeout=60)
+    assert time.monotonic() - started < 10, "what waits to be decoded is given up"
+    left = list((tmp_path / "decoded").iterdir())
+    assert len(left) == (how == signal.SIGKILL)
+    assert stores.list_stores(tmp_path / "decoded") == []
+    assert stores.sweep(tmp_path / "decoded")[0] == len(left)
+    assert list((tmp_path / "decoded").iterdir()) == []
