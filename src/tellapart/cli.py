@@ -578,7 +578,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        raise UserError(f"There is no command {name!r}. {did_you_mean(name, COMMANDS)}")
+        raise UserError(f"There is no command {name!r}. {did_you_mean(name, COMMANDS, limit=len(COMMANDS))}")
     kind, call = COMMANDS[name]
     _check_choices(rest)
     default = _defaults(kind, rest)
