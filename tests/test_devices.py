@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import ctypes
 import subprocess
 import sys
@@ -151,3 +152,18 @@ def test_plain_kernels_for_a_while() -> None:
     with pytest.raises(StopIteration), devices.plain_kernels(True):
         next(iter([]))
     assert torch.backends.mkldnn.enabled == before
+
+
+def test_a_pools_threads_compute_alone_and_leave_the_others_alone() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with devices.thread_pool(4) as pool:
+            inside = list(pool.map(lambda _: torch.get_num_threads(), range(16)))
+            with concurrent.futures.ThreadPoolExecutor(1) as other:
+                beside = other.submit(torch.get_num_threads).result()
+        assert inside == [1] * 16
+        assert beside == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -406,7 +406,13 @@ def test_fit_short_side():
     assert fit_short_side(picture(120, 91), 45).shape == (59, 45, 3)
     assert fit_short_side(image, 90) is image
     assert fit_short_side(image, 500) is image
-    np.testing.assert_array_equal(fit_short_side(image, 30), reference_scale(image, 30, 40, "bilinear"))
+    for shape in ((90, 120, 3), (120, 90, 1)):
+        image = picture(*shape)
+        exact = reference_scale(image, shape[0] // 3, shape[1] // 3, "bilinear")
+        assert np.abs(fit_short_side(image, 30).astype(int) - exact).max() <= 1
+    frozen = image.copy()
+    frozen.setflags(write=False)
+    np.testing.assert_array_equal(fit_short_side(frozen, 30), fit_short_side(image, 30))
 
 
 @settings(deadline=None, max_examples=60)

@@ -32,7 +32,13 @@ def test_each_command_is_one_call() -> None:
     """Every command of the program has its function, in ``tellapart`` or ``tellapart.workflow``."""
     from tellapart.cli import COMMANDS
 
-    names = {"predict": "load", "import": "import_weights", "find-lr": "find_lr", "doctor": None}
+    names = {
+        "predict": "load",
+        "cache": "cache_list",
+        "import": "import_weights",
+        "find-lr": "find_lr",
+        "doctor": None,
+    }
     for command in COMMANDS:
         name = names.get(command, command)
         if name:

@@ -167,6 +167,22 @@ class Doctor:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """List the decoded images that are kept on the disk, or clear them."""
+
+    action: Positional[Literal["list", "clear"]]
+    """What to do."""
+    keys: Positional[tuple[str, ...]] = ()
+    """With clear: keys, or how they begin, of what to remove; without any: everything that is not in use."""
+    older_than: Annotated[float | None, tyro.conf.arg(metavar="DAYS")] = None
+    """With clear: only what was not used for so many days."""
+    cache_dir: str = ""
+    """The cache folder, as in --data.cache-dir."""
+    as_json: Json = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
 class Export:
     """Write a model in another form."""
 
@@ -407,6 +423,47 @@ def _doctor(args: Doctor) -> int:
     return 0
 
 
+def _cache(args: Cache) -> int:
+    from tellapart import workflow
+
+    if args.action == "list":
+        if args.keys or args.older_than is not None:
+            raise UserError("cache list takes no keys and no --older-than; those are for cache clear.")
+        found = workflow.cache_list(args.cache_dir)
+        entries = [store.to_dict() for store in found]
+        print(_json({"stores": entries}) if args.as_json else _cache_text(entries))
+        return 0
+    if args.older_than is not None and args.older_than < 0:
+        raise UserError(f"--older-than is {args.older_than:g}; it must be at least 0 days.")
+    cleared = workflow.cache_clear(args.keys, args.older_than, args.cache_dir)
+    if args.as_json:
+        print(_json(dataclasses.asdict(cleared)))
+        return 0
+    print(f"Removed {len(cleared.removed)} stores, {cleared.freed / 2**20:,.1f} MiB freed.")
+    if cleared.leftovers:
+        print(f"Of these, {cleared.leftovers} were leftovers of interrupted builds.")
+    for key in cleared.kept:
+        print(f"{key} is in use and stays.")
+    return 0
+
+
+def _cache_text(entries: Sequence[dict[str, Any]]) -> str:
+    if not entries:
+        return "No decoded images are kept."
+    lines = [f"{'key':<14}{'MiB':>9}{'images':>9}  {'last use':<17}what"]
+    for entry in entries:
+        what = f"{entry['source'] or '?'} ({entry['purpose'] or 'unknown purpose'})"
+        used = entry["last_use"][:16].replace("T", " ") + ("*" if entry["in_use"] else "")
+        images = "?" if entry["images"] is None else f"{entry['images']:,}"
+        lines.append(f"{entry['key'][:12]:<14}{entry['bytes'] / 2**20:>9,.1f}{images:>9}  {used:<17}{what}")
+        lines.append(f"{'':<14}{entry['path']}")
+    total = sum(entry["bytes"] for entry in entries) / 2**30
+    lines.append(
+        f"{total:,.2f} GiB in all, times in UTC" + (", * in use now" * any(e["in_use"] for e in entries))
+    )
+    return "\n".join(lines)
+
+
 def _export(args: Export) -> int:
     from tellapart import workflow
 
@@ -433,6 +490,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "check": (Check, _check),
     "models": (Models, _models),
     "find-lr": (FindLr, _find_lr),
+    "cache": (Cache, _cache),
     "export": (Export, _export),
     "import": (Import, _import),
     "doctor": (Doctor, _doctor),
@@ -522,7 +580,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        raise UserError(f"There is no command {name!r}. {did_you_mean(name, COMMANDS)}")
+        raise UserError(f"There is no command {name!r}. {did_you_mean(name, COMMANDS, limit=len(COMMANDS))}")
     kind, call = COMMANDS[name]
     _check_choices(rest)
     default = _defaults(kind, rest)

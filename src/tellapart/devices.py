@@ -5,9 +5,11 @@ The same code for CPU, CUDA and MPS. Knows nothing of models, data or processes.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import ctypes
 import gc
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -54,6 +56,27 @@ def tune_allocator() -> None:
         if hasattr(libc, "gnu_get_libc_version"):
             libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
             libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def thread_pool(workers: int) -> concurrent.futures.ThreadPoolExecutor:
+    """Return a pool of threads in each of which torch computes on that one thread.
+
+    By default every thread that calls torch gets a team of as many threads as there are processors: with a few
+    workers they spend their time waiting for each other. The caller's own number of threads stays as it was.
+    """
+    before = torch.get_num_threads()
+
+    def alone() -> None:
+        torch.get_num_threads()  # otherwise the thread's first operation takes over the process's number
+        torch.set_num_threads(1)
+
+    pool = concurrent.futures.ThreadPoolExecutor(workers, initializer=alone)
+    together = threading.Barrier(workers)
+    list(
+        pool.map(lambda _: together.wait(), range(workers))
+    )  # all have started, and later threads are others'
+    torch.set_num_threads(before)
+    return pool
 
 
 @contextlib.contextmanager

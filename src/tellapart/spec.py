@@ -134,6 +134,10 @@ class DataSpec(Section):
     """Images with more pixels than this are refused as decompression bombs."""
     cache_dir: str = ""
     """Where decoded images and downloads are kept; by default the user's cache folder."""
+    cache: Literal["auto", "on", "off"] = "auto"
+    """Keep decoded images on the disk; auto: where they fit, else decode anew in each epoch; on: or stop."""
+    cache_limit: NonNegative = 50.0
+    """GiB of decoded images in the cache folder, for which the least recently used make room; 0: no limit."""
     download: bool = True
     """Whether a named data set may be downloaded."""
     workers: CountOrZero = 0
@@ -154,6 +158,8 @@ class InputSpec(Section):
     """How pixels are interpolated (always with anti-aliasing)."""
     crop_fraction: Fraction = 0.0
     """With crop: the part of the resized short side that is kept; 0: the model's own, else 0.875."""
+    decode: Literal["auto", "full", "scaled"] = "auto"
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 where enough pixels are left (scaled, as auto), or at their full size."""
     mean: tuple[float, ...] = ()
     """Mean of each channel (range 0 to 1); empty: the weights' own, else measured on train."""
     std: tuple[float, ...] = ()
@@ -344,6 +350,8 @@ class SpeedSpec(Section):
     """While only the head trains: compute the frozen backbone's features once, where images do not change."""
     feature_views: CountOrZero = 0
     """With augmentation: compute features of so many augmented views of each image; 0: no features then."""
+    on_device: bool = True
+    """Keep the images in a GPU's memory, where they take at most 40 % of what is free."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -26,10 +27,11 @@ from tellapart.data.images import (
     look,
     write_bad_images,
 )
-from tellapart.data.loader import ImageSet
+from tellapart.data.loader import ImageSet, batches
 from tellapart.data.samples import Samples, content_hash
+from tellapart.data.streaming import StreamedStore
 from tellapart.errors import DataError, TellapartError
-from tellapart.preprocess import Preprocessing, load
+from tellapart.preprocess import Preprocessing, fit_short_side, load
 from tellapart.spec import DataSpec
 
 
@@ -199,23 +201,96 @@ def test_names_that_are_no_text_are_listed(tmp_path: Path) -> None:
         assert list(csv.reader(stream)) == [["path", "reason"], [name, "a, b"]]
 
 
-@pytest.mark.parametrize("trouble", ["a file in the way", "a full disk"])
+@pytest.mark.parametrize("trouble", ["a file in the way", "a full disk", "no room allowed"])
 def test_a_cache_that_cannot_be_written_is_named(
     trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = files(tmp_path / "in", [photograph(0, 20, 20)])
     folder = tmp_path / "my cache"
+    limit = 50.0
     if trouble == "a full disk":
-
-        def full(descriptor: int) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(cache.os, "fsync", full)
+        monkeypatch.setattr(cache.os, "fsync", _full)
+    elif trouble == "no room allowed":
+        limit = 1e-9
     else:
         folder.write_text("in the way")
     with pytest.raises(TellapartError, match="my cache") as caught:
-        evaluation_images(samples, contract(), DataSpec(cache_dir=str(folder)))
+        evaluation_images(samples, contract(), DataSpec(cache_dir=str(folder), cache="on", cache_limit=limit))
     assert "cache-dir" in str(caught.value) or "cache_dir" in str(caught.value)
+
+
+def _full(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("trouble", ["a full disk", "no room allowed", "off"])
+@pytest.mark.parametrize("make", [evaluation_images, augmentation_sources])
+def test_what_does_not_fit_is_streamed_with_the_same_pixels(
+    make: Any, trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = [photograph(n, *SHAPES[n % 5], orientation=n % 8 + 1) for n in range(9)]
+    contents[3] = b"no picture"
+    samples = files(tmp_path / "in", contents)
+    stored, bad = make(samples, contract(), DataSpec(cache_dir=str(tmp_path / "one")))
+    if trouble == "a full disk":
+        monkeypatch.setattr(cache.os, "fsync", _full)
+    limit, mode = (1e-9, "auto") if trouble == "no room allowed" else (0.0, "auto")
+    spec = DataSpec(
+        cache_dir=str(tmp_path / "two"),
+        cache_limit=limit,
+        cache="off" if trouble == "off" else mode,
+        workers=2,
+    )
+    streamed, bad_too = make(samples, contract(), spec)
+    assert isinstance(streamed.store, StreamedStore)
+    assert not list((tmp_path / "two").rglob("pixels.bin"))
+    assert bad == bad_too
+    assert [item.path for item in bad] == ["3.jpg"]
+    assert streamed.samples.hashes is not None
+    assert streamed.samples.hashes.tolist() == stored.samples.hashes.tolist()
+    order = np.array([5, 0, 7, 1, 2, 6, 4, 3, 5])
+    for (step, one), (step_too, other) in zip(
+        batches(stored, order, 2, 1), batches(streamed, order, 2, 1), strict=True
+    ):
+        assert step == step_too
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert (one.sizes is None) == (other.sizes is None)
+        assert one.sizes is None or torch.equal(one.sizes, other.sizes)
+    assert channel_statistics(stored) == channel_statistics(streamed)
+
+
+def test_a_streamed_file_that_changes_is_an_error(tmp_path: Path) -> None:
+    samples = files(tmp_path / "in", [photograph(n, 20, 20) for n in range(4)])
+    streamed, _ = augmentation_sources(
+        samples, contract(), DataSpec(cache_dir=str(tmp_path / "c"), cache="off")
+    )
+    (tmp_path / "in" / "2.jpg").write_bytes(photograph(9, 20, 20))
+    assert streamed.batch(np.array([0, 1, 3])).images.shape[0] == 3
+    with pytest.raises(DataError, match=r"2\.jpg is not what it was"):
+        streamed.batch(np.array([1, 2]))
+    (tmp_path / "in" / "2.jpg").unlink()
+    with pytest.raises(DataError, match=r"2\.jpg is not what it was.*cannot be read"):
+        streamed.batch(np.array([2]))
+
+
+def test_sources_of_large_jpegs_are_decoded_at_a_reduced_scale(tmp_path: Path, spec: DataSpec) -> None:
+    content = photograph(0, 200, 120, orientation=6)
+    samples = files(tmp_path / "in", [content, content])
+    boxes = np.array([[np.nan] * 4, [0, 0, 120, 200]])
+    samples = dataclasses.replace(samples, boxes=boxes)
+    size = 26  # short side 30: half of 120 is enough, a quarter is not
+    scaled = dataclasses.replace(contract(size=size), decode="scaled")
+    found, _ = augmentation_sources(samples, scaled, spec)
+    full, _ = augmentation_sources(samples, contract(size=size), spec)
+    with Image.open(io.BytesIO(content)) as picture:
+        picture.draft(None, (100, 60))
+        assert picture.size == (100, 60)
+        reduced = np.asarray(picture.transpose(Image.Transpose.ROTATE_270))
+    assert np.array_equal(found.store.image(0), fit_short_side(reduced, 30))
+    assert np.array_equal(found.store.image(1), full.store.image(1)), "boxes are in pixels of the whole"
+    assert not np.array_equal(found.store.image(0), full.store.image(0))
+    assert found.store.image(0).shape == full.store.image(0).shape == (50, 30, 3)
 
 
 # --- What is told of the images -----------------------------------------------------------------------------

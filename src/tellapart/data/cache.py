@@ -1,23 +1,26 @@
 """Decoded images on disk: every image is read and decoded once, and then lies there as plain pixels.
 
-A store is a folder with ``pixels.bin`` (uint8, one image after the other) and ``index.npz`` (height, width,
-offset, content hash and, for an unreadable image, the reason). It is written under a temporary name and
-renamed when complete, so that an interruption, or two processes at once, leave nothing wrong. Memory stays
-bounded: images are written as they come, and large stores are read row by row and never mapped.
+A store is a folder with ``pixels.bin`` (uint8, one image after the other), ``index.npz`` (height, width,
+offset, content hash and, for an unreadable image, the reason) and ``about.json`` (for people). It is written
+under a temporary name and renamed when complete, so that an interruption, or two processes at once, leave
+nothing wrong, and is locked while it is open, so that no other process removes it (`stores`). Memory stays
+bounded: images are written as they come, and large stores are read row by row and never mapped. A store can
+also be made without pixels: an index of what can be read, for `streaming`.
 
 Knows nothing of labels, splits, augmentation or models; what "decoded" means is the caller's function.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
+import dataclasses
 import hashlib
+import io
 import itertools
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +29,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tellapart.data import stores
 from tellapart.data.samples import Samples, content_hash
+from tellapart.devices import thread_pool
 from tellapart.preprocess import BadImage
 
 Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[bytes | Pixels, npt.NDArray[np.float64] | None], Pixels]
 MAPPED_BYTES = 1 << 30  # stores up to this size are memory-mapped whole
-_CHUNK = 64
+_CHUNK = 64  # images that a thread decodes at a time, at most
+_STEP = 32  # images between reports of progress
+_PART = 64 << 20  # bytes that go to a GPU at a time
+
+
+class NoRoom(Exception):  # noqa: N818 - an answer for the caller, not an error of the program
+    """The store may not be built: the cache has no room for it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,9 @@ class ImageStore:
     places: npt.NDArray[np.int64] | None = None  # of each row in images_NHWC, where bad images lie between
     path: Path | None = None
     offsets: npt.NDArray[np.int64] | None = None
+    flat: Pixels | None = None  # all bytes, mapped, where images differ in size and are not too many
+    resident: torch.Tensor | None = None  # all bytes, on a GPU, where images differ in size
+    lock: stores.Lock | None = field(default=None, repr=False)
     _file: list[int] = field(default_factory=list, repr=False)
 
     def __len__(self) -> int:
@@ -62,10 +76,13 @@ class ImageStore:
         """Return one image, uint8 [H, W, C]."""
         if self.images_NHWC is not None:
             place = row if self.places is None else int(self.places[row])
-            return np.asarray(self.images_NHWC[place].numpy())
+            return np.asarray(self.images_NHWC[place].cpu().numpy())
         assert self.offsets is not None
         height, width = int(self.heights[row]), int(self.widths[row])
         size = height * width * self.channels
+        if self.flat is not None:
+            start = int(self.offsets[row])
+            return self.flat[start : start + size].reshape(height, width, self.channels)
         content = os.pread(self._descriptor(), size, int(self.offsets[row]))
         return np.frombuffer(content, np.uint8).reshape(height, width, self.channels)
 
@@ -73,13 +90,37 @@ class ImageStore:
         """Return images, uint8 [B, H, W, C]; smaller ones lie in the upper left of a common canvas."""
         if self.images_NHWC is not None:
             rows = rows if self.places is None else self.places[rows]
-            return self.images_NHWC.index_select(0, torch.from_numpy(rows))
-        height, width = (int(side[rows].max(initial=1)) for side in (self.heights, self.widths))
-        images = np.zeros((len(rows), height, width, self.channels), np.uint8)
-        for place, row in enumerate(rows):
-            image = self.image(int(row))
-            images[place, : image.shape[0], : image.shape[1]] = image
-        return torch.from_numpy(images)
+            return self.images_NHWC.index_select(0, torch.from_numpy(rows).to(self.images_NHWC.device))
+        if self.resident is not None:
+            return self._resident_batch(rows)
+        return canvas([self.image(int(row)) for row in rows], self.channels)
+
+    def _resident_batch(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        assert self.resident is not None
+        assert self.offsets is not None
+        heights, widths, starts = (
+            column[rows].tolist() for column in (self.heights, self.widths, self.offsets)
+        )
+        shape = (len(rows), max(heights, default=1), max(widths, default=1), self.channels)
+        images = torch.zeros(shape, dtype=torch.uint8, device=self.resident.device)
+        for image, height, width, start in zip(images, heights, widths, starts, strict=True):
+            pixels = self.resident[start : start + height * width * self.channels]
+            image[:height, :width] = pixels.view(height, width, self.channels)
+        return images
+
+    def on_device(self, device: torch.device, limit: int) -> ImageStore:
+        """Return this store with its images on ``device``, or itself where they take more than ``limit`` bytes."""
+        size = int((self.heights.astype(np.int64) * self.widths).sum()) * self.channels
+        if not 0 < size <= limit:
+            return self
+        if self.images_NHWC is not None:
+            return dataclasses.replace(self, images_NHWC=self.images_NHWC.to(device))
+        assert self.path is not None
+        resident = torch.empty(size, dtype=torch.uint8, device=device)
+        with open(self.path / "pixels.bin", "rb") as stream:
+            for part in resident.split(_PART):
+                part.copy_(torch.frombuffer(bytearray(stream.read(len(part))), dtype=torch.uint8))
+        return dataclasses.replace(self, resident=resident, _file=[])
 
     def sizes(self, rows: npt.NDArray[np.int64]) -> torch.Tensor | None:
         """Return heights and widths, int64 [B, 2], or None where all images of the store are alike."""
@@ -97,6 +138,18 @@ class ImageStore:
         for descriptor in self._file:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
+
+
+def canvas(images: list[Pixels], channels: int) -> torch.Tensor:
+    """Return images [h, w, C] of any sizes in the upper left of a common canvas, zero elsewhere: [B, H, W, C]."""
+    height, width = (max((image.shape[side] for image in images), default=1) for side in (0, 1))
+    result = np.empty((len(images), height, width, channels), np.uint8)
+    for place, image in zip(result, images, strict=True):
+        rows, columns = image.shape[:2]
+        place[:rows, :columns] = image
+        place[:rows, columns:] = 0
+        place[rows:] = 0
+    return torch.from_numpy(result)
 
 
 def store_key(samples: Samples, policy: str) -> str:
@@ -131,28 +184,61 @@ def open_or_build(
     folder: Path,
     workers: int = 0,
     advance: Callable[[int], None] = lambda count: None,
+    about: Mapping[str, Any] | None = None,
+    pixels: bool = True,
+    room: Callable[[], bool] = lambda: True,
 ) -> ImageStore:
     """Return the store of ``samples`` decoded by ``decode``; build it where it is not there yet.
 
     ``policy`` names what ``decode`` does, for the key. ``advance`` is called with the number of images
-    done. Raises OSError where the disk is full; an unreadable image only marks its row.
+    done. ``about`` is written down for people. Without ``pixels`` images are decoded and forgotten: the result
+    has their sizes and hashes, and no images. ``room`` is asked before building. Raises NoRoom where it says
+    no, OSError where the disk is full; an unreadable image only marks its row.
     """
-    target = folder / "decoded" / store_key(samples, policy)
-    if (target / "index.npz").exists():
-        store = _open(target)
-        if not _readable_now(samples, store):
-            return store
-        shutil.rmtree(target, ignore_errors=True)
-    if not (target / "index.npz").exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
-        try:
-            _build(samples, decode, channels, temporary, workers or (os.cpu_count() or 1), advance)
-            with contextlib.suppress(OSError):  # another process was faster: its store is as good
-                temporary.rename(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return _open(target)
+    target = folder / "decoded" / store_key(samples, policy if pixels else f"{policy} index")
+    store = open_store(target)
+    if store is not None and (not _readable_now(samples, store) or not _removed(target, store)):
+        return store
+    if not room():
+        raise NoRoom
+    temporary, held = stores.begin(target.parent)
+    try:
+        workers = workers or (os.cpu_count() or 1)
+        _build(samples, decode, channels, temporary, workers, advance, pixels)
+        notes = {"source": samples.root or samples.name, "images": len(samples), "policy": policy}
+        stores.write_about(temporary, {**notes, **(about or {})})
+        with contextlib.suppress(OSError):  # another process was faster: its store is as good
+            temporary.rename(target)
+    finally:
+        if held is not None:
+            held.share()
+        shutil.rmtree(temporary, ignore_errors=True)
+    store = open_store(target)
+    if store is None:
+        raise FileNotFoundError(2, "the store was removed while it was being opened", str(target))
+    return store
+
+
+def open_store(target: Path) -> ImageStore | None:
+    """Open a store and keep it from being removed; None where there is none."""
+    for _ in range(100):
+        if not (target / "index.npz").exists():
+            return None
+        held = stores.lock(target)
+        if held is None and os.access(target, os.W_OK):  # another process is about to remove it
+            time.sleep(0.02)
+            continue
+        if held is None or held.is_of(target):
+            stores.touch(target)
+            return _open(target, held)
+    return None
+
+
+def _removed(target: Path, store: ImageStore) -> bool:
+    """Remove a store that should be built anew; return False where another process uses it."""
+    if store.lock is not None:
+        store.lock.release()
+    return stores.remove(stores.describe(target))
 
 
 def _readable_now(samples: Samples, store: ImageStore) -> bool:
@@ -164,7 +250,8 @@ def _readable_now(samples: Samples, store: ImageStore) -> bool:
     return False
 
 
-def _decoded(samples: Samples, decode: Decode, row: int) -> tuple[Pixels | None, str, str]:
+def decoded(samples: Samples, decode: Decode, row: int) -> tuple[Pixels | None, str, str]:
+    """Return a row's pixels (None: it is bad), its content's hash, and what is wrong with it."""
     try:
         content = samples.read(row)
     except OSError as error:
@@ -182,16 +269,20 @@ def _in_order(samples: Samples, decode: Decode, workers: int) -> Iterator[tuple[
     """Decode in threads (Pillow and torch release the interpreter), a bounded number of images ahead."""
 
     def chunk(start: int) -> list[tuple[Pixels | None, str, str]]:
-        stop = min(start + _CHUNK, len(samples))
-        return [_decoded(samples, decode, row) for row in range(start, stop)]
+        stop = min(start + length, len(samples))
+        return [decoded(samples, decode, row) for row in range(start, stop)]
 
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        starts = iter(range(0, len(samples), _CHUNK))
-        waiting = [pool.submit(chunk, start) for start in itertools.islice(starts, workers + 2)]
+    length = max(1, min(_CHUNK, len(samples) // (16 * workers)))  # short, so that threads end together
+    pool = thread_pool(workers)
+    try:
+        starts = iter(range(0, len(samples), length))
+        waiting = [pool.submit(chunk, start) for start in itertools.islice(starts, 2 * workers)]
         while waiting:
             results = waiting.pop(0).result()
             waiting.extend(pool.submit(chunk, start) for start in itertools.islice(starts, 1))
             yield from results
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _build(
@@ -201,64 +292,67 @@ def _build(
     folder: Path,
     workers: int,
     advance: Callable[[int], None],
+    pixels: bool,
 ) -> None:
-    count = len(samples)
-    heights, widths = np.zeros(count, np.int32), np.zeros(count, np.int32)
-    offsets = np.zeros(count, np.int64)
-    hashes, reasons, position = [], [], 0
-    with open(folder / "pixels.bin", "wb", buffering=1 << 20) as stream:
-        for row, (image, digest, reason) in enumerate(_in_order(samples, decode, workers)):
-            hashes.append(digest)
-            reasons.append(reason)
-            offsets[row] = position
-            if image is not None:
-                heights[row], widths[row] = image.shape[:2]
-                stream.write(np.ascontiguousarray(image).data)
-                position += image.size
-            if (row + 1) % _CHUNK == 0 or row + 1 == count:
-                advance(row % _CHUNK + 1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    failed = np.flatnonzero(heights == 0)
+    with open(folder / "pixels.bin", "wb", buffering=1 << 20) if pixels else io.BytesIO() as stream:
+        columns = scan(samples, decode, workers, advance, stream.write if pixels else None)
+        if pixels:
+            stream.flush()
+            os.fsync(stream.fileno())
+    reasons = columns.pop("reasons")
+    failed = np.flatnonzero(columns["heights"] == 0)
     with open(folder / "index.npz", "wb") as index:
-        np.savez(
-            index,
-            heights=heights,
-            widths=widths,
-            offsets=offsets,
-            hashes=np.array(hashes, dtype="U32"),
-            failed=failed,
-            reasons=np.array(
-                [reasons[row] for row in failed], dtype=np.str_
-            ),  # not all: as wide as the widest
-            channels=channels,
-        )
+        columns["failed"], columns["channels"] = failed, np.array(channels)
+        columns["reasons"] = reasons[failed].astype(np.str_)  # not all: as wide as the widest
+        np.savez(index, allow_pickle=False, **columns)
         index.flush()
         os.fsync(index.fileno())
 
 
-def _open(folder: Path) -> ImageStore:
+def scan(
+    samples: Samples,
+    decode: Decode,
+    workers: int,
+    advance: Callable[[int], None] = lambda count: None,
+    write: Callable[[memoryview], Any] | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """Decode every image, hand its bytes to ``write``, and return the index's columns as ImageStore has them."""
+    count, position = len(samples), 0
+    heights, widths = np.zeros(count, np.int32), np.zeros(count, np.int32)
+    offsets = np.zeros(count, np.int64)
+    hashes, reasons = np.zeros(count, "U32"), np.full(count, "", dtype=object)
+    for row, (image, digest, reason) in enumerate(_in_order(samples, decode, workers)):
+        hashes[row], reasons[row], offsets[row] = digest, reason, position
+        if image is not None:
+            heights[row], widths[row] = image.shape[:2]
+            position += image.size
+            if write is not None:
+                write(np.ascontiguousarray(image).data)
+        if (row + 1) % _STEP == 0 or row + 1 == count:
+            advance(row % _STEP + 1)
+    return {"heights": heights, "widths": widths, "hashes": hashes, "offsets": offsets, "reasons": reasons}
+
+
+def _open(folder: Path, held: stores.Lock | None) -> ImageStore:
     with np.load(folder / "index.npz") as index:
         columns = {name: index[name] for name in ("heights", "widths", "hashes", "offsets")}
         reasons = np.full(len(columns["heights"]), "", dtype=object)
         reasons[index["failed"]] = index["reasons"]
         columns["reasons"] = reasons
         channels = int(index["channels"])
-    heights, widths = columns["heights"], columns["widths"]
-    size = (folder / "pixels.bin").stat().st_size
-    good = heights > 0
-    uniform = bool(good.any()) and len(np.unique(heights[good])) == len(np.unique(widths[good])) == 1
-    if not (uniform and size <= MAPPED_BYTES):
-        return ImageStore(channels=channels, path=folder, **columns)
+    store = ImageStore(channels=channels, path=folder, lock=held, **columns)
+    heights, widths, good = store.heights, store.widths, store.good
+    pixels = folder / "pixels.bin"
+    size = pixels.stat().st_size if pixels.exists() else 0
+    if not 0 < size <= MAPPED_BYTES:
+        return store
+    if not len(np.unique(heights[good])) == len(np.unique(widths[good])) == 1:
+        return dataclasses.replace(store, flat=np.memmap(pixels, np.uint8, "r"))
     first = int(good.argmax())
     shape = (int(good.sum()), int(heights[first]), int(widths[first]), channels)
     places = None if good.all() else np.cumsum(good) - 1
-    pixels = np.memmap(
-        folder / "pixels.bin", np.uint8, "c", shape=shape
-    )  # copy-on-write: torch wants writable
-    return ImageStore(
-        channels=channels, path=folder, images_NHWC=torch.from_numpy(pixels), places=places, **columns
-    )
+    mapped = np.memmap(pixels, np.uint8, "c", shape=shape)  # copy-on-write: torch wants writable
+    return dataclasses.replace(store, images_NHWC=torch.from_numpy(mapped), places=places)
 
 
 def from_array(pixels_NHWC: Pixels, hashes: npt.NDArray[Any]) -> ImageStore:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
+import functools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,12 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.data import cache
+from tellapart.data import cache, stores
 from tellapart.data.archives import cache_folder
-from tellapart.data.loader import ImageSet
+from tellapart.data.loader import ImageSet, Store
 from tellapart.data.samples import Samples, content_hash
+from tellapart.data.streaming import StreamedStore
 from tellapart.errors import CacheError, DataError
 from tellapart.preprocess import (
+    REDUCED_MARGIN,
     BadImage,
     Preprocessing,
     crop_box,
@@ -46,10 +50,15 @@ class Bad:
     reason: str
 
 
-def _pixels(content: bytes | Pixels, channels: int, max_pixels: int) -> Pixels:
+def _pixels(
+    content: bytes | Pixels,
+    channels: int,
+    max_pixels: int,
+    suffices: Callable[[int, int], bool] | None = None,
+) -> Pixels:
     if isinstance(content, np.ndarray):
         return to_channels(content, channels)
-    return decode(content, channels, max_pixels)
+    return decode(content, channels, max_pixels, suffices)
 
 
 def evaluation_images(
@@ -67,7 +76,8 @@ def evaluation_images(
     def decoded(content: bytes | Pixels, box: npt.NDArray[np.float64] | None) -> Pixels:
         return load(content, contract, max_pixels=spec.max_pixels, box=box)
 
-    return _stored(samples, decoded, policy, contract.channels, spec, advance)
+    kind = _Kind(policy, f"{contract.resize} {contract.size}", contract.channels, contract.size**2)
+    return _stored(samples, decoded, kind, spec, advance)
 
 
 def augmentation_sources(
@@ -76,12 +86,28 @@ def augmentation_sources(
     """Return the images in their own shape, scaled down to what random resized crops need."""
     short = round(contract.size * SOURCE_MARGIN)
 
+    def suffices(height: int, width: int) -> bool:
+        return min(height, width) >= REDUCED_MARGIN * short
+
     def decoded(content: bytes | Pixels, box: npt.NDArray[np.float64] | None) -> Pixels:
-        image = _pixels(content, contract.channels, spec.max_pixels)
+        whole = box is None or bool(np.isnan(box).any())
+        reduce = suffices if whole and contract.decode == "scaled" else None
+        image = _pixels(content, contract.channels, spec.max_pixels, reduce)
         return fit_short_side(image if box is None else crop_box(image, box), short)
 
-    policy = f"short side {short} {contract.channels}"
-    return _stored(samples, decoded, policy, contract.channels, spec, advance)
+    policy = f"sources 2, short side {short} {contract.channels} {contract.decode}"
+    kind = _Kind(policy, f"random crops, short side {short}", contract.channels)
+    return _stored(samples, decoded, kind, spec, advance)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a store holds: its policy for the key, words for people, and pixels per image where they are known."""
+
+    policy: str
+    purpose: str
+    channels: int
+    pixels: int = 0
 
 
 def _from_pixels(samples: Samples, channels: int) -> ImageSet:
@@ -100,17 +126,9 @@ def _hashed(samples: Samples, hashes: npt.NDArray[Any]) -> Samples:
 
 
 def _stored(
-    samples: Samples, decoded: cache.Decode, policy: str, channels: int, spec: DataSpec, advance: Advance
+    samples: Samples, decoded: cache.Decode, kind: _Kind, spec: DataSpec, advance: Advance
 ) -> tuple[ImageSet, list[Bad]]:
-    folder = Path(cache_folder(spec))
-    policy = f"{policy} {spec.max_pixels}"
-    try:
-        store = cache.open_or_build(samples, decoded, policy, channels, folder, spec.workers, advance)
-    except OSError as error:
-        raise CacheError(
-            f"Decoded images cannot be kept in {folder}: {error.strerror or error}. "
-            "Choose another folder with --data.cache-dir, or make room."
-        ) from error
+    store = _open_store(samples, decoded, kind, spec, advance)
     rows = np.flatnonzero(store.good)
     failed = np.flatnonzero(~store.good)
     bad = [Bad(str(samples.paths[row]), str(store.reasons[row])) for row in failed]
@@ -120,6 +138,59 @@ def _stored(
             "Mend or remove them, or use --data.on-bad-image skip."
         )
     return ImageSet(_hashed(samples, store.hashes).select(rows), store, rows), bad
+
+
+def _open_store(
+    samples: Samples, decoded: cache.Decode, kind: _Kind, spec: DataSpec, advance: Advance
+) -> Store:
+    """Return decoded images from the cache, or a stream of them.
+
+    With the cache every image is decoded once. A stream decodes once more to begin with, to know what is there, and
+    again in each epoch: even for a single epoch it takes longer, so it is for what does not fit, or where
+    ``data.cache`` is off.
+    """
+    folder = Path(cache_folder(spec))
+    policy, about = f"{kind.policy} {spec.max_pixels}", {"purpose": kind.purpose}
+    build = functools.partial(
+        cache.open_or_build, samples, decoded, policy, kind.channels, folder, spec.workers, advance, about
+    )
+
+    def room() -> bool:
+        needed = kind.pixels * kind.channels * len(samples) or _estimate(samples, decoded)
+        return stores.make_room(folder / "decoded", needed + 200 * len(samples), spec.cache_limit)
+
+    if spec.cache != "off":
+        try:
+            return build(room=room)
+        except (cache.NoRoom, OSError) as error:
+            full = isinstance(error, cache.NoRoom) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if spec.cache == "on" or not full:
+                raise _cannot_keep(folder, error, spec) from error
+    try:
+        index = build(pixels=False)
+    except OSError:  # there is no room for the index either: it is made in each run
+        columns: dict[str, Any] = cache.scan(samples, decoded, spec.workers or (os.cpu_count() or 1), advance)
+        index = cache.ImageStore(channels=kind.channels, **columns)
+    return StreamedStore(index, samples, decoded, spec.workers)
+
+
+def _cannot_keep(folder: Path, error: Exception, spec: DataSpec) -> CacheError:
+    if isinstance(error, cache.NoRoom):
+        reason = f"they would not fit ({spec.cache_limit:g} GiB are allowed by --data.cache-limit, or the disk is full)"
+    else:
+        reason = str(getattr(error, "strerror", None) or error)
+    return CacheError(
+        f"Decoded images cannot be kept in {folder}: {reason}. Choose another folder with --data.cache-dir, make "
+        "room (tellapart cache clear), or use --data.cache off, which decodes in every epoch."
+    )
+
+
+def _estimate(samples: Samples, decoded: cache.Decode, count: int = 8) -> int:
+    """Return how many bytes the decoded images will take about, from a few of them."""
+    rows = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int))
+    images = [cache.decoded(samples, decoded, int(row))[0] for row in rows]
+    sizes = [image.size for image in images if image is not None]
+    return int(1.1 * len(samples) * sum(sizes) / len(sizes)) if sizes else 0
 
 
 @dataclass(frozen=True)

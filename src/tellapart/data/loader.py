@@ -5,8 +5,10 @@ Knows nothing of augmentation, models or losses.
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +18,10 @@ import torch
 
 from tellapart.data.cache import ImageStore
 from tellapart.data.samples import Samples
+from tellapart.data.streaming import StreamedStore
+from tellapart.data.transfer import Transfer
+
+Store = ImageStore | StreamedStore
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class ImageSet:
     """Samples with their decoded images: row i of the table is row ``rows[i]`` of the store."""
 
     samples: Samples
-    store: ImageStore
+    store: Store
     rows: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -32,6 +38,12 @@ class ImageSet:
     def select(self, chosen: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> ImageSet:
         """Return the part of the set that ``chosen`` (mask or indices) names."""
         return ImageSet(self.samples.select(chosen), self.store, self.rows[chosen])
+
+    def on_device(self, device: torch.device, limit: int) -> ImageSet:
+        """Return the set with its images on ``device`` where at most ``limit`` bytes are needed, or itself."""
+        if isinstance(self.store, StreamedStore) or not limit:
+            return self
+        return dataclasses.replace(self, store=self.store.on_device(device, limit))
 
     def batch(self, chosen: npt.NDArray[np.int64], rank: int = 0, world: int = 1) -> RawBatch:
         """Return process ``rank``'s contiguous part of the images and labels at the positions ``chosen``."""
@@ -75,16 +87,15 @@ class RawBatch:
 
     def to(self, device: torch.device) -> RawBatch:
         """Return the batch on ``device`` (sizes stay on the CPU, where augmentation draws)."""
-        if device.type == "cpu":
-            return self
-        wait = device.type != "cuda"
-        images, labels = (
-            (self.images, self.labels) if wait else (self.images.pin_memory(), self.labels.pin_memory())
+        parts = (
+            (self.images, self.labels) if self.weights is None else (self.images, self.labels, self.weights)
         )
+        if all(tensor.device == device for tensor in parts):
+            return self
         return dataclasses.replace(
             self,
-            images=images.to(device, non_blocking=not wait),
-            labels=labels.to(device, non_blocking=not wait),
+            images=self.images.to(device),
+            labels=self.labels.to(device),
             weights=None if self.weights is None else self.weights.to(device),
         )
 
@@ -104,28 +115,32 @@ def batches(
     rank: int = 0,
     world: int = 1,
     epoch: int = 0,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[int, RawBatch]]:
-    """Yield (step in epoch, this process's part of the global batch), from ``first_step`` on.
+    """Yield (step in epoch, this process's part of the global batch on ``device``), from ``first_step`` on.
 
-    The last batch is smaller where the order does not divide evenly. Where reading takes the disk, the
-    next batch is read by a thread while this one is used.
+    The last batch is smaller where the order does not divide evenly. Where reading takes the disk, decodes, or
+    copies to a GPU, the next batch (of a stream: the next few) is read by a thread while this one is used.
     """
     starts = range(first_step * batch_size, len(order), batch_size)
+    transfer = Transfer(device)
 
     def load(start: int) -> tuple[int, RawBatch]:
         batch = images.batch(order[start : start + batch_size], rank, world)
-        return start // batch_size, dataclasses.replace(batch, epoch=epoch)
+        return start // batch_size, transfer.begin(dataclasses.replace(batch, epoch=epoch))
 
-    if images.store.images_NHWC is not None:
+    if images.store.images_NHWC is not None and not transfer.needed:
         for start in starts:
             yield load(start)
         return
-    with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        ahead = None
-        for start in starts:
-            following = reader.submit(load, start)
-            if ahead is not None:
-                yield ahead.result()
-            ahead = following
-        if ahead is not None:
-            yield ahead.result()
+    ahead = getattr(images.store, "ahead", 1)
+    reader = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        coming = iter(starts)
+        waiting = collections.deque(reader.submit(load, start) for start in itertools.islice(coming, ahead))
+        while waiting:
+            step, batch = waiting.popleft().result()
+            waiting.extend(reader.submit(load, start) for start in itertools.islice(coming, 1))
+            yield step, transfer.end(batch)
+    finally:
+        reader.shutdown(cancel_futures=True)

@@ -7,6 +7,7 @@ augmentation, of labels or of models.
 """
 
 from tellapart.preprocess.contract import (
+    REDUCED_MARGIN,
     Preprocessing,
     PreprocessModule,
     as_module,
@@ -34,6 +35,7 @@ __all__ = [
     "MAX_ASPECT",
     "MAX_PIXELS",
     "MAX_SIDE",
+    "REDUCED_MARGIN",
     "BadImage",
     "Pixels",
     "PreprocessModule",

@@ -12,6 +12,8 @@ The content decides, never the file's name:
   255. 16-bit colour keeps its upper byte, as Pillow reads it. 1-bit becomes 0 and 255. Floating point is
   refused: it has no defined range.
 - Greyscale becomes three equal channels where three are wanted; colour becomes Rec. 601 luma where one is.
+- A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (by its DCT coefficients, as libjpeg does) where the
+  caller says that this suffices; its header's size is what the limits below are about.
 - Refused, with `BadImage`: what cannot be read to its end, more than ``max_pixels`` pixels (looked up in the
   header, before anything is decoded), a side above 65535 pixels, a long side above 200 times the short one.
 """
@@ -25,7 +27,7 @@ import re
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,7 @@ Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 178_000_000
 MAX_SIDE = 65_535
 MAX_ASPECT = 200
+_FACTORS = (8, 4, 2)
 
 
 class BadImage(Exception):  # noqa: N818 - a finding that is caught and listed, not an error of the program
@@ -159,13 +162,29 @@ def _damage(name: str, error: Exception) -> BadImage:
     return BadImage(f"damaged {name} file")
 
 
-def decode(content: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Pixels:
+def _reduce(image: Image.Image, suffices: Callable[[int, int], bool]) -> None:
+    """Let a JPEG be decoded at the smallest of 1/8, 1/4 and 1/2 that ``suffices`` (height, width) allows."""
+    width, height = image.size
+    for factor in _FACTORS:
+        if min(width, height) >= factor and suffices(-(-height // factor), -(-width // factor)):
+            image.draft(None, (width // factor, height // factor))
+            return
+
+
+def decode(
+    content: bytes,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+    suffices: Callable[[int, int], bool] | None = None,
+) -> Pixels:
     """Decode an image by the rules that this module states.
 
     Args:
         content: the whole file.
         channels: 1 (luma) or 3 (RGB).
-        max_pixels: the most pixels that are decoded.
+        max_pixels: the most pixels that an image may have.
+        suffices: whether a JPEG decoded to this height and width (before EXIF's orientation turns it) is large
+            enough; without it every image is decoded at its own size.
 
     Returns: uint8 [H, W, channels], upright, writable. Raises BadImage. Safe to call from many threads.
     """
@@ -173,6 +192,8 @@ def decode(content: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Pixel
     try:
         with _quiet(name, content), reader(io.BytesIO(content)) as image:
             _check_dimensions(image.width, image.height, max_pixels)
+            if name == "JPEG" and suffices is not None:
+                _reduce(image, suffices)
             image.load()
             return _to_pixels(image, channels, 1 if name == "TIFF" else _orientation(image.info))
     except (BadImage, MemoryError):

@@ -216,7 +216,7 @@ class _Maker:
                 torch.__version__,
             ],
             "augment": [to_dict(spec.augment), views, spec.seed] if random else [],
-            "store": images.store.path.name if images.store.path else "",
+            "store": path.name if (path := getattr(images.store, "path", None)) else "",
         }
         total = hashlib.blake2b(json.dumps(wanted, sort_keys=True).encode(), digest_size=16)
         total.update(np.ascontiguousarray(images.rows).tobytes())

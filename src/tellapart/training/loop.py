@@ -121,7 +121,14 @@ class Trainer:
         rank, world = self.processes.rank, self.processes.world
         tally = self.tally = Tally(self.device, progress.sums, progress.window)
         for index, batch in batches(
-            way.train, order, self.training.batch_size, progress.step_in_epoch, rank, world, progress.epoch
+            way.train,
+            order,
+            self.training.batch_size,
+            progress.step_in_epoch,
+            rank,
+            world,
+            progress.epoch,
+            self.device,
         ):
             factor = plan.schedule.factor(progress.step)
             set_lr(plan.optimizer, self.training.lr, factor, progress.step)
@@ -191,7 +198,9 @@ class Trainer:
             for epoch in itertools.count():
                 labels = self.plan.train.samples.labels
                 order = sampling.epoch_order(labels, self.training.sampling, self.spec.seed, epoch)
-                for _, batch in batches(way.train, order, self.training.batch_size, epoch=epoch):
+                for _, batch in batches(
+                    way.train, order, self.training.batch_size, epoch=epoch, device=self.device
+                ):
                     yield batch
 
         source = endless()

@@ -16,6 +16,7 @@ from tellapart.augment import Augment
 from tellapart.data import images as decoded
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
+from tellapart.data.transfer import resident_limit
 from tellapart.devices import inference_batch, seed_device
 from tellapart.errors import DataError, SpecError
 from tellapart.evaluation import metrics
@@ -190,7 +191,7 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         objective=objective,
         optimizer=optim.build_optimizer(training, groups),
         schedule=Schedule(training, steps, training.epochs),
-        train=prepared.train,
+        train=_resident(prepared.train, spec, device),
         validate=validator(prepared.val, inputs, spec, processes, resolve.views(spec.input)),
         images_per_epoch=count,
         ema=Ema(model, training.ema) if training.ema else None,
@@ -214,6 +215,11 @@ def _resizer(objective: Supervised, spec: Spec) -> Callable[[int], str | None]:
         return None if now == before else f"Epoch {epoch + 1}: training images of {now}x{now} pixels."
 
     return begin
+
+
+def _resident(images: ImageSet, spec: Spec, device: torch.device) -> ImageSet:
+    """Return the images in the memory of a GPU, where they fit and the spec allows it."""
+    return images.on_device(device, resident_limit(device)) if spec.speed.on_device else images
 
 
 def _has_batch_norm(model: torch.nn.Module) -> bool:
@@ -251,6 +257,7 @@ def validator(
     """
     if images is None:
         return None
+    images = _resident(images, spec, processes.device)
     labels = torch.from_numpy(images.samples.labels)
     ours = np.array_split(np.arange(len(images)), processes.world)[processes.rank]
     batch_size = inference_batch(processes.device, spec.input.size)

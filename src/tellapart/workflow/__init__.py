@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from tellapart.workflow.cached import cache_clear, cache_list
 from tellapart.workflow.inspect import check
 from tellapart.workflow.measure import compare, evaluate, report
 from tellapart.workflow.models import export, import_weights, load, model_summary, models
@@ -12,6 +13,8 @@ from tellapart.workflow.run import Result, find_lr, make_spec, resume, train
 
 __all__ = [
     "Result",
+    "cache_clear",
+    "cache_list",
     "check",
     "compare",
     "evaluate",

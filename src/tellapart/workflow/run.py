@@ -22,6 +22,7 @@ from tellapart.data import images as decoded
 from tellapart.data import sources
 from tellapart.data.loader import source_sizes
 from tellapart.data.samples import Samples, write_samples
+from tellapart.data.streaming import StreamedStore
 from tellapart.errors import RunError
 from tellapart.evaluation import metrics, report
 from tellapart.preprocess import denormalise, resize
@@ -130,6 +131,11 @@ def _in_turn(procs: Processes, work: Any) -> Any:
 def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.Prepared:
     with console.busy("Reading images", len(samples)) as busy:
         prepared = setup.prepare(spec, samples, busy.advance)
+    if isinstance(prepared.train.store, StreamedStore) and spec.data.cache == "auto":
+        console.message(
+            "The decoded images do not fit into the cache (--data.cache-limit, or the disk): they are decoded anew "
+            "in each epoch."
+        )
     if prepared.bad:
         console.warn(
             f"{len(prepared.bad)} images cannot be read and are left out, listed in bad-images.csv; the first: "

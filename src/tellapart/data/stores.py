@@ -1,0 +1,288 @@
+"""The folder of stores: who uses which, how much room they take, and what may go.
+
+A store that is in use has a shared lock on its file ``in-use``, and one that is being built an exclusive lock
+(flock, which the system takes back when a process ends, however it ends). What is locked is never removed.
+Where there are no such locks (Windows, some network disks) a store counts as in use for a day after its last
+use. Knows nothing of images, or of what lies in a store beside ``about.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tellapart.errors import CacheError, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+GIB = 1 << 30
+RESERVE = GIB // 2  # of the disk, that no store takes
+_IN_USE, _ABOUT, _INDEX = "in-use", "about.json", "index.npz"
+_KEY = re.compile(r"[0-9a-f]{32}")
+_TEMPORARY = re.compile(r"\.(building|removing)-\w+")
+_DAY = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """A store as it lies on the disk. ``used`` is seconds since 1970; ``about`` what its builder wrote of it."""
+
+    key: str
+    path: Path
+    size: int
+    used: float
+    in_use: bool
+    about: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able values."""
+        last = datetime.datetime.fromtimestamp(self.used, datetime.UTC).isoformat(timespec="seconds")
+        about = {name: self.about.get(name) for name in ("source", "purpose", "images", "created", "policy")}
+        return {
+            "key": self.key,
+            "path": str(self.path),
+            "bytes": self.size,
+            "last_use": last,
+            "in_use": self.in_use,
+            **about,
+        }
+
+
+@dataclass(frozen=True)
+class Cleared:
+    """What `clear` did: keys removed, bytes freed, keys that were in use and stayed, leftovers removed."""
+
+    removed: tuple[str, ...]
+    freed: int
+    kept: tuple[str, ...]
+    leftovers: int
+
+
+class Lock:
+    """A lock on a store's folder for as long as this object lives. ``certain``: the system really gave it."""
+
+    def __init__(self, descriptor: int, certain: bool) -> None:
+        self._descriptor: int | None = descriptor
+        self.certain = certain
+
+    def share(self) -> None:
+        """Turn an exclusive lock into a shared one."""
+        if self._descriptor is not None and fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def is_of(self, folder: Path) -> bool:
+        """Return whether the locked file is (still) that of ``folder``."""
+        with contextlib.suppress(OSError):
+            ours, theirs = os.fstat(self._descriptor or 0), os.stat(folder / _IN_USE)
+            return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+        return False
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = None
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def lock(folder: Path, exclusive: bool = False, create: bool = True) -> Lock | None:
+    """Lock a folder without waiting. None: another has it, or (a folder that cannot be written) there is none."""
+    try:
+        descriptor = os.open(folder / _IN_USE, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
+    except OSError:
+        return None
+    if fcntl is None:
+        return Lock(descriptor, False)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:  # a disk without locks
+        return Lock(descriptor, False)
+    return Lock(descriptor, True)
+
+
+def touch(folder: Path) -> None:
+    """Note that a store was used now."""
+    with contextlib.suppress(OSError):
+        os.utime(folder / _IN_USE)
+
+
+def begin(parent: Path) -> tuple[Path, Lock | None]:
+    """Make a folder to build a store in, locked. Raises OSError."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".building-", dir=parent))
+    return folder, lock(folder, exclusive=True)
+
+
+def write_about(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write what a store is of, for `list_stores`."""
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    (folder / _ABOUT).write_text(json.dumps({**about, "created": created}, indent=1), encoding="utf-8")
+
+
+def list_stores(decoded: Path) -> list[StoreInfo]:
+    """Return the stores in a folder, the least recently used first; what is not a store of ours is passed over."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in decoded.iterdir():
+            if _KEY.fullmatch(path.name) and not path.is_symlink() and (path / _INDEX).is_file():
+                with contextlib.suppress(OSError):
+                    found.append(describe(path))
+    return sorted(found, key=lambda store: store.used)
+
+
+def describe(path: Path) -> StoreInfo:
+    """Return what is known of the store at ``path``. Raises OSError."""
+    about: Any = {}
+    with contextlib.suppress(OSError, ValueError):
+        about = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+    mark = path / _IN_USE if (path / _IN_USE).exists() else path / _INDEX
+    used = mark.stat().st_mtime
+    held = lock(path, exclusive=True, create=False) if (path / _IN_USE).exists() else None
+    if held is None:
+        in_use = (path / _IN_USE).exists()
+    else:
+        in_use = not held.certain and time.time() - used < _DAY
+        held.release()
+    return StoreInfo(path.name, path, _size(path), used, in_use, about if isinstance(about, dict) else {})
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
+def remove(store: StoreInfo) -> bool:
+    """Remove a store that nobody uses; return whether it is gone. Renamed first, so that none opens half of one."""
+    held = lock(store.path, exclusive=True)
+    if held is None and (store.path / _IN_USE).exists():
+        return False
+    try:
+        if held is not None:
+            if not held.certain and time.time() - store.used < _DAY:
+                return False
+            if not held.is_of(store.path):  # removed and perhaps built anew by another in this moment
+                return False
+        aside = Path(tempfile.mkdtemp(prefix=".removing-", dir=store.path.parent))
+        try:
+            store.path.rename(aside / store.key)
+        except OSError:
+            aside.rmdir()
+            return False
+        shutil.rmtree(aside, ignore_errors=True)
+        return True
+    finally:
+        if held is not None:
+            held.release()
+
+
+def sweep(decoded: Path) -> tuple[int, int]:
+    """Remove what interrupted builds and removals left; return how many and how many bytes.
+
+    A folder whose process still lives is locked and stays; one without a lock goes when it is a day old.
+    """
+    count = freed = 0
+    with contextlib.suppress(OSError):
+        for path in [p for p in decoded.iterdir() if _TEMPORARY.fullmatch(p.name) and not p.is_symlink()]:
+            with contextlib.suppress(OSError):
+                if _abandoned(path):
+                    size = _size(path)
+                    shutil.rmtree(path, ignore_errors=True)
+                    count, freed = count + 1, freed + size
+    return count, freed
+
+
+def _abandoned(path: Path) -> bool:
+    old = time.time() - path.stat().st_mtime > _DAY
+    if not (path / _IN_USE).exists():
+        return old
+    held = lock(path, exclusive=True, create=False)
+    if held is None:
+        return False
+    try:
+        return held.certain or old
+    finally:
+        held.release()
+
+
+def clear(decoded: Path, keys: Sequence[str] = (), older_than: float | None = None) -> Cleared:
+    """Remove stores: all, those whose keys begin as given, those not used for ``older_than`` days.
+
+    Raises UserError for a key that fits no store, or more than one.
+    """
+    found = list_stores(decoded)
+    chosen = [_by_key(found, key) for key in keys] if keys else found
+    if older_than is not None:
+        chosen = [store for store in chosen if time.time() - store.used > older_than * _DAY]
+    leftovers, freed = sweep(decoded)
+    gone = {store.key: remove(store) for store in chosen}
+    freed += sum(store.size for store in found if gone.get(store.key))
+    removed = tuple(key for key, done in gone.items() if done)
+    return Cleared(removed, freed, tuple(key for key, done in gone.items() if not done), leftovers)
+
+
+def _by_key(found: Sequence[StoreInfo], key: str) -> StoreInfo:
+    fitting = [store for store in found if key and store.key.startswith(key)]
+    if len(fitting) == 1:
+        return fitting[0]
+    problem = "fits more than one store" if fitting else "is the key of no store"
+    raise UserError(f"{key!r} {problem}; see: tellapart cache list")
+
+
+def make_room(decoded: Path, needed: int, limit: float) -> bool:
+    """Remove the least recently used stores until ``needed`` bytes fit; return whether they do.
+
+    ``limit``: GiB that all stores may take together; 0: what the disk holds. Where it cannot be reached, nothing is
+    removed. Raises CacheError where the folder cannot be made.
+    """
+    try:
+        decoded.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(decoded).free
+    except OSError as error:
+        raise CacheError(
+            f"Decoded images cannot be kept in {decoded}: {error.strerror or error}. "
+            "Choose another folder with --data.cache-dir."
+        ) from error
+    sweep(decoded)
+    found = list_stores(decoded)
+    excess = needed + RESERVE - free
+    if limit:
+        excess = max(excess, needed + sum(store.size for store in found) - int(limit * GIB))
+    idle = [store for store in found if not store.in_use]
+    if excess > sum(store.size for store in idle):
+        return False
+    for store in _oldest(idle, excess):
+        excess -= store.size if remove(store) else 0
+    return excess <= 0
+
+
+def _oldest(idle: Sequence[StoreInfo], excess: int) -> Iterator[StoreInfo]:
+    """Yield the fewest of the least recently used stores that together free ``excess`` bytes."""
+    for store in idle:
+        if excess <= 0:
+            return
+        excess -= store.size
+        yield store
