@@ -33,8 +33,8 @@ Json = Annotated[bool, tyro.conf.arg(name="json")]
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train a classifier and measure it. With no DATA it trains on the embedded handwritten digits."""
+class _FromSpec:
+    """What commands that train have in common."""
 
     data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
     """Folder, list, archive, annotation file or name (the same as --data.source)."""
@@ -48,7 +48,15 @@ class Train:
 
 
 @dataclass(frozen=True)
-class FindLr(Train):
+class Train(_FromSpec):
+    """Train a classifier and measure it. With no DATA it trains on the embedded handwritten digits."""
+
+    profile: bool = False
+    """Tell where a step's time goes, and write a trace for Perfetto (profile/ in the run's folder)."""
+
+
+@dataclass(frozen=True)
+class FindLr(_FromSpec):
     """Find a good learning rate: the range test of Smith (2015), which trains while the rate rises."""
 
     steps: int = 100
@@ -198,7 +206,7 @@ def _json(content: Any) -> str:
 def _train(args: Train) -> int:
     from tellapart import workflow
 
-    return _print_result(workflow.train(args.data_source, spec=args.spec), args.as_json)
+    return _print_result(workflow.train(args.data_source, spec=args.spec, profile=args.profile), args.as_json)
 
 
 def _resume(args: Resume) -> int:
@@ -463,7 +471,7 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
 def _defaults(kind: type[T], argv: Sequence[str]) -> T | None:
     """Return the default arguments of a command that takes a spec, from --recipe and --spec."""
     recipe, spec_file = _value_of("--recipe", argv), _value_of("--spec", argv)
-    if not issubclass(kind, Train) or not (recipe or spec_file):
+    if not issubclass(kind, _FromSpec) or not (recipe or spec_file):
         return None
     from tellapart import recipes
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tellapart.data.loader import RawBatch, batches
@@ -23,10 +25,12 @@ from tellapart.devices import plain_kernels
 from tellapart.errors import TrainingError
 from tellapart.models import heads
 from tellapart.training import checkpoint, sampling
+from tellapart.training.compiled import Compiled, Graphed
 from tellapart.training.distributed import Processes
 from tellapart.training.interrupt import Interrupt
 from tellapart.training.optim import set_lr
-from tellapart.training.step import Plan, Stepper
+from tellapart.training.profile import Profile
+from tellapart.training.step import Outcome, Plan, Stepper
 from tellapart.training.tally import Tally
 
 State = dict[str, torch.Tensor]
@@ -76,7 +80,10 @@ class Progress:
 class Trainer:
     """Runs a plan to its end, or to where it is interrupted."""
 
-    def __init__(self, plan: Plan, processes: Processes, folder: Path, report: Reporter) -> None:
+    def __init__(
+        self, plan: Plan, processes: Processes, folder: Path, report: Reporter, profile: Profile | None = None
+    ) -> None:
+        self.profile = profile
         self.plan, self.processes, self.folder, self.report = plan, processes, folder, report
         self.spec, self.training = plan.spec, plan.spec.training
         self.device = processes.device
@@ -91,8 +98,11 @@ class Trainer:
         """Train until the last epoch, early stopping, or an interruption. Raises TrainingError."""
         epochs = self.training.epochs
         self.report.start(epochs, self.plan.steps_per_epoch, self.progress.step)
-        with Interrupt() as interrupt, plain_kernels(self.plan.plain_kernels):
+        profile = self.profile or contextlib.nullcontext()
+        with Interrupt() as interrupt, plain_kernels(self.plan.plain_kernels), profile:
             self._saved_at = time.monotonic()
+            if self.profile:
+                self.profile.attach(self)
             while self.progress.epoch < epochs and not self.progress.finished:
                 self._set_stage()
                 if not self._train_epoch(interrupt):
@@ -112,19 +122,16 @@ class Trainer:
         )[: plan.images_per_epoch]
         heads.train_mode(plan.model)
         started, seen, shown, before = time.perf_counter(), 0, 0.0, progress.seconds
-        rank, world = self.processes.rank, self.processes.world
-        tally = self.tally = Tally(self.device, progress.sums, progress.window)
-        for index, batch in batches(
-            plan.train, order, self.training.batch_size, progress.step_in_epoch, rank, world
-        ):
+        self.tally = Tally(self.device, progress.sums, progress.window)
+        for index, batch in self._batches(order):
             factor = plan.schedule.factor(progress.step)
             set_lr(plan.optimizer, self.training.lr, factor)
             logging = (index + 1) % self.log_every == 0 or index + 1 == plan.steps_per_epoch
             try:
-                outcome = self.stepper.take(batch.to(self.device), progress.step, logging)
+                outcome = self.stepper.take(self._copy(batch), progress.step, logging)
             except FloatingPointError:
                 self._not_finite()
-            tally.add(outcome.loss, outcome.right, 0 if batch.filler else len(batch.labels))
+            self._count(outcome, batch)
             progress.step += 1
             progress.step_in_epoch = index + 1
             seen += batch.count
@@ -136,11 +143,26 @@ class Trainer:
                 self._show(rate)
             if logging:
                 self._log(outcome.norm, factor, rate)
-            if not self._go_on(interrupt, index + 1 == plan.steps_per_epoch):
+            going = self._go_on(interrupt, index + 1 == plan.steps_per_epoch)
+            if self.profile:
+                self.profile.stepped()
+            if not going:
                 return False
         self._check_finite()
-        progress.sums, progress.window = tally.read()
+        progress.sums, progress.window = self.tally.read()
         return True
+
+    def _batches(self, order: npt.NDArray[np.int64]) -> Iterator[tuple[int, RawBatch]]:
+        """Yield the rest of the epoch's (step in epoch, this process's part of the batch)."""
+        rank, world = self.processes.rank, self.processes.world
+        first = self.progress.step_in_epoch
+        yield from batches(self.plan.train, order, self.training.batch_size, first, rank, world)
+
+    def _copy(self, batch: RawBatch) -> RawBatch:
+        return batch.to(self.device)
+
+    def _count(self, outcome: Outcome, batch: RawBatch) -> None:
+        self.tally.add(outcome.loss, outcome.right, 0 if batch.filler else len(batch.labels))
 
     def _go_on(self, interrupt: Interrupt, last: bool) -> bool:
         """Save where it is time; return False where the run should stop here."""
@@ -199,11 +221,19 @@ class Trainer:
             )
         self.depth = depth
         heads.set_trainable(model, blocks, depth)
-        network: Any = torch.compile(model) if self.spec.speed.compile else model
+        network: Any = model
+        if self.spec.speed.compile == "on":
+            network = Compiled(model, self.report.warn)
+        elif self._can_graph():
+            network = Graphed(model, self.training.batch_size, self.report.warn)
         if self.processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
         self.stepper.network = network
+
+    def _can_graph(self) -> bool:
+        one_part = self.training.accumulate == 1 and self.processes.world == 1
+        return self.spec.speed.cuda_graphs and one_part and self.device.type == "cuda"
 
     def _end_epoch(self) -> None:
         progress, plan = self.progress, self.plan

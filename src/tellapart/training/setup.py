@@ -16,7 +16,7 @@ from tellapart.augment import Augment
 from tellapart.data import images as decoded
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
-from tellapart.devices import seed_device
+from tellapart.devices import AMP_DTYPES, seed_device
 from tellapart.errors import DataError, SpecError
 from tellapart.evaluation import metrics
 from tellapart.evaluation.infer import collect_logits
@@ -119,9 +119,10 @@ def build_model(prepared: Prepared) -> tuple[torch.nn.Module, zoo.Architecture, 
 
 
 def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Plan:
-    """Return what the loop runs."""
-    spec, training, device = prepared.spec, prepared.spec.training, processes.device
-    plain = device.type == "cpu" and _flops(prepared, model) * training.batch_size < PLAIN_KERNELS_FLOPS
+    """Return what the loop runs; what is still open for speed (see ``probe``) is as without a probe."""
+    spec = resolve.settle(prepared.spec)
+    training, device = spec.training, processes.device
+    plain = device.type == "cpu" and flops(prepared, model) * training.batch_size < PLAIN_KERNELS_FLOPS
     has_convolutions = any(isinstance(module, torch.nn.Conv2d) for module in model.modules())
     channels_last = spec.speed.channels_last and has_convolutions and not plain
     if channels_last:
@@ -147,10 +148,10 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         model=model,
         blocks=blocks,
         objective=Supervised(augment, build_loss(training, counts, device)),
-        optimizer=optim.build_optimizer(training, groups),
+        optimizer=optim.build_optimizer(training, groups, spec.speed.fused),
         schedule=Schedule(training, -(-count // training.batch_size), training.epochs),
         train=prepared.train,
-        validate=_validator(prepared, processes, channels_last),
+        validate=_validator(prepared, processes, channels_last, training.precision),
         images_per_epoch=count,
         ema=Ema(model, training.ema) if training.ema else None,
         scaler=scaler,
@@ -162,7 +163,7 @@ def _has_batch_norm(model: torch.nn.Module) -> bool:
     return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
-def _flops(prepared: Prepared, model: torch.nn.Module) -> int:
+def flops(prepared: Prepared, model: torch.nn.Module) -> int:
     """Return the floating-point operations of one image's forward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -175,7 +176,7 @@ def _flops(prepared: Prepared, model: torch.nn.Module) -> int:
 
 
 def _validator(
-    prepared: Prepared, processes: Processes, channels_last: bool
+    prepared: Prepared, processes: Processes, channels_last: bool, precision: str
 ) -> Callable[[torch.nn.Module], dict[str, float]] | None:
     """Return a function from a model to its validation figures, each process doing its share of the images."""
     images = prepared.val
@@ -183,7 +184,7 @@ def _validator(
         return None
     labels = torch.from_numpy(images.samples.labels)
     ours = np.array_split(np.arange(len(images)), processes.world)[processes.rank]
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[prepared.spec.training.precision]
+    dtype = AMP_DTYPES[precision]
     device = processes.device
 
     def validate(model: torch.nn.Module) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tellapart.data.loader import ImageSet, RawBatch
-from tellapart.devices import is_out_of_memory, release, seed_device
+from tellapart.devices import AMP_DTYPES, is_out_of_memory, release, seed_device
 from tellapart.errors import TrainingError
 from tellapart.spec import Spec
 from tellapart.training.distributed import Processes
@@ -80,8 +80,7 @@ class Stepper:
         self._parameters = list(plan.model.parameters())
         self._buffers = list(plan.model.buffers())
         self._kept = [buffer.clone() for buffer in self._buffers]
-        precision = self.training.precision
-        self._amp = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._amp = AMP_DTYPES[self.training.precision]
 
     def take(self, batch: RawBatch, step: int, measure: bool) -> Outcome:
         """Compute the batch's gradients and update the weights; with ``measure`` the gradient's norm too.
@@ -108,12 +107,12 @@ class Stepper:
 
     def _gradients(self, batch: RawBatch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Add up the gradients of the mean loss over the global batch; return sums of loss and right answers."""
-        plan, seed = self.plan, self.plan.spec.seed
+        seed = self.plan.spec.seed
         self._generator.manual_seed(step_seed(seed, step, 0))
         seed_device(self.processes.device, step_seed(seed, step, 1 + self.processes.rank))
         for parameter in self._parameters:
             parameter.grad = None
-        prepared = plan.objective.prepare(batch, self._generator, self.micro)
+        prepared = self._prepare(batch)
         total = len(prepared)
         if total <= self.micro:
             return self._part(prepared, batch, True)
@@ -125,15 +124,21 @@ class Stepper:
         return torch.stack(losses).sum(), torch.stack(rights).sum()
 
     def _part(self, part: Prepared, batch: RawBatch, last: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        plan, weight = self.plan, self.processes.world / batch.count
+        weight = self.processes.world / batch.count
         with self._no_sync() if not last else _NOTHING, self._autocast():
             losses, right = self._forward(part)
             total = losses.sum()
             if batch.filler:  # this process has no image of the step, but the others wait for its gradients
                 total, right = total * 0, right * 0
-            loss = total * weight
-            (plan.scaler.scale(loss) if plan.scaler else loss).backward()
+            self._backward(total * weight)
         return total.detach(), right
+
+    def _prepare(self, batch: RawBatch) -> Prepared:
+        return self.plan.objective.prepare(batch, self._generator, self.micro)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        scaler = self.plan.scaler
+        (scaler.scale(loss) if scaler else loss).backward()
 
     def _forward(self, part: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each sample's loss, and how many were right.
@@ -157,12 +162,13 @@ class Stepper:
                 norm.train()
 
     def _update(self, measure: bool) -> float:
-        """Step the optimizer; return the gradient's norm where it was computed, else NaN."""
+        """Step the optimizer; return the gradient's norm where ``measure`` asks for it, else NaN."""
         plan, clip, norm = self.plan, self.training.clip_norm, math.nan
         if plan.scaler and (clip or measure):
             plan.scaler.unscale_(plan.optimizer)
         if clip:
-            norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, clip))
+            total = torch.nn.utils.clip_grad_norm_(self._parameters, clip)
+            norm = float(total) if measure else math.nan  # reading it waits for the device
         elif measure:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
