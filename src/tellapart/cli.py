@@ -87,6 +87,8 @@ class Evaluate:
     """Folder for metrics.json, predictions.csv and pictures of the mistakes."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the network computes in; with less than fp32 the answers can differ a little."""
     format: Literal["auto", "folder", "list", "voc", "createml", "yolo", "coco", "name"] = "auto"
     """How to read DATA."""
     boxes: Literal["image", "crop"] = "image"
@@ -276,7 +278,13 @@ def _evaluate(args: Evaluate) -> int:
 
     changes: dict[str, Any] = {"format": args.format, "boxes": args.boxes} if args.source else {}
     evaluation = workflow.evaluate(
-        args.model, args.source, split=args.split, out=args.out, device=args.device, **changes
+        args.model,
+        args.source,
+        split=args.split,
+        out=args.out,
+        device=args.device,
+        precision=args.precision,
+        **changes,
     )
     if args.as_json:
         print(_json(evaluation.to_dict()))

@@ -73,6 +73,7 @@ class Profile:
         self._trainer, self._device = trainer, trainer.device
         self._done, self._step = False, 0
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._this_step: defaultdict[str, float] = defaultdict(float)
         self._whole, self._count, self._started = 0.0, 0, 0.0
         self._stack: list[float] = []
         batches = trainer._batches  # wrapped from the beginning: later, an epoch's iterator is already in use
@@ -90,6 +91,8 @@ class Profile:
         if first < self._step <= last:
             self._whole += self._now() - self._started
             self._count += 1
+            for part, seconds in self._this_step.items():
+                self._seconds[part] += seconds
         if self._step == first and not self._clocks:
             self._wrap()
         elif self._step >= last and self._torch is None:
@@ -145,7 +148,7 @@ class Profile:
                     return function(*args, **kwargs)
                 finally:
                     took = self._now() - started
-                    self._seconds[part] += took - self._stack.pop()
+                    self._this_step[part] += took - self._stack.pop()
                     if self._stack:
                         self._stack[-1] += took
 
@@ -156,6 +159,7 @@ class Profile:
         following = self._clocked(lambda: next(source, None), "data")
         while not self._done:
             if self._clocks:
+                self._this_step.clear()  # of what lies between two epochs
                 self._started = self._now()
             item = following() if self._clocks else next(source, None)
             if item is None:
@@ -187,6 +191,7 @@ class Profile:
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes to the terminal when it starts and stops
         self._torch = torch.profiler.profile(activities=activities)
         self._torch.start()
         self._trace_ends = self._step + self._traced

@@ -19,7 +19,7 @@ from tellapart.data.samples import Samples
 from tellapart.devices import AMP_DTYPES, seed_device
 from tellapart.errors import DataError, SpecError
 from tellapart.evaluation import metrics
-from tellapart.evaluation.infer import collect_logits
+from tellapart.evaluation.infer import batch_that_pays, collect_logits
 from tellapart.models import heads, weights, zoo
 from tellapart.preprocess import Preprocessing, normalise
 from tellapart.spec import Spec
@@ -186,6 +186,7 @@ def _validator(
     ours = np.array_split(np.arange(len(images)), processes.world)[processes.rank]
     dtype = AMP_DTYPES[precision]
     device = processes.device
+    batch_size = batch_that_pays(prepared.contract.size, device)
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
         model.eval()
@@ -197,7 +198,7 @@ def _validator(
                 logits: torch.Tensor = model(inputs)
             return logits
 
-        parts = processes.gather(collect_logits(predict, images, ours))
+        parts = processes.gather(collect_logits(predict, images, ours, batch_size))
         return metrics.quick(torch.cat([part for part in parts if len(part)]), labels)
 
     return validate

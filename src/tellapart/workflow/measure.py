@@ -17,8 +17,8 @@ from tellapart.data import images as decoded
 from tellapart.data import sources
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
-from tellapart.devices import choose_device
-from tellapart.errors import DataError
+from tellapart.devices import AMP_DTYPES, choose_device
+from tellapart.errors import DataError, SpecError, did_you_mean
 from tellapart.evaluation import compare as comparing
 from tellapart.evaluation import infer, metrics
 from tellapart.evaluation import report as reporting
@@ -32,7 +32,8 @@ def evaluate_set(
     """Measure a predictor on decoded images; write the evaluation's files below ``out`` where it is given."""
     started = time.perf_counter()
     with console.busy(f"Evaluating on {split}", len(images)) as busy:
-        logits = infer.collect_logits(predictor, images, advance=busy.advance)
+        batch_size = infer.batch_that_pays(predictor.preprocessing.size, predictor.device)
+        logits = infer.collect_logits(predictor, images, batch_size=batch_size, advance=busy.advance)
     seconds = time.perf_counter() - started
     labels = torch.from_numpy(images.samples.labels)
     evaluation = metrics.evaluate(
@@ -63,6 +64,7 @@ def evaluate(
     split: str = "",
     out: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    precision: str = "fp32",
     quiet: bool = False,
     **data_changes: Any,
 ) -> metrics.Evaluation:
@@ -74,12 +76,15 @@ def evaluate(
         split: train, val, test or all; by default test where there is one, else val, else all.
         out: folder to write metrics.json, predictions.csv and the worst mistakes to (under evaluation/SPLIT).
         device: auto, cpu, cuda, cuda:N or mps.
+        precision: fp32, bf16 or fp16, by torch's autocast.
         quiet: no progress on standard error.
         data_changes: fields of the data section, such as ``format="coco"``.
 
     Raises DataError where the data has a class that the model does not know.
     """
-    predictor = artifact.open_model(model, choose_device(device))
+    if precision not in AMP_DTYPES:
+        raise SpecError(f"precision is {precision!r}. {did_you_mean(precision, list(AMP_DTYPES))}")
+    predictor = artifact.open_model(model, choose_device(device), precision)
     with Console(quiet=quiet) as console:
         if data is None:
             folder = runs.require(model)
