@@ -356,5 +356,6 @@ def _compile(
     pays = not problems and ratio >= COMPILE_MARGIN and seconds * (1 - 1 / ratio) > 3 * compiling
     text = f"torch.compile makes steps {ratio:.2f} times as fast and takes {compiling:.0f} s"
     say(f"Speed: {problems[0] if problems else text}: {'on' if pays else 'off'}")
-    memory.write(name, {"compile": "on" if pays else "off"})
+    if not problems:  # what failed may work another time
+        memory.write(name, {"compile": "on" if pays else "off"})
     return "on" if pays else "off"
