@@ -70,7 +70,7 @@ def endless(loader: Any) -> Iterator[Any]:
         yield from loader
 
 
-def tellapart_ways(data: str, cache: str, steps: int) -> dict[str, Measure]:
+def tellapart_ways(data: str, cache: str, steps: int, compiling: str) -> dict[str, Measure]:
     """Return the ways to run tellapart: as the probe chooses in a long run, and fp32."""
     changes = {
         "data.source": data,
@@ -81,7 +81,8 @@ def tellapart_ways(data: str, cache: str, steps: int) -> dict[str, Measure]:
         "training.batch_size": BATCH,
         "training.optimizer": "sgd",
         "training.lr": 0.001,
-        "training.epochs": 200,
+        "training.epochs": 100,
+        "speed.compile": compiling,
     }
     spec = update(Spec(), changes)
     processes = Processes(0, 1, torch.device("cpu"))
@@ -203,6 +204,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--workers", type=int, default=2, help="of the others' DataLoaders")
+    parser.add_argument(
+        "--compile", choices=["off", "on", "auto"], default="off", help="tellapart's torch.compile"
+    )
     parser.add_argument("--peers", metavar="PYTHON", help="Python of an environment with the peers")
     args = parser.parse_args()
     tune_allocator()
@@ -210,7 +214,7 @@ def main() -> None:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.workers} workers for the others"
     )
     with tempfile.TemporaryDirectory() as cache:
-        ways = tellapart_ways(args.data, cache, args.steps)
+        ways = tellapart_ways(args.data, cache, args.steps, args.compile)
         train = Path(args.data) / "train"
         ways["timm"] = timm_way(train, args.workers, args.steps)
         ways["torchvision"] = torchvision_way(train, args.workers, args.steps)

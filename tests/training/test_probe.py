@@ -311,8 +311,12 @@ def test_compiling_is_chosen_only_where_it_pays(prepare: Any, monkeypatch: pytes
     speed["compiled"] = 0.95
     assert decide(images / 1210, "hardly faster") == "off"
     assert decide(images / 1210, "long") == "on"  # remembered
-    monkeypatch.setattr(probe, "can_compile", lambda device: False)
     speed["compiled"] = 0.5
+    monkeypatch.setattr(probe, "Compiled", _failing)
+    assert decide(images / 1210, "broken") == "off"
+    monkeypatch.setattr(probe, "Compiled", lambda network, warn: "compiled")
+    assert decide(images / 1210, "broken") == "on"  # a failure is not remembered
+    monkeypatch.setattr(probe, "can_compile", lambda device: False)
     assert decide(images / 1210, "no compiler") == "off"
 
 
@@ -329,6 +333,11 @@ def test_a_run_from_the_resolved_spec_is_the_same(prepare: Any, tmp_path: Path) 
         chosen = probe.choose(chosen, fresh, CPU, lambda text: pytest.fail("measured again"))
     for key, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][key]), key
+
+
+def _failing(network: Any, warn: Callable[[str], None]) -> str:
+    warn("broken")
+    return "compiled"
 
 
 class _Quiet:

@@ -15,6 +15,11 @@ import torch
 
 from tellapart import packages
 
+# torch leaves half of a library in its cache where it is killed while compiling, and fails to load it ever after.
+_HINT = (
+    "(If a run was killed while compiling, delete torch's cache of compiled code: TORCHINDUCTOR_CACHE_DIR, or "
+    "torchinductor_USER in the temporary folder.)"
+)
 _COMPILERS = ("g++", "clang++", "c++")
 Warn = Callable[[str], None]
 
@@ -47,7 +52,7 @@ class Compiled(torch.nn.Module):
             if self._call is self.model:
                 raise
             first = str(error).strip().partition("\n")[0]
-            self._warn(f"torch.compile failed, so the network is not compiled: {first}")
+            self._warn(f"torch.compile failed, so the network is not compiled: {first} {_HINT}")
         self._call = self.model
         return typing.cast(torch.Tensor, self.model(images))
 
