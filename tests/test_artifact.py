@@ -199,3 +199,12 @@ def test_tied_weights_are_saved(tmp_path: Path) -> None:
     plain = safetensors.torch.load_file(tmp_path / "m.safetensors")
     assert torch.equal(plain["a"], shared)
     assert torch.equal(plain["b"], shared.view(2, 3).t())
+
+
+def test_less_precision_only_where_it_is_asked_for(made: tuple[Path, torch.nn.Module]) -> None:
+    images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8))
+    exact = artifact.open_model(made[0])(images)
+    fast = artifact.open_model(made[0], precision="bf16")(images)
+    assert fast.dtype == torch.float32
+    assert not torch.equal(fast, exact)
+    assert torch.allclose(fast, exact, atol=0.05, rtol=0.05)

@@ -19,6 +19,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from tellapart.devices import AMP_DTYPES
 from tellapart.errors import ArtifactError
 from tellapart.models import zoo
 from tellapart.preprocess import Preprocessing, Views, averaged, normalise
@@ -118,8 +119,11 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 class Predictor:
     """The seam that every backend opens to: uint8 images [B, size, size, C] -> float32 logits [B, K]."""
 
-    def __init__(self, model: torch.nn.Module, card: Card, device: torch.device) -> None:
+    def __init__(
+        self, model: torch.nn.Module, card: Card, device: torch.device, precision: str = "fp32"
+    ) -> None:
         self.card = card
+        self._amp = AMP_DTYPES[precision]
         self.device = device
         self.model = model.eval().to(device)
 
@@ -140,11 +144,17 @@ class Predictor:
         images_NHWC: uint8, sized by the contract.
         """
         images = normalise(images_NHWC.to(self.device), self.preprocessing, channels_last=True)
-        return averaged(self.model, images, self.card.views).cpu()
+        with torch.autocast(self.device.type, self._amp, enabled=self._amp is not None):
+            return averaged(self.model, images, self.card.views).cpu()
 
 
-def open_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Predictor:
-    """Load an artifact (a run folder or a file) for prediction. Raises ArtifactError, ModelError."""
+def open_model(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", precision: str = "fp32"
+) -> Predictor:
+    """Load an artifact (a run folder or a file) for prediction, in fp32, bf16 or fp16 (by torch's autocast).
+
+    Raises ArtifactError, ModelError.
+    """
     card = read_card(path)
     model = zoo.build(card.architecture)
     try:
@@ -154,7 +164,7 @@ def open_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
             f"The weights in {find(path)} do not fit {card.architecture.name}: {error}"
         ) from None
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Predictor(model, card, torch.device(device))
+    return Predictor(model, card, torch.device(device), precision)
 
 
 def with_scores(card: Card, scores: Mapping[str, Any]) -> Card:

@@ -35,8 +35,8 @@ Json = Annotated[bool, tyro.conf.arg(name="json")]
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train a classifier and measure it. With no DATA it trains on the embedded handwritten digits."""
+class _FromSpec:
+    """What commands that train have in common."""
 
     data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
     """Folder, list, archive, annotation file or name (the same as --data.source)."""
@@ -50,7 +50,15 @@ class Train:
 
 
 @dataclass(frozen=True)
-class FindLr(Train):
+class Train(_FromSpec):
+    """Train a classifier and measure it. With no DATA it trains on the embedded handwritten digits."""
+
+    profile: bool = False
+    """Tell where a step's time goes, and write a trace for Perfetto (profile/ in the run's folder)."""
+
+
+@dataclass(frozen=True)
+class FindLr(_FromSpec):
     """Find a good learning rate: the range test of Smith (2015), which trains while the rate rises."""
 
     steps: int = 100
@@ -81,6 +89,8 @@ class Evaluate:
     """Folder for metrics.json, predictions.csv and pictures of the mistakes."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the network computes in; with less than fp32 the answers can differ a little."""
     format: Literal["auto", "folder", "list", "voc", "createml", "yolo", "coco", "name"] = "auto"
     """How to read DATA."""
     boxes: Literal["image", "crop"] = "image"
@@ -216,7 +226,7 @@ def _json(content: Any) -> str:
 def _train(args: Train) -> int:
     from tellapart import workflow
 
-    return _print_result(workflow.train(args.data_source, spec=args.spec), args.as_json)
+    return _print_result(workflow.train(args.data_source, spec=args.spec, profile=args.profile), args.as_json)
 
 
 def _resume(args: Resume) -> int:
@@ -286,7 +296,13 @@ def _evaluate(args: Evaluate) -> int:
 
     changes: dict[str, Any] = {"format": args.format, "boxes": args.boxes} if args.source else {}
     evaluation = workflow.evaluate(
-        args.model, args.source, split=args.split, out=args.out, device=args.device, **changes
+        args.model,
+        args.source,
+        split=args.split,
+        out=args.out,
+        device=args.device,
+        precision=args.precision,
+        **changes,
     )
     if args.as_json:
         print(_json(evaluation.to_dict()))
@@ -523,7 +539,7 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
 def _defaults(kind: type[T], argv: Sequence[str]) -> T | None:
     """Return the default arguments of a command that takes a spec, from --recipe and --spec."""
     recipe, spec_file = _value_of("--recipe", argv), _value_of("--spec", argv)
-    if not issubclass(kind, Train) or not (recipe or spec_file):
+    if not issubclass(kind, _FromSpec) or not (recipe or spec_file):
         return None
     from tellapart import recipes
 

@@ -16,7 +16,7 @@ import torch
 
 from tellapart.errors import SpecError
 
-_CPU_PIXELS = 32 * 288 * 288  # of the images that a CPU computes at once
+AMP_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by training.precision
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -89,17 +89,6 @@ def plain_kernels(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.mkldnn.enabled = before
-
-
-def inference_batch(device: torch.device, size: int) -> int:
-    """Return how many images of ``size`` x ``size`` pixels to compute at once where no gradient is wanted.
-
-    On a CPU as many as leave a layer's maps in its cache: measured with EfficientNet-Lite0 at 288 pixels, batches of
-    32 to 64 are 1.2 to 2 times as fast as 160, and batches of 8 take 1.2 times as long.
-    """
-    if device.type != "cpu":
-        return 256
-    return max(8, min(256, _CPU_PIXELS // size**2))
 
 
 def seed_device(device: torch.device, seed: int) -> None:

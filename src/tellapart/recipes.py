@@ -24,7 +24,13 @@ def tutorial() -> Spec:
         augment=AugmentSpec(preset="none"),
         model=ModelSpec(name="tutorial-net"),
         training=TrainingSpec(
-            epochs=2, batch_size=4, optimizer="sgd", lr=0.001, momentum=0.9, schedule="constant"
+            epochs=2,
+            batch_size=4,
+            optimizer="sgd",
+            lr=0.001,
+            momentum=0.9,
+            schedule="constant",
+            precision="fp32",
         ),
     )
 
@@ -41,7 +47,15 @@ def tutorial_cnn() -> Spec:
         data=DataSpec(source="cifar10", val_fraction=0.1),
         augment=AugmentSpec(preset="none"),
         model=ModelSpec(name="simple-cnn"),
-        training=TrainingSpec(epochs=15, batch_size=32, optimizer="adam", lr=0.001, schedule="constant"),
+        training=TrainingSpec(
+            epochs=15,
+            batch_size=32,
+            optimizer="adam",
+            lr=0.001,
+            schedule="constant",
+            precision="fp32",
+            accumulate=1,
+        ),
     )
 
 

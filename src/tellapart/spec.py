@@ -66,8 +66,11 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
                 raise SpecError(f"{name} is {value!r}; it {problem}.")
         return value
     if origin is Literal:
-        if not any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint)):
-            valid = [str(choice) for choice in typing.get_args(hint)]
+        choices = typing.get_args(hint)
+        if isinstance(value, bool) and value not in choices and {"on", "off"} <= set(choices):
+            value = "on" if value else "off"  # what YAML 1.1 makes of these words
+        if not any(value == choice and type(value) is type(choice) for choice in choices):
+            valid = [str(choice) for choice in choices]
             raise SpecError(f"{name} is {value!r}. {did_you_mean(str(value), valid)}")
         return value
     if origin in (types.UnionType, typing.Union):
@@ -260,8 +263,8 @@ class TrainingSpec(Section):
     """Passes over the training images."""
     batch_size: CountOrZero = 0
     """Images for each step of the optimizer, over all processes and micro-batches; 0: by the images' size."""
-    accumulate: Count = 1
-    """Micro-batches that a step's batch is computed in, to save memory."""
+    accumulate: CountOrZero = 0
+    """Micro-batches that a step's batch is computed in, to save memory or time; 0: see speed.probe, else 1."""
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "muon", "muon-sgd"] = "adamw"
     """The optimizer; muon has AdamW for what is no hidden matrix, muon-sgd has SGD and holds matrices' norms."""
     lr: Positive = 0.001
@@ -318,8 +321,8 @@ class TrainingSpec(Section):
     """Early stopping: what counts as better."""
     best_metric: Literal["accuracy", "macro-f1", "balanced-accuracy", "loss"] = "accuracy"
     """The validation figure by which the best epoch is chosen."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Mixed precision by torch.amp; fp16 with a gradient scaler."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Mixed precision by torch.amp; fp16 with a gradient scaler. auto: bf16 where speed.probe finds it faster."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     threads: CountOrZero = 0
@@ -344,8 +347,14 @@ class SpeedSpec(Section):
 
     channels_last: bool = True
     """Keep images and convolutions in channels-last order."""
-    compile: bool = False
-    """torch.compile: pays in long runs only."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: where a run is so long that it was measured to pay."""
+    cuda_graphs: bool = False
+    """CUDA: record the network's kernels once and replay them; for small networks and batches."""
+    fused: bool = True
+    """One kernel for an optimizer's whole step, where torch has it."""
+    probe: bool = True
+    """In long runs, measure a few steps to choose what is left open: precision, accumulate and compile."""
     features: bool = True
     """While only the head trains: compute the frozen backbone's features once, where images do not change."""
     feature_views: CountOrZero = 0

@@ -375,3 +375,12 @@ def test_muon_needs_a_torch_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(SpecError, match=r"needs torch 2\.9"):
         build(Net(), spec("muon"))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
+def test_fused_kernels_can_be_switched_off(name: str) -> None:
+    groups = parameter_groups(Net(), BLOCKS, 0.1)
+    for fused in (True, False):
+        optimizer = build_optimizer(spec(name), groups, fused)
+        found = optimizer._inner[False] if name == "muon" else optimizer
+        assert {bool(group["fused"]) for group in found.param_groups} == {fused}

@@ -19,6 +19,22 @@ from tellapart.errors import TrainingError
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
+# Pixels of a batch beyond which images a second hardly rise, and the bounds of the batch. Measured on a CPU
+# with AVX-512, images/s: at 224 pixels 26 in batches of 8, 31 of 32, 30 of 128; at 32 pixels 456 of 8, 627 of 128.
+_PIXELS = {"cpu": 64 * 224 * 224}
+_PIXELS_ELSEWHERE = 512 * 224 * 224
+_SMALLEST, _LARGEST = {"cpu": 32}, {"cpu": 512}
+
+
+def batch_that_pays(size: int, device: torch.device) -> int:
+    """Return how many images of ``size`` x ``size`` pixels to compute at once on ``device``.
+
+    The largest batch that pays: a larger one needs more memory and is not faster.
+    """
+    pixels = _PIXELS.get(device.type, _PIXELS_ELSEWHERE)
+    low, high = _SMALLEST.get(device.type, 64), _LARGEST.get(device.type, 4096)
+    return min(max(pixels // size**2, low), high)
+
 
 def collect_logits(
     predict: Predict,

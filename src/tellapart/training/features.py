@@ -30,11 +30,12 @@ from tellapart.augment import Augment
 from tellapart.data import cache
 from tellapart.data.archives import cache_folder
 from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
-from tellapart.devices import inference_batch, is_out_of_memory, release
+from tellapart.devices import is_out_of_memory, release
 from tellapart.errors import CacheError, ModelError, TrainingError
+from tellapart.evaluation.infer import batch_that_pays
 from tellapart.models import frozen
 from tellapart.preprocess import Views, normalise
-from tellapart.spec import AugmentSpec, to_dict
+from tellapart.spec import AugmentSpec, Spec, to_dict
 from tellapart.training import setup
 from tellapart.training.distributed import Processes
 from tellapart.training.objectives import Objective, Prepared
@@ -55,45 +56,53 @@ class Screen(Protocol):
         """Return a context manager with ``advance(n)``."""
 
 
+def expected(spec: Spec) -> bool:
+    """Return whether all of a run will train on features, as far as its spec tells."""
+    return spec.speed.features and spec.model.finetune == "head" and not _obstacle(spec)
+
+
 def offer(plan: Plan, prepared: setup.Prepared, processes: Processes, screen: Screen) -> None:
     """Give the plan its way on features where that is possible; else say what prevents it.
 
     Nothing is computed yet. Does nothing where no stage trains the head alone, or ``speed.features`` is off.
     """
-    spec = plan.spec
+    spec, split = plan.spec, None
     if not spec.speed.features or spec.model.finetune not in ("head", "staged"):
         return
-    if plan.begin_epoch:
-        screen.message("The frozen backbone runs in every epoch, since the size of the images changes.")
+    obstacle = _obstacle(spec)
+    if not obstacle:
+        contract = prepared.contract
+        generator = torch.Generator().manual_seed(0)
+        trial = torch.randn(2, contract.channels, contract.size, contract.size, generator=generator)
+        try:
+            split = frozen.Split(plan.model, plan.blocks, trial.to(processes.device))
+        except ModelError as error:
+            obstacle = f"it cannot be cut off: {error}."
+    if split is None:
+        screen.message(f"The frozen backbone runs in every epoch, since {obstacle}")
         return
-    if spec.input.views != "one":
-        screen.message("The frozen backbone runs in every epoch, since validation averages several views.")
-        return
-    changing = _changing(spec.augment)
-    if spec.augment.mixup or spec.augment.cutmix:
-        screen.message(
-            "The frozen backbone runs in every epoch, since MixUp and CutMix mix images anew in each step; without "
-            "them its features would be computed once."
-        )
-        return
-    if changing and not spec.speed.feature_views:
-        screen.message(
-            f"The frozen backbone runs in every epoch, since augmentation changes the images ({changing}). Its "
-            "features are computed once with --augment.preset none, or with --speed.feature-views K, of K augmented "
-            "views of each image."
-        )
-        return
-    contract = prepared.contract
-    generator = torch.Generator().manual_seed(0)
-    trial = torch.randn(2, contract.channels, contract.size, contract.size, generator=generator)
-    try:
-        split = frozen.Split(plan.model, plan.blocks, trial.to(processes.device))
-    except ModelError as error:
-        screen.message(f"The frozen backbone runs in every epoch, since it cannot be cut off: {error}.")
-        return
-    views = spec.speed.feature_views if changing else 1
+    views = spec.speed.feature_views if _changing(spec.augment) else 1
     maker = _Maker(plan, prepared, processes, screen, split, views)
     plan.on_features = functools.cache(maker.way)
+
+
+def _obstacle(spec: Spec) -> str:
+    """Return what in the spec prevents computing features once, and what would help; empty for nothing."""
+    if spec.training.start_size:
+        return "the size of the images changes (training.start_size)."
+    if spec.input.views != "one":
+        return f"validation averages several views (input.views is {spec.input.views!r})."
+    if spec.augment.mixup or spec.augment.cutmix:
+        return (
+            "MixUp and CutMix mix images anew in each step; without them its features would be computed once."
+        )
+    changing = _changing(spec.augment)
+    if changing and not spec.speed.feature_views:
+        return (
+            f"augmentation changes the images ({changing}). Its features are computed once with --augment.preset "
+            "none, or with --speed.feature-views K, of K augmented views of each image."
+        )
+    return ""
 
 
 def _changing(spec: AugmentSpec) -> str:
@@ -145,7 +154,7 @@ class _Maker:
         self.augment = Augment(
             plan.spec.augment, prepared.contract, len(prepared.classes), order, plan.spec.seed
         )
-        self.micro = inference_batch(self.device, prepared.contract.size)
+        self.micro = batch_that_pays(prepared.contract.size, self.device)
 
     def way(self) -> Way:
         """Return the way on features; they are computed where the cache does not have them."""

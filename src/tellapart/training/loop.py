@@ -24,10 +24,12 @@ from tellapart.devices import plain_kernels
 from tellapart.errors import TrainingError
 from tellapart.models import heads
 from tellapart.training import checkpoint, sampling
+from tellapart.training.compiled import Compiled, Graphed
 from tellapart.training.distributed import Processes
 from tellapart.training.interrupt import Interrupt
 from tellapart.training.optim import set_lr
-from tellapart.training.step import Plan, Stepper, Way
+from tellapart.training.profile import Profile
+from tellapart.training.step import Outcome, Plan, Stepper, Way
 from tellapart.training.tally import Tally
 
 State = dict[str, torch.Tensor]
@@ -78,7 +80,10 @@ class Progress:
 class Trainer:
     """Runs a plan to its end, or to where it is interrupted."""
 
-    def __init__(self, plan: Plan, processes: Processes, folder: Path, report: Reporter) -> None:
+    def __init__(
+        self, plan: Plan, processes: Processes, folder: Path, report: Reporter, profile: Profile | None = None
+    ) -> None:
+        self.profile = profile
         self.plan, self.processes, self.folder, self.report = plan, processes, folder, report
         self.spec, self.training = plan.spec, plan.spec.training
         self.device = processes.device
@@ -96,8 +101,11 @@ class Trainer:
         """Train until the last epoch, early stopping, or an interruption. Raises TrainingError."""
         epochs = self.training.epochs
         self.report.start(epochs, self.plan.steps_per_epoch, self.progress.step)
-        with Interrupt() as interrupt, plain_kernels(self.plan.plain_kernels):
+        profile = self.profile or contextlib.nullcontext()
+        with Interrupt() as interrupt, plain_kernels(self.plan.plain_kernels), profile:
             self._saved_at = time.monotonic()
+            if self.profile:
+                self.profile.attach(self)
             while self.progress.epoch < epochs and not self.progress.finished:
                 self._set_stage()
                 if not self._train_epoch(interrupt):
@@ -118,29 +126,17 @@ class Trainer:
         steps = -(-len(order) // self.training.batch_size)
         heads.train_mode(way.model)
         started, seen, shown, before = time.perf_counter(), 0, 0.0, progress.seconds
-        rank, world = self.processes.rank, self.processes.world
-        tally = self.tally = Tally(self.device, progress.sums, progress.window)
-        for index, batch in batches(
-            way.train,
-            order,
-            self.training.batch_size,
-            progress.step_in_epoch,
-            rank,
-            world,
-            progress.epoch,
-            self.device,
-        ):
+        self.tally = Tally(self.device, progress.sums, progress.window)
+        for index, batch in self._batches(order):
             factor = plan.schedule.factor(progress.step)
             set_lr(plan.optimizer, self.training.lr, factor, progress.step)
             logging = (index + 1) % self.log_every == 0 or index + 1 == steps
             batch = self._weighted(batch)
             try:
-                outcome = self.stepper.take(batch.to(self.device), progress.step, logging)
+                outcome = self.stepper.take(self._copy(batch), progress.step, logging)
             except FloatingPointError:
                 self._not_finite()
-            tally.add(outcome.loss, outcome.right, 0 if batch.filler else len(batch.labels))
-            if plan.pruning and not batch.filler:
-                plan.pruning.note(batch.ours, outcome.losses)
+            self._count(outcome, batch)
             # A step's number is its place in the schedule: an epoch of fewer images leaves numbers out.
             progress.step = (
                 progress.epoch * plan.steps_per_epoch + (index + 1) * plan.steps_per_epoch // steps
@@ -155,10 +151,13 @@ class Trainer:
                 self._show(rate)
             if logging:
                 self._log(outcome.norm, factor, rate)
-            if not self._go_on(interrupt, index + 1 == steps):
+            going = self._go_on(interrupt, index + 1 == steps)
+            if self.profile:
+                self.profile.stepped()
+            if not going:
                 return False
         self._check_finite()
-        progress.sums, progress.window = tally.read()
+        progress.sums, progress.window = self.tally.read()
         return True
 
     def _order(self) -> sampling.Order:
@@ -169,11 +168,33 @@ class Trainer:
         order = order[: plan.images_per_epoch]
         return plan.pruning.order(order, epoch) if plan.pruning else order
 
+    def _batches(self, order: sampling.Order) -> Iterator[tuple[int, RawBatch]]:
+        """Yield the rest of the epoch's (step in epoch, this process's part of the batch)."""
+        progress, processes = self.progress, self.processes
+        yield from batches(
+            self.way.train,
+            order,
+            self.training.batch_size,
+            progress.step_in_epoch,
+            processes.rank,
+            processes.world,
+            progress.epoch,
+            self.device,
+        )
+
     def _weighted(self, batch: RawBatch) -> RawBatch:
         """Return a batch with its images' weights in the loss, where they have any."""
         if self.plan.pruning is None:
             return batch
         return dataclasses.replace(batch, weights=torch.from_numpy(self.plan.pruning.weights[batch.ours]))
+
+    def _copy(self, batch: RawBatch) -> RawBatch:
+        return batch.to(self.device)
+
+    def _count(self, outcome: Outcome, batch: RawBatch) -> None:
+        self.tally.add(outcome.loss, outcome.right, 0 if batch.filler else len(batch.labels))
+        if self.plan.pruning and not batch.filler:
+            self.plan.pruning.note(batch.ours, outcome.losses)
 
     def _go_on(self, interrupt: Interrupt, last: bool) -> bool:
         """Save where it is time; return False where the run should stop here."""
@@ -242,8 +263,12 @@ class Trainer:
         self.on_features = shorter() if shorter else None
         self.stepper.objective = self.on_features.objective if self.on_features else None
         network: Any = self.way.model
-        if self.spec.speed.compile and not self.on_features:
-            network = torch.compile(model)
+        if self.on_features:
+            pass  # too little work for either of the two
+        elif self.spec.speed.compile == "on":
+            network = Compiled(model, self.report.warn)
+        elif self._can_graph():
+            network = Graphed(model, self.training.batch_size, self.report.warn)
         if self.processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
@@ -261,6 +286,10 @@ class Trainer:
         if spec.freeze_blocks and epoch >= math.ceil(spec.freeze_from * self.training.epochs):
             names += tuple(name for block in blocks[-spec.freeze_blocks :] for name in block)
         return names
+
+    def _can_graph(self) -> bool:
+        one_part = self.training.accumulate == 1 and self.processes.world == 1
+        return self.spec.speed.cuda_graphs and one_part and self.device.type == "cuda"
 
     def _end_epoch(self) -> None:
         progress, plan = self.progress, self.plan

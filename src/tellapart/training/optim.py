@@ -74,11 +74,12 @@ def parameter_groups(
     return list(groups.values())
 
 
-def build_optimizer(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
+def build_optimizer(spec: TrainingSpec, groups: list[Group], fused: bool = True) -> torch.optim.Optimizer:
     """Return the optimizer of ``spec`` over the groups of ``parameter_groups``.
 
     Its param_groups have ``lr`` (``spec.lr`` times lr_scale, until ``set_lr``) and ``lr_scale``. Going on
     after ``load_state_dict`` is exact, bit for bit. Move the model to its device and memory format before.
+    ``fused``: use torch's kernels for a whole step, where it has them (SGD, Adam, AdamW on the CPU and CUDA).
     Raises SpecError for values that the optimizer cannot have.
     """
     _check(spec)
@@ -88,8 +89,8 @@ def build_optimizer(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Opti
     if spec.optimizer == "muon-sgd":
         return _muon_sgd(spec, plain, [group["matrices"] for group in groups])
     if spec.optimizer == "muon":
-        return Muon(spec, plain, [group["matrices"] for group in groups])
-    return _BUILDERS[spec.optimizer](spec, plain)
+        return Muon(spec, plain, [group["matrices"] for group in groups], fused)
+    return _BUILDERS[spec.optimizer](spec, plain, fused)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, factor: float, step: int = 0) -> None:
@@ -158,21 +159,21 @@ def _check(spec: TrainingSpec) -> None:
         raise SpecError(f"training.betas is {spec.betas}; both must be at least 0 and below 1.")
 
 
-def _kernels(groups: list[Group]) -> dict[str, bool]:
-    """Return ``{"fused": True}`` where torch can, ``{"foreach": True}`` elsewhere.
+def _kernels(groups: list[Group], fused: bool) -> dict[str, bool]:
+    """Return ``{"fused": True}`` where wanted and torch can, ``{"foreach": True}`` elsewhere.
 
     The fused kernels walk memory and take the strides of gradient and weight to be the same, which autograd
     sees to.
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
-    can = all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in parameters)
+    can = fused and all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in parameters)
     return {"fused": True} if can else {"foreach": True}
 
 
-def _sgd(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
+def _sgd(spec: TrainingSpec, groups: list[Group], fused: bool) -> torch.optim.Optimizer:
     # With a gradient scaler, torch's fused SGD leaves the momentum uninitialised where the first step is
     # skipped.
-    kernels = {"foreach": True} if spec.precision == "fp16" else _kernels(groups)
+    kernels = {"foreach": True} if spec.precision == "fp16" else _kernels(groups, fused)
     optimizer = torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov, **kernels)
     if spec.momentum:
         optimizer.register_step_pre_hook(_begin_momentum)
@@ -192,19 +193,19 @@ def _begin_momentum(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) ->
                 state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def _adam(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, lr=spec.lr, betas=spec.betas, **_kernels(groups))
+def _adam(spec: TrainingSpec, groups: list[Group], fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=spec.lr, betas=spec.betas, **_kernels(groups, fused))
 
 
-def _adamw(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, **_kernels(groups))
+def _adamw(spec: TrainingSpec, groups: list[Group], fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, **_kernels(groups, fused))
 
 
-def _rmsprop(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
+def _rmsprop(spec: TrainingSpec, groups: list[Group], fused: bool) -> torch.optim.Optimizer:
     return torch.optim.RMSprop(groups, lr=spec.lr, momentum=spec.momentum, foreach=True)
 
 
-_BUILDERS: dict[str, Callable[[TrainingSpec, list[Group]], torch.optim.Optimizer]] = {
+_BUILDERS: dict[str, Callable[[TrainingSpec, list[Group], bool], torch.optim.Optimizer]] = {
     "sgd": _sgd,
     "adam": _adam,
     "adamw": _adamw,
@@ -243,7 +244,9 @@ class Muon(torch.optim.Optimizer):
     step.
     """
 
-    def __init__(self, spec: TrainingSpec, groups: list[Group], matrices: list[list[bool]]) -> None:
+    def __init__(
+        self, spec: TrainingSpec, groups: list[Group], matrices: list[list[bool]], fused: bool = True
+    ) -> None:
         if not hasattr(torch.optim, "Muon"):
             raise SpecError(
                 f"training.optimizer muon needs torch 2.9 or newer; this is {torch.__version__}. "
@@ -271,7 +274,7 @@ class Muon(torch.optim.Optimizer):
                 adjust_lr_fn="match_rms_adamw",
             )
         if others:
-            self._inner[False] = _adamw(spec, others)
+            self._inner[False] = _adamw(spec, others, fused)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -115,6 +115,18 @@ def resolve(spec: Spec, samples: Samples, seen: Look) -> tuple[Spec, weights.Wei
     )
 
 
+def settle(spec: Spec) -> Spec:
+    """Return the spec with what no probe has chosen: fp32, the whole batch at once, no compiling."""
+    changes: dict[str, Any] = {}
+    if spec.training.precision == "auto":
+        changes["training.precision"] = "fp32"
+    if not spec.training.accumulate:
+        changes["training.accumulate"] = 1
+    if spec.speed.compile == "auto":
+        changes["speed.compile"] = "off"
+    return update(spec, changes) if changes else spec
+
+
 def contract(spec: InputSpec) -> Preprocessing:
     """Return the preprocessing contract of a resolved input spec; without mean and deviation: those of no change."""
     channels = spec.channels

@@ -17,10 +17,10 @@ from tellapart.data import images as decoded
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
 from tellapart.data.transfer import resident_limit
-from tellapart.devices import inference_batch, seed_device
+from tellapart.devices import AMP_DTYPES, seed_device
 from tellapart.errors import DataError, SpecError
 from tellapart.evaluation import metrics
-from tellapart.evaluation.infer import collect_logits
+from tellapart.evaluation.infer import batch_that_pays, collect_logits
 from tellapart.models import heads, weights, zoo
 from tellapart.preprocess import Preprocessing, Views, averaged, normalise, resize
 from tellapart.spec import Spec
@@ -140,9 +140,10 @@ def _initial_images(prepared: Prepared) -> torch.Tensor:
 
 
 def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Plan:
-    """Return what the loop runs."""
-    spec, training, device = prepared.spec, prepared.spec.training, processes.device
-    plain = device.type == "cpu" and _flops(prepared, model) * training.batch_size < PLAIN_KERNELS_FLOPS
+    """Return what the loop runs; what is still open for speed (see ``probe``) is as without a probe."""
+    spec = resolve.settle(prepared.spec)
+    training, device = spec.training, processes.device
+    plain = device.type == "cpu" and flops(prepared, model) * training.batch_size < PLAIN_KERNELS_FLOPS
     has_convolutions = any(isinstance(module, torch.nn.Conv2d) for module in model.modules())
     channels_last = spec.speed.channels_last and has_convolutions and not plain
     if channels_last:
@@ -189,7 +190,7 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         model=model,
         blocks=blocks,
         objective=objective,
-        optimizer=optim.build_optimizer(training, groups),
+        optimizer=optim.build_optimizer(training, groups, spec.speed.fused),
         schedule=Schedule(training, steps, training.epochs),
         train=_resident(prepared.train, spec, device),
         validate=validator(prepared.val, inputs, spec, processes, resolve.views(spec.input)),
@@ -226,7 +227,7 @@ def _has_batch_norm(model: torch.nn.Module) -> bool:
     return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
-def _flops(prepared: Prepared, model: torch.nn.Module) -> int:
+def flops(prepared: Prepared, model: torch.nn.Module) -> int:
     """Return the floating-point operations of one image's forward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -239,8 +240,8 @@ def _flops(prepared: Prepared, model: torch.nn.Module) -> int:
 
 
 def autocast(spec: Spec, device: torch.device) -> torch.autocast:
-    """Return a context in which networks compute in the spec's precision."""
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[spec.training.precision]
+    """Return a context in which networks compute in the spec's precision, which is settled."""
+    dtype = AMP_DTYPES[spec.training.precision]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
@@ -260,7 +261,7 @@ def validator(
     images = _resident(images, spec, processes.device)
     labels = torch.from_numpy(images.samples.labels)
     ours = np.array_split(np.arange(len(images)), processes.world)[processes.rank]
-    batch_size = inference_batch(processes.device, spec.input.size)
+    batch_size = batch_that_pays(spec.input.size, processes.device)
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
         model.eval()

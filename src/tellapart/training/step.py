@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tellapart.data.loader import ImageSet, RawBatch
-from tellapart.devices import is_out_of_memory, release, seed_device
+from tellapart.devices import AMP_DTYPES, is_out_of_memory, release, seed_device
 from tellapart.errors import TrainingError
 from tellapart.spec import Spec
 from tellapart.training.distributed import Processes
@@ -116,8 +116,7 @@ class Stepper:
         self._parameters = list(plan.model.parameters())
         self._buffers = list(plan.model.buffers())
         self._kept = [buffer.clone() for buffer in self._buffers]
-        precision = self.training.precision
-        self._amp = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._amp = AMP_DTYPES[self.training.precision]
 
     def take(self, batch: RawBatch, step: int, measure: bool) -> Outcome:
         """Compute the batch's gradients and update the weights; with ``measure`` the gradient's norm too.
@@ -147,12 +146,12 @@ class Stepper:
 
         Returns sums of loss and right answers, and the loss of each image.
         """
-        plan, seed = self.plan, self.plan.spec.seed
+        seed = self.plan.spec.seed
         self._generator.manual_seed(step_seed(seed, step, 0))
         seed_device(self.processes.device, step_seed(seed, step, 1 + self.processes.rank))
         for parameter in self._parameters:
             parameter.grad = None
-        prepared = (self.objective or plan.objective).prepare(batch, self._generator, self.micro)
+        prepared = self._prepare(batch)
         total = len(prepared)
         if total <= self.micro:
             return self._part(prepared, batch, 0, True)
@@ -166,7 +165,7 @@ class Stepper:
     def _part(
         self, part: Prepared, batch: RawBatch, start: int, last: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        plan, weight = self.plan, self.processes.world / batch.count
+        weight = self.processes.world / batch.count
         with self._no_sync() if not last else _NOTHING, self._autocast():
             losses, right = self._forward(part)
             total = losses.sum()
@@ -175,9 +174,16 @@ class Stepper:
                 counted = (losses * batch.weights[start : start + len(losses)]).sum()
             if batch.filler:  # this process has no image of the step, but the others wait for its gradients
                 total, counted, right = total * 0, counted * 0, right * 0
-            loss = counted * weight
-            (plan.scaler.scale(loss) if plan.scaler else loss).backward()
+            self._backward(counted * weight)
         return total.detach(), right, losses.detach()
+
+    def _prepare(self, batch: RawBatch) -> Prepared:
+        objective = self.objective or self.plan.objective
+        return objective.prepare(batch, self._generator, self.micro)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        scaler = self.plan.scaler
+        (scaler.scale(loss) if scaler else loss).backward()
 
     def _forward(self, part: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each sample's loss, and how many were right.
@@ -202,12 +208,13 @@ class Stepper:
                 norm.train()
 
     def _update(self, measure: bool) -> float:
-        """Step the optimizer; return the gradient's norm where it was computed, else NaN."""
+        """Step the optimizer; return the gradient's norm where ``measure`` asks for it, else NaN."""
         plan, clip, norm = self.plan, self.training.clip_norm, math.nan
         if plan.scaler and (clip or measure):
             plan.scaler.unscale_(plan.optimizer)
         if clip:
-            norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, clip))
+            total = torch.nn.utils.clip_grad_norm_(self._parameters, clip)
+            norm = float(total) if measure else math.nan  # reading it waits for the device
         elif measure:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))

@@ -17,8 +17,8 @@ from tellapart.data import images as decoded
 from tellapart.data import sources
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples, training_hashes
-from tellapart.devices import choose_device, inference_batch
-from tellapart.errors import DataError
+from tellapart.devices import AMP_DTYPES, choose_device
+from tellapart.errors import DataError, SpecError, did_you_mean
 from tellapart.evaluation import compare as comparing
 from tellapart.evaluation import infer, metrics
 from tellapart.evaluation import report as reporting
@@ -33,8 +33,8 @@ def evaluate_set(
     if predictor.card.views.count > 1:
         console.message(predictor.card.views.describe())
     started = time.perf_counter()
-    batch_size = inference_batch(predictor.device, predictor.preprocessing.size)
     with console.busy(f"Evaluating on {split}", len(images)) as busy:
+        batch_size = infer.batch_that_pays(predictor.preprocessing.size, predictor.device)
         logits = infer.collect_logits(predictor, images, batch_size=batch_size, advance=busy.advance)
     seconds = time.perf_counter() - started
     labels = torch.from_numpy(images.samples.labels)
@@ -66,6 +66,7 @@ def evaluate(
     split: str = "",
     out: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    precision: str = "fp32",
     quiet: bool = False,
     **data_changes: Any,
 ) -> metrics.Evaluation:
@@ -77,12 +78,15 @@ def evaluate(
         split: train, val, test or all; by default test where there is one, else val, else all.
         out: folder to write metrics.json, predictions.csv and the worst mistakes to (under evaluation/SPLIT).
         device: auto, cpu, cuda, cuda:N or mps.
+        precision: fp32, bf16 or fp16, by torch's autocast.
         quiet: no progress on standard error.
         data_changes: fields of the data section, such as ``format="coco"``.
 
     Raises DataError where the data has a class that the model does not know.
     """
-    predictor = artifact.open_model(model, choose_device(device))
+    if precision not in AMP_DTYPES:
+        raise SpecError(f"precision is {precision!r}. {did_you_mean(precision, list(AMP_DTYPES))}")
+    predictor = artifact.open_model(model, choose_device(device), precision)
     with Console(quiet=quiet) as console:
         if data is None:
             folder = runs.require(model)

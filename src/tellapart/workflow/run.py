@@ -37,9 +37,10 @@ from tellapart.tracking import (
     confusion_image,
     picture_grid,
 )
-from tellapart.training import checkpoint, features, loop, lr_finder, resolve, setup
+from tellapart.training import checkpoint, features, loop, lr_finder, probe, resolve, setup
 from tellapart.training.distributed import Processes, processes
 from tellapart.training.lr_finder import LrCurve
+from tellapart.training.profile import Profile
 from tellapart.training.step import Plan
 from tellapart.workflow.measure import evaluate_set
 
@@ -79,6 +80,7 @@ def train(
     recipe: str | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,
     quiet: bool = False,
+    profile: bool = False,
     **changes: Any,
 ) -> Result:
     """Train a classifier and measure it.
@@ -88,6 +90,7 @@ def train(
         recipe: name of a recipe to start from.
         spec: a Spec, or the path of a YAML file.
         quiet: no progress on standard error.
+        profile: tell where a step's time goes, and keep it, with a trace, under ``profile`` in the run's folder.
         changes: fields of the spec, such as ``training={"epochs": 3}``, ``seed=1`` or ``**{"model.name": "resnet18"}``.
 
     Raises: errors of ``tellapart.errors``.
@@ -96,13 +99,14 @@ def train(
     with processes(wanted.training.device) as procs, Console(quiet=quiet or not procs.first) as console:
         samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.message))
         prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
-        plan, card = _plan(prepared, procs, console)
+        prepared, plan, card = _plan(prepared, procs, console)
         made = runs.create(wanted.run.dir, prepared.spec.model.name) if procs.first else None
         folder = procs.from_first(made)
         assert folder is not None
         if procs.first:
             _write_start(folder, prepared, samples)
-        return _run(folder, prepared, plan, card, procs, console, None)
+        looking = profile and procs.first
+        return _run(folder, prepared, plan, card, procs, console, None, looking)
 
 
 def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
@@ -117,7 +121,7 @@ def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
         content = checkpoint.load_newest(folder / runs.CHECKPOINTS)
         if content is None:
             console.message(f"{folder} has no checkpoint yet: training starts at the beginning.")
-        plan, card = _plan(prepared, procs, console)
+        prepared, plan, card = _plan(prepared, procs, console)
         return _run(folder, prepared, plan, card, procs, console, content)
 
 
@@ -264,8 +268,13 @@ def _trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool, co
     return Trackers(kept)
 
 
-def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple[Plan, artifact.Card]:
-    """Build what will be trained; everything that can be wrong in the spec is found here, before any file is made."""
+def _plan(
+    prepared: setup.Prepared, procs: Processes, console: Console
+) -> tuple[setup.Prepared, Plan, artifact.Card]:
+    """Build what will be trained; everything that can be wrong in the spec is found here, before any file is made.
+
+    Returns ``prepared`` too, with a spec that leaves nothing open.
+    """
     if prepared.spec.training.threads:
         torch.set_num_threads(prepared.spec.training.threads)
     model, architecture, info = setup.build_model(prepared)
@@ -287,9 +296,13 @@ def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple
         },
         views=resolve.views(prepared.spec.input),
     )
+    if features.expected(prepared.spec):  # little is left to make faster
+        prepared = dataclasses.replace(prepared, spec=resolve.settle(prepared.spec))
+    else:
+        prepared = probe.choose(prepared, model, procs, console.message)
     plan = setup.plan(prepared, model, procs)
     features.offer(plan, prepared, procs, console)
-    return plan, card
+    return prepared, plan, card
 
 
 def _run(
@@ -300,11 +313,13 @@ def _run(
     procs: Processes,
     console: Console,
     content: dict[str, Any] | None,
+    profile: bool = False,
 ) -> Result:
     spec = prepared.spec
     tracker = _trackers(spec, folder, content["progress"]["step"] if content else None, procs.first, console)
     reporter = _RunReporter(console, tracker, spec.run.log_every, plan.steps_per_epoch)
-    trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter)
+    looking = Profile(folder / "profile", console.message) if profile else None
+    trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter, looking)
     reporter.keep = lambda: artifact.save(folder / artifact.FILE_NAME, trainer.weights(), card)
     if content is not None:
         trainer.restore(content)
@@ -414,7 +429,7 @@ def find_lr(
     with processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
         samples = sources.open_source(wanted.data, console.message)
         prepared = _prepare(wanted, samples, console)
-        plan, _ = _plan(prepared, procs, console)
+        prepared, plan, _ = _plan(prepared, procs, console)
         trainer = loop.Trainer(plan, procs, Path(os.devnull), _RunReporter(console, Trackers([]), 0, 1))
         with console.busy("Testing learning rates", steps) as busy:
             return lr_finder.find_lr(_counted(trainer.steps_at(), busy.advance), steps)

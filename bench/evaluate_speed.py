@@ -1,0 +1,167 @@
+"""Evaluation of photographs, images a second: `tellapart evaluate` against the loop of timm's validate.py.
+
+    python bench/evaluate_speed.py --data hymenoptera_data --rounds 5
+
+Both evaluate the same network with the same weights on the same files, from the files to the accuracy:
+
+- timm: `timm.data.create_dataset` and `create_loader` (its evaluation transform, DataLoader workers), the network in
+  eval and inference mode, batches of 256 as by default. With `--channels-last` as its flag of that name.
+- tellapart, cold: an empty cache, so every image is decoded, written to the store and read again.
+- tellapart, warm: the store is there, as after training or an earlier evaluation.
+- with `--bf16`: the same with `tellapart evaluate --precision bf16`.
+
+Runs are interleaved; figures are medians, with the lowest and highest ratio. The networks: ResNet-18 (random weights)
+and EfficientNet-Lite0, whose ImageNet rows for "ant" and "bee" serve as the head, so that its accuracy means something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tellapart import artifact
+from tellapart.data import images as decoded
+from tellapart.data import sources
+from tellapart.devices import tune_allocator
+from tellapart.evaluation import infer
+from tellapart.models import weights, zoo
+from tellapart.packages import require
+from tellapart.preprocess import Preprocessing
+from tellapart.spec import DataSpec
+
+ANT, BEE = 310, 309  # ImageNet's classes
+SIZE = 224
+
+
+def networks(names: list[str]) -> dict[str, torch.nn.Module]:
+    """Return the networks with two classes, in the order ants, bees."""
+    found = {}
+    for name in names:
+        torch.manual_seed(0)
+        model = zoo.build(zoo.Architecture(name, 2, 3, SIZE))
+        if name.endswith("tf_efficientnet_lite0"):
+            whole = zoo.Architecture(name, 1000, 3, SIZE)
+            source = zoo.build(whole)
+            weights.load(source, whole, "efficientnet-lite0")
+            state = source.state_dict()
+            for key in ("classifier.weight", "classifier.bias"):
+                state[key] = state[key][[ANT, BEE]]
+            model.load_state_dict(state)
+        found[name] = model
+    return found
+
+
+def timm_validate(
+    model: torch.nn.Module, folder: Path, workers: int, channels_last: bool
+) -> tuple[float, float]:
+    """Return (images a second, accuracy) of what timm's validate.py does on the CPU."""
+    data = require("timm.data", "models", "The comparison")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = model.eval().to(memory_format=layout)
+    criterion = torch.nn.CrossEntropyLoss()
+    started = time.perf_counter()
+    dataset = data.create_dataset("", root=str(folder), split="")
+    loader = data.create_loader(
+        dataset,
+        input_size=(3, SIZE, SIZE),
+        batch_size=256,
+        use_prefetcher=False,
+        interpolation="bicubic",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        num_workers=workers,
+        crop_pct=0.875,
+        pin_memory=False,
+    )
+    right, seen, losses = 0, 0, 0.0
+    with torch.inference_mode():
+        for inputs, targets in loader:
+            logits = model(inputs.contiguous(memory_format=layout))
+            losses += criterion(logits, targets).item() * len(targets)
+            right += int((logits.argmax(1) == targets).sum())
+            seen += len(targets)
+    return seen / (time.perf_counter() - started), right / seen
+
+
+def ours(predictor: artifact.Predictor, folder: Path, cache: Path) -> tuple[float, float]:
+    """Return (images a second, accuracy) from the folder to the accuracy, as `tellapart evaluate` gets there."""
+    started = time.perf_counter()
+    spec = DataSpec(source=str(folder), cache_dir=str(cache), val_fraction=0.0, test_fraction=0.0)
+    samples = sources.open_source(spec, lambda text: None)
+    images, _ = decoded.evaluation_images(samples, predictor.preprocessing, spec)
+    batch_size = infer.batch_that_pays(SIZE, predictor.device)
+    logits = infer.collect_logits(predictor, images, batch_size=batch_size)
+    right = (logits.argmax(1).numpy() == images.samples.labels).sum()
+    return len(images) / (time.perf_counter() - started), right / len(images)
+
+
+def run(name: str, model: torch.nn.Module, args: argparse.Namespace, scratch: Path) -> None:
+    """Measure one network and print its lines."""
+    contract = Preprocessing(
+        size=SIZE, channels=3, resize="crop", interpolation="bicubic", crop_fraction=0.875,
+        mean=(0.5,) * 3, std=(0.5,) * 3,
+    )  # fmt: skip
+    card = artifact.Card(zoo.Architecture(name, 2, 3, SIZE), ("ants", "bees"), contract)
+    path = scratch / "model.safetensors"
+    artifact.save(path, model.state_dict(), card)
+    folder, warm = Path(args.data), scratch / "warm"
+
+    def cold(precision: str = "fp32") -> tuple[float, float]:
+        with tempfile.TemporaryDirectory(dir=scratch) as empty:
+            return ours(artifact.open_model(path, precision=precision), folder, Path(empty))
+
+    ways: dict[str, Callable[[], tuple[float, float]]] = {
+        "timm": lambda: timm_validate(model, folder, args.workers, args.channels_last),
+        "tellapart, cold": cold,
+        "tellapart, warm": lambda: ours(artifact.open_model(path), folder, warm),
+    }
+    if args.bf16:
+        ways["tellapart, cold, bf16"] = lambda: cold("bf16")
+        ways["tellapart, warm, bf16"] = lambda: ours(
+            artifact.open_model(path, precision="bf16"), folder, warm
+        )
+    ours(artifact.open_model(path), folder, warm)  # fills the store
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    for _ in range(args.rounds):
+        for way, measure in ways.items():
+            found[way].append(measure())
+    base = np.array([rate for rate, _ in found["timm"]])
+    for way, results in found.items():
+        rates = np.array([rate for rate, _ in results])
+        ratios = rates / base
+        print(
+            f"{name.removeprefix('timm/'):<23}{way:<23}{statistics.median(rates):>8.1f}{results[0][1]:>10.2%}"
+            f"{statistics.median(ratios):>8.2f}{ratios.min():>8.2f}{ratios.max():>9.2f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", required=True, help="a folder of photographs: ants/, bees/ (such as …/val)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2, help="of timm's DataLoader")
+    parser.add_argument("--channels-last", action="store_true", help="for timm too")
+    parser.add_argument("--bf16", action="store_true", help="measure tellapart in bf16 too")
+    parser.add_argument("--models", nargs="+", default=["timm/resnet18", "timm/tf_efficientnet_lite0"])
+    args = parser.parse_args()
+    tune_allocator()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.workers} workers for timm\n")
+    print(
+        f"{'network':<23}{'way':<23}{'images/s':>8}{'accuracy':>10}{'ratio':>8}{'lowest':>8}{'highest':>9}",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, model in networks(args.models).items():
+            run(name, model, args, Path(scratch))
+
+
+if __name__ == "__main__":
+    main()

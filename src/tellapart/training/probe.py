@@ -1,0 +1,361 @@
+"""The probe: what of precision, micro-batches and torch.compile is fastest here, by measuring a few steps.
+
+The steps are taken on a copy of the network, with real images, and leave nothing behind: weights, statistics and
+random state are those from before. A choice is remembered, so that timing's noise cannot make two runs of the same
+command on the same machine differ. Knows nothing of run folders.
+
+- bf16 only where it is at least 1.15 times as fast. Weights, their updates, losses and the statistics of norms are
+  float32 under torch's autocast in either case. On CUDA, bf16 is tried from compute capability 8.0 on (older cards
+  emulate it); fp16 is never chosen, since it needs a gradient scaler. fp32 is torch's own there: TF32 in
+  convolutions, not in matrix products. MPS: fp32.
+- Micro-batches (CPU only) that fit the processor's cache. Where batch norms train, their statistics are those of a
+  micro-batch, so there it has at least 128 images: ghost batch norm of that size trains as well as whole batches do
+  (Hoffer et al. 2017, arXiv 1705.08741). Elsewhere at least 16.
+- torch.compile where the rest of the run, at the measured pace, is longer than 20 minutes, and compiled steps are so
+  much faster that they earn back the compiling three times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tellapart.devices import AMP_DTYPES, is_out_of_memory, release
+from tellapart.doctor import host
+from tellapart.models import heads
+from tellapart.spec import Spec, update
+from tellapart.training import remembered, resolve, sampling, setup
+from tellapart.training.compiled import Compiled, can_compile
+from tellapart.training.distributed import Processes
+from tellapart.training.step import Plan
+
+Say = Callable[[str], None]
+
+# A probe takes about the time of 20 steps; a run must be 30 times as long.
+LEAST_STEPS = 600
+# Below this work (forward and backward passes of the whole run) there is nothing to win: under a minute on two cores.
+LEAST_FLOPS = {"cpu": 2e13, "cuda": 2e15}
+BF16_MARGIN = 1.15
+PARTS_MARGIN = 1.05
+SMALLEST_MICRO, SMALLEST_WITH_BATCH_NORM = 16, 128
+MOST_PARTS = 16
+ROUNDS = 3
+COMPILE_SECONDS = 20 * 60.0
+COMPILE_MARGIN = 1.1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to compute a step: the precision, and in how many parts."""
+
+    precision: str
+    parts: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, as a message says it; ``rate`` is in images a second of forward and backward passes."""
+
+    precision: str
+    accumulate: int
+    rate: float
+    text: str
+
+
+def choose(
+    prepared: setup.Prepared, model: torch.nn.Module, processes: Processes, say: Say
+) -> setup.Prepared:
+    """Return ``prepared`` with a spec that leaves nothing open for speed; measure where the run is long enough.
+
+    ``model`` is the built network, which is not changed.
+    """
+    spec = prepared.spec
+    if not _is_open(spec) or not spec.speed.probe or not _is_long(prepared, model, processes.device):
+        return _with(prepared, resolve.settle(spec))
+    changes: dict[str, Any] = {}
+    if processes.first:
+        changes = _measured(prepared, model, processes, say)
+    changes = processes.from_first(changes)
+    return _with(prepared, resolve.settle(update(spec, changes)))
+
+
+def _with(prepared: setup.Prepared, spec: Spec) -> setup.Prepared:
+    return dataclasses.replace(prepared, spec=spec)
+
+
+def _is_open(spec: Spec) -> bool:
+    training = spec.training
+    return training.precision == "auto" or not training.accumulate or spec.speed.compile == "auto"
+
+
+def _is_long(prepared: setup.Prepared, model: torch.nn.Module, device: torch.device) -> bool:
+    """Return whether a probe can earn back its time; a function of the spec and the data, without any timing."""
+    batch_size, images = prepared.spec.training.batch_size, _images(prepared)
+    if device.type not in LEAST_FLOPS or images / batch_size < LEAST_STEPS:
+        return False
+    work = setup.flops(prepared, model)
+    plain = device.type == "cpu" and work * batch_size < setup.PLAIN_KERNELS_FLOPS
+    return not plain and 3 * work * images >= LEAST_FLOPS[device.type]
+
+
+def _images(prepared: setup.Prepared) -> int:
+    """Return the images of the whole run."""
+    training = prepared.spec.training
+    return sampling.epoch_length(prepared.train.samples.labels, training.sampling) * training.epochs
+
+
+def _measured(
+    prepared: setup.Prepared, model: torch.nn.Module, processes: Processes, say: Say
+) -> dict[str, Any]:
+    """Return changes of the spec, as remembered or else as measured."""
+    spec = prepared.spec
+    memory = remembered.Memory(spec.data, _key(prepared, processes))
+    choice, note = _recalled(memory), "as measured before on this machine"
+    if choice is None:
+        started = time.perf_counter()
+        with _Bench(prepared, model, processes) as bench:
+            rates = bench.rates(_ways(spec, bench))
+            if not rates:  # memory does not suffice for any; the step itself will find a size that fits
+                return {}
+            choice = pick(rates, bench.batch_size)
+        memory.write("step", dataclasses.asdict(choice))
+        note = f"measured in {time.perf_counter() - started:.0f} s"
+    say(f"Speed: {choice.text} ({note})")
+    changes = {"training.precision": choice.precision, "training.accumulate": choice.accumulate}
+    if spec.speed.compile == "auto":
+        changes["speed.compile"] = _compile(prepared, model, processes, choice, memory, say)
+    return changes
+
+
+def _recalled(memory: remembered.Memory) -> Choice | None:
+    record = memory.read("step")
+    try:
+        return Choice(**record) if record else None
+    except TypeError:  # of another version
+        return None
+
+
+def _key(prepared: setup.Prepared, processes: Processes) -> dict[str, Any]:
+    """Return all that a choice depends on, as plain values."""
+    spec, device = prepared.spec, processes.device
+    cpu = host.about_cpu([])
+    return {
+        "version": 1,
+        "torch": torch.__version__,
+        "processor": cpu.model,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "processes": processes.world,
+        "model": dataclasses.asdict(spec.model),
+        "classes": len(prepared.classes),
+        "size": prepared.contract.size,
+        "channels": prepared.contract.channels,
+        "batch": spec.training.batch_size,
+        "given": [spec.training.precision, spec.training.accumulate],
+        "channels_last": spec.speed.channels_last,
+    }
+
+
+# Which ways there are
+
+
+def _ways(spec: Spec, bench: _Bench) -> list[Setting]:
+    precisions = [spec.training.precision]
+    if precisions == ["auto"]:
+        precisions = ["fp32", "bf16"] if has_bf16(bench.device) else ["fp32"]
+    parts = [spec.training.accumulate]
+    if parts == [0]:
+        smallest = SMALLEST_WITH_BATCH_NORM if bench.trains_batch_norms else SMALLEST_MICRO
+        on_cpu = bench.device.type == "cpu"
+        parts = parts_of(bench.batch_size, smallest) if on_cpu else [1]
+    return [Setting(precision, count) for precision in precisions for count in parts]
+
+
+def parts_of(batch_size: int, smallest: int) -> list[int]:
+    """Return 1, 2, 4, … as long as a batch in so many parts has at least ``smallest`` images in the largest."""
+    counts, count = [1], 2
+    while count <= MOST_PARTS and math.ceil(batch_size / count) >= smallest:
+        counts.append(count)
+        count *= 2
+    return counts
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Return whether the device computes bf16 by itself (unknown processors count as if: they are measured)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and host.about_cpu([]).fast_bf16 is not False
+
+
+def pick(rates: dict[Setting, float], batch_size: int) -> Choice:
+    """Return the choice by images a second; of each precision the fewest parts that are nearly the fastest."""
+    best: dict[str, Setting] = {}
+    for precision in dict.fromkeys(way.precision for way in rates):
+        ours = {way: rate for way, rate in rates.items() if way.precision == precision}
+        enough = max(ours.values()) / PARTS_MARGIN
+        best[precision] = min(
+            (way for way, rate in ours.items() if rate >= enough), key=lambda way: way.parts
+        )
+    names = list(best)
+    name = names[0]
+    if best.keys() == {"fp32", "bf16"}:
+        faster = rates[best["bf16"]] >= BF16_MARGIN * rates[best["fp32"]]
+        name = "bf16" if faster else "fp32"
+    chosen = best[name]
+    others = [f"{_speed(rates[best[other]])} in {other}" for other in names if other != name]
+    whole = Setting(name, 1)
+    if chosen.parts > 1 and not others and whole in rates:
+        others = [f"{_speed(rates[whole])} with the whole batch at once"]
+    size = math.ceil(batch_size / chosen.parts)
+    how = f"{chosen.parts} parts of {size}" if chosen.parts > 1 else f"the batch of {size} at once"
+    text = f"{name}, {how}: {_speed(rates[chosen])} images/s" + (f" against {others[0]}" if others else "")
+    return Choice(name, chosen.parts, rates[chosen], text)
+
+
+def _speed(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+
+
+# Measuring
+
+
+class _Bench:
+    """Forward and backward passes of a copy of the network on one real batch, and a clock."""
+
+    def __init__(self, prepared: setup.Prepared, model: torch.nn.Module, processes: Processes) -> None:
+        self.prepared, self.device = prepared, processes.device
+        self.batch_size = math.ceil(prepared.spec.training.batch_size / processes.world)
+        self._original = model
+
+    def __enter__(self) -> _Bench:
+        self._restore = contextlib.ExitStack()
+        self._restore.enter_context(_random_state_kept(self.device))
+        plan = self._plan()
+        self.objective, self.network = plan.objective, plan.model
+        order = sampling.epoch_order(
+            plan.train.samples.labels, plan.spec.training.sampling, self.prepared.spec.seed, 0
+        )
+        raw = plan.train.batch(order[: self.batch_size]).to(self.device)
+        self.batch = self.objective.prepare(raw, torch.Generator().manual_seed(0), self.batch_size)
+        self.batch_size = len(self.batch)
+        kinds = torch.nn.modules.batchnorm._BatchNorm
+        self.trains_batch_norms = any(isinstance(m, kinds) and m.training for m in self.network.modules())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self.network, self.batch, self.objective
+        self._restore.close()
+        release(self.device)
+
+    def _plan(self) -> Plan:
+        """Return a plan of a copy, with as many blocks training as ever will."""
+        alone = Processes(0, 1, self.device)
+        plan = setup.plan(self.prepared, copy.deepcopy(self._original), alone)
+        depth = 1 if self.prepared.spec.model.finetune == "head" else len(plan.blocks)
+        heads.set_trainable(plan.model, plan.blocks, depth)
+        heads.train_mode(plan.model)
+        return plan
+
+    def rates(self, ways: list[Setting]) -> dict[Setting, float]:
+        """Return images a second of each way that fits into memory: the fastest of three interleaved rounds.
+
+        The fastest, because other programs can only make a step slower. What is far behind after the first
+        round is not measured again.
+        """
+        seconds: dict[Setting, float] = {}
+        left = [way for way in ways if self._fits(way)]
+        for turn in range(ROUNDS):
+            for way in left:
+                seconds[way] = min(seconds.get(way, math.inf), self.seconds(self.network, way))
+            if turn == 0:
+                fastest = min(seconds.values(), default=0.0)
+                left = [way for way in left if seconds[way] < 1.5 * fastest]
+        return {way: 1 / value for way, value in seconds.items()}
+
+    def _fits(self, way: Setting) -> bool:
+        """Compute a part once, which also lets libraries prepare their kernels."""
+        try:
+            self.seconds(self.network, way)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fits = False
+        else:
+            fits = True
+        if not fits and way.parts == 1:  # the step itself will find a size that fits
+            release(self.device)
+        return fits
+
+    def seconds(self, network: torch.nn.Module, way: Setting) -> float:
+        """Return the seconds for each image, measured on the first two parts of the batch."""
+        size = math.ceil(self.batch_size / way.parts)
+        dtype = AMP_DTYPES[way.precision]
+        end = min(self.batch_size, 2 * size)
+        self._wait()
+        started = time.perf_counter()
+        for start in range(0, end, size):
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                losses, _ = self.objective(network, self.batch.part(start, start + size))
+                (losses.sum() / self.batch_size).backward()
+        self._wait()
+        took = time.perf_counter() - started
+        for parameter in self.network.parameters():
+            parameter.grad = None
+        return took / end
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@contextlib.contextmanager
+def _random_state_kept(device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
+        yield
+
+
+# Compiling
+
+
+def _compile(
+    prepared: setup.Prepared,
+    model: torch.nn.Module,
+    processes: Processes,
+    choice: Choice,
+    memory: remembered.Memory,
+    say: Say,
+) -> str:
+    """Return "on" or "off" for ``speed.compile``."""
+    images = _images(prepared)
+    seconds = images / choice.rate / processes.world
+    staged = prepared.spec.model.finetune == "staged"  # each stage would be compiled anew
+    if seconds < COMPILE_SECONDS or staged or not can_compile(processes.device):
+        return "off"
+    name = f"compile for {images} images"
+    known = memory.read(name)
+    if known and known.get("compile") in ("on", "off"):
+        return str(known["compile"])
+    problems: list[str] = []
+    with _Bench(prepared, model, processes) as bench:
+        network = Compiled(bench.network, problems.append)
+        way = Setting(choice.precision, choice.accumulate)
+        started = time.perf_counter()
+        bench.seconds(network, way)
+        compiling = time.perf_counter() - started
+        pairs = [(bench.seconds(bench.network, way), bench.seconds(network, way)) for _ in range(ROUNDS)]
+    eager, compiled = (min(times) for times in zip(*pairs, strict=True))
+    ratio = eager / compiled
+    pays = not problems and ratio >= COMPILE_MARGIN and seconds * (1 - 1 / ratio) > 3 * compiling
+    text = f"torch.compile makes steps {ratio:.2f} times as fast and takes {compiling:.0f} s"
+    say(f"Speed: {problems[0] if problems else text}: {'on' if pays else 'off'}")
+    if not problems:  # what failed may work another time
+        memory.write(name, {"compile": "on" if pays else "off"})
+    return "on" if pays else "off"

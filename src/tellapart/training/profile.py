@@ -1,0 +1,259 @@
+"""Where a step's time goes: a table for the person who asked, and a trace that opens in Perfetto.
+
+For a few dozen steps after a warm-up, the parts of a step are timed; for a few more, torch's profiler notes every
+operation. Both wrap the trainer's methods from outside and take themselves away again, so that other steps cost
+what they always cost, and no step computes anything else than without a profile. Knows nothing of what the parts
+compute.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+if TYPE_CHECKING:
+    from tellapart.training.loop import Trainer
+
+T = TypeVar("T")
+WARM_UP, TIMED, TRACED = 10, 30, 8  # steps
+_TOP = 10
+_PARTS = {
+    "data": "data wait",
+    "copy": "copy to the device",
+    "augment": "augmentation",
+    "forward": "forward",
+    "loss": "loss",
+    "backward": "backward",
+    "optimizer": "optimizer",
+    "logging": "logging",
+    "checkpoint": "checkpoint",
+}
+
+
+class Profile:
+    """Times some steps of a trainer; writes ``steps.txt`` and ``trace.json.gz`` into ``folder`` and tells ``say``.
+
+    Used by the loop as a context, in which ``attach`` is called once and ``stepped`` after each step.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder, self.say = folder, say
+        self._trainer: Trainer | None = None
+        self._wrapped: list[tuple[Any, str, Any]] = []  # with what the object itself had under the name
+        self._torch: torch.profiler.profile | None = None
+        self._done = True
+        self._step = 0
+
+    def __enter__(self) -> Profile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._done:
+            self._finish(kind is None)
+
+    # What the loop calls
+
+    def attach(self, trainer: Trainer) -> None:
+        """Begin: plan the steps to be timed by how many are left."""
+        progress = trainer.progress
+        left = trainer.plan.steps_per_epoch * trainer.training.epochs - progress.step
+        self._warm_up = min(WARM_UP, left // 5)
+        self._traced = min(TRACED, max(1, left // 5))
+        self._timed = min(TIMED, max(1, left - self._warm_up - self._traced))
+        self._trainer, self._device = trainer, trainer.device
+        self._done, self._step = False, 0
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._this_step: defaultdict[str, float] = defaultdict(float)
+        self._whole, self._count, self._started = 0.0, 0, 0.0
+        self._stack: list[float] = []
+        batches = trainer._batches  # wrapped from the beginning: later, an epoch's iterator is already in use
+        self._replace(trainer, "_batches", lambda order: self._timed_batches(batches(order)))
+        self._clocks = False
+        if not self._warm_up:
+            self._wrap()
+
+    def stepped(self) -> None:
+        """A step of the loop is over."""
+        if self._done:
+            return
+        self._step += 1
+        first, last = self._warm_up, self._warm_up + self._timed
+        if first < self._step <= last:
+            self._whole += self._now() - self._started
+            self._count += 1
+            for part, seconds in self._this_step.items():
+                self._seconds[part] += seconds
+        if self._step == first and not self._clocks:
+            self._wrap()
+        elif self._step >= last and self._torch is None:
+            if self._fits():
+                self._begin_trace()
+        elif self._torch is not None and self._step >= self._trace_ends:
+            self._finish(True)
+
+    # Times of the parts
+
+    def _wrap(self) -> None:
+        """Put a clock around each part of a step."""
+        assert self._trainer is not None
+        self._clocks = True
+        trainer, stepper = self._trainer, self._trainer.stepper
+        methods: list[tuple[Any, str, str]] = [
+            (trainer, "_copy", "copy"),
+            (stepper, "_prepare", "augment"),
+            (stepper, "_forward", "forward"),
+            (stepper, "_backward", "backward"),
+            (stepper, "_update", "optimizer"),
+            (trainer, "_count", "logging"),
+            (trainer, "_show", "logging"),
+            (trainer, "_log", "logging"),
+            (trainer, "save", "checkpoint"),
+        ]
+        if hasattr(trainer.plan.objective, "loss"):
+            methods.append((trainer.plan.objective, "loss", "loss"))
+        for owner, name, part in methods:
+            self._replace(owner, name, self._clocked(getattr(owner, name), part))
+
+    def _replace(self, owner: Any, name: str, function: Any) -> None:
+        self._wrapped.append((owner, name, vars(owner).get(name)))
+        setattr(owner, name, function)
+
+    def _unwrap(self) -> None:
+        for owner, name, before in self._wrapped:
+            if before is None:  # it was the class's method
+                delattr(owner, name)
+            else:
+                setattr(owner, name, before)
+        self._wrapped = []
+
+    def _clocked(self, function: Callable[..., T], part: str) -> Callable[..., T]:
+        """Return ``function``, whose time counts for ``part``, less that of the parts inside of it."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> T:
+            with torch.profiler.record_function(_PARTS[part]):
+                self._stack.append(0.0)
+                started = self._now()
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    took = self._now() - started
+                    self._this_step[part] += took - self._stack.pop()
+                    if self._stack:
+                        self._stack[-1] += took
+
+        return call
+
+    def _timed_batches(self, batches: Iterable[T]) -> Iterator[T]:
+        source = iter(batches)
+        following = self._clocked(lambda: next(source, None), "data")
+        while not self._done:
+            if self._clocks:
+                self._this_step.clear()  # of what lies between two epochs
+                self._started = self._now()
+            item = following() if self._clocks else next(source, None)
+            if item is None:
+                return
+            yield item
+        yield from source
+
+    def _now(self) -> float:
+        """Return the time, on CUDA and MPS when all that was asked for is computed: else it would count later."""
+        if self._torch is None:  # the trace shows when things really run
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            elif self._device.type == "mps":
+                torch.mps.synchronize()
+        return time.perf_counter()
+
+    # The trace
+
+    def _fits(self) -> bool:
+        """Return whether the traced steps lie within one epoch (or the epochs are too short for that)."""
+        assert self._trainer is not None
+        steps = self._trainer.plan.steps_per_epoch
+        left = steps - self._trainer.progress.step_in_epoch
+        last = self._trainer.progress.epoch + 1 >= self._trainer.training.epochs
+        return left >= self._traced or steps < self._traced or last
+
+    def _begin_trace(self) -> None:
+        self._table = self._times()
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self._device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes to the terminal when it starts and stops
+        self._torch = torch.profiler.profile(activities=activities)
+        self._torch.start()
+        self._trace_ends = self._step + self._traced
+
+    def _finish(self, tell: bool) -> None:
+        """Take the clocks away, and write and tell what was found (not after an error)."""
+        self._done = True
+        self._unwrap()
+        table = self._times() if self._torch is None else self._table
+        profiler, self._torch = self._torch, None
+        if profiler is not None:
+            profiler.stop()
+        if not tell or not self._count:
+            return
+        lines = [*table, *(self._operations(profiler) if profiler else ())]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if profiler is not None:
+            temporary, trace = self.folder / "unfinished.json.gz", self.folder / "trace.json.gz"
+            profiler.export_chrome_trace(os.fspath(temporary))
+            temporary.replace(trace)
+            lines += ["", f"Trace, for https://ui.perfetto.dev: {trace}"]
+        temporary = self.folder / "steps.txt.tmp"
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.replace(self.folder / "steps.txt")
+        self.say("\n".join(lines))
+
+    def _times(self) -> list[str]:
+        """Return the table of a step's parts, at most 80 columns wide."""
+        assert self._trainer is not None
+        if not self._count:
+            return []
+        training, step = self._trainer.training, self._whole / self._count
+        images = training.batch_size
+        lines = [
+            f"Where a step's time goes: {self._count} steps of {images} images, {training.precision}, on "
+            f"{self._device.type}",
+            f"{'part of a step':<22}{'ms':>10}{'share':>9}",
+        ]
+        known = 0.0
+        for part, name in _PARTS.items():
+            seconds = self._seconds[part] / self._count
+            known += seconds
+            if part != "checkpoint" or seconds:
+                lines.append(f"{name:<22}{seconds * 1000:>10.2f}{seconds / step:>9.1%}")
+        rest = max(0.0, step - known)
+        lines.append(f"{'the rest of the loop':<22}{rest * 1000:>10.2f}{rest / step:>9.1%}")
+        lines.append(f"{'whole step':<22}{step * 1000:>10.2f}{'':>9}   {images / step:,.0f} images/s")
+        return lines
+
+    def _operations(self, profiler: torch.profiler.profile) -> list[str]:
+        """Return the table of the operations that took longest by themselves."""
+        cuda = self._device.type == "cuda"
+        own = "self_device_time_total" if cuda else "self_cpu_time_total"
+        ranges = {*_PARTS.values()}
+        events = [event for event in profiler.key_averages() if event.key not in ranges]
+        events.sort(key=lambda event: getattr(event, own), reverse=True)
+        total = sum(getattr(event, own) for event in events) or 1
+        where = "the GPU" if cuda else "the CPU"
+        lines = ["", f"{'operation on ' + where:<44}{'ms a step':>10}{'share':>9}{'calls':>8}"]
+        for event in events[:_TOP]:
+            name = event.key if len(event.key) <= 42 else event.key[:41] + "…"
+            spent = getattr(event, own)
+            each = spent / 1000 / self._traced
+            lines.append(f"{name:<44}{each:>10.2f}{spent / total:>9.1%}{event.count / self._traced:>8.1f}")
+        return lines

@@ -1,0 +1,354 @@
+"""The probe: what it chooses from rates, that it leaves nothing behind, and that a choice is remembered."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tellapart.spec import Spec, update
+from tellapart.training import probe, setup
+from tellapart.training.distributed import Processes
+from tellapart.training.loop import Trainer
+from tellapart.training.probe import Setting
+
+CPU = Processes(0, 1, torch.device("cpu"))
+OPEN: dict[str, Any] = {
+    "training.precision": "auto",
+    "training.accumulate": 0,
+    "speed.compile": "auto",
+    "model.name": "simple-cnn",
+    "augment.preset": "none",
+    "training.batch_size": 32,
+    "training.epochs": 2,
+    "training.threads": 1,
+}
+
+
+@pytest.fixture
+def prepare(
+    pictures: Callable[..., Any], tmp_path: Path
+) -> Callable[..., tuple[setup.Prepared, torch.nn.Module]]:
+    def make(**changes: Any) -> tuple[setup.Prepared, torch.nn.Module]:
+        own = {"input.size": 8, "data.cache_dir": str(tmp_path / "cache"), "training.device": "cpu"}
+        spec = update(Spec(), {**OPEN, **own, **changes})
+        prepared = setup.prepare(spec, pictures((40, 40)), lambda count: None)
+        return prepared, setup.build_model(prepared)[0]
+
+    return make
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run counts as long, and the processor as one that has bf16."""
+    monkeypatch.setattr(probe, "LEAST_STEPS", 0)
+    monkeypatch.setattr(probe, "LEAST_FLOPS", {"cpu": 0.0})
+    monkeypatch.setattr(setup, "PLAIN_KERNELS_FLOPS", 0)
+    monkeypatch.setattr(probe, "has_bf16", lambda device: True)
+
+
+# ------------------------------------------------------------------------------------ the rule
+
+
+def _rates(**rates: float) -> dict[Setting, float]:
+    """``fp32_4=10`` is 10 images/s in fp32 and 4 parts."""
+    return {Setting(name.split("_")[0], int(name.split("_")[1])): rate for name, rate in rates.items()}
+
+
+@pytest.mark.parametrize(
+    ("rates", "precision", "parts"),
+    [
+        ({"fp32_1": 100, "bf16_1": 114}, "fp32", 1),  # not clearly faster
+        ({"fp32_1": 100, "bf16_1": 116}, "bf16", 1),
+        ({"fp32_1": 100, "bf16_1": 40}, "fp32", 1),
+        ({"fp32_1": 100, "fp32_2": 104}, "fp32", 1),  # smaller parts, but not clearly faster
+        ({"fp32_1": 100, "fp32_2": 106, "fp32_4": 108}, "fp32", 2),  # the fewest parts that are nearly best
+        ({"fp32_1": 100, "fp32_2": 106, "fp32_4": 130}, "fp32", 4),
+        ({"fp32_1": 100, "fp32_4": 200, "bf16_1": 220, "bf16_4": 225}, "fp32", 4),  # best against best
+        ({"fp32_1": 100, "fp32_4": 120, "bf16_1": 90, "bf16_4": 300}, "bf16", 4),
+        ({"bf16_1": 100, "bf16_2": 150}, "bf16", 2),  # the precision was given
+        ({"fp16_1": 100}, "fp16", 1),
+        ({"bf16_2": 100}, "bf16", 2),  # fp32 did not fit into memory
+    ],
+)
+def test_choice(rates: dict[str, float], precision: str, parts: int) -> None:
+    choice = probe.pick(_rates(**rates), 256)
+    assert (choice.precision, choice.accumulate) == (precision, parts)
+    assert choice.rate == rates[f"{precision}_{parts}"]
+
+
+def test_the_message_names_both_speeds() -> None:
+    choice = probe.pick(_rates(fp32_1=290.2, bf16_1=530, bf16_4=790.4), 256)
+    assert choice.text == "bf16, 4 parts of 64: 790 images/s against 290 in fp32"
+    choice = probe.pick(_rates(fp32_1=9.26, bf16_1=5.0), 32)
+    assert choice.text == "fp32, the batch of 32 at once: 9.3 images/s against 5.0 in bf16"
+    choice = probe.pick(_rates(bf16_1=50, bf16_2=100), 100)
+    assert choice.text == "bf16, 2 parts of 50: 100 images/s against 50 with the whole batch at once"
+
+
+@pytest.mark.parametrize(
+    ("batch", "smallest", "expected"),
+    [
+        (256, 16, [1, 2, 4, 8, 16]),
+        (256, 128, [1, 2]),
+        (255, 128, [1, 2]),  # 128 and 127
+        (254, 128, [1]),
+        (32, 16, [1, 2]),
+        (16, 16, [1]),
+        (8, 16, [1]),
+        (100_000, 16, [1, 2, 4, 8, 16]),
+    ],
+)
+def test_parts(batch: int, smallest: int, expected: list[int]) -> None:
+    assert probe.parts_of(batch, smallest) == expected
+
+
+# ------------------------------------------------------------------------------------ when it measures
+
+
+def test_a_short_run_is_not_probed(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_measured", None)  # calling it fails
+    prepared, model = prepare()
+    said: list[str] = []
+    spec = probe.choose(prepared, model, CPU, said.append).spec
+    assert (spec.training.precision, spec.training.accumulate, spec.speed.compile) == ("fp32", 1, "off")
+    assert not said
+
+
+@pytest.mark.usefixtures("always")
+def test_the_probe_can_be_switched_off_or_have_nothing_to_do(
+    prepare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_measured", None)
+    prepared, model = prepare(**{"speed.probe": False})
+    assert probe.choose(prepared, model, CPU, print).spec.training.precision == "fp32"
+    given = {"training.precision": "bf16", "training.accumulate": 3, "speed.compile": "off"}
+    prepared, model = prepare(**given)
+    assert probe.choose(prepared, model, CPU, print).spec == prepared.spec
+
+
+@pytest.mark.parametrize(
+    ("steps", "flops", "expected"), [(5, 0.0, True), (6, 0.0, False), (0, 1e30, False), (0, 0.0, True)]
+)
+def test_a_run_is_long_by_steps_and_by_work(
+    steps: int, flops: float, expected: bool, prepare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "LEAST_STEPS", steps)
+    monkeypatch.setattr(probe, "LEAST_FLOPS", {"cpu": flops})
+    monkeypatch.setattr(setup, "PLAIN_KERNELS_FLOPS", 0)
+    prepared, model = prepare()  # 2 epochs of 80 images are 5 batches of 32
+    assert probe._is_long(prepared, model, torch.device("cpu")) == expected
+    assert not probe._is_long(prepared, model, torch.device("mps"))
+
+
+# ------------------------------------------------------------------------------------ measuring
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("name", ["simple-cnn", "fast-cnn"])
+def test_measuring_changes_nothing_and_is_remembered(
+    name: str, prepare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, model = prepare(**{"model.name": name, "model.dropout": 0.1})
+    before = copy.deepcopy(model.state_dict())
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    said: list[str] = []
+    spec = probe.choose(prepared, model, CPU, said.append).spec
+    assert torch.equal(torch.get_rng_state(), state)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert spec.training.precision in ("fp32", "bf16")
+    assert spec.training.accumulate in ((1,) if name == "fast-cnn" else (1, 2))  # batch norms stay whole here
+    assert spec.speed.compile == "off"
+    assert len(said) == 1
+    assert said[0].startswith(f"Speed: {spec.training.precision}, ")
+    assert "measured in" in said[0]
+    # The second time nothing is measured, and the choice is the same.
+    monkeypatch.setattr(probe, "_Bench", None)
+    again = probe.choose(prepared, model, CPU, said.append).spec
+    assert again == spec
+    assert said[1].endswith("(as measured before on this machine)")
+
+
+@pytest.mark.usefixtures("always")
+def test_another_network_or_batch_is_measured_for_itself(
+    prepare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+
+    def rates(bench: Any, ways: list[Setting]) -> dict[Setting, float]:
+        measured.append(bench.batch_size)
+        return {way: 100.0 if way.precision == "fp32" else 200.0 for way in ways}
+
+    monkeypatch.setattr(probe._Bench, "rates", rates)
+    for changes in (
+        {},
+        {},
+        {"training.batch_size": 16},
+        {"model.dropout": 0.5},
+        {"training.epochs": 9, "seed": 5},
+    ):
+        prepared, model = prepare(**changes)
+        assert probe.choose(prepared, model, CPU, lambda text: None).spec.training.precision == "bf16"
+    assert measured == [32, 16, 32]
+
+
+@pytest.mark.usefixtures("always")
+def test_a_damaged_memory_is_none(prepare: Any) -> None:
+    prepared, model = prepare()
+    probe.choose(prepared, model, CPU, lambda text: None)
+    (file,) = (Path(prepared.spec.data.cache_dir) / "measured").iterdir()
+    content = json.loads(file.read_text())
+    for damaged in ("", "[]", json.dumps({**content, "records": {"step": {"speed": 1}}})):
+        file.write_text(damaged)
+        said: list[str] = []
+        probe.choose(prepared, model, CPU, said.append)
+        assert "measured in" in said[0]
+        assert json.loads(file.read_text())["records"]["step"]["precision"] in ("fp32", "bf16")
+
+
+@pytest.mark.usefixtures("always")
+def test_what_was_given_is_kept(prepare: Any) -> None:
+    prepared, model = prepare(**{"training.accumulate": 4, "training.precision": "bf16"})
+    spec = probe.choose(prepared, model, CPU, lambda text: None).spec
+    assert (spec.training.precision, spec.training.accumulate) == ("bf16", 4)
+
+
+@pytest.mark.usefixtures("always")
+def test_where_no_way_fits_into_memory_the_step_finds_one(
+    prepare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> float:
+        raise MemoryError
+
+    monkeypatch.setattr(probe._Bench, "seconds", full)
+    prepared, model = prepare()
+    spec = probe.choose(prepared, model, CPU, lambda text: None).spec
+    assert (spec.training.precision, spec.training.accumulate) == ("fp32", 1)
+
+
+@pytest.mark.usefixtures("always")
+def test_ways_far_behind_are_measured_once(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Setting] = []
+    times = {
+        Setting("fp32", 1): 1.0,
+        Setting("fp32", 2): 1.4,
+        Setting("bf16", 1): 1.6,
+        Setting("bf16", 2): 9.0,
+    }
+
+    def seconds(bench: Any, network: Any, way: Setting) -> float:
+        calls.append(way)
+        return times[way]
+
+    prepared, model = prepare()
+    monkeypatch.setattr(probe._Bench, "seconds", seconds)
+    with probe._Bench(prepared, model, CPU) as bench:
+        found = bench.rates(list(times))
+    assert found == {way: 1 / value for way, value in times.items()}
+    assert [calls.count(way) for way in times] == [4, 4, 2, 2]  # with the warm-up
+
+
+@pytest.mark.usefixtures("always")
+def test_a_frozen_network_may_have_small_parts(prepare: Any, saved_weights: Any) -> None:
+    """Batch norms that do not train keep their statistics, so parts change nothing."""
+    file = saved_weights("fast-cnn", num_classes=5, size=8)
+    changes = {"model.name": "fast-cnn", "model.weights": str(file)}
+    for finetune, trains in (("head", False), ("full", True)):
+        prepared, model = prepare(**changes, **{"model.finetune": finetune})
+        with probe._Bench(prepared, model, CPU) as bench:
+            assert bench.trains_batch_norms == trains
+            assert {way.parts for way in probe._ways(prepared.spec, bench)} == ({1} if trains else {1, 2})
+
+
+def test_the_plan_takes_what_was_chosen(build: Any, pictures: Any) -> None:
+    bench = build(pictures())
+    assert bench.plan.spec.training.precision == "fp32"
+    assert bench.plan.spec.training.accumulate == 1
+    chosen = build(pictures(), **{"training.precision": "bf16", "training.accumulate": 2})
+    assert chosen.trainer.stepper.micro == 4
+    assert chosen.trainer.stepper._amp is torch.bfloat16
+
+
+# ------------------------------------------------------------------------------------ compiling
+
+
+def test_compiling_is_chosen_only_where_it_pays(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, model = prepare()
+    monkeypatch.setattr(probe, "can_compile", lambda device: True)
+    # A compiled step takes ``compiled`` of the eager one's time.
+    speed = {"compiled": 0.5}
+
+    class Fake:
+        def __init__(self, *_: Any) -> None:
+            self.network = "eager"
+
+        def __enter__(self) -> Fake:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def seconds(self, network: Any, way: Setting) -> float:
+            return 1.0 if network == "eager" else speed["compiled"]
+
+    monkeypatch.setattr(probe, "_Bench", Fake)
+    monkeypatch.setattr(probe, "Compiled", lambda network, warn: "compiled")
+
+    def decide(rate: float, name: str, **changes: Any) -> str:
+        said: list[str] = []
+        memory = probe.remembered.Memory(prepared.spec.data, {"test": name})
+        choice = probe.Choice("fp32", 1, rate, "")
+        ready = dataclasses.replace(prepared, spec=update(prepared.spec, changes))
+        return probe._compile(ready, model, CPU, choice, memory, said.append)
+
+    images = 160
+    assert decide(images / 1190, "short") == "off"  # 20 minutes are 1200 s
+    assert decide(images / 1210, "long") == "on"
+    assert decide(images / 1210, "staged", **{"model.finetune": "staged"}) == "off"
+    speed["compiled"] = 0.95
+    assert decide(images / 1210, "hardly faster") == "off"
+    assert decide(images / 1210, "long") == "on"  # remembered
+    speed["compiled"] = 0.5
+    monkeypatch.setattr(probe, "Compiled", _failing)
+    assert decide(images / 1210, "broken") == "off"
+    monkeypatch.setattr(probe, "Compiled", lambda network, warn: "compiled")
+    assert decide(images / 1210, "broken") == "on"  # a failure is not remembered
+    monkeypatch.setattr(probe, "can_compile", lambda device: False)
+    assert decide(images / 1210, "no compiler") == "off"
+
+
+@pytest.mark.usefixtures("always")
+def test_a_run_from_the_resolved_spec_is_the_same(prepare: Any, tmp_path: Path) -> None:
+    prepared, model = prepare()
+    chosen = probe.choose(prepared, model, CPU, lambda text: None)
+    weights = []
+    for name in ("first", "again"):
+        fresh = setup.build_model(chosen)[0]
+        trainer = Trainer(setup.plan(chosen, fresh, CPU), CPU, tmp_path / name, _Quiet())
+        trainer.run()
+        weights.append(trainer.weights())
+        chosen = probe.choose(chosen, fresh, CPU, lambda text: pytest.fail("measured again"))
+    for key, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][key]), key
+
+
+def _failing(network: Any, warn: Callable[[str], None]) -> str:
+    warn("broken")
+    return "compiled"
+
+
+class _Quiet:
+    def start(self, *_: Any) -> None: ...
+    def message(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def step(self, *_: Any) -> None: ...
+    def log(self, *_: Any) -> None: ...
+    def epoch_done(self, *_: Any) -> None: ...

@@ -1,0 +1,141 @@
+"""The profile: it changes nothing, adds up, and takes itself away."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tellapart.training import profile as profiling
+from tellapart.training.profile import Profile
+
+
+def _profiled(bench: Any, folder: Path) -> list[str]:
+    """Run the trainer with a profile; return what it told."""
+    said: list[str] = []
+    bench.trainer.profile = Profile(folder, said.append)
+    bench.trainer.run()
+    return said
+
+
+def _rows(text: str) -> dict[str, tuple[float, float]]:
+    """The table's parts: milliseconds and share."""
+    rows = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) > 2 and words[-1].endswith("%") and not line.startswith("aten"):
+            rows[" ".join(words[:-2])] = (float(words[-2]), float(words[-1].rstrip("%")) / 100)
+    return rows
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_profiled_run_is_bit_for_bit_the_same(
+    accumulate: int, build: Any, pictures: Any, tmp_path: Path
+) -> None:
+    changes = {
+        "training.epochs": 3,
+        "training.accumulate": accumulate,
+        "augment.preset": "cifar",
+        "model.dropout": 0.2,
+    }
+    plain = build(pictures(val=(3, 3, 3)), **changes)
+    plain.trainer.run()
+    ours = build(pictures(val=(3, 3, 3)), **changes)
+    said = _profiled(ours, tmp_path / "profile")
+    assert len(said) == 1
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, ours.model.state_dict()[name]), name
+    assert ours.recorder.column("train/loss") == plain.recorder.column("train/loss")
+    assert ours.recorder.epochs[-1][1]["val/accuracy"] == plain.recorder.epochs[-1][1]["val/accuracy"]
+
+
+def test_table_and_trace(build: Any, pictures: Any, tmp_path: Path) -> None:
+    bench = build(pictures(), **{"training.epochs": 4, "augment.preset": "cifar"})  # 32 steps
+    (said,) = _profiled(bench, tmp_path / "profile")
+    assert (tmp_path / "profile" / "steps.txt").read_text() == said + "\n"
+    assert "20 steps of 8 images, fp32, on cpu" in said  # 32 less 6 of warm-up and 6 for the trace
+    rows = _rows(said)
+    parts = ("data wait", "augmentation", "forward", "loss", "backward", "optimizer", "logging")
+    assert all(rows[part][0] >= 0 for part in parts)
+    assert rows["forward"][0] > 0
+    assert rows["backward"][0] > 0
+    assert sum(share for _, share in rows.values()) == pytest.approx(1, abs=0.01)
+    assert "aten::" in said
+    assert max(len(line) for line in said.splitlines() if "ui.perfetto.dev" not in line) <= 80
+    assert [path.name for path in sorted((tmp_path / "profile").iterdir())] == ["steps.txt", "trace.json.gz"]
+    with gzip.open(tmp_path / "profile" / "trace.json.gz") as stream:
+        events = json.load(stream)["traceEvents"]
+    names = {event.get("name") for event in events}
+    assert {"forward", "loss", "backward", "optimizer", "augmentation", "data wait"} <= names
+    backwards = [event for event in events if event.get("name") == "backward"]
+    assert len(backwards) == 6
+
+
+def test_time_is_charged_where_it_is_spent(
+    build: Any, pictures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = build(pictures(), **{"training.epochs": 2})
+    loss = bench.plan.objective.loss
+
+    def slow(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.03)
+        return loss(logits, targets)
+
+    bench.plan.objective.loss = slow
+    validate = monkeypatch.setattr(bench.trainer, "_validate", lambda: time.sleep(0.5) or {})
+    assert validate is None
+    rows = _rows(_profiled(bench, tmp_path / "profile")[0])
+    assert 30 <= rows["loss"][0] < 60
+    assert rows["forward"][0] < 30  # the loss inside of it is not counted twice
+    assert "checkpoint" not in rows  # between epochs is no part of a step
+    assert bench.plan.objective.loss is slow
+
+
+def test_nothing_is_left_behind(build: Any, pictures: Any, tmp_path: Path) -> None:
+    bench = build(pictures(), **{"training.epochs": 12})  # 96 steps, of which 48 are of interest
+    trainer, stepper = bench.trainer, bench.trainer.stepper
+    before = {id(owner): dict(vars(owner)) for owner in (trainer, stepper, trainer.plan.objective)}
+    _profiled(bench, tmp_path / "profile")
+    for owner in (trainer, stepper, trainer.plan.objective):
+        assert set(vars(owner)) - {"_saved_at", "profile"} == set(before[id(owner)]) - {
+            "_saved_at",
+            "profile",
+        }
+    for name in ("_forward", "_backward", "_update", "_prepare"):
+        assert getattr(stepper, name).__func__ is getattr(type(stepper), name)
+    assert trainer._batches.__func__ is type(trainer)._batches
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_run_of_a_few_steps_is_profiled_too(steps: int, build: Any, pictures: Any, tmp_path: Path) -> None:
+    bench = build(pictures(train=(4 * steps, 4 * steps)), **{"training.epochs": 1})
+    (said,) = _profiled(bench, tmp_path / "profile")
+    assert "whole step" in said
+    assert (tmp_path / "profile" / "steps.txt").exists()
+
+
+def test_an_error_is_not_hidden(build: Any, pictures: Any, tmp_path: Path) -> None:
+    bench = build(pictures(), **{"training.epochs": 4})
+
+    def broken(*_: Any) -> torch.Tensor:
+        if bench.trainer.progress.step == 20:
+            raise RuntimeError("broken")
+        return loss(*_)
+
+    loss = bench.plan.objective.loss
+    bench.plan.objective.loss = broken
+    with pytest.raises(RuntimeError, match="broken"):
+        _profiled(bench, tmp_path / "profile")
+    assert not (tmp_path / "profile").exists()
+    assert bench.plan.objective.loss is broken
+
+
+def test_steps_are_those_that_were_asked_for(build: Any, pictures: Any, tmp_path: Path) -> None:
+    bench = build(pictures(), **{"training.epochs": 12})
+    (said,) = _profiled(bench, tmp_path / "profile")
+    assert f"{profiling.TIMED} steps of 8 images" in said
