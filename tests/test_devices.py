@@ -146,9 +146,18 @@ def test_plain_kernels_for_a_while() -> None:
     before = torch.backends.mkldnn.enabled
     with devices.plain_kernels(False):
         assert torch.backends.mkldnn.enabled == before
-    with devices.plain_kernels(True):
-        assert not torch.backends.mkldnn.enabled
-    assert torch.backends.mkldnn.enabled == before
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with devices.plain_kernels(True):
+            assert not torch.backends.mkldnn.enabled
+            assert torch.get_num_threads() == 1
+        assert torch.backends.mkldnn.enabled == before
+        assert torch.get_num_threads() == 3
+        with devices.plain_kernels(True, 2):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
     with pytest.raises(StopIteration), devices.plain_kernels(True):
         next(iter([]))
     assert torch.backends.mkldnn.enabled == before

@@ -80,15 +80,22 @@ def thread_pool(workers: int) -> concurrent.futures.ThreadPoolExecutor:
 
 
 @contextlib.contextmanager
-def plain_kernels(wanted: bool) -> Iterator[None]:
-    """While entered, let torch compute convolutions on the CPU without oneDNN, where ``wanted``."""
-    before = torch.backends.mkldnn.enabled
+def plain_kernels(wanted: bool, threads: int = 1) -> Iterator[None]:
+    """While entered, let torch compute on the CPU without oneDNN and in one thread (or ``threads``), where ``wanted``.
+
+    For steps of a millisecond: what oneDNN costs for each call, and threads that wait for one another, outweigh
+    what both save.
+    """
+    before, before_threads = torch.backends.mkldnn.enabled, torch.get_num_threads()
     if wanted:
         torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+        torch.set_num_threads(threads)
     try:
         yield
     finally:
         torch.backends.mkldnn.enabled = before
+        if wanted:
+            torch.set_num_threads(before_threads)
 
 
 def seed_device(device: torch.device, seed: int) -> None:

@@ -326,7 +326,7 @@ class TrainingSpec(Section):
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     threads: CountOrZero = 0
-    """Threads of the CPU; 0: chosen for the model."""
+    """Threads of the CPU; 0: one for steps of about a millisecond, else one for each core."""
     sync_batch_norm: bool = False
     """Several processes: batch normalisation over all of them."""
     start_size: CountOrZero = 0

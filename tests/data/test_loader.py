@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tellapart.data import cache
+from tellapart.data import cache, loader
 from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
 from tellapart.data.samples import Samples
 
@@ -154,3 +154,25 @@ def test_a_batch_moves_with_its_labels(sets: Sets) -> None:
     assert moved.images.device.type == moved.labels.device.type == "meta"
     assert moved.sizes is not None
     assert moved.sizes.device.type == "cpu"
+
+
+@pytest.mark.parametrize("first_step", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 50])
+def test_steps_that_are_read_together_are_those_read_alone(
+    sets: Sets, monkeypatch: pytest.MonkeyPatch, batch_size: int, first_step: int
+) -> None:
+    monkeypatch.setattr(loader, "WINDOW_BYTES", 7 * 48)  # of seven images
+    images, order = sets(False), np.random.default_rng(0).permutation(40)
+    windows = set()
+    for index, batch in batches(images, order, batch_size, first_step, epoch=5):
+        alone = images.batch(order[index * batch_size : (index + 1) * batch_size])
+        assert torch.equal(batch.images, alone.images)
+        assert torch.equal(batch.labels, alone.labels)
+        assert (batch.count, batch.start, batch.epoch, batch.filler) == (alone.count, 0, 5, False)
+        np.testing.assert_array_equal(batch.ours, alone.ours)
+        assert batch.window is not None
+        windows.add(batch.window)
+        made = batch.window.part(batch.within, lambda pixels: pixels.float() / 2)
+        assert torch.equal(made, alone.images.float() / 2)
+    together = batch_size * max(1, 7 // batch_size)
+    assert len(windows) == -(-max(0, 40 - first_step * batch_size) // together)

@@ -224,7 +224,7 @@ sys.path.insert(0, {tests!r})
 from test_stores import table
 from tellapart.data.cache import open_or_build
 def decode(one, box):
-    print("decoding", flush=True)
+    sys.stdout.write("decoding\\n"); sys.stdout.flush()
     time.sleep(0.05)
     return one
 open_or_build(table(1, 1000), decode, "p", 3, pathlib.Path(sys.argv[1]), 2)

@@ -54,6 +54,11 @@ class Augment:
             or bool(self._colour or spec.policy != "none" or spec.erasing or spec.cutout)
         )
 
+    @property
+    def changes(self) -> bool:
+        """Whether images are changed at all, MixUp and CutMix apart."""
+        return self._images
+
     def at_size(self, size: int) -> Augment:
         """Return the same changes for another size of the result; the sources stay as they are.
 

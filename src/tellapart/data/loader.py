@@ -9,7 +9,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from tellapart.data.streaming import StreamedStore
 from tellapart.data.transfer import Transfer
 
 Store = ImageStore | StreamedStore
+WINDOW_BYTES = 1 << 20  # of small images in memory that are read for several steps together
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,23 @@ class ImageSet:
         return RawBatch(images, labels, self.store.sizes(rows), ours.start, count, filler, positions=chosen)
 
 
+class Window:
+    """The images of several small steps, read together: what is computed for each alike is computed once for all.
+
+    images: uint8 [N, H, W, C].
+    """
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+        self._made: torch.Tensor | None = None
+
+    def part(self, rows: slice, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Return rows of ``make(images)``, which is called the first time only."""
+        if self._made is None:
+            self._made = make(self.images)
+        return self._made[rows]
+
+
 @dataclass(frozen=True)
 class RawBatch:
     """One process's part of a step's global batch.
@@ -66,7 +84,7 @@ class RawBatch:
     count: size of the global batch; filler: whether the batch is too small for all processes and this one's
     image does not count; weights: float32 [B], how much each image's loss counts, or None where all count 1;
     positions: int64 [count], place of every image of the global batch in its set; epoch: in which the batch is used,
-    counted from 0.
+    counted from 0; window: what the images are rows ``within`` of, where several steps were read together.
     """
 
     images: torch.Tensor
@@ -78,6 +96,8 @@ class RawBatch:
     weights: torch.Tensor | None = None
     positions: npt.NDArray[np.int64] | None = None
     epoch: int = 0
+    window: Window | None = None
+    within: slice | None = None
 
     @property
     def ours(self) -> npt.NDArray[np.int64]:
@@ -130,6 +150,9 @@ def batches(
         return start // batch_size, transfer.begin(dataclasses.replace(batch, epoch=epoch))
 
     if images.store.images_NHWC is not None and not transfer.needed:
+        if world == 1:
+            yield from _windows(images, order, batch_size, first_step, epoch)
+            return
         for start in starts:
             yield load(start)
         return
@@ -144,3 +167,30 @@ def batches(
             yield step, transfer.end(batch)
     finally:
         reader.shutdown(cancel_futures=True)
+
+
+def _windows(
+    images: ImageSet, order: npt.NDArray[np.int64], batch_size: int, first_step: int, epoch: int
+) -> Iterator[tuple[int, RawBatch]]:
+    """Yield what `batches` does for images in memory and one process, reading many small steps at once."""
+    assert images.store.images_NHWC is not None
+    bytes_per_image = max(1, images.store.images_NHWC[:1].nbytes)
+    together = batch_size * max(1, WINDOW_BYTES // (bytes_per_image * batch_size))
+    for begin in range(first_step * batch_size, len(order), together):
+        whole = images.batch(order[begin : begin + together])
+        assert whole.positions is not None
+        window = Window(whole.images)
+        for start in range(0, whole.count, batch_size):
+            rows = slice(start, min(start + batch_size, whole.count))
+            step = RawBatch(
+                images=whole.images[rows],
+                labels=whole.labels[rows],
+                sizes=None,
+                start=0,
+                count=rows.stop - rows.start,
+                positions=whole.positions[rows],
+                epoch=epoch,
+                window=window,
+                within=rows,
+            )
+            yield (begin + start) // batch_size, step

@@ -102,13 +102,15 @@ class Trainer:
         epochs = self.training.epochs
         self.report.start(epochs, self.plan.steps_per_epoch, self.progress.step)
         profile = self.profile or contextlib.nullcontext()
-        with Interrupt() as interrupt, plain_kernels(self.plan.plain_kernels), profile:
+        with Interrupt() as interrupt, profile:
             self._saved_at = time.monotonic()
             if self.profile:
                 self.profile.attach(self)
             while self.progress.epoch < epochs and not self.progress.finished:
                 self._set_stage()
-                if not self._train_epoch(interrupt):
+                with plain_kernels(self.plan.plain_kernels, self.training.threads or 1):
+                    whole = self._train_epoch(interrupt)
+                if not whole:
                     return self.progress
                 self._end_epoch()
                 if self.processes.any(interrupt.asked) and not self.progress.finished:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from tellapart.augment import Augment
+from tellapart.augment import Augment, Params
 from tellapart.data.loader import RawBatch, source_sizes
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -60,6 +60,14 @@ class Supervised:
 
     def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Prepared:
         """See Objective. MixUp and CutMix mix within one process's part of the batch."""
+        images = self._inputs(batch, generator, micro)
+        images, targets = self.augment.mix(images, batch.labels, generator)
+        return Prepared(images, targets, batch.labels)
+
+    def _inputs(self, batch: RawBatch, generator: torch.Generator, micro: int) -> torch.Tensor:
+        """Return the augmented images, float32 [B, C, H, W]."""
+        if batch.window is not None and batch.within is not None and not self.augment.changes:
+            return batch.window.part(batch.within, self._plain)
         sizes = source_sizes(batch) if self.augment.needs_large_source else None
         params = self.augment.draw(batch.count, sizes, generator, batch.epoch, batch.positions)
         first, count = batch.start, len(batch.labels)
@@ -69,9 +77,10 @@ class Supervised:
             ours = slice(first + start, first + stop)
             local = None if batch.sizes is None else batch.sizes[ours]
             parts.append(self.augment.apply(batch.images[start:stop], local, params[ours]))
-        images = parts[0] if len(parts) == 1 else torch.cat(parts)
-        images, targets = self.augment.mix(images, batch.labels, generator)
-        return Prepared(images, targets, batch.labels)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _plain(self, images: torch.Tensor) -> torch.Tensor:
+        return self.augment.apply(images, None, Params(len(images)))
 
     def __call__(self, model: torch.nn.Module, batch: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
         """See Objective."""
