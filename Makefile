@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: setup demo test check format bench
+.PHONY: setup demo test check format bench bench-peers
 
 setup: .venv/ready
 
@@ -37,5 +37,19 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The short measurements on the embedded data; the others want data: see docs/benchmarks.md.
 bench: setup
-	$(BIN)/python bench/tutorial_speed.py
+	$(BIN)/python bench/start.py
+	$(BIN)/python bench/augment_speed.py
+
+# Against other programs, in an environment of its own. DATA: photographs, train/CLASS/* and val/CLASS/*.
+bench-peers: setup .venv-peers/ready
+	$(BIN)/python bench/finetune_speed.py --data $(DATA) --peers .venv-peers/bin/python
+	$(BIN)/python bench/evaluate_speed.py --data $(DATA)/val
+	$(BIN)/python bench/loading.py --data $(DATA)/train
+	$(BIN)/python bench/transfer.py --data $(DATA)
+
+.venv-peers/ready: bench/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement bench/peers/requirements.txt
+	touch $@

@@ -1,12 +1,10 @@
 """Augmentation: images a second of `Augment.apply` and of torchvision's transforms v2 on the same images.
 
-    python bench/augment_speed.py                                  # augmentation alone, images in memory
-    python bench/augment_speed.py --loading FOLDER --threads 2     # later epochs: from the store to the batch
+    python bench/augment_speed.py [--threads 1] [--rounds 9]
 
 torchvision's transforms run image by image on uint8 tensors, as in a worker of a DataLoader that has its images
-decoded already; each side has the same number of threads. With --loading the peer is torchvision's ImageFolder
-with RandomResizedCrop(224), a flip and the normalisation in a DataLoader of as many workers as --threads; ours
-reads the store that the first epoch built. The two take turns; a ratio is one round's, the median of rounds counts.
+decoded already; each side has the same number of threads. Images lie in memory; bench/loading.py measures loading
+as a whole. The two take turns; a ratio is one round's, the median of rounds counts.
 """
 
 from __future__ import annotations
@@ -14,10 +12,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +21,9 @@ import torch
 
 from tellapart import packages
 from tellapart.augment import Augment, resolve
-from tellapart.data import images as decoded
-from tellapart.data import loader, sources
 from tellapart.devices import tune_allocator
 from tellapart.preprocess import Preprocessing
-from tellapart.spec import AugmentSpec, DataSpec
-from tellapart.training.objectives import Supervised
+from tellapart.spec import AugmentSpec
 
 packages.prepare_torchvision()
 
@@ -122,55 +115,16 @@ def augmentation(preset: str, size: int, source: tuple[int, int], batch: int, ro
     row(f"{preset} {size}px batch {batch}", batch, alternate(ours, theirs, rounds))
 
 
-def loading(folder: str, threads: int, rounds: int, size: int = 224, batch: int = 32) -> None:
-    """Measure later epochs over the training images of an image folder."""
-    from torchvision import datasets
-    from torchvision.transforms import v2
-
-    spec = resolve(AugmentSpec(preset="tutorial"), size)
-    augment = Augment(spec, contract(size), 10, channels_last=True)
-    with tempfile.TemporaryDirectory() as cache:
-        data = DataSpec(source=folder, cache_dir=cache, workers=threads)
-        samples = sources.open_source(data, lambda text: None).split("train")
-        images, _ = decoded.augmentation_sources(samples, contract(size), data)
-        repeats = max(1, 1200 // len(images))
-        order = np.random.default_rng(0).permutation(np.tile(np.arange(len(images)), repeats))
-        objective, generator = Supervised(augment, lambda a, b: a), torch.Generator()
-
-        def ours() -> None:
-            for step, raw in loader.batches(images, order, batch):
-                generator.manual_seed(step)
-                objective.prepare(raw, generator, batch)
-
-        steps = [
-            v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD),
-        ]  # fmt: skip
-        theirs_set = datasets.ImageFolder(str(Path(folder) / "train"), v2.Compose(steps))
-        peers = torch.utils.data.DataLoader(theirs_set, batch, shuffle=True, num_workers=threads)
-
-        def theirs() -> None:
-            for _ in range(repeats):
-                for _ in peers:
-                    pass
-
-        row(f"later epochs, {threads} threads", len(order), alternate(ours, theirs, rounds))
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--loading", default="", help="image folder with train/")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tune_allocator()
     print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds\n")
     print(f"{'':<28}{'torchvision img/s':>16}{'ours img/s':>15}{'ratio':>8}{'lowest':>8}{'highest':>9}")
-    if args.loading:
-        loading(args.loading, args.threads, args.rounds)
-        return
     for case in CASES:
         augmentation(*case, args.rounds)
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common import fresh
 from tellapart import artifact
 from tellapart.data import images as decoded
 from tellapart.data import sources
@@ -118,7 +119,7 @@ def run(name: str, model: torch.nn.Module, args: argparse.Namespace, scratch: Pa
             return ours(artifact.open_model(path, precision=precision), folder, Path(empty))
 
     ways: dict[str, Callable[[], tuple[float, float]]] = {
-        "timm": lambda: timm_validate(model, folder, args.workers, args.channels_last),
+        "timm": lambda: fresh(timm_validate, model, folder, args.workers, args.channels_last),
         "tellapart, cold": cold,
         "tellapart, warm": lambda: ours(artifact.open_model(path), folder, warm),
     }

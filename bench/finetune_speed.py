@@ -19,19 +19,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from common import Silent, fresh
 from tellapart.data import sources
 from tellapart.devices import tune_allocator
 from tellapart.packages import require
@@ -42,17 +44,6 @@ from tellapart.training.distributed import Processes
 BATCH, SIZE, WARM_UP = 32, 224, 3
 PEERS = ("fastai", "ultralytics", "transformers")
 Measure = Callable[[], float]
-
-
-class Silent:
-    """A reporter that shows nothing."""
-
-    def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None: ...
-    def message(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None: ...
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
-    def epoch_done(self, epoch: int, values: Mapping[str, float], best: bool) -> None: ...
 
 
 def timed(step: Callable[[], Any], steps: int) -> float:
@@ -177,6 +168,17 @@ def loop_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: An
     return measure
 
 
+REFERENCES: dict[str, Callable[[Path, int, int], Measure]] = {
+    "timm": timm_way,
+    "torchvision": torchvision_way,
+}
+
+
+def reference(side: str, folder: Path, workers: int, steps: int) -> float:
+    """Return images a second of a reference loop."""
+    return REFERENCES[side](folder, workers, steps)()
+
+
 def peer_way(python: str, peer: str, data: str, steps: int, workers: int) -> Measure:
     """Return a peer, run in its own environment."""
     script = Path(__file__).parent / "peers" / f"finetune_{peer}.py"
@@ -216,8 +218,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         ways = tellapart_ways(args.data, cache, args.steps, args.compile)
         train = Path(args.data) / "train"
-        ways["timm"] = timm_way(train, args.workers, args.steps)
-        ways["torchvision"] = torchvision_way(train, args.workers, args.steps)
+        for side in REFERENCES:
+            ways[side] = functools.partial(fresh, reference, side, train, args.workers, args.steps)
         for peer in PEERS if args.peers else ():
             if installed(args.peers, peer):
                 ways[peer] = peer_way(args.peers, peer, args.data, args.steps, args.workers)

@@ -21,6 +21,7 @@ import time
 import numpy as np
 import torch
 
+from common import fresh
 from tellapart import augment, packages
 from tellapart.data import images, sources
 from tellapart.data.loader import ImageSet, batches, source_sizes
@@ -74,7 +75,7 @@ def our_epoch(found: ImageSet, size: int, batch_size: int, epoch: int) -> int:
 
 def one_round(args: argparse.Namespace) -> tuple[int, dict[str, float]]:
     """Return the number of images, and the seconds of each kind of epoch."""
-    seconds = {"torchvision": their_epoch(args.data, args.size, args.batch_size, args.workers)}
+    seconds = {"torchvision": fresh(their_epoch, args.data, args.size, args.batch_size, args.workers)}
     with tempfile.TemporaryDirectory() as cache:
         started = time.perf_counter()
         found = read(args.data, args.size, cache, "on")

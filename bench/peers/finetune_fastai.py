@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 
+import beside_cpu_torch  # noqa: F401
 import fastai
 from fastai.callback.core import Callback, CancelFitException
 from fastai.vision.all import (

@@ -12,6 +12,7 @@ import json
 import time
 from typing import Any
 
+import beside_cpu_torch  # noqa: F401
 import torch
 import transformers
 from torchvision import datasets

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import beside_cpu_torch  # noqa: F401
 import ultralytics
 from ultralytics import YOLO
 
