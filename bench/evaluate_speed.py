@@ -59,13 +59,11 @@ def networks(names: list[str]) -> dict[str, torch.nn.Module]:
     return found
 
 
-def timm_validate(
-    model: torch.nn.Module, folder: Path, workers: int, channels_last: bool
-) -> tuple[float, float]:
+def timm_validate(name: str, folder: Path, workers: int, channels_last: bool) -> tuple[float, float]:
     """Return (images a second, accuracy) of what timm's validate.py does on the CPU."""
     data = require("timm.data", "models", "The comparison")
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = model.eval().to(memory_format=layout)
+    model = networks([name])[name].eval().to(memory_format=layout)
     criterion = torch.nn.CrossEntropyLoss()
     started = time.perf_counter()
     dataset = data.create_dataset("", root=str(folder), split="")
@@ -119,7 +117,7 @@ def run(name: str, model: torch.nn.Module, args: argparse.Namespace, scratch: Pa
             return ours(artifact.open_model(path, precision=precision), folder, Path(empty))
 
     ways: dict[str, Callable[[], tuple[float, float]]] = {
-        "timm": lambda: fresh(timm_validate, model, folder, args.workers, args.channels_last),
+        "timm": lambda: fresh(timm_validate, name, folder, args.workers, args.channels_last),
         "tellapart, cold": cold,
         "tellapart, warm": lambda: ours(artifact.open_model(path), folder, warm),
     }

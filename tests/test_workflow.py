@@ -190,6 +190,38 @@ def test_other_data_is_matched_by_class_name(trained: Any, tmp_path: Path) -> No
     np.testing.assert_array_equal(listed.confusion, some.confusion)
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_logits_that_are_known_count_where_a_sample_confirms_them(
+    trained: Any, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tellapart import artifact
+    from tellapart.data import images, sources
+    from tellapart.evaluation import infer
+    from tellapart.spec import DataSpec
+    from tellapart.workflow import measure
+
+    predictor = artifact.open_model(trained.run)
+    samples = sources.open_source(DataSpec(source=str(trained.data)), lambda text: None).split("test")
+    found, _ = images.evaluation_images(samples, predictor.preprocessing, DataSpec())
+    known = infer.collect_logits(predictor, found)
+    expected = measure.evaluate_set(predictor, found, "test", None, tellapart.tracking.Console(quiet=True))
+    asked: list[int] = []
+    collect = infer.collect_logits
+
+    def counting(predict: Any, images: Any, positions: Any = None, *args: Any, **more: Any) -> Any:
+        asked.append(len(images) if positions is None else len(positions))
+        return collect(predict, images, positions, *args, **more)
+
+    monkeypatch.setattr(infer, "collect_logits", counting)
+    given = known if right else known.roll(1, 0)
+    console = tellapart.tracking.Console(quiet=True)
+    evaluation = measure.evaluate_set(predictor, found, "test", None, console, given)
+    assert asked == ([measure.SAMPLE] if right else [measure.SAMPLE, len(found)])
+    assert evaluation.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert evaluation.accuracy == expected.accuracy
+    assert evaluation.images_per_second is not None
+
+
 def test_training_images_among_those_evaluated_are_counted(
     trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ import torch
 
 from tellapart.errors import CacheError
 from tellapart.models import frozen
+from tellapart.preprocess import normalise
 from tellapart.training import checkpoint, features
 from tellapart.training.distributed import Processes
 
@@ -119,7 +120,7 @@ def test_computed_once_and_kept(samples: Any, changes: dict[str, Any], build: An
     again.trainer.run()
     assert screen.computed == 0
     assert difference(again.model, first.model) == 0
-    files = list(Path(first.plan.spec.data.cache_dir).glob("features/*"))
+    files = list(Path(first.plan.spec.data.cache_dir).glob("decoded/*/features.npy"))
     assert sorted(np.load(path).shape for path in files) == [(18, 1, 512), (53, 1, 512)]
 
 
@@ -166,7 +167,7 @@ def test_a_damaged_file_is_computed_anew(
     first = build(samples, **changes)
     _offer(first)
     first.trainer.run()
-    for path in Path(first.plan.spec.data.cache_dir).glob("features/*.npy"):
+    for path in Path(first.plan.spec.data.cache_dir).glob("decoded/*/features.npy"):
         if damage == "shape":
             np.save(path, np.zeros((2, 1, 512), np.float32))
         else:
@@ -278,7 +279,7 @@ def test_a_full_disk_is_said_clearly(
     monkeypatch.setattr(np.lib.format, "open_memmap", full)
     with pytest.raises(CacheError, match=r"No space left on device.*--speed.no-features"):
         bench.trainer.run()
-    assert not list(Path(bench.plan.spec.data.cache_dir).glob("features/*"))
+    assert not list(Path(bench.plan.spec.data.cache_dir).glob("decoded/*/features.npy"))
 
 
 def test_goes_on_from_a_checkpoint_bit_for_bit(
@@ -394,9 +395,29 @@ def test_two_processes_compute_what_one_does(start: tuple[Path, Path], tmp_path:
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], atol=1e-5, rtol=1e-4)
     one, two = (
-        sorted((folder / "features").iterdir()) for folder in (data.parent / "cache", tmp_path / "cache")
+        sorted((folder / "decoded").glob("*/features.npy"))
+        for folder in (data.parent / "cache", tmp_path / "cache")
     )
-    kept = {path.name: np.load(path) for path in one}
+    kept = {path.parent.name: np.load(path) for path in one}
     assert len(two) == 2
     for path in two:
-        np.testing.assert_array_equal(np.load(path), kept[path.name])
+        np.testing.assert_array_equal(np.load(path), kept[path.parent.name])
+
+
+def test_known_logits_are_those_of_the_network_with_the_same_trunk_only(
+    samples: Any, changes: dict[str, Any], build: Any
+) -> None:
+    bench = build(samples, **changes)
+    _offer(bench)
+    bench.trainer.run()
+    known, model, val = bench.trainer.way.known, bench.plan.model.eval(), bench.prepared.val
+    logits = known(model)
+    with torch.inference_mode():
+        inputs = normalise(val.batch(np.arange(len(val))).images, bench.prepared.contract)
+        torch.testing.assert_close(logits, model(inputs), atol=1e-5, rtol=1e-4)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(p for p in other.parameters() if p.requires_grad).mul_(2)  # the head's
+        assert not torch.equal(known(other), logits)
+        next(p for p in other.parameters() if not p.requires_grad).add_(1e-3)
+    assert known(other) is None

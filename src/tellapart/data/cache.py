@@ -18,8 +18,6 @@ import hashlib
 import io
 import itertools
 import os
-import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,12 +205,10 @@ def open_or_build(
         _build(samples, decode, channels, temporary, workers, advance, pixels)
         notes = {"source": samples.root or samples.name, "images": len(samples), "policy": policy}
         stores.write_about(temporary, {**notes, **(about or {})})
-        with contextlib.suppress(OSError):  # another process was faster: its store is as good
-            temporary.rename(target)
-    finally:
-        if held is not None:
-            held.share()
-        shutil.rmtree(temporary, ignore_errors=True)
+        stores.publish(temporary, target, held)
+    except BaseException:
+        stores.abandon(temporary, held)
+        raise
     store = open_store(target)
     if store is None:
         raise FileNotFoundError(2, "the store was removed while it was being opened", str(target))
@@ -221,17 +217,8 @@ def open_or_build(
 
 def open_store(target: Path) -> ImageStore | None:
     """Open a store and keep it from being removed; None where there is none."""
-    for _ in range(100):
-        if not (target / "index.npz").exists():
-            return None
-        held = stores.lock(target)
-        if held is None and os.access(target, os.W_OK):  # another process is about to remove it
-            time.sleep(0.02)
-            continue
-        if held is None or held.is_of(target):
-            stores.touch(target)
-            return _open(target, held)
-    return None
+    held = stores.hold(target, stores.INDEX)
+    return None if held is False else _open(target, held if isinstance(held, stores.Lock) else None)
 
 
 def _removed(target: Path, store: ImageStore) -> bool:

@@ -30,7 +30,8 @@ except ImportError:  # Windows
 
 GIB = 1 << 30
 RESERVE = GIB // 2  # of the disk, that no store takes
-_IN_USE, _ABOUT, _INDEX = "in-use", "about.json", "index.npz"
+_IN_USE, _ABOUT = "in-use", "about.json"
+INDEX, FEATURES = "index.npz", "features.npy"  # what a store of images, or of features, is known by
 _KEY = re.compile(r"[0-9a-f]{32}")
 _TEMPORARY = re.compile(r"\.(building|removing)-\w+")
 _DAY = 24 * 3600.0
@@ -144,7 +145,7 @@ def list_stores(decoded: Path) -> list[StoreInfo]:
     found = []
     with contextlib.suppress(OSError):
         for path in decoded.iterdir():
-            if _KEY.fullmatch(path.name) and not path.is_symlink() and (path / _INDEX).is_file():
+            if _KEY.fullmatch(path.name) and not path.is_symlink() and _content(path) is not None:
                 with contextlib.suppress(OSError):
                     found.append(describe(path))
     return sorted(found, key=lambda store: store.used)
@@ -155,7 +156,7 @@ def describe(path: Path) -> StoreInfo:
     about: Any = {}
     with contextlib.suppress(OSError, ValueError):
         about = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
-    mark = path / _IN_USE if (path / _IN_USE).exists() else path / _INDEX
+    mark = path / _IN_USE if (path / _IN_USE).exists() else _content(path) or path
     used = mark.stat().st_mtime
     held = lock(path, exclusive=True, create=False) if (path / _IN_USE).exists() else None
     if held is None:
@@ -164,6 +165,43 @@ def describe(path: Path) -> StoreInfo:
         in_use = not held.certain and time.time() - used < _DAY
         held.release()
     return StoreInfo(path.name, path, _size(path), used, in_use, about if isinstance(about, dict) else {})
+
+
+def _content(path: Path) -> Path | None:
+    """Return the file that a store is known by, or None where there is none."""
+    return next((path / name for name in (INDEX, FEATURES) if (path / name).is_file()), None)
+
+
+def hold(folder: Path, name: str) -> Lock | bool:
+    """Keep the store with the file ``name`` from being removed, and note its use.
+
+    Returns the lock (or True where the folder cannot be written, so nobody removes it); False: there is no store.
+    """
+    for _ in range(100):
+        if not (folder / name).exists():
+            return False
+        held = lock(folder)
+        if held is None and os.access(folder, os.W_OK):  # another process is about to remove it
+            time.sleep(0.02)
+            continue
+        if held is None or held.is_of(folder):
+            touch(folder)
+            return held or True
+    return False
+
+
+def publish(temporary: Path, target: Path, held: Lock | None) -> None:
+    """Give a finished store its name; where another process was faster its store is as good, and this one goes."""
+    with contextlib.suppress(OSError):
+        temporary.rename(target)
+    abandon(temporary, held)
+
+
+def abandon(temporary: Path, held: Lock | None) -> None:
+    """Remove what is left under a store's temporary name, and let others use what lies under its own."""
+    if held is not None:
+        held.share()
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _size(folder: Path) -> int:

@@ -62,15 +62,24 @@ class Split:
         self.model.eval()
         return self._run(images_NCHW)[0]
 
-    def digest(self) -> str:
-        """Return a hash of everything that the features depend on inside the network: names, shapes, values."""
+    def digest(self, model: nn.Module | None = None) -> str:
+        """Return a hash of everything that the features depend on inside the network: names, shapes, values.
+
+        ``model``: another network of the same architecture.
+        """
         total = hashlib.blake2b(digest_size=16)
-        for name, tensor in self.model.state_dict().items():
+        for name, tensor in (model or self.model).state_dict().items():
             if not heads.is_inside(name, (self._name,)):
                 total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
                 values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
                 total.update(values.numpy().data)
         return total.hexdigest()
+
+    @torch.inference_mode()
+    def logits(self, model: nn.Module, features: Tensor) -> Tensor:
+        """Return what the head of ``model``, of the same architecture, makes of features [B, ...] in evaluation."""
+        logits: Tensor = model.get_submodule(self._name).eval()(features)
+        return logits
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Run the whole network; return what reached the head, and the logits."""

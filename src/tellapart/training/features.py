@@ -2,22 +2,21 @@
 
 The result is that of the slow way, but for rounding: the same images in the same order, the same dropout before
 the head. Where images change at random in each epoch, either a fixed number of augmented views of each is computed
-(``speed.feature_views``), or the backbone runs in every epoch. Features lie in ``features/KEY.npy`` below the cache
-folder, float32 [N, views, ...], where KEY is a hash of everything that they depend on. A file is written under
-another name and renamed, so a kill or a second process leaves nothing wrong.
+(``speed.feature_views``), or the backbone runs in every epoch. Features lie in a store of the cache (`data.stores`),
+float32 [N, views, ...], whose key is a hash of everything that they depend on. It is written under another name and
+renamed, so a kill or a second process leaves nothing wrong.
 
 Knows nothing of epochs, optimizers or run folders; `training.loop` trains on features as it does on images.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +26,7 @@ import torch
 
 from tellapart import augment as augmentation
 from tellapart.augment import Augment
-from tellapart.data import cache
+from tellapart.data import cache, stores
 from tellapart.data.archives import cache_folder
 from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
 from tellapart.devices import is_out_of_memory, release
@@ -169,7 +168,17 @@ class _Maker:
             return batch[:, 0].to(self.device)
 
         validate = setup.validator(val, inputs, plan.spec, self.processes, Views())
-        return Way(self.split.head, train, OnFeatures(plan.objective, self.views), validate)
+        known = functools.partial(self._known, val, digest)
+        return Way(self.split.head, train, OnFeatures(plan.objective, self.views), validate, known)
+
+    def _known(self, val: ImageSet | None, digest: str, model: torch.nn.Module) -> torch.Tensor | None:
+        """Return the validation logits of a network whose frozen part is the one that made the features (see Way)."""
+        if val is None or self.plan.spec.training.precision != "fp32" or self.split.digest(model) != digest:
+            return None
+        rows = (val.batch(np.arange(i, min(i + _CHUNK, len(val)))).images for i in range(0, len(val), _CHUNK))
+        return torch.cat(
+            [self.split.logits(model, part[:, 0].to(self.device)).float().cpu() for part in rows]
+        )
 
     def _plain(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:
         """Return a function that gives a part of the batch as evaluation sees it."""
@@ -193,22 +202,27 @@ class _Maker:
 
     def _features(self, images: ImageSet, inputs: Any, views: int, digest: str, what: str) -> ImageSet:
         """Return the set with features in the place of its images."""
-        folder = Path(cache_folder(self.plan.spec.data)) / "features"
-        path = folder / f"{self._key(images, views, digest, inputs == self._plain)}.npy"
+        spec = self.plan.spec
+        folder = Path(cache_folder(spec.data)) / "decoded"
+        path = folder / self._key(images, views, digest, inputs == self._plain)
         shape = (len(images), views, *self.split.shape)
+        about = {
+            "source": images.samples.root or images.samples.name,
+            "purpose": f"features of {spec.model.name}, {what}",
+            "images": len(images),
+        }
         try:
             if self.processes.from_first(_open(path, shape) is None):
+                if self.processes.first:
+                    _make_way(path, 4 * math.prod(shape), spec.data.cache_limit)
                 with self.screen.busy(f"Computing features of {what} images", len(images) * views) as busy:
-                    self._fill(path, shape, images, inputs, busy.advance)
-            values = _open(path, shape)
+                    self._fill(path, shape, images, inputs, about, busy.advance)
+            opened = _open(path, shape)
         except OSError as error:
-            raise CacheError(
-                f"Features cannot be kept in {folder}: {error.strerror or error}. Choose another folder with "
-                "--data.cache-dir, make room, or use --speed.no-features."
-            ) from error
-        if values is None:
+            raise _cannot_keep(folder, error.strerror or str(error)) from error
+        if opened is None:
             raise CacheError(f"{path} was there and is not any more; start again.")
-        return _as_set(images, values)
+        return _as_set(images, *opened)
 
     def _key(self, images: ImageSet, views: int, digest: str, plain: bool) -> str:
         """Return a hash of everything that the features depend on."""
@@ -239,16 +253,13 @@ class _Maker:
         shape: tuple[int, ...],
         images: ImageSet,
         inputs: Any,
+        about: dict[str, Any],
         advance: Callable[[int], None],
     ) -> None:
-        """Compute all features into ``path``, each process its share of the chunks."""
-        processes, temporary = self.processes, None
-        if processes.first:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=".building-", suffix=".npy", dir=path.parent)
-            os.close(descriptor)
-        shared = processes.from_first(temporary)
-        assert shared is not None
+        """Compute all features into a store at ``path``, each process its share of the chunks."""
+        processes = self.processes
+        begun = stores.begin(path.parent) if processes.first else None
+        shared = processes.from_first(str(begun[0] / stores.FEATURES) if begun else "")
         try:
             if processes.first:
                 _reserve(shared, shape)
@@ -261,13 +272,16 @@ class _Maker:
                     self._chunk(batch, chunk, inputs, values[rows[0] : rows[-1] + 1], advance)
             values.flush()
             processes.wait()
-            if processes.first:
-                os.replace(shared, path)
+            if begun:
+                if path.exists():  # with a damaged file, which another process may have open
+                    os.replace(shared, path / stores.FEATURES)
+                stores.write_about(begun[0], about)
+                stores.publish(begun[0], path, begun[1])
             processes.wait()
-        finally:
-            if processes.first:
-                with contextlib.suppress(OSError):
-                    os.unlink(shared)
+        except BaseException:
+            if begun:
+                stores.abandon(*begun)
+            raise
 
     def _chunk(
         self, batch: RawBatch, chunk: int, inputs: Any, values: Any, advance: Callable[[int], None]
@@ -309,20 +323,39 @@ def _reserve(path: str, shape: tuple[int, ...]) -> None:
             os.posix_fallocate(stream.fileno(), 0, os.stat(path).st_size)
 
 
-def _open(path: Path, shape: tuple[int, ...]) -> Any:
-    """Return the file's values, mapped copy-on-write (torch wants writable); None where it is not there or damaged."""
+def _make_way(path: Path, needed: int, limit: float) -> None:
+    """Remove other stores where the cache has a limit. Raises CacheError where there is no room."""
+    if not stores.make_room(path.parent, needed, limit):
+        raise _cannot_keep(
+            path.parent, f"they would not fit ({limit:g} GiB are allowed, or the disk is full)"
+        )
+
+
+def _cannot_keep(folder: Path, reason: str) -> CacheError:
+    return CacheError(
+        f"Features cannot be kept in {folder}: {reason}. Choose another folder with --data.cache-dir, make room "
+        "(tellapart cache clear), or use --speed.no-features."
+    )
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> tuple[Any, stores.Lock | None] | None:
+    """Return the store's values, mapped copy-on-write (torch wants writable), and its lock.
+
+    None where it is not there or damaged.
+    """
+    held = stores.hold(path, stores.FEATURES)
+    if held is False:
+        return None
     try:
-        values = np.load(path, mmap_mode="c")
+        values = np.load(path / stores.FEATURES, mmap_mode="c")
     except (FileNotFoundError, ValueError, EOFError):
         return None
     if values.shape != shape or values.dtype != np.float32:
         return None
-    with contextlib.suppress(OSError):
-        os.utime(path)  # used now, for whoever bounds the cache by age
-    return values
+    return values, held if isinstance(held, stores.Lock) else None
 
 
-def _as_set(images: ImageSet, values: Any) -> ImageSet:
+def _as_set(images: ImageSet, values: Any, held: stores.Lock | None) -> ImageSet:
     """Return the samples of ``images`` with row i of ``values`` in the place of image i."""
     count = len(images)
     ones = np.ones(count, np.int32)
@@ -333,5 +366,6 @@ def _as_set(images: ImageSet, values: Any) -> ImageSet:
         hashes=images.store.hashes[images.rows],
         reasons=images.store.reasons[images.rows],
         images_NHWC=torch.from_numpy(values),
+        lock=held,
     )
     return ImageSet(images.samples, store, np.arange(count))

@@ -32,13 +32,16 @@ _MASK = 2**64 - 1
 class Way:
     """What a stage of training runs: the whole network on images, or its head on features.
 
-    ``model`` turns what ``objective`` prepares from ``train`` into logits; ``validate`` measures it.
+    ``model`` turns what ``objective`` prepares from ``train`` into logits; ``validate`` measures it. ``known``
+    returns the logits of the validation images by a network of the same architecture, float32 [N, K] on the CPU,
+    where they are to be had without running it, else None.
     """
 
     model: torch.nn.Module
     train: ImageSet
     objective: Objective
     validate: Callable[[torch.nn.Module], dict[str, float]] | None
+    known: Callable[[torch.nn.Module], torch.Tensor | None] = lambda model: None
 
 
 @dataclass

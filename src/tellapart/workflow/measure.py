@@ -25,18 +25,25 @@ from tellapart.evaluation import report as reporting
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
 
+SAMPLE = 32  # images on which logits that are known otherwise must be the predictor's own
+
 
 def evaluate_set(
-    predictor: artifact.Predictor, images: ImageSet, split: str, out: Path | None, console: Console
+    predictor: artifact.Predictor,
+    images: ImageSet,
+    split: str,
+    out: Path | None,
+    console: Console,
+    known: torch.Tensor | None = None,
 ) -> metrics.Evaluation:
-    """Measure a predictor on decoded images; write the evaluation's files below ``out`` where it is given."""
+    """Measure a predictor on decoded images; write the evaluation's files below ``out`` where it is given.
+
+    ``known``: the images' logits by a shorter way, float32 [N, K]. They count where the predictor, run on a sample,
+    gives the same but for rounding; else it runs on all images.
+    """
     if predictor.card.views.count > 1:
         console.message(predictor.card.views.describe())
-    started = time.perf_counter()
-    with console.busy(f"Evaluating on {split}", len(images)) as busy:
-        batch_size = infer.batch_that_pays(predictor.preprocessing.size, predictor.device)
-        logits = infer.collect_logits(predictor, images, batch_size=batch_size, advance=busy.advance)
-    seconds = time.perf_counter() - started
+    logits, seconds = _logits(predictor, images, split, console, known)
     labels = torch.from_numpy(images.samples.labels)
     evaluation = metrics.evaluate(
         logits,
@@ -57,6 +64,28 @@ def evaluate_set(
             boxes=images.samples.boxes,
         )
     return evaluation
+
+
+def _logits(
+    predictor: artifact.Predictor,
+    images: ImageSet,
+    split: str,
+    console: Console,
+    known: torch.Tensor | None,
+) -> tuple[torch.Tensor, float]:
+    """Return the logits, and how many seconds the predictor takes for all images."""
+    batch_size = infer.batch_that_pays(predictor.preprocessing.size, predictor.device)
+    if known is not None and len(images) > SAMPLE:
+        rows = np.linspace(0, len(images) - 1, SAMPLE).astype(np.int64)
+        started = time.perf_counter()
+        sample = infer.collect_logits(predictor, images, rows, batch_size)
+        seconds = (time.perf_counter() - started) * len(images) / len(rows)
+        if torch.allclose(sample, known[rows], rtol=1e-3, atol=1e-3 * float(sample.abs().max())):
+            return known, seconds
+    started = time.perf_counter()
+    with console.busy(f"Evaluating on {split}", len(images)) as busy:
+        logits = infer.collect_logits(predictor, images, batch_size=batch_size, advance=busy.advance)
+    return logits, time.perf_counter() - started
 
 
 def evaluate(

@@ -8,7 +8,7 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -337,7 +337,8 @@ def _run(
             return Result(folder, folder / artifact.FILE_NAME, "", {})
         assert trainer.best is not None
         artifact.save(folder / artifact.FILE_NAME, trainer.best, card)
-        return _finish(folder, prepared, card, progress, console, tracker, procs.device)
+        known = {"val": trainer.way.known}
+        return _finish(folder, prepared, card, progress, console, tracker, procs.device, known)
     finally:
         tracker.close()
 
@@ -377,14 +378,19 @@ def _finish(
     console: Console,
     tracker: Tracker,
     device: torch.device,
+    known: Mapping[str, Callable[[torch.nn.Module], torch.Tensor | None]],
 ) -> Result:
-    """Measure the artifact as it lies on the disk, on every split that played no part in training."""
+    """Measure the artifact as it lies on the disk, on every split that played no part in training.
+
+    ``known``: by split, logits that need not be computed anew (see `step.Way`).
+    """
     predictor = artifact.open_model(folder, device)
     scores: dict[str, Any] = {"epoch": progress.best_epoch + 1}
     final = ""
     for split, images in (("val", prepared.val), ("test", prepared.test)):
         if images is not None:
-            evaluation = evaluate_set(predictor, images, split, folder, console)
+            logits = known[split](predictor.model) if split in known else None
+            evaluation = evaluate_set(predictor, images, split, folder, console, logits)
             scores[split] = _brief(evaluation)
             final = split
             tracker.log(progress.step, {f"final/{split}-accuracy": evaluation.accuracy})
