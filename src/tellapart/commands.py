@@ -1,0 +1,199 @@
+"""What can be typed: the commands of the program with their arguments, as frozen dataclasses.
+
+Loads no torch. Knows nothing of what a command does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from tellapart.spec import Spec
+
+Json = Annotated[bool, tyro.conf.arg(name="json")]
+
+
+@dataclass(frozen=True)
+class FromSpec:
+    """What commands that train have in common."""
+
+    data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
+    """Folder, list, archive, annotation file or name (the same as --data.source)."""
+    recipe: str | None = None
+    """Start from a recipe: tutorial, tutorial-cnn, transfer, cifar10-fast, cifar10-best."""
+    spec_file: Annotated[str | None, tyro.conf.arg(name="spec")] = None
+    """Start from a YAML file (such as a run's spec.yaml)."""
+    as_json: Json = False
+    """Print one JSON object on standard output."""
+    spec: Annotated[Spec, tyro.conf.arg(name="")] = field(default_factory=Spec)
+
+
+@dataclass(frozen=True)
+class Train(FromSpec):
+    """Train a classifier and measure it. With no DATA it trains on the embedded handwritten digits."""
+
+    profile: bool = False
+    """Tell where a step's time goes, and write a trace for Perfetto (profile/ in the run's folder)."""
+
+
+@dataclass(frozen=True)
+class FindLr(FromSpec):
+    """Find a good learning rate: the range test of Smith (2015), which trains while the rate rises."""
+
+    steps: int = 100
+    """Steps of the test."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on exactly where a run was cut off."""
+
+    run: Positional[str]
+    """The run folder."""
+    as_json: Json = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a model: accuracy with its interval, per class, confusion, loss, speed."""
+
+    model: Positional[str]
+    """Run folder or artifact."""
+    source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA")] = None
+    """Labelled images; without it the data that the run was trained with."""
+    split: Literal["", "train", "val", "test", "all"] = ""
+    """Which part; by default test where there is one, else val, else all."""
+    out: str | None = None
+    """Folder for metrics.json, predictions.csv and pictures of the mistakes."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the network computes in; with less than fp32 the answers can differ a little."""
+    format: Literal["auto", "folder", "list", "voc", "createml", "yolo", "coco", "name"] = "auto"
+    """How to read DATA."""
+    boxes: Literal["image", "crop"] = "image"
+    """Annotation files: one label for the image, or one crop for each box."""
+    as_json: Json = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Label images: files, folders, patterns, or - for one image on standard input."""
+
+    model: Positional[str]
+    """Run folder or artifact."""
+    images: Positional[tuple[str, ...]]
+    """What to label."""
+    format: Literal["table", "jsonl", "csv"] = "table"
+    """How to print."""
+    top: int = 1
+    """How many classes to give for each image."""
+    urls: bool = False
+    """Fetch http(s) addresses; nothing is fetched otherwise."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write a run's report: one self-contained HTML page."""
+
+    run: Positional[str]
+    """The run folder."""
+    out: str | None = None
+    """Where to write it; by default RUN/report.html."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare runs: what differs in spec and result, and whether it is more than chance."""
+
+    runs: Positional[tuple[str, ...]]
+    """Two or more run folders."""
+    as_json: Json = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Look at a data set's health: counts, corrupt files, duplicates, leaks, suspects, imbalance."""
+
+    data_source: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", name="source")] = "digits"
+    """Folder, list, archive, annotation file or name."""
+    html: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write a page with pictures to FILE."""
+    as_json: Json = False
+    """Print one JSON object on standard output."""
+    spec: Annotated[Spec, tyro.conf.arg(name="")] = field(default_factory=Spec)
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the models by name, or look into one."""
+
+    pattern: Positional[str] = ""
+    """Part of a name, or a pattern such as 'resnet*'."""
+    summary: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """Print one model's layers, shapes, parameters and FLOPs."""
+    size: int = 0
+    """With --summary: input size in pixels; 0: the model's own."""
+    channels: int = 3
+    """With --summary: input channels."""
+    num_classes: int = 10
+    """With --summary: classes."""
+    as_json: Json = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what this machine offers, and what follows from it."""
+
+    as_json: Json = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """List the decoded images that are kept on the disk, or clear them."""
+
+    action: Positional[Literal["list", "clear"]]
+    """What to do."""
+    keys: Positional[tuple[str, ...]] = ()
+    """With clear: keys, or how they begin, of what to remove; without any: everything that is not in use."""
+    older_than: Annotated[float | None, tyro.conf.arg(metavar="DAYS")] = None
+    """With clear: only what was not used for so many days."""
+    cache_dir: str = ""
+    """The cache folder, as in --data.cache-dir."""
+    as_json: Json = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model in another form."""
+
+    model: Positional[str]
+    """Run folder or artifact."""
+    to: tuple[Literal["state-dict"], ...] = ("state-dict",)
+    """Forms to write: state-dict is the tutorials' .pth."""
+    out: str = "export"
+    """Folder to write to."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """Bring in a state dict (.pth, .safetensors) from elsewhere as a model of ours."""
+
+    weights: Positional[str]
+    """The file."""
+    classes: str
+    """Class names in the order of the outputs, with commas between."""
+    out: str
+    """The artifact to write, such as model.safetensors."""
+    spec: Annotated[Spec, tyro.conf.arg(name="")] = field(default_factory=Spec)

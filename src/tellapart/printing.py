@@ -1,0 +1,115 @@
+"""Results as text for a terminal or a pipe: tables, JSON lines, CSV.
+
+Loads no torch. Knows nothing of how a result came about.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from tellapart.evaluation.metrics import Evaluation
+    from tellapart.workflow import Result
+
+
+def as_json_line(content: Any) -> str:
+    """Return JSON on one line, in characters that standard output can show (backslashes of its own are no JSON)."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
+    return json.dumps(content, ensure_ascii=encoding != "utf8")
+
+
+def summary(result: Result) -> str:
+    """Return how a training ended: accuracy and what it is of, where things lie, what to type next."""
+    lines = []
+    if result.split:
+        accuracy, (low, high) = result.metrics["accuracy"], result.metrics["accuracy_interval"]
+        words = {
+            "test": "on the test part, which played no part in choosing the epoch",
+            "val": "on validation, which also chose the epoch (there is no test part): expect a little less",
+        }[result.split]
+        lines.append(
+            f"Accuracy {accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {result.metrics['n']:,} images)"
+        )
+        lines.append(f"  {words}")
+    else:
+        lines.append("Trained on everything: there was no validation and no test part to measure.")
+    lines.append(f"Model    {result.artifact}")
+    if (result.run / "report.html").exists():
+        lines.append(f"Report   {result.run / 'report.html'}")
+    lines.append(f"Next     tellapart predict {shlex.quote(str(result.run))} IMAGE…")
+    return "\n".join(lines)
+
+
+def evaluation_text(evaluation: Evaluation) -> str:
+    """Return an evaluation's figures and its table of classes."""
+    low, high = evaluation.accuracy_interval
+    lines = [
+        f"Accuracy {evaluation.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%})",
+        f"on {evaluation.n:,} images ({evaluation.split})",
+        f"balanced accuracy {evaluation.balanced_accuracy:.4f}   macro F1 {evaluation.macro.f1:.4f}   "
+        f"loss {'-' if evaluation.loss is None else f'{evaluation.loss:.4f}'}"
+        + ("" if evaluation.top5 is None else f"   top-5 {evaluation.top5:.2%}"),
+    ]
+    if evaluation.images_per_second and evaluation.latency_ms:
+        times = "  ".join(f"{name} {value:.1f} ms" for name, value in evaluation.latency_ms.items())
+        lines.append(f"{evaluation.images_per_second:,.0f} images/s; one image at a time: {times}")
+    lines.append("")
+    width = min(30, max(5, *(len(score.name) for score in evaluation.per_class)))
+    lines.append(f"{'class':<{width}}  images  precision  recall      F1")
+    for score in evaluation.per_class:
+        figures = "".join(
+            f"{'-' if value is None else f'{value:.4f}':>{space}}"
+            for value, space in ((score.precision, 11), (score.recall, 8), (score.f1, 8))
+        )
+        lines.append(f"{score.name[:width]:<{width}}  {score.support:>6}{figures}")
+    return "\n".join(lines)
+
+
+def write_table(predictions: Any, out: TextIO) -> None:
+    """Write one line for each image: labels with their probabilities, or what was wrong."""
+    for p in predictions:
+        if p.error:
+            out.write(f"{p.path}: {p.error}\n")
+            continue
+        pairs = zip(p.labels, p.probabilities, strict=True)
+        out.write(f"{p.path}: " + ", ".join(f"{label} {value:.1%}" for label, value in pairs) + "\n")
+
+
+def write_jsonl(predictions: Any, out: TextIO) -> None:
+    """Write one JSON object for each image."""
+    for p in predictions:
+        out.write(as_json_line(p.to_dict()) + "\n")
+
+
+def write_csv(predictions: Any, out: TextIO) -> None:
+    """Write a row for each of an image's labels, the best first; a bad image has one, with the error."""
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["path", "rank", "label", "probability", "error"])
+    for p in predictions:
+        rows: list[Any] = [(p.path, "", "", "", p.error)] if p.error else []
+        pairs = enumerate(zip(p.labels, p.probabilities, strict=True), 1)
+        rows += [(p.path, rank, label, f"{value:.6f}", "") for rank, (label, value) in pairs]
+        writer.writerows(rows)
+
+
+def cache_text(entries: Sequence[dict[str, Any]]) -> str:
+    """Return the stores of the cache as a table."""
+    if not entries:
+        return "Nothing is kept."
+    lines = [f"{'key':<14}{'MiB':>9}{'images':>9}  {'last use':<17}what"]
+    for entry in entries:
+        what = f"{entry['source'] or '?'} ({entry['purpose'] or 'unknown purpose'})"
+        used = entry["last_use"][:16].replace("T", " ") + ("*" if entry["in_use"] else "")
+        images = "?" if entry["images"] is None else f"{entry['images']:,}"
+        lines.append(f"{entry['key'][:12]:<14}{entry['bytes'] / 2**20:>9,.1f}{images:>9}  {used:<17}{what}")
+        lines.append(f"{'':<14}{entry['path']}")
+    total = sum(entry["bytes"] for entry in entries) / 2**30
+    lines.append(
+        f"{total:,.2f} GiB in all, times in UTC" + (", * in use now" * any(e["in_use"] for e in entries))
+    )
+    return "\n".join(lines)
