@@ -215,7 +215,7 @@ def test_the_command(tmp_path: Path, three: list[str], capsys: pytest.CaptureFix
     assert cli.main(["cache", "clear", *place]) == 0
     assert "Removed 2 stores" in capsys.readouterr().out
     assert cli.main(["cache", "list", *place]) == 0
-    assert "No decoded images" in capsys.readouterr().out
+    assert "Nothing is kept" in capsys.readouterr().out
 
 
 SLOW = """
