@@ -28,6 +28,7 @@ import torch
 
 from common import fresh
 from tellapart import artifact
+from tellapart.contract import Card
 from tellapart.data import images as decoded
 from tellapart.data import sources
 from tellapart.devices import tune_allocator
@@ -107,7 +108,7 @@ def run(name: str, model: torch.nn.Module, args: argparse.Namespace, scratch: Pa
         size=SIZE, channels=3, resize="crop", interpolation="bicubic", crop_fraction=0.875,
         mean=(0.5,) * 3, std=(0.5,) * 3,
     )  # fmt: skip
-    card = artifact.Card(zoo.Architecture(name, 2, 3, SIZE), ("ants", "bees"), contract)
+    card = Card(zoo.Architecture(name, 2, 3, SIZE), ("ants", "bees"), contract)
     path = scratch / "model.safetensors"
     artifact.save(path, model.state_dict(), card)
     folder, warm = Path(args.data), scratch / "warm"

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from tellapart import artifact
-from tellapart.artifact import Card
+from tellapart.contract import Card
 from tellapart.errors import ArtifactError, ModelError
 from tellapart.models import zoo
 from tellapart.preprocess import Preprocessing

@@ -622,7 +622,7 @@ def test_the_whole_way(tmp_path: Path, make_folder: Callable[..., Path], run_cli
 
     exported = call("export", "run", "--to", "state-dict", "--out", "out")
     assert exported.out == "out/model.pth\n"
-    network = tellapart.load(run).predictor.model
+    network = tellapart.load(run).backend.predictor.model
     network.load_state_dict(torch.load(tmp_path / "out/model.pth", weights_only=True))
     refused(call("export", "run", "--out", "out"), "exists")
 
@@ -637,7 +637,7 @@ def test_the_whole_way(tmp_path: Path, make_folder: Callable[..., Path], run_cli
 
 def _spec_flags(run: Path) -> list[str]:
     """The flags that say how a run's weights were trained."""
-    contract = tellapart.load(run).predictor.preprocessing
+    contract = tellapart.load(run).card.preprocessing
     values = {
         "size": [contract.size],
         "mean": contract.mean,

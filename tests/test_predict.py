@@ -18,10 +18,12 @@ from PIL import Image
 
 import tellapart
 from tellapart import artifact, predict, workflow
+from tellapart.contract import Card
 from tellapart.errors import UserError
 from tellapart.models import zoo
 from tellapart.predict import Classifier, Prediction, expand
-from tellapart.preprocess import Preprocessing
+from tellapart.preprocess import Preprocessing, load
+from tellapart.runtime.eager import EagerBackend
 
 CLASSES = ("ant", "bee", "cat")
 POLICIES = [("squash", "bilinear", 1.0), ("crop", "bicubic", 0.875), ("letterbox", "bilinear", 1.0)]
@@ -47,8 +49,8 @@ def classifier(policy: str = "crop", interpolation: Any = "bilinear", fraction: 
     torch.manual_seed(1)
     network = zoo.build(architecture)
     contract = Preprocessing(24, 3, policy, interpolation, fraction, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))  # type: ignore[arg-type]
-    card = artifact.Card(architecture, CLASSES, contract)
-    return Classifier(artifact.Predictor(network, card, torch.device("cpu")))
+    card = Card(architecture, CLASSES, contract)
+    return Classifier(EagerBackend(artifact.Predictor(network, card, torch.device("cpu"))))
 
 
 @pytest.mark.parametrize(("policy", "interpolation", "fraction"), POLICIES)
@@ -56,7 +58,7 @@ def test_predicting_agrees_with_evaluating(
     policy: str, interpolation: str, fraction: float, tmp_path: Path
 ) -> None:
     """From the file's bytes to the probability, for photographs of odd sizes and every EXIF orientation."""
-    model = classifier(policy, interpolation, fraction).predictor
+    model = classifier(policy, interpolation, fraction).backend.predictor
     path = tmp_path / artifact.FILE_NAME
     artifact.save(path, model.model.state_dict(), model.card)
     for number in range(60):
@@ -135,8 +137,8 @@ def test_probabilities_are_the_softmax_of_the_logits() -> None:
     whole = ours.probabilities(contents)
     assert whole.shape == (9, 3)
     np.testing.assert_allclose(whole.sum(1), 1, atol=1e-6)
-    pixels = np.stack([predict.load(content, ours.predictor.preprocessing) for content in contents])
-    logits = ours.predictor(torch.from_numpy(pixels)).double().numpy()
+    pixels = np.stack([load(content, ours.card.preprocessing) for content in contents])
+    logits = ours.backend.predictor(torch.from_numpy(pixels)).double().numpy()
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(whole, expected, rtol=1e-5)
     for row, answer in enumerate(ours.predict(contents, top=99)):

@@ -30,7 +30,7 @@ from tellapart.preprocess import (
     resize,
     to_channels,
 )
-from tellapart.preprocess import contract as contract_module
+from tellapart.preprocess import transform as contract_module
 
 LIMIT = 1_000_000
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

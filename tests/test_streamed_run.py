@@ -68,7 +68,7 @@ def test_prediction_decodes_as_training_did(photographs: Path, tmp_path: Path) -
     for decode in ("auto", "full"):
         result = train(photographs, tmp_path / decode, **{"input.decode": decode})
         model = tellapart.load(result.run)
-        assert model.predictor.preprocessing.decode == ("full" if decode == "full" else "scaled")
+        assert model.card.preprocessing.decode == ("full" if decode == "full" else "scaled")
         with open(result.run / "evaluation" / "val" / "predictions.csv", newline="") as stream:
             rows = list(csv.DictReader(stream))
         files = [photographs / row["path"] for row in rows]

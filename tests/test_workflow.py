@@ -119,7 +119,7 @@ def test_metrics_are_scikit_learns(trained: Any) -> None:
         assert content["confusion"] == metrics.confusion_matrix(truth, guess).tolist()
         losses = -np.log([float(row["label_probability"]) for row in answers])
         assert content["loss"] == pytest.approx(losses.mean(), rel=1e-4)
-    card = tellapart.load(trained.run).predictor.card
+    card = tellapart.load(trained.run).card
     assert card.scores["test"]["accuracy"] == content["accuracy"]
     assert card.classes == ("ant", "bee", "cat")
 
@@ -372,7 +372,7 @@ def test_without_validation_everything_trains(tmp_path: Path, make_folder: Calla
     assert {row["split"] for row in rows(result.run / "samples.csv")} == {"train", "test"}
     names = {row["name"] for row in rows(result.run / "metrics.csv")}
     assert not [name for name in names if name.startswith("val/")]
-    assert tellapart.load(result.run).predictor.card.scores["epoch"] == 2
+    assert tellapart.load(result.run).card.scores["epoch"] == 2
 
 
 def test_without_any_other_part_nothing_is_measured(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
@@ -510,7 +510,7 @@ def test_a_state_dict_goes_out_and_comes_back(trained: Any, tmp_path: Path) -> N
     """The tutorials' .pth: loads with weights_only, and brought in again answers alike."""
     (file,) = workflow.export(trained.run, ["state-dict"], tmp_path / "out")
     state = torch.load(file, weights_only=True)
-    network = tellapart.load(trained.run).predictor.model
+    network = tellapart.load(trained.run).backend.predictor.model
     network.load_state_dict(state)
     spec = runs.read_spec(trained.run / "spec.yaml")
     brought = workflow.import_weights(file, ("ant", "bee", "cat"), tmp_path / "new/model.safetensors", spec)
@@ -538,7 +538,7 @@ def test_imported_weights_give_the_networks_own_logits(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = network((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).softmax(1)
     np.testing.assert_allclose(tellapart.load(path).probabilities(images), expected, rtol=1e-4)
-    assert np.array_equal(load(images[0], tellapart.load(path).predictor.preprocessing), images[0])
+    assert np.array_equal(load(images[0], tellapart.load(path).card.preprocessing), images[0])
 
 
 def _weights(tmp_path: Path) -> Path:
@@ -587,7 +587,7 @@ def test_an_import_overwrites_nothing(tmp_path: Path) -> None:
 def test_one_mean_stands_for_all_channels(tmp_path: Path) -> None:
     spec = update(Spec(), {**WHOLE, "input.mean": 0.5, "input.std": 0.25, "input.channels": 3})
     path = workflow.import_weights(_weights(tmp_path), ["a", "b"], tmp_path / "m.safetensors", spec)
-    contract = tellapart.load(path).predictor.preprocessing
+    contract = tellapart.load(path).card.preprocessing
     assert (contract.mean, contract.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
@@ -605,7 +605,7 @@ def test_the_licence_of_weights_is_told(
     monkeypatch.setattr(weights, "load", restricted)
     result = train(trained.data, tmp_path / "run", **{"model.weights": str(trained.run)})
     assert "CC BY-NC 4.0) forbids commercial use" in capfd.readouterr().err
-    assert tellapart.load(result.run).predictor.card.weights["licence"] == "CC BY-NC 4.0"
+    assert tellapart.load(result.run).card.weights["licence"] == "CC BY-NC 4.0"
 
 
 def test_weights_of_a_run_are_where_training_starts(trained: Any, tmp_path: Path) -> None:

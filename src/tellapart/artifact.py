@@ -8,10 +8,8 @@ Knows nothing of training.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +17,13 @@ import safetensors
 import safetensors.torch
 import torch
 
+from tellapart.contract import Card, Preprocessing
 from tellapart.devices import AMP_DTYPES
 from tellapart.errors import ArtifactError
 from tellapart.models import zoo
-from tellapart.preprocess import Preprocessing, Views, averaged, normalise
+from tellapart.preprocess import averaged, normalise
 
-FORMAT = 2  # 1: without views, which is still what is written where there is one view only
 FILE_NAME = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class Card:
-    """What the file says of itself: everything but the weights."""
-
-    architecture: zoo.Architecture
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
-    scores: Mapping[str, Any] = field(default_factory=dict)
-    weights: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    views: Views = field(default_factory=Views)
-
-    def to_json(self) -> str:
-        """Return the card as JSON text."""
-        content = {
-            "format": FORMAT if self.views.count > 1 else 1,
-            "architecture": self.architecture.to_dict(),
-            "classes": list(self.classes),
-            "preprocessing": self.preprocessing.to_dict(),
-            "scores": dict(self.scores),
-            "weights": dict(self.weights),
-            "versions": dict(self.versions),
-            "views": self.views.to_dict(),
-        }
-        return json.dumps(content, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Card:
-        """Read ``to_json``'s text. Raises KeyError, TypeError or ValueError where it is something else."""
-        content = json.loads(text)
-        if content["format"] > FORMAT:
-            raise ValueError(f"format {content['format']} is newer than this program's {FORMAT}")
-        return cls(
-            architecture=zoo.Architecture.from_dict(content["architecture"]),
-            classes=tuple(content["classes"]),
-            preprocessing=Preprocessing.from_dict(content["preprocessing"]),
-            scores=content.get("scores", {}),
-            weights=content.get("weights", {}),
-            versions=content.get("versions", {}),
-            views=Views.from_dict(content.get("views", {})),
-        )
 
 
 def save(path: Path, state: Mapping[str, torch.Tensor], card: Card) -> None:

@@ -20,12 +20,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from tellapart.artifact import Predictor
+from tellapart.contract import BadImage, Card
 from tellapart.data import folders
 from tellapart.errors import UserError
-from tellapart.preprocess import BadImage, load
+from tellapart.runtime import Backend, probabilities
 
 Pixels = npt.NDArray[np.uint8]
 _BATCH = 64
@@ -109,23 +108,26 @@ def _fetch(url: str) -> bytes:
 class Classifier:
     """A model that is ready to answer; ``tellapart.load(path)`` gives one."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    @property
+    def card(self) -> Card:
+        """All that goes with the weights: classes, preprocessing, scores, ..."""
+        return self.backend.card
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names by index."""
-        return self.predictor.classes
+        return self.card.classes
 
     def probabilities(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
         """Return float32 [B, K] for images: paths, bytes, Pillow images or uint8 arrays [H, W(, 3)].
 
         Raises BadImage for one that cannot be read.
         """
-        contract = self.predictor.preprocessing
-        pixels = np.stack([load(_content(image), contract) for image in images])
-        logits = self.predictor(torch.from_numpy(pixels))
-        return logits.softmax(1).numpy()
+        pixels = np.stack([self.backend.prepare(_content(image)) for image in images])
+        return probabilities(self.backend.logits(pixels), self.card).astype(np.float32)
 
     def predict(self, images: Any, top: int = 1) -> list[Prediction]:
         """Return a prediction for each image: path, bytes, Pillow image or uint8 array, or a list of them."""
@@ -138,14 +140,13 @@ class Classifier:
         self, images: Iterable[Any], top: int = 1, stdin: Callable[[], BinaryIO] | None = None
     ) -> Iterator[Prediction]:
         """Yield predictions in order, holding one batch in memory at a time."""
-        contract = self.predictor.preprocessing
 
         def prepare(image: Any) -> tuple[str, Pixels | None, str]:
             name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
             try:
                 if name == "-" and stdin is not None:
-                    return name, load(stdin().read(), contract), ""
-                return name, load(_content(image), contract), ""
+                    return name, self.backend.prepare(stdin().read()), ""
+                return name, self.backend.prepare(_content(image)), ""
             except BadImage as error:
                 return name, None, error.reason
             except OSError as error:
@@ -161,15 +162,15 @@ class Classifier:
         count = min(top, len(self.classes))
         rows: Iterator[tuple[list[float], list[int]]] = iter(())
         if good:
-            logits = self.predictor(torch.from_numpy(np.stack(good)))
-            best = logits.double().softmax(1).topk(count)  # as predictions.csv has them
-            rows = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))
+            values = probabilities(self.backend.logits(np.stack(good)), self.card)
+            best = np.argsort(-values, axis=1, kind="stable")[:, :count]
+            rows = iter(zip(np.take_along_axis(values, best, 1).tolist(), best.tolist(), strict=True))
         for name, pixels, reason in prepared:
             if pixels is None:
                 yield Prediction(name, error=reason)
                 continue
-            values, indices = next(rows)
-            yield Prediction(name, tuple(self.classes[i] for i in indices), tuple(values))
+            top_values, indices = next(rows)
+            yield Prediction(name, tuple(self.classes[i] for i in indices), tuple(top_values))
 
 
 def _content(image: Any) -> bytes | Pixels:

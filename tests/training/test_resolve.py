@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tellapart import packages
+from tellapart.contract import Card
 from tellapart.data.images import Look, look
 from tellapart.data.samples import Samples
 from tellapart.errors import ModelError, SpecError
@@ -192,7 +193,7 @@ def test_a_run_of_ours_brings_its_contract(tmp_path: Path) -> None:
     architecture = zoo.Architecture("simple-cnn", 2, 3, 24)
     mean, std = (0.3, 0.4, 0.5), (0.2, 0.3, 0.4)
     contract = Preprocessing(24, 3, "letterbox", "bicubic", 1.0, mean, std)
-    card = artifact.Card(architecture, ("a", "b"), contract)
+    card = Card(architecture, ("a", "b"), contract)
     artifact.save(tmp_path / artifact.FILE_NAME, zoo.build(architecture).state_dict(), card)
     chosen = _chosen(PHOTOGRAPHS, **{"model.name": "simple-cnn", "model.weights": str(tmp_path)})
     expected = {"size": 24, "resize": "letterbox", "interpolation": "bicubic", "mean": mean, "std": std}

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tellapart import artifact
+from tellapart.contract import Card
 from tellapart.errors import SpecError
 from tellapart.models.whitened_cnn import WhitenedCNN, whitening_filters
 from tellapart.preprocess import Views, averaged
@@ -161,7 +162,7 @@ def test_the_artifact_keeps_the_views_and_applies_them(pictures: Any, build: Any
     architecture = setup.zoo.Architecture("whitened-cnn", 3, 3, 8)
     classes = bench.prepared.classes
     views = resolve.views(bench.prepared.spec.input)
-    card = artifact.Card(architecture, classes, bench.prepared.contract, views=views)
+    card = Card(architecture, classes, bench.prepared.contract, views=views)
     artifact.save(tmp_path / artifact.FILE_NAME, bench.trainer.weights(), card)
     predictor = artifact.open_model(tmp_path)
     assert predictor.card.views == Views("mirror-shift")
@@ -179,8 +180,8 @@ def test_the_artifact_keeps_the_views_and_applies_them(pictures: Any, build: Any
 def test_an_artifact_without_views_has_one(pictures: Any, build: Any) -> None:
     bench = build(pictures(), **{**CHANGES, "input.views": "one"})
     architecture = setup.zoo.Architecture("whitened-cnn", 3, 3, 8)
-    text = artifact.Card(architecture, bench.prepared.classes, bench.prepared.contract).to_json()
+    text = Card(architecture, bench.prepared.classes, bench.prepared.contract).to_json()
     assert '"format": 1' in text
     old = text.replace(', "views": {"name": "one", "below": 1.0}', "")
     assert old != text
-    assert artifact.Card.from_json(old).views == Views()
+    assert Card.from_json(old).views == Views()

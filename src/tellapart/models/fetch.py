@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from tellapart import packages
+from tellapart.contract.architecture import Architecture
 from tellapart.errors import OfflineError, TellapartError
 from tellapart.models import checkpoints, efficientnet_lite0, heads, timm_zoo, torchvision_zoo
-from tellapart.models.architecture import Architecture
 
 T = TypeVar("T")
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tellapart.contract.architecture import Architecture
 from tellapart.errors import ModelError
-from tellapart.models.architecture import Architecture
 from tellapart.models.small_cnn import initialise
 
 TRIED_SIZES = (8, 16, 28, 32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 256, 299, 384, 448)

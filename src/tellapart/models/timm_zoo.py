@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from tellapart import packages
+from tellapart.contract.architecture import Architecture
 from tellapart.errors import ModelError
 from tellapart.models import surgery
-from tellapart.models.architecture import Architecture
 from tellapart.models.small_cnn import initialise
 from tellapart.models.surgery import SmallStem
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from tellapart.contract.architecture import Architecture
 from tellapart.errors import ModelError, did_you_mean
 from tellapart.models import (
     checkpoints,
@@ -25,7 +26,6 @@ from tellapart.models import (
     torchvision_zoo,
     zoo,
 )
-from tellapart.models.architecture import Architecture
 from tellapart.models.small_cnn import initialise_head
 
 TORCHVISION_LICENCE = "BSD-3-Clause; trained on ImageNet-1k"

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from tellapart import packages
+from tellapart.contract.architecture import Architecture
 from tellapart.errors import ModelError, did_you_mean
 from tellapart.models import small_cnn, timm_zoo, torchvision_zoo, whitened_cnn
-from tellapart.models.architecture import Architecture
 
 __all__ = [
     "Architecture",

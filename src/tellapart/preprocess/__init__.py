@@ -1,14 +1,23 @@
 """The preprocessing contract: from a file's bytes to the network's input, by one piece of code.
 
-Training's sources, evaluation, prediction, every export and serving go through here. `decoding` says by which
-rules bytes become pixels, `contract` how pixels become the input, and
-`views` over which versions of an image the answer is averaged. Knows nothing of where bytes come from, of
-augmentation, of labels or of models.
+Training's sources, evaluation, prediction and every export go through here. The rules are data
+(`tellapart.contract`); `transform` computes the input from pixels, and `views` the average over several versions of an
+image. Knows nothing of where bytes come from, of augmentation, of labels or of models.
 """
 
-from tellapart.preprocess.contract import (
-    REDUCED_MARGIN,
-    Preprocessing,
+from tellapart.contract.decoding import (
+    MAX_ASPECT,
+    MAX_PIXELS,
+    MAX_SIDE,
+    BadImage,
+    Pixels,
+    crop_box,
+    decode,
+    to_channels,
+)
+from tellapart.contract.preprocessing import REDUCED_MARGIN, Preprocessing
+from tellapart.contract.views import Views
+from tellapart.preprocess.transform import (
     PreprocessModule,
     as_module,
     denormalise,
@@ -19,17 +28,7 @@ from tellapart.preprocess.contract import (
     resize,
     slices,
 )
-from tellapart.preprocess.decoding import (
-    MAX_ASPECT,
-    MAX_PIXELS,
-    MAX_SIDE,
-    BadImage,
-    Pixels,
-    crop_box,
-    decode,
-    to_channels,
-)
-from tellapart.preprocess.views import Views, averaged
+from tellapart.preprocess.views import averaged
 
 __all__ = [
     "MAX_ASPECT",

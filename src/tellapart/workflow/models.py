@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 import tellapart
-from tellapart import artifact
+from tellapart import artifact, runtime
+from tellapart.contract import Card
 from tellapart.devices import choose_device
 from tellapart.errors import ArtifactError, SpecError
 from tellapart.models import summary, weights, zoo
@@ -21,7 +22,7 @@ from tellapart.spec import Spec
 
 def load(model: str | os.PathLike[str], device: str = "cpu") -> Classifier:
     """Open a model for prediction: ``tellapart.load(path).predict(images)``. Raises ArtifactError."""
-    return Classifier(artifact.open_model(model, choose_device(device)))
+    return Classifier(runtime.open_backend(model, str(choose_device(device))))
 
 
 def models(pattern: str = "") -> list[ModelInfo]:
@@ -107,7 +108,7 @@ def import_weights(
         std=spec.input.std * (channels if len(spec.input.std) == 1 else 1),
     )
     versions = {"tellapart": tellapart.__version__, "torch": torch.__version__}
-    card = artifact.Card(architecture, tuple(classes), contract, weights=info.to_dict(), versions=versions)
+    card = Card(architecture, tuple(classes), contract, weights=info.to_dict(), versions=versions)
     target.parent.mkdir(parents=True, exist_ok=True)
     artifact.save(target, network.state_dict(), card)
     return target

@@ -18,6 +18,7 @@ import torch
 
 import tellapart
 from tellapart import artifact, doctor, packages, recipes, runs
+from tellapart.contract import Card
 from tellapart.data import images as decoded
 from tellapart.data import sources
 from tellapart.data.loader import source_sizes
@@ -268,9 +269,7 @@ def _trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool, co
     return Trackers(kept)
 
 
-def _plan(
-    prepared: setup.Prepared, procs: Processes, console: Console
-) -> tuple[setup.Prepared, Plan, artifact.Card]:
+def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple[setup.Prepared, Plan, Card]:
     """Build what will be trained; everything that can be wrong in the spec is found here, before any file is made.
 
     Returns ``prepared`` too, with a spec that leaves nothing open.
@@ -284,7 +283,7 @@ def _plan(
             console.message(note)
         if info.non_commercial:
             console.warn(f"The licence of these weights ({info.licence}) forbids commercial use.")
-    card = artifact.Card(
+    card = Card(
         architecture=architecture,
         classes=prepared.classes,
         preprocessing=prepared.contract,
@@ -309,7 +308,7 @@ def _run(
     folder: Path,
     prepared: setup.Prepared,
     plan: Plan,
-    card: artifact.Card,
+    card: Card,
     procs: Processes,
     console: Console,
     content: dict[str, Any] | None,
@@ -373,7 +372,7 @@ def augmented_pictures(prepared: setup.Prepared, count: int, seed: int = 0) -> t
 def _finish(
     folder: Path,
     prepared: setup.Prepared,
-    card: artifact.Card,
+    card: Card,
     progress: loop.Progress,
     console: Console,
     tracker: Tracker,

@@ -1,4 +1,4 @@
-"""The contract: from pixels to the network's input, as data and as the one code that applies it.
+"""From pixels to the network's input: the one code that applies the contract.
 
 How pixels become the input (`resize`): floating-point interpolation with anti-aliasing as
 ``torch.nn.functional.interpolate(antialias=True, align_corners=False)`` defines it, rounded to the nearest
@@ -8,9 +8,8 @@ integer (halves to even) and clipped to 0..255, so that a graph can hold the sam
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,73 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tellapart.preprocess.decoding import MAX_PIXELS, Pixels, crop_box, decode, to_channels
+from tellapart.contract.decoding import MAX_PIXELS, Pixels, crop_box, decode, to_channels
+from tellapart.contract.preprocessing import Preprocessing
 
 _sym_min: Callable[[Any, Any], Any] = torch.sym_min  # as min and max, also of a graph's symbols
 _sym_max: Callable[[Any, Any], Any] = torch.sym_max
 
 CACHED_VALUES = 640_000  # floats on which several passes are made before the next part (4 images at 224)
-# How much larger than the resized image a reduced JPEG must be at least. libjpeg's reduction differs from full
-# decoding by 2.3 levels on average (root mean square 4.2) at 1, 1.4 (2.7) at 1.5 and 1.1 (2.1) at 2.
-REDUCED_MARGIN = 1.5
 _STRIP_PIXELS = 4_000_000  # above this the float copy of the source is made strip by strip
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """The contract's data. ``mean``, ``std`` are for values of 0..1; ``fill`` (0..255) is letterbox's border.
-
-    resize: ``squash`` scales both sides to ``size``; ``crop`` scales the short side to round(size /
-    crop_fraction) and keeps the centre; ``letterbox`` scales the long side to ``size``, centred on ``fill``.
-
-    decode: ``full`` decodes every image at its own size; ``scaled`` decodes a JPEG of which the whole is used at
-    the smallest of 1/8, 1/4, 1/2 and 1 at which every side that `resize` scales down is still REDUCED_MARGIN
-    times as long as after it.
-    """
-
-    size: int
-    channels: int
-    resize: Literal["squash", "crop", "letterbox"]
-    interpolation: Literal["bilinear", "bicubic"]
-    crop_fraction: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    fill: int = 128
-    decode: Literal["full", "scaled"] = "full"
-
-    def __post_init__(self) -> None:
-        for name, valid in _VALID.items():
-            if getattr(self, name) not in valid:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; valid are {', '.join(map(str, valid))}")
-        if self.size < 1 or not 0 < self.crop_fraction <= 1 or not 0 <= self.fill <= 255:
-            raise ValueError("size must be at least 1, crop_fraction in (0, 1] and fill in 0..255")
-        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
-            raise ValueError(f"mean and std need {self.channels} values each, and std must be above 0")
-
-    def suffices(self, height: int, width: int) -> bool:
-        """Return whether a reduced JPEG of this size is large enough for the resize policy."""
-        needed = REDUCED_MARGIN * self.size
-        if self.resize == "letterbox":
-            return max(height, width) >= needed
-        return min(height, width) >= (needed / self.crop_fraction if self.resize == "crop" else needed)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Return the contract that `to_dict` wrote; one without ``decode`` (an older one) means ``full``."""
-        floats = {name: tuple(float(v) for v in values[name]) for name in ("mean", "std")}
-        return cls(**{**values, **floats})
-
-
-_VALID: dict[str, tuple[Any, ...]] = {
-    "channels": (1, 3),
-    "resize": ("squash", "crop", "letterbox"),
-    "interpolation": ("bilinear", "bicubic"),
-    "decode": ("full", "scaled"),
-}
 
 
 def _scaled(height: Any, width: Any, contract: Preprocessing) -> tuple[Any, Any]:

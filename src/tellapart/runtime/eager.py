@@ -1,0 +1,41 @@
+"""An artifact as a backend: torch runs the network as it is."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tellapart import artifact
+from tellapart.contract import Card, Pixels
+from tellapart.preprocess import load
+
+
+class EagerBackend:
+    """`artifact.Predictor` behind the seam."""
+
+    format = "artifact"
+
+    def __init__(self, predictor: artifact.Predictor) -> None:
+        self.predictor = predictor
+
+    @property
+    def card(self) -> Card:
+        """All that goes with the weights."""
+        return self.predictor.card
+
+    def prepare(self, content: bytes | Pixels) -> Pixels:
+        """Decode and size an image by the contract. Raises BadImage."""
+        return load(content, self.card.preprocessing)
+
+    def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
+        """Return float32 [B, K] for uint8 [B, size, size, C]."""
+        result: npt.NDArray[np.float32] = self.predictor(torch.from_numpy(images_NHWC)).numpy()
+        return result
+
+
+def open_artifact(path: str | os.PathLike[str], device: str, precision: str) -> EagerBackend:
+    """Open a run folder or an artifact. Raises ArtifactError, ModelError."""
+    return EagerBackend(artifact.open_model(path, device, precision))
