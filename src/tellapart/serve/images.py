@@ -43,9 +43,9 @@ class ImageReader:
             if late():
                 raise Refusal(504, "deadline", "the deadline passed before there was an answer")
             try:
-                images[place] = backend.prepare(self._decode(content, declared, contract))
+                images[place] = _prepared(backend, self._decode(content, declared, contract))
             except BadImage as error:
-                raise Refusal(422, "bad_image", f"the image {error.reason}", image=place) from None
+                raise Refusal(422, "bad_image", f"bad image: {error.reason}", image=place) from None
             except Refusal as refusal:
                 refusal.more = {"image": place}
                 raise
@@ -66,10 +66,10 @@ class ImageReader:
             for image in images_NHWC:
                 if late():
                     raise Refusal(504, "deadline", "the deadline passed before there was an answer")
-                prepared.append(backend.prepare(image))
+                prepared.append(_prepared(backend, image))
             return np.stack(prepared)
         except BadImage as error:
-            raise Refusal(422, "bad_image", f"an image {error.reason}") from None
+            raise Refusal(422, "bad_image", f"bad image: {error.reason}") from None
 
     def _decode(self, content: bytes, declared: str, contract: Preprocessing) -> Pixels:
         found = recognise(content).lower().replace(" ", "")
@@ -90,6 +90,13 @@ class ImageReader:
         if _TYPES.get(subtype) != found:
             shown = subtype if subtype in _TYPES else "another type"
             raise Refusal(415, "content_type", f"the image is {found} but was sent as {shown}")
+
+
+def _prepared(backend: Backend, image: Pixels) -> Pixels:
+    try:
+        return backend.prepare(image)
+    except BadImage as error:  # a runtime's own words may follow the colon; they are not for strangers
+        raise BadImage(error.reason.partition(": ")[0]) from error
 
 
 def fits(images_NHWC: Pixels, contract: Preprocessing) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tellapart.contract import Card
-from tellapart.errors import TellapartError
+from tellapart.errors import ServeError, TellapartError
 from tellapart.runtime import Backend, open_backend
 from tellapart.serve import drift
 from tellapart.serve.batching import Batcher
@@ -124,13 +124,18 @@ class Repository:
                 model.batcher.close()
 
     async def load(self, name: str) -> Model:
-        """Open a model's file (again) and let it take over. Raises TellapartError; the old one then stays."""
+        """Open a model's file (again) and let it take over. Raises TellapartError; an older one then stays."""
         if name not in self._paths:
             raise Refusal(404, "no_model", f"there is no such model; there are {', '.join(self._paths)}")
         async with self._loading[name]:
             path = self._paths[name]
             self._seen[name] = await asyncio.to_thread(fingerprint, path)
-            backend, mix = await asyncio.to_thread(self._open, path)
+            try:
+                backend, mix = await asyncio.to_thread(self._open, path)
+            except TellapartError:
+                raise
+            except Exception as error:  # whatever a damaged file makes its reader raise
+                raise ServeError(f"{path} cannot be opened: {error!r}") from error
             self._versions[name] += 1
             counts = self._counts[name]
             model = Model(name, self._versions[name], backend, self._options, counts, mix)
@@ -178,7 +183,7 @@ class Repository:
         try:
             model = await self.load(name)
             notify(f"{name}: version {model.version} answers now")
-        except Exception as error:  # whatever a broken file makes a reader raise: the old model goes on
+        except TellapartError as error:
             self._counts[name].reload_failed()
             notify(f"{name}: the new file cannot be used, version {self._versions[name]} goes on: {error}")
             _log.warning("%s cannot be loaded again: %s", name, error)

@@ -123,6 +123,23 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+def configuration(app: Any, options: Options) -> uvicorn.Config:
+    """Return uvicorn's configuration."""
+    limits = {"head_timeout": options.head_timeout, "max_connections": options.max_connections}
+    return uvicorn.Config(
+        app,
+        http=type("Protocol", (PatientProtocol,), limits),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(options.shutdown_seconds)),
+    )
+
+
 def run(
     models: Mapping[str, str],
     options: Options,
@@ -142,16 +159,7 @@ def run(
     listener = _listen(options)
     app = create(models, options, notify)
     service: Service = app.state.service
-    protocol = type(
-        "Protocol",
-        (PatientProtocol,),
-        {"head_timeout": options.head_timeout, "max_connections": options.max_connections},
-    )
-    config = uvicorn.Config(
-        app, http=protocol, ws="none", log_config=None, access_log=False, lifespan="on", server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(options.shutdown_seconds) or 1,
-        proxy_headers=False,
-    )  # fmt: skip
+    config = configuration(app, options)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # `app` logs what fails
     host, port = listener.getsockname()[:2]
 

@@ -5,6 +5,7 @@ Also Triton's extensions that its clients call: repository index and load, model
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tellapart.serve.refusal import Refusal
 from tellapart.serve.service import Service, late_after
 from tellapart.serve.v1 import Deadline, reply
 
+_log = logging.getLogger("tellapart.serve")
 _LENGTH = "inference-header-content-length"
 _EXTENSIONS = [
     "binary_tensor_data",
@@ -137,8 +139,9 @@ def _add_repository(routes: APIRouter, service: Service) -> None:
             raise Refusal(400, "not_supported", "models come from the server's own files only")
         try:
             await service.repository.load(name)
-        except (TellapartError, OSError):  # the reason may hold a path: it is for the server's log
+        except TellapartError as error:  # the reason may hold a path: it is for the server's log
             service.metrics.for_model(name).reload_failed()
+            _log.warning("%s cannot be loaded again: %s", name, error)
             raise Refusal(
                 400, "load_failed", "the model's file cannot be loaded; the old one goes on"
             ) from None
