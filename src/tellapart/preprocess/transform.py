@@ -217,17 +217,27 @@ class PreprocessModule(nn.Module):
 
     def forward(self, images_NHWC: Tensor) -> Tensor:
         """Return the network's input."""
+        return self.normalised(self.sized(images_NHWC))
+
+    def normalised(self, values_NCHW: Tensor) -> Tensor:
+        """Normalise float32 [B, C, size, size] of 0..255."""
+        return values_NCHW * self.scale + self.bias
+
+    def sized(self, images_NHWC: Tensor) -> Tensor:
+        """Resize and round: uint8 [B, H, W, C] -> float32 [B, C, size, size] of whole numbers from 0 to 255."""
         contract, size = self.contract, self.contract.size
         images = images_NHWC.permute(0, 3, 1, 2)
         height, width = _scaled(images.shape[2], images.shape[3], contract)
         scaled = _interpolate(images, height, width, contract.interpolation).round().clamp(0, 255)
         if contract.resize == "crop":
-            scaled = scaled.narrow(2, (height - size) // 2, size).narrow(3, (width - size) // 2, size)
+            centre = torch.arange(size, device=scaled.device)  # selected by index: `narrow` loses the size in a graph
+            scaled = scaled.index_select(2, centre + (height - size) // 2)
+            scaled = scaled.index_select(3, centre + (width - size) // 2)
         elif contract.resize == "letterbox":
             top, left = (size - height) // 2, (size - width) // 2
             border = (left, size - width - left, top, size - height - top)
             scaled = F.pad(scaled, border, value=float(contract.fill))
-        return scaled * self.scale + self.bias
+        return scaled
 
 
 def as_module(contract: Preprocessing) -> PreprocessModule:
