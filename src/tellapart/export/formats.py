@@ -10,7 +10,9 @@ FORMATS: dict[str, Exporter] = {
     entry.name: entry
     for entry in (
         Exporter("onnx", ".onnx", "onnx", onnx.write, FLOAT, plain=True, locate=onnx.locate),
-        Exporter("state-dict", ".pth", "", state_dict.write, {"fp32": Tolerance(1e-6)}, open=state_dict.open_file),
+        Exporter(
+            "state-dict", ".pth", "", state_dict.write, {"fp32": Tolerance(1e-6)}, open=state_dict.open_file
+        ),
     )
 }
 
