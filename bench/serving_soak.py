@@ -35,11 +35,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import bad_requests
 import httpx
 import numpy as np
 from PIL import Image
 
+import bad_requests
 from tellapart.runtime import Backend, open_backend, probabilities
 
 TOLERANCE = 2e-5  # of a probability: a runtime's sums differ a little with the size of the batch
@@ -234,14 +234,19 @@ def memory(pid: int) -> float:
     return float("nan")
 
 
-def fuzz(soak: Soak) -> None:
+def fuzz(soak: Soak, folder: Path) -> None:
     """Let schemathesis send what it makes of the OpenAPI document, again and again."""
     url = f"http://{soak.host}:{soak.port}/openapi.json"
+    settings = folder / "schemathesis.toml"  # 503 and 504 are right where the service is busy
+    settings.write_text(
+        '[checks]\nnot_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]\n'
+    )
     for seed in itertools.count():
         if soak.stop.is_set() or soak.ending.is_set():
             return
         words = [
-            sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run", url,
+            sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()",
+            "--config-file", str(settings), "run", url,
             "--checks", "not_a_server_error", "--max-examples", "20", "--seed", str(seed), "--no-color",
             "--exclude-path-regex", "repository", "--phases", "examples,coverage,fuzzing",
         ]  # fmt: skip
@@ -292,7 +297,7 @@ def run(args: argparse.Namespace, folder: Path) -> int:
             (replace_models, (soak, path, models, max(3.0, args.minutes))),
         ]
         if args.fuzz:
-            works.append((fuzz, (soak,)))
+            works.append((fuzz, (soak, folder)))
         threads = [threading.Thread(target=work, args=words) for work, words in works]
         started = time.monotonic()
         for thread in threads:

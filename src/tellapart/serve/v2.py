@@ -103,7 +103,7 @@ def _add_models(routes: APIRouter, service: Service) -> None:
         return await _infer(service, request)
 
 
-_INFERRED = schemas.answer("The outputs that were asked for.", schemas.INFERRED) | schemas.refusals()
+_INFERRED = schemas.inferred() | schemas.refusals()
 _REQUEST = {
     **schemas.tensors(),
     "parameters": [
