@@ -208,7 +208,9 @@ def _cache(args: Cache) -> int:
     if args.as_json:
         print(printing.as_json_line(dataclasses.asdict(cleared)))
         return 0
-    print(f"Removed {len(cleared.removed)} stores, {cleared.freed / 2**20:,.1f} MiB freed.")
+    count = sum(key != "measured" for key in cleared.removed)
+    what = f"{count} stores" + " and what was measured" * ("measured" in cleared.removed)
+    print(f"Removed {what}, {cleared.freed / 2**20:,.1f} MiB freed.")
     if cleared.leftovers:
         print(f"Of these, {cleared.leftovers} were leftovers of interrupted builds.")
     for key in cleared.kept:

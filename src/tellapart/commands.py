@@ -160,7 +160,7 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Cache:
-    """List the decoded images that are kept on the disk, or clear them."""
+    """List what is kept on the disk (decoded images, features, what was measured here), or clear it."""
 
     action: Positional[Literal["list", "clear"]]
     """What to do."""
