@@ -34,6 +34,7 @@ from tellapart.commands import (
     Predict,
     Report,
     Resume,
+    Serve,
     Train,
 )
 from tellapart.errors import SpecError, TellapartError, UserError, did_you_mean
@@ -238,6 +239,18 @@ def _export(args: Export) -> int:
     return 0 if done.passed else 1
 
 
+def _serve(args: Serve) -> int:
+    from tellapart import serve  # not by way of workflow, which loads torch
+
+    def ready(where: dict[str, Any]) -> None:
+        if args.as_json:
+            print(printing.as_json_line(where), flush=True)
+
+    models = serve.by_name(args.path, args.models)
+    serve.serve(models, args.options, lambda text: print(text, file=sys.stderr, flush=True), ready)
+    return 0
+
+
 def _import(args: Import) -> int:
     from tellapart import workflow
 
@@ -258,6 +271,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "find-lr": (FindLr, _find_lr),
     "cache": (Cache, _cache),
     "export": (Export, _export),
+    "serve": (Serve, _serve),
     "import": (Import, _import),
     "doctor": (Doctor, _doctor),
 }

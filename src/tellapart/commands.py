@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from tellapart.serve.options import Options
 from tellapart.spec import Spec
 
 Json = Annotated[bool, tyro.conf.arg(name="json")]
@@ -200,6 +201,19 @@ class Export:
     """Threads that both sides compute with; 0: as many as torch uses."""
     as_json: Json = False
     """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answer over HTTP: labels for images, also by the Open Inference Protocol, and a page to try it."""
+
+    path: Annotated[Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None
+    """Run folder, artifact or exported file."""
+    models: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="model")] = ()
+    """A model as name=path; can be given several times."""
+    as_json: Json = False
+    """Print one JSON object on standard output when requests are taken."""
+    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,13 @@ def _recognise(content: bytes) -> tuple[str, Any]:
     raise BadImage("is not an image of a known format")
 
 
-def _check_dimensions(width: int, height: int, max_pixels: int) -> None:
+def recognise(content: bytes) -> str:
+    """Return the format's name by how the content begins, as this module's list has it. Raises BadImage."""
+    return _recognise(content)[0]
+
+
+def check_dimensions(width: int, height: int, max_pixels: int) -> None:
+    """Raise BadImage for a size that `decode` refuses."""
     if width < 1 or height < 1:
         raise BadImage(f"absurd dimensions: {width}x{height}")
     if width * height > max_pixels:
@@ -191,7 +197,7 @@ def decode(
     name, reader = _recognise(content)
     try:
         with _quiet(name, content), reader(io.BytesIO(content)) as image:
-            _check_dimensions(image.width, image.height, max_pixels)
+            check_dimensions(image.width, image.height, max_pixels)
             if name == "JPEG" and suffices is not None:
                 _reduce(image, suffices)
             image.load()
