@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from tellapart.workflow.cached import cache_clear, cache_list
+from tellapart.workflow.compressing import compress
 from tellapart.workflow.inspect import check
 from tellapart.workflow.measure import compare, evaluate, report
 from tellapart.workflow.models import export, import_weights, load, model_summary, models
@@ -17,6 +18,7 @@ __all__ = [
     "cache_list",
     "check",
     "compare",
+    "compress",
     "evaluate",
     "export",
     "find_lr",
