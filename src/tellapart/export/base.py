@@ -33,10 +33,15 @@ FLOAT = {"fp32": Tolerance(1e-4), "fp16": Tolerance(5e-3)}
 
 @dataclass(frozen=True)
 class Options:
-    """What an exporter is asked for. ``plain``: the bare network, normalised floats -> logits."""
+    """What an exporter is asked for.
+
+    ``plain``: the bare network, normalised floats -> logits. ``batch``: the number of images of one call, for formats
+    that fix it; 0: any, or the format's own choice.
+    """
 
     precision: str = "fp32"
     plain: bool = False
+    batch: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Exporter:
         open: (file, card, threads) -> backend, where `runtime.open_backend` cannot (None: it can).
         locate: (file, graph, pixels uint8 [B, size, size, C]) -> a sentence on where the file's values begin to
             differ from the graph's; called after a failed check. None where the format shows no inner values.
+        stem: how the file's name begins; two formats with one suffix need two.
     """
 
     name: str
@@ -83,8 +89,9 @@ class Exporter:
     plain: bool = False
     open: Open | None = None
     locate: Locate | None = None
+    stem: str = "model"
 
     def file_name(self, options: Options) -> str:
         """Return the name of the file for these options, such as ``model-fp16.onnx``."""
-        parts = ["model"] + (["plain"] if options.plain else [])
+        parts = [self.stem] + (["plain"] if options.plain else [])
         return "-".join(parts + ([] if options.precision == "fp32" else [options.precision])) + self.suffix

@@ -89,7 +89,7 @@ def averaged_in_graph(network: nn.Module, images_NCHW: Tensor, views: Views) -> 
     Where ``views.below`` lets the first view decide, all views are computed and one of both answers is chosen for
     each image, so a graph saves no time by it.
     """
-    first = network(images_NCHW).float()
+    first: Tensor = network(images_NCHW).float()
     if views.count == 1:
         return first
     average = with_others(network, images_NCHW, views, first)

@@ -2,7 +2,7 @@
 
 The whole graph takes ``images``, uint8 [batch, height, width, C] of any size, and gives ``probabilities`` and
 ``logits``; the tensor ``pixels`` in its middle (uint8 [batch, size, size, C]) is where a reader may cut it in two.
-Owner of the converter; knows nothing of ONNX Runtime but its conversion to fp16.
+Knows nothing of runtimes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import tellapart
 from tellapart import packages
 from tellapart.contract import Card
 from tellapart.errors import ExportError
 from tellapart.export import onnx_layers
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
+from tellapart.export.onnx_half import to_half
+from tellapart.export.onnx_layers import SCOPES, scopes
 
 IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
-SCOPES = "pkg.torch.onnx.name_scopes"  # of a node's properties: the modules that it came from
 NETWORK_SCOPE = "classify.network"
 
 
@@ -51,8 +51,6 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
     """Write the ONNX file. Raises MissingPackageError, ExportError."""
     onnx = packages.require("onnx", "onnx", "Export to ONNX")
     packages.require("onnxscript", "onnx", "Export to ONNX")
-    if options.precision == "fp16":
-        packages.require("onnxruntime", "onnx", "Export to ONNX in fp16")
     model = _plain(graph) if options.plain else _whole(graph)
     if options.precision == "fp16":
         model = _to_fp16(model, options.plain)
@@ -187,18 +185,7 @@ def _first_size(shape: Any) -> bool:
 
 def _to_fp16(model: Any, plain: bool) -> Any:
     """Return the model with its network in fp16; inputs, outputs, resizing, views and softmax stay as they are."""
-    with _quiet():
-        float16 = packages.require("onnxruntime.transformers.float16", "onnx", "Export to ONNX in fp16")
-        kept = [] if plain else [n.name for n in model.graph.node if NETWORK_SCOPE not in scopes(n)]
-        return float16.convert_float_to_float16(
-            model, keep_io_types=True, node_block_list=kept, disable_shape_infer=False
-        )
-
-
-def scopes(node: Any) -> list[str]:
-    """Return the qualified names of the modules that a node came from, the outermost first."""
-    text = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
-    return [str(name) for name in json.loads(text.replace("'", '"'))]
+    return to_half(model, [n.name for n in model.graph.node if plain or NETWORK_SCOPE in scopes(n)])
 
 
 def _clean(model: Any) -> None:
@@ -218,7 +205,7 @@ def _clean(model: Any) -> None:
 
 def _describe(model: Any, card: Card, options: Options) -> None:
     """Write the card and what stands in it into the model's own properties."""
-    model.producer_name, model.producer_version = "tellapart", tellapart.__version__
+    model.producer_name, model.producer_version = "tellapart", packages.version("tellapart") or ""
     model.graph.name = card.architecture.name
     properties = {
         "tellapart": card.to_json(),
@@ -228,7 +215,7 @@ def _describe(model: Any, card: Card, options: Options) -> None:
         "contract": json.dumps(card.preprocessing.to_dict()),
         "calibration": json.dumps(dict(card.calibration)),
         "licence": str(card.weights.get("licence") or ""),
-        "version": tellapart.__version__,
+        "version": packages.version("tellapart") or "",
     }
     for key, value in properties.items():
         model.metadata_props.add(key=key, value=value)
