@@ -220,9 +220,21 @@ def _cache(args: Cache) -> int:
 def _export(args: Export) -> int:
     from tellapart import workflow
 
-    for path in workflow.export(args.model, args.to, args.out):
-        print(path)
-    return 0
+    done = workflow.export(
+        args.model,
+        args.to,
+        args.out,
+        precision=args.precision,
+        plain=args.plain,
+        batch=args.batch,
+        data=args.data,
+        split=args.split,
+        images=args.images,
+        threads=args.threads,
+        quiet=False,
+    )
+    print(printing.as_json_line(done.to_dict()) if args.as_json else done.to_text())
+    return 0 if done.passed else 1
 
 
 def _compress(args: Compress) -> int:
@@ -359,7 +371,7 @@ def _run(words: list[str]) -> int:
     default = _defaults(kind, rest)
     options: dict[str, Any] = {} if default is None else {"default": default}
     args = tyro.cli(kind, prog=f"tellapart {name}", args=rest, **options)
-    if kind in (Train, FindLr, Resume, Evaluate, Predict, Check, Compress):
+    if kind in (Train, FindLr, Resume, Evaluate, Predict, Check, Compress, Export):
         with packages.no_collection():
             from tellapart import workflow  # noqa: F401 - loads torch
 

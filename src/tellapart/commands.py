@@ -62,7 +62,7 @@ class Evaluate:
     """Measure a model: accuracy with its interval, per class, confusion, loss, speed."""
 
     model: Positional[str]
-    """Run folder or artifact."""
+    """Run folder, artifact or exported file."""
     source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA")] = None
     """Labelled images; without it the data that the run was trained with."""
     split: Literal["", "train", "val", "test", "all"] = ""
@@ -86,7 +86,7 @@ class Predict:
     """Label images: files, folders, patterns, or - for one image on standard input."""
 
     model: Positional[str]
-    """Run folder or artifact."""
+    """Run folder, artifact or exported file."""
     images: Positional[tuple[str, ...]]
     """What to label."""
     format: Literal["table", "jsonl", "csv"] = "table"
@@ -176,14 +176,30 @@ class Cache:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model in another form."""
+    """Write a model in other formats, each compared with the artifact on real images."""
 
     model: Positional[str]
     """Run folder or artifact."""
-    to: tuple[Literal["state-dict"], ...] = ("state-dict",)
-    """Forms to write: state-dict is the tutorials' .pth."""
+    to: tuple[Literal["onnx", "state-dict"], ...] = ("onnx",)
+    """Formats to write: onnx, with the preprocessing in its graph; state-dict, the tutorials' .pth."""
     out: str = "export"
-    """Folder to write to."""
+    """Folder to write to; nothing in it is overwritten."""
+    precision: tuple[Literal["fp32", "fp16"], ...] = ("fp32",)
+    """What the network computes in; a file for each."""
+    plain: bool = False
+    """The bare network: normalised floats in, logits out."""
+    batch: int = 0
+    """Images of one call, for formats that fix it; 0: any, or the format's own choice."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """Labelled images to compare on; without it the run's own (validation part), or made-up ones."""
+    split: Literal["", "train", "val", "test", "all"] = ""
+    """Which part of them; by default val where there is one, else test, else all."""
+    images: int = 500
+    """How many images to compare on at most, of each class alike."""
+    threads: int = 0
+    """Threads that both sides compute with; 0: as many as torch uses."""
+    as_json: Json = False
+    """Print one JSON object on standard output."""
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,10 @@ class TrainingError(TellapartError):
     """Training cannot go on (a loss that is not a number, memory that does not suffice)."""
 
 
+class ExportError(TellapartError):
+    """An exported file does not give the artifact's answers, or could not be made."""
+
+
 def did_you_mean(name: str, valid: Iterable[str], limit: int = 12) -> str:
     """Return a sentence with the nearest valid names and, if there are few, all of them.
 

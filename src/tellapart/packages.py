@@ -19,6 +19,8 @@ from typing import Any
 
 from tellapart.errors import MissingPackageError
 
+_TORCH_FREE = frozenset({"onnx", "onnxruntime", "openvino"})  # must not load torch by preparing torchvision
+
 _kept_alive: list[Any] = []  # a torch.library.Library takes its operators with it when it is collected
 
 
@@ -31,7 +33,8 @@ def require(package: str, extra: str, purpose: str) -> ModuleType:
     """Import and return ``package``; raise MissingPackageError naming ``extra`` where it is not installed."""
     if not installed(package.partition(".")[0]):
         raise MissingPackageError(package, extra, purpose)
-    prepare_torchvision()
+    if package.partition(".")[0] not in _TORCH_FREE:
+        prepare_torchvision()
     with no_collection():
         return importlib.import_module(package)
 

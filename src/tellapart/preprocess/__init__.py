@@ -28,7 +28,7 @@ from tellapart.preprocess.transform import (
     resize,
     slices,
 )
-from tellapart.preprocess.views import averaged
+from tellapart.preprocess.views import averaged, with_others
 
 __all__ = [
     "MAX_ASPECT",
@@ -52,4 +52,5 @@ __all__ = [
     "resize",
     "slices",
     "to_channels",
+    "with_others",
 ]

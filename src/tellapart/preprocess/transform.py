@@ -7,6 +7,7 @@ integer (halves to even) and clipped to 0..255, so that a graph can hold the sam
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, cast
@@ -17,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tellapart.contract.decoding import MAX_PIXELS, Pixels, crop_box, decode, to_channels
+from tellapart.contract.decoding import MAX_PIXELS, Pixels, crop_box
 from tellapart.contract.preprocessing import Preprocessing
+from tellapart.contract.resizing import open_pixels
 
 _sym_min: Callable[[Any, Any], Any] = torch.sym_min  # as min and max, also of a graph's symbols
 _sym_max: Callable[[Any, Any], Any] = torch.sym_max
@@ -127,12 +129,9 @@ def load(
     ``content``: a file's bytes, or pixels uint8 [H, W] or [H, W, C]. ``box``: x0, y0, x1, y1 in pixels of the
     upright image, of which only that part is used; None or NaN: all of it.
     """
-    if isinstance(content, np.ndarray):
-        image = to_channels(content, contract.channels)
-    else:
-        whole = box is None or bool(np.isnan(np.asarray(box)).any())
-        reducible = contract.decode == "scaled" and whole
-        image = decode(content, contract.channels, max_pixels, contract.suffices if reducible else None)
+    whole = box is None or bool(np.isnan(np.asarray(box)).any())
+    full = contract if whole else dataclasses.replace(contract, decode="full")
+    image = open_pixels(content, full, max_pixels)
     return resize(image if box is None else crop_box(image, box), contract)
 
 
@@ -217,17 +216,29 @@ class PreprocessModule(nn.Module):
 
     def forward(self, images_NHWC: Tensor) -> Tensor:
         """Return the network's input."""
+        return self.normalised(self.sized(images_NHWC))
+
+    def normalised(self, values_NCHW: Tensor) -> Tensor:
+        """Normalise float32 [B, C, size, size] of 0..255."""
+        return values_NCHW * self.scale + self.bias
+
+    def sized(self, images_NHWC: Tensor) -> Tensor:
+        """Resize and round: uint8 [B, H, W, C] -> float32 [B, C, size, size] of whole numbers from 0 to 255."""
         contract, size = self.contract, self.contract.size
         images = images_NHWC.permute(0, 3, 1, 2)
         height, width = _scaled(images.shape[2], images.shape[3], contract)
         scaled = _interpolate(images, height, width, contract.interpolation).round().clamp(0, 255)
         if contract.resize == "crop":
-            scaled = scaled.narrow(2, (height - size) // 2, size).narrow(3, (width - size) // 2, size)
+            centre = torch.arange(
+                size, device=scaled.device
+            )  # selected by index: `narrow` loses the size in a graph
+            scaled = scaled.index_select(2, centre + (height - size) // 2)
+            scaled = scaled.index_select(3, centre + (width - size) // 2)
         elif contract.resize == "letterbox":
             top, left = (size - height) // 2, (size - width) // 2
             border = (left, size - width - left, top, size - height - top)
             scaled = F.pad(scaled, border, value=float(contract.fill))
-        return scaled * self.scale + self.bias
+        return scaled
 
 
 def as_module(contract: Preprocessing) -> PreprocessModule:

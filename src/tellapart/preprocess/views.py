@@ -27,12 +27,12 @@ def averaged(network: Network, images_NCHW: Tensor, views: Views) -> Tensor:
     if views.count == 1 or not len(logits):
         return logits
     if views.below >= 1 or logits.shape[1] < 2:
-        return _others(network, images_NCHW, views, logits)
+        return with_others(network, images_NCHW, views, logits)
     best = logits.softmax(1).topk(2).values
     doubtful = (best[:, 0] - best[:, 1] < views.below).nonzero()[:, 0]
     if len(doubtful):
         chosen = images_NCHW[doubtful].contiguous(memory_format=_order(images_NCHW))
-        logits = logits.index_copy(0, doubtful, _others(network, chosen, views, logits[doubtful]))
+        logits = logits.index_copy(0, doubtful, with_others(network, chosen, views, logits[doubtful]))
     return logits
 
 
@@ -41,8 +41,8 @@ def _order(images: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _others(network: Network, images: Tensor, views: Views, first: Tensor) -> Tensor:
-    """Return the average over the views, of which ``first`` are the logits of the image as it is."""
+def with_others(network: Network, images: Tensor, views: Views, first: Tensor) -> Tensor:
+    """Return the average over all views, of which ``first``, float32 [B, K], are the logits of the image as it is."""
     unmoved = (first + network(images.flip(3)).float()) / 2
     if views.name == "mirror":
         return unmoved

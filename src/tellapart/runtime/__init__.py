@@ -7,10 +7,13 @@ how the files were made.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
+from tellapart.errors import ArtifactError
 from tellapart.runtime.base import Backend, probabilities
 
-__all__ = ["Backend", "open_backend", "probabilities"]
+__all__ = ["Backend", "is_export", "open_backend", "probabilities"]
 
 
 def open_backend(
@@ -26,6 +29,29 @@ def open_backend(
 
     Raises ArtifactError, ModelError, MissingPackageError.
     """
+    suffix = Path(path).suffix.lower()
+    if suffix in _BY_SUFFIX:
+        if not Path(path).is_file():
+            raise ArtifactError(f"No model: {os.fspath(path)} does not exist.")
+        return _BY_SUFFIX[suffix](path, threads)
+    return _artifact(path, device, precision)
+
+
+def _artifact(path: str | os.PathLike[str], device: str, precision: str) -> Backend:
     from tellapart.runtime.eager import open_artifact
 
     return open_artifact(path, device, precision)
+
+
+def _onnx(path: str | os.PathLike[str], threads: int) -> Backend:
+    from tellapart.runtime.onnx import open_onnx
+
+    return open_onnx(path, threads)
+
+
+_BY_SUFFIX: dict[str, Callable[[str | os.PathLike[str], int], Backend]] = {".onnx": _onnx}
+
+
+def is_export(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path has the name of an exported file, and not of a run folder or an artifact."""
+    return Path(path).suffix.lower() in _BY_SUFFIX and not Path(path).is_dir()

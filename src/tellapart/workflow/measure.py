@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tellapart import artifact, runs
+from tellapart import artifact, runs, runtime
 from tellapart.data import images as decoded
 from tellapart.data import sources
 from tellapart.data.loader import ImageSet
@@ -24,6 +24,7 @@ from tellapart.evaluation import infer, metrics
 from tellapart.evaluation import report as reporting
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
+from tellapart.workflow.exported import evaluate_backend
 
 SAMPLE = 32  # images on which logits that are known otherwise must be the predictor's own
 
@@ -44,6 +45,8 @@ def evaluate_set(
     if predictor.card.views.count > 1:
         console.message(predictor.card.views.describe())
     logits, seconds = _logits(predictor, images, split, console, known)
+    if predictor.card.temperature != 1:
+        logits = logits / predictor.card.temperature
     labels = torch.from_numpy(images.samples.labels)
     evaluation = metrics.evaluate(
         logits,
@@ -102,7 +105,7 @@ def evaluate(
     """Measure a model on labelled images, by the model's own preprocessing contract.
 
     Args:
-        model: run folder or artifact.
+        model: run folder, artifact or exported file.
         data: images with labels; None: the data that the run was trained with (model is then a run folder).
         split: train, val, test or all; by default test where there is one, else val, else all.
         out: folder to write metrics.json, predictions.csv and the worst mistakes to (under evaluation/SPLIT).
@@ -115,19 +118,19 @@ def evaluate(
     """
     if precision not in AMP_DTYPES:
         raise SpecError(f"precision is {precision!r}. {did_you_mean(precision, list(AMP_DTYPES))}")
-    predictor = artifact.open_model(model, choose_device(device), precision)
+    exported = runtime.is_export(model)
+    if exported and precision != "fp32":
+        raise SpecError(
+            f"{model} computes in the precision that it was exported in; --precision is for artifacts."
+        )
+    target = Path(out) if out else None
     with Console(quiet=quiet) as console:
-        if data is None:
-            folder = runs.require(model)
-            spec = update(runs.read_spec(folder / runs.SPEC_FILE).data, data_changes)
-        else:
-            base = DataSpec(source=os.fspath(data), val_fraction=0.0, test_fraction=0.0)
-            spec = update(base, data_changes)
-        samples = _with_classes(sources.open_source(spec, lambda note: None), predictor.classes)
-        chosen = split or next((name for name in ("test", "val") if (samples.splits == name).any()), "all")
-        part = samples if chosen == "all" else samples.split(chosen)
-        if not len(part):
-            raise DataError(f"{spec.source} has no {chosen} images.")
+        if exported:
+            backend = runtime.open_backend(model)
+            part, spec, chosen = _part(model, data, split, backend.card.classes, data_changes)
+            return evaluate_backend(backend, part, chosen, spec, target, console)
+        predictor = artifact.open_model(model, choose_device(device), precision)
+        part, spec, chosen = _part(model, data, split, predictor.classes, data_changes)
         with console.busy("Reading images", len(part)) as busy:
             images, bad = decoded.evaluation_images(part, predictor.preprocessing, spec, busy.advance)
         if bad:
@@ -136,7 +139,31 @@ def evaluate(
         if not len(images):
             raise DataError(f"None of the {chosen} images of {spec.source} can be read.")
         _warn_of_training_images(artifact.find(model).parent / runs.SAMPLES_FILE, images.samples, console)
-        return evaluate_set(predictor, images, chosen, Path(out) if out else None, console)
+        return evaluate_set(predictor, images, chosen, target, console)
+
+
+def _part(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None,
+    split: str,
+    classes: tuple[str, ...],
+    changes: Mapping[str, Any],
+) -> tuple[Samples, DataSpec, str]:
+    """Return the samples to measure on, where they are from, and the name of their part."""
+    if data is None:
+        if runtime.is_export(model):
+            raise DataError(
+                f"{model} does not know its images; give labelled ones: tellapart evaluate {model} DATA"
+            )
+        spec = update(runs.read_spec(runs.require(model) / runs.SPEC_FILE).data, changes)
+    else:
+        spec = update(DataSpec(source=os.fspath(data), val_fraction=0.0, test_fraction=0.0), changes)
+    samples = with_classes(sources.open_source(spec, lambda note: None), classes)
+    chosen = split or next((name for name in ("test", "val") if (samples.splits == name).any()), "all")
+    part = samples if chosen == "all" else samples.split(chosen)
+    if not len(part):
+        raise DataError(f"{spec.source} has no {chosen} images.")
+    return part, spec, chosen
 
 
 def _warn_of_training_images(table: Path, samples: Samples, console: Console) -> None:
@@ -152,7 +179,7 @@ def _warn_of_training_images(table: Path, samples: Samples, console: Console) ->
         )
 
 
-def _with_classes(samples: Samples, classes: tuple[str, ...]) -> Samples:
+def with_classes(samples: Samples, classes: tuple[str, ...]) -> Samples:
     """Return the samples with labels as indices in the model's classes."""
     unknown = sorted(set(samples.classes) - set(classes))
     if unknown:

@@ -1,4 +1,4 @@
-"""Models by name, and in other forms: listing, summary, loading, export and import."""
+"""Models by name, and in other forms: listing, summary, loading and import."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tellapart.spec import Spec
 
 
 def load(model: str | os.PathLike[str], device: str = "cpu") -> Classifier:
-    """Open a model for prediction: ``tellapart.load(path).predict(images)``. Raises ArtifactError."""
+    """Open a model or an exported file: ``tellapart.load(path).predict(images)``. Raises ArtifactError."""
     return Classifier(runtime.open_backend(model, str(choose_device(device))))
 
 
@@ -37,23 +37,6 @@ def model_summary(name: str, size: int = 0, channels: int = 3, num_classes: int 
     stem = zoo.choose_stem(canonical, side)
     architecture = zoo.Architecture(canonical, num_classes, channels=channels, size=side, stem=stem)
     return summary.render(summary.summarise(zoo.build(architecture), channels, side))
-
-
-def export(model: str | os.PathLike[str], to: Sequence[str], out: str | os.PathLike[str]) -> list[Path]:
-    """Write a model in other forms into the folder ``out``; return the files. Nothing is overwritten."""
-    written = []
-    for form in to:
-        if form != "state-dict":
-            raise SpecError(f"There is no export to {form!r}. Valid: state-dict.")
-        target = Path(out) / "model.pth"
-        if target.exists():
-            raise ArtifactError(f"{target} exists; choose another --out.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        torch.save(artifact.read_state(model), temporary)
-        temporary.replace(target)
-        written.append(target)
-    return written
 
 
 def import_weights(

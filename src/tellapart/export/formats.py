@@ -1,0 +1,32 @@
+"""The table of formats: each with its exporter, the extra that it needs, and its tolerance."""
+
+from __future__ import annotations
+
+from tellapart.errors import SpecError, did_you_mean
+from tellapart.export import onnx, openvino, state_dict, torch_export, torchscript
+from tellapart.export.base import FLOAT, Exporter, Tolerance
+
+_FP32 = {"fp32": FLOAT["fp32"]}
+
+FORMATS: dict[str, Exporter] = {
+    entry.name: entry
+    for entry in (
+        Exporter("onnx", ".onnx", "onnx", onnx.write, FLOAT, plain=True, locate=onnx.locate),
+        Exporter("openvino", ".xml", "openvino", openvino.write, FLOAT, plain=True, locate=openvino.locate),
+        Exporter(
+            "torch-export", ".pt2", "", torch_export.write, _FP32, plain=True, locate=torch_export.locate
+        ),
+        Exporter("aot-inductor", ".aot.pt2", "", torch_export.write_compiled, _FP32),
+        Exporter("torchscript", ".torchscript", "", torchscript.write, _FP32, plain=True),
+        Exporter(
+            "state-dict", ".pth", "", state_dict.write, {"fp32": Tolerance(1e-6)}, open=state_dict.open_file
+        ),
+    )
+}
+
+
+def find(name: str) -> Exporter:
+    """Return a format by its name. Raises SpecError."""
+    if name not in FORMATS:
+        raise SpecError(f"There is no export to {name!r}. {did_you_mean(name, FORMATS)}")
+    return FORMATS[name]

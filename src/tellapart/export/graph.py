@@ -1,0 +1,107 @@
+"""The whole classifier as one torch module, which every exporter traces: from an image's pixels to probabilities.
+
+In parts, so that formats that cannot hold the resizing can do with the rest. Knows no format.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+from tellapart import artifact
+from tellapart.contract import Card, Views
+from tellapart.preprocess import PreprocessModule, as_module, with_others
+
+
+class Resize(nn.Module):
+    """The contract's resizing: uint8 [B, H, W, C] of any H, W -> uint8 [B, size, size, C], called ``pixels``.
+
+    B, H and W may be symbols; all images of a batch have one size.
+    """
+
+    def __init__(self, preprocess: PreprocessModule) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+
+    def forward(self, images_NHWC: Tensor) -> Tensor:
+        """Return the pixels."""
+        return self.preprocess.sized(images_NHWC).permute(0, 2, 3, 1).to(torch.uint8)
+
+
+class Classify(nn.Module):
+    """From the contract's pixels, uint8 [B, size, size, C], to probabilities and logits, float32 [B, K] each.
+
+    Logits are averaged over the card's views; probabilities are the softmax of logits / temperature.
+    """
+
+    def __init__(self, preprocess: PreprocessModule, network: nn.Module, card: Card) -> None:
+        super().__init__()
+        self.preprocess, self.network = preprocess, network
+        self.views, self.temperature = card.views, card.temperature
+
+    def forward(self, pixels_NHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (probabilities, logits)."""
+        images = self.preprocess.normalised(pixels_NHWC.permute(0, 3, 1, 2).to(torch.float32))
+        logits = averaged_in_graph(self.network, images, self.views)
+        scaled = logits if self.temperature == 1 else logits / self.temperature
+        return scaled.softmax(1), logits
+
+
+class GraphModel(nn.Module):
+    """uint8 [B, H, W, C] of any size -> (probabilities, logits), float32 [B, K]: `Resize`, then `Classify`."""
+
+    def __init__(self, network: nn.Module, card: Card) -> None:
+        super().__init__()
+        self.card = card
+        preprocess = as_module(card.preprocessing)
+        self.resize = Resize(preprocess)
+        self.classify = Classify(preprocess, network, card)
+        self.eval()
+
+    @property
+    def network(self) -> nn.Module:
+        """The bare network: normalised float32 [B, C, size, size] -> logits [B, K], one view."""
+        return self.classify.network
+
+    def forward(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (probabilities, logits)."""
+        probabilities, logits = self.classify(self.resize(images_NHWC))
+        return probabilities, logits
+
+    def example(self, batch: int = 2) -> Tensor:
+        """Return noise of an image's shape, larger than the input and not square: uint8 [batch, H, W, C]."""
+        contract = self.card.preprocessing
+        generator = torch.Generator().manual_seed(0)
+        shape = (batch, contract.size + 37, contract.size + 61, contract.channels)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+    def example_pixels(self, batch: int = 2) -> Tensor:
+        """Return noise of the contract's size: uint8 [batch, size, size, C]."""
+        size = self.card.preprocessing.size
+        return self.example(batch)[:, :size, :size].contiguous()
+
+
+def averaged_in_graph(network: nn.Module, images_NCHW: Tensor, views: Views) -> Tensor:
+    """Return `preprocess.averaged` by operations that do not depend on values: float32 [B, K].
+
+    Where ``views.below`` lets the first view decide, all views are computed and one of both answers is chosen for
+    each image, so a graph saves no time by it.
+    """
+    first: Tensor = network(images_NCHW).float()
+    if views.count == 1:
+        return first
+    average = with_others(network, images_NCHW, views, first)
+    if views.below >= 1 or first.shape[1] < 2:
+        return average
+    best = first.softmax(1).topk(2).values
+    doubtful = best[:, :1] - best[:, 1:2] < views.below
+    return torch.where(doubtful, average, first)
+
+
+def graph_of(model: str | os.PathLike[str]) -> GraphModel:
+    """Return the graph of a run folder or an artifact, float32 on the CPU. Raises ArtifactError, ModelError."""
+    predictor = artifact.open_model(model)
+    network = predictor.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return GraphModel(network.requires_grad_(False), predictor.card)

@@ -1,0 +1,241 @@
+"""ONNX by torch's current exporter: one file with the preprocessing in its graph and the card in its properties.
+
+The whole graph takes ``images``, uint8 [batch, height, width, C] of any size, and gives ``probabilities`` and
+``logits``; the tensor ``pixels`` in its middle (uint8 [batch, size, size, C]) is where a reader may cut it in two.
+Knows nothing of runtimes.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tellapart import packages
+from tellapart.contract import Card
+from tellapart.errors import ExportError
+from tellapart.export import onnx_layers
+from tellapart.export.base import Options, Written
+from tellapart.export.graph import GraphModel
+from tellapart.export.onnx_half import to_half
+from tellapart.export.onnx_layers import SCOPES, scopes
+
+IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
+NETWORK_SCOPE = "classify.network"
+
+
+class _WithPixels(nn.Module):
+    """The graph, with the pixels as a third output so that they keep a name."""
+
+    def __init__(self, graph: GraphModel) -> None:
+        super().__init__()
+        self.resize, self.classify = graph.resize, graph.classify
+
+    def forward(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (probabilities, logits, pixels)."""
+        pixels = self.resize(images_NHWC)
+        probabilities, logits = self.classify(pixels)
+        return probabilities, logits, pixels
+
+
+def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Written:
+    """Write the ONNX file. Raises MissingPackageError, ExportError."""
+    onnx = packages.require("onnx", "onnx", "Export to ONNX")
+    packages.require("onnxscript", "onnx", "Export to ONNX")
+    model = _plain(graph) if options.plain else _whole(graph)
+    if options.precision == "fp16":
+        model = _to_fp16(model, options.plain)
+    _clean(model)
+    _describe(model, card, options)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"The ONNX file is not valid: {error}") from error
+    onnx.save(model, target)
+    return Written((target,), _facts(model))
+
+
+def locate(path: Path, graph: GraphModel, pixels: Any) -> str:
+    """Return where the file's values begin to differ from the graph's, for pixels uint8 [B, size, size, C]."""
+    return onnx_layers.locate(path, graph, pixels)
+
+
+def _whole(graph: GraphModel) -> Any:
+    dim = torch.export.Dim
+    model = _convert(
+        _WithPixels(graph).eval(),
+        graph.example(),
+        {0: dim("batch"), 1: dim("height", min=2), 2: dim("width", min=2)},
+        IMAGES,
+        [PROBABILITIES, LOGITS, PIXELS],
+    )
+    _separate(model)
+    (pixels,) = (value for value in model.graph.output if value.name == PIXELS)
+    model.graph.value_info.append(pixels)
+    model.graph.output.remove(pixels)
+    return model
+
+
+def _plain(graph: GraphModel) -> Any:
+    preprocess = graph.classify.preprocess
+    with torch.no_grad():
+        example = preprocess(graph.example())
+    return _convert(graph.network, example, {0: torch.export.Dim("batch")}, INPUT, [LOGITS])
+
+
+def _convert(module: nn.Module, example: Tensor, dims: dict[int, Any], name: str, outputs: list[str]) -> Any:
+    """Return the module as an ONNX model (protobuf). Raises ExportError."""
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                input_names=[name],
+                output_names=outputs,
+                dynamic_shapes=(dims,),
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter has errors of its own and lets through those of what it calls
+        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise ExportError(f"torch cannot export this network to ONNX: {cause}") from error
+    assert program is not None
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep in what torch's exporter prints, logs and warns of while it works."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _separate(model: Any) -> None:
+    """Let nothing after the pixels depend on the images but through them, so that the graph can be cut there.
+
+    torch asks the images for the size of the batch wherever a reshape needs it; the pixels have the same.
+    """
+    nodes = list(model.graph.node)
+    makers = {name: node for node in nodes for name in node.output}
+    after = {PIXELS}
+    copies: dict[str, str] = {IMAGES: PIXELS}
+    kept: list[Any] = []
+    fixed = {constant.name for constant in model.graph.initializer}
+
+    def copied(name: str) -> str:
+        """Return the name of the same value computed from the pixels; copy the nodes that it needs."""
+        if name in copies or name in fixed or not name:
+            return copies.get(name, name)
+        source = makers[name]
+        if IMAGES in source.input and (source.op_type != "Shape" or not _first_size(source)):
+            raise ExportError(f"the ONNX graph uses the images beside the pixels, in {source.name}")
+        twin = type(source)()
+        twin.CopyFrom(source)
+        twin.name = f"{source.name}_of_pixels"
+        twin.input[:] = [copied(value) for value in source.input]
+        for value in source.output:
+            copies[value] = f"{value}_of_pixels" if value else value
+        twin.output[:] = [copies[value] for value in source.output]
+        kept.append(twin)
+        return copies[name]
+
+    for node in nodes:
+        if after.intersection(node.input):
+            after.update(node.output)
+            before = [copied(v) if _needs_images(v, after, makers) else v for v in node.input]
+            node.input[:] = before
+        kept.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def _needs_images(name: str, after: set[str], makers: dict[str, Any]) -> bool:
+    """Return whether a value that does not come through the pixels comes from the images."""
+    if name in after:
+        return False
+    if name == IMAGES:
+        return True
+    return name in makers and any(_needs_images(value, after, makers) for value in makers[name].input)
+
+
+def _first_size(shape: Any) -> bool:
+    """Return whether a Shape node gives the first size only."""
+    limits = {attribute.name: attribute.i for attribute in shape.attribute}
+    return limits.get("start", 0) == 0 and limits.get("end") == 1
+
+
+def _to_fp16(model: Any, plain: bool) -> Any:
+    """Return the model with its network in fp16; inputs, outputs, resizing, views and softmax stay as they are."""
+    return to_half(model, [n.name for n in model.graph.node if plain or NETWORK_SCOPE in scopes(n)])
+
+
+def _clean(model: Any) -> None:
+    """Leave in the file which module a node came from, and nothing of the machine that made it."""
+    for node in model.graph.node:
+        name = [(entry.key, entry.value) for entry in node.metadata_props if entry.key == SCOPES]
+        del node.metadata_props[:]
+        for key, value in name:
+            node.metadata_props.add(key=key, value=value)
+        node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+
+
+def _describe(model: Any, card: Card, options: Options) -> None:
+    """Write the card and what stands in it into the model's own properties."""
+    model.producer_name, model.producer_version = "tellapart", packages.version("tellapart") or ""
+    model.graph.name = card.architecture.name
+    properties = {
+        "tellapart": card.to_json(),
+        "graph": "plain" if options.plain else "whole",
+        "precision": options.precision,
+        "labels": json.dumps(list(card.classes), ensure_ascii=False),
+        "contract": json.dumps(card.preprocessing.to_dict()),
+        "calibration": json.dumps(dict(card.calibration)),
+        "licence": str(card.weights.get("licence") or ""),
+        "version": packages.version("tellapart") or "",
+    }
+    for key, value in properties.items():
+        model.metadata_props.add(key=key, value=value)
+
+
+def _facts(model: Any) -> dict[str, Any]:
+    operators = collections.Counter(node.op_type for node in model.graph.node)
+    return {
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "ir_version": model.ir_version,
+        "operators": dict(sorted(operators.items())),
+        "inputs": [_value(value) for value in model.graph.input],
+        "outputs": [_value(value) for value in model.graph.output],
+    }
+
+
+def _value(info: Any) -> str:
+    """Return a value as text, such as ``images: uint8 [batch, height, width, 3]``."""
+    import onnx
+
+    kind = onnx.TensorProto.DataType.Name(info.type.tensor_type.elem_type).lower()
+    sizes = [size.dim_param or str(size.dim_value) for size in info.type.tensor_type.shape.dim]
+    return f"{info.name}: {kind} [{', '.join(sizes)}]"

@@ -1,0 +1,339 @@
+"""Whether an exported file gives the artifact's answers: both run over the same images, from the files' bytes.
+
+Works on two backends and a list of images; knows no format, and nothing of where images come from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart.contract import BadImage, Pixels
+from tellapart.contract.resizing import open_pixels
+from tellapart.evaluation.metrics import wilson_interval
+from tellapart.export.base import Tolerance
+from tellapart.runtime import Backend, probabilities
+
+Floats = npt.NDArray[np.float64]
+_BATCH = 32
+LATENCY_CALLS = {1: 60, 32: 12}  # of each side, after warming up
+_LATENCY_SECONDS = 12.0  # for both sides together, at one size of batch
+_SHOWN = 5  # images with the largest differences
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image: how it is called, a function that gives its bytes or pixels, and its class where it is known."""
+
+    name: str
+    read: Callable[[], bytes | Pixels]
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Images to compare on. ``origin`` says in words where they are from; ``real``: whether they are photographs."""
+
+    images: Sequence[Case]
+    origin: str
+    real: bool = True
+
+
+@dataclass(frozen=True)
+class Side:
+    """What was measured of one of the two. Latencies in milliseconds by batch size: p50 and p95 of one call."""
+
+    accuracy: float | None
+    interval: tuple[float, float] | None
+    bytes: int
+    latency_ms: Mapping[int, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One image on which both differ: name, both answers' classes and probabilities, largest difference."""
+
+    name: str
+    artifact: str
+    export: str
+    difference: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The comparison of one exported file with its artifact.
+
+    Fractions in [0, 1]. ``agreement``: images with the same most probable class, of all. ``ties``: those that differ
+    but whose two classes lie within the tolerance of each other in the artifact; they do not count against it.
+    ``whole_difference``: the largest difference where the file ran as one graph on the decoded image (None: it is no
+    such file). ``pixels``: the share of values of the network's input that differ, and by how many levels at most.
+    ``where``: where a difference begins; only after a failed comparison.
+    """
+
+    format: str
+    precision: str
+    file: str
+    n: int
+    origin: str
+    real: bool
+    unreadable: int
+    agreement: float
+    ties: int
+    max_difference: float
+    mean_difference: float
+    whole_difference: float | None
+    pixels: Mapping[str, float]
+    tolerance: Tolerance
+    reasons: tuple[str, ...]
+    artifact: Side
+    export: Side
+    threads: int
+    largest: tuple[Difference, ...]
+    where: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file may be used."""
+        return not self.reasons
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        values = dataclasses.asdict(self)
+        for side in ("artifact", "export"):
+            latencies = values[side]["latency_ms"].items()
+            values[side]["latency_ms"] = {str(batch): times for batch, times in latencies}
+        return {"passed": self.passed, **values}
+
+
+@dataclass
+class Measured:
+    """What both backends said to the images that both could read: probabilities [N, K], and more."""
+
+    artifact: Floats
+    export: Floats
+    whole: Floats | None
+    names: list[str]
+    labels: list[int | None]
+    pixels: dict[str, float]
+    worst: Pixels
+    unreadable: int
+
+
+def measure(artifact: Backend, export: Backend, cases: Cases, advance: Callable[[int], None]) -> Measured:
+    """Run both over the images, a batch at a time. Raises BadImage where no image can be read.
+
+    An image that one of the two can read and the other cannot is an error of the export, and raised.
+    """
+    parts: list[tuple[Floats, Floats]] = []
+    whole: list[Floats] = []
+    names: list[str] = []
+    labels: list[int | None] = []
+    pixels = {"share": 0.0, "levels": 0.0}
+    worst: list[tuple[float, Pixels]] = []
+    unreadable = values = 0
+    for start in range(0, len(cases.images), _BATCH):
+        chunk = cases.images[start : start + _BATCH]
+        inputs: list[tuple[Pixels, Pixels]] = []
+        for case in chunk:
+            try:
+                content = case.read()
+                expected = artifact.prepare(content)
+            except (BadImage, OSError):
+                unreadable += 1
+                continue
+            inputs.append((expected, export.prepare(content)))
+            whole += _whole(export, content)
+            names.append(case.name)
+            labels.append(case.label)
+        if inputs:
+            ours, theirs = (np.stack(side) for side in zip(*inputs, strict=True))
+            distance = np.abs(ours.astype(np.int16) - theirs)
+            pixels["share"] += float((distance > 0).sum())
+            pixels["levels"] = max(pixels["levels"], float(distance.max()))
+            values += distance.size
+            pair = tuple(
+                probabilities(side.logits(x), side.card) for side, x in ((artifact, ours), (export, theirs))
+            )
+            parts.append((pair[0], pair[1]))
+            furthest = _distance(pair[0], pair[1])
+            worst += [(float(furthest[row]), ours[row]) for row in np.argsort(-furthest)[:8]]
+            worst = sorted(worst, key=lambda entry: -entry[0])[:8]
+        advance(len(chunk))
+    if not parts:
+        raise BadImage("none of the images can be read")
+    pixels["share"] /= values
+    first, second = (np.concatenate(side) for side in zip(*parts, strict=True))
+    chosen = np.stack([image for _, image in worst])
+    return Measured(
+        first, second, np.concatenate(whole) if whole else None, names, labels, pixels, chosen, unreadable
+    )
+
+
+def _whole(export: Backend, content: bytes | Pixels) -> list[Floats]:
+    """Return the file's own probabilities for one decoded image, [1, K], in a list; none where it has no such way."""
+    run = getattr(export, "whole", None)
+    if run is None:
+        return []
+    return [np.asarray(run(open_pixels(content, export.card.preprocessing)[None])[0], np.float64)]
+
+
+def _distance(first: Floats, second: Floats) -> Floats:
+    """Return each image's largest difference of a probability: [N]; infinite where a value is not a number."""
+    distance: Floats = np.nan_to_num(np.abs(first - second), nan=np.inf).max(axis=1)
+    return distance
+
+
+def latencies(sides: Sequence[Backend], pixels: Pixels, batch: int) -> list[dict[str, float]]:
+    """Return p50 and p95 of calls in milliseconds for each side; calls take turns, so a busy machine hits both."""
+    images = np.ascontiguousarray(np.resize(pixels, (batch, *pixels.shape[1:])))
+    times: list[list[float]] = [[] for _ in sides]
+    began = time.perf_counter()
+    for call in range(LATENCY_CALLS.get(batch, 12) + 2):
+        for place, side in enumerate(sides):
+            started = time.perf_counter()
+            side.logits(images)
+            if call >= 2:
+                times[place].append((time.perf_counter() - started) * 1000)
+        if call > 3 and time.perf_counter() - began > _LATENCY_SECONDS:
+            break
+    points = [np.percentile(taken, (50, 95)) for taken in times]
+    return [{"p50": round(float(p[0]), 4), "p95": round(float(p[1]), 4)} for p in points]
+
+
+def judge(measured: Measured, tolerance: Tolerance) -> tuple[float, int, list[str]]:
+    """Return agreement, ties, and the reasons for which the file is not accepted."""
+    first, second = measured.artifact, measured.export
+    ours, theirs = first.argmax(1), second.argmax(1)
+    rows = np.arange(len(first))
+    differ = ours != theirs
+    lead = first[rows, ours] - first[rows, theirs]
+    ties = differ & (lead <= tolerance.probability)
+    agreement = float((~differ).mean())
+    furthest = float(_distance(first, second).max())
+    reasons = []
+    if not furthest <= tolerance.probability:
+        reasons.append(
+            f"a probability differs by {furthest:.2g}; at most {tolerance.probability:g} is allowed"
+        )
+    counted = float((~differ | ties).mean())
+    if counted < tolerance.agreement:
+        reasons.append(
+            f"{int((differ & ~ties).sum())} of {len(first)} images get another class ({counted:.2%} agree; "
+            f"{tolerance.agreement:.0%} are needed)"
+        )
+    if measured.whole is not None:
+        furthest = float(_distance(first, measured.whole).max())
+        if not furthest <= tolerance.probability:
+            reasons.append(f"run as one graph, the file differs by {furthest:.2g} in a probability")
+    return agreement, int(ties.sum()), reasons
+
+
+def side(answers: Floats, labels: Sequence[int | None], size: int, latency: Mapping[int, Any]) -> Side:
+    """Return the figures of one of the two; accuracy where labels are known."""
+    rows = [row for row, label in enumerate(labels) if label is not None]
+    if not rows:
+        return Side(None, None, size, latency)
+    truth = np.array([labels[row] for row in rows])
+    correct = int((answers[rows].argmax(1) == truth).sum())
+    return Side(correct / len(rows), wilson_interval(correct, len(rows)), size, latency)
+
+
+def compare(
+    artifact: Backend,
+    export: Backend,
+    cases: Cases,
+    tolerance: Tolerance,
+    *,
+    about: Mapping[str, Any],
+    sizes: tuple[int, int],
+    threads: int,
+    batches: Sequence[int] = (1, 32),
+    locate: Callable[[Pixels], str] | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Parity:
+    """Return the whole comparison.
+
+    Args:
+        artifact: what was measured, in float32.
+        export: the file, opened.
+        cases: the images.
+        tolerance: how far the two may be from each other.
+        about: format, precision, file, facts and notes, as the result has them.
+        sizes: bytes of both.
+        threads: what both compute with.
+        batches: sizes of batches whose latency is measured.
+        locate: says where a difference begins, for the pixels of the worst images.
+        advance: called with the number of images that were done.
+    """
+    measured = measure(artifact, export, cases, advance)
+    agreement, ties, reasons = judge(measured, tolerance)
+    both = [artifact, export]
+    timed = {batch: latencies(both, measured.worst, batch) for batch in batches}
+    distance = _distance(measured.artifact, measured.export)
+    mean = float(np.abs(measured.artifact - measured.export).mean())
+    whole = None if measured.whole is None else float(_distance(measured.artifact, measured.whole).max())
+    return Parity(
+        **about,
+        n=len(distance),
+        origin=cases.origin,
+        real=cases.real,
+        unreadable=measured.unreadable,
+        agreement=agreement,
+        ties=ties,
+        max_difference=_finite(float(distance.max())),
+        mean_difference=_finite(mean),
+        whole_difference=None if whole is None else _finite(whole),
+        pixels=measured.pixels,
+        tolerance=tolerance,
+        reasons=tuple(reasons),
+        artifact=side(measured.artifact, measured.labels, sizes[0], {b: t[0] for b, t in timed.items()}),
+        export=side(measured.export, measured.labels, sizes[1], {b: t[1] for b, t in timed.items()}),
+        threads=threads,
+        largest=_largest(measured, distance, artifact.card.classes),
+        where=_where(measured, locate) if reasons else "",
+    )
+
+
+def _finite(value: float) -> float:
+    """Return the value; 1, the largest difference of probabilities, where it is not a number."""
+    return value if math.isfinite(value) else 1.0
+
+
+def _largest(measured: Measured, distance: Floats, classes: Sequence[str]) -> tuple[Difference, ...]:
+    def answer(values: Floats) -> str:
+        best = int(values.argmax())
+        return f"{classes[best]} {values[best]:.6f}"
+
+    return tuple(
+        Difference(
+            measured.names[row],
+            answer(measured.artifact[row]),
+            answer(measured.export[row]),
+            _finite(float(distance[row])),
+        )
+        for row in np.argsort(-distance)[:_SHOWN]
+    )
+
+
+def _where(measured: Measured, locate: Callable[[Pixels], str] | None) -> str:
+    """Return in words where the difference begins: before the network, or in which of its layers."""
+    pixels = measured.pixels
+    if pixels["levels"] > 2 or pixels["share"] > 0.02:
+        return (
+            f"The difference starts before the network: {pixels['share']:.1%} of its input's values differ, by up "
+            f"to {pixels['levels']:.0f} of 255 levels."
+        )
+    return (
+        locate(measured.worst)
+        if locate
+        else "The network's input agrees; the difference starts in the network."
+    )

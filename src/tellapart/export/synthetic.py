@@ -1,0 +1,41 @@
+"""Made-up images for comparing where there are no real ones: a seeded set of files of many kinds and odd sizes.
+
+What they prove is less than what real images prove: the network's answers to them may hardly differ.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+
+import numpy as np
+from PIL import Image
+
+from tellapart.export.parity import Case, Cases
+
+_KINDS = (("JPEG", "RGB"), ("PNG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "L"), ("JPEG", "RGB"))
+
+
+def synthetic(count: int, seed: int = 0) -> Cases:
+    """Return ``count`` images: JPEG and PNG, colour, grey and with alpha, all orientations, 9 to 700 pixels."""
+    images = [
+        Case(f"synthetic-{number:04d}", functools.partial(draw, number, seed)) for number in range(count)
+    ]
+    return Cases(images, f"{count} made-up images (seed {seed}); no real ones were at hand", real=False)
+
+
+def draw(number: int, seed: int = 0) -> bytes:
+    """Return one image's file: blobs of colour and noise."""
+    rng = np.random.default_rng([seed, number])
+    width, height = (int(side) for side in rng.integers(9, 700, 2))
+    kind, mode = _KINDS[number % len(_KINDS)]
+    channels = len(mode) if mode != "L" else 1
+    coarse = rng.integers(0, 256, (int(rng.integers(2, 9)), int(rng.integers(2, 9)), channels), np.uint8)
+    picture = Image.fromarray(coarse[..., 0] if mode == "L" else coarse)
+    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)
+    pixels += rng.normal(0, float(rng.uniform(0, 30)), pixels.shape).astype(np.float32)
+    exif = Image.Exif()
+    exif[0x0112] = number % 8 + 1
+    stream = io.BytesIO()
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(stream, kind, exif=exif)
+    return stream.getvalue()

@@ -1,0 +1,90 @@
+"""Comparisons as text and as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tellapart.export.parity import Parity, Side
+
+
+def render(parities: Sequence[Parity]) -> str:
+    """Return the table for a terminal, one block for each file."""
+    return "\n\n".join(_block(parity) for parity in parities)
+
+
+def _block(parity: Parity) -> str:
+    verdict = "agrees with the artifact" if parity.passed else "REJECTED"
+    lines = [f"{parity.file}: {verdict} ({parity.format}, {parity.precision})"]
+    lines += [f"  {name:<26}{value}" for name, value in summary(parity)]
+    head = f"  {'':<26}{'artifact':>20}{'export':>20}"
+    lines += [head, *(f"  {name:<26}{ours:>20}{theirs:>20}" for name, ours, theirs in rows(parity))]
+    lines += [f"  {reason}" for reason in parity.reasons]
+    lines += [f"  {text}" for text in (parity.where, *parity.notes) if text]
+    return "\n".join(lines)
+
+
+def summary(parity: Parity) -> list[tuple[str, str]]:
+    """Return what concerns both sides, as (name, value)."""
+    ties = f", {parity.ties} of the others within the tolerance" if parity.ties else ""
+    found = [
+        ("images", f"{parity.n:,} from {parity.origin}" + _unreadable(parity)),
+        ("top-1 agreement", f"{parity.agreement:.2%}{ties}"),
+        ("largest difference", f"{parity.max_difference:.2e} of {parity.tolerance.probability:g} allowed"),
+        ("mean difference", f"{parity.mean_difference:.2e}"),
+    ]
+    if parity.whole_difference is not None:
+        found.append(("as one graph", f"{parity.whole_difference:.2e}"))
+    share, levels = parity.pixels["share"], parity.pixels["levels"]
+    found.append(
+        ("input values that differ", f"{share:.4%}" + (f", by up to {levels:.0f}/255" if share else ""))
+    )
+    return [*found, ("threads", str(parity.threads))]
+
+
+def _unreadable(parity: Parity) -> str:
+    return f" ({parity.unreadable} more cannot be read)" if parity.unreadable else ""
+
+
+def rows(parity: Parity) -> list[tuple[str, str, str]]:
+    """Return what was measured of each side, as (name, artifact, export)."""
+
+    def both(name: str, show: Any) -> tuple[str, str, str]:
+        return name, show(parity.artifact), show(parity.export)
+
+    found = []
+    if parity.artifact.accuracy is not None:
+        found += [both("accuracy", _accuracy), both("95 % interval", _interval)]
+    found.append(both("size", lambda one: f"{one.bytes / 1e6:.2f} MB"))
+    for batch in parity.artifact.latency_ms:
+        found.append(both(f"batch {batch}, p50 / p95 ms", lambda one, batch=batch: _latency(one, batch)))
+    return found
+
+
+def _accuracy(one: Side) -> str:
+    return "" if one.accuracy is None else f"{one.accuracy:.2%}"
+
+
+def _interval(one: Side) -> str:
+    return "" if one.interval is None else f"{one.interval[0]:.1%} to {one.interval[1]:.1%}"
+
+
+def _latency(one: Side, batch: int) -> str:
+    return f"{one.latency_ms[batch]['p50']:.2f} / {one.latency_ms[batch]['p95']:.2f}"
+
+
+def page(parities: Sequence[Parity], model: str, version: str) -> str:
+    """Return the HTML page: one file that needs no network."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tellapart.export", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    blocks = [(parity, summary(parity), rows(parity)) for parity in parities]
+    text = environment.get_template("parity.html.j2").render(blocks=blocks, model=model, version=version)
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)

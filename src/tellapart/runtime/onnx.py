@@ -1,0 +1,139 @@
+"""An ONNX file of ours, opened with ONNX Runtime. Loads no torch.
+
+The file's own graph does the resizing: it is cut at the tensor ``pixels`` into a part for single images of any size
+and one for batches of the contract's size. Owner of ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart import packages
+from tellapart.contract import BadImage, Card, Pixels
+from tellapart.contract.resizing import open_pixels
+from tellapart.errors import ArtifactError
+from tellapart.runtime.plain import PlainNetwork
+
+IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
+_PURPOSE = "An ONNX model"
+
+
+class OnnxBackend:
+    """A whole graph: images in, probabilities and logits out."""
+
+    format = "onnx"
+
+    def __init__(self, path: Path, model: Any, card: Card, threads: int) -> None:
+        self.path, self.card, self.threads = path, card, threads
+        resizing, network = split(model)
+        # A caller has threads of its own for its images; one image is too little for several.
+        self._resizing = session(resizing.SerializeToString(), 1)
+        self._network = session(network.SerializeToString(), threads)
+        self._whole: Any = None
+
+    def prepare(self, content: bytes | Pixels) -> Pixels:
+        """Decode by the contract's rules and size an image by the graph. Raises BadImage."""
+        pixels = open_pixels(content, self.card.preprocessing)
+        try:
+            (sized,) = self._resizing.run([PIXELS], {IMAGES: np.ascontiguousarray(pixels)[None]})
+        except Exception as error:  # the runtime has no error class that says more
+            height, width = pixels.shape[:2]
+            raise BadImage(f"{width}x{height} pixels cannot be resized: {error}") from error
+        result: Pixels = sized[0]
+        return result
+
+    def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
+        """Return float32 [B, K] for uint8 [B, size, size, C]."""
+        (result,) = self._network.run([LOGITS], {PIXELS: np.ascontiguousarray(images_NHWC)})
+        return np.asarray(result, np.float32)
+
+    def whole(self, images_NHWC: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Run the file as anyone would who has nothing of ours: uint8 [B, H, W, C] -> (probabilities, logits)."""
+        if self._whole is None:
+            self._whole = session(os.fspath(self.path), self.threads)
+        probabilities, logits = self._whole.run([PROBABILITIES, LOGITS], {IMAGES: images_NHWC})
+        return probabilities, logits
+
+
+class PlainOnnxBackend(PlainNetwork):
+    """A bare network: everything around it is computed by `PlainNetwork`."""
+
+    format = "onnx"
+
+    def __init__(self, model: Any, card: Card, threads: int) -> None:
+        super().__init__(card)
+        self._session = session(model.SerializeToString(), threads)
+
+    def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return float32 [B, K] for normalised float32 [B, C, size, size]."""
+        (result,) = self._session.run([LOGITS], {INPUT: images_NCHW})
+        return np.asarray(result, np.float32)
+
+
+def open_onnx(path: str | os.PathLike[str], threads: int = 0) -> OnnxBackend | PlainOnnxBackend:
+    """Open an ONNX file that `tellapart export` wrote. Raises ArtifactError, MissingPackageError."""
+    onnx = packages.require("onnx", "onnx", _PURPOSE)
+    packages.require("onnxruntime", "onnx", _PURPOSE)
+    file = Path(path)
+    try:
+        model = onnx.load(file)
+    except Exception as error:  # protobuf's own errors, and those of files
+        raise ArtifactError(f"{file} cannot be read as ONNX: {error}") from None
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    card = card_of(properties, file)
+    kind = properties.get("graph", "whole")
+    names = {value.name for value in (*model.graph.input, *model.graph.output)}
+    needed = {INPUT, LOGITS} if kind == "plain" else {IMAGES, PROBABILITIES, LOGITS}
+    if not needed <= names:
+        raise ArtifactError(
+            f"{file} lacks {', '.join(sorted(needed - names))}; was it changed after the export?"
+        )
+    if kind == "plain":
+        return PlainOnnxBackend(model, card, threads)
+    return OnnxBackend(file, model, card, threads)
+
+
+def card_of(properties: Mapping[str, str], file: Path) -> Card:
+    """Return the card in an ONNX model's own properties. Raises ArtifactError."""
+    if "tellapart" not in properties:
+        raise ArtifactError(
+            f"{file} is an ONNX file, but not one of tellapart's: its properties have no 'tellapart' (class names "
+            "and preprocessing), without which its answers have no names and its input no meaning. Export the "
+            "model with: tellapart export MODEL --to onnx"
+        )
+    try:
+        return Card.from_json(properties["tellapart"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"The description inside {file} cannot be used: {error}") from None
+
+
+def split(model: Any) -> tuple[Any, Any]:
+    """Cut a whole graph at ``pixels``: (images -> pixels, pixels -> probabilities and logits).
+
+    Raises ArtifactError where it cannot be cut there.
+    """
+    extractor = packages.require("onnx.utils", "onnx", _PURPOSE).Extractor(model)
+    try:
+        resizing = extractor.extract_model([IMAGES], [PIXELS])
+        network = extractor.extract_model([PIXELS], [PROBABILITIES, LOGITS])
+    except (KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(f"The graph has no tensor 'pixels' to be cut at: {error}") from None
+    return resizing, network
+
+
+def session(model: bytes | str, threads: int) -> Any:
+    """Return an ONNX Runtime session on the CPU, for a file's path or its content. Raises ArtifactError."""
+    runtime = packages.require("onnxruntime", "onnx", _PURPOSE)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; they are raised as well
+    try:
+        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own classes are private
+        raise ArtifactError(f"ONNX Runtime cannot open the model: {error}") from None

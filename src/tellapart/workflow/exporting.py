@@ -1,0 +1,296 @@
+"""Export: write a model in other formats, each compared with the artifact on real images before it gets its name."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import tellapart
+from tellapart import artifact, runs, runtime
+from tellapart.contract import Card, Pixels
+from tellapart.data import sources
+from tellapart.errors import ArtifactError, DataError, SpecError, UserError, did_you_mean
+from tellapart.export import formats, parity, synthetic, text
+from tellapart.export.base import Exporter, Options, Written
+from tellapart.export.graph import GraphModel, graph_of
+from tellapart.export.parity import Case, Cases, Parity
+from tellapart.runtime.eager import EagerBackend
+from tellapart.spec import DataSpec, update
+from tellapart.tracking import Console
+from tellapart.workflow.exported import content_of
+from tellapart.workflow.measure import with_classes
+
+PARITY, PAGE = "parity.json", "parity.html"
+REJECTED = ".rejected"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `export` wrote. ``files``: those that may be used; ``rejected``: those that differ from the artifact."""
+
+    files: tuple[Path, ...]
+    rejected: tuple[Path, ...]
+    parities: tuple[Parity, ...]
+    page: Path
+
+    @property
+    def passed(self) -> bool:
+        """Whether every file agrees with the artifact."""
+        return not self.rejected
+
+    def to_text(self) -> str:
+        """Return the comparisons as a table, and the paths of what was written."""
+        paths = [str(path) for path in (*self.files, *self.rejected, self.page)]
+        return "\n".join([text.render(self.parities), "", *paths])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "passed": self.passed,
+            "files": [str(path) for path in self.files],
+            "rejected": [str(path) for path in self.rejected],
+            "page": str(self.page),
+            "parity": [one.to_dict() for one in self.parities],
+        }
+
+
+def export(
+    model: str | os.PathLike[str],
+    to: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    precision: Sequence[str] = ("fp32",),
+    plain: bool = False,
+    batch: int = 0,
+    data: str | os.PathLike[str] | None = None,
+    split: str = "",
+    images: int = 500,
+    threads: int = 0,
+    quiet: bool = True,
+    **data_changes: Any,
+) -> Export:
+    """Write a model in other formats into the folder ``out``, each compared with the artifact.
+
+    A file that gives other answers than the artifact is kept with ``.rejected`` after its name. ``parity.json`` and
+    ``parity.html`` in the folder say what was compared. Nothing is overwritten.
+
+    Args:
+        model: run folder or artifact.
+        to: formats by name.
+        out: the folder.
+        precision: fp32, fp16 or both; a file for each.
+        plain: the bare network on normalised floats, for formats that offer it.
+        batch: images of one call, for formats that fix it; 0: any, or the format's own choice.
+        data: labelled images to compare on; None: those that the run was trained with (its validation part), or
+            made-up ones where there is no run.
+        split: train, val, test or all; by default val where there is one, else test, else all.
+        images: how many to compare on at most, of each class alike.
+        threads: what both compute with; 0: as many as torch uses.
+        quiet: no progress on standard error.
+        data_changes: fields of the data section, such as ``format="coco"``.
+
+    Raises SpecError, ArtifactError, DataError, MissingPackageError, and ExportError where a format cannot hold the
+    network.
+    """
+    if images < 1 or threads < 0 or batch < 0:
+        raise SpecError("images must be at least 1, threads and batch at least 0.")
+    wanted = _wanted(to, precision, Options(plain=plain, batch=batch))
+    folder, found = Path(out), artifact.find(model)
+    _refuse_existing(folder, wanted)
+    card = artifact.read_card(found)
+    with Console(quiet=quiet) as console, _threads(threads) as used:
+        cases = _cases(found, card, data, split, images, data_changes, console)
+        folder.mkdir(parents=True, exist_ok=True)
+        reference = EagerBackend(artifact.open_model(found))
+        results = [
+            _export_one(entry, options, found, folder, reference, cases, used, console)
+            for entry, options in wanted
+        ]
+    parities = tuple(result[1] for result in results)
+    content = {
+        "model": str(model),
+        "tellapart": tellapart.__version__,
+        "formats": [one.to_dict() for one in parities],
+    }
+    runs.write_json(folder / PARITY, content)
+    runs.write_text(folder / PAGE, text.page(parities, os.fspath(model), tellapart.__version__))
+    good = [path for files, one in results for path in files if one.passed]
+    bad = [path for files, one in results for path in files if not one.passed]
+    return Export(tuple(good), tuple(bad), parities, folder / PAGE)
+
+
+def _wanted(to: Sequence[str], precision: Sequence[str], options: Options) -> list[tuple[Exporter, Options]]:
+    """Return what to write, each format in each precision. Raises SpecError."""
+    wanted = []
+    for name in dict.fromkeys(to):
+        entry = formats.find(name)
+        if options.plain and not entry.plain:
+            raise SpecError(f"{name} has no plain form.")
+        for one in dict.fromkeys(precision):
+            if one not in entry.tolerance:
+                raise SpecError(f"{name} is not written in {one!r}. {did_you_mean(one, entry.tolerance)}")
+            wanted.append((entry, Options(one, options.plain, options.batch)))
+    if not wanted:
+        raise SpecError(f"Nothing to export to. Valid: {', '.join(formats.FORMATS)}.")
+    return wanted
+
+
+def _refuse_existing(folder: Path, wanted: Sequence[tuple[Exporter, Options]]) -> None:
+    """Raise ArtifactError where something would be overwritten."""
+    names = [entry.file_name(options) for entry, options in wanted]
+    for name in (*names, *(name + REJECTED for name in names), PARITY, PAGE):
+        if os.path.lexists(folder / name):
+            raise ArtifactError(f"{folder / name} exists; choose another --out.")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ArtifactError(f"{folder} is not a folder; choose another --out.")
+
+
+@contextlib.contextmanager
+def _threads(wanted: int) -> Iterator[int]:
+    """Let torch compute with so many threads inside (0: as before); give the number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield wanted or before
+    finally:
+        torch.set_num_threads(before)
+
+
+def _export_one(
+    entry: Exporter,
+    options: Options,
+    found: Path,
+    folder: Path,
+    reference: EagerBackend,
+    cases: Cases,
+    threads: int,
+    console: Console,
+) -> tuple[list[Path], Parity]:
+    """Write one file, compare it, and move it to its name, or to its rejected one; return files and comparison."""
+    name = entry.file_name(options)
+    workplace = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    try:
+        with console.busy(f"Writing {name}"):
+            written = entry.write(graph_of(found), reference.card, workplace / name, options)
+        with console.busy(f"Comparing {name}", len(cases.images)) as busy:
+            outcome = _compare(entry, options, written, found, reference, cases, threads, busy.advance)
+        ending = "" if outcome.passed else REJECTED
+        targets = [folder / (path.name + ending) for path in written.files]
+        for target in targets:
+            if os.path.lexists(target):
+                raise ArtifactError(f"{target} exists; choose another --out.")
+        for path, target in zip(written.files, targets, strict=True):
+            path.replace(target)
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+    return targets, outcome
+
+
+def _compare(
+    entry: Exporter,
+    options: Options,
+    written: Written,
+    found: Path,
+    reference: EagerBackend,
+    cases: Cases,
+    threads: int,
+    advance: Any,
+) -> Parity:
+    file = written.files[0]
+    if entry.open is None:
+        backend = runtime.open_backend(file, threads=threads)
+    else:
+        backend = entry.open(file, reference.card, threads)
+
+    def locate(pixels: Pixels) -> str:
+        graph: GraphModel = graph_of(found)
+        return entry.locate(file, graph, pixels) if entry.locate else "The difference starts in the network."
+
+    about: Mapping[str, Any] = {
+        "format": entry.name,
+        "precision": options.precision,
+        "file": file.name,
+        "facts": written.facts,
+        "notes": written.notes,
+    }
+    return parity.compare(
+        reference,
+        backend,
+        cases,
+        entry.tolerance[options.precision],
+        about=about,
+        sizes=(found.stat().st_size, sum(path.stat().st_size for path in written.files)),
+        threads=threads,
+        locate=locate,
+        advance=advance,
+    )
+
+
+def _cases(
+    found: Path,
+    card: Card,
+    data: str | os.PathLike[str] | None,
+    split: str,
+    count: int,
+    changes: Mapping[str, Any],
+    console: Console,
+) -> Cases:
+    """Return the images to compare on: those of DATA, else the run's own, else made-up ones."""
+    if data is not None:
+        base = DataSpec(source=os.fspath(data), val_fraction=0.0, test_fraction=0.0)
+        return _of_source(update(base, dict(changes)), card, split, count, console)
+    if not runs.is_run(found.parent):
+        console.warn(f"{found} is in no run folder, so its images are not known; give them with --data DATA.")
+        return synthetic.synthetic(min(count, 200))
+    spec = update(runs.read_spec(found.parent / runs.SPEC_FILE).data, dict(changes))
+    try:
+        return _of_source(spec, card, split, count, console)
+    except UserError as error:
+        if split or changes:
+            raise
+        console.warn(f"The run's own images cannot be used ({error}); give others with --data DATA.")
+        return synthetic.synthetic(min(count, 200))
+
+
+def _of_source(spec: DataSpec, card: Card, split: str, count: int, console: Console) -> Cases:
+    samples = with_classes(sources.open_source(spec, lambda note: None), card.classes)
+    present = set(samples.splits.tolist())
+    chosen = split or next((name for name in ("val", "test") if name in present), "all")
+    part = samples if chosen == "all" else samples.split(chosen)
+    if not len(part):
+        raise DataError(f"{spec.source} has no {chosen} images.")
+    rows = stratified(part.labels, count)
+    cases = [
+        Case(
+            str(part.paths[row]),
+            functools.partial(content_of, part, int(row), card.preprocessing.channels, spec.max_pixels),
+            int(part.labels[row]),
+        )
+        for row in rows
+    ]
+    words = "all of" if len(cases) == len(part) else f"{len(cases)} of the {len(part)} images of"
+    where = spec.source if chosen == "all" else f"{spec.source}, {chosen}"
+    return Cases(cases, where if words == "all of" else f"{where} ({words} it)")
+
+
+def stratified(labels: Any, count: int, seed: int = 0) -> Any:
+    """Return the rows of at most ``count`` samples, of each class alike as far as there are any: int64, sorted."""
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permutation(len(labels))
+    place: dict[int, int] = {}
+    ranks = np.empty(len(labels), np.int64)  # the how-manieth of its class a sample is
+    for row in shuffled:
+        label = int(labels[row])
+        ranks[row] = place[label] = place.get(label, -1) + 1
+    order = shuffled[np.argsort(ranks[shuffled], kind="stable")]
+    return np.sort(order[:count])
