@@ -24,6 +24,7 @@ from tellapart.commands import (
     Cache,
     Check,
     Compare,
+    Compress,
     Doctor,
     Evaluate,
     Export,
@@ -251,6 +252,25 @@ def _serve(args: Serve) -> int:
     return 0
 
 
+def _compress(args: Compress) -> int:
+    from tellapart.workflow import compressing
+
+    options = compressing.Options(
+        ratios=args.ratio,
+        rounds=args.rounds,
+        epochs=args.epochs,
+        student=args.student,
+        images=args.images,
+        max_drop=args.max_drop,
+        threads=args.threads,
+    )
+    comparison = compressing.compress(
+        args.model, args.data_source, methods=args.method, out=args.out, options=options, spec=args.spec_file
+    )
+    print(printing.as_json_line(comparison.to_dict()) if args.as_json else comparison.to_text())
+    return 0
+
+
 def _import(args: Import) -> int:
     from tellapart import workflow
 
@@ -270,6 +290,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "models": (Models, _models),
     "find-lr": (FindLr, _find_lr),
     "cache": (Cache, _cache),
+    "compress": (Compress, _compress),
     "export": (Export, _export),
     "serve": (Serve, _serve),
     "import": (Import, _import),
@@ -366,7 +387,7 @@ def _run(words: list[str]) -> int:
     default = _defaults(kind, rest)
     options: dict[str, Any] = {} if default is None else {"default": default}
     args = tyro.cli(kind, prog=f"tellapart {name}", args=rest, **options)
-    if kind in (Train, FindLr, Resume, Evaluate, Predict, Check, Export):
+    if kind in (Train, FindLr, Resume, Evaluate, Predict, Check, Compress, Export):
         with packages.no_collection():
             from tellapart import workflow  # noqa: F401 - loads torch
 

@@ -217,6 +217,38 @@ class Serve:
 
 
 @dataclass(frozen=True)
+class Compress:
+    """Make smaller, faster models of a trained one, and compare them: accuracy, size, latency."""
+
+    model: Positional[str]
+    """Run folder or artifact."""
+    data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
+    """Labelled images; without it the data that the run was trained with."""
+    method: tuple[Literal["prune", "sparse", "distill"], ...] = ("prune",)
+    """prune: whole channels; sparse: single weights; distill: a smaller network that follows the model."""
+    out: str = "compressed"
+    """A new folder for everything that is made."""
+    ratio: tuple[float, ...] = (0.5,)
+    """prune: parts of the operations to take away; sparse: parts of the weights."""
+    rounds: int = 3
+    """prune: steps on the way to a ratio, each with fine-tuning."""
+    epochs: int = 0
+    """Epochs of each fine-tuning, or of the student; 0: a quarter of the run's, for a student as many."""
+    student: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """distill: the smaller network (see: tellapart models)."""
+    images: int = 256
+    """Training images by which channels are judged and ranges measured."""
+    max_drop: float = 0.5
+    """int8: points of accuracy on validation that it may cost."""
+    threads: int = 0
+    """Threads of the measurement; 0: one for each core."""
+    spec_file: Annotated[str | None, tyro.conf.arg(name="spec")] = None
+    """YAML file whose fields go over the spec of fine-tuning."""
+    as_json: Json = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
 class Import:
     """Bring in a state dict (.pth, .safetensors) from elsewhere as a model of ours."""
 

@@ -263,12 +263,30 @@ class TrainingSpec(Section, prefix="training."):
     """Progressive resizing: side of the images in the first epoch, growing to input.size; 0: off."""
     size_epochs: Fraction = 0.6
     """Progressive resizing: part of the epochs over which the images grow."""
+    keep_zeros: bool = False
+    """Weights that are zero at the start stay zero: fine-tuning after unstructured pruning."""
     prune: Annotated[float, Range(0, 0.9)] = 0.0
     """InfoBatch: part of the well-learned images that each epoch leaves out; 0: every epoch reads all."""
     prune_from: Fraction = 0.0
     """InfoBatch: part of the epochs that read all images at the beginning (the first does always)."""
     prune_until: Fraction = 0.875
     """InfoBatch: part of the epochs after which all images are read again."""
+
+
+@dataclass(frozen=True)
+class DistillSpec(Section, prefix="distill."):
+    """A teacher: training follows the answers of a trained model too (Hinton et al. 2015)."""
+
+    teacher: str = ""
+    """Run folder or artifact whose answers are followed; empty: the labels alone."""
+    temperature: Positive = 4.0
+    """What the logits of both are divided by before they are compared."""
+    weight: Fraction = 0.9
+    """Part of the loss that follows the teacher's answers; the rest follows the labels."""
+    features: NonNegative = 0.0
+    """Weight of a loss that compares where both networks look (attention transfer); 0: off."""
+    fingerprint: str = ""
+    """SHA-256 of the teacher's file, noted when training begins; another file is then refused."""
 
 
 @dataclass(frozen=True)
@@ -320,6 +338,7 @@ class Spec(Section):
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
+    distill: DistillSpec = field(default_factory=DistillSpec)
     speed: SpeedSpec = field(default_factory=SpeedSpec)
     run: RunSpec = field(default_factory=RunSpec)
     seed: int = 0

@@ -26,8 +26,13 @@ def write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> Non
     """Write the resolved spec, the table of samples, what was left out, and the environment."""
     spec = prepared.spec
     # Paths are kept whole, since resume may be called from another folder.
-    for name, path in (("data.source", spec.data.source), ("model.weights", spec.model.weights)):
-        if path not in ("none", "pretrained") and os.path.exists(path):
+    paths = {
+        "data.source": spec.data.source,
+        "model.weights": spec.model.weights,
+        "distill.teacher": spec.distill.teacher,
+    }
+    for name, path in paths.items():
+        if path not in ("", "none", "pretrained") and os.path.exists(path):
             spec = update(spec, {name: os.path.abspath(path)})
     if spec.data.cache_dir:
         spec = update(spec, {"data.cache_dir": os.path.abspath(os.path.expanduser(spec.data.cache_dir))})
