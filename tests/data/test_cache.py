@@ -22,7 +22,7 @@ from PIL import Image
 from tellapart.data import cache
 from tellapart.data.cache import ImageStore, open_or_build, store_key
 from tellapart.data.samples import Samples, content_hash
-from tellapart.preprocess import BadImage
+from tellapart.preprocess import BadImage, as_tensor
 
 
 def write_pictures(root: Path, sizes: list[tuple[int, int]]) -> Samples:
@@ -90,7 +90,7 @@ def test_pixels_are_those_of_decoding(sizes: list[tuple[int, int]], tmp_path: Pa
         assert np.array_equal(store.image(row), pixels)
         assert store.hashes[row] == content_hash(samples.read(row))
     rows = np.array([3, 0, 0, 2])
-    batch, shapes = store.batch(rows), store.sizes(rows)
+    batch, shapes = as_tensor(store.batch(rows)), store.sizes(rows)
     assert batch.dtype == torch.uint8
     for place, row in enumerate(rows):
         height, width = direct[row].shape[:2]
@@ -235,7 +235,7 @@ def test_a_large_store_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.Mo
     assert mapped.images_NHWC is not None
     assert read.images_NHWC is None
     rows = np.array([4, 0, 2])
-    assert torch.equal(read.batch(rows), mapped.batch(rows))
+    assert torch.equal(as_tensor(read.batch(rows)), as_tensor(mapped.batch(rows)))
 
 
 def test_writing_into_a_batch_does_not_change_the_store(tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         tracemalloc.reset_peak()
         for start in range(0, count, 50):
             rows = np.arange(start, start + 50)
-            assert store.batch(rows)[:, 0, 0, 0].tolist() == (rows % 251).tolist()
+            assert as_tensor(store.batch(rows))[:, 0, 0, 0].tolist() == (rows % 251).tolist()
         read = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

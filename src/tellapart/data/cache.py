@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
+import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +32,7 @@ import torch
 from tellapart.data import stores
 from tellapart.data.samples import Samples, content_hash
 from tellapart.devices import thread_pool
-from tellapart.preprocess import BadImage
+from tellapart.preprocess import BadImage, Images, Ragged
 
 Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[bytes | Pixels, npt.NDArray[np.float64] | None], Pixels]
@@ -57,7 +59,7 @@ class ImageStore:
     places: npt.NDArray[np.int64] | None = None  # of each row in images_NHWC, where bad images lie between
     path: Path | None = None
     offsets: npt.NDArray[np.int64] | None = None
-    flat: Pixels | None = None  # all bytes, mapped, where images differ in size and are not too many
+    mapped: mmap.mmap | None = None  # all bytes, where images differ in size and are not too many
     resident: torch.Tensor | None = None  # all bytes, on a GPU, where images differ in size
     lock: stores.Lock | None = field(default=None, repr=False)
     _file: list[int] = field(default_factory=list, repr=False)
@@ -70,6 +72,17 @@ class ImageStore:
         """Mask of the images that could be decoded, bool [N]."""
         return np.asarray(self.heights > 0)
 
+    @functools.cached_property
+    def alike(self) -> bool:
+        """Whether all good images are of one size, and there are any."""
+        good = self.good
+        return all(len(np.unique(side[good])) == 1 for side in (self.heights, self.widths))
+
+    @property
+    def ready(self) -> bool:
+        """Whether reading is so quick that it needs no thread of its own."""
+        return self.images_NHWC is not None or self.mapped is not None
+
     def image(self, row: int) -> Pixels:
         """Return one image, uint8 [H, W, C]."""
         if self.images_NHWC is not None:
@@ -78,20 +91,31 @@ class ImageStore:
         assert self.offsets is not None
         height, width = int(self.heights[row]), int(self.widths[row])
         size = height * width * self.channels
-        if self.flat is not None:
-            start = int(self.offsets[row])
-            return self.flat[start : start + size].reshape(height, width, self.channels)
-        content = os.pread(self._descriptor(), size, int(self.offsets[row]))
-        return np.frombuffer(content, np.uint8).reshape(height, width, self.channels)
+        if self.mapped is not None:
+            pixels = np.frombuffer(self.mapped, np.uint8, size, int(self.offsets[row]))
+            return pixels.reshape(height, width, self.channels)
+        pixels = np.empty(size, np.uint8)
+        os.preadv(self._descriptor(), [pixels.data], int(self.offsets[row]))
+        return pixels.reshape(height, width, self.channels)
 
-    def batch(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return images, uint8 [B, H, W, C]; smaller ones lie in the upper left of a common canvas."""
+    def batch(self, rows: npt.NDArray[np.int64]) -> Images:
+        """Return images uint8 [B, H, W, C], or a `Ragged` where they differ in size and lie on no GPU."""
         if self.images_NHWC is not None:
             rows = rows if self.places is None else self.places[rows]
             return self.images_NHWC.index_select(0, torch.from_numpy(rows).to(self.images_NHWC.device))
         if self.resident is not None:
             return self._resident_batch(rows)
-        return canvas([self.image(int(row)) for row in rows], self.channels)
+        images = Ragged([self.image(row) for row in rows.tolist()], self.channels)
+        return images.canvas() if self.alike else images
+
+    def expect(self, rows: npt.NDArray[np.int64]) -> None:
+        """Let the system begin to read the images at ``rows`` from the disk, where they are mapped; do not wait."""
+        if self.mapped is None or self.offsets is None or not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        sizes = self.heights[rows].astype(np.int64) * self.widths[rows] * self.channels
+        for start, size in zip(self.offsets[rows].tolist(), sizes.tolist(), strict=True):
+            page = start - start % mmap.PAGESIZE
+            self.mapped.madvise(mmap.MADV_WILLNEED, page, start + size - page)
 
     def _resident_batch(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         assert self.resident is not None
@@ -136,18 +160,6 @@ class ImageStore:
         for descriptor in self._file:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-
-
-def canvas(images: list[Pixels], channels: int) -> torch.Tensor:
-    """Return images [h, w, C] of any sizes in the upper left of a common canvas, zero elsewhere: [B, H, W, C]."""
-    height, width = (max((image.shape[side] for image in images), default=1) for side in (0, 1))
-    result = np.empty((len(images), height, width, channels), np.uint8)
-    for place, image in zip(result, images, strict=True):
-        rows, columns = image.shape[:2]
-        place[:rows, :columns] = image
-        place[:rows, columns:] = 0
-        place[rows:] = 0
-    return torch.from_numpy(result)
 
 
 def store_key(samples: Samples, policy: str) -> str:
@@ -333,13 +345,15 @@ def _open(folder: Path, held: stores.Lock | None) -> ImageStore:
     size = pixels.stat().st_size if pixels.exists() else 0
     if not 0 < size <= MAPPED_BYTES:
         return store
-    if not len(np.unique(heights[good])) == len(np.unique(widths[good])) == 1:
-        return dataclasses.replace(store, flat=np.memmap(pixels, np.uint8, "r"))
+    if not store.alike:
+        with open(pixels, "rb") as stream:  # copy-on-write, here and below: torch wants writable memory
+            mapped = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY)
+        return dataclasses.replace(store, mapped=mapped)
     first = int(good.argmax())
     shape = (int(good.sum()), int(heights[first]), int(widths[first]), channels)
     places = None if good.all() else np.cumsum(good) - 1
-    mapped = np.memmap(pixels, np.uint8, "c", shape=shape)  # copy-on-write: torch wants writable
-    return dataclasses.replace(store, images_NHWC=torch.from_numpy(mapped), places=places)
+    images = torch.from_numpy(np.memmap(pixels, np.uint8, "c", shape=shape))
+    return dataclasses.replace(store, images_NHWC=images, places=places)
 
 
 def from_array(pixels_NHWC: Pixels, hashes: npt.NDArray[Any]) -> ImageStore:
