@@ -290,6 +290,31 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch:
     assert stores(tmp_path / "cache") == []
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_disk_keeps_up_while_images_are_decoded(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, calls = write_pictures(tmp_path / "in", [(6, 4)] * 150), list[int]()
+    really = os.fsync
+
+    def sync(descriptor: int) -> None:
+        calls.append(descriptor)
+        if fails and len(calls) == 1:  # only once, and long before the end
+            raise OSError(errno.EIO, "Input/output error")
+        really(descriptor)
+
+    monkeypatch.setattr(cache, "_FLUSHED", 100)
+    monkeypatch.setattr(cache.os, "fsync", sync)
+    if fails:
+        with pytest.raises(OSError, match="Input/output error"):
+            build(samples, tmp_path / "cache")
+        assert stores(tmp_path / "cache") == []
+        return
+    store = build(samples, tmp_path / "cache")
+    assert len(calls) > 2  # more often than at the end, of both files
+    assert all(np.array_equal(store.image(row), Decoder()(samples.read(row), None)) for row in range(150))
+
+
 def test_two_builders_at_once(tmp_path: Path) -> None:
     """Both are in the middle of building when the other is; both get a good store, and one is kept."""
     samples = write_pictures(tmp_path / "in", RAGGED)

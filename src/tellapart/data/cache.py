@@ -12,18 +12,18 @@ Knows nothing of labels, splits, augmentation or models; what "decoded" means is
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
-import itertools
 import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,12 @@ from tellapart.preprocess import BadImage, Images, Ragged
 
 Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[bytes | Pixels, npt.NDArray[np.float64] | None], Pixels]
+Decoded = tuple[Pixels | None, str, str]  # see `decoded`
 MAPPED_BYTES = 1 << 30  # stores up to this size are memory-mapped whole
 _CHUNK = 64  # images that a thread decodes at a time, at most
+_CHUNK_BYTES = 1 << 20  # decoded bytes after which it has enough
+_BUFFER = 1 << 16  # bytes of small images that are written together; larger ones go straight to the system
+_FLUSHED = 32 << 20  # bytes after which the disk is asked to write them down, while decoding goes on
 _STEP = 32  # images between reports of progress
 _PART = 64 << 20  # bytes that go to a GPU at a time
 
@@ -249,7 +253,7 @@ def _readable_now(samples: Samples, store: ImageStore) -> bool:
     return False
 
 
-def decoded(samples: Samples, decode: Decode, row: int) -> tuple[Pixels | None, str, str]:
+def decoded(samples: Samples, decode: Decode, row: int) -> Decoded:
     """Return a row's pixels (None: it is bad), its content's hash, and what is wrong with it."""
     try:
         content = samples.read(row)
@@ -264,21 +268,28 @@ def decoded(samples: Samples, decode: Decode, row: int) -> tuple[Pixels | None, 
         return None, digest, "does not fit in memory"
 
 
-def _in_order(samples: Samples, decode: Decode, workers: int) -> Iterator[tuple[Pixels | None, str, str]]:
-    """Decode in threads (Pillow and torch release the interpreter), a bounded number of images ahead."""
+def _in_order(samples: Samples, decode: Decode, workers: int) -> Iterator[Decoded]:
+    """Decode in threads (the decoders and torch release the interpreter), a bounded number of images ahead.
 
-    def chunk(start: int) -> list[tuple[Pixels | None, str, str]]:
-        stop = min(start + length, len(samples))
+    Threads take a few images at a time: as many as leave what was decoded in the processor's cache until it is written.
+    """
+
+    def chunk(start: int, stop: int) -> list[Decoded]:
         return [decoded(samples, decode, row) for row in range(start, stop)]
 
-    length = max(1, min(_CHUNK, len(samples) // (16 * workers)))  # short, so that threads end together
+    most = max(1, min(_CHUNK, len(samples) // (16 * workers)))  # short, so that threads end together
+    length, start = min(most, 4), 0
+    waiting: collections.deque[concurrent.futures.Future[list[Decoded]]] = collections.deque()
     pool = thread_pool(workers)
     try:
-        starts = iter(range(0, len(samples), length))
-        waiting = [pool.submit(chunk, start) for start in itertools.islice(starts, 2 * workers)]
-        while waiting:
-            results = waiting.pop(0).result()
-            waiting.extend(pool.submit(chunk, start) for start in itertools.islice(starts, 1))
+        while waiting or start < len(samples):
+            while start < len(samples) and len(waiting) < 2 * workers:
+                stop = min(start + length, len(samples))
+                waiting.append(pool.submit(chunk, start, stop))
+                start = stop
+            results = waiting.popleft().result()
+            size = sum(image.nbytes for image, _, _ in results if image is not None) // len(results)
+            length = max(1, min(most, _CHUNK_BYTES // max(1, size)))
             yield from results
     finally:
         pool.shutdown(cancel_futures=True)
@@ -293,11 +304,11 @@ def _build(
     advance: Callable[[int], None],
     pixels: bool,
 ) -> None:
-    with open(folder / "pixels.bin", "wb", buffering=1 << 20) if pixels else io.BytesIO() as stream:
-        columns = scan(samples, decode, workers, advance, stream.write if pixels else None)
-        if pixels:
-            stream.flush()
-            os.fsync(stream.fileno())
+    if pixels:
+        with open(folder / "pixels.bin", "wb", buffering=_BUFFER) as stream, _Flushing(stream) as flushing:
+            columns = scan(samples, decode, workers, advance, flushing.write)
+    else:
+        columns = scan(samples, decode, workers, advance)
     reasons = columns.pop("reasons")
     failed = np.flatnonzero(columns["heights"] == 0)
     with open(folder / "index.npz", "wb") as index:
@@ -306,6 +317,41 @@ def _build(
         np.savez(index, allow_pickle=False, **columns)
         index.flush()
         os.fsync(index.fileno())
+
+
+class _Flushing:
+    """Writes to a file, and has the disk keep up in a thread: after it all is on the disk, or OSError was raised."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._waiting = stream, 0
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._sync: concurrent.futures.Future[None] | None = None
+
+    def __enter__(self) -> _Flushing:
+        return self
+
+    def write(self, content: memoryview) -> None:
+        """Write ``content``."""
+        self._stream.write(content)
+        self._waiting += content.nbytes
+        if self._waiting >= _FLUSHED and (self._sync is None or self._sync.done()):
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._sync is not None:
+            self._sync.result()
+        self._waiting = 0
+        self._sync = self._thread.submit(os.fsync, self._stream.fileno())
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                self._stream.flush()
+                self._begin()
+        finally:
+            self._thread.shutdown()
+        if kind is None and self._sync is not None:
+            self._sync.result()
 
 
 def scan(
