@@ -4,7 +4,7 @@
 
 Without --rate each connection asks again as soon as it is answered (throughput). With --rate requests are due at
 random times (a Poisson process, seeded), whether or not earlier ones are answered; latency counts from when a request
-was due. Prints one JSON object. Written on asyncio's transports, because what the client needs the service does not get.
+was due. Prints one JSON object. Written on asyncio's transports: what the client takes the service does not get.
 """
 
 from __future__ import annotations

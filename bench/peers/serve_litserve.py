@@ -2,8 +2,8 @@
 
     python serve_litserve.py NETWORK.onnx PORT SIZE MAX_BATCH WAIT_SECONDS THREADS
 
-NETWORK takes uint8 pixels [B, SIZE, SIZE, 3]. A request is JSON with the pixels in base64: LitServe 0.2.19 hands requests
-to another process as forms or JSON, not as bytes, and an uploaded file cannot be sent there (it is not picklable).
+NETWORK takes uint8 pixels [B, SIZE, SIZE, 3]. A request is JSON with the pixels in base64: LitServe 0.2.19 hands
+requests to another process as forms or JSON, not as bytes, and an uploaded file cannot go there: it is not picklable.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python serve_plain.py NETWORK.onnx PORT SIZE THREADS [pool]
 
-NETWORK takes uint8 pixels [B, SIZE, SIZE, 3]; a request is raw pixels. With `pool` the network runs in FastAPI's pool of
-threads, else in the handler.
+NETWORK takes uint8 pixels [B, SIZE, SIZE, 3]; a request is raw pixels. With `pool` the network runs in FastAPI's pool
+of threads, else in the handler.
 """
 
 from __future__ import annotations

@@ -87,7 +87,13 @@ class Browser:
 
     def open(self, url: str, width: int = 1100, height: int = 800, language: str = "en") -> None:
         self.events.clear()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         self.call("Network.setExtraHTTPHeaders", headers={"Accept-Language": language})
         self.run("document.documentElement.dataset.old = '1'")
         self.call("Page.navigate", url=url)
@@ -117,7 +123,11 @@ class Browser:
         path.write_bytes(base64.b64decode(data))
 
     def requests(self) -> list[str]:
-        return [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+        return [
+            e["params"]["request"]["url"]
+            for e in self.events
+            if e.get("method") == "Network.requestWillBeSent"
+        ]
 
     def complaints(self) -> list[Any]:
         """Return errors of scripts, of the security policy and the like."""

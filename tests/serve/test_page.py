@@ -68,7 +68,11 @@ def test_choose_and_look(browser: Browser, shared: Running, files: list[str]) ->
     assert "Red: where" in browser.run("document.getElementById('status').textContent")
     show(browser, "desktop")
     assert browser.complaints() == []
-    assert {re.sub(r"^(https?://[^/]+|blob|data).*", r"\1", url) for url in browser.requests()} <= {shared.url, "blob", "data"}
+    assert {re.sub(r"^(https?://[^/]+|blob|data).*", r"\1", url) for url in browser.requests()} <= {
+        shared.url,
+        "blob",
+        "data",
+    }
 
 
 @needs_browser
@@ -118,7 +122,9 @@ def test_with_a_screen_reader(browser: Browser, shared: Running, files: list[str
     assert ("combobox", "Model") in tree
     assert any(role == "button" and name.startswith("Choose pictures") for role, name in tree)
     assert any(role == "button" and "picture 0.png" in name for role, name in tree)
-    nameless = [role for role, name in tree if role in ("button", "image", "table", "combobox", "link") and not name]
+    nameless = [
+        role for role, name in tree if role in ("button", "image", "table", "combobox", "link") and not name
+    ]
     assert nameless == []
     said = browser.run("document.getElementById('status').textContent")
     assert re.fullmatch(r"picture 0\.png: \S+, \d+\.\d%", said)
@@ -173,7 +179,9 @@ def test_a_key_is_asked_for(browser: Browser, start: Callable[..., Running], fil
 def test_the_interface_is_described(browser: Browser, shared: Running) -> None:
     browser.open(shared.url + "/docs")
     browser.until("document.querySelectorAll('details').length > 10")
-    text = browser.run("[...document.querySelectorAll('details')].forEach(n => n.open = true) || document.body.innerText")
+    text = browser.run(
+        "[...document.querySelectorAll('details')].forEach(n => n.open = true) || document.body.innerText"
+    )
     for word in ("/v1/predict", "multipart/form-data", "Deadline-Ms", "/v2/models/{name}/infer", "curl"):
         assert word in text
     show(browser, "docs")
