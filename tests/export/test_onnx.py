@@ -16,7 +16,8 @@ import onnxruntime
 import pytest
 import torch
 
-from tellapart.contract import BadImage, Card, decode
+from tellapart.contract import BadImage, Card
+from tellapart.contract.resizing import open_pixels
 from tellapart.errors import ArtifactError
 from tellapart.export import onnx_half
 from tellapart.export.base import Options
@@ -48,7 +49,7 @@ def test_the_file_alone_answers_as_torch(
     assert [value.name for value in session.get_outputs()] == ["probabilities", "logits"]
     found = []
     for content in files.values():
-        image = decode(content, made.card.preprocessing.channels)
+        image = open_pixels(content, made.card.preprocessing)
         probability, logits = session.run(["probabilities", "logits"], {"images": image[None]})
         expected, expected_logits = reference(made, content)
         # Where a value lies between two levels, either may be chosen: one level in a few of 1,728 values.
