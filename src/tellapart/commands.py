@@ -181,7 +181,9 @@ class Export:
 
     model: Positional[str]
     """Run folder or artifact."""
-    to: tuple[Literal["onnx", "state-dict"], ...] = ("onnx",)
+    to: tuple[
+        Literal["onnx", "openvino", "torch-export", "aot-inductor", "torchscript", "state-dict"], ...
+    ] = ("onnx",)
     """Formats to write: onnx, with the preprocessing in its graph; state-dict, the tutorials' .pth."""
     out: str = "export"
     """Folder to write to; nothing in it is overwritten."""

@@ -48,8 +48,7 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
 def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
     """Return where the file's values begin to differ from the graph's, for pixels uint8 [B, size, size, C]."""
     openvino = packages.require("openvino", "openvino", "Looking into an OpenVINO file")
-    program = _program(graph).run_decompositions()
-    expected = programs.inner_values(program, pixels)
+    expected = programs.inner_values(_program(graph), pixels, decomposed=True)
     precision = "fp16" if "-fp16" in path.stem else "fp32"
 
     def look_up(names: list[str]) -> dict[str, npt.NDArray[np.float32]]:

@@ -49,7 +49,6 @@ def write_compiled(graph: GraphModel, card: Card, target: Path, options: Options
             f"AOTInductor compiles to C++ and there is no compiler ({', '.join(COMPILERS)}). Install one (on Debian "
             "and Ubuntu: apt-get install g++), or export --to torch-export, which needs none."
         )
-    packages.require("torch._inductor", "", "AOTInductor")
     from torch._inductor import aoti_compile_and_package
 
     program = _whole(graph)
@@ -77,7 +76,9 @@ def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
 
     images = embedded(pixels, graph.card.preprocessing)
     expected = programs.inner_values(_whole(graph), images)
-    found = {name: value for name, _, value in programs.inner_values(torch.export.load(path), images)}
+    with programs.quiet():
+        saved = torch.export.load(path)
+    found = {name: value for name, _, value in programs.inner_values(saved, images)}
     return programs.first_difference(expected, lambda names: found, "fp32")
 
 
