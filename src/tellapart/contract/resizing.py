@@ -22,6 +22,7 @@ from tellapart.contract.views import Views
 
 Floats = npt.NDArray[np.float32]
 _PART_VALUES = 12_000_000  # values of which a float copy is made at once
+DENSE = 12  # a matrix with more than one value in so many that counts is faster as a whole
 ONE = 2048  # a weight of 1
 BETWEEN = 16  # parts of a level that are kept between the two directions
 REACH = {"bilinear": 1, "bicubic": 2}  # of the kernels, in pixels of the larger of both images
@@ -112,7 +113,7 @@ class _Weights:
     def applied(self, values: npt.NDArray[Any]) -> Floats:
         """Return the weighted sums along the first axis: [last - first, N] -> float32 [count, N]."""
         (count, taps), places = self.weights.shape, self.places - self.first
-        if taps * 12 > len(values):  # a matrix with few zeros: faster as a whole
+        if taps * DENSE > len(values):
             matrix = np.zeros((count, len(values)), np.float32)
             np.add.at(matrix, (np.arange(count)[:, None], places), self.weights)
             return np.concatenate([matrix @ part.astype(np.float32) for part in _parts(values)], axis=1)

@@ -172,11 +172,11 @@ class PreprocessModule(nn.Module):
     def sized(self, images_NHWC: Tensor) -> Tensor:
         """Resize and round: uint8 [B, H, W, C] -> float32 [B, C, size, size] of whole numbers from 0 to 255."""
         contract, size = self.contract, self.contract.size
-        sides = images_NHWC.shape[1:3]
+        height, width = images_NHWC.shape[1], images_NHWC.shape[2]
         images = images_NHWC.permute(0, 3, 1, 2).to(torch.float32)
         down, across = (
             matrix(side, scaled, _sym_max(side, scaled), self._start(scaled), size, contract.interpolation)
-            for side, scaled in zip(sides, _scaled(*sides, contract), strict=True)
+            for side, scaled in zip((height, width), _scaled(height, width, contract), strict=True)
         )
         values = weigh(images, down, across)
         if contract.resize != "letterbox":
