@@ -129,24 +129,67 @@ def resize(openvino: Any, images: Any, contract: Preprocessing) -> Any:
     shape = op.shape_of(images, "i64")
     sides = op.gather(shape, _ints(op, 1, 2), op.constant(np.int64(0)))  # H, W
     scaled = _scaled(op, sides, contract)
-    mode = f"{contract.interpolation}_pillow"
-    values = openvino.opset11.interpolate(
-        planes, scaled, mode=mode, shape_calculation_mode="sizes", cube_coeff=-0.5, axes=_ints(op, 2, 3)
-    )
-    values = op.clamp(op.round(values, "half_to_even"), 0.0, 255.0)
-    wanted = _ints(op, contract.size, contract.size)
-    if contract.resize == "crop":
-        start = op.divide(op.subtract(scaled, wanted), _ints(op, 2))
-        values = op.slice(values, start, op.add(start, wanted), _ints(op, 1, 1), _ints(op, 2, 3))
-    elif contract.resize == "letterbox":
-        border = op.subtract(wanted, scaled)
-        before = op.divide(border, _ints(op, 2))
-        after, none = op.subtract(border, before), _ints(op, 0, 0)
-        fill = op.constant(np.float32(contract.fill))
-        values = op.pad(values, op.concat([none, before], 0), op.concat([none, after], 0), "constant", fill)
+    down, across = (_matrix(op, sides, scaled, axis, contract) for axis in (0, 1))
+    lines = op.round(op.multiply(op.matmul(down, planes, False, False), _float(op, 1 / 128)), "half_to_even")
+    sums = op.matmul(lines, across, False, True)
+    values = op.clamp(op.round(op.multiply(sums, _float(op, 1 / 32768)), "half_to_even"), 0.0, 255.0)
+    if contract.resize == "letterbox":
+        inside = op.matmul(_total(op, down), _total(op, across), False, True)  # 0 on the border
+        values = op.select(op.greater(inside, _float(op, 0)), values, _float(op, contract.fill))
     pixels = op.convert(op.transpose(values, _ints(op, 0, 2, 3, 1)), np.uint8)
     pixels.set_friendly_name(PIXELS)
     return pixels
+
+
+def _matrix(op: Any, sides: Any, scaled: Any, axis: int, contract: Preprocessing) -> Any:
+    """Return `preprocess.transform.matrix` for the height or width: float32 [size, length].
+
+    The plugin computes in float32: a weight whose value lies within a few millionths of a half may be one 2048th off.
+    """
+    size, zero = contract.size, op.constant(np.int64(0))
+    length, target = (op.gather(both, _ints(op, axis), zero) for both in (sides, scaled))
+    start = op.divide(op.subtract(target, _ints(op, size)), _ints(op, 2))
+    if contract.resize == "letterbox":
+        start = op.negative(op.divide(op.subtract(_ints(op, size), target), _ints(op, 2)))
+    targets = op.add(op.constant(np.arange(size, dtype=np.int64)[:, None]), start)
+    count = op.squeeze(length, _ints(op, 0))
+    places = op.unsqueeze(op.range(zero, count, op.constant(np.int64(1)), "i64"), _ints(op, 0))
+    one, two = _ints(op, 1), _ints(op, 2)
+    theirs = op.multiply(op.add(op.multiply(two, places), one), target)
+    ours = op.multiply(op.add(op.multiply(two, targets), one), length)
+    far = op.convert(op.abs(op.subtract(theirs, ours)), np.float32)
+    distance = op.divide(far, op.convert(op.multiply(two, op.maximum(length, target)), np.float32))
+    shares = _kernel(op, distance, contract.interpolation)
+    weights = op.multiply(shares, op.divide(_float(op, 2048), _total(op, shares)))
+    weights = op.floor(op.add(weights, _float(op, 0.5)))
+    left = op.subtract(_float(op, 2048), _total(op, weights))  # by rounding
+    largest = op.topk(shares, op.constant(np.int64(1)), 1, "max", "index", index_element_type="i64").output(1)
+    weights = op.add(weights, op.select(op.equal(places, largest), left, _float(op, 0)))
+    valid = op.logical_and(op.greater_equal(targets, _ints(op, 0)), op.less(targets, target))
+    return op.select(valid, weights, _float(op, 0))
+
+
+def _kernel(op: Any, x: Any, mode: str) -> Any:
+    """Return the triangle or Keys' cubic at distances x of at least 0."""
+    if mode == "bilinear":
+        return op.maximum(op.subtract(_float(op, 1), x), _float(op, 0))
+
+    def polynomial(*factors: float) -> Any:
+        value = _float(op, factors[0])
+        for factor in factors[1:]:
+            value = op.add(op.multiply(value, x), _float(op, factor))
+        return value
+
+    far = op.select(op.less(x, _float(op, 2)), polynomial(-0.5, 2.5, -4, 2), _float(op, 0))
+    return op.select(op.less(x, _float(op, 1)), polynomial(1.5, -2.5, 0, 1), far)
+
+
+def _total(op: Any, values: Any) -> Any:
+    return op.reduce_sum(values, _ints(op, 1), True)
+
+
+def _float(op: Any, value: float) -> Any:
+    return op.constant(np.float32(value))
 
 
 def _scaled(op: Any, sides: Any, contract: Preprocessing) -> Any:
@@ -160,7 +203,7 @@ def _scaled(op: Any, sides: Any, contract: Preprocessing) -> Any:
         return op.divide(op.multiply(_ints(op, edge), sides), short)
     long = op.reduce_max(sides, _ints(op, 0), True)
     doubled = op.add(op.multiply(_ints(op, 2 * size), sides), long)
-    return op.maximum(op.divide(doubled, op.multiply(_ints(op, 2), long)), _ints(op, 1))
+    return op.maximum(op.divide(doubled, op.multiply(_ints(op, 2), long)), _ints(op, min(2, size)))
 
 
 def _ints(op: Any, *values: int) -> Any:
