@@ -18,7 +18,6 @@ content: for the fixed costs of a set of a realistic size. The copies lie in a t
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import resource
 import statistics
@@ -28,6 +27,7 @@ import time
 import numpy as np
 import torch
 
+import common
 from common import fresh
 from tellapart import augment, packages
 from tellapart.contract import jpeg
@@ -142,10 +142,10 @@ def show(args: argparse.Namespace, rounds: list[tuple[int, dict[str, Times]]]) -
     """Print the table."""
     count = rounds[0][0]
     decoder = "simplejpeg" if jpeg._decoder() else "Pillow"
-    print(
-        f"torch {torch.__version__}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, {decoder}"
+    common.introduce(
+        f"{count} photographs to {args.size} px, batches of {args.batch_size}, {args.rounds} rounds; tellapart decodes "
+        f"by {decoder}"
     )
-    print(f"{count} photographs to {args.size} px, batches of {args.batch_size}, {args.rounds} rounds\n")
     print(
         f"{'':<14}{'images/s':>10}{'ratio':>8}{'lowest':>8}{'highest':>9}{'ms of processor':>18}{'ratio':>8}"
     )
@@ -162,9 +162,8 @@ def show(args: argparse.Namespace, rounds: list[tuple[int, dict[str, Times]]]) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2, help="of the DataLoader")
