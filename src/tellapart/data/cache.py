@@ -97,8 +97,7 @@ class ImageStore:
         height, width = int(self.heights[row]), int(self.widths[row])
         size = height * width * self.channels
         if self.mapped is not None:
-            pixels = np.frombuffer(self.mapped, np.uint8, size, int(self.offsets[row]))
-            return pixels.reshape(height, width, self.channels)
+            return np.ndarray((height, width, self.channels), np.uint8, self.mapped, int(self.offsets[row]))
         pixels = np.empty(size, np.uint8)
         os.preadv(self._descriptor(), [pixels.data], int(self.offsets[row]))
         return pixels.reshape(height, width, self.channels)
@@ -110,6 +109,13 @@ class ImageStore:
             return self.images_NHWC.index_select(0, torch.from_numpy(rows).to(self.images_NHWC.device))
         if self.resident is not None:
             return self._resident_batch(rows)
+        if self.mapped is not None and self.offsets is not None:
+            places = (column[rows].tolist() for column in (self.heights, self.widths, self.offsets))
+            views = [
+                np.ndarray((height, width, self.channels), np.uint8, self.mapped, start)
+                for height, width, start in zip(*places, strict=True)
+            ]
+            return Ragged(views, self.channels)
         images = Ragged([self.image(row) for row in rows.tolist()], self.channels)
         return images.canvas() if self.alike else images
 
