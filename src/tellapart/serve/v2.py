@@ -98,12 +98,12 @@ def _add_models(routes: APIRouter, service: Service) -> None:
 
     @routes.post("/models/{name}/infer", responses=_INFERRED, openapi_extra=_REQUEST)
     @routes.post("/models/{name}/versions/{version}/infer", responses=_INFERRED, openapi_extra=_REQUEST)
-    async def infer(request: Request) -> Response:
+    async def infer(request: Request, name: str, version: str | None = None) -> Response:
         """Compute a model on image pixels (UINT8 [B, H, W, C]) or image files (BYTES [B])."""
-        return await _infer(service, request)
+        return await _infer(service, request, name, version)
 
 
-_INFERRED = schemas.answer("The outputs that were asked for.", schemas.INFERRED) | schemas.refusals()
+_INFERRED = schemas.inferred() | schemas.refusals()
 _REQUEST = {
     **schemas.tensors(),
     "parameters": [
@@ -153,9 +153,8 @@ def _add_repository(routes: APIRouter, service: Service) -> None:
         raise Refusal(400, "not_supported", "models are chosen when the server is started")
 
 
-async def _infer(service: Service, request: Request) -> Response:
+async def _infer(service: Service, request: Request, name: str, version: str | None) -> Response:
     deadline = service.deadline(request)
-    name, version = request.path_params["name"], request.path_params.get("version")
     with service.repository.lease(name, version) as model:
         expected = model.batcher.expect()
         try:
