@@ -22,9 +22,11 @@ from tellapart.errors import RunError, SpecError, did_you_mean
 from tellapart.models import shrink, zoo
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console
+from tellapart.workflow import quantising
 from tellapart.workflow.run import train
 
-METHODS = ("prune", "sparse", "distill")
+METHODS = ("int8", "prune", "sparse", "distill")
+RUNTIMES = ("onnx", "openvino")
 BASE = "model"
 
 
@@ -36,6 +38,7 @@ class Options:
     fine-tuning, on the way to a ratio. epochs: of fine-tuning after each, or of the student; 0: a quarter of the
     run's, for a student as many as the run's. student: the smaller network's name. images: training images by which
     channels are judged and ranges are measured. max_drop: points of accuracy on validation that INT8 may cost.
+    runtimes: for which INT8 is made: onnx, openvino.
     """
 
     ratios: tuple[float, ...] = (0.5,)
@@ -44,9 +47,13 @@ class Options:
     student: str = ""
     images: int = 256
     max_drop: float = 0.5
+    runtimes: tuple[str, ...] = RUNTIMES
     threads: int = 0
 
     def __post_init__(self) -> None:
+        for name in self.runtimes:
+            if name not in RUNTIMES:
+                raise SpecError(f"There is no INT8 for {name!r}. {did_you_mean(name, RUNTIMES)}")
         for ratio in self.ratios:
             if not 0 < ratio < 1:
                 raise SpecError(f"--ratio is {ratio:g}; it must be above 0 and below 1.")
@@ -95,9 +102,9 @@ def compress(
     work = _Work(subject, folder, chosen, quiet)
     candidates = [work.base()]
     for method in dict.fromkeys(methods):
-        candidates += {"prune": work.prune, "sparse": work.sparsen, "distill": work.distil}[method]()
+        candidates += work.methods[method]()
     with Console(quiet=quiet) as console:
-        comparison = _compare(subject, folder, candidates, chosen, console)
+        comparison = _compare(subject, folder, candidates, chosen, tuple(work.notes), console)
     comparison.write()
     return comparison
 
@@ -116,6 +123,13 @@ class _Work:
         self.subject, self.folder, self.options, self.quiet = subject, folder, options, quiet
         self.whole = artifact.open_model(subject.file).model
         self.cost = channels.cost(self.whole, subject.example())
+        self.methods = {
+            "int8": self.quantise,
+            "prune": self.prune,
+            "sparse": self.sparsen,
+            "distill": self.distil,
+        }
+        self.notes: list[str] = []
 
     def base(self) -> Candidate:
         """Return the model itself."""
@@ -127,6 +141,28 @@ class _Work:
             parameters=self.cost.parameters,
             flops=self.cost.flops,
         )
+
+    def quantise(self) -> list[Candidate]:
+        """Write the model's exports in float, and INT8 files made of them."""
+        options, found = self.options, []
+        with Console(quiet=self.quiet) as console:
+            floats, notes = quantising.exports(
+                self.subject, self.folder, options.runtimes, ("fp32", "fp16"), options.threads
+            )
+            self.notes += notes
+            for name in options.runtimes:
+                (source,) = [one.file for one in floats if one.name == f"fp32 {quantising.SHORT[name]}"]
+                with console.busy(f"INT8 for {quantising.SHORT[name]}"):
+                    found += quantising.quantise(
+                        self.subject,
+                        self.folder,
+                        name,
+                        source,
+                        options.images,
+                        options.max_drop,
+                        console.message,
+                    )
+        return floats + found
 
     def prune(self) -> list[Candidate]:
         """Take channels away in rounds with fine-tuning between, through the ratios from small to large."""
@@ -229,7 +265,12 @@ class _Work:
 
 
 def _compare(
-    subject: Subject, folder: Path, candidates: list[Candidate], options: Options, console: Console
+    subject: Subject,
+    folder: Path,
+    candidates: list[Candidate],
+    options: Options,
+    notes: tuple[str, ...],
+    console: Console,
 ) -> Comparison:
     """Measure all candidates side by side."""
     if options.threads:
@@ -245,5 +286,5 @@ def _compare(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    notes = tuple(one.note for one in candidates if one.note)
-    return Comparison(folder, str(subject.file), subject.split, machine, tuple(rows), notes)
+    notes = (*notes, *(one.note for one in candidates if one.note))
+    return Comparison(folder, str(subject.file), subject.split, machine, tuple(rows), tuple(notes))
