@@ -181,7 +181,17 @@ class Export:
     model: Positional[str]
     """Run folder or artifact."""
     to: tuple[
-        Literal["onnx", "openvino", "torch-export", "aot-inductor", "torchscript", "state-dict"], ...
+        Literal[
+            "onnx",
+            "openvino",
+            "torch-export",
+            "aot-inductor",
+            "torchscript",
+            "tensorrt-ready",
+            "atlas-ready",
+            "state-dict",
+        ],
+        ...,
     ] = ("onnx",)
     """Formats to write: onnx, with the preprocessing in its graph; state-dict, the tutorials' .pth."""
     out: str = "export"
