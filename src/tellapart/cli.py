@@ -41,6 +41,7 @@ from tellapart.errors import SpecError, TellapartError, UserError, did_you_mean
 from tellapart.spec import Spec, flatten, update
 
 if TYPE_CHECKING:
+    from tellapart.predict import Classifier
     from tellapart.workflow import Result
 
 T = TypeVar("T")
@@ -114,7 +115,6 @@ def _evaluate(args: Evaluate) -> int:
 
 
 def _predict(args: Predict) -> int:
-    from tellapart import workflow
     from tellapart.predict import expand
 
     if args.top < 1:
@@ -122,7 +122,7 @@ def _predict(args: Predict) -> int:
     if not args.images:
         raise UserError("Nothing to label: give IMAGES (files, folders, patterns, or - for standard input).")
     images = list(expand(args.images, args.urls))
-    classifier = workflow.load(args.model, args.device)
+    classifier = _classifier(args.model, args.device)
     write = {"table": printing.write_table, "jsonl": printing.write_jsonl, "csv": printing.write_csv}[
         args.format
     ]
@@ -138,6 +138,19 @@ def _predict(args: Predict) -> int:
     if failed:
         print(f"{failed} of {len(images)} images could not be read.", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _classifier(model: str, device: str) -> Classifier:
+    """Open a model; an exported file without torch, which takes longer to load than many an answer."""
+    from tellapart import runtime
+
+    if runtime.is_export(model):
+        from tellapart.predict import Classifier
+
+        return Classifier(runtime.open_backend(model))
+    from tellapart import workflow
+
+    return workflow.load(model, device)
 
 
 def _report(args: Report) -> int:
@@ -363,6 +376,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _computes(args: Any) -> bool:
+    """Return whether a command needs torch for its work."""
+    if isinstance(args, Predict):
+        from tellapart import runtime
+
+        return not runtime.is_export(args.model)
+    return isinstance(args, (Train, FindLr, Resume, Evaluate, Check, Export))
+
+
 def _run(words: list[str]) -> int:
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
@@ -372,7 +394,7 @@ def _run(words: list[str]) -> int:
     default = _defaults(kind, rest)
     options: dict[str, Any] = {} if default is None else {"default": default}
     args = tyro.cli(kind, prog=f"tellapart {name}", args=rest, **options)
-    if kind in (Train, FindLr, Resume, Evaluate, Predict, Check, Compress, Export):
+    if _computes(args):
         with packages.no_collection():
             from tellapart import workflow  # noqa: F401 - loads torch
 

@@ -180,7 +180,19 @@ class Export:
 
     model: Positional[str]
     """Run folder or artifact."""
-    to: tuple[Literal["onnx", "state-dict"], ...] = ("onnx",)
+    to: tuple[
+        Literal[
+            "onnx",
+            "openvino",
+            "torch-export",
+            "aot-inductor",
+            "torchscript",
+            "tensorrt-ready",
+            "atlas-ready",
+            "state-dict",
+        ],
+        ...,
+    ] = ("onnx",)
     """Formats to write: onnx, with the preprocessing in its graph; state-dict, the tutorials' .pth."""
     out: str = "export"
     """Folder to write to; nothing in it is overwritten."""
@@ -210,8 +222,8 @@ class Compress:
     """Run folder or artifact."""
     data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
     """Labelled images; without it the data that the run was trained with."""
-    method: tuple[Literal["int8", "prune", "sparse", "distill"], ...] = ("int8",)
-    """int8: files for two runtimes; prune: whole channels; sparse: single weights; distill: a smaller network."""
+    method: tuple[Literal["int8", "qat", "prune", "sparse", "distill"], ...] = ("int8",)
+    """int8, qat (with training): files for two runtimes; prune: whole channels; sparse: single weights; distill: a smaller network."""
     out: str = "compressed"
     """A new folder for everything that is made."""
     ratio: tuple[float, ...] = (0.5,)

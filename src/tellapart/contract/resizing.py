@@ -40,8 +40,10 @@ def scaled_size(height: int, width: int, contract: Preprocessing) -> tuple[int, 
     if contract.resize == "crop":
         edge, short = round(size / contract.crop_fraction), min(height, width)
         return edge * height // short, edge * width // short
-    long = max(height, width)
-    return max((2 * size * height + long) // (2 * long), 1), max((2 * size * width + long) // (2 * long), 1)
+    long, least = max(height, width), min(2, size)
+    rounded = ((2 * size * side + long) // (2 * long) for side in (height, width))
+    scaled_height, scaled_width = (max(side, least) for side in rounded)
+    return scaled_height, scaled_width
 
 
 def resize(image_HWC: Pixels, contract: Preprocessing) -> Pixels:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import tellapart
 from tellapart import packages
 from tellapart.contract import Card, Preprocessing
 from tellapart.errors import ExportError
@@ -49,8 +48,7 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
 def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
     """Return where the file's values begin to differ from the graph's, for pixels uint8 [B, size, size, C]."""
     openvino = packages.require("openvino", "openvino", "Looking into an OpenVINO file")
-    program = _program(graph).run_decompositions()
-    expected = programs.inner_values(program, pixels)
+    expected = programs.inner_values(_program(graph), pixels, decomposed=True)
     precision = "fp16" if "-fp16" in path.stem else "fp32"
 
     def look_up(names: list[str]) -> dict[str, npt.NDArray[np.float32]]:
@@ -176,7 +174,7 @@ def _describe(model: Any, card: Card, options: Options) -> None:
         "graph": "plain" if options.plain else "whole",
         "precision": options.precision,
         "licence": str(card.weights.get("licence") or ""),
-        "version": tellapart.__version__,
+        "version": packages.version("tellapart") or "",
     }
     for key, value in entries.items():
         model.set_rt_info(value, ["tellapart", key])

@@ -88,9 +88,15 @@ class _Recorder(torch.fx.Interpreter):
         return value
 
 
-def inner_values(program: ExportedProgram, pixels: npt.NDArray[np.uint8]) -> list[tuple[str, str, Values]]:
-    """Return (operation's name, module that it belongs to, value) in the order of computing, for pixels."""
-    module = program.module()
+def inner_values(
+    program: ExportedProgram, pixels: npt.NDArray[np.uint8], decomposed: bool = False
+) -> list[tuple[str, str, Values]]:
+    """Return (operation's name, module that it belongs to, value) in the order of computing, for pixels.
+
+    ``decomposed``: the operations are torch's core ones, as converters name them.
+    """
+    with quiet():
+        module = (program.run_decompositions() if decomposed else program).module()
     assert isinstance(module, torch.fx.GraphModule)
     recorder = _Recorder(module)
     with torch.no_grad():

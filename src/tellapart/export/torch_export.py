@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import tellapart
 from tellapart import packages
 from tellapart.contract import Card
 from tellapart.errors import ExportError
@@ -50,11 +49,10 @@ def write_compiled(graph: GraphModel, card: Card, target: Path, options: Options
             f"AOTInductor compiles to C++ and there is no compiler ({', '.join(COMPILERS)}). Install one (on Debian "
             "and Ubuntu: apt-get install g++), or export --to torch-export, which needs none."
         )
-    packages.require("torch._inductor", "", "AOTInductor")
     from torch._inductor import aoti_compile_and_package
 
     program = _whole(graph)
-    metadata = {"tellapart": card.to_json(), "graph": "whole", "version": tellapart.__version__}
+    metadata = {"tellapart": card.to_json(), "graph": "whole", "version": packages.version("tellapart") or ""}
     try:
         with programs.quiet():
             aoti_compile_and_package(
@@ -78,7 +76,9 @@ def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
 
     images = embedded(pixels, graph.card.preprocessing)
     expected = programs.inner_values(_whole(graph), images)
-    found = {name: value for name, _, value in programs.inner_values(torch.export.load(path), images)}
+    with programs.quiet():
+        saved = torch.export.load(path)
+    found = {name: value for name, _, value in programs.inner_values(saved, images)}
     return programs.first_difference(expected, lambda names: found, "fp32")
 
 

@@ -39,9 +39,10 @@ def _scaled(height: Any, width: Any, contract: Preprocessing) -> tuple[Any, Any]
         short = _sym_min(height, width)
         return edge * height // short, edge * width // short
     long = _sym_max(height, width)
-    return (  # rounded, but never 0
-        _sym_max((2 * size * height + long) // (2 * long), 1),
-        _sym_max((2 * size * width + long) // (2 * long), 1),
+    least = min(2, size)  # not 0, and not 1: torch's kernel does not average down a lone column, others do
+    return (
+        _sym_max((2 * size * height + long) // (2 * long), least),
+        _sym_max((2 * size * width + long) // (2 * long), least),
     )
 
 

@@ -26,9 +26,30 @@ import torch
 from tellapart.contract import Card, Pixels, Preprocessing
 from tellapart.errors import ArtifactError
 from tellapart.preprocess import load
+from tellapart.runtime.plain import PlainNetwork
 
 CARD, GRAPH = "card.json", "graph.txt"  # the names of the extra files
 Program = Callable[[torch.Tensor], Any]
+
+
+class _Runner:
+    """Calls a program with so many threads (0: as torch is set), one call at a time."""
+
+    def __init__(self, program: Program, threads: int) -> None:
+        self._program, self._threads = program, threads
+        self._lock = threading.Lock()  # these programs do not promise to be safe for several threads
+
+    def __call__(self, values: npt.NDArray[Any]) -> Any:
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        with self._lock, torch.inference_mode():
+            before = torch.get_num_threads()
+            if self._threads in (0, before):
+                return self._program(tensor)
+            torch.set_num_threads(self._threads)
+            try:
+                return self._program(tensor)
+            finally:
+                torch.set_num_threads(before)
 
 
 class TorchProgramBackend:
@@ -36,8 +57,7 @@ class TorchProgramBackend:
 
     def __init__(self, name: str, program: Program, card: Card, threads: int) -> None:
         self.format, self.card = name, card
-        self._program, self._threads = program, threads
-        self._lock = threading.Lock()  # these runners do not promise to be safe for several threads
+        self._run = _Runner(program, threads)
 
     def prepare(self, content: bytes | Pixels) -> Pixels:
         """Decode and size an image by the contract. Raises BadImage."""
@@ -49,17 +69,25 @@ class TorchProgramBackend:
 
     def whole(self, images_NHWC: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Run the file as it is: uint8 [B, H, W, C] of any size -> (probabilities, logits)."""
-        images = torch.from_numpy(np.ascontiguousarray(images_NHWC))
-        with self._lock, torch.inference_mode():
-            before = torch.get_num_threads()
-            if self._threads and self._threads != before:
-                torch.set_num_threads(self._threads)
-            try:
-                probabilities, logits = self._program(images)
-            finally:
-                if self._threads and self._threads != before:
-                    torch.set_num_threads(before)
+        probabilities, logits = self._run(images_NHWC)
         return probabilities.float().numpy(), logits.float().numpy()
+
+
+class PlainTorchBackend(PlainNetwork):
+    """A bare network: everything around it is computed by `PlainNetwork`."""
+
+    def __init__(self, name: str, program: Program, card: Card, threads: int) -> None:
+        super().__init__(card)
+        self.format = name
+        self._run = _Runner(program, threads)
+
+    def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return float32 [B, K] for normalised float32 [B, C, size, size]."""
+        logits: npt.NDArray[np.float32] = self._run(images_NCHW).float().numpy()
+        return logits
+
+
+TorchBackend = TorchProgramBackend | PlainTorchBackend
 
 
 def embedded(pixels_NHWC: Pixels, contract: Preprocessing) -> Pixels:
@@ -77,7 +105,7 @@ def embedded(pixels_NHWC: Pixels, contract: Preprocessing) -> Pixels:
     return canvas
 
 
-def open_program(path: str | os.PathLike[str], threads: int = 0) -> TorchProgramBackend:
+def open_program(path: str | os.PathLike[str], threads: int = 0) -> TorchBackend:
     """Open a ``.pt2`` file, compiled or not. Raises ArtifactError."""
     file = Path(path)
     try:
@@ -88,7 +116,7 @@ def open_program(path: str | os.PathLike[str], threads: int = 0) -> TorchProgram
     return _open_compiled(file, threads) if compiled else _open_exported(file, threads)
 
 
-def open_torchscript(path: str | os.PathLike[str], threads: int = 0) -> TorchProgramBackend:
+def open_torchscript(path: str | os.PathLike[str], threads: int = 0) -> TorchBackend:
     """Open a TorchScript file. Raises ArtifactError."""
     extra = {CARD: "", GRAPH: ""}
     try:
@@ -98,9 +126,7 @@ def open_torchscript(path: str | os.PathLike[str], threads: int = 0) -> TorchPro
         raise ArtifactError(
             f"{os.fspath(path)} is not a TorchScript file, or is damaged: {_short(error)}"
         ) from None
-    return TorchProgramBackend(
-        "torchscript", module, _card(_text(extra[CARD]), _text(extra[GRAPH]), path), threads
-    )
+    return _backend("torchscript", module, _text(extra[CARD]), _text(extra[GRAPH]), path, threads)
 
 
 def refuse_code(path: Path) -> None:
@@ -165,7 +191,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (bool, int, float))
 
 
-def _open_exported(path: Path, threads: int) -> TorchProgramBackend:
+def _open_exported(path: Path, threads: int) -> TorchBackend:
     extra = {CARD: "", GRAPH: ""}
     try:
         refuse_code(path)
@@ -177,40 +203,39 @@ def _open_exported(path: Path, threads: int) -> TorchProgramBackend:
         raise
     except Exception as error:  # a damaged archive raises nearly every kind of error
         raise ArtifactError(f"{path} cannot be read by torch {torch.__version__}: {_short(error)}") from None
-    return TorchProgramBackend("torch-export", module, _card(extra[CARD], extra[GRAPH], path), threads)
+    return _backend("torch-export", module, _text(extra[CARD]), _text(extra[GRAPH]), path, threads)
 
 
-def _open_compiled(path: Path, threads: int) -> TorchProgramBackend:
+def _open_compiled(path: Path, threads: int) -> TorchBackend:
     from torch._inductor import aoti_load_package
 
     try:
         with _no_warnings():
             module = aoti_load_package(str(path))
-            metadata = module.get_metadata()  # type: ignore[attr-defined]
+            metadata = module.get_metadata()
     except Exception as error:  # the loader compiles nothing, but opens a shared library
         raise ArtifactError(
             f"{path} cannot be run by torch {torch.__version__} here: {_short(error)}"
         ) from None
-    card = _card(metadata.get("tellapart", ""), metadata.get("graph", "whole"), path)
-    return TorchProgramBackend("aot-inductor", module, card, threads)
+    return _backend("aot-inductor", module, metadata.get("tellapart", ""), "whole", path, threads)
 
 
-def _card(text: str, graph: str, path: str | os.PathLike[str]) -> Card:
-    """Return the card of a file, and refuse what is not a whole classifier of ours. Raises ArtifactError."""
-    if not text:
+def _backend(
+    name: str, program: Program, card: str, graph: str, path: str | os.PathLike[str], threads: int
+) -> TorchBackend:
+    """Return the backend of a file by what its description says. Raises ArtifactError."""
+    if not card:
         raise ArtifactError(
-            f"{os.fspath(path)} has no description of tellapart's in it (class names and preprocessing); export the "
-            "model with tellapart export."
-        )
-    if graph != "whole":
-        raise ArtifactError(
-            f"{os.fspath(path)} holds the bare network (--plain), which takes normalised floats; export it without "
-            "--plain to open it here."
+            f"{os.fspath(path)} has no description of tellapart's in it (class names and preprocessing), without "
+            "which its answers have no names; export the model with tellapart export."
         )
     try:
-        return Card.from_json(text)
+        described = Card.from_json(card)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"The description inside {os.fspath(path)} cannot be used: {error}") from None
+    if graph == "plain":
+        return PlainTorchBackend(name, program, described, threads)
+    return TorchProgramBackend(name, program, described, threads)
 
 
 def _text(value: str | bytes) -> str:

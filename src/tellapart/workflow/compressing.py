@@ -25,7 +25,7 @@ from tellapart.tracking import Console
 from tellapart.workflow import quantising
 from tellapart.workflow.run import train
 
-METHODS = ("int8", "prune", "sparse", "distill")
+METHODS = ("int8", "qat", "prune", "sparse", "distill")
 RUNTIMES = ("onnx", "openvino")
 BASE = "model"
 
@@ -125,11 +125,13 @@ class _Work:
         self.cost = channels.cost(self.whole, subject.example())
         self.methods = {
             "int8": self.quantise,
+            "qat": self.train_quantised,
             "prune": self.prune,
             "sparse": self.sparsen,
             "distill": self.distil,
         }
         self.notes: list[str] = []
+        self.floats: list[Candidate] | None = None
 
     def base(self) -> Candidate:
         """Return the model itself."""

@@ -20,6 +20,7 @@ SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 SHORT = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 _BATCH, _RANKED = 16, 24
 Say = Callable[[str], None]
+Drop = Callable[[Path], float]
 
 
 def exports(
@@ -78,7 +79,7 @@ def quantise(
         return _of_transformer(name, source, place, subject, batches)
     target = place / f"model-int8{SUFFIX[name]}"
     work = _onnx if name == "onnx" else _openvino
-    facts = work(subject, source, target, batches, max_drop, say)
+    facts = work(subject, source, _drop(subject, first), target, batches, max_drop, say)
     note = _note(SHORT[name], facts, max_drop)
     return [
         Candidate(
@@ -101,7 +102,7 @@ def is_transformer(model: torch.nn.Module) -> bool:
     return 2 * linear > whole and any(isinstance(m, torch.nn.LayerNorm) for m in model.modules())
 
 
-def _drop(subject: Subject, source: Path) -> Callable[[Path], float]:
+def _drop(subject: Subject, source: Path) -> Drop:
     """Return a function: file -> points of accuracy that it loses on validation against ``source``."""
     images = subject.parts["val"]
 
@@ -113,10 +114,16 @@ def _drop(subject: Subject, source: Path) -> Callable[[Path], float]:
 
 
 def _onnx(
-    subject: Subject, source: Path, target: Path, batches: Sequence[Any], max_drop: float, say: Say
+    subject: Subject,
+    source: Path,
+    drop: Drop,
+    target: Path,
+    batches: Sequence[Any],
+    max_drop: float,
+    say: Say,
 ) -> dict[str, Any]:
     """Quantise; leave the most sensitive layers in float, twice as many each time, until the drop is small enough."""
-    quantizer, drop = onnx_int8.Quantizer(source, batches), _drop(subject, source)
+    quantizer = onnx_int8.Quantizer(source, batches)
     kept: list[str] = []
     ranking: list[tuple[str, float]] = []
     while True:
@@ -141,10 +148,16 @@ def _onnx(
 
 
 def _openvino(
-    subject: Subject, source: Path, target: Path, batches: Sequence[Any], max_drop: float, say: Say
+    subject: Subject,
+    source: Path,
+    drop: Drop,
+    target: Path,
+    batches: Sequence[Any],
+    max_drop: float,
+    say: Say,
 ) -> dict[str, Any]:
     """Quantise; where it costs too much, by NNCF's accuracy-aware way."""
-    quantizer, drop = openvino_int8.Quantizer(source, subject.card, batches), _drop(subject, source)
+    quantizer = openvino_int8.Quantizer(source, subject.card, batches)
     network = quantizer.quantised()
     quantizer.write(network, target)
     lost = drop(target)
