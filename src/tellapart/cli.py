@@ -382,7 +382,7 @@ def _computes(args: Any) -> bool:
         from tellapart import runtime
 
         return not runtime.is_export(args.model)
-    return isinstance(args, (Train, FindLr, Resume, Evaluate, Check, Export))
+    return isinstance(args, (Train, FindLr, Resume, Evaluate, Check, Compress, Export))
 
 
 def _run(words: list[str]) -> int:

@@ -223,7 +223,7 @@ class Compress:
     data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
     """Labelled images; without it the data that the run was trained with."""
     method: tuple[Literal["int8", "qat", "prune", "sparse", "distill"], ...] = ("int8",)
-    """int8, qat (with training): files for two runtimes; prune: whole channels; sparse: single weights; distill: a smaller network."""
+    """int8, qat (with training): files for runtimes; prune: channels; sparse: weights; distill: a smaller network."""
     out: str = "compressed"
     """A new folder for everything that is made."""
     ratio: tuple[float, ...] = (0.5,)

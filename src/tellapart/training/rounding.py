@@ -14,7 +14,7 @@ and the INT8 file is made from the artifact by the same static quantisation as f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def grid(low: float, high: float) -> tuple[float, int]:
 
 
 def rounded_weight(weight: Tensor) -> Tensor:
-    """Return weights [O, ...] rounded to 8 signed bits, symmetric, by output channel; gradients pass straight through."""
+    """Return weights [O, ...] rounded to 8 signed bits, symmetric, by output channel; gradients pass as they are."""
     largest = weight.detach().flatten(1).abs().amax(1).float()
     scale = (largest / 127).clamp(min=1e-8)
     zero = torch.zeros_like(scale, dtype=torch.int32)
@@ -88,7 +88,7 @@ def _after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 @torch.no_grad()
-def _ranges(model: nn.Module, layers: list[nn.Module], images: Tensor) -> list[tuple[float, float]]:
+def _ranges(model: nn.Module, layers: Sequence[nn.Module], images: Tensor) -> list[tuple[float, float]]:
     """Return the smallest and largest value of each layer's input."""
     found: dict[nn.Module, tuple[float, float]] = {}
 

@@ -146,25 +146,50 @@ class _Work:
 
     def quantise(self) -> list[Candidate]:
         """Write the model's exports in float, and INT8 files made of them."""
+        new = self._floats()
+        return new + self._int8(self.subject, self.floats or new, "int8")
+
+    def train_quantised(self) -> list[Candidate]:
+        """Fine-tune with the rounding of INT8, and write INT8 files of the result."""
+        new = self._floats()  # what size, speed and drop are compared with
+        file = self._train(self.folder / "qat", {"training.quantize": "int8"})
+        subject = dataclasses.replace(self.subject, file=file, card=artifact.read_card(file))
+        floats, notes = quantising.exports(
+            subject, self.folder / "qat", self.options.runtimes, ("fp32",), self.options.threads
+        )
+        self.notes += notes
+        return new + self._int8(subject, floats, "qat")
+
+    def _floats(self) -> list[Candidate]:
+        """Return the model's exports in float, the first time."""
+        if self.floats is not None:
+            return []
+        self.floats, notes = quantising.exports(
+            self.subject, self.folder, self.options.runtimes, ("fp32", "fp16"), self.options.threads
+        )
+        self.notes += notes
+        return self.floats
+
+    def _int8(self, subject: Subject, floats: list[Candidate], label: str) -> list[Candidate]:
         options, found = self.options, []
         with Console(quiet=self.quiet) as console:
-            floats, notes = quantising.exports(
-                self.subject, self.folder, options.runtimes, ("fp32", "fp16"), options.threads
-            )
-            self.notes += notes
             for name in options.runtimes:
-                (source,) = [one.file for one in floats if one.name == f"fp32 {quantising.SHORT[name]}"]
+                wanted = f"fp32 {quantising.SHORT[name]}"
+                (source,) = [one.file for one in floats if one.name == wanted]
+                (first,) = [one.file for one in self.floats or floats if one.name == wanted]
                 with console.busy(f"INT8 for {quantising.SHORT[name]}"):
                     found += quantising.quantise(
-                        self.subject,
+                        subject,
                         self.folder,
                         name,
                         source,
+                        first,
                         options.images,
                         options.max_drop,
                         console.message,
+                        label,
                     )
-        return floats + found
+        return found
 
     def prune(self) -> list[Candidate]:
         """Take channels away in rounds with fine-tuning between, through the ratios from small to large."""

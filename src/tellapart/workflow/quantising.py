@@ -66,12 +66,16 @@ def quantise(
     folder: Path,
     name: str,
     source: Path,
+    first: Path,
     images: int,
     max_drop: float,
     say: Say,
     label: str = "int8",
 ) -> list[Candidate]:
-    """Return the INT8 candidates of a runtime, made from its float file ``source``."""
+    """Return the INT8 candidates of a runtime, made from the float file ``source``.
+
+    ``first``: the float file of the model that the drop is measured against.
+    """
     batches = calibration(subject, images)
     place = folder / f"{label}-{name}"
     place.mkdir()
