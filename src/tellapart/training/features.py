@@ -87,6 +87,8 @@ def offer(plan: Plan, prepared: setup.Prepared, processes: Processes, screen: Sc
 
 def _obstacle(spec: Spec) -> str:
     """Return what in the spec prevents computing features once, and what would help; empty for nothing."""
+    if spec.training.quantize != "none":
+        return "it computes with rounded weights (training.quantize)."
     if spec.distill.teacher:
         return "a teacher is followed, which looks at whole images (distill.teacher)."
     if spec.training.start_size:

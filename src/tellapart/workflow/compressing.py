@@ -22,9 +22,11 @@ from tellapart.errors import RunError, SpecError, did_you_mean
 from tellapart.models import shrink, zoo
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console
+from tellapart.workflow import quantising
 from tellapart.workflow.run import train
 
-METHODS = ("prune", "sparse", "distill")
+METHODS = ("int8", "qat", "prune", "sparse", "distill")
+RUNTIMES = ("onnx", "openvino")
 BASE = "model"
 
 
@@ -36,6 +38,7 @@ class Options:
     fine-tuning, on the way to a ratio. epochs: of fine-tuning after each, or of the student; 0: a quarter of the
     run's, for a student as many as the run's. student: the smaller network's name. images: training images by which
     channels are judged and ranges are measured. max_drop: points of accuracy on validation that INT8 may cost.
+    runtimes: for which INT8 is made: onnx, openvino.
     """
 
     ratios: tuple[float, ...] = (0.5,)
@@ -44,9 +47,13 @@ class Options:
     student: str = ""
     images: int = 256
     max_drop: float = 0.5
+    runtimes: tuple[str, ...] = RUNTIMES
     threads: int = 0
 
     def __post_init__(self) -> None:
+        for name in self.runtimes:
+            if name not in RUNTIMES:
+                raise SpecError(f"There is no INT8 for {name!r}. {did_you_mean(name, RUNTIMES)}")
         for ratio in self.ratios:
             if not 0 < ratio < 1:
                 raise SpecError(f"--ratio is {ratio:g}; it must be above 0 and below 1.")
@@ -95,9 +102,9 @@ def compress(
     work = _Work(subject, folder, chosen, quiet)
     candidates = [work.base()]
     for method in dict.fromkeys(methods):
-        candidates += {"prune": work.prune, "sparse": work.sparsen, "distill": work.distil}[method]()
+        candidates += work.methods[method]()
     with Console(quiet=quiet) as console:
-        comparison = _compare(subject, folder, candidates, chosen, console)
+        comparison = _compare(subject, folder, candidates, chosen, tuple(work.notes), console)
     comparison.write()
     return comparison
 
@@ -116,6 +123,15 @@ class _Work:
         self.subject, self.folder, self.options, self.quiet = subject, folder, options, quiet
         self.whole = artifact.open_model(subject.file).model
         self.cost = channels.cost(self.whole, subject.example())
+        self.methods = {
+            "int8": self.quantise,
+            "qat": self.train_quantised,
+            "prune": self.prune,
+            "sparse": self.sparsen,
+            "distill": self.distil,
+        }
+        self.notes: list[str] = []
+        self.floats: list[Candidate] | None = None
 
     def base(self) -> Candidate:
         """Return the model itself."""
@@ -127,6 +143,53 @@ class _Work:
             parameters=self.cost.parameters,
             flops=self.cost.flops,
         )
+
+    def quantise(self) -> list[Candidate]:
+        """Write the model's exports in float, and INT8 files made of them."""
+        new = self._floats()
+        return new + self._int8(self.subject, self.floats or new, "int8")
+
+    def train_quantised(self) -> list[Candidate]:
+        """Fine-tune with the rounding of INT8, and write INT8 files of the result."""
+        new = self._floats()  # what size, speed and drop are compared with
+        file = self._train(self.folder / "qat", {"training.quantize": "int8"})
+        subject = dataclasses.replace(self.subject, file=file, card=artifact.read_card(file))
+        floats, notes = quantising.exports(
+            subject, self.folder / "qat", self.options.runtimes, ("fp32",), self.options.threads
+        )
+        self.notes += notes
+        return new + self._int8(subject, floats, "qat")
+
+    def _floats(self) -> list[Candidate]:
+        """Return the model's exports in float, the first time."""
+        if self.floats is not None:
+            return []
+        self.floats, notes = quantising.exports(
+            self.subject, self.folder, self.options.runtimes, ("fp32", "fp16"), self.options.threads
+        )
+        self.notes += notes
+        return self.floats
+
+    def _int8(self, subject: Subject, floats: list[Candidate], label: str) -> list[Candidate]:
+        options, found = self.options, []
+        with Console(quiet=self.quiet) as console:
+            for name in options.runtimes:
+                wanted = f"fp32 {quantising.SHORT[name]}"
+                (source,) = [one.file for one in floats if one.name == wanted]
+                (first,) = [one.file for one in self.floats or floats if one.name == wanted]
+                with console.busy(f"INT8 for {quantising.SHORT[name]}"):
+                    found += quantising.quantise(
+                        subject,
+                        self.folder,
+                        name,
+                        source,
+                        first,
+                        options.images,
+                        options.max_drop,
+                        console.message,
+                        label,
+                    )
+        return found
 
     def prune(self) -> list[Candidate]:
         """Take channels away in rounds with fine-tuning between, through the ratios from small to large."""
@@ -229,7 +292,12 @@ class _Work:
 
 
 def _compare(
-    subject: Subject, folder: Path, candidates: list[Candidate], options: Options, console: Console
+    subject: Subject,
+    folder: Path,
+    candidates: list[Candidate],
+    options: Options,
+    notes: tuple[str, ...],
+    console: Console,
 ) -> Comparison:
     """Measure all candidates side by side."""
     if options.threads:
@@ -245,5 +313,5 @@ def _compare(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    notes = tuple(one.note for one in candidates if one.note)
-    return Comparison(folder, str(subject.file), subject.split, machine, tuple(rows), notes)
+    notes = (*notes, *(one.note for one in candidates if one.note))
+    return Comparison(folder, str(subject.file), subject.split, machine, tuple(rows), tuple(notes))
