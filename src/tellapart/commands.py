@@ -188,13 +188,15 @@ class Export:
             "torch-export",
             "aot-inductor",
             "torchscript",
+            "litert",
+            "executorch",
             "tensorrt-ready",
             "atlas-ready",
             "state-dict",
         ],
         ...,
     ] = ("onnx",)
-    """Formats to write: onnx, with the preprocessing in its graph; state-dict, the tutorials' .pth."""
+    """Formats to write (docs/formats.md): what each file holds, and what opens it."""
     out: str = "export"
     """Folder to write to; nothing in it is overwritten."""
     precision: tuple[Literal["fp32", "fp16"], ...] = ("fp32",)

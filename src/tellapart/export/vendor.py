@@ -24,6 +24,7 @@ from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel, averaged_in_graph
 from tellapart.export.onnx import LOGITS, NETWORK_SCOPE, PROBABILITIES
 from tellapart.export.onnx_half import to_half
+from tellapart.export.onnx_layers import scopes
 
 PIXELS, INPUT = "pixels", "input"
 TENSORRT_OPSET, ATLAS_OPSET = 18, 18
