@@ -96,7 +96,7 @@ def calibration(subject: Subject, images: int) -> list[Any]:
     """Return training images as the contract makes them, in batches uint8 [b, size, size, C]."""
     rows = subject.training_rows(images)
     train = subject.parts["train"]
-    return [train.batch(rows[k : k + _BATCH]).images.numpy() for k in range(0, len(rows), _BATCH)]
+    return [train.batch(rows[k : k + _BATCH]).pixels.numpy() for k in range(0, len(rows), _BATCH)]
 
 
 def is_transformer(model: torch.nn.Module) -> bool:
@@ -169,7 +169,7 @@ def _openvino(
     if lost > max_drop:
         say(f"{lost:.2f} points lost: NNCF takes back the layers that hurt.")
         val = subject.parts["val"]
-        pixels = [val.batch(np.array([row])).images.numpy() for row in range(len(val))]
+        pixels = [val.batch(np.array([row])).pixels.numpy() for row in range(len(val))]
         network = quantizer.within(max_drop / 100, pixels, val.samples.labels)
         kept = quantizer.float_layers(network)
         quantizer.write(network, target)
