@@ -81,19 +81,22 @@ def _scale(image_HWC: Pixels, vertical: Floats, horizontal: Floats) -> Pixels:
 
 @functools.lru_cache(maxsize=32)
 def _weights(length: int, scaled: int, mode: str) -> Floats:
-    """Return how much each source pixel counts for each scaled one: float32 [scaled, length], rows of sum 1."""
+    """Return how much each source pixel counts for each scaled one: float32 [scaled, length], rows of sum 1.
+
+    In the steps of torch's kernel, some of them in float64: other roundings put more values on the other side of
+    a half.
+    """
     scale = np.float32(length) / np.float32(scaled)
     stretch = max(scale, np.float32(1))
-    reach = np.float32(1 if mode == "bilinear" else 2) * stretch
-    centres = scale * (np.arange(scaled, dtype=np.float32) + np.float32(0.5))
-    first = np.maximum((centres - reach + np.float32(0.5)).astype(np.int64), 0)
-    last = np.minimum((centres + reach + np.float32(0.5)).astype(np.int64), length)
-    sources = np.arange(length)
-    distance = (sources[None].astype(np.float32) - centres[:, None] + np.float32(0.5)) / stretch
-    weights = (_triangle if mode == "bilinear" else _cubic)(np.abs(distance))
-    weights = np.where((sources >= first[:, None]) & (sources < last[:, None]), weights, np.float32(0))
-    result: Floats = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-    return result
+    reach = float(np.float32(1 if mode == "bilinear" else 2) * stretch)
+    centres = (float(scale) * (np.arange(scaled) + 0.5)).astype(np.float32)[:, None]
+    first = np.maximum((centres - np.float32(reach) + 0.5).astype(np.int64), 0)
+    last = np.minimum((centres + np.float32(reach) + 0.5).astype(np.int64), length)
+    sources = np.arange(length)[None]
+    distance = ((sources.astype(np.float32) - centres).astype(np.float64) + 0.5) * np.float32(1 / stretch)
+    weights = (_triangle if mode == "bilinear" else _cubic)(np.abs(distance).astype(np.float32))
+    weights = np.where((sources >= first) & (sources < last), weights, np.float32(0))
+    return weights / weights.cumsum(1, dtype=np.float32)[:, -1:]
 
 
 def _triangle(x: Floats) -> Floats:
