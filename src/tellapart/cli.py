@@ -24,6 +24,7 @@ from tellapart.commands import (
     Cache,
     Check,
     Compare,
+    Compress,
     Doctor,
     Evaluate,
     Export,
@@ -34,6 +35,7 @@ from tellapart.commands import (
     Predict,
     Report,
     Resume,
+    Serve,
     Train,
 )
 from tellapart.errors import SpecError, TellapartError, UserError, did_you_mean
@@ -221,7 +223,9 @@ def _cache(args: Cache) -> int:
     if args.as_json:
         print(printing.as_json_line(dataclasses.asdict(cleared)))
         return 0
-    print(f"Removed {len(cleared.removed)} stores, {cleared.freed / 2**20:,.1f} MiB freed.")
+    count = sum(key != "measured" for key in cleared.removed)
+    what = f"{count} stores" + " and what was measured" * ("measured" in cleared.removed)
+    print(f"Removed {what}, {cleared.freed / 2**20:,.1f} MiB freed.")
     if cleared.leftovers:
         print(f"Of these, {cleared.leftovers} were leftovers of interrupted builds.")
     for key in cleared.kept:
@@ -249,6 +253,37 @@ def _export(args: Export) -> int:
     return 0 if done.passed else 1
 
 
+def _serve(args: Serve) -> int:
+    from tellapart import serve  # not by way of workflow, which loads torch
+
+    def ready(where: dict[str, Any]) -> None:
+        if args.as_json:
+            print(printing.as_json_line(where), flush=True)
+
+    models = serve.by_name(args.path, args.models)
+    serve.serve(models, args.options, lambda text: print(text, file=sys.stderr, flush=True), ready)
+    return 0
+
+
+def _compress(args: Compress) -> int:
+    from tellapart.workflow import compressing
+
+    options = compressing.Options(
+        ratios=args.ratio,
+        rounds=args.rounds,
+        epochs=args.epochs,
+        student=args.student,
+        images=args.images,
+        max_drop=args.max_drop,
+        threads=args.threads,
+    )
+    comparison = compressing.compress(
+        args.model, args.data_source, methods=args.method, out=args.out, options=options, spec=args.spec_file
+    )
+    print(printing.as_json_line(comparison.to_dict()) if args.as_json else comparison.to_text())
+    return 0
+
+
 def _import(args: Import) -> int:
     from tellapart import workflow
 
@@ -268,7 +303,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "models": (Models, _models),
     "find-lr": (FindLr, _find_lr),
     "cache": (Cache, _cache),
+    "compress": (Compress, _compress),
     "export": (Export, _export),
+    "serve": (Serve, _serve),
     "import": (Import, _import),
     "doctor": (Doctor, _doctor),
 }
@@ -360,7 +397,7 @@ def _computes(args: Any) -> bool:
         from tellapart import runtime
 
         return not runtime.is_export(args.model)
-    return isinstance(args, (Train, FindLr, Resume, Evaluate, Check, Export))
+    return isinstance(args, (Train, FindLr, Resume, Evaluate, Check, Compress, Export))
 
 
 def _run(words: list[str]) -> int:

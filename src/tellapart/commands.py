@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from tellapart.serve.options import Options
 from tellapart.spec import Spec
 
 Json = Annotated[bool, tyro.conf.arg(name="json")]
@@ -160,7 +161,7 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Cache:
-    """List the decoded images that are kept on the disk, or clear them."""
+    """List what is kept on the disk (decoded images, features, what was measured here), or clear it."""
 
     action: Positional[Literal["list", "clear"]]
     """What to do."""
@@ -212,6 +213,51 @@ class Export:
     """How many images to compare on at most, of each class alike."""
     threads: int = 0
     """Threads that both sides compute with; 0: as many as torch uses."""
+    as_json: Json = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answer over HTTP: labels for images, also by the Open Inference Protocol, and a page to try it."""
+
+    path: Annotated[Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None
+    """Run folder, artifact or exported file."""
+    models: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="model")] = ()
+    """A model as name=path; can be given several times."""
+    as_json: Json = False
+    """Print one JSON object on standard output when requests are taken."""
+    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Make smaller, faster models of a trained one, and compare them: accuracy, size, latency."""
+
+    model: Positional[str]
+    """Run folder or artifact."""
+    data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
+    """Labelled images; without it the data that the run was trained with."""
+    method: tuple[Literal["prune", "sparse", "distill"], ...] = ("prune",)
+    """prune: whole channels; sparse: single weights; distill: a smaller network that follows the model."""
+    out: str = "compressed"
+    """A new folder for everything that is made."""
+    ratio: tuple[float, ...] = (0.5,)
+    """prune: parts of the operations to take away; sparse: parts of the weights."""
+    rounds: int = 3
+    """prune: steps on the way to a ratio, each with fine-tuning."""
+    epochs: int = 0
+    """Epochs of each fine-tuning, or of the student; 0: a quarter of the run's, for a student as many."""
+    student: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """distill: the smaller network (see: tellapart models)."""
+    images: int = 256
+    """Training images by which channels are judged and ranges measured."""
+    max_drop: float = 0.5
+    """int8: points of accuracy on validation that it may cost."""
+    threads: int = 0
+    """Threads of the measurement; 0: one for each core."""
+    spec_file: Annotated[str | None, tyro.conf.arg(name="spec")] = None
+    """YAML file whose fields go over the spec of fine-tuning."""
     as_json: Json = False
     """Print one JSON object on standard output."""
 
