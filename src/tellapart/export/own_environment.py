@@ -35,7 +35,7 @@ def write_executorch(graph: GraphModel, card: Card, target: Path, options: Optio
     """Write the .pte file, lowered to XNNPACK, for batches of up to 32. Raises UserError, ExportError."""
     EXECUTORCH.python()
     dims = {} if options.batch else programs.batch_dim(LARGEST_BATCH)
-    program = programs.trace(graph.classify, graph.example_pixels(options.batch or 2), dims)
+    program = programs.trace(programs.InOneOrder(graph), graph.example_pixels(options.batch or 2), dims)
     _convert(EXECUTORCH, program, card, target)
     return Written((target,), _facts(EXECUTORCH, options.batch or f"1 to {LARGEST_BATCH}"))
 

@@ -5,17 +5,20 @@ Their programs (`tellapart.runtime.programs`) run with that environment's Python
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tellapart.errors import UserError
 
+_chosen: contextvars.ContextVar[str] = contextvars.ContextVar("environment", default="")
 _PROGRAMS = Path(__file__).parent / "programs"
 
 
@@ -49,25 +52,35 @@ class Environment:
 
     def python(self) -> Path:
         """Return its Python. Raises UserError, which says how it is made, where there is none."""
-        given = os.environ.get(self.variable)
+        given = _chosen.get() or os.environ.get(self.variable)
         folder = Path(given or self.folder)
         for place in ("bin/python", "Scripts/python.exe"):
             if (folder / place).is_file():
                 return (folder / place).absolute()
         where = (
-            f"{self.variable} names {folder}, where there is no Python"
+            f"in {folder} there is no Python"
             if given
             else f"there is no {self.folder} here"
         )
         raise MissingEnvironmentError(
             f"{self.name} needs an environment of its own ({self.size}), and {where}. This command makes it:\n\n"
             f"    {self.command()}\n\n"
-            f"An environment elsewhere is found by {self.variable}=PATH."
+            f"An environment elsewhere is found by --env PATH (export) or {self.variable}=PATH."
         )
 
 
 class MissingEnvironmentError(UserError):
     """The environment that a format needs is not there; the message has the command that makes it."""
+
+
+@contextlib.contextmanager
+def at(folder: str) -> Iterator[None]:
+    """Look for environments in ``folder`` inside; an empty one changes nothing."""
+    token = _chosen.set(folder)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
 
 
 LITERT = Environment("litert", ("torch==2.13.0", "litert-torch==0.10.0"), "about 2.2 GB")
