@@ -13,7 +13,6 @@ the medians and the median of the rounds' ratios. The page cache is warm for bot
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ import time
 import numpy as np
 import torch
 
+import common
 from common import fresh
 from tellapart import augment, packages
 from tellapart.data import images, sources
@@ -94,9 +94,8 @@ def one_round(args: argparse.Namespace) -> tuple[int, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2, help="of the DataLoader")
@@ -106,8 +105,9 @@ def main() -> None:
     one_round(args)  # warm-up, of the page cache too
     rounds = [one_round(args) for _ in range(args.rounds)]
     count = rounds[0][0]
-    print(f"torch {torch.__version__}, {os.cpu_count()} processors, {torch.get_num_threads()} threads")
-    print(f"{count} photographs to {args.size} px, batches of {args.batch_size}, {args.rounds} rounds\n")
+    common.introduce(
+        f"{count} photographs to {args.size} px, batches of {args.batch_size}, {args.rounds} rounds"
+    )
     print(f"{'':<14}{'images/s':>10}{'ratio':>8}{'lowest':>8}{'highest':>9}")
     for name in rounds[0][1]:
         ratios = [seconds["torchvision"] / seconds[name] for _, seconds in rounds]

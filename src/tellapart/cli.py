@@ -35,6 +35,7 @@ from tellapart.commands import (
     Predict,
     Report,
     Resume,
+    Serve,
     Train,
 )
 from tellapart.errors import SpecError, TellapartError, UserError, did_you_mean
@@ -222,7 +223,9 @@ def _cache(args: Cache) -> int:
     if args.as_json:
         print(printing.as_json_line(dataclasses.asdict(cleared)))
         return 0
-    print(f"Removed {len(cleared.removed)} stores, {cleared.freed / 2**20:,.1f} MiB freed.")
+    count = sum(key != "measured" for key in cleared.removed)
+    what = f"{count} stores" + " and what was measured" * ("measured" in cleared.removed)
+    print(f"Removed {what}, {cleared.freed / 2**20:,.1f} MiB freed.")
     if cleared.leftovers:
         print(f"Of these, {cleared.leftovers} were leftovers of interrupted builds.")
     for key in cleared.kept:
@@ -232,22 +235,36 @@ def _cache(args: Cache) -> int:
 
 def _export(args: Export) -> int:
     from tellapart import workflow
+    from tellapart.runtime import environments
 
-    done = workflow.export(
-        args.model,
-        args.to,
-        args.out,
-        precision=args.precision,
-        plain=args.plain,
-        batch=args.batch,
-        data=args.data,
-        split=args.split,
-        images=args.images,
-        threads=args.threads,
-        quiet=False,
-    )
+    with environments.at(args.env):
+        done = workflow.export(
+            args.model,
+            args.to,
+            args.out,
+            precision=args.precision,
+            plain=args.plain,
+            batch=args.batch,
+            data=args.data,
+            split=args.split,
+            images=args.images,
+            threads=args.threads,
+            quiet=False,
+        )
     print(printing.as_json_line(done.to_dict()) if args.as_json else done.to_text())
     return 0 if done.passed else 1
+
+
+def _serve(args: Serve) -> int:
+    from tellapart import serve  # not by way of workflow, which loads torch
+
+    def ready(where: dict[str, Any]) -> None:
+        if args.as_json:
+            print(printing.as_json_line(where), flush=True)
+
+    models = serve.by_name(args.path, args.models)
+    serve.serve(models, args.options, lambda text: print(text, file=sys.stderr, flush=True), ready)
+    return 0
 
 
 def _compress(args: Compress) -> int:
@@ -291,6 +308,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "cache": (Cache, _cache),
     "compress": (Compress, _compress),
     "export": (Export, _export),
+    "serve": (Serve, _serve),
     "import": (Import, _import),
     "doctor": (Doctor, _doctor),
 }

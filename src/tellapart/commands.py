@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from tellapart.serve.options import Options
 from tellapart.spec import Spec
 
 Json = Annotated[bool, tyro.conf.arg(name="json")]
@@ -160,7 +161,7 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Cache:
-    """List the decoded images that are kept on the disk, or clear them."""
+    """List what is kept on the disk (decoded images, features, what was measured here), or clear it."""
 
     action: Positional[Literal["list", "clear"]]
     """What to do."""
@@ -187,13 +188,15 @@ class Export:
             "torch-export",
             "aot-inductor",
             "torchscript",
+            "litert",
+            "executorch",
             "tensorrt-ready",
             "atlas-ready",
             "state-dict",
         ],
         ...,
     ] = ("onnx",)
-    """Formats to write: onnx, with the preprocessing in its graph; state-dict, the tutorials' .pth."""
+    """Formats to write (docs/formats.md): what each file holds, and what opens it."""
     out: str = "export"
     """Folder to write to; nothing in it is overwritten."""
     precision: tuple[Literal["fp32", "fp16"], ...] = ("fp32",)
@@ -202,6 +205,8 @@ class Export:
     """The bare network: normalised floats in, logits out."""
     batch: int = 0
     """Images of one call, for formats that fix it; 0: any, or the format's own choice."""
+    env: str = ""
+    """Folder of the environment that litert or executorch have of their own; an error says how to make it."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Labelled images to compare on; without it the run's own (validation part), or made-up ones."""
     split: Literal["", "train", "val", "test", "all"] = ""
@@ -212,6 +217,19 @@ class Export:
     """Threads that both sides compute with; 0: as many as torch uses."""
     as_json: Json = False
     """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answer over HTTP: labels for images, also by the Open Inference Protocol, and a page to try it."""
+
+    path: Annotated[Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None
+    """Run folder, artifact or exported file."""
+    models: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="model")] = ()
+    """A model as name=path; can be given several times."""
+    as_json: Json = False
+    """Print one JSON object on standard output when requests are taken."""
+    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
 
 @dataclass(frozen=True)

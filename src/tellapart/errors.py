@@ -46,6 +46,10 @@ class RunError(UserError):
     """A run folder cannot be used as asked."""
 
 
+class ServeError(UserError):
+    """The service cannot run as asked."""
+
+
 class OfflineError(UserError):
     """Something would have to be downloaded and cannot be."""
 

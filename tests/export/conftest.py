@@ -13,7 +13,7 @@ from PIL import Image
 
 from tellapart import artifact
 from tellapart.contract import Card, Preprocessing, Views
-from tellapart.export.base import Options
+from tellapart.export.base import Options, Written
 from tellapart.export.formats import FORMATS
 from tellapart.export.graph import GraphModel, graph_of
 from tellapart.models import zoo
@@ -72,18 +72,25 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
 
 
 @pytest.fixture(scope="session")
-def onnx_file(artifacts: dict[str, Made], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def onnx_file(onnx_written: Callable[..., Written]) -> Callable[..., Path]:
     """Return a function that gives an artifact's ONNX file; each is made once."""
-    folder = tmp_path_factory.mktemp("onnx")
-    done: dict[tuple[str, str, bool], Path] = {}
+    return lambda *key, **more: onnx_written(*key, **more).files[0]
 
-    def make(rule: str, precision: str = "fp32", plain: bool = False) -> Path:
+
+@pytest.fixture(scope="session")
+def onnx_written(
+    artifacts: dict[str, Made], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Written]:
+    """Return a function that gives what was written of an artifact; each is made once."""
+    folder = tmp_path_factory.mktemp("onnx")
+    done: dict[tuple[str, str, bool], Written] = {}
+
+    def make(rule: str, precision: str = "fp32", plain: bool = False) -> Written:
         key = (rule, precision, plain)
         if key not in done:
             made, options = artifacts[rule], Options(precision, plain)
             target = folder / f"{rule}-{FORMATS['onnx'].file_name(options)}"
-            FORMATS["onnx"].write(made.graph(), made.card, target, options)
-            done[key] = target
+            done[key] = FORMATS["onnx"].write(made.graph(), made.card, target, options)
         return done[key]
 
     return make

@@ -94,7 +94,7 @@ def answers(
     best = []
     for start in range(0, len(images), _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, len(images)))
-        best.append(backend.logits(images.batch(rows).images.numpy()).argmax(1))
+        best.append(backend.logits(images.batch(rows).pixels.numpy()).argmax(1))
         advance(len(rows))
     return np.concatenate(best)
 
@@ -187,7 +187,7 @@ def rounds(candidates: int) -> int:
 
 def _batch(images: ImageSet, count: int) -> npt.NDArray[np.uint8]:
     rows = np.arange(count) % len(images)
-    pixels: npt.NDArray[np.uint8] = images.batch(rows).images.numpy()
+    pixels: npt.NDArray[np.uint8] = images.batch(rows).pixels.numpy()
     return pixels
 
 

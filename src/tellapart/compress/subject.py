@@ -60,7 +60,7 @@ class Subject:
         rows = self.training_rows(count)
         for start in range(0, len(rows), _BATCH):
             batch = self.parts["train"].batch(rows[start : start + _BATCH])
-            yield normalise(batch.images, self.card.preprocessing), batch.labels
+            yield normalise(batch.pixels, self.card.preprocessing), batch.labels
 
 
 def open_subject(

@@ -160,7 +160,7 @@ def _scaled(op: Any, sides: Any, contract: Preprocessing) -> Any:
         return op.divide(op.multiply(_ints(op, edge), sides), short)
     long = op.reduce_max(sides, _ints(op, 0), True)
     doubled = op.add(op.multiply(_ints(op, 2 * size), sides), long)
-    return op.maximum(op.divide(doubled, op.multiply(_ints(op, 2), long)), _ints(op, 1))
+    return op.maximum(op.divide(doubled, op.multiply(_ints(op, 2), long)), _ints(op, min(2, size)))
 
 
 def _ints(op: Any, *values: int) -> Any:

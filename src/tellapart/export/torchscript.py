@@ -74,8 +74,8 @@ class _Resize(nn.Module):
         elif self.policy == "crop":
             height, width = self.edge * height // short, self.edge * width // short
         else:
-            height = max((2 * size * height + long) // (2 * long), 1)
-            width = max((2 * size * width + long) // (2 * long), 1)
+            height = max((2 * size * height + long) // (2 * long), min(2, size))
+            width = max((2 * size * width + long) // (2 * long), min(2, size))
         scaled = F.interpolate(source, [height, width], mode=self.mode, align_corners=False, antialias=True)
         scaled = scaled.round().clamp(0, 255)
         top, left = (height - size) // 2, (width - size) // 2

@@ -21,9 +21,11 @@ from tellapart.errors import ExportError
 from tellapart.export import onnx as onnx_export
 from tellapart.export import operators
 from tellapart.export.base import Options, Written
-from tellapart.export.graph import GraphModel, averaged_in_graph
+from tellapart.export.graph import GraphModel
 from tellapart.export.onnx import LOGITS, NETWORK_SCOPE, PROBABILITIES
 from tellapart.export.onnx_half import to_half
+from tellapart.export.onnx_layers import scopes
+from tellapart.export.programs import FromInput
 
 PIXELS, INPUT = "pixels", "input"
 TENSORRT_OPSET, ATLAS_OPSET = 18, 18
@@ -40,20 +42,6 @@ class _FromPixels(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         probabilities, logits = self.classify(pixels.to(torch.float32))
         return probabilities, logits
-
-
-class _FromInput(nn.Module):
-    """Normalised float32 [B, C, size, size] -> (probabilities, logits), averaged over the views."""
-
-    def __init__(self, graph: GraphModel) -> None:
-        super().__init__()
-        self.classify = graph.classify
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        classify = self.classify
-        logits = averaged_in_graph(classify.network, images, classify.views)
-        scaled = logits if classify.temperature == 1 else logits / classify.temperature
-        return scaled.softmax(1), logits
 
 
 def write_tensorrt(graph: GraphModel, card: Card, target: Path, options: Options) -> Written:
@@ -85,7 +73,7 @@ def write_atlas(graph: GraphModel, card: Card, target: Path, options: Options) -
     onnx = packages.require("onnx", "onnx", "Export for Atlas")
     with torch.no_grad():
         example = graph.classify.preprocess(graph.example(options.batch or 1))
-    model = onnx_export.convert(_FromInput(graph), example, {}, INPUT, [PROBABILITIES, LOGITS], ATLAS_OPSET)
+    model = onnx_export.convert(FromInput(graph), example, {}, INPUT, [PROBABILITIES, LOGITS], ATLAS_OPSET)
     _finish(onnx, model, card, target, options, "normalised", operators.ATLAS)
     settings, text = target.with_suffix(".aipp.cfg"), target.with_suffix(".txt")
     settings.write_text(aipp(card.preprocessing), encoding="utf-8")

@@ -17,6 +17,7 @@ from tellapart.contract.decoding import (
 )
 from tellapart.contract.preprocessing import REDUCED_MARGIN, Preprocessing
 from tellapart.contract.views import Views
+from tellapart.preprocess.ragged import Images, Ragged, as_tensor
 from tellapart.preprocess.transform import (
     PreprocessModule,
     as_module,
@@ -36,11 +37,14 @@ __all__ = [
     "MAX_SIDE",
     "REDUCED_MARGIN",
     "BadImage",
+    "Images",
     "Pixels",
     "PreprocessModule",
     "Preprocessing",
+    "Ragged",
     "Views",
     "as_module",
+    "as_tensor",
     "averaged",
     "crop_box",
     "decode",

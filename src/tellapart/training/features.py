@@ -125,7 +125,7 @@ class OnFeatures:
 
     def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Prepared:
         """See Objective."""
-        labels, features = batch.labels, batch.images
+        labels, features = batch.labels, batch.pixels
         if self.views == 1:
             return Prepared(features[:, 0], labels, labels)
         drawn = torch.randint(self.views, (batch.count,), generator=generator)
@@ -179,7 +179,7 @@ class _Maker:
         """Return the validation logits of a network whose frozen part is the one that made the features (see Way)."""
         if val is None or self.plan.spec.training.precision != "fp32" or self.split.digest(model) != digest:
             return None
-        rows = (val.batch(np.arange(i, min(i + _CHUNK, len(val)))).images for i in range(0, len(val), _CHUNK))
+        rows = (val.batch(np.arange(i, min(i + _CHUNK, len(val)))).pixels for i in range(0, len(val), _CHUNK))
         return torch.cat(
             [self.split.logits(model, part[:, 0].to(self.device)).float().cpu() for part in rows]
         )
@@ -187,7 +187,7 @@ class _Maker:
     def _plain(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:
         """Return a function that gives a part of the batch as evaluation sees it."""
         return lambda start, stop: normalise(
-            batch.images[start:stop].to(self.device), self.prepared.contract, self.plan.channels_last
+            batch.pixels[start:stop].to(self.device), self.prepared.contract, self.plan.channels_last
         )
 
     def _augmented(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:

@@ -137,7 +137,7 @@ def initial_images(prepared: Prepared, count: int = INITIAL_IMAGES) -> torch.Ten
     if prepared.augment.needs_large_source:  # not of the network's size yet
         pixels = [resize(images.store.image(int(images.rows[row])), contract) for row in rows]
         return normalise(torch.from_numpy(np.stack(pixels)), contract)
-    return normalise(images.batch(rows).images, contract)
+    return normalise(images.batch(rows).pixels, contract)
 
 
 def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Plan:

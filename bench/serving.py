@@ -1,0 +1,329 @@
+"""How much of the bare runtime's speed is left behind HTTP, and what others leave of it.
+
+    python bench/serving.py MODEL.onnx [--litserve PYTHON] [--rounds 5] [--seconds 5] [--connections 8]
+
+MODEL is an export of tellapart's; one that takes about 5 ms for an image is the usual case. Sides, in turns:
+
+- bare: the network in ONNX Runtime in a loop, in a process of its own, with the threads and (about) the batch size
+  that tellapart's service used in the same round;
+- tellapart: `tellapart serve`, pixels of the model's size as binary tensors of the Open Inference Protocol;
+- LitServe with dynamic batches (PYTHON: an environment with litserve and onnxruntime), pixels as base64 in JSON;
+- plain: a FastAPI handler without batches, raw pixels; and the same with FastAPI's pool of threads;
+- jpeg: `tellapart serve`, a photograph as JPEG, against decoding, resizing and computing it in a loop.
+
+All get the same network (the export cut behind its resizing) and as many threads. The load comes from another process
+(`http_load.py`), by a number of connections that ask again as soon as they are answered; then requests at random times
+at half of the rate that the side reached. While one side is measured the others are stopped (SIGSTOP). Ratios are
+medians over the rounds. CPU columns say how many processors the server and the client took on average: with few
+processors the client takes from the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+OUT_OF_ROUNDS = ("p50_ms", "p99_ms")
+
+
+@dataclass
+class Side:
+    """A server in a process group of its own, and how to ask it."""
+
+    name: str
+    process: subprocess.Popen[Any]
+    url: str
+    body: Path
+    kind: str
+    header: str = ""
+
+    def send(self, number: int) -> None:
+        os.killpg(self.process.pid, number)
+
+    def load(self, args: argparse.Namespace, rate: float = 0.0) -> dict[str, Any]:
+        """Return what the client measured, and the processors that the server took."""
+        words = [
+            sys.executable, str(HERE / "http_load.py"), self.url, str(self.body), "--type", self.kind,
+            "--connections", str(args.connections * (4 if rate else 1)), "--seconds", str(args.seconds),
+            "--rate", str(rate), *(["--header", self.header] if self.header else []),
+        ]  # fmt: skip
+        before, started = cpu_of(self.process.pid), time.perf_counter()
+        result: dict[str, Any] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+        result["server_cpu"] = (cpu_of(self.process.pid) - before) / (time.perf_counter() - started)
+        assert set(result["statuses"]) <= {"200"}, (self.name, result)
+        return result
+
+
+def cpu_of(group: int) -> float:
+    """Return the seconds of processor time that a process group has taken."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group:
+                total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def loop(work: Any, seconds: float) -> float:
+    """Return calls a second."""
+    for _ in range(3):
+        work()
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        work()
+        count += 1
+    return count / (time.perf_counter() - started)
+
+
+def bare(model: str, batch: int, threads: int, seconds: float, picture: str = "") -> float:
+    """Return images a second of the runtime alone; with ``picture`` of decoding and resizing as well."""
+    from tellapart.runtime import open_backend
+
+    backend = open_backend(model, threads=threads)
+    size = backend.card.preprocessing.size
+    if picture:
+        content = Path(picture).read_bytes()
+        return loop(lambda: backend.logits(backend.prepare(content)[None]), seconds)
+    images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3)).astype(np.uint8)
+    return batch * loop(lambda: backend.logits(images), seconds)
+
+
+def bare_in_process(args: argparse.Namespace, batch: int, picture: str = "") -> float:
+    words = [sys.executable, __file__, args.model, "--bare", str(batch), "--threads", str(args.threads)]
+    words += ["--seconds", str(args.seconds), "--picture", picture]
+    return float(subprocess.run(words, capture_output=True, check=True).stdout)
+
+
+def payloads(args: argparse.Namespace, folder: Path) -> int:
+    """Write the network alone and the requests' bodies; return the images' size."""
+    import onnx
+    from PIL import Image
+
+    from tellapart.runtime.onnx import card_of, split
+
+    model = onnx.load(args.model)
+    size = card_of(
+        {entry.key: entry.value for entry in model.metadata_props}, Path(args.model)
+    ).preprocessing.size
+    onnx.save(split(model)[1], folder / "network.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3)).astype(np.uint8).tobytes()
+    (folder / "pixels").write_bytes(pixels)
+    (folder / "base64.json").write_text(json.dumps({"content": base64.b64encode(pixels).decode()}))
+    tensor = {"name": "images", "datatype": "UINT8", "shape": [1, size, size, 3]}
+    head = {
+        "inputs": [{**tensor, "parameters": {"binary_data_size": len(pixels)}}],
+        "outputs": [{"name": "logits", "parameters": {"binary_data": True}}],
+    }
+    (folder / "head").write_bytes(json.dumps(head).encode())
+    (folder / "tensor").write_bytes(json.dumps(head).encode() + pixels)
+    y, x = np.mgrid[:375, :500]
+    photo = np.stack([128 + 90 * np.sin(x / 37) * np.cos(y / 23), x / 2, y / 2], axis=-1).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(photo).save(buffer, "JPEG", quality=90)
+    (folder / "photo.jpg").write_bytes(buffer.getvalue())
+    return int(size)
+
+
+def start(words: list[str], folder: Path, name: str, own: bool) -> subprocess.Popen[Any]:
+    environment = dict(os.environ)
+    if not own:
+        environment.pop("PYTHONPATH", None)
+    log = (folder / f"{name}.log").open("wb")
+    return subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+@contextlib.contextmanager
+def sides(args: argparse.Namespace, folder: Path) -> Iterator[list[Side]]:
+    """Start every server, wait until each answers, stop all; end them at the end."""
+    size = payloads(args, folder)
+    network, threads, batch = str(folder / "network.onnx"), str(args.threads), str(args.max_batch)
+    found: list[Side] = []
+    ports = [free_port() for _ in range(4)]
+    words = [
+        sys.executable,
+        "-m",
+        "tellapart",
+        "serve",
+        "--model",
+        f"m={args.model}",
+        "--port",
+        str(ports[0]),
+    ]
+    words += ["--threads", threads, "--max-batch", batch, "--max-wait-ms", str(args.max_wait_ms)]
+    ours = start(words, folder, "tellapart", own=True)
+    here = f"http://127.0.0.1:{ports[0]}"
+    length = f"Inference-Header-Content-Length: {(folder / 'head').stat().st_size}"
+    octets = "application/octet-stream"
+    found.append(Side("tellapart", ours, f"{here}/v2/models/m/infer", folder / "tensor", octets, length))
+    found.append(Side("jpeg", ours, f"{here}/v1/predict", folder / "photo.jpg", "image/jpeg"))
+    for port, name in ((ports[1], "plain"), (ports[2], "plain, pool")):
+        script = str(HERE / "peers" / "serve_plain.py")
+        more = ["pool"] if "pool" in name else []
+        process = start(
+            [sys.executable, script, network, str(port), str(size), threads, *more], folder, name, own=True
+        )
+        found.append(Side(name, process, f"http://127.0.0.1:{port}/predict", folder / "pixels", octets))
+    if args.litserve:
+        script = str(HERE / "peers" / "serve_litserve.py")
+        words = [
+            args.litserve,
+            script,
+            network,
+            str(ports[3]),
+            str(size),
+            batch,
+            str(args.max_wait_ms / 1000),
+            threads,
+        ]
+        process = start(words, folder, "litserve", own=False)
+        url = f"http://127.0.0.1:{ports[3]}/predict"
+        found.append(Side("LitServe", process, url, folder / "base64.json", "application/json"))
+    try:
+        for side in found:
+            wait_for(side)
+        for side in found:
+            side.send(signal.SIGSTOP)
+        yield found
+    finally:
+        for process in {side.process.pid: side.process for side in found}.values():
+            for number in (signal.SIGCONT, signal.SIGTERM):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(side: Side) -> None:
+    until = time.monotonic() + 120
+    headers = {"Content-Type": side.kind}
+    if side.header:
+        name, _, value = side.header.partition(": ")
+        headers[name] = value
+    while True:
+        try:
+            request = urllib.request.Request(side.url, side.body.read_bytes(), headers)
+            with urllib.request.urlopen(request, timeout=10):
+                return
+        except OSError:
+            assert side.process.poll() is None, f"{side.name} has ended"
+            assert time.monotonic() < until, f"{side.name} does not answer"
+            time.sleep(0.3)
+
+
+def batches(side: Side) -> tuple[float, float]:
+    """Return (images, batches) that tellapart's service has computed."""
+    with urllib.request.urlopen(side.url[: side.url.index("/v")] + "/metrics", timeout=20) as answer:
+        text = answer.read().decode()
+    sums = [re.search(rf"^tellapart_batch_images_{what}\S* (\S+)", text, re.M) for what in ("sum", "count")]
+    images, count = (float(found[1]) if found else 0.0 for found in sums)
+    return images, count
+
+
+def measure(args: argparse.Namespace, found: list[Side]) -> dict[str, list[dict[str, float]]]:
+    """Return for each side what each round gave."""
+    rows: dict[str, list[dict[str, float]]] = {side.name: [] for side in found}
+    rows["bare"], rows["bare jpeg"] = [], []
+    for number in range(args.rounds):
+        for side in found:
+            side.send(signal.SIGCONT)
+            before = batches(side) if side.name == "tellapart" else (0.0, 0.0)
+            full = side.load(args)
+            row = {name: full[name] for name in ("requests_per_second", "server_cpu", "client_cpu")}
+            if side.name == "tellapart":
+                after = batches(side)
+                row["batch"] = (after[0] - before[0]) / max(1.0, after[1] - before[1])
+            half = side.load(args, rate=full["requests_per_second"] / 2)
+            row |= {name: half[name] for name in OUT_OF_ROUNDS}
+            side.send(signal.SIGSTOP)
+            rows[side.name].append(row)
+            print(f"round {number + 1}: {side.name} {row['requests_per_second']:.1f}/s", file=sys.stderr)
+            if side.name == "tellapart":
+                rate = bare_in_process(args, max(1, round(row["batch"])))
+                rows["bare"].append({"requests_per_second": rate})
+            if side.name == "jpeg":
+                rate = bare_in_process(args, 1, str(side.body))
+                rows["bare jpeg"].append({"requests_per_second": rate})
+    return rows
+
+
+def report(rows: dict[str, list[dict[str, float]]]) -> None:
+    def middle(name: str, key: str) -> str:
+        values = [row[key] for row in rows[name] if key in row]
+        return f"{statistics.median(values):.2f}" if values else "-"
+
+    print(
+        "| side | requests/s | of bare | lowest to highest | p50 ms | p99 ms | p99/p50 | server CPU | client CPU |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in ("bare", "tellapart", "LitServe", "plain", "plain, pool", "bare jpeg", "jpeg"):
+        if not rows.get(name):
+            continue
+        against = rows["bare jpeg" if "jpeg" in name else "bare"]
+        pairs = zip(rows[name], against, strict=True)
+        ratios = sorted(one["requests_per_second"] / other["requests_per_second"] for one, other in pairs)
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        tails = [row["p99_ms"] / row["p50_ms"] for row in rows[name] if "p99_ms" in row]
+        tail = f"{statistics.median(tails):.2f}" if tails else "-"
+        cells = [middle(name, key) for key in (*OUT_OF_ROUNDS,)]
+        print(
+            f"| {name} | {middle(name, 'requests_per_second')} | **{statistics.median(ratios):.2f}** | {spread} | "
+            f"{cells[0]} | {cells[1]} | {tail} | {middle(name, 'server_cpu')} | {middle(name, 'client_cpu')} |"
+        )
+    print(
+        f"\ntellapart's batches: {middle('tellapart', 'batch')} images on average; p50, p99: at half of the load."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("--litserve", default="", help="python of an environment with litserve")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--max-batch", type=int, default=8)
+    parser.add_argument("--max-wait-ms", type=float, default=2.0)
+    parser.add_argument("--bare", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--picture", default="", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.bare:
+        print(bare(args.model, args.bare, args.threads, args.seconds, args.picture))
+        return
+    with tempfile.TemporaryDirectory() as folder, sides(args, Path(folder)) as found:
+        report(measure(args, found))
+
+
+if __name__ == "__main__":
+    main()

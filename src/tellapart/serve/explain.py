@@ -1,0 +1,67 @@
+"""Where a model looks: heat maps by occlusion, which need no gradients and so work with every format.
+
+A grey square is moved over the image; where the probability of the class falls, the model used what was there (Zeiler
+and Fergus 2014, arXiv:1311.2901, section 4.2). Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart.contract import Pixels
+
+_REACH = 1.0  # how far a square reaches beyond its cell on each side, in cells
+
+
+def cells(grid: int) -> int:
+    """Return how many images a heat map of grid x grid cells computes: the image itself and each square."""
+    return grid * grid + 1
+
+
+def _square(row: int, column: int, grid: int, size: int) -> tuple[slice, slice]:
+    """Return the rows and columns of the square that is centred on a cell."""
+    side = size / grid
+
+    def span(place: int) -> slice:
+        return slice(
+            max(0, round((place - _REACH / 2) * side)),
+            min(size, max(1, round((place + 1 + _REACH / 2) * side))),
+        )
+
+    return span(row), span(column)
+
+
+def occluded(image: Pixels, grid: int, start: int, end: int) -> Pixels:
+    """Return the squares ``start`` to ``end`` of a heat map: uint8 [S, S, C] -> [end - start, S, S, C].
+
+    A square has the image's mean colour; squares go row by row, each twice as wide as a cell.
+    """
+    colour = image.mean(axis=(0, 1)).round().astype(np.uint8)
+    images = np.repeat(image[None], end - start, axis=0)
+    for place in range(start, end):
+        rows, columns = _square(*divmod(place, grid), grid, image.shape[0])
+        images[place - start, rows, columns] = colour
+    return images
+
+
+def heat(whole: float, covered: npt.NDArray[np.float64], grid: int, size: int) -> npt.NDArray[np.float64]:
+    """Return float64 [grid, grid]: how much the probability falls when a cell is covered, on average.
+
+    ``whole``: the class's probability for the image as it is; ``covered``: [grid * grid] with each square. A cell's
+    value is the mean over the squares that cover its centre; it is negative where covering helps the class.
+    """
+    drops = whole - covered.reshape(grid, grid)
+    total, count = np.zeros((grid, grid)), np.zeros((grid, grid))
+    centres = (np.arange(grid) + 0.5) * size / grid
+    for row in range(grid):
+        for column in range(grid):
+            rows, columns = _square(row, column, grid, size)
+            inside = np.outer(
+                (centres >= rows.start) & (centres < rows.stop),
+                (centres >= columns.start) & (centres < columns.stop),
+            )
+            total += inside * drops[row, column]
+            count += inside
+    result: npt.NDArray[np.float64] = total / np.maximum(count, 1)
+    return result

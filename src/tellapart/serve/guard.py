@@ -1,0 +1,142 @@
+"""What stands before every route: the key, the names that the service goes by, the count of requests, and the end.
+
+Also what to do with a body that nobody read: it is read on for a moment, so that the sender gets to see the answer,
+and then the connection is closed. Plain ASGI. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tellapart.serve.refusal import Refusal
+from tellapart.serve.service import Service
+
+OPEN = frozenset({"/", "/docs", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+_LINGER_SECONDS = 2.0
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+]
+_LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class Guard:
+    """An ASGI application around another one. Paths in `OPEN` need no key."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+        self._key = service.options.api_key.encode()
+        self._local_only = service.options.loopback and not self._key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1000})
+                return
+            await self._app(scope, receive, send)
+            return
+        metrics = self._service.metrics
+        started = time.monotonic()
+        exchange = _Exchange(self._service, scope, receive, send)
+        metrics.in_flight.inc()
+        try:
+            refusal = self._refusal(scope)
+            if refusal is None:
+                await self._app(scope, exchange.receive, exchange.send)
+            else:
+                await exchange.refuse(refusal)
+        finally:
+            metrics.in_flight.dec()
+            if exchange.status:
+                metrics.request(_route(scope), exchange.status, time.monotonic() - started)
+
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        headers = dict(scope["headers"])
+        if self._key and scope["path"] not in OPEN and not self._knows_key(headers):
+            return Refusal(401, "api_key", "the API key is missing or wrong")
+        if self._local_only:
+            # A page on the web whose name is made to lead here (DNS rebinding) still sends its own name.
+            host = headers.get(b"host", b"").decode("latin-1").lower()
+            name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+            if name and name not in _LOCAL and name != self._service.options.host:
+                return Refusal(421, "host", "this service answers only to names of this machine")
+        return None
+
+    def _knows_key(self, headers: Mapping[bytes, bytes]) -> bool:
+        given = headers.get(b"x-api-key", b"")
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"bearer":
+            given = token.strip()
+        return hmac.compare_digest(given, self._key)
+
+
+class _Exchange:
+    """One request and its answer: what was read of the one, and what the other's status was."""
+
+    def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+        self._service, self._receive, self._send = service, receive, send
+        self.status = 0
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"0")
+        self._length = int(length[:20]) if length.isdigit() else 0
+        self._unread = b"transfer-encoding" in headers or self._length > 0
+        self._asked_first = b"expect" in headers
+
+    async def receive(self) -> Message:
+        """Return the next part of the request."""
+        message = await self._receive()
+        self._asked_first = False
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            self._unread = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", []), *_HEADERS]
+            if (self._unread and not await self._read_on()) or self._service.draining:
+                headers.append((b"connection", b"close"))
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Answer by a refusal."""
+        self._service.metrics.refused(refusal.code)
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(refusal.body)),
+            **refusal.headers,
+        }
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": refusal.status, "headers": pairs})
+        await self.send({"type": "http.response.body", "body": refusal.body})
+
+    async def _read_on(self) -> bool:
+        """Read and forget the rest of a body, for a while; return whether all of it came."""
+        left = 2 * self._service.options.max_bytes
+        if (
+            self._asked_first or self._length > left
+        ):  # the sender waits for a sign to begin, or has far too much
+            return False
+        try:
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while self._unread and left > 0:
+                    left -= len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            pass
+        return not self._unread
+
+
+def _route(scope: Scope) -> str:
+    """Return the pattern of the route that answered; paths of strangers must not become labels."""
+    route: Any = scope.get("route")
+    return str(getattr(route, "path", "other"))

@@ -1,0 +1,124 @@
+"""From what a stranger sent to pixels that a model takes, within limits. Knows nothing of HTTP.
+
+What is checked before a pixel is decoded: that the content is one of the accepted formats (the content decides, never
+a name), that it agrees with a declared image type, that the file is not an archive or a document as well, and, by the
+header, the number of pixels and the proportions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tellapart.contract import BadImage, Pixels, Preprocessing, decode
+from tellapart.contract.decoding import check_dimensions, recognise
+from tellapart.runtime import Backend
+from tellapart.serve.refusal import Refusal
+
+_TYPES = {
+    "jpeg": "jpeg", "jpg": "jpeg", "pjpeg": "jpeg", "png": "png", "x-png": "png", "apng": "png", "gif": "gif",
+    "webp": "webp", "bmp": "bmp", "x-bmp": "bmp", "x-ms-bmp": "bmp", "tiff": "tiff", "x-portable-pixmap": "ppm",
+    "x-portable-anymap": "ppm", "x-portable-graymap": "ppm", "x-portable-bitmap": "ppm", "x-icon": "ico",
+    "vnd.microsoft.icon": "ico", "jp2": "jpeg2000", "jpx": "jpeg2000", "avif": "avif",
+}  # fmt: skip
+_ZIP_END, _ZIP_END_BYTES, _ZIP_COMMENT = b"PK\x05\x06", 22, 65_535
+_HEAD = 1024  # PDF's readers look for its signature so far, and browsers for HTML
+
+
+class ImageReader:
+    """Reads images for a service: ``formats`` as in the options, at most ``max_pixels`` each."""
+
+    def __init__(self, formats: Sequence[str], max_pixels: int) -> None:
+        self._formats, self._max_pixels = frozenset(formats), max_pixels
+
+    def files(self, files: Sequence[tuple[bytes, str]], backend: Backend, late: Callable[[], bool]) -> Pixels:
+        """Return images sized by the contract, uint8 [n, S, S, C], of (content, declared type or "").
+
+        Gives up with 504 as soon as ``late()``. Raises Refusal, which names the image by its place from 0.
+        """
+        contract = backend.card.preprocessing
+        images = np.empty((len(files), contract.size, contract.size, contract.channels), np.uint8)
+        for place, (content, declared) in enumerate(files):
+            if late():
+                raise Refusal(504, "deadline", "the deadline passed before there was an answer")
+            try:
+                images[place] = _prepared(backend, self._decode(content, declared, contract))
+            except BadImage as error:
+                raise Refusal(422, "bad_image", f"bad image: {error.reason}", image=place) from None
+            except Refusal as refusal:
+                refusal.more = {"image": place}
+                raise
+            except MemoryError:
+                raise Refusal(
+                    503, "out_of_memory", "the service has too little memory now", retry_after=5
+                ) from None
+        return images
+
+    def arrays(self, images_NHWC: Pixels, backend: Backend, late: Callable[[], bool]) -> Pixels:
+        """Return images sized by the contract for pixels uint8 [n, H, W, 1, 3 or 4]. Raises Refusal."""
+        contract = backend.card.preprocessing
+        if fits(images_NHWC, contract):
+            return images_NHWC
+        try:
+            check_dimensions(images_NHWC.shape[2], images_NHWC.shape[1], self._max_pixels)
+            prepared = []
+            for image in images_NHWC:
+                if late():
+                    raise Refusal(504, "deadline", "the deadline passed before there was an answer")
+                prepared.append(_prepared(backend, image))
+            return np.stack(prepared)
+        except BadImage as error:
+            raise Refusal(422, "bad_image", f"bad image: {error.reason}") from None
+
+    def _decode(self, content: bytes, declared: str, contract: Preprocessing) -> Pixels:
+        found = recognise(content).lower().replace(" ", "")
+        if found not in self._formats:
+            valid = ", ".join(sorted(self._formats))
+            raise Refusal(415, "format", f"the image is {found}; accepted are {valid}")
+        self._check_declared(found, declared)
+        other = also(content)
+        if other:
+            raise Refusal(422, "polyglot", f"the image is {other} as well")
+        suffices = contract.suffices if contract.decode == "scaled" else None
+        return decode(content, contract.channels, self._max_pixels, suffices)
+
+    def _check_declared(self, found: str, declared: str) -> None:
+        kind, _, subtype = declared.lower().partition(";")[0].strip().partition("/")
+        if kind != "image" or subtype == "*":
+            return
+        if _TYPES.get(subtype) != found:
+            shown = subtype if subtype in _TYPES else "another type"
+            raise Refusal(415, "content_type", f"the image is {found} but was sent as {shown}")
+
+
+def _prepared(backend: Backend, image: Pixels) -> Pixels:
+    try:
+        return backend.prepare(image)
+    except BadImage as error:  # a runtime's own words may follow the colon; they are not for strangers
+        raise BadImage(error.reason.partition(": ")[0]) from error
+
+
+def fits(images_NHWC: Pixels, contract: Preprocessing) -> bool:
+    """Return whether the contract would change no pixel of these images, so that nothing need be computed."""
+    own = (contract.size, contract.size, contract.channels)
+    return images_NHWC.shape[1:] == own and (contract.resize != "crop" or contract.crop_fraction == 1)
+
+
+def also(content: bytes) -> str:
+    """Return what an image file is besides ("a ZIP archive"), by signs that other programs go by; else "".
+
+    An image needs none of them, and a file that is two things at once is made to deceive.
+    """
+    tail = content[-(_ZIP_END_BYTES + _ZIP_COMMENT) :]
+    found = tail.rfind(_ZIP_END)
+    if found >= 0 and len(tail) - found >= _ZIP_END_BYTES:
+        comment = int.from_bytes(tail[found + 20 : found + 22], "little")
+        if comment == len(tail) - found - _ZIP_END_BYTES:
+            return "a ZIP archive"
+    head = content[:_HEAD].lower()
+    if b"%pdf-" in head:
+        return "a PDF document"
+    if any(sign in head for sign in (b"<html", b"<script", b"<!doctype html", b"<?php")):
+        return "a web page or program"
+    return ""

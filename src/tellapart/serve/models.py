@@ -1,0 +1,209 @@
+"""The models that a service answers with: opened, replaced when their files are, closed when nobody needs them.
+
+A new file is opened beside the old one and tried; only then it takes the name over. Requests keep the model that they
+began with, so none is lost. Everything but opening happens in the event loop's thread. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tellapart.contract import Card
+from tellapart.errors import ServeError, TellapartError
+from tellapart.runtime import Backend, open_backend
+from tellapart.serve import drift
+from tellapart.serve.batching import Batcher
+from tellapart.serve.metrics import Metrics, ModelMetrics
+from tellapart.serve.options import Options
+from tellapart.serve.refusal import Refusal
+
+Fingerprint = tuple[tuple[str, int, int, int], ...]
+_SUFFIXES = (".safetensors", ".onnx", ".data", ".xml", ".bin", ".pt2", ".pt", ".pte", ".tflite")
+_log = logging.getLogger("tellapart.serve")
+
+
+class Model:
+    """One opened file under a name. ``version`` counts how often the name was loaded, from 1."""
+
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        backend: Backend,
+        options: Options,
+        counts: ModelMetrics,
+        mix: drift.ClassMix,
+    ) -> None:
+        self.name, self.version, self.backend, self.counts, self.mix = name, version, backend, counts, mix
+        self.users = 0
+        self.retired = False
+        self.batcher = Batcher(
+            backend.logits,
+            counts,
+            max_batch=options.max_batch,
+            max_wait=options.max_wait_ms / 1000,
+            capacity=options.queue,
+            instances=options.instances,
+        )
+
+    @property
+    def card(self) -> Card:
+        """All that goes with the weights."""
+        return self.backend.card
+
+    def answered(self, label: int) -> None:
+        """Count an answer by its most probable class."""
+        self.counts.answered(self.card.classes[label])
+        if self.mix.add(label):
+            self.publish_mix()
+
+    def publish_mix(self) -> None:
+        """Tell the metrics what mix is expected."""
+        if self.mix.expected is not None:
+            shares = dict(zip(self.card.classes, self.mix.expected.tolist(), strict=True))
+            self.counts.expects(shares, self.mix.source)
+
+    def retire(self) -> None:
+        """Close as soon as nobody uses it."""
+        self.retired = True
+        if not self.users:
+            self.batcher.close()
+
+
+class Repository:
+    """Models by name. The first one answers where a request names none."""
+
+    def __init__(self, paths: Mapping[str, str], options: Options, metrics: Metrics) -> None:
+        self._paths = {name: Path(path) for name, path in paths.items()}
+        self._options, self._metrics = options, metrics
+        self._models: dict[str, Model] = {}
+        self._versions = dict.fromkeys(self._paths, 0)
+        self._seen: dict[str, Fingerprint] = {}
+        self._loading = {name: asyncio.Lock() for name in self._paths}
+        self._counts = {name: metrics.for_model(name) for name in self._paths}
+
+    @property
+    def names(self) -> list[str]:
+        """The models' names, the default first."""
+        return list(self._paths)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model can answer."""
+        return len(self._models) == len(self._paths)
+
+    def get(self, name: str | None = None) -> Model:
+        """Return the model that answers under ``name`` now. Raises Refusal 404, 503."""
+        if name is None:
+            name = next(iter(self._paths))
+        if name not in self._paths:
+            raise Refusal(404, "no_model", f"there is no such model; there are {', '.join(self._paths)}")
+        if name not in self._models:
+            raise Refusal(503, "loading", "the model is being loaded", retry_after=1)
+        return self._models[name]
+
+    @contextlib.contextmanager
+    def lease(self, name: str | None = None, version: str | None = None) -> Iterator[Model]:
+        """Give a model that stays usable inside, also where it is replaced meanwhile. Raises Refusal."""
+        model = self.get(name)
+        if version is not None and version != str(model.version):
+            raise Refusal(404, "no_version", f"the model has version {model.version} now, no other")
+        model.users += 1
+        try:
+            yield model
+        finally:
+            model.users -= 1
+            if model.retired and not model.users:
+                model.batcher.close()
+
+    async def load(self, name: str) -> Model:
+        """Open a model's file (again) and let it take over. Raises TellapartError; an older one then stays."""
+        if name not in self._paths:
+            raise Refusal(404, "no_model", f"there is no such model; there are {', '.join(self._paths)}")
+        async with self._loading[name]:
+            path = self._paths[name]
+            self._seen[name] = await asyncio.to_thread(fingerprint, path)
+            try:
+                backend, mix = await asyncio.to_thread(self._open, path)
+            except TellapartError:
+                raise
+            except Exception as error:  # whatever a damaged file makes its reader raise
+                raise ServeError(f"{path} cannot be opened: {error!r}") from error
+            self._versions[name] += 1
+            counts = self._counts[name]
+            model = Model(name, self._versions[name], backend, self._options, counts, mix)
+            old = self._models.get(name)
+            self._models[name] = model
+            counts.loaded(model.version)
+            counts.waiting(lambda: model.batcher.waiting)
+            counts.drift(lambda: model.mix.drift, lambda: model.mix.by_chance)
+            model.publish_mix()
+            if old is not None:
+                old.retire()
+            return model
+
+    def _open(self, path: Path) -> tuple[Backend, drift.ClassMix]:
+        """Open and try a file; in a thread of its own."""
+        options = self._options
+        backend = open_backend(path, options.device, options.precision, options.threads)
+        card = backend.card
+        contract = card.preprocessing
+        blank = np.zeros((1, contract.size, contract.size, contract.channels), np.uint8)
+        for size in {1, options.max_batch}:
+            logits = backend.logits(np.repeat(blank, size, axis=0))
+            if logits.shape != (size, len(card.classes)) or not np.isfinite(logits).all():
+                raise TellapartError(
+                    f"{path.name} gives no finite logits for its {len(card.classes)} classes."
+                )
+        expected, source = drift.expectation(card, path, options.class_mix)
+        return backend, drift.ClassMix(len(card.classes), options.drift_window, expected, source)
+
+    async def watch(self, seconds: float, notify: Callable[[str], None]) -> None:
+        """Load models again whose files changed, until cancelled; a file must be unchanged for one round."""
+        changing: dict[str, Fingerprint] = {}
+        while True:
+            await asyncio.sleep(seconds)
+            for name, path in self._paths.items():
+                now = await asyncio.to_thread(fingerprint, path)
+                if not now or now == self._seen.get(name):
+                    changing.pop(name, None)
+                elif changing.get(name) != now:
+                    changing[name] = now
+                else:
+                    await self._reload(name, notify)
+
+    async def _reload(self, name: str, notify: Callable[[str], None]) -> None:
+        try:
+            model = await self.load(name)
+            notify(f"{name}: version {model.version} answers now")
+        except TellapartError as error:
+            self._counts[name].reload_failed()
+            notify(f"{name}: the new file cannot be used, version {self._versions[name]} goes on: {error}")
+            _log.warning("%s cannot be loaded again: %s", name, error)
+
+    async def close(self) -> None:
+        """Compute what waits, and end."""
+        for model in self._models.values():
+            model.batcher.close()
+        for model in self._models.values():
+            await asyncio.to_thread(model.batcher.join, 10)
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """Return what changes when a model's file, or one beside it with weights, is replaced; empty without any."""
+    folder, stem = (path, "") if path.is_dir() else (path.parent, path.stem)
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            name = Path(entry.name)
+            if name.suffix in _SUFFIXES and name.name.startswith(stem) and entry.is_file():
+                about = os.stat(entry.path)  # entry.stat() may be an older one on some systems
+                found.append((entry.name, about.st_mtime_ns, about.st_size, about.st_ino))
+    return tuple(sorted(found))

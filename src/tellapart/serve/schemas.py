@@ -1,0 +1,128 @@
+"""The service's OpenAPI descriptions, where FastAPI cannot see them in a signature. Plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["error", "code"],
+    "properties": {
+        "error": {"type": "string", "description": "The reason, for people."},
+        "code": {"type": "string", "description": "The reason, for programs."},
+        "image": {"type": "integer", "description": "Which image, from 0, where it is about one."},
+    },
+}
+_REASONS = {
+    400: "The request is not of the form that is described here.",
+    401: "The API key is missing or wrong.",
+    404: "There is no such model or version.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large, or holds too many images.",
+    415: "The content type, its encoding or the image format is not accepted.",
+    422: "An image cannot be read, or is too large.",
+    500: "The model failed.",
+    503: "The service is busy, or loads the model; Retry-After says when to try again.",
+    504: "The deadline passed first.",
+}
+_COMMON = (400, 401, 404, 408, 413, 415, 422, 500, 503, 504)
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the descriptions of refusals; of all that a route with images has, where none is given."""
+    return {
+        status: {"description": _REASONS[status], "content": {"application/json": {"schema": ERROR}}}
+        for status in statuses or _COMMON
+    }
+
+
+def answer(description: str, schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """Return the description of a JSON answer with status 200."""
+    return {200: {"description": description, "content": {"application/json": {"schema": schema}}}}
+
+
+_TEXT, _NUMBER, _COUNT = {"type": "string"}, {"type": "number"}, {"type": "integer"}
+_SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+
+
+def _object(required: bool = True, **properties: Any) -> dict[str, Any]:
+    result: dict[str, Any] = {"type": "object", "properties": properties}
+    return {**result, "required": list(properties)} if required else result
+
+
+def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items, **more}
+
+
+_CLASS = _object(label=_TEXT, probability=_SHARE)
+PREDICTIONS = _object(
+    model=_TEXT,
+    version=_COUNT,
+    predictions=_list(_object(label=_TEXT, probability=_SHARE, top=_list(_CLASS))),
+)
+EXPLANATION = _object(
+    model=_TEXT,
+    version=_COUNT,
+    label=_TEXT,
+    probability=_SHARE,
+    top=_list(_CLASS),
+    explained=_TEXT,
+    heat=_list(_list(_NUMBER)),
+    image=_TEXT,
+)
+STATUS = _object(status=_TEXT)
+MODELS = _object(models=_list(_object(name=_TEXT, version=_COUNT, classes=_list(_TEXT), format=_TEXT)))
+
+_BASE64 = {
+    "type": "string",
+    "description": "An image file in base64, or a data URL.",
+    "pattern": "^(data:[a-zA-Z0-9/+.-]*;base64,)?[A-Za-z0-9+/]*=*$",
+}
+_FILE = {"type": "string", "format": "binary"}
+_TOP = {"type": "integer", "minimum": 1, "maximum": 1000}
+
+
+def images(many: bool) -> dict[str, Any]:
+    """Return the description of a body with one or many images."""
+    fields: dict[str, Any] = {"top": _TOP, "model": _TEXT}
+    in_json: dict[str, Any] = {"image": _BASE64, **fields}
+    in_form: dict[str, Any] = {"image": _FILE, **fields}
+    if many:
+        in_json["images"] = _list(_BASE64)
+        in_form["image"] = _list(_FILE)
+    content = {
+        "multipart/form-data": {"schema": _object(False, **in_form)},
+        "application/json": {"schema": {**_object(False, **in_json), "additionalProperties": False}},
+        "application/octet-stream": {"schema": _FILE},
+        **{f"image/{kind}": {"schema": _FILE} for kind in ("jpeg", "png", "webp", "gif", "bmp")},
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+_TENSOR = _object(
+    False,
+    name=_TEXT,
+    datatype=_TEXT,
+    shape=_list({"type": "integer"}),
+    parameters={"type": "object"},
+    data={"type": "array", "items": {}},
+)
+INFERENCE = _object(False, id=_TEXT, parameters={"type": "object"}, outputs=_list(_TENSOR), inputs=_list(
+    {**_TENSOR, "required": ["name", "datatype", "shape"]}, minItems=1, maxItems=1,
+))  # fmt: skip
+INFERENCE["required"] = ["inputs"]
+INFERRED = _object(model_name=_TEXT, model_version=_TEXT, outputs=_list(_TENSOR))
+
+
+def tensors() -> dict[str, Any]:
+    """Return the description of an inference request."""
+    content = {
+        "application/json": {"schema": INFERENCE},
+        "application/octet-stream": {
+            "schema": {
+                **_FILE,
+                "description": "JSON and tensors behind it; see Inference-Header-Content-Length.",
+            }
+        },
+    }
+    return {"requestBody": {"required": True, "content": content}}

@@ -1,0 +1,196 @@
+"""The process: uvicorn around the application, patient with slow senders only so far, and ending in order.
+
+Owner of uvicorn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tellapart.errors import ServeError
+from tellapart.serve.app import create
+from tellapart.serve.options import KEY_VARIABLE, Options
+from tellapart.serve.refusal import Refusal
+from tellapart.serve.service import Service
+
+_KEEP_ALIVE_SECONDS = 30
+
+
+class PatientProtocol(H11Protocol):
+    """uvicorn's HTTP, with a bound on connections and on the time that a request's head takes."""
+
+    head_timeout = 10.0
+    max_connections = 512
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, unless there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self._refuse(Refusal(503, "overloaded", "too many connections; try again", retry_after=1))
+            return
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget a connection."""
+        self._head_came()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; a request's head must be complete before the timer ends."""
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        waiting = self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE
+        if not waiting:
+            self._head_came()
+        elif self._head_timer is None:
+            self._await_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP."""
+        self._refuse(Refusal(400, "bad_http", "this is not a valid HTTP request"))
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_timeout, self._too_slow)
+
+    def _head_came(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        self._refuse(Refusal(408, "slow_head", "the request did not arrive in time"))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer outside of the application, and close."""
+        if self.transport.is_closing():
+            return
+        headers = {
+            "content-type": "application/json", "content-length": str(len(refusal.body)), "connection": "close",
+            **refusal.headers,
+        }  # fmt: skip
+        with contextlib.suppress(h11.LocalProtocolError):  # an answer is already under way
+            for event in (
+                h11.Response(status_code=refusal.status, headers=list(headers.items())),
+                h11.Data(data=refusal.body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which drains before it ends: it says that it is not ready, and only then takes no more."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service, self._ready = service, ready
+        self._asked_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the models, then listen."""
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; end at once when asked again."""
+        if self._asked_at is not None and sig == signal.SIGINT:
+            self.should_exit = self.force_exit = True
+        self._asked_at = self._asked_at or time.monotonic()
+        self._service.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether it is time to take no more."""
+        drained = self._service.options.drain_seconds
+        if self._asked_at is not None and time.monotonic() - self._asked_at >= drained:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def configuration(app: Any, options: Options) -> uvicorn.Config:
+    """Return uvicorn's configuration."""
+    limits = {"head_timeout": options.head_timeout, "max_connections": options.max_connections}
+    return uvicorn.Config(
+        app,
+        http=type("Protocol", (PatientProtocol,), limits),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(options.shutdown_seconds)),
+    )
+
+
+def run(
+    models: Mapping[str, str],
+    options: Options,
+    notify: Callable[[str], None],
+    ready: Callable[[dict[str, Any]], None],
+) -> None:
+    """Serve until told to end. Raises UserError."""
+    options = options.with_key_of_environment()
+    for name, path in models.items():
+        if not os.path.exists(path):
+            raise ServeError(f"There is no model {path} (to be served as {name!r}).")
+    if not options.loopback and not options.api_key:
+        notify(
+            f"warning: {options.host} can be reached from other machines, and no key is asked for; "
+            f"set {KEY_VARIABLE} or --api-key"
+        )
+    listener = _listen(options)
+    app = create(models, options, notify)
+    service: Service = app.state.service
+    config = configuration(app, options)
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # `app` logs what fails
+    host, port = listener.getsockname()[:2]
+
+    def started() -> None:
+        for name in service.repository.names:
+            model = service.repository.get(name)
+            notify(f"{name}: {model.backend.format}, {len(model.card.classes)} classes")
+        notify(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}")
+        ready({"host": host, "port": port, "models": service.repository.names})
+
+    try:
+        Server(config, service, started).run(sockets=[listener])
+    except SystemExit:  # uvicorn's way to say that the application did not start
+        raise service.failure or ServeError("The service did not start.") from None
+    finally:
+        listener.close()
+    notify("all that was accepted is answered")
+
+
+def _listen(options: Options) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        raise ServeError(
+            f"Cannot listen on {options.host}:{options.port}: {error.strerror or error}"
+        ) from None
+    return listener

@@ -1,0 +1,96 @@
+"""What all routes share: from a request's images to logits, with the limits, the queue and the deadline on the way.
+
+Knows the parts and in which order they are used; nothing of the routes' own formats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from tellapart.contract import Pixels
+from tellapart.serve.images import ImageReader, fits
+from tellapart.serve.intake import Intake
+from tellapart.serve.metrics import Metrics
+from tellapart.serve.models import Model, Repository
+from tellapart.serve.options import Options
+from tellapart.serve.refusal import Refusal
+
+T = TypeVar("T")
+
+
+class Service:
+    """One service: its options, its models, and the threads that decode."""
+
+    def __init__(self, repository: Repository, options: Options, metrics: Metrics) -> None:
+        self.repository, self.options, self.metrics = repository, options, metrics
+        self.intake = Intake(options.max_bytes, options.max_memory_mb * 2**20, options.body_timeout)
+        self.reader = ImageReader(options.formats, options.max_pixels)
+        self.draining = False
+        """Whether the service is about to end: it still answers, but asks to be asked no more."""
+        self.failure: Exception | None = None
+        """Why the service could not start."""
+        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self.explaining = False
+        metrics.holds(lambda: float(self.intake.held))
+
+    @property
+    def pool(self) -> concurrent.futures.ThreadPoolExecutor:
+        """The threads that decode images."""
+        if self._pool is None:
+            workers = self.options.decoders or os.cpu_count() or 1
+            if "torch" in sys.modules:  # a model's format needs it: its threads must not get a team each
+                from tellapart.devices import thread_pool
+
+                self._pool = thread_pool(workers)
+            else:
+                self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        return self._pool
+
+    def deadline(self, request: Request) -> float:
+        """Return when a request must be answered, by ``time.monotonic``. Raises Refusal."""
+        limit = self.options.deadline_ms
+        text = request.headers.get("deadline-ms")
+        if text is not None:
+            if not (text.isascii() and text.isdigit() and 0 < len(text) < 10 and int(text)):
+                raise Refusal(
+                    400, "bad_deadline", "Deadline-Ms must be a whole number of milliseconds from 1"
+                )
+            limit = min(limit, int(text))
+        return time.monotonic() + limit / 1000
+
+    def deadline_in(self, seconds: float) -> float:
+        """Return the deadline that is so far away."""
+        return time.monotonic() + seconds
+
+    async def in_thread(self, work: Callable[[], T], deadline: float) -> T:
+        """Return what ``work`` returns in one of the decoding threads. Raises Refusal 504 when it is late."""
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+        except TimeoutError:
+            raise Refusal(504, "deadline", "the deadline passed before there was an answer") from None
+
+    async def pixels(self, images: Pixels, model: Model, deadline: float) -> Pixels:
+        """Return pixels [n, H, W, C] sized by the model's contract. Raises Refusal."""
+        if fits(images, model.card.preprocessing):
+            return images
+        late = late_after(deadline)
+        return await self.in_thread(lambda: self.reader.arrays(images, model.backend, late), deadline)
+
+    def close(self) -> None:
+        """End the threads that decode."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def late_after(deadline: float) -> Callable[[], bool]:
+    """Return a function that says whether ``deadline`` has passed."""
+    return lambda: time.monotonic() > deadline

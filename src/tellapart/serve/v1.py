@@ -1,0 +1,206 @@
+"""The routes below /v1: images in, labels and probabilities (or a heat map) out."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Query
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tellapart.contract import Pixels
+from tellapart.runtime import probabilities
+from tellapart.serve import bodies, explain, schemas
+from tellapart.serve.batching import Expected
+from tellapart.serve.models import Model
+from tellapart.serve.refusal import Refusal, dumps
+from tellapart.serve.service import Service, late_after
+
+_INLINE_BYTES = 1 << 18  # what is larger is parsed in a thread, so that others are not kept waiting
+_MAX_TOP = 1000
+
+Top = Annotated[int, Query(ge=1, le=_MAX_TOP, description="How many classes to give for each image.")]
+Name = Annotated[str | None, Query(description="The model; by default the first.", max_length=100)]
+Deadline = {
+    "name": "Deadline-Ms", "in": "header", "required": False, "description": "Time for the answer, in milliseconds.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+}  # fmt: skip
+
+
+def reply(content: Any) -> Response:
+    """Return a JSON answer."""
+    return Response(dumps(content), media_type="application/json")
+
+
+def router(service: Service) -> APIRouter:
+    """Return the routes of a service."""
+    routes = APIRouter(prefix="/v1", tags=["images"])
+
+    @routes.get("/models", responses=schemas.answer("The models.", schemas.MODELS) | schemas.refusals(401))
+    async def models() -> Response:
+        """List the models that answer, the default first."""
+        found = [service.repository.get(name) for name in service.repository.names]
+        about = [
+            {
+                "name": m.name,
+                "version": m.version,
+                "format": m.backend.format,
+                "classes": list(m.card.classes),
+            }
+            for m in found
+        ]
+        return reply({"models": about})
+
+    @routes.post(
+        "/predict",
+        responses=schemas.answer("An answer for each image, in order.", schemas.PREDICTIONS)
+        | schemas.refusals(),
+        openapi_extra={**schemas.images(many=True), "parameters": [Deadline]},
+    )
+    async def predict(request: Request, top: Top = 5, model: Name = None) -> Response:
+        """Label images: multipart form, raw bytes, or base64 in JSON; one or many."""
+        return await _predict(service, request, top, model)
+
+    @routes.post(
+        "/explain",
+        responses=schemas.answer("The answer, and where it is from.", schemas.EXPLANATION)
+        | schemas.refusals(),
+        openapi_extra={**schemas.images(many=False), "parameters": [Deadline]},
+    )
+    async def explain_image(
+        request: Request,
+        label: Annotated[str | None, Query(description="The class; by default the most probable.")] = None,
+        grid: Annotated[int, Query(ge=2, le=64, description="Cells along a side of the heat map.")] = 12,
+        top: Top = 5,
+        model: Name = None,
+    ) -> Response:
+        """Compute a heat map of one image by occlusion: how much the probability falls where a cell is covered."""
+        return await _explain(service, request, label, grid, top, model)
+
+    return routes
+
+
+async def _predict(service: Service, request: Request, top: int, name: str | None) -> Response:
+    deadline = service.deadline(request)
+    expected = service.repository.get(name).batcher.expect()
+    try:
+        async with service.intake.body(request) as body:
+            asked = await _asked(service, request, body, service.options.max_images, deadline)
+            top, name = _fields(asked, top, name)
+            with service.repository.lease(name) as model:
+                images = await _decoded(service, asked, model, deadline)
+                logits = await _queued(service, model, images, deadline, expected)
+                values = probabilities(logits, model.card)
+                for best in values.argmax(axis=1).tolist():
+                    model.answered(best)
+                answers = [described(row, model.card.classes, top) for row in values]
+                return reply({"model": model.name, "version": model.version, "predictions": answers})
+    finally:
+        expected.arrived()
+
+
+async def _queued(
+    service: Service, model: Model, images: Pixels, deadline: float, expected: Expected
+) -> npt.NDArray[np.float32]:
+    answer = model.batcher.submit(images, deadline)
+    expected.arrived()
+    return await answer
+
+
+async def _asked(
+    service: Service, request: Request, body: bytes, max_images: int, deadline: float
+) -> bodies.Asked:
+    content_type = request.headers.get("content-type", "")
+    if len(body) <= _INLINE_BYTES:
+        return bodies.parse(body, content_type, max_images)
+    return await service.in_thread(lambda: bodies.parse(body, content_type, max_images), deadline)
+
+
+async def _decoded(service: Service, asked: bodies.Asked, model: Model, deadline: float) -> Pixels:
+    late = late_after(deadline)
+    return await service.in_thread(lambda: service.reader.files(asked.files, model.backend, late), deadline)
+
+
+def _fields(asked: bodies.Asked, top: int, name: str | None) -> tuple[int, str | None]:
+    """Return top and model, where the body's own fields count more than the query's."""
+    given = asked.fields.get("top", top)
+    if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) < 5:
+        given = int(given)
+    if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= _MAX_TOP:
+        raise Refusal(400, "bad_top", f"top must be a whole number of 1 to {_MAX_TOP}")
+    name = asked.fields.get("model", name)
+    if name is not None and not isinstance(name, str):
+        raise Refusal(400, "bad_model", "model must be a string")
+    return given, name
+
+
+def described(values: npt.NDArray[np.float64], classes: Sequence[str], top: int) -> dict[str, Any]:
+    """Return one image's answer, best class first."""
+    order = np.argsort(-values, kind="stable")[:top].tolist()
+    best = [{"label": classes[index], "probability": float(values[index])} for index in order]
+    return {**best[0], "top": best}
+
+
+async def _explain(
+    service: Service, request: Request, label: str | None, grid: int, top: int, name: str | None
+) -> Response:
+    deadline = service.deadline(request)
+    limit = service.options.explain_images
+    if not limit:
+        raise Refusal(404, "no_explain", "heat maps are switched off")
+    if explain.cells(grid) > limit:
+        raise Refusal(400, "grid", f"a grid of {grid} computes {explain.cells(grid)} images; at most {limit}")
+    if service.explaining:
+        raise Refusal(503, "overloaded", "another heat map is being computed; try again", retry_after=1)
+    service.explaining = True
+    try:
+        async with service.intake.body(request) as body:
+            asked = await _asked(service, request, body, 1, deadline)
+            top, name = _fields(asked, top, name)
+            with service.repository.lease(name) as model:
+                image = (await _decoded(service, asked, model, deadline))[0]
+                return reply(await _explained(model, image, label, grid, top, deadline))
+    finally:
+        service.explaining = False
+
+
+async def _explained(
+    model: Model, image: Pixels, label: str | None, grid: int, top: int, deadline: float
+) -> dict[str, Any]:
+    classes = model.card.classes
+    if label is not None and label not in classes:
+        raise Refusal(404, "no_class", "the model has no such class")
+    whole = probabilities(await model.batcher.submit(image[None], deadline), model.card)[0]
+    target = int(whole.argmax()) if label is None else classes.index(label)
+    covered = []
+    step = (
+        model.batcher.fair_share
+    )  # one part after the other, so that others' images are computed in between
+    for start in range(0, grid * grid, step):
+        part = explain.occluded(image, grid, start, min(start + step, grid * grid))
+        logits = await model.batcher.submit(part, deadline)
+        covered.append(probabilities(logits, model.card)[:, target])
+    values = explain.heat(float(whole[target]), np.concatenate(covered), grid, image.shape[0])
+    return {
+        "model": model.name,
+        "version": model.version,
+        **described(whole, classes, top),
+        "explained": classes[target],
+        "heat": values.round(6).tolist(),
+        "image": _data_url(image),
+    }
+
+
+def _data_url(image: Pixels) -> str:
+    """Return what the model sees as a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(
+        buffer, format="PNG", compress_level=1
+    )
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

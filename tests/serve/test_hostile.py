@@ -1,0 +1,122 @@
+"""Bad requests get a 4xx with a reason, and the service goes on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Running, picture
+
+PLACE = Path(__file__).resolve().parents[2] / "bench" / "bad_requests.py"
+SPEC = importlib.util.spec_from_file_location("bad_requests", PLACE)
+assert SPEC is not None
+assert SPEC.loader is not None
+bad_requests: Any = importlib.util.module_from_spec(SPEC)
+sys.modules["bad_requests"] = bad_requests
+SPEC.loader.exec_module(bad_requests)
+KINDS = bad_requests.all_kinds()
+SLOW = bad_requests.slow_kinds()
+
+
+def explained(status: int, body: bytes) -> dict[str, Any]:
+    """Check that an answer gives a reason and nothing of the inside, and return it."""
+    content = json.loads(body)
+    assert content["error"]
+    assert content["code"]
+    assert not re.search(r"/\w+/|Traceback|File |\.py|0x[0-9a-f]{6}", content["error"])
+    return content
+
+
+def test_there_are_many_kinds() -> None:
+    assert len({bad.name for bad in KINDS}) == len(KINDS) > 90
+
+
+@pytest.mark.parametrize("bad", KINDS, ids=lambda bad: bad.name)
+def test_bad_requests(shared: Running, bad: Any) -> None:
+    status, body = bad_requests.ask(shared.host, shared.port, bad)
+    assert status in bad.statuses, body[:300]
+    if status:
+        explained(status, body)
+    with shared.client() as client:
+        assert client.post("/v1/predict", files={"image": picture()}).status_code == 200
+    assert shared.service.intake.held == 0
+
+
+def test_slow_senders(start: Callable[..., Running]) -> None:
+    service = start(head_timeout=0.3, body_timeout=0.3)
+    with ThreadPoolExecutor(len(SLOW)) as pool:
+        answers = list(pool.map(lambda bad: bad_requests.ask(service.host, service.port, bad), SLOW))
+    for bad, (status, body) in zip(SLOW, answers, strict=True):
+        assert status in bad.statuses, bad.name
+        explained(status, body)
+
+
+def test_too_many_connections(start: Callable[..., Running]) -> None:
+    service = start(max_connections=3)
+    with (
+        service.client() as first,
+        service.client() as second,
+        service.client() as third,
+        service.client() as fourth,
+    ):
+        for client in (first, second, third):
+            assert client.get("/healthz").status_code == 200
+        refused = fourth.get("/healthz")
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        assert first.get("/healthz").status_code == 200
+        third.close()
+        assert fourth.get("/healthz").status_code == 200
+
+
+def test_bodies_together_are_bounded(start: Callable[..., Running]) -> None:
+    service = start(max_memory_mb=1, max_body_mb=3.0)
+    with service.client() as client:
+        refused = client.post("/v1/predict", content=bytes(2 << 20), headers={"content-type": "image/png"})
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "1"
+        assert client.post("/v1/predict", files={"image": picture()}).status_code == 200
+
+
+def test_a_failing_model_is_not_shown(start: Callable[..., Running]) -> None:
+    service = start({"fails": True})
+    with service.client() as client:
+        for _ in range(2):
+            answer = client.post("/v1/predict", files={"image": picture()})
+            assert answer.status_code == 500
+            assert explained(500, answer.content)["code"] == "model_failed"
+        assert client.get("/healthz").status_code == 200
+
+
+def test_key(start: Callable[..., Running]) -> None:
+    service = start(api_key="wörd")
+    with service.client() as client:
+        for path in ("/healthz", "/readyz", "/", "/docs", "/v2/health/live", "/v2/health/ready"):
+            assert client.get(path).status_code == 200, path
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/v2", "/none"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (401, "api_key"), path
+            assert answer.headers["www-authenticate"] == "Bearer"
+        for header in ({"X-API-Key": "wörd".encode()}, {"Authorization": b"Bearer " + "wörd".encode()}):
+            assert client.get("/v1/models", headers=header).status_code == 200
+        for header in ({"X-API-Key": b"word"}, {"Authorization": b"Bearer"}, {"Authorization": b"Basic x"}):
+            assert client.get("/v1/models", headers=header).status_code == 401
+        assert (
+            client.get("/v1/models", headers={"X-API-Key": "wörd".encode(), "Host": "any"}).status_code == 200
+        )
+
+
+def test_formats_are_chosen(start: Callable[..., Running]) -> None:
+    service = start(formats=("tiff",))
+    with service.client() as client:
+        answer = client.post("/v1/predict", files={"image": picture()})
+        assert (answer.status_code, answer.json()["error"]) == (415, "the image is png; accepted are tiff")
+        assert client.post("/v1/predict", files={"image": picture(kind="TIFF")}).status_code == 200
