@@ -104,7 +104,7 @@ def compress(
     for method in dict.fromkeys(methods):
         candidates += work.methods[method]()
     with Console(quiet=quiet) as console:
-        comparison = _compare(subject, folder, candidates, chosen, tuple(work.notes), console)
+        comparison = _compare(subject, folder, candidates, chosen, console)
     comparison.write()
     page.write_page(comparison)
     return comparison
@@ -131,7 +131,6 @@ class _Work:
             "sparse": self.sparsen,
             "distill": self.distil,
         }
-        self.notes: list[str] = []
         self.floats: list[Candidate] | None = None
 
     def base(self) -> Candidate:
@@ -155,20 +154,18 @@ class _Work:
         new = self._floats()  # what size, speed and drop are compared with
         file = self._train(self.folder / "qat", {"training.quantize": "int8"})
         subject = dataclasses.replace(self.subject, file=file, card=artifact.read_card(file))
-        floats, notes = quantising.exports(
-            subject, self.folder / "qat", self.options.runtimes, ("fp32",), self.options.threads
-        )
-        self.notes += notes
+        place = self.folder / "exports" / "qat"
+        floats = quantising.exports(subject, place, self.options.runtimes, ("fp32",), self.options.threads)
         return new + self._int8(subject, floats, "qat")
 
     def _floats(self) -> list[Candidate]:
         """Return the model's exports in float, the first time."""
         if self.floats is not None or not self.options.runtimes:
             return []
-        self.floats, notes = quantising.exports(
-            self.subject, self.folder, self.options.runtimes, ("fp32", "fp16"), self.options.threads
+        place, both = self.folder / "exports" / BASE, ("fp32", "fp16")
+        self.floats = quantising.exports(
+            self.subject, place, self.options.runtimes, both, self.options.threads
         )
-        self.notes += notes
         return list(self.floats)
 
     def _int8(self, subject: Subject, floats: list[Candidate], label: str) -> list[Candidate]:
@@ -287,11 +284,8 @@ class _Work:
         found = [Candidate(name, method, file, BASE, note=note, **known)]
         if "onnx" in self.options.runtimes:
             subject = dataclasses.replace(self.subject, file=file, card=artifact.read_card(file))
-            exported, notes = quantising.exports(
-                subject, self.folder / "exports" / name, ("onnx",), ("fp32",), self.options.threads
-            )
-            self.notes += notes
-            one = exported[0]
+            place = self.folder / "exports" / name
+            (one,) = quantising.exports(subject, place, ("onnx",), ("fp32",), self.options.threads)
             found.append(
                 Candidate(f"{name} {quantising.SHORT['onnx']}", method, one.file, one.against, **known)
             )
@@ -303,7 +297,6 @@ def _compare(
     folder: Path,
     candidates: list[Candidate],
     options: Options,
-    notes: tuple[str, ...],
     console: Console,
 ) -> Comparison:
     """Measure all candidates side by side."""
@@ -320,5 +313,5 @@ def _compare(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    notes = (*notes, *(one.note for one in candidates if one.note))
+    notes = [one.note for one in candidates if one.note]
     return Comparison(folder, str(subject.file), subject.split, machine, tuple(rows), tuple(notes))
