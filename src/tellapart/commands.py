@@ -205,6 +205,8 @@ class Export:
     """The bare network: normalised floats in, logits out."""
     batch: int = 0
     """Images of one call, for formats that fix it; 0: any, or the format's own choice."""
+    env: str = ""
+    """Folder of the environment that litert or executorch have of their own; an error says how to make it."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Labelled images to compare on; without it the run's own (validation part), or made-up ones."""
     split: Literal["", "train", "val", "test", "all"] = ""

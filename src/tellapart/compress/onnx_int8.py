@@ -95,7 +95,9 @@ class Quantizer:
                 nodes_to_quantize=list(only or ()),
                 nodes_to_exclude=[*self.fixed, *keep],
                 op_types_to_quantize=list(QDQRegistry),
-                extra_options={},
+                extra_options={
+                    "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]
+                },  # such as the logits
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
@@ -134,6 +136,7 @@ def dynamic(file: Path, target: Path) -> None:
     resizing, network = split(whole)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         source, made = Path(folder) / "network.onnx", Path(folder) / "dynamic.onnx"
+        del network.graph.value_info[:]  # names of values that the quantiser changes
         onnx.save(network, source)
         quantize_dynamic(
             source,

@@ -1,6 +1,7 @@
 """Parts of the classifier as programs of `torch.export`, which most converters start from.
 
-Also the parts that only some formats take, and where a converted file's inner values begin to differ from such a program's. Knows no format.
+Also the parts that only some formats take, and where a converted file's inner values begin to differ from such a
+program's. Knows no format.
 """
 
 from __future__ import annotations

@@ -57,11 +57,7 @@ class Environment:
         for place in ("bin/python", "Scripts/python.exe"):
             if (folder / place).is_file():
                 return (folder / place).absolute()
-        where = (
-            f"in {folder} there is no Python"
-            if given
-            else f"there is no {self.folder} here"
-        )
+        where = f"in {folder} there is no Python" if given else f"there is no {self.folder} here"
         raise MissingEnvironmentError(
             f"{self.name} needs an environment of its own ({self.size}), and {where}. This command makes it:\n\n"
             f"    {self.command()}\n\n"

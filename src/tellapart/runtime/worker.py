@@ -6,6 +6,7 @@ A process is started for each opened file. Batches go to it through a pipe, logi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import subprocess
@@ -31,16 +32,17 @@ class WorkerBackend:
 
     def __init__(self, environment: Environment, path: Path, threads: int) -> None:
         self.format = environment.name
+        python = str(environment.python())
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
-            [str(environment.python()), str(environment.program), "serve", str(path), str(threads)],
+            [python, str(environment.program), "serve", str(path), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env={**clean_environment(), **({"OMP_NUM_THREADS": str(threads)} if threads else {})},
         )
         self._lock = threading.Lock()
-        self._closing = weakref.finalize(self, _stop, self._process)
+        self._closing = weakref.finalize(self, _stop, self._process, self._errors)
         try:
             (length,) = struct.unpack("<I", self._read(4))
             text = self._read(length).decode()
@@ -104,10 +106,11 @@ class WorkerBackend:
         return last_error(text) or f"its process ended with {self._process.returncode}"
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    for stream in (process.stdin, process.stdout):
+def _stop(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+    for stream in (process.stdin, process.stdout, errors):
         if stream is not None:
-            stream.close()
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
     try:
         process.wait(5)  # it ends with its input
     except subprocess.TimeoutExpired:

@@ -14,51 +14,46 @@ from tellapart.compress import measuring, onnx_int8, openvino_int8
 from tellapart.compress.measuring import Candidate
 from tellapart.compress.subject import Subject
 from tellapart.errors import ExportError
-from tellapart.workflow.exporting import export
+from tellapart.export import formats
+from tellapart.export.base import Options
+from tellapart.export.graph import graph_of
+from tellapart.preprocess import as_tensor
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 SHORT = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
-_BATCH, _RANKED = 16, 24
+_BATCH, _RANKED, _COMPARED = 16, 24, 64  # images: of a batch, to rank layers by, to compare an export on
 Say = Callable[[str], None]
 Drop = Callable[[Path], float]
 
 
 def exports(
-    subject: Subject, folder: Path, runtimes: Sequence[str], precisions: Sequence[str], threads: int
-) -> tuple[list[Candidate], list[str]]:
-    """Export the model, each file compared with it; return candidates and what there is to say.
+    subject: Subject, folder: Path, runtimes: Sequence[str], precisions: Sequence[str], threads: int = 0
+) -> list[Candidate]:
+    """Write the model in float for the runtimes into ``folder``; return candidates.
 
-    Raises ExportError where a float file differs from the model.
+    Each file's probabilities are compared with the model's on validation images. Raises ExportError where they differ.
     """
-    done = export(
-        subject.file,
-        runtimes,
-        folder / "exports",
-        precision=precisions,
-        data=None,
-        images=100,
-        threads=threads,
-        source=subject.spec.data.source,
-        format=subject.spec.data.format,
-        val_fraction=subject.spec.data.val_fraction,
-        test_fraction=subject.spec.data.test_fraction,
-        split_seed=subject.spec.data.split_seed,
-        cache_dir=subject.spec.data.cache_dir,
-    )
-    notes = [
-        f"{path.name} differs from the model and is left out; see {done.page}." for path in done.rejected
-    ]
+    folder.mkdir(parents=True)
+    images = subject.parts["val"]
+    pixels = as_tensor(images.batch(np.arange(min(_COMPARED, len(images)))).images).numpy()
+    model = runtime.open_backend(subject.file, threads=threads)
+    wanted = runtime.probabilities(model.logits(pixels), model.card)
     found = []
     for name in runtimes:
         for precision in precisions:
-            stem = "model" if precision == "fp32" else f"model-{precision}"
-            file = folder / "exports" / (stem + SUFFIX[name])
-            if file.is_file():
-                against = f"fp32 {SHORT[name]}"
-                found.append(Candidate(f"{precision} {SHORT[name]}", "export", file, against, precision))
-            elif precision == "fp32":
-                raise ExportError(f"The {SHORT[name]} export differs from the model; see {done.page}.")
-    return found, notes
+            entry, options = formats.find(name), Options(precision=precision)
+            file = folder / entry.file_name(options)
+            entry.write(graph_of(subject.file), subject.card, file, options)
+            backend = runtime.open_backend(file, threads=threads)
+            given = runtime.probabilities(backend.logits(pixels), backend.card)
+            difference = float(np.abs(given - wanted).max())
+            if difference > entry.tolerance[precision].probability:
+                raise ExportError(
+                    f"{file} differs from the model by {difference:.2g} in a probability; it is not used."
+                )
+            against = f"fp32 {SHORT[name]}"
+            found.append(Candidate(f"{precision} {SHORT[name]}", "export", file, against, precision))
+    return found
 
 
 def quantise(
@@ -96,7 +91,7 @@ def calibration(subject: Subject, images: int) -> list[Any]:
     """Return training images as the contract makes them, in batches uint8 [b, size, size, C]."""
     rows = subject.training_rows(images)
     train = subject.parts["train"]
-    return [train.batch(rows[k : k + _BATCH]).pixels.numpy() for k in range(0, len(rows), _BATCH)]
+    return [as_tensor(train.batch(rows[k : k + _BATCH]).images).numpy() for k in range(0, len(rows), _BATCH)]
 
 
 def is_transformer(model: torch.nn.Module) -> bool:
@@ -169,7 +164,7 @@ def _openvino(
     if lost > max_drop:
         say(f"{lost:.2f} points lost: NNCF takes back the layers that hurt.")
         val = subject.parts["val"]
-        pixels = [val.batch(np.array([row])).pixels.numpy() for row in range(len(val))]
+        pixels = [as_tensor(val.batch(np.array([row])).images).numpy() for row in range(len(val))]
         network = quantizer.within(max_drop / 100, pixels, val.samples.labels)
         kept = quantizer.float_layers(network)
         quantizer.write(network, target)
