@@ -63,8 +63,8 @@ def create(
         license_info={"name": "MIT", "identifier": "MIT"},
     )  # fmt: skip
     app.state.service = service
-    app.include_router(v1.router(service))
-    app.include_router(v2.router(service))
+    for routes in (v1.router(service), v2.router(service)):
+        app.include_router(routes)
     _add_operations(app, service)
     _add_errors(app, service)
     if options.api_key:

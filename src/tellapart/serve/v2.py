@@ -38,6 +38,7 @@ _INLINE_JSON = 1 << 16
 def router(service: Service) -> APIRouter:
     """Return the routes of a service."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+    _add_inference(routes, service)  # first, because routes are tried in order
     _add_server(routes, service)
     _add_models(routes, service)
     _add_repository(routes, service)
@@ -96,12 +97,6 @@ def _add_models(routes: APIRouter, service: Service) -> None:
         with service.repository.lease(name, version) as found:
             return reply({"model_stats": [statistics(found)]})
 
-    @routes.post("/models/{name}/infer", responses=_INFERRED, openapi_extra=_REQUEST)
-    @routes.post("/models/{name}/versions/{version}/infer", responses=_INFERRED, openapi_extra=_REQUEST)
-    async def infer(request: Request, name: str, version: str | None = None) -> Response:
-        """Compute a model on image pixels (UINT8 [B, H, W, C]) or image files (BYTES [B])."""
-        return await _infer(service, request, name, version)
-
 
 _INFERRED = schemas.inferred() | schemas.refusals()
 _REQUEST = {
@@ -115,6 +110,14 @@ _REQUEST = {
         },
     ],
 }  # fmt: skip
+
+
+def _add_inference(routes: APIRouter, service: Service) -> None:
+    @routes.post("/models/{name}/infer", responses=_INFERRED, openapi_extra=_REQUEST)
+    @routes.post("/models/{name}/versions/{version}/infer", responses=_INFERRED, openapi_extra=_REQUEST)
+    async def infer(request: Request, name: str, version: str | None = None) -> Response:
+        """Compute a model on image pixels (UINT8 [B, H, W, C]) or image files (BYTES [B])."""
+        return await _infer(service, request, name, version)
 
 
 def _add_repository(routes: APIRouter, service: Service) -> None:
