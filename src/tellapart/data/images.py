@@ -71,7 +71,7 @@ def evaluation_images(
         if shape == probe.shape[:2] and (contract.resize != "crop" or contract.crop_fraction == 1):
             return _from_pixels(samples, contract.channels), []
     named = {name: value for name, value in contract.to_dict().items() if name not in ("mean", "std")}
-    policy = f"contract {named}"
+    policy = f"contract 2 {named}"
 
     def decoded(content: bytes | Pixels, box: npt.NDArray[np.float64] | None) -> Pixels:
         return load(content, contract, max_pixels=spec.max_pixels, box=box)
