@@ -235,20 +235,22 @@ def _cache(args: Cache) -> int:
 
 def _export(args: Export) -> int:
     from tellapart import workflow
+    from tellapart.runtime import environments
 
-    done = workflow.export(
-        args.model,
-        args.to,
-        args.out,
-        precision=args.precision,
-        plain=args.plain,
-        batch=args.batch,
-        data=args.data,
-        split=args.split,
-        images=args.images,
-        threads=args.threads,
-        quiet=False,
-    )
+    with environments.at(args.env):
+        done = workflow.export(
+            args.model,
+            args.to,
+            args.out,
+            precision=args.precision,
+            plain=args.plain,
+            batch=args.batch,
+            data=args.data,
+            split=args.split,
+            images=args.images,
+            threads=args.threads,
+            quiet=False,
+        )
     print(printing.as_json_line(done.to_dict()) if args.as_json else done.to_text())
     return 0 if done.passed else 1
 
@@ -275,6 +277,7 @@ def _compress(args: Compress) -> int:
         student=args.student,
         images=args.images,
         max_drop=args.max_drop,
+        runtimes=args.runtime,
         threads=args.threads,
     )
     comparison = compressing.compress(

@@ -182,9 +182,21 @@ class Export:
     model: Positional[str]
     """Run folder or artifact."""
     to: tuple[
-        Literal["onnx", "openvino", "torch-export", "aot-inductor", "torchscript", "state-dict"], ...
+        Literal[
+            "onnx",
+            "openvino",
+            "torch-export",
+            "aot-inductor",
+            "torchscript",
+            "litert",
+            "executorch",
+            "tensorrt-ready",
+            "atlas-ready",
+            "state-dict",
+        ],
+        ...,
     ] = ("onnx",)
-    """Formats to write: onnx, with the preprocessing in its graph; state-dict, the tutorials' .pth."""
+    """Formats to write (docs/formats.md): what each file holds, and what opens it."""
     out: str = "export"
     """Folder to write to; nothing in it is overwritten."""
     precision: tuple[Literal["fp32", "fp16"], ...] = ("fp32",)
@@ -193,6 +205,8 @@ class Export:
     """The bare network: normalised floats in, logits out."""
     batch: int = 0
     """Images of one call, for formats that fix it; 0: any, or the format's own choice."""
+    env: str = ""
+    """Folder of the environment that litert or executorch have of their own; an error says how to make it."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Labelled images to compare on; without it the run's own (validation part), or made-up ones."""
     split: Literal["", "train", "val", "test", "all"] = ""
@@ -226,8 +240,8 @@ class Compress:
     """Run folder or artifact."""
     data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
     """Labelled images; without it the data that the run was trained with."""
-    method: tuple[Literal["prune", "sparse", "distill"], ...] = ("prune",)
-    """prune: whole channels; sparse: single weights; distill: a smaller network that follows the model."""
+    method: tuple[Literal["int8", "qat", "prune", "sparse", "distill"], ...] = ("int8",)
+    """int8, qat (with training): files for runtimes; prune: channels; sparse: weights; distill: a smaller network."""
     out: str = "compressed"
     """A new folder for everything that is made."""
     ratio: tuple[float, ...] = (0.5,)
@@ -242,6 +256,8 @@ class Compress:
     """Training images by which channels are judged and ranges measured."""
     max_drop: float = 0.5
     """int8: points of accuracy on validation that it may cost."""
+    runtime: tuple[Literal["onnx", "openvino"], ...] = ("onnx", "openvino")
+    """int8: for which runtimes."""
     threads: int = 0
     """Threads of the measurement; 0: one for each core."""
     spec_file: Annotated[str | None, tyro.conf.arg(name="spec")] = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tellapart.errors import SpecError, did_you_mean
-from tellapart.export import onnx, openvino, state_dict, torch_export, torchscript
+from tellapart.export import onnx, openvino, own_environment, state_dict, torch_export, torchscript, vendor
 from tellapart.export.base import FLOAT, Exporter, Tolerance
 
 _FP32 = {"fp32": FLOAT["fp32"]}
@@ -17,6 +17,10 @@ FORMATS: dict[str, Exporter] = {
             "torch-export", ".pt2", "", torch_export.write, _FP32, plain=True, locate=torch_export.locate
         ),
         Exporter("aot-inductor", ".aot.pt2", "", torch_export.write_compiled, _FP32),
+        Exporter("litert", ".tflite", "", own_environment.write_litert, _FP32),
+        Exporter("executorch", ".pte", "", own_environment.write_executorch, _FP32),
+        Exporter("tensorrt-ready", ".tensorrt.onnx", "onnx", vendor.write_tensorrt, FLOAT),
+        Exporter("atlas-ready", ".atlas.onnx", "onnx", vendor.write_atlas, _FP32),
         Exporter("torchscript", ".torchscript", "", torchscript.write, _FP32, plain=True),
         Exporter(
             "state-dict", ".pth", "", state_dict.write, {"fp32": Tolerance(1e-6)}, open=state_dict.open_file

@@ -1,8 +1,8 @@
 """OpenVINO IR: ``model.xml`` and ``model.bin``, with the preprocessing in the graph and the card in ``rt_info``.
 
-The network comes from `torch.export`. The resizing is built of OpenVINO's own operations, because its ONNX reader
-leaves out anti-aliasing without a word (2026.4), and its torch reader does not know ``sym_min`` and anti-aliased
-interpolation. OpenVINO's "pillow" modes are the same filter. The tensor ``pixels`` (uint8 [batch, size, size, C])
+The network comes from `torch.export`. The resizing is built of OpenVINO's own operations: its torch reader does not
+know ``sym_min`` and ``sym_max`` (2026.4), and its processor plugin computes float64 as float32, which has to be minded.
+The tensor ``pixels`` (uint8 [batch, size, size, C])
 lies between the two; a reader may cut the graph there. Knows nothing of how the file is run.
 """
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from tellapart import packages
 from tellapart.contract import Card, Preprocessing
+from tellapart.contract.resizing import BETWEEN, ONE
 from tellapart.errors import ExportError
 from tellapart.export import programs
 from tellapart.export.base import Options, Written
@@ -123,54 +124,57 @@ def _whole(openvino: Any, graph: GraphModel, contract: Preprocessing) -> Any:
 
 
 def resize(openvino: Any, images: Any, contract: Preprocessing) -> Any:
-    """Return `tellapart.preprocess.resize` as OpenVINO's operations: uint8 [B, H, W, C] -> [B, size, size, C]."""
-    op = openvino.opset13
+    """Return `contract.resizing.resize` as OpenVINO's operations: uint8 [B, H, W, C] -> [B, size, size, C]."""
+    op, size = openvino.opset13, contract.size
     planes = op.transpose(op.convert(images, np.float32), _ints(op, 0, 3, 1, 2))
     shape = op.shape_of(images, "i64")
-    sides = op.gather(shape, _ints(op, 1, 2), op.constant(np.int64(0)))  # H, W
+    sides = [op.gather(shape, _ints(op, axis), op.constant(np.int64(0))) for axis in (1, 2)]
     scaled = _scaled(op, sides, contract)
-    down, across = (_matrix(op, sides, scaled, axis, contract) for axis in (0, 1))
-    lines = op.round(op.multiply(op.matmul(down, planes, False, False), _float(op, 1 / 128)), "half_to_even")
-    sums = op.matmul(lines, across, False, True)
-    values = op.clamp(op.round(op.multiply(sums, _float(op, 1 / 32768)), "half_to_even"), 0.0, 255.0)
+    down, across = (
+        _matrix(op, side, to, _start(op, to, contract), size, contract.interpolation)
+        for side, to in zip(sides, scaled, strict=True)
+    )
+    lines = op.round(
+        op.multiply(op.matmul(down, planes, False, False), _float(op, BETWEEN / ONE)), "half_to_even"
+    )
+    sums = op.multiply(op.matmul(lines, across, False, True), _float(op, 1 / (BETWEEN * ONE)))
+    values = op.clamp(op.round(sums, "half_to_even"), 0.0, 255.0)
     if contract.resize == "letterbox":
-        inside = op.matmul(_total(op, down), _total(op, across), False, True)  # 0 on the border
-        values = op.select(op.greater(inside, _float(op, 0)), values, _float(op, contract.fill))
+        rows, columns = (op.reduce_sum(one, _ints(op, 1), True) for one in (down, across))
+        inside = op.greater(op.matmul(rows, columns, False, True), _float(op, 0))
+        values = op.select(inside, values, _float(op, contract.fill))
     pixels = op.convert(op.transpose(values, _ints(op, 0, 2, 3, 1)), np.uint8)
     pixels.set_friendly_name(PIXELS)
     return pixels
 
 
-def _matrix(op: Any, sides: Any, scaled: Any, axis: int, contract: Preprocessing) -> Any:
-    """Return `preprocess.transform.matrix` for the height or width: float32 [size, length].
+def _matrix(op: Any, length: Any, scaled: Any, start: Any, count: int, mode: str) -> Any:
+    """Return `preprocess.transform.matrix` as OpenVINO's operations: float32 [count, length].
 
-    The plugin computes in float32: a weight whose value lies within a few millionths of a half may be one 2048th off.
+    OpenVINO's processor plugin computes float64 as float32, so a weight that lies within 1e-4 of the middle between
+    two whole numbers may be rounded to the other one. That moves hardly a pixel, and none by more than a level.
     """
-    size, zero = contract.size, op.constant(np.int64(0))
-    length, target = (op.gather(both, _ints(op, axis), zero) for both in (sides, scaled))
-    start = op.divide(op.subtract(target, _ints(op, size)), _ints(op, 2))
-    if contract.resize == "letterbox":
-        start = op.negative(op.divide(op.subtract(_ints(op, size), target), _ints(op, 2)))
-    targets = op.add(op.constant(np.arange(size, dtype=np.int64)[:, None]), start)
-    count = op.squeeze(length, _ints(op, 0))
-    places = op.unsqueeze(op.range(zero, count, op.constant(np.int64(1)), "i64"), _ints(op, 0))
-    one, two = _ints(op, 1), _ints(op, 2)
-    theirs = op.multiply(op.add(op.multiply(two, places), one), target)
-    ours = op.multiply(op.add(op.multiply(two, targets), one), length)
-    far = op.convert(op.abs(op.subtract(theirs, ours)), np.float32)
-    distance = op.divide(far, op.convert(op.multiply(two, op.maximum(length, target)), np.float32))
-    shares = _kernel(op, distance, contract.interpolation)
-    weights = op.multiply(shares, op.divide(_float(op, 2048), _total(op, shares)))
-    weights = op.floor(op.add(weights, _float(op, 0.5)))
-    left = op.subtract(_float(op, 2048), _total(op, weights))  # by rounding
-    largest = op.topk(shares, op.constant(np.int64(1)), 1, "max", "index", index_element_type="i64").output(1)
-    weights = op.add(weights, op.select(op.equal(places, largest), left, _float(op, 0)))
-    valid = op.logical_and(op.greater_equal(targets, _ints(op, 0)), op.less(targets, target))
+    targets = op.add(op.constant(np.arange(count, dtype=np.int64)[:, None]), start)
+    one, zero = op.constant(np.int64(1)), op.constant(np.int64(0))
+    places = op.unsqueeze(op.range(zero, op.squeeze(length, _ints(op, 0)), one, "i64"), _ints(op, 0))
+    two, unit = _ints(op, 2), _ints(op, 1)
+    mine = op.multiply(op.add(op.multiply(two, places), unit), scaled)
+    theirs = op.multiply(op.add(op.multiply(two, targets), unit), length)
+    larger = op.convert(op.multiply(two, op.maximum(length, scaled)), np.float32)
+    distance = op.divide(op.convert(op.abs(op.subtract(mine, theirs)), np.float32), larger)
+    shares = _kernel(op, distance, mode)
+    each = op.divide(_float(op, ONE), op.reduce_sum(shares, unit, True))
+    weights = op.round(op.add(op.multiply(shares, each), _float(op, 2e-4)), "half_to_even")
+    left = op.subtract(_float(op, ONE), op.reduce_sum(weights, unit, True))
+    largest = op.equal(shares, op.reduce_max(shares, unit, True))
+    first = op.reduce_min(op.select(largest, places, _ints(op, 1 << 20)), unit, True)
+    weights = op.add(weights, op.select(op.equal(places, first), left, _float(op, 0)))
+    valid = op.logical_and(op.greater_equal(targets, _ints(op, 0)), op.less(targets, scaled))
     return op.select(valid, weights, _float(op, 0))
 
 
 def _kernel(op: Any, x: Any, mode: str) -> Any:
-    """Return the triangle or Keys' cubic at distances x of at least 0."""
+    """Return the triangle, or Keys' cubic with a = -0.5, at distances ``x``."""
     if mode == "bilinear":
         return op.maximum(op.subtract(_float(op, 1), x), _float(op, 0))
 
@@ -180,30 +184,36 @@ def _kernel(op: Any, x: Any, mode: str) -> Any:
             value = op.add(op.multiply(value, x), _float(op, factor))
         return value
 
-    far = op.select(op.less(x, _float(op, 2)), polynomial(-0.5, 2.5, -4, 2), _float(op, 0))
-    return op.select(op.less(x, _float(op, 1)), polynomial(1.5, -2.5, 0, 1), far)
+    far = op.select(op.less(x, _float(op, 2)), polynomial(-0.5, 2.5, -4.0, 2.0), _float(op, 0))
+    return op.select(op.less(x, _float(op, 1)), polynomial(1.5, -2.5, 0.0, 1.0), far)
 
 
-def _total(op: Any, values: Any) -> Any:
-    return op.reduce_sum(values, _ints(op, 1), True)
+def _scaled(op: Any, sides: list[Any], contract: Preprocessing) -> list[Any]:
+    """Return the height and width that the policy scales to, as `contract.resizing.scaled_size` does: int64 [1]."""
+    size = contract.size
+    if contract.resize == "squash":
+        return [_ints(op, size), _ints(op, size)]
+    if contract.resize == "crop":
+        edge, short = _ints(op, round(size / contract.crop_fraction)), op.minimum(*sides)
+        return [op.divide(op.multiply(edge, side), short) for side in sides]
+    long = op.maximum(*sides)
+    doubled = [op.add(op.multiply(_ints(op, 2 * size), side), long) for side in sides]
+    rounded = [op.divide(one, op.multiply(_ints(op, 2), long)) for one in doubled]
+    return [op.maximum(one, _ints(op, min(2, size))) for one in rounded]
+
+
+def _start(op: Any, scaled: Any, contract: Preprocessing) -> Any:
+    """Return which scaled pixel is the input's first; below 0 where a border comes before the scaled image."""
+    size = _ints(op, contract.size)
+    if contract.resize == "squash":
+        return _ints(op, 0)
+    if contract.resize == "crop":
+        return op.divide(op.subtract(scaled, size), _ints(op, 2))
+    return op.subtract(_ints(op, 0), op.divide(op.subtract(size, scaled), _ints(op, 2)))
 
 
 def _float(op: Any, value: float) -> Any:
     return op.constant(np.float32(value))
-
-
-def _scaled(op: Any, sides: Any, contract: Preprocessing) -> Any:
-    """Return the height and width that the policy scales to, as `preprocess.transform._scaled` does."""
-    size = contract.size
-    if contract.resize == "squash":
-        return _ints(op, size, size)
-    if contract.resize == "crop":
-        edge = round(size / contract.crop_fraction)
-        short = op.reduce_min(sides, _ints(op, 0), True)
-        return op.divide(op.multiply(_ints(op, edge), sides), short)
-    long = op.reduce_max(sides, _ints(op, 0), True)
-    doubled = op.add(op.multiply(_ints(op, 2 * size), sides), long)
-    return op.maximum(op.divide(doubled, op.multiply(_ints(op, 2), long)), _ints(op, min(2, size)))
 
 
 def _ints(op: Any, *values: int) -> Any:

@@ -1,6 +1,7 @@
 """Parts of the classifier as programs of `torch.export`, which most converters start from.
 
-Also where a converted file's inner values begin to differ from such a program's. Knows no format.
+Also the parts that only some formats take, and where a converted file's inner values begin to differ from such a
+program's. Knows no format.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tellapart.errors import ExportError
+from tellapart.export.graph import GraphModel, averaged_in_graph
 
 MAX_SIDE = 65_535  # the largest that is decoded
 Values = npt.NDArray[np.float32]
@@ -52,6 +54,33 @@ def trace(module: nn.Module, example: Tensor, dims: Mapping[int, Any] | None = N
             return torch.export.export(module.eval(), (example,), dynamic_shapes=shapes)
     except Exception as error:  # torch.export lets through the errors of whatever it traces
         raise ExportError(f"torch.export cannot trace this network: {first_line(error)}") from error
+
+
+class FromInput(nn.Module):
+    """The classifier after normalisation: float32 [B, C, size, size] -> (probabilities, logits), with its views."""
+
+    def __init__(self, graph: GraphModel) -> None:
+        super().__init__()
+        self.classify = graph.classify
+
+    def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (probabilities, logits), float32 [B, K] each."""
+        classify = self.classify
+        logits = averaged_in_graph(classify.network, images_NCHW, classify.views)
+        scaled = logits if classify.temperature == 1 else logits / classify.temperature
+        return scaled.softmax(1), logits
+
+
+class InOneOrder(FromInput):
+    """The classifier from pixels, uint8 [B, size, size, C], all in one memory order.
+
+    ExecuTorch's own operators (those that XNNPACK has not) refuse tensors of two orders.
+    """
+
+    def forward(self, pixels_NHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (probabilities, logits), float32 [B, K] each."""
+        planes = pixels_NHWC.to(torch.float32).permute(0, 3, 1, 2).contiguous()
+        return super().forward(self.classify.preprocess.normalised(planes))
 
 
 def batch_dim(most: int = 0) -> dict[int, Any]:

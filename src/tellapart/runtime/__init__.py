@@ -67,9 +67,23 @@ def _torchscript(path: str | os.PathLike[str], threads: int) -> Backend:
     return open_torchscript(path, threads)
 
 
+def _litert(path: str | os.PathLike[str], threads: int) -> Backend:
+    from tellapart.runtime.worker import open_litert
+
+    return open_litert(path, threads)
+
+
+def _executorch(path: str | os.PathLike[str], threads: int) -> Backend:
+    from tellapart.runtime.worker import open_executorch
+
+    return open_executorch(path, threads)
+
+
 _BY_SUFFIX: dict[str, Callable[[str | os.PathLike[str], int], Backend]] = {
     ".onnx": _onnx,
     ".pt2": _program,
+    ".pte": _executorch,
+    ".tflite": _litert,
     ".torchscript": _torchscript,
     ".xml": _openvino,
 }
