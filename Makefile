@@ -37,17 +37,37 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The short measurements on the embedded data; the others want data: see docs/benchmarks.md.
+# The short measurements, on data that is embedded or generated; the others want data: see docs/benchmarks.md.
 bench: setup
+	$(BIN)/python bench/machine.py
 	$(BIN)/python bench/start.py
 	$(BIN)/python bench/augment_speed.py
+	$(BIN)/python bench/tutorial_speed.py
+	$(BIN)/python bench/tutorial_speed.py --batch-size 128 --recipes tutorial --images 20000
 
-# Against other programs, in an environment of its own. DATA: photographs, train/CLASS/* and val/CLASS/*.
-bench-peers: setup .venv-peers/ready
-	$(BIN)/python bench/finetune_speed.py --data $(DATA) --peers .venv-peers/bin/python
-	$(BIN)/python bench/evaluate_speed.py --data $(DATA)/val
-	$(BIN)/python bench/loading.py --data $(DATA)/train
-	$(BIN)/python bench/transfer.py --data $(DATA)
+# Every comparison with another program; the programs are in an environment of their own. Some hours on two cores.
+#   make bench-peers DATA=hymenoptera_data CIFAR=cifar10 [OURS=659] [AIRBENCH=airbench94_muon.py]
+# DATA: photographs, train/CLASS/* and val/CLASS/*. CIFAR: CIFAR-10, lossless, train/CLASS/* and test/CLASS/*. What
+# needs the one that is not given is left out. OURS: seconds of a whole run of cifar10-fast on this machine. AIRBENCH:
+# its script, which is not part of this project.
+PEERS := .venv-peers/bin/python
+bench-peers: setup
+	@test -n "$(DATA)$(CIFAR)" || { echo 'make bench-peers DATA=FOLDER CIFAR=FOLDER: photographs, and CIFAR-10; see the Makefile'; exit 2; }
+	@for folder in $(if $(DATA),"$(DATA)/train" "$(DATA)/val") $(if $(CIFAR),"$(CIFAR)/train"); do \
+	  test -d "$$folder" || { echo "There is no folder $$folder."; exit 2; }; done
+	$(MAKE) .venv-peers/ready
+ifdef CIFAR
+	$(BIN)/python bench/tutorial_speed.py --data "$(CIFAR)"
+	$(BIN)/python bench/tutorial_speed.py --data "$(CIFAR)" --batch-size 128 --recipes tutorial --images 20000
+	$(BIN)/python bench/cifar10_recipes.py --data "$(CIFAR)" --peers $(PEERS) $(if $(OURS),--ours-seconds $(OURS))
+	$(if $(AIRBENCH),$(BIN)/python bench/cifar10_fast.py --data "$(CIFAR)" --airbench "$(AIRBENCH)")
+endif
+ifdef DATA
+	$(BIN)/python bench/finetune_speed.py --data "$(DATA)" --peers $(PEERS)
+	$(BIN)/python bench/evaluate_speed.py --data "$(DATA)/val" --bf16
+	$(BIN)/python bench/loading.py --data "$(DATA)/train"
+	$(BIN)/python bench/transfer.py --data "$(DATA)"
+endif
 
 .venv-peers/ready: bench/peers/requirements.txt
 	$(PYTHON) -m venv .venv-peers

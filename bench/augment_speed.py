@@ -9,7 +9,6 @@ as a whole. The two take turns; a ratio is one round's, the median of rounds cou
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import common
 from tellapart import packages
 from tellapart.augment import Augment, resolve
 from tellapart.devices import tune_allocator
@@ -117,13 +117,12 @@ def augmentation(preset: str, size: int, source: tuple[int, int], batch: int, ro
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = common.parser(__doc__, 9)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tune_allocator()
-    print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds\n")
+    common.introduce(f"{args.threads} threads for each side, {args.rounds} rounds")
     print(f"{'':<28}{'torchvision img/s':>16}{'ours img/s':>15}{'ratio':>8}{'lowest':>8}{'highest':>9}")
     for case in CASES:
         augmentation(*case, args.rounds)

@@ -16,9 +16,7 @@ once.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -30,6 +28,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
+import common
 
 # (what is there, what is put there, why). Each must be found, so that another version of the script is noticed.
 CPU_CHANGES = (
@@ -148,13 +148,12 @@ def run_ours(folder: Path, seed: int, extra: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = common.parser(__doc__, rounds=None)
     parser.add_argument("--data", type=Path, required=True, help="folder with train/CLASS and test/CLASS")
     parser.add_argument("--airbench", type=Path, help="airbench94_muon.py; without it only ours runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args, extra = parser.parse_known_args()  # what is not ours goes to tellapart: --training.epochs 7
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    print(f"torch {torch.__version__}; {device}; extra flags of ours: {' '.join(extra) or 'none'}")
+    common.introduce(f"extra flags of ours: {' '.join(extra) or 'none'}")
     if args.airbench and not torch.cuda.is_available():
         print("Replacements in airbench's script:")
         for old, new, why in CPU_CHANGES + ALL_CHANGES:

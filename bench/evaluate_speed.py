@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import common
 from common import fresh
 from tellapart import artifact
 from tellapart.contract import Card
@@ -128,10 +129,7 @@ def run(name: str, model: torch.nn.Module, args: argparse.Namespace, scratch: Pa
             artifact.open_model(path, precision="bf16"), folder, warm
         )
     ours(artifact.open_model(path), folder, warm)  # fills the store
-    found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-    for _ in range(args.rounds):
-        for way, measure in ways.items():
-            found[way].append(measure())
+    found = common.in_turns(ways, args.rounds)
     base = np.array([rate for rate, _ in found["timm"]])
     for way, results in found.items():
         rates = np.array([rate for rate, _ in results])
@@ -144,16 +142,15 @@ def run(name: str, model: torch.nn.Module, args: argparse.Namespace, scratch: Pa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--data", required=True, help="a folder of photographs: ants/, bees/ (such as …/val)")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="of timm's DataLoader")
     parser.add_argument("--channels-last", action="store_true", help="for timm too")
     parser.add_argument("--bf16", action="store_true", help="measure tellapart in bf16 too")
     parser.add_argument("--models", nargs="+", default=["timm/resnet18", "timm/tf_efficientnet_lite0"])
     args = parser.parse_args()
     tune_allocator()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.workers} workers for timm\n")
+    common.introduce(f"{args.rounds} rounds; {args.workers} workers for timm")
     print(
         f"{'network':<23}{'way':<23}{'images/s':>8}{'accuracy':>10}{'ratio':>8}{'lowest':>8}{'highest':>9}",
         flush=True,

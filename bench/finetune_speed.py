@@ -9,21 +9,18 @@ first step after a warm-up: loading, augmentation, forward, backward and update.
 - tellapart: its loop from a warm store, with what its probe chooses on this machine (printed), and in fp32.
 - timm: `create_loader` with train.py's defaults, timm's model and `create_optimizer_v2`.
 - torchvision: the classification reference's transforms, DataLoader and loop.
-- with --peers, in the environment of that Python: fastai, ultralytics, transformers (bench/peers/finetune_*.py),
-  those that are installed there.
+- with --peers, in the environment of that Python: fastai, lightning, ultralytics, transformers
+  (bench/peers/finetune_*.py), those that are installed there.
 
 Runs are interleaved; figures are medians, and the ratio is tellapart's median over the side's, round by round.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import itertools
-import json
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import common
 from common import Silent, fresh
 from tellapart.data import sources
 from tellapart.devices import tune_allocator
@@ -42,7 +40,7 @@ from tellapart.training import loop, probe, setup
 from tellapart.training.distributed import Processes
 
 BATCH, SIZE, WARM_UP = 32, 224, 3
-PEERS = ("fastai", "ultralytics", "transformers")
+PEERS = ("fastai", "lightning", "ultralytics", "transformers")
 Measure = Callable[[], float]
 
 
@@ -179,31 +177,9 @@ def reference(side: str, folder: Path, workers: int, steps: int) -> float:
     return REFERENCES[side](folder, workers, steps)()
 
 
-def peer_way(python: str, peer: str, data: str, steps: int, workers: int) -> Measure:
-    """Return a peer, run in its own environment."""
-    script = Path(__file__).parent / "peers" / f"finetune_{peer}.py"
-    words = [python, str(script), "--data", str(Path(data).resolve())]
-    words += ["--batch", str(BATCH), "--size", str(SIZE), "--steps", str(steps), "--workers", str(workers)]
-
-    def measure() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{peer} failed: {done.stderr.strip()[-400:]}")
-        return float(json.loads(done.stdout.strip().splitlines()[-1])["images_per_second"])
-
-    return measure
-
-
-def installed(python: str, peer: str) -> bool:
-    code = f"import importlib.util as u, sys; sys.exit(u.find_spec({peer!r}) is None)"
-    return subprocess.run([python, "-c", code], check=False).returncode == 0
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--data", required=True, help="photographs with train/ and val/ in it")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--workers", type=int, default=2, help="of the others' DataLoaders")
     parser.add_argument(
@@ -212,23 +188,20 @@ def main() -> None:
     parser.add_argument("--peers", metavar="PYTHON", help="Python of an environment with the peers")
     args = parser.parse_args()
     tune_allocator()
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.workers} workers for the others"
-    )
+    common.introduce(f"{args.rounds} rounds of {args.steps} steps; {args.workers} workers for the others")
     with tempfile.TemporaryDirectory() as cache:
         ways = tellapart_ways(args.data, cache, args.steps, args.compile)
         train = Path(args.data) / "train"
         for side in REFERENCES:
             ways[side] = functools.partial(fresh, reference, side, train, args.workers, args.steps)
+        options = {"data": Path(args.data).resolve(), "batch": BATCH, "size": SIZE}
+        options |= {"steps": args.steps, "workers": args.workers}
         for peer in PEERS if args.peers else ():
-            if installed(args.peers, peer):
-                ways[peer] = peer_way(args.peers, peer, args.data, args.steps, args.workers)
+            if common.installed(args.peers, peer):
+                ways[peer] = functools.partial(common.peer, args.peers, f"finetune_{peer}", **options)
             else:
                 print(f"{peer} is not installed for {args.peers}: left out")
-        found: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(args.rounds):
-            for name, measure in ways.items():
-                found[name].append(measure())
+        found = common.in_turns(ways, args.rounds)
     print(f"\n{'side':<18}{'images/s':>9}{'tellapart is':>14}{'lowest':>8}{'highest':>9}")
     for name, rates in found.items():
         ratios = [us / them for us, them in zip(found["tellapart"], rates, strict=True)]

@@ -9,7 +9,6 @@ training of these networks with torch's own operators can be faster than these s
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -17,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
+import common
 from tellapart.devices import plain_kernels, tune_allocator
-from tellapart.doctor import host
 from tellapart.models import zoo
 
 
@@ -71,11 +70,10 @@ def steps(name: str, size: int, batch: int, rounds: int, bf16: bool = False) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = common.parser(__doc__, 7)
     rounds = parser.parse_args().rounds
     tune_allocator()
-    print(f"{host.about_cpu([]).model}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    common.introduce(f"{rounds} rounds")
     print(f"matrix product, fp32         {product(torch.float32, rounds):>8,.0f} GFLOP/s")
     print(f"matrix product, bf16         {product(torch.bfloat16, rounds):>8,.0f} GFLOP/s")
     print(f"copy                         {copies(rounds):>8,.1f} GB/s")

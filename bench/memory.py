@@ -10,7 +10,6 @@ the size of the decoded images. Run it with two numbers of images to see that th
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import subprocess
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+import common
 
 CLASSES = 10
 
@@ -57,11 +58,12 @@ def watch(process: subprocess.Popen[bytes]) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = common.parser(__doc__, rounds=None)
     parser.add_argument("--images", type=int, nargs="+", default=[20_000, 200_000])
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--folder", default="")
     args = parser.parse_args()
+    common.introduce()
     print(
         f"{'images':>9}{'decoded MiB':>13}{'peak anonymous MiB':>20}{'peak resident MiB':>19}{'seconds':>9}"
     )

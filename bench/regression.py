@@ -10,7 +10,6 @@ BASE's in one round; the exit code is 1 where the median of a work's ratios is a
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -19,8 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from common import introduce, parser, pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--run.no-report", "--run.no-tensorboard", "--training.epochs", "2"]
@@ -31,18 +29,6 @@ WORKS: dict[str, list[str]] = {
     "small images, fast-cnn": ["train", "{small}", *QUICK],
     "photographs": ["train", "{photographs}", "--model.name", "fast-cnn", "--input.size", "128", *QUICK],
 }
-
-
-def pictures(folder: Path, count: int, size: tuple[int, int], ending: str) -> Path:
-    """Write smooth random pictures of two classes in train, val and test; return the folder."""
-    rng = np.random.default_rng(0)
-    for index in range(count):
-        split = ("train", "train", "train", "val", "test")[index % 5]
-        path = folder / split / "ab"[index % 2] / f"{index}.{ending}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        coarse = rng.integers(0, 256, (6, 8, 3), np.uint8)
-        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
-    return folder
 
 
 def checkout(commit: str, folder: Path) -> Path:
@@ -72,12 +58,13 @@ def seconds(sources: Path, words: list[str], scratch: Path) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("base")
-    parser.add_argument("head", nargs="?", default="")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--allowed", type=float, default=1.15)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("base")
+    options.add_argument("head", nargs="?", default="")
+    options.add_argument("--allowed", type=float, default=1.15, help="highest ratio that passes")
+    options.add_argument("--works", nargs="+", choices=list(WORKS), default=list(WORKS))
+    args = options.parse_args()
+    introduce(f"{args.rounds} rounds")
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         places = {
@@ -90,8 +77,8 @@ def main() -> int:
             flush=True,
         )
         slower = False
-        for work, words in WORKS.items():
-            filled = [word.format(**places) for word in words]
+        for work in args.works:
+            filled = [word.format(**places) for word in WORKS[work]]
             rounds = [
                 (seconds(base, filled, scratch), seconds(head, filled, scratch))
                 for _ in range(args.rounds + 1)

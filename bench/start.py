@@ -9,12 +9,13 @@ data and building everything included. The targets are 0.3, 0.1 and 4 seconds.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+import common
 
 FIRST_STEP = """
 import os, sys
@@ -37,8 +38,7 @@ def seconds(words: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = common.parser(__doc__, 9)
     args = parser.parse_args()
     found: dict[str, list[float]] = {
         "tellapart --help": [],
@@ -51,7 +51,7 @@ def main() -> None:
         found["import tellapart"].append(seconds([sys.executable, "-c", "import tellapart"]) - empty)
         with tempfile.TemporaryDirectory() as folder:
             found["first step on digits"].append(seconds([sys.executable, "-c", FIRST_STEP, f"{folder}/run"]))
-    print(f"Python {sys.version.split()[0]}, {args.rounds} rounds\n")
+    common.introduce(f"{args.rounds} rounds")
     print(f"{'':<22}{'median s':>10}{'lowest':>8}{'highest':>9}")
     for name, times in found.items():
         times = times[1:]  # the first reads the disk

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import common
 
 EPOCHS = 25
 
@@ -138,20 +139,9 @@ def rounds(args: argparse.Namespace) -> list[dict[str, Outcome]]:
     return found
 
 
-def environment() -> str:
-    import torch
-
-    threads = os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()
-    return (
-        f"torch {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} processors, "
-        f"{threads} threads, {platform.system()}; {time.strftime('%Y-%m-%d')}"
-    )
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--data", required=True, help="folder with train/CLASS and val/CLASS")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer-epochs", type=int, default=EPOCHS, help="epochs that the peer really runs")
     parser.add_argument("--as-peer", default="", help=argparse.SUPPRESS)
     parser.add_argument("flags", nargs="*", help="more flags for tellapart train, after --")
@@ -161,7 +151,7 @@ def main() -> None:
         peer(Path(args.data), Path(args.as_peer), args.peer_epochs)
         return
     found = rounds(args)
-    print(environment())
+    common.introduce(f"{args.rounds} rounds")
     if args.peer_epochs != EPOCHS:
         print(f"The tutorial's time is extrapolated from {args.peer_epochs} of its {EPOCHS} epochs.")
     print(f"\n{'':<24}{'seconds':>9}{'accuracy':>11}{'tutorial / this':>17}{'lowest':>9}{'highest':>9}")

@@ -1,8 +1,9 @@
 """Training speed of the tutorials' networks: their own loop against tellapart's, interleaved in one run.
 
-    python bench/tutorial_speed.py --data DATA [--rounds 5] [--images 4000] [--batch-size 128]
+    python bench/tutorial_speed.py [--data DATA] [--rounds 5] [--images 4000] [--batch-size 128]
 
-DATA is CIFAR-10 in any form that tellapart reads (a folder of train/CLASS/*.png, an archive, cifar10). The
+DATA is CIFAR-10 in any form that tellapart reads (a folder of train/CLASS/*.png, an archive, cifar10); without it
+pictures of the same size in ten classes are generated, which cost the same. The
 peer is the loop of PyTorch's "Training a Classifier": a data set that gives PIL images, ToTensor and Normalize,
 DataLoader with two workers, zero_grad, forward, backward, step, and the running loss read in every step. Both
 start from decoded images in memory, with the same network, optimizer, batch size and number of images; the peer
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+import common
 from common import Silent, fresh
 from tellapart import packages, recipes
 from tellapart.data import sources
@@ -93,42 +95,51 @@ def subset(samples: Samples, count: int) -> Samples:
     return train.select(np.linspace(0, len(train) - 1, min(count, len(train))).astype(int))
 
 
+def measure(name: str, data: dict[str, str], args: argparse.Namespace) -> None:
+    """Measure one recipe's network and print its line."""
+    changes = {**data, "data.val_fraction": 0.0, "training.epochs": 1}
+    if args.batch_size:
+        changes["training.batch_size"] = args.batch_size
+    spec = update(recipes.recipe(name), changes)
+    samples = subset(sources.open_source(spec.data, lambda text: None), args.images)
+    prepared = setup.prepare(spec, samples, lambda count: None)
+    rows = np.arange(len(prepared.train))
+    images = prepared.train.batch(rows).images.numpy()
+    labels = prepared.train.samples.labels
+    our_loop(prepared)  # warm-up
+    ways = {
+        "tutorial": lambda: fresh(their_loop, images, labels, prepared.spec),
+        "tellapart": lambda: our_loop(prepared),
+    }
+    seconds, count = common.in_turns(ways, args.rounds), len(rows)
+    ratios = [a / b for a, b in zip(seconds["tutorial"], seconds["tellapart"], strict=True)]
+    theirs, ours = (count / statistics.median(times) for times in seconds.values())
+    print(
+        f"{name:<14}{theirs:>16,.0f}{ours:>17,.0f}{statistics.median(ratios):>8.1f}"
+        f"{min(ratios):>8.1f}{max(ratios):>9.1f}",
+        flush=True,
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", default="cifar10")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = common.parser(__doc__)
+    parser.add_argument("--data", default="", help="CIFAR-10; empty: generated pictures")
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=0, help="instead of the recipe's")
     parser.add_argument("--recipes", nargs="+", default=["tutorial", "tutorial-cnn"])
     args = parser.parse_args()
     tune_allocator()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.images} images a round\n")
+    common.introduce(f"{args.images} images in a round, {args.rounds} rounds")
     print(
         f"{'recipe':<14}{'tutorial img/s':>16}{'tellapart img/s':>17}{'ratio':>8}{'lowest':>8}{'highest':>9}"
     )
-    for name in args.recipes:
-        changes = {"data.source": args.data, "data.val_fraction": 0.0, "training.epochs": 1}
-        if args.batch_size:
-            changes["training.batch_size"] = args.batch_size
-        spec = update(recipes.recipe(name), changes)
-        samples = subset(sources.open_source(spec.data, lambda text: None), args.images)
-        prepared = setup.prepare(spec, samples, lambda count: None)
-        rows = np.arange(len(prepared.train))
-        images = prepared.train.batch(rows).images.numpy()
-        labels = prepared.train.samples.labels
-        our_loop(prepared)  # warm-up
-        pairs = []
-        for _ in range(args.rounds):
-            theirs = fresh(their_loop, images, labels, prepared.spec)
-            pairs.append((theirs, our_loop(prepared)))
-        theirs, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
-        ratios = [a / b for a, b in pairs]
-        count = len(rows)
-        print(
-            f"{name:<14}{count / theirs:>16,.0f}{count / ours:>17,.0f}{statistics.median(ratios):>8.1f}"
-            f"{min(ratios):>8.1f}{max(ratios):>9.1f}",
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        data = {"data.source": args.data}
+        if not args.data:  # three of five are for training
+            made = common.pictures(Path(folder) / "made", args.images * 5 // 3 + 5, (32, 32), "png", 10)
+            data = {"data.source": str(made), "data.cache_dir": f"{folder}/cache"}
+        for name in args.recipes:
+            measure(name, data, args)
 
 
 if __name__ == "__main__":

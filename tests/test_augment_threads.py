@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tellapart.augment import Augment, resolve, threads
-from tellapart.preprocess import Preprocessing, contract, normalise
+from tellapart.preprocess import Preprocessing, normalise, transform
 from tellapart.spec import AugmentSpec
 
 
@@ -66,7 +66,7 @@ def test_threads_and_parts_change_no_bit(
     with torch.inference_mode(inference):
         whole = augment.apply(images, sizes, drawn)
         plain = normalise(images, made)
-        monkeypatch.setattr(contract, "CACHED_VALUES", 3 * whole[0].numel())
+        monkeypatch.setattr(transform, "CACHED_VALUES", 3 * whole[0].numel())
         in_parts = augment.apply(images, sizes, drawn)
         assert torch.equal(normalise(images, made), plain)
     assert torch.equal(whole, in_parts)

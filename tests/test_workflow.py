@@ -146,10 +146,10 @@ def test_evaluating_a_run_again_gives_its_figures(trained: Any, tmp_path: Path) 
 def test_plain_progress_lines_stand_at_round_steps(capsys: pytest.CaptureFixture[str]) -> None:
     """Also where the pause between two lines ends in the middle of N steps."""
     from tellapart.tracking import Trackers
-    from tellapart.workflow import run as running
+    from tellapart.workflow.telling import RunReporter
 
     with tellapart.tracking.Console() as console:
-        reporter = running._RunReporter(console, Trackers([]), 0, 30)
+        reporter = RunReporter(console, Trackers([]), 0, 30)
         reporter.start(1, 30, 0)
         reporter.shown -= 100
         for step in range(5, 31):
@@ -508,7 +508,7 @@ def test_a_run_folder_is_not_used_twice(trained: Any) -> None:
 
 def test_a_state_dict_goes_out_and_comes_back(trained: Any, tmp_path: Path) -> None:
     """The tutorials' .pth: loads with weights_only, and brought in again answers alike."""
-    (file,) = workflow.export(trained.run, ["state-dict"], tmp_path / "out")
+    (file,) = workflow.export(trained.run, ["state-dict"], tmp_path / "out", images=20).files
     state = torch.load(file, weights_only=True)
     network = tellapart.load(trained.run).backend.predictor.model
     network.load_state_dict(state)
@@ -519,7 +519,7 @@ def test_a_state_dict_goes_out_and_comes_back(trained: Any, tmp_path: Path) -> N
     assert [(a.labels, a.probabilities) for a in ours] == [(a.labels, a.probabilities) for a in theirs]
     with pytest.raises(ArtifactError, match="exists"):
         workflow.export(trained.run, ["state-dict"], tmp_path / "out")
-    with pytest.raises(SpecError, match="Valid: state-dict"):
+    with pytest.raises(SpecError, match="Did you mean 'onnx'"):
         workflow.export(trained.run, ["onix"], tmp_path / "other")
 
 

@@ -6,12 +6,9 @@ environment of its own; knows nothing of tellapart.
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
-
 import beside_cpu_torch  # noqa: F401
 import fastai
+import measuring
 from fastai.callback.core import Callback, CancelFitException
 from fastai.vision.all import (
     ImageDataLoaders,
@@ -24,34 +21,20 @@ from fastai.vision.all import (
     vision_learner,
 )
 
-WARM_UP = 3
 
+class Stop(Callback):
+    """Ticks the clock after each step, and ends the training with the last that counts."""
 
-class Clock(Callback):
-    """Notes the time after the warm-up and after the last step, and ends the training there."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.done, self.started, self.seconds = steps, 0, 0.0, 0.0
+    def __init__(self, clock: measuring.Clock) -> None:
+        self.clock = clock
 
     def after_batch(self) -> None:
-        if not self.training:
-            return
-        self.done += 1
-        if self.done == WARM_UP:
-            self.started = time.perf_counter()
-        elif self.done == WARM_UP + self.steps:
-            self.seconds = time.perf_counter() - self.started
+        if self.training and self.clock.tick():
             raise CancelFitException
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    args = measuring.options(__doc__).parse_args()
     loaders = ImageDataLoaders.from_folder(
         args.data,
         train="train",
@@ -64,12 +47,11 @@ def main() -> None:
     learner = vision_learner(loaders, resnet18, pretrained=False, metrics=accuracy)
     learner.unfreeze()
     learner.validate = lambda *_, **__: None  # what is measured is training
-    clock = Clock(args.steps)
-    epochs = 2 + (WARM_UP + args.steps) // max(1, len(loaders.train))
+    clock = measuring.Clock(args.steps)
+    epochs = 2 + (measuring.WARM_UP + args.steps) // max(1, len(loaders.train))
     with learner.no_bar(), learner.no_logging():
-        learner.fit(epochs, lr=1e-3, cbs=clock)
-    rate = args.batch * args.steps / clock.seconds
-    print(json.dumps({"peer": "fastai", "version": fastai.__version__, "images_per_second": rate}))
+        learner.fit(epochs, lr=1e-3, cbs=Stop(clock))
+    measuring.tell("fastai", fastai.__version__, clock.rate(args.batch))
 
 
 if __name__ == "__main__":

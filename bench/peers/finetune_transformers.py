@@ -7,16 +7,12 @@ environment of its own; knows nothing of tellapart.
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from typing import Any
 
 import beside_cpu_torch  # noqa: F401
+import measuring
 import torch
 import transformers
-from torchvision import datasets
-from torchvision import transforms as T
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
@@ -25,20 +21,10 @@ from transformers import (
     TrainingArguments,
 )
 
-WARM_UP = 3
-
 
 class Photographs(torch.utils.data.Dataset):
     def __init__(self, folder: str, size: int) -> None:
-        change = T.Compose(
-            [
-                T.RandomResizedCrop(size),
-                T.RandomHorizontalFlip(),
-                T.ToTensor(),
-                T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-            ]
-        )
-        self.images = datasets.ImageFolder(folder, change)
+        self.images = measuring.photographs(folder, size)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -48,12 +34,12 @@ class Photographs(torch.utils.data.Dataset):
         return {"pixel_values": image, "labels": label}
 
 
-class Clock(TrainerCallback):
-    def __init__(self) -> None:
-        self.times: list[float] = []
+class Tick(TrainerCallback):
+    def __init__(self, clock: measuring.Clock) -> None:
+        self.clock = clock
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.times.append(time.perf_counter())
+        self.clock.tick()
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -62,13 +48,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    args = measuring.options(__doc__).parse_args()
     images = Photographs(f"{args.data}/train", args.size)
     # ResNet-18 as its paper has it: basic blocks, two for each of four stages.
     config = ResNetConfig(
@@ -81,7 +61,7 @@ def main() -> None:
     arguments = TrainingArguments(
         output_dir="run",
         per_device_train_batch_size=args.batch,
-        max_steps=WARM_UP + args.steps,
+        max_steps=measuring.WARM_UP + args.steps,
         learning_rate=1e-3,
         dataloader_num_workers=args.workers,
         dataloader_persistent_workers=True,
@@ -94,20 +74,16 @@ def main() -> None:
         use_cpu=True,
         disable_tqdm=True,
     )
-    clock = Clock()
+    clock = measuring.Clock(args.steps)
     trainer = Trainer(
         model=ResNetForImageClassification(config),
         args=arguments,
         train_dataset=images,
         data_collator=collate,
-        callbacks=[clock],
+        callbacks=[Tick(clock)],
     )
     trainer.train()
-    seconds = clock.times[-1] - clock.times[WARM_UP - 1]
-    rate = args.batch * args.steps / seconds
-    print(
-        json.dumps({"peer": "transformers", "version": transformers.__version__, "images_per_second": rate})
-    )
+    measuring.tell("transformers", transformers.__version__, clock.rate(args.batch))
 
 
 if __name__ == "__main__":

@@ -7,19 +7,16 @@ measurement only, in an environment of its own: its licence is AGPL, and nothing
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import beside_cpu_torch  # noqa: F401
+import measuring
 import ultralytics
 from ultralytics import YOLO
 
-WARM_UP = 3
 # ResNet-18 without its last two layers gives [B, 512, h, w], for the classification head.
 MODEL = """nc: {classes}
 backbone:
@@ -34,21 +31,14 @@ class EnoughError(Exception):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    args = measuring.options(__doc__).parse_args()
     classes = len([path for path in (Path(args.data) / "train").iterdir() if path.is_dir()])
     config = Path("resnet18-cls.yaml").absolute()
     config.write_text(MODEL.format(classes=classes))
-    times: list[float] = []
+    clock = measuring.Clock(args.steps)
 
     def count(trainer: Any) -> None:
-        times.append(time.perf_counter())
-        if len(times) == WARM_UP + args.steps:
+        if clock.tick():
             raise EnoughError
 
     model = YOLO(str(config), task="classify")
@@ -69,9 +59,7 @@ def main() -> None:
             save=False,
             project=str(Path.cwd()),
         )
-    seconds = times[-1] - times[WARM_UP - 1]
-    rate = args.batch * args.steps / seconds
-    print(json.dumps({"peer": "ultralytics", "version": ultralytics.__version__, "images_per_second": rate}))
+    measuring.tell("ultralytics", ultralytics.__version__, clock.rate(args.batch))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from tellapart.commands import (
     Cache,
     Check,
     Compare,
+    Compress,
     Doctor,
     Evaluate,
     Export,
@@ -41,6 +42,7 @@ from tellapart.errors import SpecError, TellapartError, UserError, did_you_mean
 from tellapart.spec import Spec, flatten, update
 
 if TYPE_CHECKING:
+    from tellapart.predict import Classifier
     from tellapart.workflow import Result
 
 T = TypeVar("T")
@@ -114,7 +116,6 @@ def _evaluate(args: Evaluate) -> int:
 
 
 def _predict(args: Predict) -> int:
-    from tellapart import workflow
     from tellapart.predict import expand
 
     if args.top < 1:
@@ -122,7 +123,7 @@ def _predict(args: Predict) -> int:
     if not args.images:
         raise UserError("Nothing to label: give IMAGES (files, folders, patterns, or - for standard input).")
     images = list(expand(args.images, args.urls))
-    classifier = workflow.load(args.model, args.device)
+    classifier = _classifier(args.model, args.device)
     write = {"table": printing.write_table, "jsonl": printing.write_jsonl, "csv": printing.write_csv}[
         args.format
     ]
@@ -138,6 +139,19 @@ def _predict(args: Predict) -> int:
     if failed:
         print(f"{failed} of {len(images)} images could not be read.", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _classifier(model: str, device: str) -> Classifier:
+    """Open a model; an exported file without torch, which takes longer to load than many an answer."""
+    from tellapart import runtime
+
+    if runtime.is_export(model):
+        from tellapart.predict import Classifier
+
+        return Classifier(runtime.open_backend(model))
+    from tellapart import workflow
+
+    return workflow.load(model, device)
 
 
 def _report(args: Report) -> int:
@@ -209,7 +223,9 @@ def _cache(args: Cache) -> int:
     if args.as_json:
         print(printing.as_json_line(dataclasses.asdict(cleared)))
         return 0
-    print(f"Removed {len(cleared.removed)} stores, {cleared.freed / 2**20:,.1f} MiB freed.")
+    count = sum(key != "measured" for key in cleared.removed)
+    what = f"{count} stores" + " and what was measured" * ("measured" in cleared.removed)
+    print(f"Removed {what}, {cleared.freed / 2**20:,.1f} MiB freed.")
     if cleared.leftovers:
         print(f"Of these, {cleared.leftovers} were leftovers of interrupted builds.")
     for key in cleared.kept:
@@ -219,20 +235,22 @@ def _cache(args: Cache) -> int:
 
 def _export(args: Export) -> int:
     from tellapart import workflow
+    from tellapart.runtime import environments
 
-    done = workflow.export(
-        args.model,
-        args.to,
-        args.out,
-        precision=args.precision,
-        plain=args.plain,
-        batch=args.batch,
-        data=args.data,
-        split=args.split,
-        images=args.images,
-        threads=args.threads,
-        quiet=False,
-    )
+    with environments.at(args.env):
+        done = workflow.export(
+            args.model,
+            args.to,
+            args.out,
+            precision=args.precision,
+            plain=args.plain,
+            batch=args.batch,
+            data=args.data,
+            split=args.split,
+            images=args.images,
+            threads=args.threads,
+            quiet=False,
+        )
     print(printing.as_json_line(done.to_dict()) if args.as_json else done.to_text())
     return 0 if done.passed else 1
 
@@ -246,6 +264,26 @@ def _serve(args: Serve) -> int:
 
     models = serve.by_name(args.path, args.models)
     serve.serve(models, args.options, lambda text: print(text, file=sys.stderr, flush=True), ready)
+    return 0
+
+
+def _compress(args: Compress) -> int:
+    from tellapart.workflow import compressing
+
+    options = compressing.Options(
+        ratios=args.ratio,
+        rounds=args.rounds,
+        epochs=args.epochs,
+        student=args.student,
+        images=args.images,
+        max_drop=args.max_drop,
+        runtimes=args.runtime,
+        threads=args.threads,
+    )
+    comparison = compressing.compress(
+        args.model, args.data_source, methods=args.method, out=args.out, options=options, spec=args.spec_file
+    )
+    print(printing.as_json_line(comparison.to_dict()) if args.as_json else comparison.to_text())
     return 0
 
 
@@ -268,6 +306,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "models": (Models, _models),
     "find-lr": (FindLr, _find_lr),
     "cache": (Cache, _cache),
+    "compress": (Compress, _compress),
     "export": (Export, _export),
     "serve": (Serve, _serve),
     "import": (Import, _import),
@@ -355,6 +394,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _computes(args: Any) -> bool:
+    """Return whether a command needs torch for its work."""
+    if isinstance(args, Predict):
+        from tellapart import runtime
+
+        return not runtime.is_export(args.model)
+    return isinstance(args, (Train, FindLr, Resume, Evaluate, Check, Compress, Export))
+
+
 def _run(words: list[str]) -> int:
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
@@ -364,7 +412,7 @@ def _run(words: list[str]) -> int:
     default = _defaults(kind, rest)
     options: dict[str, Any] = {} if default is None else {"default": default}
     args = tyro.cli(kind, prog=f"tellapart {name}", args=rest, **options)
-    if kind in (Train, FindLr, Resume, Evaluate, Predict, Check, Export):
+    if _computes(args):
         with packages.no_collection():
             from tellapart import workflow  # noqa: F401 - loads torch
 

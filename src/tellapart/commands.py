@@ -161,7 +161,7 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Cache:
-    """List the decoded images that are kept on the disk, or clear them."""
+    """List what is kept on the disk (decoded images, features, what was measured here), or clear it."""
 
     action: Positional[Literal["list", "clear"]]
     """What to do."""
@@ -181,8 +181,22 @@ class Export:
 
     model: Positional[str]
     """Run folder or artifact."""
-    to: tuple[Literal["onnx", "state-dict"], ...] = ("onnx",)
-    """Formats to write: onnx, with the preprocessing in its graph; state-dict, the tutorials' .pth."""
+    to: tuple[
+        Literal[
+            "onnx",
+            "openvino",
+            "torch-export",
+            "aot-inductor",
+            "torchscript",
+            "litert",
+            "executorch",
+            "tensorrt-ready",
+            "atlas-ready",
+            "state-dict",
+        ],
+        ...,
+    ] = ("onnx",)
+    """Formats to write (docs/formats.md): what each file holds, and what opens it."""
     out: str = "export"
     """Folder to write to; nothing in it is overwritten."""
     precision: tuple[Literal["fp32", "fp16"], ...] = ("fp32",)
@@ -191,6 +205,8 @@ class Export:
     """The bare network: normalised floats in, logits out."""
     batch: int = 0
     """Images of one call, for formats that fix it; 0: any, or the format's own choice."""
+    env: str = ""
+    """Folder of the environment that litert or executorch have of their own; an error says how to make it."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Labelled images to compare on; without it the run's own (validation part), or made-up ones."""
     split: Literal["", "train", "val", "test", "all"] = ""
@@ -214,6 +230,40 @@ class Serve:
     as_json: Json = False
     """Print one JSON object on standard output when requests are taken."""
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Make smaller, faster models of a trained one, and compare them: accuracy, size, latency."""
+
+    model: Positional[str]
+    """Run folder or artifact."""
+    data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
+    """Labelled images; without it the data that the run was trained with."""
+    method: tuple[Literal["int8", "qat", "prune", "sparse", "distill"], ...] = ("int8",)
+    """int8, qat (with training): files for runtimes; prune: channels; sparse: weights; distill: a smaller network."""
+    out: str = "compressed"
+    """A new folder for everything that is made."""
+    ratio: tuple[float, ...] = (0.5,)
+    """prune: parts of the operations to take away; sparse: parts of the weights."""
+    rounds: int = 3
+    """prune: steps on the way to a ratio, each with fine-tuning."""
+    epochs: int = 0
+    """Epochs of each fine-tuning, or of the student; 0: a quarter of the run's, for a student as many."""
+    student: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """distill: the smaller network (see: tellapart models)."""
+    images: int = 256
+    """Training images by which channels are judged and ranges measured."""
+    max_drop: float = 0.5
+    """int8: points of accuracy on validation that it may cost."""
+    runtime: tuple[Literal["onnx", "openvino"], ...] = ("onnx", "openvino")
+    """int8: for which runtimes."""
+    threads: int = 0
+    """Threads of the measurement; 0: one for each core."""
+    spec_file: Annotated[str | None, tyro.conf.arg(name="spec")] = None
+    """YAML file whose fields go over the spec of fine-tuning."""
+    as_json: Json = False
+    """Print one JSON object on standard output."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Flags, YAML files and keyword arguments are three spellings of these fields, and nothing else lists
 parameters. Standard library only (YAML is read by the caller), so that ``--help`` and validation are
-instant. Knows nothing of what the values do.
+instant; how a value is checked is in `sections`. Knows nothing of what the values do.
 
 ``auto``, 0 or an empty value stands for "to be chosen from the data and the model"; the spec that is saved
 with a run holds what was chosen.
@@ -10,111 +10,41 @@ with a run holds what was chosen.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
-import math
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from tellapart.errors import SpecError, did_you_mean
+from tellapart.sections import (
+    Count,
+    CountOrZero,
+    Fraction,
+    NonNegative,
+    Positive,
+    Range,
+    Section,
+    flatten,
+    to_dict,
+    update,
+)
 
-S = TypeVar("S", bound="Section")
-
-
-@dataclass(frozen=True)
-class Range:
-    """Inclusive bounds of a number; ``above`` makes the lower one exclusive."""
-
-    low: float | None = None
-    high: float | None = None
-    above: bool = False
-
-    def problem(self, value: float) -> str | None:
-        """Return what is wrong with ``value``, or None."""
-        if self.low is not None and (value < self.low or (self.above and value == self.low)):
-            return f"must be {'above' if self.above else 'at least'} {self.low:g}"
-        if self.high is not None and value > self.high:
-            return f"must be at most {self.high:g}"
-        return None
-
-
-Fraction = Annotated[float, Range(0, 1)]
-Positive = Annotated[float, Range(0, above=True)]
-NonNegative = Annotated[float, Range(0)]
-Count = Annotated[int, Range(1)]
-CountOrZero = Annotated[int, Range(0)]
-
-
-@functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
-
-
-def _coerce(value: Any, hint: Any, name: str) -> Any:
-    """Return ``value`` as the type ``hint`` wants it; raise SpecError where it does not fit."""
-    origin = typing.get_origin(hint)
-    if origin is Annotated:
-        base, *extras = typing.get_args(hint)
-        value = _coerce(value, base, name)
-        for extra in extras:
-            problem = extra.problem(value) if isinstance(extra, Range) else None
-            if problem:
-                raise SpecError(f"{name} is {value!r}; it {problem}.")
-        return value
-    if origin is Literal:
-        choices = typing.get_args(hint)
-        if isinstance(value, bool) and value not in choices and {"on", "off"} <= set(choices):
-            value = "on" if value else "off"  # what YAML 1.1 makes of these words
-        if not any(value == choice and type(value) is type(choice) for choice in choices):
-            valid = [str(choice) for choice in choices]
-            raise SpecError(f"{name} is {value!r}. {did_you_mean(str(value), valid)}")
-        return value
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _coerce(value, next(a for a in typing.get_args(hint) if a is not type(None)), name)
-    if origin is tuple:
-        return _coerce_tuple(value, typing.get_args(hint), name)
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 as text
-            value = float(value)
-    if hint is float and isinstance(value, float) and not math.isfinite(value):
-        raise SpecError(f"{name} is {value!r}; it must be a finite number.")
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise SpecError(f"{name} is {value!r}; it must be of type {hint.__name__}.")
-    return value
-
-
-def _coerce_tuple(value: Any, args: tuple[Any, ...], name: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        value = (value,)
-    if len(args) == 2 and args[1] is Ellipsis:
-        args = (args[0],) * len(value)
-    if len(args) != len(value):
-        raise SpecError(f"{name} is {value!r}; it must have {len(args)} values.")
-    return tuple(_coerce(v, a, name) for v, a in zip(value, args, strict=True))
+__all__ = [
+    "AugmentSpec",
+    "DataSpec",
+    "InputSpec",
+    "ModelSpec",
+    "Range",
+    "RunSpec",
+    "Section",
+    "Spec",
+    "SpeedSpec",
+    "TrainingSpec",
+    "flatten",
+    "to_dict",
+    "update",
+]
 
 
 @dataclass(frozen=True)
-class Section:
-    """A part of the spec: checks every value against its annotation when made."""
-
-    def __post_init__(self) -> None:
-        hints = _hints(typing.cast(Any, type(self)))
-        for item in dataclasses.fields(self):
-            label = f"{_PREFIX.get(type(self).__name__, '')}{item.name}"
-            hint = hints[item.name]
-            if isinstance(hint, type) and issubclass(hint, Section):
-                continue
-            object.__setattr__(self, item.name, _coerce(getattr(self, item.name), hint, label))
-
-
-@dataclass(frozen=True)
-class DataSpec(Section):
+class DataSpec(Section, prefix="data."):
     """The images: where they are, how they are split, and what happens to bad ones."""
 
     source: str = "digits"
@@ -148,7 +78,7 @@ class DataSpec(Section):
 
 
 @dataclass(frozen=True)
-class InputSpec(Section):
+class InputSpec(Section, prefix="input."):
     """The preprocessing contract: how a file becomes the network's input, in training and ever after."""
 
     size: CountOrZero = 0
@@ -174,7 +104,7 @@ class InputSpec(Section):
 
 
 @dataclass(frozen=True)
-class AugmentSpec(Section):
+class AugmentSpec(Section, prefix="augment."):
     """Random changes of the training images; a preset, and any single value over it."""
 
     preset: Literal["auto", "none", "light", "tutorial", "cifar", "photo", "strong"] = "auto"
@@ -228,7 +158,7 @@ class AugmentSpec(Section):
 
 
 @dataclass(frozen=True)
-class ModelSpec(Section):
+class ModelSpec(Section, prefix="model."):
     """The network: its architecture, the weights that it starts from, and which of them train."""
 
     name: str = "auto"
@@ -256,7 +186,7 @@ class ModelSpec(Section):
 
 
 @dataclass(frozen=True)
-class TrainingSpec(Section):
+class TrainingSpec(Section, prefix="training."):
     """How the weights are found."""
 
     epochs: Count = 10
@@ -333,6 +263,10 @@ class TrainingSpec(Section):
     """Progressive resizing: side of the images in the first epoch, growing to input.size; 0: off."""
     size_epochs: Fraction = 0.6
     """Progressive resizing: part of the epochs over which the images grow."""
+    quantize: Literal["none", "int8"] = "none"
+    """Quantisation-aware training: fine-tune with weights and activations rounded as INT8 runtimes round them."""
+    keep_zeros: bool = False
+    """Weights that are zero at the start stay zero: fine-tuning after unstructured pruning."""
     prune: Annotated[float, Range(0, 0.9)] = 0.0
     """InfoBatch: part of the well-learned images that each epoch leaves out; 0: every epoch reads all."""
     prune_from: Fraction = 0.0
@@ -342,7 +276,23 @@ class TrainingSpec(Section):
 
 
 @dataclass(frozen=True)
-class SpeedSpec(Section):
+class DistillSpec(Section, prefix="distill."):
+    """A teacher: training follows the answers of a trained model too (Hinton et al. 2015)."""
+
+    teacher: str = ""
+    """Run folder or artifact whose answers are followed; empty: the labels alone."""
+    temperature: Positive = 4.0
+    """What the logits of both are divided by before they are compared."""
+    weight: Fraction = 0.9
+    """Part of the loss that follows the teacher's answers; the rest follows the labels."""
+    features: NonNegative = 0.0
+    """Weight of a loss that compares where both networks look (attention transfer); 0: off."""
+    fingerprint: str = ""
+    """SHA-256 of the teacher's file, noted when training begins; another file is then refused."""
+
+
+@dataclass(frozen=True)
+class SpeedSpec(Section, prefix="speed."):
     """What makes a run faster without changing what it computes, but for rounding; each can be switched off."""
 
     channels_last: bool = True
@@ -364,7 +314,7 @@ class SpeedSpec(Section):
 
 
 @dataclass(frozen=True)
-class RunSpec(Section):
+class RunSpec(Section, prefix="run."):
     """Where the results go and how the run reports on itself."""
 
     dir: str = ""
@@ -390,70 +340,8 @@ class Spec(Section):
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
+    distill: DistillSpec = field(default_factory=DistillSpec)
     speed: SpeedSpec = field(default_factory=SpeedSpec)
     run: RunSpec = field(default_factory=RunSpec)
     seed: int = 0
     """Seed of everything random in training."""
-
-
-_PREFIX = {
-    "DataSpec": "data.",
-    "InputSpec": "input.",
-    "AugmentSpec": "augment.",
-    "ModelSpec": "model.",
-    "TrainingSpec": "training.",
-    "SpeedSpec": "speed.",
-    "RunSpec": "run.",
-}
-
-
-def to_dict(spec: Section) -> dict[str, Any]:
-    """Return the spec as nested plain values (tuples as lists), ready for YAML or JSON."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    result: dict[str, Any] = plain(dataclasses.asdict(spec))
-    return result
-
-
-def flatten(spec: Section) -> dict[str, Any]:
-    """Return ``{"training.lr": 0.001, …}``, every field by its dotted name."""
-    flat: dict[str, Any] = {}
-    for item in dataclasses.fields(spec):
-        value = getattr(spec, item.name)
-        if isinstance(value, Section):
-            flat.update({f"{item.name}.{key}": inner for key, inner in flatten(value).items()})
-        else:
-            flat[item.name] = value
-    return flat
-
-
-def update(spec: S, changes: Mapping[str, Any], where: str = "") -> S:
-    """Return ``spec`` with ``changes`` over it.
-
-    Keys are field names, nested mappings or sections, or dotted names; hyphens count as underscores.
-    Raises SpecError for an unknown key (naming the nearest) or an impossible value.
-    """
-    names = {item.name for item in dataclasses.fields(spec)}
-    values: dict[str, Any] = {}
-    for raw, value in changes.items():
-        head, _, rest = str(raw).replace("-", "_").partition(".")
-        if head not in names:
-            unknown = f"{where}{raw}"
-            raise SpecError(f"There is no {unknown!r} in the spec. {did_you_mean(head, sorted(names), 40)}")
-        current = getattr(spec, head)
-        base = values.get(head, current)
-        if rest:
-            if not isinstance(base, Section):
-                raise SpecError(f"{where}{head} has no parts, so {where}{raw!r} means nothing.")
-            values[head] = update(base, {rest: value}, f"{where}{head}.")
-        elif isinstance(current, Section) and isinstance(value, Mapping):
-            values[head] = update(base, value, f"{where}{head}.")
-        elif isinstance(current, Section) and not isinstance(value, type(current)):
-            raise SpecError(f"{where}{head} is {value!r}; it must be a mapping of {where}{head}'s fields.")
-        else:
-            values[head] = value
-    return dataclasses.replace(spec, **values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
+import mmap
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from PIL import Image
 from tellapart.data import cache
 from tellapart.data.cache import ImageStore, open_or_build, store_key
 from tellapart.data.samples import Samples, content_hash
-from tellapart.preprocess import BadImage
+from tellapart.preprocess import BadImage, as_tensor
 
 
 def write_pictures(root: Path, sizes: list[tuple[int, int]]) -> Samples:
@@ -90,7 +91,7 @@ def test_pixels_are_those_of_decoding(sizes: list[tuple[int, int]], tmp_path: Pa
         assert np.array_equal(store.image(row), pixels)
         assert store.hashes[row] == content_hash(samples.read(row))
     rows = np.array([3, 0, 0, 2])
-    batch, shapes = store.batch(rows), store.sizes(rows)
+    batch, shapes = as_tensor(store.batch(rows)), store.sizes(rows)
     assert batch.dtype == torch.uint8
     for place, row in enumerate(rows):
         height, width = direct[row].shape[:2]
@@ -235,7 +236,37 @@ def test_a_large_store_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.Mo
     assert mapped.images_NHWC is not None
     assert read.images_NHWC is None
     rows = np.array([4, 0, 2])
-    assert torch.equal(read.batch(rows), mapped.batch(rows))
+    assert torch.equal(as_tensor(read.batch(rows)), as_tensor(mapped.batch(rows)))
+
+
+def test_the_system_is_told_once_what_is_read_next(tmp_path: Path) -> None:
+    samples = write_pictures(tmp_path / "in", [(40 + n, 50) for n in range(5)])
+    rows, asked = np.array([4, 0, 2]), list[tuple[int, int]]()
+
+    class Mapped:
+        """Notes what it is asked for, as mmap would check it."""
+
+        def madvise(self, option: int, start: int, length: int) -> None:
+            assert option == mmap.MADV_WILLNEED
+            assert start % mmap.PAGESIZE == 0
+            asked.append((start, start + length))
+
+    built = build(samples, tmp_path / "cache")
+    dataclasses.replace(built, mapped=Mapped()).expect(rows)
+    assert asked == []  # just written: nothing to read
+    store = dataclasses.replace(build(samples, tmp_path / "cache"), mapped=Mapped())
+    store.expect(rows)
+    store.expect(rows)
+    assert store.offsets is not None
+    for row, (start, stop) in zip(rows, asked, strict=True):
+        size = int(store.heights[row]) * int(store.widths[row]) * 3
+        assert start <= store.offsets[row] < start + mmap.PAGESIZE
+        assert stop == store.offsets[row] + size
+    store.expect(np.array([1, 2]))
+    assert len(asked) == 4
+    opened = build(samples, tmp_path / "cache")
+    opened.expect(rows)  # as the system takes it
+    assert np.array_equal(opened.image(4), Decoder()(samples.read(4), None))
 
 
 def test_writing_into_a_batch_does_not_change_the_store(tmp_path: Path) -> None:
@@ -288,6 +319,31 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="No space left on device"):
         build(samples, tmp_path / "cache")
     assert stores(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_disk_keeps_up_while_images_are_decoded(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, calls = write_pictures(tmp_path / "in", [(6, 4)] * 150), list[int]()
+    really = os.fsync
+
+    def sync(descriptor: int) -> None:
+        calls.append(descriptor)
+        if fails and len(calls) == 1:  # only once, and long before the end
+            raise OSError(errno.EIO, "Input/output error")
+        really(descriptor)
+
+    monkeypatch.setattr(cache, "_FLUSHED", 100)
+    monkeypatch.setattr(cache.os, "fsync", sync)
+    if fails:
+        with pytest.raises(OSError, match="Input/output error"):
+            build(samples, tmp_path / "cache")
+        assert stores(tmp_path / "cache") == []
+        return
+    store = build(samples, tmp_path / "cache")
+    assert len(calls) > 2  # more often than at the end, of both files
+    assert all(np.array_equal(store.image(row), Decoder()(samples.read(row), None)) for row in range(150))
 
 
 def test_two_builders_at_once(tmp_path: Path) -> None:
@@ -375,7 +431,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         tracemalloc.reset_peak()
         for start in range(0, count, 50):
             rows = np.arange(start, start + 50)
-            assert store.batch(rows)[:, 0, 0, 0].tolist() == (rows % 251).tolist()
+            assert as_tensor(store.batch(rows))[:, 0, 0, 0].tolist() == (rows % 251).tolist()
         read = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

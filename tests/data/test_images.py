@@ -153,7 +153,7 @@ def test_arrays_and_files_of_the_same_pixels_agree(
     of_files = table(["0.png", "1.png", "2.png"], str(tmp_path / "in"))
     wanted = contract(channels=channels, size=size)
     one, other = (evaluation_images(samples, wanted, spec)[0] for samples in (of_arrays, of_files))
-    assert np.array_equal(one.batch(np.arange(3)).images, other.batch(np.arange(3)).images)
+    assert np.array_equal(one.batch(np.arange(3)).pixels, other.batch(np.arange(3)).pixels)
     assert one.samples.hashes is not None
     assert one.samples.hashes.tolist() == [content_hash(pixels[key]) for key in keys]
 
@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_streamed_with_the_same_pixels(
         batches(stored, order, 2, 1), batches(streamed, order, 2, 1), strict=True
     ):
         assert step == step_too
-        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.pixels, other.pixels)
         assert torch.equal(one.labels, other.labels)
         assert (one.sizes is None) == (other.sizes is None)
         assert one.sizes is None or torch.equal(one.sizes, other.sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -95,12 +96,12 @@ def test_the_order_is_covered_exactly_once(
 def _read(part: RawBatch, total: int, ragged: bool) -> list[int]:
     """Check one process's part of a batch, and return the numbers of its images."""
     assert part.count == total
-    assert part.images.dtype == torch.uint8
+    assert part.pixels.dtype == torch.uint8
     sizes = source_sizes(part)
     assert sizes.shape == (total, 2)
-    numbers = part.images[:, 0, 0, 0].tolist()
+    numbers = part.pixels[:, 0, 0, 0].tolist()
     for place, number in enumerate(numbers):
-        picture = part.images[place]
+        picture = part.pixels[place]
         height, width = sizes[part.start + place].tolist()
         assert (height, width) == (SIDES[number % 5] if ragged else (4, 4))
         assert (picture[:height, :width] == number).all()
@@ -118,12 +119,33 @@ def test_going_on_gives_what_would_have_come(
     rest = list(batches(sets(ragged), order, batch_size, step))
     assert [number for number, _ in rest] == [number for number, _ in whole][step:]
     for (_, one), (_, other) in zip(whole[step:], rest, strict=True):
-        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.pixels, other.pixels)
         assert torch.equal(one.labels, other.labels)
 
 
+def unmapped(images: ImageSet) -> ImageSet:
+    """Return the set as it is where the store is too large to be mapped: read image by image, a batch ahead."""
+    assert isinstance(images.store, cache.ImageStore)
+    return dataclasses.replace(images, store=dataclasses.replace(images.store, mapped=None, _file=[]))
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_store_that_is_not_mapped_gives_the_same(world: int, sets: Sets) -> None:
+    order, mapped = np.random.default_rng(0).permutation(40), sets(True)
+    assert mapped.store.ready
+    assert not unmapped(mapped).store.ready
+    for rank in range(world):
+        ours, theirs = (
+            batches(images, order, 7, rank=rank, world=world) for images in (mapped, unmapped(mapped))
+        )
+        for (_, one), (_, other) in zip(ours, theirs, strict=True):
+            assert torch.equal(one.pixels, other.pixels)
+            assert torch.equal(one.labels, other.labels)
+            assert torch.equal(source_sizes(one), source_sizes(other))
+
+
 def test_reading_ahead_stops_where_the_reader_stops(sets: Sets) -> None:
-    reading = batches(sets(True), np.arange(40), 4)
+    reading = batches(unmapped(sets(True)), np.arange(40), 4)
     step, batch = next(reading)
     assert step == 0
     assert len(batch.labels) == 4
@@ -131,7 +153,7 @@ def test_reading_ahead_stops_where_the_reader_stops(sets: Sets) -> None:
 
 
 def test_an_error_while_reading_ahead_comes_through(sets: Sets) -> None:
-    reading = batches(sets(True), np.array([0, 1, 2, 99]), 2)
+    reading = batches(unmapped(sets(True)), np.array([0, 1, 2, 99]), 2)
     next(reading)
     with pytest.raises(IndexError):
         next(reading)
@@ -144,7 +166,7 @@ def test_selecting_keeps_samples_and_images_together(ragged: bool, sets: Sets) -
         part = images.select(chosen)
         wanted = np.arange(40)[chosen]
         assert part.samples.paths.tolist() == [str(n) for n in wanted]
-        assert part.batch(np.arange(len(part))).images[:, 0, 0, 0].tolist() == wanted.tolist()
+        assert part.batch(np.arange(len(part))).pixels[:, 0, 0, 0].tolist() == wanted.tolist()
 
 
 def test_a_batch_moves_with_its_labels(sets: Sets) -> None:
@@ -166,7 +188,7 @@ def test_steps_that_are_read_together_are_those_read_alone(
     windows = set()
     for index, batch in batches(images, order, batch_size, first_step, epoch=5):
         alone = images.batch(order[index * batch_size : (index + 1) * batch_size])
-        assert torch.equal(batch.images, alone.images)
+        assert torch.equal(batch.pixels, alone.pixels)
         assert torch.equal(batch.labels, alone.labels)
         assert (batch.count, batch.start, batch.epoch, batch.filler) == (alone.count, 0, 5, False)
         np.testing.assert_array_equal(batch.ours, alone.ours)

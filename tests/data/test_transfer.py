@@ -66,7 +66,7 @@ def test_images_that_live_on_a_device_give_the_same_batches(
     assert (there.store.resident is None) != ragged  # type: ignore[union-attr]
     order = np.array([3, 9, 0, 3, 10])
     one, other = here.batch(order), there.batch(order)
-    assert torch.equal(one.images, other.images)
+    assert torch.equal(one.pixels, other.pixels)
     assert torch.equal(one.labels, other.labels)
     assert (one.sizes is None) == (other.sizes is None) == (not ragged)
     assert np.array_equal(here.store.image(7), there.store.image(7))

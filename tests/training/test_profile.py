@@ -33,6 +33,36 @@ def _rows(text: str) -> dict[str, tuple[float, float]]:
     return rows
 
 
+def _check_trace(events: list[dict[str, Any]]) -> None:
+    """What the Trace Event Format asks for, and Perfetto of it: whole slices that nest, named threads, paired arrows."""
+    slices = [event for event in events if event["ph"] == "X" and isinstance(event["tid"], int)]
+    assert {event["ph"] for event in events} <= {"X", "M", "i", "s", "f"}
+    for event in slices:
+        assert isinstance(event["name"], str)
+        assert isinstance(event["pid"], int)
+        assert event["ts"] > 0
+        assert event["dur"] >= 0
+    named = {
+        (e["pid"], e["tid"])
+        for e in events
+        if e["ph"] == "M" and e["name"] == "thread_name" and e["args"]["name"]
+    }
+    threads = {(event["pid"], event["tid"]) for event in slices}
+    assert threads <= named
+    assert {e["pid"] for e in slices} <= {
+        e["pid"] for e in events if e["ph"] == "M" and e["name"] == "process_name" and e["args"]["name"]
+    }
+    for thread in threads:
+        ends: list[float] = []
+        mine = [event for event in slices if (event["pid"], event["tid"]) == thread]
+        for event in sorted(mine, key=lambda e: (e["ts"], -e["dur"])):
+            ends = [end for end in ends if end > event["ts"]]
+            assert not ends or event["ts"] + event["dur"] <= ends[-1] + 1e-2, event  # microseconds
+            ends.append(event["ts"] + event["dur"])
+    begun, ended = ({e["id"] for e in events if e["ph"] == phase} for phase in ("s", "f"))
+    assert begun == ended
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_profiled_run_is_bit_for_bit_the_same(
     accumulate: int, build: Any, pictures: Any, tmp_path: Path
@@ -69,7 +99,8 @@ def test_table_and_trace(build: Any, pictures: Any, tmp_path: Path) -> None:
     assert max(len(line) for line in said.splitlines() if "ui.perfetto.dev" not in line) <= 80
     assert [path.name for path in sorted((tmp_path / "profile").iterdir())] == ["steps.txt", "trace.json.gz"]
     with gzip.open(tmp_path / "profile" / "trace.json.gz") as stream:
-        events = json.load(stream)["traceEvents"]
+        events = json.load(stream, parse_constant=pytest.fail)["traceEvents"]
+    _check_trace(events)
     names = {event.get("name") for event in events}
     assert {"forward", "loss", "backward", "optimizer", "augmentation", "data wait"} <= names
     backwards = [event for event in events if event.get("name") == "backward"]

@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tellapart.preprocess import Images, Ragged, as_tensor
+
+LARGE = 1 << 15  # values of an image from which on images are better handled one by one
+
 
 def pad(images: Tensor, padding: int, mode: Literal["zeros", "reflect"]) -> Tensor:
     """Return [B, H, W, C] with a border of zeros, or mirrored without repeating the edge."""
@@ -73,23 +77,31 @@ def flip(images: Tensor, flags: Tensor, dim: int, own: bool = False) -> Tensor:
     rows = flags.nonzero()[:, 0]
     if not len(rows):
         return images
+    if images.device.type == "cpu" and images[0].numel() >= LARGE:
+        images = images if own else images.clone()
+        for row in rows.tolist():
+            images[row] = images[row].flip(dim - 1)
+        return images
     turned = images.index_select(0, rows.to(images.device)).flip(dim)
     images = images if own else images.clone()
     put(images, rows, turned)
     return images
 
 
-def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+def resized_crop(images: Images, boxes: Tensor, size: int) -> Tensor:
     """Cut each box and scale it with anti-aliasing: uint8 [B, H, W, C] -> uint8 [B, size, size, C]."""
     if images.device.type != "cpu":
-        return resized_crop_by_matrices(images, boxes.to(images.device), size)
-    result = images.new_empty(len(images), size, size, images.shape[3])
-    # Slices of a batch that torch sees to be channels-last, so that its 8-bit kernel neither unpacks the
-    # channels nor packs them again: that takes longer than the scaling.
-    sources, scaled = images.permute(0, 3, 1, 2), result.permute(0, 3, 1, 2)
-    for row, (top, left, height, width) in enumerate(boxes.tolist()):
-        box = sources[row : row + 1, :, top : top + height, left : left + width]
-        scaled[row : row + 1] = F.interpolate(box, (size, size), mode="bilinear", antialias=True)
+        return resized_crop_by_matrices(as_tensor(images), boxes.to(images.device), size)
+    channels = images.channels if isinstance(images, Ragged) else images.shape[3]
+    result = torch.empty(len(images), size, size, channels, dtype=torch.uint8)
+    sources = images if isinstance(images, Ragged) else images.numpy()
+    scaled = result.permute(0, 3, 1, 2)
+    for row, (image, (top, left, height, width)) in enumerate(zip(sources, boxes.tolist(), strict=True)):
+        box = np.ascontiguousarray(image[top : top + height, left : left + width])
+        # Channels-last in torch's eyes, so that its 8-bit kernel neither unpacks the channels nor packs them again:
+        # that takes longer than the scaling.
+        box_NCHW = torch.from_numpy(box).unsqueeze(0).permute(0, 3, 1, 2)
+        scaled[row : row + 1] = F.interpolate(box_NCHW, (size, size), mode="bilinear", antialias=True)
     return result
 
 

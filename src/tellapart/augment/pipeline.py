@@ -13,7 +13,7 @@ from tellapart.augment import colour, geometry, params, policies, threads
 from tellapart.augment import mix as mixing
 from tellapart.augment.mix import Mix
 from tellapart.augment.params import Params
-from tellapart.preprocess import Preprocessing, normalise, normalise_, slices
+from tellapart.preprocess import Images, Preprocessing, as_tensor, normalise, normalise_, slices
 from tellapart.spec import AugmentSpec
 
 
@@ -162,13 +162,13 @@ class Augment:
 
     # ------------------------------------------------------------------------------------------ applying
 
-    def apply(self, images: Tensor, sizes: Tensor | None, drawn: Params) -> Tensor:
+    def apply(self, images: Images, sizes: Tensor | None, drawn: Params) -> Tensor:
         """Return the network's input float32 [B, C, size, size], normalised, on the images' device.
 
         ``images``: uint8 [B, H, W, C], [size, size] each (others are scaled to it), or with
-        `needs_large_source` sources in the upper left of a common canvas. ``drawn``: of this batch, or the part
-        ``params[a:b]`` that belongs to these images; the result is the same either way. ``sizes`` as for
-        `draw`; the boxes hold all that is needed.
+        `needs_large_source` sources, as a `Ragged` or in the upper left of a common canvas. ``drawn``: of this
+        batch, or the part ``params[a:b]`` that belongs to these images; the result is the same either way.
+        ``sizes`` as for `draw`; the boxes hold all that is needed.
         """
         if not self._images:
             return normalise(self._fitted(images), self.contract, self.channels_last)
@@ -177,12 +177,12 @@ class Augment:
         size, order = self.contract.size, torch.contiguous_format
         if self.channels_last:
             order = torch.channels_last
-        shape = (len(images), images.shape[3], size, size)
+        shape = (len(images), self.contract.channels, size, size)
         result = torch.empty(shape, dtype=torch.float32, device=images.device, memory_format=order)
         threads.run(lambda rows: self._apply(images[rows], drawn[rows], result[rows]), slices(result))
         return result
 
-    def _apply(self, images: Tensor, drawn: Params, result: Tensor) -> None:
+    def _apply(self, images: Images, drawn: Params, result: Tensor) -> None:
         """Write the network's input for a part of a batch into ``result``, float32 [B, C, size, size]."""
         pixels = self._place(images, drawn)
         if drawn.affine is None and drawn.colour is None:
@@ -194,25 +194,24 @@ class Augment:
             result.copy_(normalise_(values, self.contract))
         self._erase(result, drawn)
 
-    def _fitted(self, images: Tensor) -> Tensor:
-        """Scale images that a smaller size is made from (`at_size`)."""
-        size = self.contract.size
-        if self.needs_large_source or tuple(images.shape[1:3]) == (size, size):
-            return images
-        return geometry.scale(images, size)
+    def _fitted(self, images: Images) -> Tensor:
+        """Return images of the input's size: a smaller one (`at_size`) is made from those of the larger."""
+        size, pixels = self.contract.size, as_tensor(images)
+        return pixels if tuple(pixels.shape[1:3]) == (size, size) else geometry.scale(pixels, size)
 
-    def _place(self, images: Tensor, drawn: Params) -> Tensor:
+    def _place(self, images: Images, drawn: Params) -> Tensor:
         """Crop and flip: uint8 [B, size, size, C]."""
-        images = self._fitted(images)
         own = drawn.crop is not None  # the images are the caller's; what was cut from them is ours
-        if drawn.crop is not None and self.needs_large_source:
-            images = geometry.resized_crop(images, drawn.crop, self.contract.size)
-        elif drawn.crop is not None:
-            padding, mode = self.spec.crop_padding or 0, self.spec.padding_mode or "zeros"
-            images = geometry.padded_crop(images, drawn.crop, padding, mode)
+        if self.needs_large_source and drawn.crop is not None:
+            pixels = geometry.resized_crop(images, drawn.crop, self.contract.size)
+        else:
+            pixels = self._fitted(images)
+            if drawn.crop is not None:
+                padding, mode = self.spec.crop_padding or 0, self.spec.padding_mode or "zeros"
+                pixels = geometry.padded_crop(pixels, drawn.crop, padding, mode)
         if drawn.hflip is not None:
-            images = geometry.flip(images, drawn.hflip, 2, own)
-        return images if drawn.vflip is None else geometry.flip(images, drawn.vflip, 1, own)
+            pixels = geometry.flip(pixels, drawn.hflip, 2, own)
+        return pixels if drawn.vflip is None else geometry.flip(pixels, drawn.vflip, 1, own)
 
     def _warp(self, pixels: Tensor, drawn: Params) -> Tensor:
         """Rotate, shift, zoom and shear: float32 [B, C, size, size] of 0..255."""

@@ -14,6 +14,10 @@ from tellapart.errors import ModelError, did_you_mean
 
 STEMS = ("standard", "small")
 
+Pruned = tuple[tuple[str, tuple[int, ...]], ...]
+"""(path of a layer, its sizes), 0 where a size is the network's own. A convolution: outputs, inputs, groups; a
+linear layer: outputs, inputs; a norm: channels."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -35,6 +39,8 @@ class Architecture:
     """simple-cnn only: batch normalisation after each convolution."""
     stem: str = "standard"
     """``small`` keeps the resolution of images of up to 64 pixels; see :func:`zoo.choose_stem`."""
+    pruned: Pruned = ()
+    """Layers that are narrower than the network ``name`` has them; see :mod:`tellapart.models.shrink`."""
 
     def __post_init__(self) -> None:
         for field, low in (("num_classes", 1), ("channels", 1), ("size", 1)):
@@ -49,8 +55,10 @@ class Architecture:
             raise ModelError(f"{self.name}: stem is {self.stem!r}. {did_you_mean(self.stem, STEMS)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values by field name."""
-        return dataclasses.asdict(self)
+        """Return plain values by field name; ``pruned``, a mapping here, only where layers are."""
+        values = dataclasses.asdict(self)
+        pruned = values.pop("pruned")
+        return {**values, "pruned": {path: list(sizes) for path, sizes in pruned}} if pruned else values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
@@ -62,4 +70,16 @@ class Architecture:
         for key in ("name", "num_classes"):
             if key not in values:
                 raise ModelError(f"An architecture needs {key!r}; there is only {sorted(values)}.")
-        return cls(**values)
+        return cls(**{**values, "pruned": pruned_from(values.get("pruned", {}))})
+
+
+def pruned_from(values: Any) -> Pruned:
+    """Return what `Architecture.to_dict` gave as ``pruned``, checked. Raises ModelError."""
+    try:
+        items = tuple((str(path), tuple(int(size) for size in sizes)) for path, sizes in values.items())
+    except (AttributeError, TypeError, ValueError):
+        items = (("", ()),)
+    for path, sizes in items:
+        if not path or len(sizes) not in (1, 2, 3) or min(sizes) < 0:
+            raise ModelError(f"An architecture's pruned layers are sizes by path, not {values!r:.200}.")
+    return items

@@ -34,6 +34,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin
 
+from tellapart.contract import jpeg
+
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 178_000_000
@@ -168,13 +170,14 @@ def _damage(name: str, error: Exception) -> BadImage:
     return BadImage(f"damaged {name} file")
 
 
-def _reduce(image: Image.Image, suffices: Callable[[int, int], bool]) -> None:
-    """Let a JPEG be decoded at the smallest of 1/8, 1/4 and 1/2 that ``suffices`` (height, width) allows."""
+def _reduce(image: Image.Image, suffices: Callable[[int, int], bool]) -> bool:
+    """Let a JPEG be decoded at the smallest of 1/8, 1/4 and 1/2 that ``suffices`` (height, width) allows, if any."""
     width, height = image.size
     for factor in _FACTORS:
         if min(width, height) >= factor and suffices(-(-height // factor), -(-width // factor)):
             image.draft(None, (width // factor, height // factor))
-            return
+            return True
+    return False
 
 
 def decode(
@@ -198,8 +201,10 @@ def decode(
     try:
         with _quiet(name, content), reader(io.BytesIO(content)) as image:
             check_dimensions(image.width, image.height, max_pixels)
-            if name == "JPEG" and suffices is not None:
-                _reduce(image, suffices)
+            if name == "JPEG" and not (suffices is not None and _reduce(image, suffices)):
+                pixels = jpeg.pixels(content, image.mode, image.width, image.height)
+                if pixels is not None:
+                    return _upright(to_channels(pixels, channels), _orientation(image.info))
             image.load()
             return _to_pixels(image, channels, 1 if name == "TIFF" else _orientation(image.info))
     except (BadImage, MemoryError):

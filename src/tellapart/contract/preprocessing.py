@@ -20,7 +20,8 @@ class Preprocessing:
     """The contract's data. ``mean``, ``std`` are for values of 0..1; ``fill`` (0..255) is letterbox's border.
 
     resize: ``squash`` scales both sides to ``size``; ``crop`` scales the short side to round(size /
-    crop_fraction) and keeps the centre; ``letterbox`` scales the long side to ``size``, centred on ``fill``.
+    crop_fraction) and keeps the centre; ``letterbox`` scales the long side to ``size`` (the short one to at least 2
+    pixels), centred on ``fill``.
 
     decode: ``full`` decodes every image at its own size; ``scaled`` decodes a JPEG of which the whole is used at
     the smallest of 1/8, 1/4, 1/2 and 1 at which every side that `resize` scales down is still REDUCED_MARGIN

@@ -12,16 +12,18 @@ Knows nothing of labels, splits, augmentation or models; what "decoded" means is
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
-import io
-import itertools
+import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +32,16 @@ import torch
 from tellapart.data import stores
 from tellapart.data.samples import Samples, content_hash
 from tellapart.devices import thread_pool
-from tellapart.preprocess import BadImage
+from tellapart.preprocess import BadImage, Images, Ragged
 
 Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[bytes | Pixels, npt.NDArray[np.float64] | None], Pixels]
+Decoded = tuple[Pixels | None, str, str]  # see `decoded`
 MAPPED_BYTES = 1 << 30  # stores up to this size are memory-mapped whole
 _CHUNK = 64  # images that a thread decodes at a time, at most
+_CHUNK_BYTES = 1 << 20  # decoded bytes after which it has enough
+_BUFFER = 1 << 16  # bytes of small images that are written together; larger ones go straight to the system
+_FLUSHED = 32 << 20  # bytes after which the disk is asked to write them down, while decoding goes on
 _STEP = 32  # images between reports of progress
 _PART = 64 << 20  # bytes that go to a GPU at a time
 
@@ -57,7 +63,8 @@ class ImageStore:
     places: npt.NDArray[np.int64] | None = None  # of each row in images_NHWC, where bad images lie between
     path: Path | None = None
     offsets: npt.NDArray[np.int64] | None = None
-    flat: Pixels | None = None  # all bytes, mapped, where images differ in size and are not too many
+    mapped: mmap.mmap | None = None  # all bytes, where images differ in size and are not too many
+    unread: npt.NDArray[np.bool_] | None = None  # what of ``mapped`` may still lie on the disk only
     resident: torch.Tensor | None = None  # all bytes, on a GPU, where images differ in size
     lock: stores.Lock | None = field(default=None, repr=False)
     _file: list[int] = field(default_factory=list, repr=False)
@@ -70,6 +77,17 @@ class ImageStore:
         """Mask of the images that could be decoded, bool [N]."""
         return np.asarray(self.heights > 0)
 
+    @functools.cached_property
+    def alike(self) -> bool:
+        """Whether all good images are of one size, and there are any."""
+        good = self.good
+        return all(len(np.unique(side[good])) == 1 for side in (self.heights, self.widths))
+
+    @property
+    def ready(self) -> bool:
+        """Whether reading is so quick that it needs no thread of its own."""
+        return self.images_NHWC is not None or self.mapped is not None
+
     def image(self, row: int) -> Pixels:
         """Return one image, uint8 [H, W, C]."""
         if self.images_NHWC is not None:
@@ -78,20 +96,44 @@ class ImageStore:
         assert self.offsets is not None
         height, width = int(self.heights[row]), int(self.widths[row])
         size = height * width * self.channels
-        if self.flat is not None:
-            start = int(self.offsets[row])
-            return self.flat[start : start + size].reshape(height, width, self.channels)
-        content = os.pread(self._descriptor(), size, int(self.offsets[row]))
-        return np.frombuffer(content, np.uint8).reshape(height, width, self.channels)
+        if self.mapped is not None:
+            return np.ndarray((height, width, self.channels), np.uint8, self.mapped, int(self.offsets[row]))
+        pixels = np.empty(size, np.uint8)
+        os.preadv(self._descriptor(), [pixels.data], int(self.offsets[row]))
+        return pixels.reshape(height, width, self.channels)
 
-    def batch(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return images, uint8 [B, H, W, C]; smaller ones lie in the upper left of a common canvas."""
+    def batch(self, rows: npt.NDArray[np.int64]) -> Images:
+        """Return images uint8 [B, H, W, C], or a `Ragged` where they differ in size and lie on no GPU."""
         if self.images_NHWC is not None:
             rows = rows if self.places is None else self.places[rows]
             return self.images_NHWC.index_select(0, torch.from_numpy(rows).to(self.images_NHWC.device))
         if self.resident is not None:
             return self._resident_batch(rows)
-        return canvas([self.image(int(row)) for row in rows], self.channels)
+        if self.mapped is not None and self.offsets is not None:
+            places = (column[rows].tolist() for column in (self.heights, self.widths, self.offsets))
+            views = [
+                np.ndarray((height, width, self.channels), np.uint8, self.mapped, start)
+                for height, width, start in zip(*places, strict=True)
+            ]
+            return Ragged(views, self.channels)
+        images = Ragged([self.image(row) for row in rows.tolist()], self.channels)
+        return images.canvas() if self.alike else images
+
+    def expect(self, rows: npt.NDArray[np.int64]) -> None:
+        """Let the system begin to read the images at ``rows`` from the disk, where they are mapped; do not wait.
+
+        Each image once: the question takes as long as copying it does.
+        """
+        if self.unread is None or self.mapped is None or self.offsets is None:
+            return
+        rows = rows[self.unread[rows]]
+        self.unread[rows] = False
+        if not len(rows) or not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        sizes = self.heights[rows].astype(np.int64) * self.widths[rows] * self.channels
+        for start, size in zip(self.offsets[rows].tolist(), sizes.tolist(), strict=True):
+            page = start - start % mmap.PAGESIZE
+            self.mapped.madvise(mmap.MADV_WILLNEED, page, start + size - page)
 
     def _resident_batch(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         assert self.resident is not None
@@ -136,18 +178,6 @@ class ImageStore:
         for descriptor in self._file:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-
-
-def canvas(images: list[Pixels], channels: int) -> torch.Tensor:
-    """Return images [h, w, C] of any sizes in the upper left of a common canvas, zero elsewhere: [B, H, W, C]."""
-    height, width = (max((image.shape[side] for image in images), default=1) for side in (0, 1))
-    result = np.empty((len(images), height, width, channels), np.uint8)
-    for place, image in zip(result, images, strict=True):
-        rows, columns = image.shape[:2]
-        place[:rows, :columns] = image
-        place[:rows, columns:] = 0
-        place[rows:] = 0
-    return torch.from_numpy(result)
 
 
 def store_key(samples: Samples, policy: str) -> str:
@@ -212,7 +242,7 @@ def open_or_build(
     store = open_store(target)
     if store is None:
         raise FileNotFoundError(2, "the store was removed while it was being opened", str(target))
-    return store
+    return dataclasses.replace(store, unread=None)  # just written: it lies in memory
 
 
 def open_store(target: Path) -> ImageStore | None:
@@ -237,7 +267,7 @@ def _readable_now(samples: Samples, store: ImageStore) -> bool:
     return False
 
 
-def decoded(samples: Samples, decode: Decode, row: int) -> tuple[Pixels | None, str, str]:
+def decoded(samples: Samples, decode: Decode, row: int) -> Decoded:
     """Return a row's pixels (None: it is bad), its content's hash, and what is wrong with it."""
     try:
         content = samples.read(row)
@@ -252,21 +282,28 @@ def decoded(samples: Samples, decode: Decode, row: int) -> tuple[Pixels | None, 
         return None, digest, "does not fit in memory"
 
 
-def _in_order(samples: Samples, decode: Decode, workers: int) -> Iterator[tuple[Pixels | None, str, str]]:
-    """Decode in threads (Pillow and torch release the interpreter), a bounded number of images ahead."""
+def _in_order(samples: Samples, decode: Decode, workers: int) -> Iterator[Decoded]:
+    """Decode in threads (the decoders and torch release the interpreter), a bounded number of images ahead.
 
-    def chunk(start: int) -> list[tuple[Pixels | None, str, str]]:
-        stop = min(start + length, len(samples))
+    Threads take a few images at a time: as many as leave what was decoded in the processor's cache until it is written.
+    """
+
+    def chunk(start: int, stop: int) -> list[Decoded]:
         return [decoded(samples, decode, row) for row in range(start, stop)]
 
-    length = max(1, min(_CHUNK, len(samples) // (16 * workers)))  # short, so that threads end together
+    most = max(1, min(_CHUNK, len(samples) // (16 * workers)))  # short, so that threads end together
+    length, start = min(most, 4), 0
+    waiting: collections.deque[concurrent.futures.Future[list[Decoded]]] = collections.deque()
     pool = thread_pool(workers)
     try:
-        starts = iter(range(0, len(samples), length))
-        waiting = [pool.submit(chunk, start) for start in itertools.islice(starts, 2 * workers)]
-        while waiting:
-            results = waiting.pop(0).result()
-            waiting.extend(pool.submit(chunk, start) for start in itertools.islice(starts, 1))
+        while waiting or start < len(samples):
+            while start < len(samples) and len(waiting) < 2 * workers:
+                stop = min(start + length, len(samples))
+                waiting.append(pool.submit(chunk, start, stop))
+                start = stop
+            results = waiting.popleft().result()
+            size = sum(image.nbytes for image, _, _ in results if image is not None) // len(results)
+            length = max(1, min(most, _CHUNK_BYTES // max(1, size)))
             yield from results
     finally:
         pool.shutdown(cancel_futures=True)
@@ -281,11 +318,11 @@ def _build(
     advance: Callable[[int], None],
     pixels: bool,
 ) -> None:
-    with open(folder / "pixels.bin", "wb", buffering=1 << 20) if pixels else io.BytesIO() as stream:
-        columns = scan(samples, decode, workers, advance, stream.write if pixels else None)
-        if pixels:
-            stream.flush()
-            os.fsync(stream.fileno())
+    if pixels:
+        with open(folder / "pixels.bin", "wb", buffering=_BUFFER) as stream, _Flushing(stream) as flushing:
+            columns = scan(samples, decode, workers, advance, flushing.write)
+    else:
+        columns = scan(samples, decode, workers, advance)
     reasons = columns.pop("reasons")
     failed = np.flatnonzero(columns["heights"] == 0)
     with open(folder / "index.npz", "wb") as index:
@@ -294,6 +331,41 @@ def _build(
         np.savez(index, allow_pickle=False, **columns)
         index.flush()
         os.fsync(index.fileno())
+
+
+class _Flushing:
+    """Writes to a file, and has the disk keep up in a thread: after it all is on the disk, or OSError was raised."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._waiting = stream, 0
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._sync: concurrent.futures.Future[None] | None = None
+
+    def __enter__(self) -> _Flushing:
+        return self
+
+    def write(self, content: memoryview) -> None:
+        """Write ``content``."""
+        self._stream.write(content)
+        self._waiting += content.nbytes
+        if self._waiting >= _FLUSHED and (self._sync is None or self._sync.done()):
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._sync is not None:
+            self._sync.result()
+        self._waiting = 0
+        self._sync = self._thread.submit(os.fsync, self._stream.fileno())
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                self._stream.flush()
+                self._begin()
+        finally:
+            self._thread.shutdown()
+        if kind is None and self._sync is not None:
+            self._sync.result()
 
 
 def scan(
@@ -333,13 +405,15 @@ def _open(folder: Path, held: stores.Lock | None) -> ImageStore:
     size = pixels.stat().st_size if pixels.exists() else 0
     if not 0 < size <= MAPPED_BYTES:
         return store
-    if not len(np.unique(heights[good])) == len(np.unique(widths[good])) == 1:
-        return dataclasses.replace(store, flat=np.memmap(pixels, np.uint8, "r"))
+    if not store.alike:
+        with open(pixels, "rb") as stream:  # copy-on-write, here and below: torch wants writable memory
+            mapped = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY)
+        return dataclasses.replace(store, mapped=mapped, unread=np.ones(len(store), np.bool_))
     first = int(good.argmax())
     shape = (int(good.sum()), int(heights[first]), int(widths[first]), channels)
     places = None if good.all() else np.cumsum(good) - 1
-    mapped = np.memmap(pixels, np.uint8, "c", shape=shape)  # copy-on-write: torch wants writable
-    return dataclasses.replace(store, images_NHWC=torch.from_numpy(mapped), places=places)
+    images = torch.from_numpy(np.memmap(pixels, np.uint8, "c", shape=shape))
+    return dataclasses.replace(store, images_NHWC=images, places=places)
 
 
 def from_array(pixels_NHWC: Pixels, hashes: npt.NDArray[Any]) -> ImageStore:

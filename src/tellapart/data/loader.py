@@ -20,6 +20,7 @@ from tellapart.data.cache import ImageStore
 from tellapart.data.samples import Samples
 from tellapart.data.streaming import StreamedStore
 from tellapart.data.transfer import Transfer
+from tellapart.preprocess import Images, as_tensor
 
 Store = ImageStore | StreamedStore
 WINDOW_BYTES = 1 << 20  # of small images in memory that are read for several steps together
@@ -49,13 +50,22 @@ class ImageSet:
     def batch(self, chosen: npt.NDArray[np.int64], rank: int = 0, world: int = 1) -> RawBatch:
         """Return process ``rank``'s contiguous part of the images and labels at the positions ``chosen``."""
         count = len(chosen)
-        start, stop = -(-count * rank // world), -(-count * (rank + 1) // world)
-        filler = start == stop
+        ours, filler = _share(count, rank, world)
         rows = self.rows[chosen]
-        ours = slice(start - 1, stop) if filler else slice(start, stop)
         images = self.store.batch(rows[ours])
         labels = torch.from_numpy(self.samples.labels[chosen[ours]])
         return RawBatch(images, labels, self.store.sizes(rows), ours.start, count, filler, positions=chosen)
+
+    def expect(self, chosen: npt.NDArray[np.int64], rank: int = 0, world: int = 1) -> None:
+        """Say that `batch` will be asked for these images next."""
+        if len(chosen):
+            self.store.expect(self.rows[chosen][_share(len(chosen), rank, world)[0]])
+
+
+def _share(count: int, rank: int, world: int) -> tuple[slice, bool]:
+    """Return which part of a batch is process ``rank``'s; True where there is none, and it is a neighbour's image."""
+    start, stop = -(-count * rank // world), -(-count * (rank + 1) // world)
+    return (slice(start - 1, stop), True) if start == stop else (slice(start, stop), False)
 
 
 class Window:
@@ -79,15 +89,16 @@ class Window:
 class RawBatch:
     """One process's part of a step's global batch.
 
-    images: uint8 [B, H, W, C]; labels: int64 [B]; sizes: int64 [count, 2], height and width of every image of the
-    global batch, or None where each fills the canvas; start: place of the first image in the global batch;
-    count: size of the global batch; filler: whether the batch is too small for all processes and this one's
-    image does not count; weights: float32 [B], how much each image's loss counts, or None where all count 1;
-    positions: int64 [count], place of every image of the global batch in its set; epoch: in which the batch is used,
-    counted from 0; window: what the images are rows ``within`` of, where several steps were read together.
+    images: uint8 [B, H, W, C], where they differ in size a `Ragged`; labels: int64 [B]; sizes: int64 [count, 2],
+    height and width of every image of the global batch, or None where each fills the canvas; start: place of the
+    first image in the global batch; count: size of the global batch; filler: whether the batch is too small for
+    all processes and this one's image does not count; weights: float32 [B], how much each image's loss counts, or
+    None where all count 1; positions: int64 [count], place of every image of the global batch in its set; epoch: in
+    which the batch is used, counted from 0; window: what the images are rows ``within`` of, where several steps
+    were read together.
     """
 
-    images: torch.Tensor
+    images: Images
     labels: torch.Tensor
     sizes: torch.Tensor | None
     start: int
@@ -104,6 +115,11 @@ class RawBatch:
         """Places of this process's images in their set, int64 [B]."""
         assert self.positions is not None
         return self.positions[self.start : self.start + len(self.labels)]
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """The images as one tensor, uint8 [B, H, W, C]; smaller ones lie in the upper left of a common canvas."""
+        return as_tensor(self.images)
 
     def to(self, device: torch.device) -> RawBatch:
         """Return the batch on ``device`` (sizes stay on the CPU, where augmentation draws)."""
@@ -149,11 +165,12 @@ def batches(
         batch = images.batch(order[start : start + batch_size], rank, world)
         return start // batch_size, transfer.begin(dataclasses.replace(batch, epoch=epoch))
 
-    if images.store.images_NHWC is not None and not transfer.needed:
-        if world == 1:
+    if images.store.ready and not transfer.needed:
+        if images.store.images_NHWC is not None and world == 1:
             yield from _windows(images, order, batch_size, first_step, epoch)
             return
         for start in starts:
+            images.expect(order[start + batch_size : start + 2 * batch_size], rank, world)
             yield load(start)
         return
     ahead = getattr(images.store, "ahead", 1)
@@ -179,11 +196,11 @@ def _windows(
     for begin in range(first_step * batch_size, len(order), together):
         whole = images.batch(order[begin : begin + together])
         assert whole.positions is not None
-        window = Window(whole.images)
+        window = Window(whole.pixels)
         for start in range(0, whole.count, batch_size):
             rows = slice(start, min(start + batch_size, whole.count))
             step = RawBatch(
-                images=whole.images[rows],
+                images=window.images[rows],
                 labels=whole.labels[rows],
                 sizes=None,
                 start=0,

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tellapart.data.cache import Decode, ImageStore, Pixels, canvas, decoded
+from tellapart.data.cache import Decode, ImageStore, Pixels, decoded
 from tellapart.data.samples import Samples
 from tellapart.devices import thread_pool
 from tellapart.errors import DataError
+from tellapart.preprocess import Images, Ragged
 
 BATCHES_AHEAD = 3  # of the reader; so many batches lie in memory
 
@@ -28,16 +29,13 @@ class StreamedStore:
 
     images_NHWC: torch.Tensor | None = None
     ahead = BATCHES_AHEAD
+    ready = False  # see ImageStore
 
     def __init__(self, index: ImageStore, samples: Samples, decode: Decode, workers: int = 0) -> None:
         self.index, self.samples, self.decode = index, samples, decode
         self.heights, self.widths, self.channels = index.heights, index.widths, index.channels
         self.hashes, self.reasons = index.hashes, index.reasons
         self._pool = thread_pool(workers or (os.cpu_count() or 1))
-        good = index.good
-        self._alike = bool(good.any()) and all(
-            len(np.unique(side[good])) == 1 for side in (self.heights, self.widths)
-        )
 
     def __len__(self) -> int:
         return len(self.heights)
@@ -57,13 +55,17 @@ class StreamedStore:
             )
         return image
 
-    def batch(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return images, uint8 [B, H, W, C]; smaller ones lie in the upper left of a common canvas."""
-        return canvas(list(self._pool.map(self.image, [int(row) for row in rows])), self.channels)
+    def batch(self, rows: npt.NDArray[np.int64]) -> Images:
+        """Return images uint8 [B, H, W, C], or a `Ragged` where those of the store differ in size."""
+        images = Ragged(list(self._pool.map(self.image, rows.tolist())), self.channels)
+        return images.canvas() if self.index.alike else images
+
+    def expect(self, rows: npt.NDArray[np.int64]) -> None:
+        """Do nothing: these images are decoded when they are asked for."""
 
     def sizes(self, rows: npt.NDArray[np.int64]) -> torch.Tensor | None:
         """Return heights and widths, int64 [B, 2], or None where all images of the store are alike."""
-        return None if self._alike else self.index.sizes(rows)
+        return None if self.index.alike else self.index.sizes(rows)
 
     def __del__(self) -> Any:
         pool = getattr(self, "_pool", None)

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from tellapart.preprocess import Images, as_tensor
+
 Batch = TypeVar("Batch", bound=Any)
 RESIDENT_SHARE = 0.4  # of the free memory of a GPU, that images may take for good
 
@@ -50,7 +52,8 @@ class Transfer:
         moved = {name: self._move(getattr(batch, name), pin) for name in ("images", "labels")}
         return dataclasses.replace(batch, **moved)
 
-    def _move(self, tensor: torch.Tensor, pin: bool) -> torch.Tensor:
+    def _move(self, tensor: Images, pin: bool) -> torch.Tensor:
+        tensor = as_tensor(tensor)
         if pin and tensor.device.type == "cpu":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)

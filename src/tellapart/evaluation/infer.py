@@ -53,7 +53,7 @@ def collect_logits(
     while start < len(chosen):
         batch = chosen[start : start + batch_size]
         try:
-            logits = predict(images.batch(batch).images)
+            logits = predict(images.batch(batch).pixels)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -73,7 +73,7 @@ def measure_latency(predict: Predict, images: ImageSet, calls: int = 30) -> list
     """Return the time of single-image calls in milliseconds, after three that do not count."""
     times = []
     for call in range(calls + 3):
-        image = images.batch(np.array([call % len(images)])).images
+        image = images.batch(np.array([call % len(images)])).pixels
         started = time.perf_counter()
         predict(image)
         times.append((time.perf_counter() - started) * 1000)

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from tellapart.errors import SpecError, did_you_mean
-from tellapart.export import onnx, state_dict
+from tellapart.export import onnx, openvino, own_environment, state_dict, torch_export, torchscript, vendor
 from tellapart.export.base import FLOAT, Exporter, Tolerance
+
+_FP32 = {"fp32": FLOAT["fp32"]}
 
 FORMATS: dict[str, Exporter] = {
     entry.name: entry
     for entry in (
         Exporter("onnx", ".onnx", "onnx", onnx.write, FLOAT, plain=True, locate=onnx.locate),
+        Exporter("openvino", ".xml", "openvino", openvino.write, FLOAT, plain=True, locate=openvino.locate),
+        Exporter(
+            "torch-export", ".pt2", "", torch_export.write, _FP32, plain=True, locate=torch_export.locate
+        ),
+        Exporter("aot-inductor", ".aot.pt2", "", torch_export.write_compiled, _FP32),
+        Exporter("litert", ".tflite", "", own_environment.write_litert, _FP32),
+        Exporter("executorch", ".pte", "", own_environment.write_executorch, _FP32),
+        Exporter("tensorrt-ready", ".tensorrt.onnx", "onnx", vendor.write_tensorrt, FLOAT),
+        Exporter("atlas-ready", ".atlas.onnx", "onnx", vendor.write_atlas, _FP32),
+        Exporter("torchscript", ".torchscript", "", torchscript.write, _FP32, plain=True),
         Exporter(
             "state-dict", ".pth", "", state_dict.write, {"fp32": Tolerance(1e-6)}, open=state_dict.open_file
         ),

@@ -95,8 +95,10 @@ def averaged_in_graph(network: nn.Module, images_NCHW: Tensor, views: Views) -> 
     average = with_others(network, images_NCHW, views, first)
     if views.below >= 1 or first.shape[1] < 2:
         return average
-    best = first.softmax(1).topk(2).values
-    doubtful = best[:, :1] - best[:, 1:2] < views.below
+    probabilities = first.softmax(1)  # the two largest without `topk`, which not every format has
+    best = probabilities.argmax(1, keepdim=True)
+    others = torch.where(torch.arange(first.shape[1], device=first.device) == best, -1.0, probabilities)
+    doubtful = probabilities.amax(1, keepdim=True) - others.amax(1, keepdim=True) < views.below
     return torch.where(doubtful, average, first)
 
 

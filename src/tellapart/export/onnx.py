@@ -54,14 +54,14 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
     model = _plain(graph) if options.plain else _whole(graph)
     if options.precision == "fp16":
         model = _to_fp16(model, options.plain)
-    _clean(model)
-    _describe(model, card, options)
+    clean(model)
+    describe(model, card, options)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"The ONNX file is not valid: {error}") from error
     onnx.save(model, target)
-    return Written((target,), _facts(model))
+    return Written((target,), facts(model))
 
 
 def locate(path: Path, graph: GraphModel, pixels: Any) -> str:
@@ -71,7 +71,7 @@ def locate(path: Path, graph: GraphModel, pixels: Any) -> str:
 
 def _whole(graph: GraphModel) -> Any:
     dim = torch.export.Dim
-    model = _convert(
+    model = convert(
         _WithPixels(graph).eval(),
         graph.example(),
         {0: dim("batch"), 1: dim("height", min=2), 2: dim("width", min=2)},
@@ -89,20 +89,28 @@ def _plain(graph: GraphModel) -> Any:
     preprocess = graph.classify.preprocess
     with torch.no_grad():
         example = preprocess(graph.example())
-    return _convert(graph.network, example, {0: torch.export.Dim("batch")}, INPUT, [LOGITS])
+    return convert(graph.network, example, {0: torch.export.Dim("batch")}, INPUT, [LOGITS])
 
 
-def _convert(module: nn.Module, example: Tensor, dims: dict[int, Any], name: str, outputs: list[str]) -> Any:
-    """Return the module as an ONNX model (protobuf). Raises ExportError."""
+def convert(
+    module: nn.Module,
+    example: Tensor,
+    dims: dict[int, Any],
+    name: str,
+    outputs: list[str],
+    opset: int | None = None,
+) -> Any:
+    """Return the module as an ONNX model (protobuf); without ``dims`` its shapes are fixed. Raises ExportError."""
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 (example,),
                 dynamo=True,
                 input_names=[name],
                 output_names=outputs,
-                dynamic_shapes=(dims,),
+                dynamic_shapes=(dims,) if dims else None,
+                opset_version=opset,
                 external_data=False,
                 verbose=False,
             )
@@ -114,7 +122,7 @@ def _convert(module: nn.Module, example: Tensor, dims: dict[int, Any], name: str
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep in what torch's exporter prints, logs and warns of while it works."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
@@ -188,7 +196,7 @@ def _to_fp16(model: Any, plain: bool) -> Any:
     return to_half(model, [n.name for n in model.graph.node if plain or NETWORK_SCOPE in scopes(n)])
 
 
-def _clean(model: Any) -> None:
+def clean(model: Any) -> None:
     """Leave in the file which module a node came from, and nothing of the machine that made it."""
     for node in model.graph.node:
         name = [(entry.key, entry.value) for entry in node.metadata_props if entry.key == SCOPES]
@@ -203,13 +211,13 @@ def _clean(model: Any) -> None:
     del model.metadata_props[:]
 
 
-def _describe(model: Any, card: Card, options: Options) -> None:
+def describe(model: Any, card: Card, options: Options, graph: str = "") -> None:
     """Write the card and what stands in it into the model's own properties."""
     model.producer_name, model.producer_version = "tellapart", packages.version("tellapart") or ""
     model.graph.name = card.architecture.name
     properties = {
         "tellapart": card.to_json(),
-        "graph": "plain" if options.plain else "whole",
+        "graph": graph or ("plain" if options.plain else "whole"),
         "precision": options.precision,
         "labels": json.dumps(list(card.classes), ensure_ascii=False),
         "contract": json.dumps(card.preprocessing.to_dict()),
@@ -221,7 +229,8 @@ def _describe(model: Any, card: Card, options: Options) -> None:
         model.metadata_props.add(key=key, value=value)
 
 
-def _facts(model: Any) -> dict[str, Any]:
+def facts(model: Any) -> dict[str, Any]:
+    """Return what the file is made of: opset, operators, inputs and outputs."""
     operators = collections.Counter(node.op_type for node in model.graph.node)
     return {
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from tellapart.contract.architecture import Architecture
+from tellapart.contract.architecture import Architecture, Pruned, pruned_from
 from tellapart.errors import ModelError, did_you_mean
 from tellapart.models import (
     checkpoints,
@@ -116,6 +116,14 @@ def load(model: nn.Module, architecture: Architecture, weights: str) -> WeightsI
         if any(heads.is_inside(new, (head,)) for new in merged.new):
             initialise_head(model.get_submodule(head))
     return dataclasses.replace(info, loaded=merged.loaded, new=merged.new, notes=merged.notes)
+
+
+def pruned(weights: str) -> Pruned:
+    """Return which layers of the network in a file or run folder are narrower than its name says; () elsewhere."""
+    if weights in ("none", "", efficientnet_lite0.NAME) or not checkpoints.is_path(weights):
+        return ()
+    metadata = checkpoints.read_metadata(checkpoints.find(weights))
+    return pruned_from((metadata.get("architecture") or {}).get("pruned", {}))
 
 
 def _may_be_new(model: nn.Module, architecture: Architecture) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ Knows nothing of weights: everything built here has random ones.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import nn
 from tellapart import packages
 from tellapart.contract.architecture import Architecture
 from tellapart.errors import ModelError, did_you_mean
-from tellapart.models import small_cnn, timm_zoo, torchvision_zoo, whitened_cnn
+from tellapart.models import shrink, small_cnn, timm_zoo, torchvision_zoo, whitened_cnn
 
 __all__ = [
     "Architecture",
@@ -126,8 +127,12 @@ def build(architecture: Architecture) -> nn.Module:
 
     Its forward takes float32 ``[B, channels, size, size]`` and returns logits ``[B, num_classes]``. The
     library's own initialisation, except for layers that are put in for another channel count or a small stem:
-    those have Kaiming's. Raises ModelError where the network cannot take these images or values.
+    those have Kaiming's. Pruned layers are as narrow as the architecture says. Raises ModelError where the network
+    cannot take these images or values.
     """
+    if architecture.pruned:
+        whole = build(dataclasses.replace(architecture, pruned=()))
+        return shrink.apply(whole, architecture)
     name = resolve(architecture.name)
     if name in OWN:
         return _build_own(architecture, name)

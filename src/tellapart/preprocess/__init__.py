@@ -16,7 +16,9 @@ from tellapart.contract.decoding import (
     to_channels,
 )
 from tellapart.contract.preprocessing import REDUCED_MARGIN, Preprocessing
+from tellapart.contract.resizing import resize
 from tellapart.contract.views import Views
+from tellapart.preprocess.ragged import Images, Ragged, as_tensor
 from tellapart.preprocess.transform import (
     PreprocessModule,
     as_module,
@@ -25,7 +27,6 @@ from tellapart.preprocess.transform import (
     load,
     normalise,
     normalise_,
-    resize,
     slices,
 )
 from tellapart.preprocess.views import averaged, with_others
@@ -36,11 +37,14 @@ __all__ = [
     "MAX_SIDE",
     "REDUCED_MARGIN",
     "BadImage",
+    "Images",
     "Pixels",
     "PreprocessModule",
     "Preprocessing",
+    "Ragged",
     "Views",
     "as_module",
+    "as_tensor",
     "averaged",
     "crop_box",
     "decode",

@@ -49,7 +49,44 @@ def _onnx(path: str | os.PathLike[str], threads: int) -> Backend:
     return open_onnx(path, threads)
 
 
-_BY_SUFFIX: dict[str, Callable[[str | os.PathLike[str], int], Backend]] = {".onnx": _onnx}
+def _openvino(path: str | os.PathLike[str], threads: int) -> Backend:
+    from tellapart.runtime.openvino import open_openvino
+
+    return open_openvino(path, threads)
+
+
+def _program(path: str | os.PathLike[str], threads: int) -> Backend:
+    from tellapart.runtime.torch_program import open_program
+
+    return open_program(path, threads)
+
+
+def _torchscript(path: str | os.PathLike[str], threads: int) -> Backend:
+    from tellapart.runtime.torch_program import open_torchscript
+
+    return open_torchscript(path, threads)
+
+
+def _litert(path: str | os.PathLike[str], threads: int) -> Backend:
+    from tellapart.runtime.worker import open_litert
+
+    return open_litert(path, threads)
+
+
+def _executorch(path: str | os.PathLike[str], threads: int) -> Backend:
+    from tellapart.runtime.worker import open_executorch
+
+    return open_executorch(path, threads)
+
+
+_BY_SUFFIX: dict[str, Callable[[str | os.PathLike[str], int], Backend]] = {
+    ".onnx": _onnx,
+    ".pt2": _program,
+    ".pte": _executorch,
+    ".tflite": _litert,
+    ".torchscript": _torchscript,
+    ".xml": _openvino,
+}
 
 
 def is_export(path: str | os.PathLike[str]) -> bool:

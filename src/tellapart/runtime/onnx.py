@@ -16,12 +16,18 @@ import numpy.typing as npt
 
 from tellapart import packages
 from tellapart.contract import BadImage, Card, Pixels
-from tellapart.contract.resizing import open_pixels
+from tellapart.contract.resizing import normalise, open_pixels
 from tellapart.errors import ArtifactError
 from tellapart.runtime.plain import PlainNetwork
 
 IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
 _PURPOSE = "An ONNX model"
+_NEEDED = {  # by the property "graph": inputs and outputs
+    "whole": {IMAGES, PROBABILITIES, LOGITS},
+    "plain": {INPUT, LOGITS},
+    "pixels": {PIXELS, PROBABILITIES, LOGITS},
+    "normalised": {INPUT, PROBABILITIES, LOGITS},
+}
 
 
 class OnnxBackend:
@@ -76,7 +82,38 @@ class PlainOnnxBackend(PlainNetwork):
         return np.asarray(result, np.float32)
 
 
-def open_onnx(path: str | os.PathLike[str], threads: int = 0) -> OnnxBackend | PlainOnnxBackend:
+class ReadyOnnxBackend(PlainNetwork):
+    """A file for a vendor's compiler: all but the resizing, or all but resizing and normalisation, in one graph."""
+
+    def __init__(self, name: str, model: Any, card: Card, threads: int) -> None:
+        super().__init__(card)
+        self.format = name
+        (entry,) = model.graph.input
+        self._input = str(entry.name)
+        self._batch = int(entry.type.tensor_type.shape.dim[0].dim_value)  # 0: any
+        self._session = session(model.SerializeToString(), threads)
+
+    def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Not used: `logits` calls the graph, which holds the views."""
+        raise NotImplementedError
+
+    def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
+        """Return float32 [B, K] for uint8 [B, size, size, C]; a file of fixed batch is called for each part."""
+        contract = self.card.preprocessing
+        images: Any = images_NHWC if self._input == PIXELS else normalise(images_NHWC, contract)
+        step = self._batch or len(images)
+        answers = []
+        for start in range(0, len(images), step):
+            part = images[start : start + step]
+            filled = np.concatenate([part, np.repeat(part[-1:], step - len(part), axis=0)])
+            (logits,) = self._session.run([LOGITS], {self._input: filled})
+            answers.append(np.asarray(logits, np.float32)[: len(part)])
+        return np.concatenate(answers)
+
+
+def open_onnx(
+    path: str | os.PathLike[str], threads: int = 0
+) -> OnnxBackend | PlainOnnxBackend | ReadyOnnxBackend:
     """Open an ONNX file that `tellapart export` wrote. Raises ArtifactError, MissingPackageError."""
     onnx = packages.require("onnx", "onnx", _PURPOSE)
     packages.require("onnxruntime", "onnx", _PURPOSE)
@@ -89,11 +126,13 @@ def open_onnx(path: str | os.PathLike[str], threads: int = 0) -> OnnxBackend | P
     card = card_of(properties, file)
     kind = properties.get("graph", "whole")
     names = {value.name for value in (*model.graph.input, *model.graph.output)}
-    needed = {INPUT, LOGITS} if kind == "plain" else {IMAGES, PROBABILITIES, LOGITS}
+    needed = _NEEDED.get(kind, _NEEDED["whole"])
     if not needed <= names:
         raise ArtifactError(
             f"{file} lacks {', '.join(sorted(needed - names))}; was it changed after the export?"
         )
+    if kind in ("pixels", "normalised"):
+        return ReadyOnnxBackend(properties.get("format", "onnx"), model, card, threads)
     if kind == "plain":
         return PlainOnnxBackend(model, card, threads)
     return OnnxBackend(file, model, card, threads)

@@ -33,7 +33,7 @@ from tellapart.devices import is_out_of_memory, release
 from tellapart.errors import CacheError, ModelError, TrainingError
 from tellapart.evaluation.infer import batch_that_pays
 from tellapart.models import frozen
-from tellapart.preprocess import Views, normalise
+from tellapart.preprocess import Views, as_tensor, normalise
 from tellapart.spec import AugmentSpec, Spec, to_dict
 from tellapart.training import setup
 from tellapart.training.distributed import Processes
@@ -87,6 +87,10 @@ def offer(plan: Plan, prepared: setup.Prepared, processes: Processes, screen: Sc
 
 def _obstacle(spec: Spec) -> str:
     """Return what in the spec prevents computing features once, and what would help; empty for nothing."""
+    if spec.training.quantize != "none":
+        return "it computes with rounded weights (training.quantize)."
+    if spec.distill.teacher:
+        return "a teacher is followed, which looks at whole images (distill.teacher)."
     if spec.training.start_size:
         return "the size of the images changes (training.start_size)."
     if spec.input.views != "one":
@@ -121,7 +125,7 @@ class OnFeatures:
 
     def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Prepared:
         """See Objective."""
-        labels, features = batch.labels, batch.images
+        labels, features = batch.labels, as_tensor(batch.images)
         if self.views == 1:
             return Prepared(features[:, 0], labels, labels)
         drawn = torch.randint(self.views, (batch.count,), generator=generator)
@@ -175,7 +179,7 @@ class _Maker:
         """Return the validation logits of a network whose frozen part is the one that made the features (see Way)."""
         if val is None or self.plan.spec.training.precision != "fp32" or self.split.digest(model) != digest:
             return None
-        rows = (val.batch(np.arange(i, min(i + _CHUNK, len(val)))).images for i in range(0, len(val), _CHUNK))
+        rows = (val.batch(np.arange(i, min(i + _CHUNK, len(val)))).pixels for i in range(0, len(val), _CHUNK))
         return torch.cat(
             [self.split.logits(model, part[:, 0].to(self.device)).float().cpu() for part in rows]
         )
@@ -183,7 +187,7 @@ class _Maker:
     def _plain(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:
         """Return a function that gives a part of the batch as evaluation sees it."""
         return lambda start, stop: normalise(
-            batch.images[start:stop].to(self.device), self.prepared.contract, self.plan.channels_last
+            batch.pixels[start:stop].to(self.device), self.prepared.contract, self.plan.channels_last
         )
 
     def _augmented(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:

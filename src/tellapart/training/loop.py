@@ -12,69 +12,28 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 
 from tellapart.data.loader import RawBatch, batches
 from tellapart.devices import plain_kernels
-from tellapart.errors import TrainingError
 from tellapart.models import heads
-from tellapart.training import checkpoint, sampling
+from tellapart.training import checkpoint, reporting, sampling
 from tellapart.training.compiled import Compiled, Graphed
 from tellapart.training.distributed import Processes
 from tellapart.training.interrupt import Interrupt
 from tellapart.training.optim import set_lr
 from tellapart.training.profile import Profile
+from tellapart.training.progress import Progress, State, content, take_up
+from tellapart.training.reporting import Reporter
 from tellapart.training.step import Outcome, Plan, Stepper, Way
 from tellapart.training.tally import Tally
 
-State = dict[str, torch.Tensor]
 _SAVE_PART = 10.0  # an epoch on features gets a checkpoint so many times after what writing the last one took
 _AGREE_EVERY = 20  # steps between the moments when several processes agree to stop or to save
-
-
-class Reporter(Protocol):
-    """What the loop tells while it runs."""
-
-    def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
-        """Training begins, or goes on after ``first_step`` steps."""
-
-    def message(self, text: str) -> None:
-        """Something to know."""
-
-    def warn(self, text: str) -> None:
-        """Something that must not be missed."""
-
-    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
-        """Where the epoch stands after ``step`` of its steps: its means so far."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Values by name, as they were after ``step`` steps of the run."""
-
-    def epoch_done(self, epoch: int, values: Mapping[str, float], best: bool) -> None:
-        """An epoch's figures, and whether its weights are the best so far."""
-
-
-@dataclass
-class Progress:
-    """Where the run stands; plain values, saved with every checkpoint."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    micro: int = 0
-    stale: int = 0
-    best_epoch: int = -1
-    best_value: float = -math.inf
-    finished: bool = False
-    seconds: float = 0.0  # of training in this epoch, over all processes that had a part in it
-    best_scores: dict[str, float] = field(default_factory=dict)
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of the epoch: loss, right, seen
-    window: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # since the last logged line
 
 
 class Trainer:
@@ -372,15 +331,7 @@ class Trainer:
             self.report.step(epoch, place, loss_sum / seen, right / seen, rate)
 
     def _log(self, norm: float, factor: float, rate: float) -> None:
-        loss_sum, right, seen = self.tally.read()[1]
-        values = {
-            "train/loss": loss_sum / max(seen, 1),
-            "train/accuracy": right / max(seen, 1),
-            "train/lr": self.training.lr * factor,
-            "train/images-per-second": rate,
-        }
-        if not math.isnan(norm):
-            values["train/grad-norm"] = norm
+        values = reporting.window_values(self.tally.read()[1], self.training.lr * factor, rate, norm)
         self._check_finite()
         self.tally.clear_window()
         if self.processes.first:
@@ -392,23 +343,14 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """Stop before weights that the last step ruined are kept or saved."""
-        tensors = [*self.plan.model.parameters(), *self.plan.model.buffers()]
-        largest = torch._foreach_norm([t.detach() for t in tensors if t.is_floating_point()], math.inf)
-        if not bool(torch.isfinite(torch.stack(largest)).all()):
+        if not reporting.all_finite(self.plan.model):
             self._not_finite()
 
     def _not_finite(self) -> NoReturn:
         """Stop with what can be said about a loss that is NaN or infinite."""
-        bad = [n for n, p in self.plan.model.named_parameters() if not bool(torch.isfinite(p).all())]
-        where = f"weights are not finite either (first: {bad[0]})" if bad else "the weights are still finite"
         newest = checkpoint.existing(self.folder)
-        last = f"The last good checkpoint is {newest[0]}." if newest else "There is no checkpoint yet."
-        raise TrainingError(
-            f"The loss became NaN or infinite at step {self.progress.step} (epoch {self.progress.epoch + 1}), with "
-            f"learning rate {self._lr():.3g} and {self.training.precision}; {where}. {last} "
-            f"Try a lower --training.lr (now {self.training.lr:g}), --training.warmup-epochs 1 or "
-            "--training.clip-norm 1."
-        )
+        progress = self.progress
+        raise reporting.not_finite(self.plan, progress.step, progress.epoch, self._lr(), newest)
 
     # Checkpoints
 
@@ -427,35 +369,15 @@ class Trainer:
                 plan.pruning.gather(self.processes)
         self.progress.micro = self.stepper.micro
         if self.processes.first:
-            content = {
-                "model": plan.model.state_dict(),
-                "optimizer": plan.optimizer.state_dict(),
-                "schedule": plan.schedule.state_dict(),
-                "ema": plan.ema.state_dict() if plan.ema else None,
-                "scaler": plan.scaler.state_dict() if plan.scaler else None,
-                "pruning": plan.pruning.state_dict() if plan.pruning else None,
-                "progress": vars(self.progress),
-                "best": self.best,
-            }
-            checkpoint.save(self.folder, self.progress.step, content)
+            checkpoint.save(self.folder, self.progress.step, content(plan, self.progress, self.best))
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - began
         self._saved_step = self.progress.step
 
-    def restore(self, content: dict[str, Any]) -> None:
+    def restore(self, saved: dict[str, Any]) -> None:
         """Take up a checkpoint's state."""
-        plan = self.plan
-        plan.model.load_state_dict(content["model"])
-        plan.optimizer.load_state_dict(content["optimizer"])
-        plan.schedule.load_state_dict(content["schedule"])
-        if plan.ema:
-            plan.ema.load_state_dict(content["ema"])
-        if plan.scaler:
-            plan.scaler.load_state_dict(content["scaler"])
-        if plan.pruning:
-            plan.pruning.load_state_dict(content["pruning"])
-        self.progress = Progress(**content["progress"])
+        self.progress = take_up(self.plan, saved)
+        self.best = saved["best"]
         self.stepper.micro = self.progress.micro
-        self.best = content["best"]
         if not self.processes.first:  # the first process carries the sums of all
             self.progress.sums, self.progress.window = [0.0] * 3, [0.0] * 3

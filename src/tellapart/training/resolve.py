@@ -15,6 +15,7 @@ from tellapart.errors import SpecError
 from tellapart.models import weights, zoo
 from tellapart.preprocess import Preprocessing, Views
 from tellapart.spec import InputSpec, ModelSpec, Spec, update
+from tellapart.training import distillation
 
 TINY_SIDE = 16  # smaller images are enlarged to this, so that a network has room for its layers
 SMALL_SIDE = 96  # images up to this size are trained at their own size
@@ -110,6 +111,8 @@ def resolve(spec: Spec, samples: Samples, seen: Look) -> tuple[Spec, weights.Wei
             input=chosen,
             augment=augment.resolve(wanted, chosen.size),
             training=dataclasses.replace(spec.training, batch_size=batch_size),
+            distill=distillation.resolve(spec.distill),
+            speed=distillation.resolve_speed(spec.speed, spec.distill, spec.training.quantize != "none"),
         ),
         info,
     )

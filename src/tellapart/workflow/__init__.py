@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from tellapart.workflow.cached import cache_clear, cache_list
+from tellapart.workflow.compressing import compress
 from tellapart.workflow.exporting import Export, export
 from tellapart.workflow.inspect import check
 from tellapart.workflow.measure import compare, evaluate, report
@@ -19,6 +20,7 @@ __all__ = [
     "cache_list",
     "check",
     "compare",
+    "compress",
     "evaluate",
     "export",
     "find_lr",

@@ -1,4 +1,4 @@
-"""The cache of decoded images: what lies in it, and clearing it."""
+"""The cache folder: what lies in it, and clearing it."""
 
 from __future__ import annotations
 
@@ -8,28 +8,45 @@ from pathlib import Path
 
 from tellapart.data import stores
 from tellapart.data.archives import cache_folder
+from tellapart.errors import UserError
 from tellapart.spec import DataSpec
+from tellapart.training import remembered
 
 
-def _decoded(cache_dir: str | os.PathLike[str]) -> Path:
-    return Path(cache_folder(DataSpec(cache_dir=os.fspath(cache_dir)))) / "decoded"
+def _folder(cache_dir: str | os.PathLike[str]) -> Path:
+    return Path(cache_folder(DataSpec(cache_dir=os.fspath(cache_dir))))
 
 
 def cache_list(cache_dir: str | os.PathLike[str] = "") -> list[stores.StoreInfo]:
     """Return the stores of decoded images, the least recently used first; leftovers of killed builds are removed.
 
+    What was measured on this machine comes last, as one entry with the key ``measured``.
     ``cache_dir``: as ``data.cache_dir``; the user's cache folder where empty.
     """
-    folder = _decoded(cache_dir)
-    stores.sweep(folder)
-    return stores.list_stores(folder)
+    folder = _folder(cache_dir)
+    stores.sweep(folder / "decoded")
+    measured = remembered.describe(folder)
+    return stores.list_stores(folder / "decoded") + ([measured] if measured else [])
 
 
 def cache_clear(
     keys: Sequence[str] = (), older_than: float | None = None, cache_dir: str | os.PathLike[str] = ""
 ) -> stores.Cleared:
-    """Remove stores of decoded images that nobody uses: all, the named ones, those not used for so many days.
+    """Remove what nobody uses: all, what is named, what was not used for so many days.
 
-    ``keys``: keys, or their beginnings, as `cache_list` gives them. Nothing else in the folder is touched.
+    ``keys``: keys, or their beginnings, as `cache_list` gives them; ``measured`` for what was measured on this machine.
+    Nothing else in the folder is touched. Raises UserError for a key that fits nothing, or more than one store.
     """
-    return stores.clear(_decoded(cache_dir), keys, older_than)
+    folder = _folder(cache_dir)
+    named = [key for key in keys if key and remembered.KEY.startswith(key)]
+    others = [key for key in keys if key not in named]
+    if named and remembered.describe(folder) is None:
+        raise UserError(f"{named[0]!r} is the key of no store; see: tellapart cache list")
+    cleared = stores.Cleared((), 0, (), 0)
+    if others or not keys:
+        cleared = stores.clear(folder / "decoded", others, older_than)
+    if named or not keys:
+        count, freed = remembered.clear(folder, older_than)
+        removed = (*cleared.removed, remembered.KEY) if count else cleared.removed
+        cleared = stores.Cleared(removed, cleared.freed + freed, cleared.kept, cleared.leftovers)
+    return cleared

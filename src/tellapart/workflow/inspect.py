@@ -16,7 +16,8 @@ from tellapart.evaluation.check_page import write_check_page
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console
 from tellapart.training import resolve, setup
-from tellapart.workflow.run import augmented_pictures, make_spec
+from tellapart.workflow.pictures import augmented_pictures
+from tellapart.workflow.run import make_spec
 
 SHOWN = 8  # pictures of the grid before and after augmentation
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import itertools
 import os
 import platform
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,35 +14,24 @@ import numpy as np
 import torch
 
 import tellapart
-from tellapart import artifact, doctor, packages, recipes, runs
+from tellapart import artifact, recipes, runs
 from tellapart.contract import Card
-from tellapart.data import images as decoded
 from tellapart.data import sources
-from tellapart.data.loader import source_sizes
-from tellapart.data.samples import Samples, write_samples
+from tellapart.data.samples import Samples
 from tellapart.data.streaming import StreamedStore
-from tellapart.errors import RunError
 from tellapart.evaluation import metrics, report
-from tellapart.preprocess import denormalise, resize
-from tellapart.spec import Spec, flatten, update
-from tellapart.tracking import (
-    Console,
-    CsvTracker,
-    MlflowTracker,
-    TensorBoardTracker,
-    Tracker,
-    Trackers,
-    confusion_image,
-    picture_grid,
-)
+from tellapart.spec import Spec, update
+from tellapart.tracking import Console, Tracker, Trackers, confusion_image
 from tellapart.training import checkpoint, features, loop, lr_finder, probe, resolve, setup
 from tellapart.training.distributed import Processes, processes
 from tellapart.training.lr_finder import LrCurve
 from tellapart.training.profile import Profile
+from tellapart.training.progress import Progress
 from tellapart.training.step import Plan
+from tellapart.workflow import run_files
 from tellapart.workflow.measure import evaluate_set
-
-PLAIN_PAUSE = 5.0  # seconds between lines where there is no terminal
+from tellapart.workflow.pictures import training_grid
+from tellapart.workflow.telling import RunReporter, headline, trackers, warn_of_leaks
 
 
 @dataclass(frozen=True)
@@ -105,7 +91,7 @@ def train(
         folder = procs.from_first(made)
         assert folder is not None
         if procs.first:
-            _write_start(folder, prepared, samples)
+            run_files.write_start(folder, prepared, samples)
         looking = profile and procs.first
         return _run(folder, prepared, plan, card, procs, console, None, looking)
 
@@ -118,7 +104,7 @@ def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
         samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.message))
         prepared = _in_turn(procs, lambda: _prepare(spec, samples, console))
         if procs.first:  # one writer; where it raises, the others end with it
-            _check_same_samples(folder, prepared)
+            run_files.check_same_samples(folder, prepared)
         content = checkpoint.load_newest(folder / runs.CHECKPOINTS)
         if content is None:
             console.message(f"{folder} has no checkpoint yet: training starts at the beginning.")
@@ -152,121 +138,8 @@ def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.Prepared:
         console.warn(
             f"No readable training image of: {', '.join(empty)}. The model cannot learn these classes."
         )
-    _warn_of_leaks(prepared, console)
+    warn_of_leaks(prepared, console)
     return prepared
-
-
-def _warn_of_leaks(prepared: setup.Prepared, console: Console) -> None:
-    """Say how many evaluation images are, byte for byte, training images too."""
-    known = set(prepared.train.samples.hashes if prepared.train.samples.hashes is not None else ())
-    for split, images in (("validation", prepared.val), ("test", prepared.test)):
-        if images is None or images.samples.hashes is None or images.samples.boxes is not None:
-            continue
-        copies = sum(value in known for value in images.samples.hashes)
-        if copies:
-            console.warn(
-                f"{copies} of {len(images)} {split} images are also in train, byte for byte; "
-                f"see: tellapart check {prepared.spec.data.source}"
-            )
-
-
-def _all_samples(prepared: setup.Prepared) -> Samples:
-    """Return the samples of all splits that are used, as one table."""
-    parts = [s.samples for s in (prepared.train, prepared.val, prepared.test) if s is not None]
-    columns = ("paths", "labels", "splits", "groups", "boxes", "hashes")
-    joined: dict[str, Any] = {
-        name: None
-        if getattr(parts[0], name) is None
-        else np.concatenate([getattr(part, name) for part in parts])
-        for name in columns
-    }
-    return dataclasses.replace(parts[0], pixels=None, keys=None, **joined)
-
-
-def _write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> None:
-    spec = prepared.spec
-    # Paths are kept whole, since resume may be called from another folder.
-    for name, path in (("data.source", spec.data.source), ("model.weights", spec.model.weights)):
-        if path not in ("none", "pretrained") and os.path.exists(path):
-            spec = update(spec, {name: os.path.abspath(path)})
-    if spec.data.cache_dir:
-        spec = update(spec, {"data.cache_dir": os.path.abspath(os.path.expanduser(spec.data.cache_dir))})
-    runs.write_spec(spec, folder / runs.SPEC_FILE)
-    write_samples(_all_samples(prepared), folder / runs.SAMPLES_FILE)
-    decoded.write_bad_images(prepared.bad, folder / "bad-images.csv")
-    if samples.conflicts:
-        listed = folder / "conflicts.csv"
-        with open(listed, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["path", "labels"])
-            writer.writerows((item.path, " | ".join(item.labels)) for item in samples.conflicts)
-    environment = doctor.examine(quick=True).to_dict()
-    runs.write_json(folder / "environment.json", environment)
-
-
-def _check_same_samples(folder: Path, prepared: setup.Prepared) -> None:
-    """Raise RunError where the images are not those that the run began with."""
-    now = folder / f"{runs.SAMPLES_FILE}.now"
-    write_samples(_all_samples(prepared), now)
-    try:
-        with open(now, "rb") as new, open(folder / runs.SAMPLES_FILE, "rb") as old:
-            for number, (ours, theirs) in enumerate(itertools.zip_longest(new, old, fillvalue=b"")):
-                if ours != theirs:
-                    raise RunError(
-                        f"The data of {folder} is not what it was: line {number + 1} of samples.csv was "
-                        f"{theirs.decode(errors='replace').strip()!r} and would be "
-                        f"{ours.decode(errors='replace').strip()!r}. Restore the data, or train anew."
-                    )
-    finally:
-        now.unlink()
-
-
-class _RunReporter:
-    """Tells the console and the trackers what the loop reports, and keeps the artifact up to date."""
-
-    def __init__(self, console: Console, tracker: Tracker, log_every: int, steps: int) -> None:
-        self.console, self.tracker = console, tracker
-        self.every = log_every or max(1, steps // 10)
-        self.pause = 0.0 if log_every else PLAIN_PAUSE  # where nobody asked for lines at every N steps
-        self.shown = time.monotonic()
-        self.keep: Any = None
-
-    def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
-        self.console.start(epochs, steps_per_epoch, first_step)
-
-    def message(self, text: str) -> None:
-        self.console.message(text)
-
-    def warn(self, text: str) -> None:
-        self.console.warn(text)
-
-    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
-        now = time.monotonic()
-        if self.console.interactive or (step % self.every == 0 and now - self.shown >= self.pause):
-            self.shown = now
-            self.console.step(epoch, step, loss, accuracy, images_per_second, self.every)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self.tracker.log(step, values)
-
-    def epoch_done(self, epoch: int, values: Mapping[str, float], best: bool) -> None:
-        shown = {name.replace("epoch-", ""): value for name, value in values.items()}
-        self.console.epoch_done(epoch, shown, best and "val/loss" in values)
-        if best:
-            self.keep()
-
-
-def _trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool, console: Console) -> Tracker:
-    if not first:
-        return Trackers([])
-    kept: list[Tracker] = [CsvTracker(folder / "metrics.csv", resume_step)]
-    if spec.run.tensorboard and packages.installed("tensorboard"):
-        kept.append(TensorBoardTracker(folder / "tensorboard", resume_step))
-    if spec.run.mlflow:
-        kept.append(
-            MlflowTracker(folder / "mlflow-run.txt", resume_step, flatten(spec), folder.name, console.warn)
-        )
-    return Trackers(kept)
 
 
 def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple[setup.Prepared, Plan, Card]:
@@ -315,8 +188,8 @@ def _run(
     profile: bool = False,
 ) -> Result:
     spec = prepared.spec
-    tracker = _trackers(spec, folder, content["progress"]["step"] if content else None, procs.first, console)
-    reporter = _RunReporter(console, tracker, spec.run.log_every, plan.steps_per_epoch)
+    tracker = trackers(spec, folder, content["progress"]["step"] if content else None, procs.first, console)
+    reporter = RunReporter(console, tracker, spec.run.log_every, plan.steps_per_epoch)
     looking = Profile(folder / "profile", console.message) if profile else None
     trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter, looking)
     reporter.keep = lambda: artifact.save(folder / artifact.FILE_NAME, trainer.weights(), card)
@@ -325,8 +198,8 @@ def _run(
         if trainer.progress.finished:
             console.message(f"{folder} is finished: nothing is left to train; measured again.")
     elif procs.first:
-        console.message(_headline(prepared, card.architecture.name, plan))
-        tracker.image(0, "train/images", _picture_grid(prepared))
+        console.message(headline(prepared, card.architecture.name, plan))
+        tracker.image(0, "train/images", training_grid(prepared))
     try:
         progress = trainer.run()
         if not progress.finished:
@@ -342,38 +215,11 @@ def _run(
         tracker.close()
 
 
-def _headline(prepared: setup.Prepared, name: str, plan: Plan) -> str:
-    parts = [f"{len(prepared.train):,} train"]
-    parts += [f"{len(s):,} {n}" for n, s in (("val", prepared.val), ("test", prepared.test)) if s is not None]
-    count = sum(p.numel() for p in plan.model.parameters())
-    size = f"{prepared.contract.size}x{prepared.contract.size}x{prepared.contract.channels}"
-    return (
-        f"{name}, {count:,} parameters; {len(prepared.classes)} classes; images of {size}: {', '.join(parts)}"
-    )
-
-
-def _picture_grid(prepared: setup.Prepared, count: int = 16) -> Any:
-    """Return training pictures as the network sees them, after augmentation."""
-    _, after, labels = augmented_pictures(prepared, count)
-    return picture_grid(after, [prepared.classes[label] for label in labels])
-
-
-def augmented_pictures(prepared: setup.Prepared, count: int, seed: int = 0) -> tuple[Any, Any, Any]:
-    """Return pictures before (as evaluation sees them) and after augmentation, uint8 [n, H, W, C], and labels."""
-    images = prepared.train
-    rows = np.random.default_rng(prepared.spec.seed).permutation(len(images))[:count].astype(np.int64)
-    batch = images.batch(np.sort(rows))
-    params = prepared.augment.draw(batch.count, source_sizes(batch), torch.Generator().manual_seed(seed))
-    after = denormalise(prepared.augment.apply(batch.images, batch.sizes, params), prepared.contract)
-    before = [resize(images.store.image(int(images.rows[row])), prepared.contract) for row in np.sort(rows)]
-    return np.stack(before), after.numpy(), batch.labels.numpy()
-
-
 def _finish(
     folder: Path,
     prepared: setup.Prepared,
     card: Card,
-    progress: loop.Progress,
+    progress: Progress,
     console: Console,
     tracker: Tracker,
     device: torch.device,
@@ -435,7 +281,7 @@ def find_lr(
         samples = sources.open_source(wanted.data, console.message)
         prepared = _prepare(wanted, samples, console)
         prepared, plan, _ = _plan(prepared, procs, console)
-        trainer = loop.Trainer(plan, procs, Path(os.devnull), _RunReporter(console, Trackers([]), 0, 1))
+        trainer = loop.Trainer(plan, procs, Path(os.devnull), RunReporter(console, Trackers([]), 0, 1))
         with console.busy("Testing learning rates", steps) as busy:
             return lr_finder.find_lr(_counted(trainer.steps_at(), busy.advance), steps)
 

@@ -1,0 +1,217 @@
+"""Measuring candidates side by side: accuracy with its interval, size, latency, energy where it can be read.
+
+Works on backends (`runtime.Backend`), so that formats cannot be told apart. Latencies are taken in rounds in which
+every candidate has its turn, since other work on the machine disturbs whoever is running; a ratio is the median of
+the rounds' ratios. Knows nothing of how a candidate was made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart.data.loader import ImageSet
+from tellapart.evaluation.metrics import wilson_interval
+from tellapart.runtime import Backend
+
+BATCHES = (1, 32)
+_ROUNDS, _SECONDS = 7, 0.12  # of each candidate and batch size: rounds, and how long one lasts at least
+_RAPL = Path("/sys/class/powercap")
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to measure: a model's file and where it comes from.
+
+    ``against``: the name of the candidate in the same runtime that sizes and latencies are compared with.
+    ``parameters`` and ``flops`` (of one image) are given where they are known.
+    """
+
+    name: str
+    method: str
+    file: Path
+    against: str
+    precision: str = "fp32"
+    parameters: int | None = None
+    flops: int | None = None
+    note: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate's figures. Latencies in milliseconds for a batch, by batch size; energy in millijoules an image.
+
+    ``change``: by class, the share of right answers less that of the first candidate. ``agreement``: share of images
+    with the first candidate's answer. ``ratios``: latency as a part of ``against``'s, by batch size.
+    """
+
+    candidate: Candidate
+    format: str
+    bytes: int
+    size_ratio: float
+    n: int
+    accuracy: float
+    interval: tuple[float, float]
+    change: Mapping[str, float]
+    agreement: float
+    p50: Mapping[int, float]
+    p95: Mapping[int, float]
+    ratios: Mapping[int, float]
+    energy: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        values = dataclasses.asdict(self)
+        candidate = values.pop("candidate")
+        candidate["file"] = str(candidate["file"])
+        by_batch = {
+            name: {str(key): value for key, value in values[name].items()}
+            for name in ("p50", "p95", "ratios")
+        }
+        return {**candidate, **values, **by_batch, "interval": list(self.interval)}
+
+
+def file_size(path: Path) -> int:
+    """Return the bytes of a model: its file, and the weights that belong to an OpenVINO description."""
+    beside = path.with_suffix(".bin")
+    return path.stat().st_size + (beside.stat().st_size if path.suffix == ".xml" else 0)
+
+
+def answers(
+    backend: Backend, images: ImageSet, advance: Callable[[int], None] = lambda n: None
+) -> npt.NDArray[Any]:
+    """Return the index of the best class of each image, int64 [N]."""
+    best = []
+    for start in range(0, len(images), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(images)))
+        best.append(backend.logits(images.batch(rows).pixels.numpy()).argmax(1))
+        advance(len(rows))
+    return np.concatenate(best)
+
+
+def measure(
+    candidates: Sequence[tuple[Candidate, Backend]],
+    images: ImageSet,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[Row]:
+    """Return the figures of every candidate on labelled images, sized by the contract that all share.
+
+    The first is the model that the others come from. ``advance`` is told of every image and every round.
+    """
+    labels = images.samples.labels
+    given = [answers(backend, images, advance) for _, backend in candidates]
+    times, energy = _timed([backend for _, backend in candidates], images, advance)
+    places = {candidate.name: place for place, (candidate, _) in enumerate(candidates)}
+    classes = images.samples.classes
+    first = _by_class(given[0] == labels, labels, classes)
+    rows = []
+    for place, (candidate, backend) in enumerate(candidates):
+        right = given[place] == labels
+        other = places[candidate.against]
+        medians = {batch: [statistics.median(turn) for turn in times[batch][place]] for batch in BATCHES}
+        base = {batch: [statistics.median(turn) for turn in times[batch][other]] for batch in BATCHES}
+        all_times = {batch: np.concatenate([*times[batch][place]]) for batch in BATCHES}
+        rows.append(
+            Row(
+                candidate,
+                backend.format,
+                file_size(candidate.file),
+                file_size(candidate.file) / file_size(candidates[other][0].file),
+                len(labels),
+                float(right.mean()),
+                wilson_interval(int(right.sum()), len(labels)),
+                {name: value - first[name] for name, value in _by_class(right, labels, classes).items()},
+                float((given[place] == given[0]).mean()),
+                {batch: float(np.median(all_times[batch])) for batch in BATCHES},
+                {batch: float(np.percentile(all_times[batch], 95)) for batch in BATCHES},
+                {
+                    batch: statistics.median(a / b for a, b in zip(medians[batch], base[batch], strict=True))
+                    for batch in BATCHES
+                },
+                energy[place],
+            )
+        )
+    return rows
+
+
+def _by_class(
+    right: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64], classes: Sequence[str]
+) -> dict[str, float]:
+    """Return the share of right answers of each class that has images."""
+    return {
+        name: float(right[labels == index].mean())
+        for index, name in enumerate(classes)
+        if (labels == index).any()
+    }
+
+
+def _timed(
+    backends: Sequence[Backend], images: ImageSet, advance: Callable[[int], None]
+) -> tuple[dict[int, list[list[list[float]]]], list[float | None]]:
+    """Return milliseconds by batch size, backend and round, and each backend's energy in millijoules an image."""
+    times: dict[int, list[list[list[float]]]] = {batch: [[] for _ in backends] for batch in BATCHES}
+    joules, counted = [0.0] * len(backends), [0] * len(backends)
+    readable = energy_counters()
+    for batch in BATCHES:
+        pixels = _batch(images, batch)
+        for backend in backends:
+            backend.logits(pixels)  # prepares kernels
+        for _ in range(_ROUNDS):
+            for place, backend in enumerate(backends):
+                before = read_energy(readable)
+                turn = list(_turn(backend, pixels))
+                joules[place] += max(
+                    read_energy(readable) - before, 0.0
+                )  # a counter that wrapped counts nothing
+                counted[place] += len(turn) * batch
+                times[batch][place].append(turn)
+                advance(1)
+    known = [1000 * j / n if readable and j else None for j, n in zip(joules, counted, strict=True)]
+    return times, known
+
+
+def rounds(candidates: int) -> int:
+    """Return how many rounds `measure` takes with so many candidates."""
+    return _ROUNDS * len(BATCHES) * candidates
+
+
+def _batch(images: ImageSet, count: int) -> npt.NDArray[np.uint8]:
+    rows = np.arange(count) % len(images)
+    pixels: npt.NDArray[np.uint8] = images.batch(rows).pixels.numpy()
+    return pixels
+
+
+def _turn(backend: Backend, pixels: npt.NDArray[np.uint8]) -> Iterator[float]:
+    until, calls = time.perf_counter() + _SECONDS, 0
+    while calls < 3 or time.perf_counter() < until:
+        started = time.perf_counter()
+        backend.logits(pixels)
+        yield 1000 * (time.perf_counter() - started)
+        calls += 1
+
+
+def energy_counters(folder: Path = _RAPL) -> list[Path]:
+    """Return the processor packages' energy counters (RAPL) that can be read; most systems let only root do so."""
+    found = []
+    for path in sorted(folder.glob("intel-rapl:?/energy_uj")):
+        try:
+            path.read_text()
+        except OSError:
+            continue
+        found.append(path)
+    return found
+
+
+def read_energy(counters: Sequence[Path]) -> float:
+    """Return the counters' sum in joules."""
+    return sum(int(path.read_text()) for path in counters) / 1e6

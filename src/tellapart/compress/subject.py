@@ -1,0 +1,181 @@
+"""What a compression starts from: the model, its images, and the spec by which it is fine-tuned.
+
+Knows nothing of methods; reads files, trains nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tellapart import artifact, runs
+from tellapart.contract import Card
+from tellapart.data import images as decoded
+from tellapart.data import sources
+from tellapart.data.loader import ImageSet
+from tellapart.data.samples import Samples
+from tellapart.errors import DataError, SpecError
+from tellapart.preprocess import normalise
+from tellapart.spec import Spec, update
+from tellapart.tracking import Console
+
+HELD_OUT = 0.1  # of the training images, where a run had no validation part
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model, the spec of fine-tuning, and its images by part, as the contract makes them."""
+
+    file: Path
+    card: Card
+    spec: Spec
+    parts: Mapping[str, ImageSet]
+
+    @property
+    def split(self) -> str:
+        """The part by which candidates are compared."""
+        return "test" if "test" in self.parts else "val"
+
+    def example(self) -> Tensor:
+        """Return an image of zeros as the network takes it, float32 [1, C, size, size]."""
+        contract = self.card.preprocessing
+        return torch.zeros(1, contract.channels, contract.size, contract.size)
+
+    def training_rows(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the places of ``count`` training images, drawn by the spec's seed."""
+        rng = np.random.default_rng([self.spec.seed, 17])
+        return np.sort(rng.permutation(len(self.parts["train"]))[:count]).astype(np.int64)
+
+    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield ``count`` training images as the network takes them, float32 [b, C, size, size], and labels [b]."""
+        rows = self.training_rows(count)
+        for start in range(0, len(rows), _BATCH):
+            batch = self.parts["train"].batch(rows[start : start + _BATCH])
+            yield normalise(batch.pixels, self.card.preprocessing), batch.labels
+
+
+def open_subject(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None,
+    changes: Mapping[str, Any],
+    given: str | os.PathLike[str] | None,
+    console: Console,
+) -> Subject:
+    """Read the model and its images. ``changes`` and the YAML file ``given`` go over the spec of fine-tuning.
+
+    Raises ArtifactError, DataError where there are no images or classes that the model does not know.
+    """
+    file = artifact.find(model)
+    card = artifact.read_card(file)
+    folder = Path(model)
+    if folder.is_dir() and runs.is_run(folder):
+        spec = runs.read_spec(folder / runs.SPEC_FILE)
+    elif data is None:
+        raise DataError(
+            f"{os.fspath(model)} is no run folder, so it does not say which images to use; give DATA."
+        )
+    else:
+        spec = Spec()
+    spec = _fine_tuning(spec, card, file, data)
+    if given is not None:
+        spec = runs.read_spec(given, spec)
+    spec = update(spec, changes)
+    samples = sources.open_source(spec.data, lambda note: None)
+    if not (samples.splits == "val").any() and not spec.data.val_fraction:
+        console.warn(
+            f"There are no validation images; {HELD_OUT:.0%} of the training images take their part. They trained the "
+            "model, so the drop measured on them is an optimistic one."
+        )
+        spec = update(spec, {"data.val_fraction": HELD_OUT})
+        samples = sources.open_source(spec.data, lambda note: None)
+    return Subject(file, card, spec, _parts(samples, spec, card, console))
+
+
+def _parts(samples: Samples, spec: Spec, card: Card, console: Console) -> dict[str, ImageSet]:
+    if set(samples.classes) != set(card.classes):
+        differing = sorted(set(samples.classes) ^ set(card.classes))
+        raise DataError(
+            f"The data and the model do not have the same classes; in one only: {', '.join(differing[:8])}."
+        )
+    table = np.array([card.classes.index(name) for name in samples.classes], np.int64)
+    samples = dataclasses.replace(samples, classes=card.classes, labels=table[samples.labels])
+    parts = {}
+    for split in ("train", "val", "test"):
+        part = samples.split(split)
+        if len(part):
+            with console.busy(f"Reading {split} images", len(part)) as busy:
+                images, _ = decoded.evaluation_images(part, card.preprocessing, spec.data, busy.advance)
+            if len(images):
+                parts[split] = images
+    for split in ("train", "val"):
+        if split not in parts:
+            raise DataError(
+                f"{spec.data.source} has no {split} images that can be read; compression needs both."
+            )
+    return parts
+
+
+def _fine_tuning(spec: Spec, card: Card, file: Path, data: str | os.PathLike[str] | None) -> Spec:
+    """Return a spec that goes on training the model as it is: all layers, gently, following the model's answers.
+
+    Images, augmentation and loss stay the run's. What belongs to a training from scratch (large steps, growing
+    images, layers that stop early) goes.
+    """
+    contract, architecture = card.preprocessing, card.architecture
+    size = spec.training.batch_size
+    changes: dict[str, Any] = {
+        "input": {
+            **{
+                name: getattr(contract, name)
+                for name in ("size", "channels", "resize", "interpolation", "decode")
+            },
+            "crop_fraction": contract.crop_fraction,
+            "mean": contract.mean,
+            "std": contract.std,
+            "views": card.views.name,
+            "views_below": card.views.below,
+        },
+        "model": {
+            "name": architecture.name,
+            "weights": str(file.resolve()),
+            "finetune": "full",
+            "freeze_blocks": 0,
+            "dropout": architecture.dropout,
+            "drop_path": architecture.drop_path,
+            "batch_norm": architecture.batch_norm,
+            "stem": architecture.stem,
+        },
+        "training": {
+            "optimizer": "adamw",
+            "lr": 5e-4,
+            "bias_lr": 0.0,
+            "head_lr": 0.0,
+            "early_epochs": 0,
+            "momentum": 0.9,
+            "weight_decay": min(spec.training.weight_decay, 0.05),
+            "schedule": "cosine",
+            "warmup_epochs": 0.3,
+            "start_size": 0,
+            "prune": 0.0,
+            "batch_size": min(size, 128) if size else 0,
+            "accumulate": 0 if size > 128 else spec.training.accumulate,
+        },
+        "speed": {"cuda_graphs": False},
+        "run": {"dir": "", "report": True},
+        "distill": {"teacher": str(file.resolve()), "fingerprint": "", "weight": 0.7, "temperature": 2.0},
+    }
+    if data is not None:
+        changes["data"] = {"source": os.fspath(data)}
+    try:
+        return update(spec, changes)
+    except SpecError as error:  # the card's values are no user's
+        raise DataError(f"The model cannot be fine-tuned: {error}") from None

@@ -1,0 +1,91 @@
+"""TorchScript (legacy): a file for programs with libtorch that cannot read ``.pt2`` yet.
+
+PyTorch no longer develops TorchScript and does not support it on Python 3.14; ``torch-export`` takes its place. The
+network is traced with a batch of any size; the resizing is scripted, because a trace would keep the sizes of its
+example. Knows nothing of how the file is run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tellapart.contract import Card, Preprocessing
+from tellapart.errors import ExportError
+from tellapart.export import programs
+from tellapart.export.base import Options, Written
+from tellapart.export.graph import GraphModel
+from tellapart.preprocess.transform import matrix, weigh
+from tellapart.runtime.torch_program import CARD, GRAPH
+
+LEGACY = "TorchScript is legacy: PyTorch no longer develops it. Prefer --to torch-export."
+
+
+def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Written:
+    """Write the file. Raises ExportError."""
+    try:
+        with programs.quiet(), torch.no_grad():
+            if options.plain:
+                example = graph.classify.preprocess(graph.example())
+                module = torch.jit.trace(graph.network, example, check_trace=False)
+            else:
+                classify = torch.jit.trace(graph.classify, graph.example_pixels(), check_trace=False)
+                module = torch.jit.script(_Whole(_Resize(card.preprocessing), classify))
+            extra = {CARD: card.to_json(), GRAPH: "plain" if options.plain else "whole"}
+            module.save(str(target), _extra_files=extra)
+    except Exception as error:  # TorchScript's compiler has many
+        raise ExportError(f"TorchScript cannot hold this network: {programs.first_line(error)}") from error
+    return Written(
+        (target,), {"torch": torch.__version__, "dynamic": ["batch", "height", "width"]}, (LEGACY,)
+    )
+
+
+class _Whole(nn.Module):
+    """uint8 [B, H, W, C] -> (probabilities, logits), in TorchScript's words."""
+
+    def __init__(self, resize: nn.Module, classify: nn.Module) -> None:
+        super().__init__()
+        self.resize, self.classify = resize, classify
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        probabilities, logits = self.classify(self.resize(images))
+        return probabilities, logits
+
+
+class _Resize(nn.Module):
+    """`PreprocessModule.sized` in TorchScript's words: uint8 [B, H, W, C] -> uint8 [B, size, size, C]."""
+
+    def __init__(self, contract: Preprocessing) -> None:
+        super().__init__()
+        self.policy: str = contract.resize
+        self.mode: str = contract.interpolation
+        self.size: int = contract.size
+        self.edge: int = round(contract.size / contract.crop_fraction)
+        self.fill: float = float(contract.fill)
+
+    def forward(self, images: Tensor) -> Tensor:
+        source = images.permute(0, 3, 1, 2).to(torch.float32)
+        size, height, width = self.size, int(images.shape[1]), int(images.shape[2])
+        short, long = min(height, width), max(height, width)
+        if self.policy == "squash":
+            height, width = size, size
+        elif self.policy == "crop":
+            height, width = self.edge * height // short, self.edge * width // short
+        else:
+            height = max((2 * size * height + long) // (2 * long), min(2, size))
+            width = max((2 * size * width + long) // (2 * long), min(2, size))
+        top, left = 0, 0
+        if self.policy == "crop":
+            top, left = (height - size) // 2, (width - size) // 2
+        elif self.policy == "letterbox":
+            top, left = -((size - height) // 2), -((size - width) // 2)
+        rows, columns = int(images.shape[1]), int(images.shape[2])
+        down = matrix(rows, height, max(rows, height), top, size, self.mode)
+        across = matrix(columns, width, max(columns, width), left, size, self.mode)
+        scaled = weigh(source, down, across)
+        if self.policy == "letterbox":
+            inside = down.sum(1).unsqueeze(1) * across.sum(1)
+            scaled = torch.where(inside > 0, scaled, self.fill)
+        return scaled.permute(0, 2, 3, 1).to(torch.uint8)

@@ -1,0 +1,112 @@
+"""Formats whose packages cannot share an environment with the core: where theirs is, and how it is made.
+
+Their programs (`tellapart.runtime.programs`) run with that environment's Python. Loads none of their packages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tellapart.errors import UserError
+
+_chosen: contextvars.ContextVar[str] = contextvars.ContextVar("environment", default="")
+_PROGRAMS = Path(__file__).parent / "programs"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An environment of its own. ``packages``: pinned; ``size``: what it takes on the disk, for people."""
+
+    name: str
+    packages: tuple[str, ...]
+    size: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that names its folder."""
+        return f"TELLAPART_{self.name.upper()}_ENV"
+
+    @property
+    def folder(self) -> str:
+        """Where it is looked for without that variable, in the working folder."""
+        return f".venv-{self.name}"
+
+    @property
+    def program(self) -> Path:
+        """What runs in it."""
+        return _PROGRAMS / f"{self.name}_program.py"
+
+    def command(self) -> str:
+        """Return the one command that makes it."""
+        python = shlex.quote(sys.executable)
+        return f"{python} -m venv {self.folder} && {self.folder}/bin/pip install {' '.join(self.packages)}"
+
+    def python(self) -> Path:
+        """Return its Python. Raises UserError, which says how it is made, where there is none."""
+        given = _chosen.get() or os.environ.get(self.variable)
+        folder = Path(given or self.folder)
+        for place in ("bin/python", "Scripts/python.exe"):
+            if (folder / place).is_file():
+                return (folder / place).absolute()
+        where = f"in {folder} there is no Python" if given else f"there is no {self.folder} here"
+        raise MissingEnvironmentError(
+            f"{self.name} needs an environment of its own ({self.size}), and {where}. This command makes it:\n\n"
+            f"    {self.command()}\n\n"
+            f"An environment elsewhere is found by --env PATH (export) or {self.variable}=PATH."
+        )
+
+
+class MissingEnvironmentError(UserError):
+    """The environment that a format needs is not there; the message has the command that makes it."""
+
+
+@contextlib.contextmanager
+def at(folder: str) -> Iterator[None]:
+    """Look for environments in ``folder`` inside; an empty one changes nothing."""
+    token = _chosen.set(folder)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+LITERT = Environment("litert", ("torch==2.13.0", "litert-torch==0.10.0"), "about 2.2 GB")
+EXECUTORCH = Environment("executorch", ("torch==2.13.0", "executorch==1.5.1"), "about 1.6 GB")
+
+
+def run(environment: Environment, words: Sequence[str]) -> str:
+    """Run the environment's program; return what it said on standard error. Raises UserError, RuntimeError."""
+    done = subprocess.run(
+        [str(environment.python()), str(environment.program), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean_environment(),
+    )
+    if done.returncode:
+        raise RuntimeError(last_error(done.stderr) or f"it ended with {done.returncode}")
+    return done.stderr
+
+
+def last_error(text: str) -> str:
+    """Return the last line of a program's messages that tells of an error, else the last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines or [""])[-1][:600]
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without what would let another Python find our packages."""
+    values = dict(os.environ)
+    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
+        values.pop(name, None)
+    return values

@@ -1,0 +1,107 @@
+"""OpenVINO files (IR) behind the seam. Loads no torch. Owner of OpenVINO's runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart import packages
+from tellapart.contract import Card, Pixels
+from tellapart.contract.resizing import open_pixels
+from tellapart.errors import ArtifactError
+from tellapart.runtime.plain import PlainNetwork
+
+PURPOSE = "An OpenVINO model"
+PIXELS, PROBABILITIES, LOGITS = "pixels", "probabilities", "logits"
+
+
+class OpenVinoBackend:
+    """The file's graph cut at ``pixels``: its first part prepares an image, its second answers a batch."""
+
+    format = "openvino"
+
+    def __init__(self, openvino: Any, model: Any, card: Card, threads: int) -> None:
+        self.card = card
+        self._openvino, self._model, self._settings = openvino, model.clone(), settings(threads)
+        first, second = cut(openvino, model, card)
+        # A caller has threads of its own for its images; one image is too little for several.
+        self._prepare = openvino.Core().compile_model(first, "CPU", settings(1))
+        self._logits = openvino.Core().compile_model(second, "CPU", self._settings)
+        self._whole: Any = None
+
+    def prepare(self, content: bytes | Pixels) -> Pixels:
+        """Decode and size an image by the contract. Raises BadImage."""
+        image = open_pixels(content, self.card.preprocessing)
+        answer = self._prepare.create_infer_request().infer(
+            [np.ascontiguousarray(image)[None]], share_outputs=False
+        )
+        pixels: Pixels = answer[0][0]
+        return pixels
+
+    def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
+        """Return float32 [B, K] for uint8 [B, size, size, C]."""
+        request = self._logits.create_infer_request()
+        answer = request.infer([np.ascontiguousarray(images_NHWC)], share_outputs=False)
+        return np.asarray(answer[LOGITS], np.float32)
+
+    def whole(self, images_NHWC: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Run the file as anyone would who has nothing of ours: uint8 [B, H, W, C] -> (probabilities, logits)."""
+        if self._whole is None:
+            self._whole = self._openvino.Core().compile_model(self._model, "CPU", self._settings)
+        answer = self._whole.create_infer_request().infer([images_NHWC], share_outputs=False)
+        return answer[PROBABILITIES], answer[LOGITS]
+
+
+class PlainOpenVinoBackend(PlainNetwork):
+    """A bare network: everything around it is computed by `PlainNetwork`."""
+
+    format = "openvino"
+
+    def __init__(self, openvino: Any, model: Any, card: Card, threads: int) -> None:
+        super().__init__(card)
+        self._network = openvino.Core().compile_model(model, "CPU", settings(threads))
+
+    def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return float32 [B, K] for normalised float32 [B, C, size, size]."""
+        answer = self._network.create_infer_request().infer([images_NCHW], share_outputs=False)
+        return np.asarray(answer[0], np.float32)
+
+
+def settings(threads: int) -> dict[str, Any]:
+    """Return how to compile: in float32 (OpenVINO's default here would be bf16), for one call at a time."""
+    values: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    return {**values, "INFERENCE_NUM_THREADS": threads} if threads else values
+
+
+def cut(openvino: Any, model: Any, card: Card) -> tuple[Any, Any]:
+    """Cut a whole graph at ``pixels``: (images -> pixels, pixels -> probabilities and logits). Changes ``model``."""
+    pixels = next(node for node in model.get_ordered_ops() if node.get_friendly_name() == PIXELS)
+    first = openvino.Model([pixels.output(0)], model.get_parameters(), "prepare").clone()
+    contract = card.preprocessing
+    shape = openvino.PartialShape([-1, contract.size, contract.size, contract.channels])
+    start = openvino.opset13.parameter(shape, np.uint8, name=PIXELS)
+    pixels.output(0).replace(start.output(0))
+    return first, openvino.Model(model.get_results(), [start], "classify")
+
+
+def open_openvino(path: str | os.PathLike[str], threads: int = 0) -> OpenVinoBackend | PlainOpenVinoBackend:
+    """Open a model.xml with its model.bin beside it. Raises ArtifactError, MissingPackageError."""
+    openvino = packages.require("openvino", "openvino", PURPOSE)
+    weights = Path(path).with_suffix(".bin")
+    if not weights.is_file():
+        raise ArtifactError(f"{path} needs its weights beside it: {weights} does not exist.")
+    try:
+        model = openvino.Core().read_model(str(path), str(weights))
+        card = Card.from_json(model.get_rt_info(["tellapart", "card"]).value)
+        kind = model.get_rt_info(["tellapart", "graph"]).value
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} is not an OpenVINO file that tellapart wrote, or is damaged: {error}"
+        ) from None
+    if kind == "plain":
+        return PlainOpenVinoBackend(openvino, model, card, threads)
+    return OpenVinoBackend(openvino, model, card, threads)

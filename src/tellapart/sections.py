@@ -1,0 +1,169 @@
+"""Sections of a spec: frozen dataclasses that check each value against its annotation, and what is done with them.
+
+Standard library only, so that ``--help`` and validation are instant. Knows no field: `spec` lists those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from tellapart.errors import SpecError, did_you_mean
+
+S = TypeVar("S", bound="Section")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Inclusive bounds of a number; ``above`` makes the lower one exclusive."""
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+
+    def problem(self, value: float) -> str | None:
+        """Return what is wrong with ``value``, or None."""
+        if self.low is not None and (value < self.low or (self.above and value == self.low)):
+            return f"must be {'above' if self.above else 'at least'} {self.low:g}"
+        if self.high is not None and value > self.high:
+            return f"must be at most {self.high:g}"
+        return None
+
+
+Fraction = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(0, above=True)]
+NonNegative = Annotated[float, Range(0)]
+Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def _coerce(value: Any, hint: Any, name: str) -> Any:
+    """Return ``value`` as the type ``hint`` wants it; raise SpecError where it does not fit."""
+    origin = typing.get_origin(hint)
+    if origin is Annotated:
+        base, *extras = typing.get_args(hint)
+        value = _coerce(value, base, name)
+        for extra in extras:
+            problem = extra.problem(value) if isinstance(extra, Range) else None
+            if problem:
+                raise SpecError(f"{name} is {value!r}; it {problem}.")
+        return value
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if isinstance(value, bool) and value not in choices and {"on", "off"} <= set(choices):
+            value = "on" if value else "off"  # what YAML 1.1 makes of these words
+        if not any(value == choice and type(value) is type(choice) for choice in choices):
+            valid = [str(choice) for choice in choices]
+            raise SpecError(f"{name} is {value!r}. {did_you_mean(str(value), valid)}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _coerce(value, next(a for a in typing.get_args(hint) if a is not type(None)), name)
+    if origin is tuple:
+        return _coerce_tuple(value, typing.get_args(hint), name)
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 as text
+            value = float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise SpecError(f"{name} is {value!r}; it must be a finite number.")
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise SpecError(f"{name} is {value!r}; it must be of type {hint.__name__}.")
+    return value
+
+
+def _coerce_tuple(value: Any, args: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        value = (value,)
+    if len(args) == 2 and args[1] is Ellipsis:
+        args = (args[0],) * len(value)
+    if len(args) != len(value):
+        raise SpecError(f"{name} is {value!r}; it must have {len(args)} values.")
+    return tuple(_coerce(v, a, name) for v, a in zip(value, args, strict=True))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the spec: checks every value against its annotation when made.
+
+    ``prefix`` of a subclass stands before its fields' names in messages, such as ``training.``.
+    """
+
+    _prefix = ""
+
+    def __init_subclass__(cls, prefix: str = "") -> None:
+        super().__init_subclass__()
+        cls._prefix = prefix
+
+    def __post_init__(self) -> None:
+        hints = _hints(typing.cast(Any, type(self)))
+        for item in dataclasses.fields(self):
+            label = f"{self._prefix}{item.name}"
+            hint = hints[item.name]
+            if isinstance(hint, type) and issubclass(hint, Section):
+                continue
+            object.__setattr__(self, item.name, _coerce(getattr(self, item.name), hint, label))
+
+
+def to_dict(spec: Section) -> dict[str, Any]:
+    """Return the spec as nested plain values (tuples as lists), ready for YAML or JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    result: dict[str, Any] = plain(dataclasses.asdict(spec))
+    return result
+
+
+def flatten(spec: Section) -> dict[str, Any]:
+    """Return ``{"training.lr": 0.001, …}``, every field by its dotted name."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(spec):
+        value = getattr(spec, item.name)
+        if isinstance(value, Section):
+            flat.update({f"{item.name}.{key}": inner for key, inner in flatten(value).items()})
+        else:
+            flat[item.name] = value
+    return flat
+
+
+def update(spec: S, changes: Mapping[str, Any], where: str = "") -> S:
+    """Return ``spec`` with ``changes`` over it.
+
+    Keys are field names, nested mappings or sections, or dotted names; hyphens count as underscores.
+    Raises SpecError for an unknown key (naming the nearest) or an impossible value.
+    """
+    names = {item.name for item in dataclasses.fields(spec)}
+    values: dict[str, Any] = {}
+    for raw, value in changes.items():
+        head, _, rest = str(raw).replace("-", "_").partition(".")
+        if head not in names:
+            unknown = f"{where}{raw}"
+            raise SpecError(f"There is no {unknown!r} in the spec. {did_you_mean(head, sorted(names), 40)}")
+        current = getattr(spec, head)
+        base = values.get(head, current)
+        if rest:
+            if not isinstance(base, Section):
+                raise SpecError(f"{where}{head} has no parts, so {where}{raw!r} means nothing.")
+            values[head] = update(base, {rest: value}, f"{where}{head}.")
+        elif isinstance(current, Section) and isinstance(value, Mapping):
+            values[head] = update(base, value, f"{where}{head}.")
+        elif isinstance(current, Section) and not isinstance(value, type(current)):
+            raise SpecError(f"{where}{head} is {value!r}; it must be a mapping of {where}{head}'s fields.")
+        else:
+            values[head] = value
+    return dataclasses.replace(spec, **values)

@@ -1,0 +1,247 @@
+"""Distillation: an objective that follows a teacher's answers beside the labels.
+
+Soft labels: the Kullback-Leibler divergence between both networks' softened answers, times the square of the
+temperature (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"). Features: the squared distance
+between normalised attention maps, the mean square over the channels at each place, at the end of each resolution
+that both networks have (Zagoruyko and Komodakis 2017, "Paying More Attention to Attention"); it has no parameters of
+its own, so the artifact and the checkpoints are those of any other training.
+
+The teacher sees the very images that the student sees, augmented and mixed. Its answers are a function of those, so a
+resumed run computes what the uncut one would have. Knows nothing of the loop, and nothing of how the teacher was made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tellapart import artifact
+from tellapart.errors import ModelError, RunError, SpecError
+from tellapart.preprocess import Preprocessing
+from tellapart.spec import DistillSpec, SpeedSpec
+from tellapart.training.objectives import Prepared, Supervised
+
+_SAME_RESOLUTION = 2**0.5  # maps whose sides, as parts of the image's, differ by less are compared
+
+
+def resolve(spec: DistillSpec) -> DistillSpec:
+    """Return the spec with the fingerprint of its teacher. Raises RunError where it is not the noted one."""
+    if not spec.teacher:
+        return spec
+    file = artifact.find(Path(spec.teacher).expanduser())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if spec.fingerprint and spec.fingerprint != digest:
+        raise RunError(
+            f"The teacher {file} is not what it was when this training began. Restore it, or train anew (for "
+            "another teacher, leave distill.fingerprint empty)."
+        )
+    return dataclasses.replace(spec, fingerprint=digest)
+
+
+def resolve_speed(speed: SpeedSpec, spec: DistillSpec, rounds: bool = False) -> SpeedSpec:
+    """Return the spec of what makes a run faster, less what the comparison of features (or rounding) cannot have."""
+    if rounds and speed.compile == "auto":
+        speed = dataclasses.replace(speed, compile="off")
+    if not (spec.teacher and spec.features):
+        return speed
+    if speed.compile == "on" or speed.cuda_graphs:
+        raise SpecError(
+            "distill.features looks into the network, which speed.compile and speed.cuda_graphs do not allow; switch "
+            "them off, or set distill.features 0."
+        )
+    return dataclasses.replace(speed, compile="off")
+
+
+class Teacher:
+    """A trained model that answers to the student's inputs."""
+
+    def __init__(
+        self, path: str, contract: Preprocessing, classes: Sequence[str], device: torch.device
+    ) -> None:
+        predictor = artifact.open_model(Path(path).expanduser(), device)
+        self.model, card = predictor.model, predictor.card
+        if set(card.classes) != set(classes):
+            only = sorted(set(card.classes) ^ set(classes))
+            raise ModelError(
+                f"The teacher {path} knows other classes than the data: {', '.join(only[:8])} "
+                f"{'are' if len(only) > 1 else 'is'} in one of the two only."
+            )
+        self.order = torch.tensor([card.classes.index(name) for name in classes], device=device)
+        theirs = card.preprocessing
+        if theirs.channels != contract.channels and contract.channels != 1:
+            raise ModelError(f"The teacher {path} takes grey images and this model colours (input.channels).")
+        self.size = theirs.size
+        self.scale, self.bias = _change(contract, theirs, device)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return the teacher's inputs for the student's: float32 [B, C, H, W], normalised, at the teacher's size."""
+        images = images * self.scale + self.bias  # grey ones become three channels here
+        if images.shape[-1] != self.size:
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        return images
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return logits, float32 [B, K], of the student's classes in its order, for the student's inputs."""
+        logits: Tensor = self.model(self.inputs(images))
+        return logits.float()[:, self.order]
+
+
+def _change(ours: Preprocessing, theirs: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return scale and bias, float32 [C, 1, 1], that turn our normalisation into theirs."""
+    mean, std, mean2, std2 = (
+        torch.tensor(v, dtype=torch.float64) for v in (ours.mean, ours.std, theirs.mean, theirs.std)
+    )
+    terms = (std / std2, (mean - mean2) / std2)
+    scale, bias = (term.float().view(-1, 1, 1).to(device) for term in terms)
+    return scale, bias
+
+
+class Distilled(Supervised):
+    """Classification with labels and a teacher's answers."""
+
+    def __init__(
+        self,
+        labels: Supervised,
+        spec: DistillSpec,
+        student: nn.Module,
+        contract: Preprocessing,
+        classes: Sequence[str],
+    ) -> None:
+        super().__init__(labels.augment, labels.loss)
+        device = next(student.parameters()).device
+        self.spec = spec
+        self.teacher = Teacher(spec.teacher, contract, classes, device)
+        self.attention: Attention | None = None
+        if spec.features:
+            example = torch.zeros(1, contract.channels, contract.size, contract.size, device=device)
+            self.attention = Attention(student, self.teacher.model, example, self.teacher.inputs(example))
+
+    def __call__(self, model: nn.Module, batch: Prepared) -> tuple[Tensor, Tensor]:
+        """See Objective."""
+        compared = self.attention.watch() if self.attention else contextlib.nullcontext()
+        with compared as distance:
+            taught = self.teacher(batch.images)
+            logits = model(batch.images)
+        right = (logits.detach().argmax(1) == batch.labels).sum()
+        weight = self.spec.weight
+        loss = weight * soft_labels(logits, taught, self.spec.temperature)
+        if weight < 1:
+            loss = loss + (1 - weight) * self.loss(logits, batch.targets)
+        if distance is not None:
+            loss = loss + self.spec.features * distance()
+        return loss, right
+
+
+def soft_labels(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Return T² KL(teacher || student) of each sample, float32 [B], for logits [B, K] of both.
+
+    The square keeps the gradient's size, whatever the temperature (Hinton et al. 2015, section 2).
+    """
+    ours = F.log_softmax(logits.float() / temperature, dim=1)
+    theirs = F.log_softmax(taught.float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+
+
+def attention_map(maps: Tensor, side: tuple[int, int] | None = None) -> Tensor:
+    """Return where a layer is active: maps [B, C, H, W] -> float32 [B, H * W], of length 1; averaged to ``side``."""
+    places = maps.float().square().mean(1, keepdim=True)
+    if side is not None and places.shape[2:] != side:
+        places = F.adaptive_avg_pool2d(places, side)
+    return F.normalize(places.flatten(1), dim=1)
+
+
+class Attention:
+    """The distance between two networks' attention maps, at the end of each resolution that both have."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, ours: Tensor, theirs: Tensor) -> None:
+        self.pairs = pairs(
+            last_maps(student, ours), last_maps(teacher, theirs), ours.shape[-1], theirs.shape[-1]
+        )
+        if not self.pairs:
+            raise ModelError(
+                "distill.features compares maps of one resolution, and the two networks have none in common; set "
+                "distill.features 0."
+            )
+        self.student, self.teacher = student, teacher
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[Callable[[], Tensor]]:
+        """Look at what both networks compute inside; then the given function returns the distance, float32 [B]."""
+        seen: dict[tuple[bool, int], Tensor] = {}
+        with contextlib.ExitStack() as stack:
+            for number, pair in enumerate(self.pairs):
+                for ours, network, path in ((True, self.student, pair[0]), (False, self.teacher, pair[1])):
+                    stack.enter_context(_noted(network.get_submodule(path), seen, (ours, number), pair[2]))
+
+            def distance() -> Tensor:
+                parts = [
+                    (seen[True, number] - seen[False, number]).square().sum(1)
+                    for number in range(len(self.pairs))
+                ]
+                return torch.stack(parts).sum(0)
+
+            yield distance
+
+
+@contextlib.contextmanager
+def _noted(
+    module: nn.Module, seen: dict[tuple[bool, int], Tensor], key: tuple[bool, int], side: int
+) -> Iterator[None]:
+    def note(module: nn.Module, inputs: object, output: Tensor) -> None:
+        height, width = output.shape[2:]
+        seen[key] = attention_map(output, (min(side, height), min(side, width)))
+
+    handle = module.register_forward_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def last_maps(model: nn.Module, images: Tensor) -> dict[int, str]:
+    """Return, by side in pixels, the path of the last module that gives square maps [B, C, side, side]."""
+    found: dict[int, str] = {}
+
+    def note(path: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3] > 1:
+                found[int(output.shape[2])] = path
+
+        return hook
+
+    handles = [m.register_forward_hook(note(path)) for path, m in model.named_modules() if path]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(images)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def pairs(
+    ours: dict[int, str], theirs: dict[int, str], size: int, their_size: int
+) -> list[tuple[str, str, int]]:
+    """Return (student's module, teacher's, side on which both are compared) for each resolution in common."""
+    found = []
+    for side, path in ours.items():
+        part = side / size
+        if not theirs:
+            break
+        near = min(theirs, key=lambda other: max(part * their_size / other, other / part / their_size))
+        ratio = part * their_size / near
+        if max(ratio, 1 / ratio) < _SAME_RESOLUTION:
+            found.append((path, theirs[near], min(side, near)))
+    return found

@@ -1,0 +1,62 @@
+"""Where a run stands, and the whole state that a checkpoint holds: taken from a plan, and put back into one.
+
+Knows nothing of files (`checkpoint` writes them) or of when to save.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tellapart.training.step import Plan
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass
+class Progress:
+    """Where the run stands; plain values, saved with every checkpoint."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    micro: int = 0
+    stale: int = 0
+    best_epoch: int = -1
+    best_value: float = -math.inf
+    finished: bool = False
+    seconds: float = 0.0  # of training in this epoch, over all processes that had a part in it
+    best_scores: dict[str, float] = field(default_factory=dict)
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of the epoch: loss, right, seen
+    window: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # since the last logged line
+
+
+def content(plan: Plan, progress: Progress, best: State | None) -> dict[str, Any]:
+    """Return what going on needs, as tensors and plain values; it shares memory with the plan."""
+    return {
+        "model": plan.model.state_dict(),
+        "optimizer": plan.optimizer.state_dict(),
+        "schedule": plan.schedule.state_dict(),
+        "ema": plan.ema.state_dict() if plan.ema else None,
+        "scaler": plan.scaler.state_dict() if plan.scaler else None,
+        "pruning": plan.pruning.state_dict() if plan.pruning else None,
+        "progress": vars(progress),
+        "best": best,
+    }
+
+
+def take_up(plan: Plan, saved: dict[str, Any]) -> Progress:
+    """Put a checkpoint's ``content`` back into a plan of the same spec; return where the run stood."""
+    plan.model.load_state_dict(saved["model"])
+    plan.optimizer.load_state_dict(saved["optimizer"])
+    plan.schedule.load_state_dict(saved["schedule"])
+    if plan.ema:
+        plan.ema.load_state_dict(saved["ema"])
+    if plan.scaler:
+        plan.scaler.load_state_dict(saved["scaler"])
+    if plan.pruning:
+        plan.pruning.load_state_dict(saved["pruning"])
+    return Progress(**saved["progress"])

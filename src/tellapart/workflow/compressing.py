@@ -1,0 +1,317 @@
+"""Compression: a trained model in, smaller and faster ones out, and one table that compares them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tellapart import artifact, doctor, runtime
+from tellapart.compress import channels, masks, measuring, page
+from tellapart.compress.measuring import Candidate
+from tellapart.compress.subject import Subject, open_subject
+from tellapart.compress.table import Comparison
+from tellapart.contract import Architecture
+from tellapart.errors import RunError, SpecError, did_you_mean
+from tellapart.models import shrink, zoo
+from tellapart.spec import Spec, update
+from tellapart.tracking import Console
+from tellapart.workflow import quantising
+from tellapart.workflow.run import train
+
+METHODS = ("int8", "qat", "prune", "sparse", "distill")
+RUNTIMES = ("onnx", "openvino")
+BASE = "model"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compress.
+
+    ratios: parts of the operations (prune) or weights (sparse) to take away. rounds: prunings, each followed by
+    fine-tuning, on the way to a ratio. epochs: of fine-tuning after each, or of the student; 0: a quarter of the
+    run's, for a student as many as the run's. student: the smaller network's name. images: training images by which
+    channels are judged and ranges are measured. max_drop: points of accuracy on validation that INT8 may cost.
+    runtimes: for which INT8 is made: onnx, openvino.
+    """
+
+    ratios: tuple[float, ...] = (0.5,)
+    rounds: int = 3
+    epochs: int = 0
+    student: str = ""
+    images: int = 256
+    max_drop: float = 0.5
+    runtimes: tuple[str, ...] = RUNTIMES
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.runtimes:
+            if name not in RUNTIMES:
+                raise SpecError(f"There is no INT8 for {name!r}. {did_you_mean(name, RUNTIMES)}")
+        for ratio in self.ratios:
+            if not 0 < ratio < 1:
+                raise SpecError(f"--ratio is {ratio:g}; it must be above 0 and below 1.")
+        for name, low in (("rounds", 1), ("epochs", 0), ("images", 1), ("max_drop", 0), ("threads", 0)):
+            if getattr(self, name) < low:
+                raise SpecError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name):g}; it must be at least {low}."
+                )
+
+
+def compress(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
+    *,
+    methods: Sequence[str] = ("prune",),
+    out: str | os.PathLike[str],
+    options: Options | None = None,
+    spec: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    **changes: Any,
+) -> Comparison:
+    """Make smaller models of a trained one, and compare all with it: accuracy, size, latency.
+
+    Args:
+        model: run folder or artifact.
+        data: labelled images; None: the data that the run was trained with (model is then a run folder).
+        methods: what to do, of METHODS.
+        out: a new folder: a run folder or file for each candidate, compress.json and compress.html.
+        options: how to do it.
+        spec: YAML file whose fields go over the spec of fine-tuning, which is the run's but for small steps.
+        quiet: no progress on standard error.
+        changes: fields of that spec, such as ``training={"lr": 1e-4}``.
+
+    Raises: errors of ``tellapart.errors``.
+    """
+    chosen = options or Options()
+    for method in methods:
+        if method not in METHODS:
+            raise SpecError(f"There is no method {method!r}. {did_you_mean(method, METHODS)}")
+    if "distill" in methods and not chosen.student:
+        raise SpecError("distill needs a smaller network: --student NAME (see: tellapart models).")
+    folder = _new_folder(out)
+    with Console(quiet=quiet) as console:
+        subject = open_subject(model, data, changes, spec, console)
+    folder.mkdir(parents=True, exist_ok=True)
+    work = _Work(subject, folder, chosen, quiet)
+    candidates = [work.base()]
+    for method in dict.fromkeys(methods):
+        candidates += work.methods[method]()
+    with Console(quiet=quiet) as console:
+        comparison = _compare(subject, folder, candidates, chosen, console)
+    comparison.write()
+    page.write_page(comparison)
+    return comparison
+
+
+def _new_folder(out: str | os.PathLike[str]) -> Path:
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists and is not empty; choose another --out.")
+    return folder
+
+
+class _Work:
+    """The methods, each of which leaves files below the folder and returns candidates."""
+
+    def __init__(self, subject: Subject, folder: Path, options: Options, quiet: bool) -> None:
+        self.subject, self.folder, self.options, self.quiet = subject, folder, options, quiet
+        self.whole = artifact.open_model(subject.file).model
+        self.cost = channels.cost(self.whole, subject.example())
+        self.methods = {
+            "int8": self.quantise,
+            "qat": self.train_quantised,
+            "prune": self.prune,
+            "sparse": self.sparsen,
+            "distill": self.distil,
+        }
+        self.floats: list[Candidate] | None = None
+
+    def base(self) -> Candidate:
+        """Return the model itself."""
+        return Candidate(
+            BASE,
+            "none",
+            self.subject.file,
+            against=BASE,
+            parameters=self.cost.parameters,
+            flops=self.cost.flops,
+        )
+
+    def quantise(self) -> list[Candidate]:
+        """Write the model's exports in float, and INT8 files made of them."""
+        new = self._floats()
+        return new + self._int8(self.subject, self.floats or [], "int8")
+
+    def train_quantised(self) -> list[Candidate]:
+        """Fine-tune with the rounding of INT8, and write INT8 files of the result."""
+        new = self._floats()  # what size, speed and drop are compared with
+        file = self._train(self.folder / "qat", {"training.quantize": "int8"})
+        subject = dataclasses.replace(self.subject, file=file, card=artifact.read_card(file))
+        place = self.folder / "exports" / "qat"
+        floats = quantising.exports(subject, place, self.options.runtimes, ("fp32",), self.options.threads)
+        return new + self._int8(subject, floats, "qat")
+
+    def _floats(self) -> list[Candidate]:
+        """Return the model's exports in float, the first time."""
+        if self.floats is not None or not self.options.runtimes:
+            return []
+        place, both = self.folder / "exports" / BASE, ("fp32", "fp16")
+        self.floats = quantising.exports(
+            self.subject, place, self.options.runtimes, both, self.options.threads
+        )
+        return list(self.floats)
+
+    def _int8(self, subject: Subject, floats: list[Candidate], label: str) -> list[Candidate]:
+        options, found = self.options, []
+        with Console(quiet=self.quiet) as console:
+            for name in options.runtimes:
+                wanted = f"fp32 {quantising.SHORT[name]}"
+                (source,) = [one.file for one in floats if one.name == wanted]
+                (first,) = [one.file for one in self.floats or floats if one.name == wanted]
+                with console.busy(f"INT8 for {quantising.SHORT[name]}"):
+                    found += quantising.quantise(
+                        subject,
+                        self.folder,
+                        name,
+                        source,
+                        first,
+                        options.images,
+                        options.max_drop,
+                        console.message,
+                        label,
+                    )
+        return found
+
+    def prune(self) -> list[Candidate]:
+        """Take channels away in rounds with fine-tuning between, through the ratios from small to large."""
+        found, current, kept = self._floats(), self.subject.file, 1.0
+        for ratio in sorted(set(self.options.ratios)):
+            name = f"prune-{100 * ratio:g}"
+            for turn in range(1, self.options.rounds + 1):
+                left = kept * ((1 - ratio) / kept) ** (turn / self.options.rounds)
+                last = turn == self.options.rounds
+                place = self.folder / name if last else self.folder / "rounds" / f"{name}-{turn}"
+                current = self._prune_once(current, left, place)
+            kept = 1 - ratio
+            found += self._candidates(name, "prune", current)
+        return found
+
+    def _prune_once(self, source: Path, left: float, place: Path) -> Path:
+        """Prune to the part ``left`` of the operations, fine-tune into the run folder ``place``; return the file."""
+        model = artifact.open_model(source).model
+        flops = channels.cost(model, self.subject.example()).flops
+        ratio = 1 - left * self.cost.flops / flops
+        with Console(quiet=self.quiet) as console, console.busy(f"Choosing channels for {place.name}"):
+            narrow = (
+                channels.prune(model, self.subject.batches(self.options.images), ratio)
+                if ratio > 0
+                else model
+            )
+        architecture = dataclasses.replace(self.subject.card.architecture, pruned=())
+        pruned = shrink.describe(zoo.build(architecture), narrow)
+        start = self._start(place.name, narrow, dataclasses.replace(architecture, pruned=pruned))
+        return self._train(place, {"model.weights": str(start)})
+
+    def sparsen(self) -> list[Candidate]:
+        """Set weights to zero and fine-tune what is left."""
+        found = self._floats()
+        for ratio in sorted(set(self.options.ratios)):
+            name = f"sparse-{100 * ratio:g}"
+            sparse = masks.prune(self.whole, ratio)
+            start = self._start(name, sparse, self.subject.card.architecture)
+            file = self._train(self.folder / name, {"model.weights": str(start), "training.keep_zeros": True})
+            packed = masks.compressed_size(artifact.read_state(file))
+            before = masks.compressed_size(artifact.read_state(self.subject.file))
+            zeros = masks.zeros(artifact.open_model(file).model)
+            facts = {"zeros": zeros, "compressed_bytes": packed, "compressed_ratio": packed / before}
+            note = (
+                f"{name}: {zeros:.0%} of the weights are zero. Dense kernels compute with zeros as with any number, so "
+                f"it is no faster and its file no smaller; zipped, the weights take {packed / before:.2f} of the room."
+            )
+            found += self._candidates(name, "sparse", file, note, facts)
+        return found
+
+    def distil(self) -> list[Candidate]:
+        """Train a smaller network to follow the model's answers."""
+        new = self._floats()
+        canonical, tag = zoo.split_tag(self.options.student)
+        name = f"distill-{canonical.rpartition('/')[2]}"
+        changes: dict[str, Any] = {
+            "model.name": canonical,
+            "model.weights": tag or "none",
+            "model.stem": "auto",
+        }
+        for field in ("dropout", "drop_path", "batch_norm"):
+            changes[f"model.{field}"] = getattr(Spec().model, field)
+        changes["training.lr"] = 2e-3
+        file = self._train(self.folder / name, changes, student=True)
+        return new + self._candidates(name, "distill", file)
+
+    def _start(self, name: str, model: torch.nn.Module, architecture: Architecture) -> Path:
+        """Write the weights that a fine-tuning begins with; its run needs them to be resumed."""
+        file = self.folder / "starts" / f"{name}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        card = dataclasses.replace(self.subject.card, architecture=architecture, scores={}, calibration={})
+        artifact.save(file, model.state_dict(), card)
+        return file.resolve()
+
+    def _train(self, place: Path, changes: dict[str, Any], student: bool = False) -> Path:
+        spec = self.subject.spec
+        epochs = self.options.epochs or (
+            spec.training.epochs if student else max(1, spec.training.epochs // 4)
+        )
+        changes = {**changes, "training.epochs": epochs, "run.dir": str(place)}
+        result = train(spec=update(spec, changes), quiet=self.quiet)
+        if result.interrupted:
+            raise RunError(
+                f"Interrupted. What is there lies in {self.folder}; to finish this part: resume {place}."
+            )
+        return result.artifact
+
+    def _candidates(
+        self, name: str, method: str, file: Path, note: str = "", facts: dict[str, Any] | None = None
+    ) -> list[Candidate]:
+        """Return an artifact as a candidate, and its ONNX file, which is what would be shipped."""
+        cost = channels.cost(artifact.open_model(file).model, self.subject.example())
+        known: dict[str, Any] = {"parameters": cost.parameters, "flops": cost.flops, "facts": facts or {}}
+        found = [Candidate(name, method, file, BASE, note=note, **known)]
+        if "onnx" in self.options.runtimes:
+            subject = dataclasses.replace(self.subject, file=file, card=artifact.read_card(file))
+            place = self.folder / "exports" / name
+            (one,) = quantising.exports(subject, place, ("onnx",), ("fp32",), self.options.threads)
+            found.append(
+                Candidate(f"{name} {quantising.SHORT['onnx']}", method, one.file, one.against, **known)
+            )
+        return found
+
+
+def _compare(
+    subject: Subject,
+    folder: Path,
+    candidates: list[Candidate],
+    options: Options,
+    console: Console,
+) -> Comparison:
+    """Measure all candidates side by side."""
+    threads = options.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    opened = [(one, runtime.open_backend(one.file, threads=threads)) for one in candidates]
+    images = subject.parts[subject.split]
+    total = len(candidates) * len(images) + measuring.rounds(len(candidates))
+    with console.busy("Measuring", total) as busy:
+        rows = measuring.measure(opened, images, busy.advance)
+    machine = {
+        "processor": doctor.host.about_cpu([]).model,
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    notes = [one.note for one in candidates if one.note]
+    return Comparison(folder, str(subject.file), subject.split, machine, tuple(rows), tuple(notes))

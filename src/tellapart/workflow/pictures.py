@@ -1,0 +1,33 @@
+"""Pictures of what training sees: images before and after augmentation.
+
+Knows nothing of where they are shown.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tellapart.data.loader import source_sizes
+from tellapart.preprocess import denormalise, resize
+from tellapart.tracking import picture_grid
+from tellapart.training import setup
+
+
+def training_grid(prepared: setup.Prepared, count: int = 16) -> Any:
+    """Return training pictures as the network sees them, after augmentation."""
+    _, after, labels = augmented_pictures(prepared, count)
+    return picture_grid(after, [prepared.classes[label] for label in labels])
+
+
+def augmented_pictures(prepared: setup.Prepared, count: int, seed: int = 0) -> tuple[Any, Any, Any]:
+    """Return pictures before (as evaluation sees them) and after augmentation, uint8 [n, H, W, C], and labels."""
+    images = prepared.train
+    rows = np.random.default_rng(prepared.spec.seed).permutation(len(images))[:count].astype(np.int64)
+    batch = images.batch(np.sort(rows))
+    params = prepared.augment.draw(batch.count, source_sizes(batch), torch.Generator().manual_seed(seed))
+    after = denormalise(prepared.augment.apply(batch.images, batch.sizes, params), prepared.contract)
+    before = [resize(images.store.image(int(images.rows[row])), prepared.contract) for row in np.sort(rows)]
+    return np.stack(before), after.numpy(), batch.labels.numpy()

@@ -1,0 +1,79 @@
+"""What a run's folder gets before the first step, and the check that a resumed run sees the same images.
+
+Knows nothing of training; `runs` knows the files' names.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tellapart import doctor, runs
+from tellapart.data import images as decoded
+from tellapart.data.samples import Samples, write_samples
+from tellapart.errors import RunError
+from tellapart.spec import update
+from tellapart.training import setup
+
+
+def write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> None:
+    """Write the resolved spec, the table of samples, what was left out, and the environment."""
+    spec = prepared.spec
+    # Paths are kept whole, since resume may be called from another folder.
+    paths = {
+        "data.source": spec.data.source,
+        "model.weights": spec.model.weights,
+        "distill.teacher": spec.distill.teacher,
+    }
+    for name, path in paths.items():
+        if path not in ("", "none", "pretrained") and os.path.exists(path):
+            spec = update(spec, {name: os.path.abspath(path)})
+    if spec.data.cache_dir:
+        spec = update(spec, {"data.cache_dir": os.path.abspath(os.path.expanduser(spec.data.cache_dir))})
+    runs.write_spec(spec, folder / runs.SPEC_FILE)
+    write_samples(_all_samples(prepared), folder / runs.SAMPLES_FILE)
+    decoded.write_bad_images(prepared.bad, folder / "bad-images.csv")
+    if samples.conflicts:
+        listed = folder / "conflicts.csv"
+        with open(listed, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["path", "labels"])
+            writer.writerows((item.path, " | ".join(item.labels)) for item in samples.conflicts)
+    environment = doctor.examine(quick=True).to_dict()
+    runs.write_json(folder / "environment.json", environment)
+
+
+def check_same_samples(folder: Path, prepared: setup.Prepared) -> None:
+    """Raise RunError where the images are not those that the run began with."""
+    now = folder / f"{runs.SAMPLES_FILE}.now"
+    write_samples(_all_samples(prepared), now)
+    try:
+        with open(now, "rb") as new, open(folder / runs.SAMPLES_FILE, "rb") as old:
+            for number, (ours, theirs) in enumerate(itertools.zip_longest(new, old, fillvalue=b"")):
+                if ours != theirs:
+                    raise RunError(
+                        f"The data of {folder} is not what it was: line {number + 1} of samples.csv was "
+                        f"{theirs.decode(errors='replace').strip()!r} and would be "
+                        f"{ours.decode(errors='replace').strip()!r}. Restore the data, or train anew."
+                    )
+    finally:
+        now.unlink()
+
+
+def _all_samples(prepared: setup.Prepared) -> Samples:
+    """Return the samples of all splits that are used, as one table."""
+    parts = [s.samples for s in (prepared.train, prepared.val, prepared.test) if s is not None]
+    columns = ("paths", "labels", "splits", "groups", "boxes", "hashes")
+    joined: dict[str, Any] = {
+        name: None
+        if getattr(parts[0], name) is None
+        else np.concatenate([getattr(part, name) for part in parts])
+        for name in columns
+    }
+    return dataclasses.replace(parts[0], pixels=None, keys=None, **joined)

@@ -1,0 +1,99 @@
+"""What a run tells: to the console, to the trackers, and what about its data must not be missed.
+
+Knows nothing of how training goes; `training.reporting` says what the loop tells.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tellapart import packages
+from tellapart.spec import Spec, flatten
+from tellapart.tracking import Console, CsvTracker, MlflowTracker, TensorBoardTracker, Tracker, Trackers
+from tellapart.training import setup
+from tellapart.training.step import Plan
+
+PLAIN_PAUSE = 5.0  # seconds between lines where there is no terminal
+
+
+class RunReporter:
+    """Tells the console and the trackers what the loop reports, and keeps the artifact up to date."""
+
+    def __init__(self, console: Console, tracker: Tracker, log_every: int, steps: int) -> None:
+        self.console, self.tracker = console, tracker
+        self.every = log_every or max(1, steps // 10)
+        self.pause = 0.0 if log_every else PLAIN_PAUSE  # where nobody asked for lines at every N steps
+        self.shown = time.monotonic()
+        self.keep: Any = None
+
+    def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
+        """Let the console begin."""
+        self.console.start(epochs, steps_per_epoch, first_step)
+
+    def message(self, text: str) -> None:
+        """Say something to know."""
+        self.console.message(text)
+
+    def warn(self, text: str) -> None:
+        """Say something that must not be missed."""
+        self.console.warn(text)
+
+    def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+        """Show where the epoch stands: always on a terminal, else at round steps, and not too often."""
+        now = time.monotonic()
+        if self.console.interactive or (step % self.every == 0 and now - self.shown >= self.pause):
+            self.shown = now
+            self.console.step(epoch, step, loss, accuracy, images_per_second, self.every)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Pass logged values on to the trackers."""
+        self.tracker.log(step, values)
+
+    def epoch_done(self, epoch: int, values: Mapping[str, float], best: bool) -> None:
+        """Show an epoch's figures; keep its weights where they are the best so far."""
+        shown = {name.replace("epoch-", ""): value for name, value in values.items()}
+        self.console.epoch_done(epoch, shown, best and "val/loss" in values)
+        if best:
+            self.keep()
+
+
+def trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool, console: Console) -> Tracker:
+    """Return where a run's values go, by its spec: nowhere but in the first process."""
+    if not first:
+        return Trackers([])
+    kept: list[Tracker] = [CsvTracker(folder / "metrics.csv", resume_step)]
+    if spec.run.tensorboard and packages.installed("tensorboard"):
+        kept.append(TensorBoardTracker(folder / "tensorboard", resume_step))
+    if spec.run.mlflow:
+        kept.append(
+            MlflowTracker(folder / "mlflow-run.txt", resume_step, flatten(spec), folder.name, console.warn)
+        )
+    return Trackers(kept)
+
+
+def headline(prepared: setup.Prepared, name: str, plan: Plan) -> str:
+    """Return a run in a line: network, parameters, classes and images."""
+    parts = [f"{len(prepared.train):,} train"]
+    parts += [f"{len(s):,} {n}" for n, s in (("val", prepared.val), ("test", prepared.test)) if s is not None]
+    count = sum(p.numel() for p in plan.model.parameters())
+    size = f"{prepared.contract.size}x{prepared.contract.size}x{prepared.contract.channels}"
+    return (
+        f"{name}, {count:,} parameters; {len(prepared.classes)} classes; images of {size}: {', '.join(parts)}"
+    )
+
+
+def warn_of_leaks(prepared: setup.Prepared, console: Console) -> None:
+    """Say how many evaluation images are, byte for byte, training images too."""
+    known = set(prepared.train.samples.hashes if prepared.train.samples.hashes is not None else ())
+    for split, images in (("validation", prepared.val), ("test", prepared.test)):
+        if images is None or images.samples.hashes is None or images.samples.boxes is not None:
+            continue
+        copies = sum(value in known for value in images.samples.hashes)
+        if copies:
+            console.warn(
+                f"{copies} of {len(images)} {split} images are also in train, byte for byte; "
+                f"see: tellapart check {prepared.spec.data.source}"
+            )

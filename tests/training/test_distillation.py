@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tellapart import artifact
+from tellapart.contract import Card, Preprocessing
+from tellapart.errors import ModelError, RunError, SpecError
+from tellapart.models import zoo
+from tellapart.spec import Spec, update
+from tellapart.training import distillation
+from tellapart.training.objectives import Prepared
+
+CLASSES = ("class 0", "class 1", "class 2")
+
+
+def write_teacher(
+    folder: Path,
+    name: str = "fast-cnn",
+    classes: tuple[str, ...] = CLASSES,
+    size: int = 8,
+    mean: float = 0.4,
+    channels: int = 3,
+) -> Path:
+    torch.manual_seed(3)
+    architecture = zoo.Architecture(name, len(classes), channels, size=size)
+    contract = Preprocessing(
+        size, channels, "squash", "bilinear", 1.0, (mean,) * channels, (0.25,) * channels
+    )
+    model = zoo.build(architecture)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, 0, 0.2)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / artifact.FILE_NAME
+    artifact.save(file, model.state_dict(), Card(architecture, classes, contract))
+    return file
+
+
+def test_soft_labels_are_hintons() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(2, 6, 4, generator=generator).double().unbind()
+    p, q = np.exp(theirs.numpy() / 3), np.exp(ours.numpy() / 3)
+    p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+    wanted = 9 * (p * np.log(p / q)).sum(1)
+    np.testing.assert_allclose(distillation.soft_labels(ours, theirs, 3.0).numpy(), wanted, rtol=1e-5)
+    assert float(distillation.soft_labels(ours, ours, 3.0).abs().max()) < 1e-6
+
+
+def test_the_loss_has_the_three_parts(
+    build: Callable[..., Any], pictures: Callable[..., Any], tmp_path: Path
+) -> None:
+    teacher = write_teacher(tmp_path / "teacher")
+    spec = {"distill.teacher": str(teacher), "distill.weight": 0.7, "distill.temperature": 2.0}
+    bench = build(pictures((5, 5, 5)), **spec, **{"distill.features": 3.0, "model.name": "simple-cnn"})
+    images, labels = bench.inputs()
+    objective, model = bench.plan.objective, bench.model.eval()
+    losses, right = objective(model, Prepared(images, labels, labels))
+    pixels = (images * torch.tensor(bench.prepared.contract.std).view(3, 1, 1)) + torch.tensor(
+        bench.prepared.contract.mean
+    ).view(3, 1, 1)
+    network = artifact.open_model(teacher).model
+    with torch.no_grad():
+        taught, logits = network((pixels - 0.4) / 0.25), model(images)
+        theirs = network.stage1(network.stem((pixels - 0.4) / 0.25))  # 8 pixels are not halved before stage 1
+        ours = model.block1.norm if hasattr(model.block1, "norm") else None
+    assert ours is None
+    hard = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    soft = distillation.soft_labels(logits, taught, 2.0)
+    without = dataclasses.replace(objective.spec, features=0.0)
+    plain = distillation.Distilled(objective, without, model, bench.prepared.contract, CLASSES)
+    got, _ = plain(model, Prepared(images, labels, labels))
+    torch.testing.assert_close(got, 0.7 * soft + 0.3 * hard, rtol=1e-4, atol=1e-5)
+    assert int(right) == int((logits.argmax(1) == labels).sum())
+    # Features: at 8 pixels the student's convolution before its pooling, and so on; by the definition.
+    assert objective.attention.pairs[0] == ("block1.conv", "stage1", 8)
+    found = {}
+    pairs = objective.attention.pairs
+    handles = [
+        net.get_submodule(path).register_forward_hook(
+            lambda m, i, o, key=(who, place): found.update({key: o})
+        )
+        for place, pair in enumerate(pairs)
+        for who, net, path in (("ours", model, pair[0]), ("theirs", network, pair[1]))
+    ]
+    with torch.no_grad():
+        model(images)
+        network((pixels - 0.4) / 0.25)
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(found["theirs", 0], theirs)
+    distance = torch.zeros(len(labels))
+    for place in range(len(pairs)):
+        q = [found[who, place].pow(2).mean(1).flatten(1) for who in ("ours", "theirs")]
+        q = [value / value.norm(dim=1, keepdim=True) for value in q]
+        distance += (q[0] - q[1]).pow(2).sum(1)
+    torch.testing.assert_close(losses, 0.7 * soft + 0.3 * hard + 3 * distance, rtol=1e-4, atol=1e-4)
+    losses.sum().backward()
+    assert all(parameter.grad is None for parameter in objective.teacher.model.parameters())
+    assert model.block1.conv.weight.grad is not None
+
+
+def test_a_student_alone_with_its_teacher_becomes_like_it(
+    build: Callable[..., Any], pictures: Callable[..., Any], tmp_path: Path
+) -> None:
+    teacher = write_teacher(tmp_path / "teacher")
+    changes = {"distill.teacher": str(teacher), "distill.weight": 1.0, "distill.temperature": 1.0}
+    bench = build(
+        pictures((30, 30, 30)),
+        **changes,
+        **{"model.name": "fast-cnn", "training.epochs": 12, "training.lr": 0.02},
+    )
+    images, _ = bench.inputs()
+
+    def agreement(model: torch.nn.Module) -> float:
+        with torch.no_grad():
+            return float(
+                (bench.plan.objective.teacher(images).argmax(1) == model.eval()(images).argmax(1))
+                .float()
+                .mean()
+            )
+
+    before = agreement(bench.start)
+    bench.trainer.run()
+    assert agreement(bench.model) > max(0.85, before + 0.1)
+
+
+def test_classes_are_matched_by_name_and_sizes_fitted(tmp_path: Path) -> None:
+    file = write_teacher(tmp_path, classes=("b", "c", "a"), size=16)
+    contract = Preprocessing(8, 1, "squash", "bilinear", 1.0, (0.3,), (0.2,))
+    teacher = distillation.Teacher(str(file), contract, ("a", "b", "c"), torch.device("cpu"))
+    grey = torch.rand(2, 1, 8, 8)
+    shown = torch.nn.functional.interpolate(
+        grey.expand(-1, 3, -1, -1), (16, 16), mode="bilinear", antialias=True
+    )
+    with torch.no_grad():
+        wanted = artifact.open_model(file).model((shown - 0.4) / 0.25)[:, [2, 0, 1]]
+    torch.testing.assert_close(teacher((grey - 0.3) / 0.2), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_teach_is_refused(
+    build: Callable[..., Any], pictures: Callable[..., Any], tmp_path: Path
+) -> None:
+    other = write_teacher(tmp_path / "other", classes=("x", "class 1", "class 2"))
+    with pytest.raises(ModelError, match="class 0, x"):
+        build(pictures(), **{"distill.teacher": str(other)})
+    grey = write_teacher(tmp_path / "grey", channels=1)
+    with pytest.raises(ModelError, match="grey"):
+        build(pictures(), **{"distill.teacher": str(grey)})
+    with pytest.raises(Exception, match="does not exist"):
+        build(pictures(), **{"distill.teacher": str(tmp_path / "nothing")})
+    good = write_teacher(tmp_path / "good")
+    with pytest.raises(SpecError, match="features"):
+        build(pictures(), **{"distill.teacher": str(good), "distill.features": 1.0, "speed.compile": "on"})
+    with pytest.raises(RunError, match="not what it was"):
+        build(pictures(), **{"distill.teacher": str(good), "distill.fingerprint": "0" * 64})
+
+
+def test_the_teacher_is_noted_in_the_spec(
+    build: Callable[..., Any], pictures: Callable[..., Any], tmp_path: Path
+) -> None:
+    import hashlib
+
+    file = write_teacher(tmp_path / "teacher")
+    bench = build(pictures(), **{"distill.teacher": str(file.parent)})
+    assert bench.prepared.spec.distill.fingerprint == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert update(Spec(), {}).distill.fingerprint == ""
+
+
+def test_a_resumed_run_is_the_uncut_one(
+    build: Callable[..., Any],
+    pictures: Callable[..., Any],
+    difference: Callable[..., float],
+    interrupt_at: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    from tellapart.training import checkpoint
+
+    teacher = write_teacher(tmp_path / "teacher")
+    spec = {
+        "distill.teacher": str(teacher),
+        "distill.features": 1.0,
+        "augment.preset": "cifar",
+        "augment.mixup": 0.2,
+        "model.name": "simple-cnn",
+        "model.dropout": 0.2,
+        "training.epochs": 3,
+        "training.accumulate": 2,
+    }
+    samples = pictures((9, 9, 9), (3, 3, 3))
+    whole = build(samples, **spec)
+    whole.trainer.run()
+    cut = build(samples, **spec)
+    interrupt_at(cut, 5)
+    assert not cut.trainer.run().finished
+    again = build(samples, **spec)
+    again.trainer.restore(checkpoint.load_newest(cut.trainer.folder))
+    assert again.trainer.run().finished
+    assert difference(again.model, whole.model) == 0
+
+
+def test_a_frozen_backbone_runs_in_every_epoch(
+    build: Callable[..., Any], pictures: Callable[..., Any], tmp_path: Path
+) -> None:
+    from tellapart.training import features
+
+    file = write_teacher(tmp_path / "teacher")
+    spec = update(Spec(), {"model.finetune": "head", "distill.teacher": str(file)})
+    assert not features.expected(spec)
+    assert "teacher" in features._obstacle(spec)
+
+
+def test_resolutions_are_matched_as_parts_of_the_image() -> None:
+    ours, theirs = {31: "a", 15: "b", 7: "c"}, {64: "x", 32: "y", 4: "z"}
+    assert distillation.pairs(ours, theirs, 32, 64) == [("a", "x", 31), ("b", "y", 15)]
+    assert distillation.pairs(ours, {}, 32, 64) == []
