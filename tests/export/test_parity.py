@@ -247,7 +247,7 @@ def test_a_damaged_onnx_file_is_rejected_and_the_layer_named(
             made.eager,
             open_backend(file),
             images,
-            Tolerance(2e-3),  # an untrained network of 24 pixels, for which one level in a pixel is much
+            TOLERANCE,
             about=about,
             sizes=(1, 1),
             threads=1,

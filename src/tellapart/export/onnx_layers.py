@@ -21,6 +21,7 @@ from tellapart.runtime import onnx as runtime
 
 Values = npt.NDArray[np.float32]
 SCOPES = "pkg.torch.onnx.name_scopes"  # of a node's properties: the modules that it came from
+_IMAGES = 2  # whose values of all layers are in memory at once
 _NOTICEABLE = {"fp32": 1e-3, "fp16": 3e-2}  # of a layer's largest value
 
 
@@ -37,7 +38,7 @@ class _Layer:
 def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
     """Return a sentence on the first layer that differs, for pixels uint8 [B, size, size, C]."""
     onnx = packages.require("onnx", "onnx", "Looking into an ONNX file")
-    model = onnx.load(path)
+    model, pixels = onnx.load(path), pixels[:_IMAGES]
     properties = {entry.key: entry.value for entry in model.metadata_props}
     layers = _layers(model, _module_outputs(graph, pixels), graph.card.views.count, properties["graph"])
     if not layers:
