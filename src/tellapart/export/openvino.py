@@ -1,9 +1,9 @@
 """OpenVINO IR: ``model.xml`` and ``model.bin``, with the preprocessing in the graph and the card in ``rt_info``.
 
 The network comes from `torch.export`. The resizing is built of OpenVINO's own operations: its torch reader does not
-know ``sym_min`` and ``sym_max`` (2026.4), and its processor plugin computes float64 as float32, which has to be minded.
-The tensor ``pixels`` (uint8 [batch, size, size, C])
-lies between the two; a reader may cut the graph there. Knows nothing of how the file is run.
+know ``sym_min`` and ``sym_max`` (2026.4), and its processor plugin computes float64 as float32, which has to be
+minded. The tensor ``pixels`` (uint8 [batch, size, size, C]) lies between the two; a reader may cut the graph there.
+Knows nothing of how the file is run.
 """
 
 from __future__ import annotations
