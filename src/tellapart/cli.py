@@ -277,6 +277,7 @@ def _compress(args: Compress) -> int:
         student=args.student,
         images=args.images,
         max_drop=args.max_drop,
+        runtimes=args.runtime,
         threads=args.threads,
     )
     comparison = compressing.compress(

@@ -240,8 +240,8 @@ class Compress:
     """Run folder or artifact."""
     data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
     """Labelled images; without it the data that the run was trained with."""
-    method: tuple[Literal["prune", "sparse", "distill"], ...] = ("prune",)
-    """prune: whole channels; sparse: single weights; distill: a smaller network that follows the model."""
+    method: tuple[Literal["int8", "qat", "prune", "sparse", "distill"], ...] = ("int8",)
+    """int8, qat (with training): files for runtimes; prune: channels; sparse: weights; distill: a smaller network."""
     out: str = "compressed"
     """A new folder for everything that is made."""
     ratio: tuple[float, ...] = (0.5,)
@@ -256,6 +256,8 @@ class Compress:
     """Training images by which channels are judged and ranges measured."""
     max_drop: float = 0.5
     """int8: points of accuracy on validation that it may cost."""
+    runtime: tuple[Literal["onnx", "openvino"], ...] = ("onnx", "openvino")
+    """int8: for which runtimes."""
     threads: int = 0
     """Threads of the measurement; 0: one for each core."""
     spec_file: Annotated[str | None, tyro.conf.arg(name="spec")] = None

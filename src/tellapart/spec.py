@@ -263,6 +263,8 @@ class TrainingSpec(Section, prefix="training."):
     """Progressive resizing: side of the images in the first epoch, growing to input.size; 0: off."""
     size_epochs: Fraction = 0.6
     """Progressive resizing: part of the epochs over which the images grow."""
+    quantize: Literal["none", "int8"] = "none"
+    """Quantisation-aware training: fine-tune with weights and activations rounded as INT8 runtimes round them."""
     keep_zeros: bool = False
     """Weights that are zero at the start stay zero: fine-tuning after unstructured pruning."""
     prune: Annotated[float, Range(0, 0.9)] = 0.0

@@ -45,8 +45,10 @@ def resolve(spec: DistillSpec) -> DistillSpec:
     return dataclasses.replace(spec, fingerprint=digest)
 
 
-def resolve_speed(speed: SpeedSpec, spec: DistillSpec) -> SpeedSpec:
-    """Return the spec of what makes a run faster, less what the comparison of features cannot have."""
+def resolve_speed(speed: SpeedSpec, spec: DistillSpec, rounds: bool = False) -> SpeedSpec:
+    """Return the spec of what makes a run faster, less what the comparison of features (or rounding) cannot have."""
+    if rounds and speed.compile == "auto":
+        speed = dataclasses.replace(speed, compile="off")
     if not (spec.teacher and spec.features):
         return speed
     if speed.compile == "on" or speed.cuda_graphs:

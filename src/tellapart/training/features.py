@@ -33,7 +33,7 @@ from tellapart.devices import is_out_of_memory, release
 from tellapart.errors import CacheError, ModelError, TrainingError
 from tellapart.evaluation.infer import batch_that_pays
 from tellapart.models import frozen
-from tellapart.preprocess import Views, normalise
+from tellapart.preprocess import Views, as_tensor, normalise
 from tellapart.spec import AugmentSpec, Spec, to_dict
 from tellapart.training import setup
 from tellapart.training.distributed import Processes
@@ -87,6 +87,8 @@ def offer(plan: Plan, prepared: setup.Prepared, processes: Processes, screen: Sc
 
 def _obstacle(spec: Spec) -> str:
     """Return what in the spec prevents computing features once, and what would help; empty for nothing."""
+    if spec.training.quantize != "none":
+        return "it computes with rounded weights (training.quantize)."
     if spec.distill.teacher:
         return "a teacher is followed, which looks at whole images (distill.teacher)."
     if spec.training.start_size:
@@ -123,7 +125,7 @@ class OnFeatures:
 
     def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Prepared:
         """See Objective."""
-        labels, features = batch.labels, batch.pixels
+        labels, features = batch.labels, as_tensor(batch.images)
         if self.views == 1:
             return Prepared(features[:, 0], labels, labels)
         drawn = torch.randint(self.views, (batch.count,), generator=generator)

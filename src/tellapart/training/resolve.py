@@ -112,7 +112,7 @@ def resolve(spec: Spec, samples: Samples, seen: Look) -> tuple[Spec, weights.Wei
             augment=augment.resolve(wanted, chosen.size),
             training=dataclasses.replace(spec.training, batch_size=batch_size),
             distill=distillation.resolve(spec.distill),
-            speed=distillation.resolve_speed(spec.speed, spec.distill),
+            speed=distillation.resolve_speed(spec.speed, spec.distill, spec.training.quantize != "none"),
         ),
         info,
     )

@@ -24,7 +24,7 @@ from tellapart.evaluation.infer import batch_that_pays, collect_logits
 from tellapart.models import heads, weights, zoo
 from tellapart.preprocess import Preprocessing, Views, averaged, normalise, resize
 from tellapart.spec import Spec
-from tellapart.training import distillation, optim, progressive, pruning, resolve, sampling, sparse
+from tellapart.training import distillation, optim, progressive, pruning, resolve, rounding, sampling, sparse
 from tellapart.training.distributed import Processes
 from tellapart.training.ema import Ema
 from tellapart.training.losses import build_loss
@@ -113,7 +113,7 @@ def build_model(prepared: Prepared) -> tuple[torch.nn.Module, zoo.Architecture, 
     info = None
     initialise = getattr(model, "initialise_from", None)
     if callable(initialise) and spec.model.weights == "none":
-        initialise(_initial_images(prepared))
+        initialise(initial_images(prepared))
     if spec.model.weights != "none":
         info = weights.load(model, architecture, spec.model.weights)
     elif spec.model.finetune != "full":
@@ -124,7 +124,7 @@ def build_model(prepared: Prepared) -> tuple[torch.nn.Module, zoo.Architecture, 
     return model, architecture, info
 
 
-def _initial_images(prepared: Prepared) -> torch.Tensor:
+def initial_images(prepared: Prepared, count: int = INITIAL_IMAGES) -> torch.Tensor:
     """Return training images for a model that begins from some: float32 [n, C, size, size], normalised.
 
     Which ones is a function of the seed, so that a resumed run and every process see the same.
@@ -133,7 +133,7 @@ def _initial_images(prepared: Prepared) -> torch.Tensor:
     rng = np.random.Generator(
         np.random.Philox(key=np.array([prepared.spec.seed % 2**64, 2**64 - 1], np.uint64))
     )
-    rows = np.sort(rng.permutation(len(images))[:INITIAL_IMAGES]).astype(np.int64)
+    rows = np.sort(rng.permutation(len(images))[:count]).astype(np.int64)
     if prepared.augment.needs_large_source:  # not of the network's size yet
         pixels = [resize(images.store.image(int(images.rows[row])), contract) for row in rows]
         return normalise(torch.from_numpy(np.stack(pixels)), contract)
@@ -188,6 +188,9 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         )
 
     optimizer = optim.build_optimizer(training, groups, spec.speed.fused)
+    rounding.check(spec)
+    if training.quantize != "none":
+        rounding.install(model, initial_images(prepared, rounding.IMAGES))
     if training.keep_zeros:
         sparse.hold_zeros(model, optimizer)
 

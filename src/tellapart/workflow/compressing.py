@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tellapart import artifact, doctor, runtime
-from tellapart.compress import channels, masks, measuring
+from tellapart.compress import channels, masks, measuring, page
 from tellapart.compress.measuring import Candidate
 from tellapart.compress.subject import Subject, open_subject
 from tellapart.compress.table import Comparison
@@ -22,9 +22,11 @@ from tellapart.errors import RunError, SpecError, did_you_mean
 from tellapart.models import shrink, zoo
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console
+from tellapart.workflow import quantising
 from tellapart.workflow.run import train
 
-METHODS = ("prune", "sparse", "distill")
+METHODS = ("int8", "qat", "prune", "sparse", "distill")
+RUNTIMES = ("onnx", "openvino")
 BASE = "model"
 
 
@@ -36,6 +38,7 @@ class Options:
     fine-tuning, on the way to a ratio. epochs: of fine-tuning after each, or of the student; 0: a quarter of the
     run's, for a student as many as the run's. student: the smaller network's name. images: training images by which
     channels are judged and ranges are measured. max_drop: points of accuracy on validation that INT8 may cost.
+    runtimes: for which INT8 is made: onnx, openvino.
     """
 
     ratios: tuple[float, ...] = (0.5,)
@@ -44,9 +47,13 @@ class Options:
     student: str = ""
     images: int = 256
     max_drop: float = 0.5
+    runtimes: tuple[str, ...] = RUNTIMES
     threads: int = 0
 
     def __post_init__(self) -> None:
+        for name in self.runtimes:
+            if name not in RUNTIMES:
+                raise SpecError(f"There is no INT8 for {name!r}. {did_you_mean(name, RUNTIMES)}")
         for ratio in self.ratios:
             if not 0 < ratio < 1:
                 raise SpecError(f"--ratio is {ratio:g}; it must be above 0 and below 1.")
@@ -95,10 +102,11 @@ def compress(
     work = _Work(subject, folder, chosen, quiet)
     candidates = [work.base()]
     for method in dict.fromkeys(methods):
-        candidates += {"prune": work.prune, "sparse": work.sparsen, "distill": work.distil}[method]()
+        candidates += work.methods[method]()
     with Console(quiet=quiet) as console:
         comparison = _compare(subject, folder, candidates, chosen, console)
     comparison.write()
+    page.write_page(comparison)
     return comparison
 
 
@@ -116,6 +124,14 @@ class _Work:
         self.subject, self.folder, self.options, self.quiet = subject, folder, options, quiet
         self.whole = artifact.open_model(subject.file).model
         self.cost = channels.cost(self.whole, subject.example())
+        self.methods = {
+            "int8": self.quantise,
+            "qat": self.train_quantised,
+            "prune": self.prune,
+            "sparse": self.sparsen,
+            "distill": self.distil,
+        }
+        self.floats: list[Candidate] | None = None
 
     def base(self) -> Candidate:
         """Return the model itself."""
@@ -128,9 +144,54 @@ class _Work:
             flops=self.cost.flops,
         )
 
+    def quantise(self) -> list[Candidate]:
+        """Write the model's exports in float, and INT8 files made of them."""
+        new = self._floats()
+        return new + self._int8(self.subject, self.floats or [], "int8")
+
+    def train_quantised(self) -> list[Candidate]:
+        """Fine-tune with the rounding of INT8, and write INT8 files of the result."""
+        new = self._floats()  # what size, speed and drop are compared with
+        file = self._train(self.folder / "qat", {"training.quantize": "int8"})
+        subject = dataclasses.replace(self.subject, file=file, card=artifact.read_card(file))
+        place = self.folder / "exports" / "qat"
+        floats = quantising.exports(subject, place, self.options.runtimes, ("fp32",), self.options.threads)
+        return new + self._int8(subject, floats, "qat")
+
+    def _floats(self) -> list[Candidate]:
+        """Return the model's exports in float, the first time."""
+        if self.floats is not None or not self.options.runtimes:
+            return []
+        place, both = self.folder / "exports" / BASE, ("fp32", "fp16")
+        self.floats = quantising.exports(
+            self.subject, place, self.options.runtimes, both, self.options.threads
+        )
+        return list(self.floats)
+
+    def _int8(self, subject: Subject, floats: list[Candidate], label: str) -> list[Candidate]:
+        options, found = self.options, []
+        with Console(quiet=self.quiet) as console:
+            for name in options.runtimes:
+                wanted = f"fp32 {quantising.SHORT[name]}"
+                (source,) = [one.file for one in floats if one.name == wanted]
+                (first,) = [one.file for one in self.floats or floats if one.name == wanted]
+                with console.busy(f"INT8 for {quantising.SHORT[name]}"):
+                    found += quantising.quantise(
+                        subject,
+                        self.folder,
+                        name,
+                        source,
+                        first,
+                        options.images,
+                        options.max_drop,
+                        console.message,
+                        label,
+                    )
+        return found
+
     def prune(self) -> list[Candidate]:
         """Take channels away in rounds with fine-tuning between, through the ratios from small to large."""
-        found, current, kept = [], self.subject.file, 1.0
+        found, current, kept = self._floats(), self.subject.file, 1.0
         for ratio in sorted(set(self.options.ratios)):
             name = f"prune-{100 * ratio:g}"
             for turn in range(1, self.options.rounds + 1):
@@ -139,7 +200,7 @@ class _Work:
                 place = self.folder / name if last else self.folder / "rounds" / f"{name}-{turn}"
                 current = self._prune_once(current, left, place)
             kept = 1 - ratio
-            found.append(self._candidate(name, "prune", current))
+            found += self._candidates(name, "prune", current)
         return found
 
     def _prune_once(self, source: Path, left: float, place: Path) -> Path:
@@ -160,7 +221,7 @@ class _Work:
 
     def sparsen(self) -> list[Candidate]:
         """Set weights to zero and fine-tune what is left."""
-        found = []
+        found = self._floats()
         for ratio in sorted(set(self.options.ratios)):
             name = f"sparse-{100 * ratio:g}"
             sparse = masks.prune(self.whole, ratio)
@@ -174,11 +235,12 @@ class _Work:
                 f"{name}: {zeros:.0%} of the weights are zero. Dense kernels compute with zeros as with any number, so "
                 f"it is no faster and its file no smaller; zipped, the weights take {packed / before:.2f} of the room."
             )
-            found.append(self._candidate(name, "sparse", file, note, facts))
+            found += self._candidates(name, "sparse", file, note, facts)
         return found
 
     def distil(self) -> list[Candidate]:
         """Train a smaller network to follow the model's answers."""
+        new = self._floats()
         canonical, tag = zoo.split_tag(self.options.student)
         name = f"distill-{canonical.rpartition('/')[2]}"
         changes: dict[str, Any] = {
@@ -189,7 +251,8 @@ class _Work:
         for field in ("dropout", "drop_path", "batch_norm"):
             changes[f"model.{field}"] = getattr(Spec().model, field)
         changes["training.lr"] = 2e-3
-        return [self._candidate(name, "distill", self._train(self.folder / name, changes, student=True))]
+        file = self._train(self.folder / name, changes, student=True)
+        return new + self._candidates(name, "distill", file)
 
     def _start(self, name: str, model: torch.nn.Module, architecture: Architecture) -> Path:
         """Write the weights that a fine-tuning begins with; its run needs them to be resumed."""
@@ -212,38 +275,43 @@ class _Work:
             )
         return result.artifact
 
-    def _candidate(
+    def _candidates(
         self, name: str, method: str, file: Path, note: str = "", facts: dict[str, Any] | None = None
-    ) -> Candidate:
+    ) -> list[Candidate]:
+        """Return an artifact as a candidate, and its ONNX file, which is what would be shipped."""
         cost = channels.cost(artifact.open_model(file).model, self.subject.example())
-        return Candidate(
-            name,
-            method,
-            file,
-            against=BASE,
-            parameters=cost.parameters,
-            flops=cost.flops,
-            note=note,
-            facts=facts or {},
-        )
+        known: dict[str, Any] = {"parameters": cost.parameters, "flops": cost.flops, "facts": facts or {}}
+        found = [Candidate(name, method, file, BASE, note=note, **known)]
+        if "onnx" in self.options.runtimes:
+            subject = dataclasses.replace(self.subject, file=file, card=artifact.read_card(file))
+            place = self.folder / "exports" / name
+            (one,) = quantising.exports(subject, place, ("onnx",), ("fp32",), self.options.threads)
+            found.append(
+                Candidate(f"{name} {quantising.SHORT['onnx']}", method, one.file, one.against, **known)
+            )
+        return found
 
 
 def _compare(
-    subject: Subject, folder: Path, candidates: list[Candidate], options: Options, console: Console
+    subject: Subject,
+    folder: Path,
+    candidates: list[Candidate],
+    options: Options,
+    console: Console,
 ) -> Comparison:
     """Measure all candidates side by side."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    opened = [(one, runtime.open_backend(one.file, threads=options.threads)) for one in candidates]
+    threads = options.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    opened = [(one, runtime.open_backend(one.file, threads=threads)) for one in candidates]
     images = subject.parts[subject.split]
     total = len(candidates) * len(images) + measuring.rounds(len(candidates))
     with console.busy("Measuring", total) as busy:
         rows = measuring.measure(opened, images, busy.advance)
     machine = {
         "processor": doctor.host.about_cpu([]).model,
-        "threads": options.threads or torch.get_num_threads(),
+        "threads": threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    notes = tuple(one.note for one in candidates if one.note)
-    return Comparison(folder, str(subject.file), subject.split, machine, tuple(rows), notes)
+    notes = [one.note for one in candidates if one.note]
+    return Comparison(folder, str(subject.file), subject.split, machine, tuple(rows), tuple(notes))

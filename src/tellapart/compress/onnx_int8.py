@@ -1,0 +1,228 @@
+"""INT8 for ONNX Runtime: quantised operators between the preprocessing and the softmax, which stay as they are.
+
+Static: QDQ with unsigned activations and signed weights, one scale for each output channel, ranges measured on images
+that went through the contract. Dynamic and weight-only: for transformers, whose activations have outliers that no
+fixed range suits. Owner of `onnxruntime.quantization`. Knows nothing of images' files, or of what a drop may be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart import packages
+from tellapart.runtime.onnx import IMAGES, LOGITS, PIXELS, PROBABILITIES, session, split
+
+_PURPOSE = "INT8 for ONNX Runtime"
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
+_NETWORK_SCOPE = "classify.network"
+Pixels = npt.NDArray[np.uint8]
+
+
+class Quantizer:
+    """One exported file, its ranges measured once; gives quantised files with any layers left in float."""
+
+    def __init__(self, file: Path, batches: Sequence[Pixels]) -> None:
+        """Read the whole-graph ONNX ``file``; measure ranges on ``batches``, uint8 [B, size, size, C]."""
+        onnx = packages.require("onnx", "onnx", _PURPOSE)
+        packages.require("onnxruntime.quantization", "onnx", _PURPOSE)
+        self.onnx, self.whole = onnx, onnx.load(file)
+        self.resizing, network = split(self.whole)
+        outside = {node.name for node in network.graph.node if not _in_network(node)}
+        with tempfile.TemporaryDirectory() as folder, _quiet():
+            self.network = self._prepared(network, Path(folder))
+            self.fixed = [n.name for n in self.network.graph.node if n.name in outside]
+            self.ranges = self._measured(batches, Path(folder))
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the nodes that have weights, in order."""
+        return [
+            n.name for n in self.network.graph.node if n.op_type in _WEIGHTED and n.name not in self.fixed
+        ]
+
+    def _prepared(self, network: Any, folder: Path) -> Any:
+        """Return the network with shapes known and norms folded into convolutions."""
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        self.onnx.save(network, folder / "network.onnx")
+        quant_pre_process(
+            str(folder / "network.onnx"), str(folder / "prepared.onnx"), skip_symbolic_shape=False
+        )
+        return self.onnx.load(folder / "prepared.onnx")
+
+    def _measured(self, batches: Sequence[Pixels], folder: Path) -> Any:
+        from onnxruntime.quantization import CalibrationMethod
+        from onnxruntime.quantization.calibrate import create_calibrator
+
+        calibrator = create_calibrator(
+            folder / "prepared.onnx",
+            None,
+            augmented_model_path=str(folder / "augmented.onnx"),
+            calibrate_method=CalibrationMethod.MinMax,
+            use_external_data_format=False,
+        )
+        calibrator.collect_data(_Reader(batches))
+        return calibrator.compute_data()
+
+    def quantised(self, keep: Sequence[str] = (), only: Sequence[str] | None = None) -> Any:
+        """Return the network, pixels -> probabilities and logits, quantised but for the nodes ``keep``.
+
+        ``only``: quantise these nodes alone.
+        """
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.registry import QDQRegistry
+
+        model = self.onnx.ModelProto()
+        model.CopyFrom(self.network)
+        with _quiet():
+            quantizer = QDQQuantizer(
+                model,
+                True,  # one scale for each channel
+                False,  # the whole range of eight bits
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QUInt8,
+                tensors_range=self.ranges,
+                nodes_to_quantize=list(only or ()),
+                nodes_to_exclude=[*self.fixed, *keep],
+                op_types_to_quantize=list(QDQRegistry),
+                extra_options={
+                    "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]
+                },  # such as the logits
+            )
+            quantizer.quantize_model()
+            quantizer.model.topological_sort()
+        return quantizer.model.model
+
+    def sensitivity(self, pixels: Pixels) -> list[tuple[str, float]]:
+        """Return the layers, the most sensitive first, with how far each alone moves the answers.
+
+        The mean Kullback-Leibler divergence from the float network's probabilities on ``pixels``, in nats, where this
+        one layer is quantised.
+        """
+        wanted = self._probabilities(self.network, pixels)
+        found = []
+        for name in self.layers:
+            given = self._probabilities(self.quantised(only=[name]), pixels)
+            found.append((name, float((wanted * np.log(wanted / given)).sum(1).mean())))
+        return sorted(found, key=lambda pair: -pair[1])
+
+    def _probabilities(self, model: Any, pixels: Pixels) -> npt.NDArray[np.float64]:
+        (result,) = session(model.SerializeToString(), 0).run([PROBABILITIES], {PIXELS: pixels})
+        values: npt.NDArray[np.float64] = np.clip(np.asarray(result, np.float64), 1e-9, 1)
+        return values
+
+    def write(self, network: Any, target: Path, precision: str = "int8") -> None:
+        """Write resizing and ``network`` as one file, with the properties of the exported one."""
+        _write(self.onnx, self.whole, self.resizing, network, target, precision)
+
+
+def dynamic(file: Path, target: Path) -> None:
+    """Write the file with INT8 weights of matrix products, whose inputs are quantised by their own range each time."""
+    onnx = packages.require("onnx", "onnx", _PURPOSE)
+    packages.require("onnxruntime.quantization", "onnx", _PURPOSE)
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    whole = onnx.load(file)
+    resizing, network = split(whole)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        source, made = Path(folder) / "network.onnx", Path(folder) / "dynamic.onnx"
+        del network.graph.value_info[:]  # names of values that the quantiser changes
+        onnx.save(network, source)
+        quantize_dynamic(
+            source,
+            made,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["MatMul", "Gemm"],
+        )
+        _write(onnx, whole, resizing, onnx.load(made), target, "int8-dynamic")
+
+
+def weight_only(file: Path, target: Path, bits: int = 8) -> None:
+    """Write the file with the weights of matrix products in ``bits`` bits, in blocks of 32; the rest is float."""
+    onnx = packages.require("onnx", "onnx", _PURPOSE)
+    packages.require("onnxruntime.quantization", "onnx", _PURPOSE)
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    whole = onnx.load(file)
+    resizing, network = split(whole)
+    with _quiet():
+        quantizer = MatMulNBitsQuantizer(network, bits=bits, block_size=32, is_symmetric=True)
+        quantizer.process()
+        quantizer.model.topological_sort()
+    _write(onnx, whole, resizing, quantizer.model.model, target, f"int{bits}-weights")
+
+
+class _Reader:
+    """Batches as ONNX Runtime's calibration reads them."""
+
+    def __init__(self, batches: Sequence[Pixels]) -> None:
+        self.left = iter(batches)
+
+    def get_next(self) -> dict[str, Pixels] | None:
+        """Return the next batch, or None."""
+        batch = next(self.left, None)
+        return None if batch is None else {PIXELS: batch}
+
+    def __len__(self) -> int:
+        return 0
+
+
+def _in_network(node: Any) -> bool:
+    from tellapart.export.onnx_layers import scopes
+
+    return _NETWORK_SCOPE in scopes(node)
+
+
+def _write(onnx: Any, whole: Any, resizing: Any, network: Any, target: Path, precision: str) -> None:
+    """Join both parts at ``pixels``, take over the whole file's properties, check the file and write it."""
+    graph = onnx.GraphProto()
+    graph.name = whole.graph.name
+    graph.node.extend([*resizing.graph.node, *network.graph.node])
+    held: dict[str, Any] = {}
+    for tensor in (*resizing.graph.initializer, *network.graph.initializer):
+        if tensor.name in held and held[tensor.name] != tensor:
+            raise ValueError(f"both parts of the graph have another {tensor.name}")
+        held[tensor.name] = tensor
+    graph.initializer.extend(held.values())
+    graph.input.extend(v for v in whole.graph.input if v.name == IMAGES)
+    graph.output.extend(v for v in whole.graph.output if v.name in (PROBABILITIES, LOGITS))
+    graph.value_info.extend(v for v in whole.graph.value_info if v.name == PIXELS)
+    opsets = {entry.domain: entry.version for part in (resizing, network) for entry in part.opset_import}
+    model = onnx.helper.make_model(
+        graph,
+        opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()],
+        ir_version=max(whole.ir_version, network.ir_version),
+        producer_name=whole.producer_name,
+        producer_version=whole.producer_version,
+    )
+    for entry in whole.metadata_props:
+        model.metadata_props.add(key=entry.key, value=precision if entry.key == "precision" else entry.value)
+    onnx.checker.check_model(model)
+    temporary = target.with_name(target.name + ".tmp")
+    onnx.save(model, temporary)
+    temporary.replace(target)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep in what the quantiser logs and warns of while it works."""
+    logger = logging.getLogger()
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tellapart import artifact, runs, runtime
+from tellapart.errors import ArtifactError, DataError, RunError, SpecError, UserError
+from tellapart.spec import Spec, update
+from tellapart.workflow import compress, evaluate, train
+from tellapart.workflow.compressing import Options
+
+pytest.importorskip("torch_pruning")
+
+SMALL: dict[str, Any] = {
+    "model.name": "fast-cnn",
+    "training.epochs": 2,
+    "training.batch_size": 8,
+    "training.lr": 0.003,
+    "training.device": "cpu",
+    "run.report": False,
+    "run.tensorboard": False,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, make_folder: Callable[..., Path]) -> Path:
+    folder = tmp_path_factory.mktemp("compressing")
+    data = make_folder(folder / "data", count=24, splits=("train", "val", "test"))
+    changes = {**SMALL, "run.dir": str(folder / "run"), "data.cache_dir": str(folder / "cache")}
+    return train(data, quiet=True, **changes).run
+
+
+def test_pruned_sparse_and_distilled_models_are_ordinary_ones(run: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    out = tmp_path / "out"
+    options = Options(
+        ratios=(0.5,), rounds=2, epochs=1, student="simple-cnn", images=16, runtimes=(), threads=1
+    )
+    found = compress(run, methods=("prune", "sparse", "distill"), out=out, options=options, quiet=True)
+    assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
+    names = [row.candidate.name for row in found.rows]
+    assert names == ["model", "prune-50", "sparse-50", "distill-simple-cnn"]
+    base, pruned, sparse, _ = found.rows
+    assert pruned.candidate.flops <= 0.5 * base.candidate.flops
+    assert pruned.bytes < 0.8 * base.bytes
+    assert sparse.candidate.facts["zeros"] == pytest.approx(0.5, abs=0.01)
+    assert sparse.candidate.flops == base.candidate.flops
+    assert found.split == "test"
+    for row in found.rows[1:]:
+        measured = evaluate(out / row.candidate.name, split="test", quiet=True)
+        assert measured.accuracy == pytest.approx(row.accuracy)
+        spec = runs.read_spec(out / row.candidate.name / "spec.yaml")
+        assert Path(spec.distill.teacher) == (run / "model.safetensors").resolve()
+    content = json.loads((out / "compress.json").read_text())
+    assert [entry["name"] for entry in content["rows"]] == names
+    assert (out / "compress.html").read_text().count("<circle") == 4
+    assert artifact.read_card(out / "prune-50").architecture.pruned
+    # Its weights start another training, with the layers as narrow as they are.
+    again = train(
+        spec=update(
+            runs.read_spec(run / "spec.yaml"),
+            {
+                **SMALL,
+                "training.epochs": 1,
+                "model.weights": str(out / "prune-50"),
+                "run.dir": str(tmp_path / "again"),
+            },
+        ),
+        quiet=True,
+    )
+    assert (
+        artifact.read_card(again.run).architecture.pruned
+        == artifact.read_card(out / "prune-50").architecture.pruned
+    )
+
+
+@pytest.mark.slow
+def test_int8_files_keep_to_the_budget_or_say_so(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    options = Options(images=24, max_drop=2.0, runtimes=("onnx",), threads=1)
+    found = compress(run, methods=("int8",), out=tmp_path / "out", options=options, quiet=True)
+    rows = {row.candidate.name: row for row in found.rows}
+    assert list(rows) == ["model", "fp32 ONNX Runtime", "fp16 ONNX Runtime", "int8 ONNX Runtime"]
+    int8 = rows["int8 ONNX Runtime"]
+    assert int8.size_ratio < 0.4
+    assert rows["fp16 ONNX Runtime"].size_ratio < 0.7
+    assert rows["fp32 ONNX Runtime"].accuracy == rows["model"].accuracy
+    facts = int8.candidate.facts
+    assert facts["met"] == (facts["drop"] <= 2.0)
+    backend = runtime.open_backend(int8.candidate.file)
+    assert backend.card == artifact.read_card(run)
+
+
+def test_calibration_is_on_training_images_alone(run: Path) -> None:
+    from tellapart.compress.subject import open_subject
+    from tellapart.tracking import Console
+    from tellapart.workflow.quantising import calibration
+
+    with Console(quiet=True) as console:
+        subject = open_subject(run, None, {}, None, console)
+    batches = calibration(subject, 20)
+    assert sum(len(batch) for batch in batches) == 20
+    known = {image.tobytes() for image in _all(subject.parts["train"])}
+    others = {image.tobytes() for part in ("val", "test") for image in _all(subject.parts[part])}
+    taken = {image.tobytes() for batch in batches for image in batch}
+    assert len(taken) == 20
+    assert taken <= known
+    assert not taken & others
+    assert subject.spec.training.optimizer == "adamw"
+    assert subject.spec.data.source == runs.read_spec(run / "spec.yaml").data.source
+
+
+def _all(images: Any) -> Any:
+    import numpy as np
+
+    return images.batch(np.arange(len(images))).images.numpy()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"methods": ("prun",)}, SpecError, "Did you mean 'prune'"),
+        ({"methods": ("distill",)}, SpecError, "--student NAME"),
+        ({"options": {"ratios": (1.5,)}}, SpecError, "--ratio is 1.5"),
+        ({"options": {"rounds": 0}}, SpecError, "--rounds is 0"),
+        ({"options": {"runtimes": ("onx",)}}, SpecError, "Did you mean 'onnx'"),
+        ({"model": "nowhere"}, ArtifactError, "nowhere does not exist"),
+        ({"out": "."}, RunError, "choose another --out"),
+    ],
+)
+def test_mistakes_are_named(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    error: type,
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
+    given = {"model": run, "out": tmp_path / "out", "methods": ("prune",), **changes}
+    chosen = given.pop("options", {})
+    with pytest.raises(error, match=words):
+        compress(given.pop("model"), options=Options(**chosen), quiet=True, **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_artifact_alone_needs_images(run: Path, tmp_path: Path, make_folder: Callable[..., Path]) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes((run / "model.safetensors").read_bytes())
+    with pytest.raises(DataError, match="give DATA"):
+        compress(file, methods=("prune",), out=tmp_path / "out", quiet=True)
+    other = make_folder(tmp_path / "other", classes=("ant", "bee", "dog"), splits=("train", "val"))
+    with pytest.raises(DataError, match="cat, dog"):
+        compress(file, other, methods=("prune",), out=tmp_path / "out", quiet=True)
+
+
+def test_the_command_line(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tellapart", "compress", str(run), "--method", "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+    assert done.returncode == 2
+    assert "prune" in done.stderr
+
+
+def test_the_default_spec_has_no_teacher_and_no_rounding() -> None:
+    spec = Spec()
+    assert (spec.distill.teacher, spec.training.quantize, spec.training.keep_zeros) == ("", "none", False)
+    assert issubclass(SpecError, UserError)

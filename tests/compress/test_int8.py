@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tellapart import artifact, runtime
+from tellapart.contract import Card, Preprocessing
+from tellapart.models import zoo
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+import onnx
+
+from tellapart.compress import onnx_int8
+from tellapart.export import formats
+from tellapart.export.base import Options
+from tellapart.export.graph import graph_of
+from tellapart.runtime.onnx import split
+
+SIZE = 12
+
+
+def write_artifact(folder: Path, name: str = "fast-cnn") -> Path:
+    torch.manual_seed(0)
+    model = zoo.build(zoo.Architecture(name, 4, size=SIZE))
+    model.train()(torch.randn(64, 3, SIZE, SIZE))  # statistics for the norms
+    contract = Preprocessing(SIZE, 3, "crop", "bilinear", 0.875, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / artifact.FILE_NAME
+    card = Card(zoo.Architecture(name, 4, size=SIZE), ("a", "b", "c", "d"), contract)
+    artifact.save(file, model.state_dict(), card)
+    return file
+
+
+def pictures(count: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    file = folder / "model.onnx"
+    graph = graph_of(write_artifact(folder))
+    formats.FORMATS["onnx"].write(graph, graph.card, file, Options())
+    return file
+
+
+@pytest.fixture(scope="module")
+def quantizer(exported: Path) -> onnx_int8.Quantizer:
+    return onnx_int8.Quantizer(exported, [pictures(16, seed) for seed in range(4)])
+
+
+def test_the_file_opens_like_any_export(
+    quantizer: onnx_int8.Quantizer, exported: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "int8.onnx"
+    quantizer.write(quantizer.quantised(), target)
+    ours, theirs = runtime.open_backend(target), runtime.open_backend(exported)
+    assert ours.card == theirs.card
+    pixels = pictures(200, 9)
+    ours_p, theirs_p = (runtime.probabilities(one.logits(pixels), one.card) for one in (ours, theirs))
+    assert 0 < float(np.abs(ours_p - theirs_p).max()) < 0.15
+    assert float((ours_p.argmax(1) == theirs_p.argmax(1)).mean()) > 0.9
+    # The preprocessing is that of the float file, bit for bit, from any size.
+    for height, width in ((SIZE, SIZE), (31, 47), (8, 90)):
+        image = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        assert np.array_equal(ours.prepare(image), theirs.prepare(image))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_what_is_quantised_is_the_network_alone(quantizer: onnx_int8.Quantizer, tmp_path: Path) -> None:
+    target = tmp_path / "int8.onnx"
+    quantizer.write(quantizer.quantised(), target)
+    model = onnx.load(target)
+    onnx.checker.check_model(model, full_check=True)
+    resizing, network = split(model)
+    assert not any("Quantize" in node.op_type for node in resizing.graph.node)
+    kinds = {tensor.name: tensor.data_type for tensor in network.graph.initializer}
+    weights = [
+        node for node in network.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in kinds
+    ]
+    signed = [node for node in weights if kinds[node.input[0]] == onnx.TensorProto.INT8]
+    assert len(signed) == len(quantizer.layers) == 8
+    scales = {t.name: onnx.numpy_helper.to_array(t) for t in network.graph.initializer}
+    assert max(scales[node.input[1]].size for node in signed) > 1  # a scale for each channel
+    unsigned = [node for node in network.graph.node if node.op_type == "QuantizeLinear"]
+    assert unsigned
+    assert all(kinds[node.input[2]] == onnx.TensorProto.UINT8 for node in unsigned)
+    makers = {name: node for node in network.graph.node for name in node.output}
+    softmax = next(node for node in network.graph.node if node.op_type == "Softmax")
+    assert makers[softmax.input[0]].op_type != "DequantizeLinear"
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    assert properties["precision"] == "int8"
+
+
+def test_layers_can_be_left_in_float(quantizer: onnx_int8.Quantizer) -> None:
+    everything = quantizer.quantised(keep=quantizer.layers)
+    kinds = {t.name: t.data_type for t in everything.graph.initializer}
+    held = [n for n in everything.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in kinds]
+    assert not [n for n in held if kinds[n.input[0]] == onnx.TensorProto.INT8]
+
+
+def test_the_ranking_is_by_what_a_layer_does(quantizer: onnx_int8.Quantizer) -> None:
+    ranking = quantizer.sensitivity(pictures(32, 5))
+    assert sorted(name for name, _ in ranking) == sorted(quantizer.layers)
+    values = [value for _, value in ranking]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > 0
+    wanted = quantizer._probabilities(quantizer.network, pictures(32, 5))
+    given = quantizer._probabilities(quantizer.quantised(only=[ranking[0][0]]), pictures(32, 5))
+    assert values[0] == pytest.approx(float((wanted * np.log(wanted / given)).sum(1).mean()))
+
+
+def test_openvino_files_too(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    from tellapart.compress import openvino_int8
+
+    file = tmp_path / "model.xml"
+    graph = graph_of(write_artifact(tmp_path))
+    formats.FORMATS["openvino"].write(graph, graph.card, file, Options())
+    quantizer = openvino_int8.Quantizer(file, graph.card, [pictures(16, seed) for seed in range(2)])
+    network = quantizer.quantised()
+    assert quantizer.float_layers(network) == []
+    target = tmp_path / "int8.xml"
+    quantizer.write(network, target)
+    ours, theirs = runtime.open_backend(target), runtime.open_backend(file)
+    assert ours.card == theirs.card
+    pixels = pictures(100, 9)
+    assert float((ours.logits(pixels).argmax(1) == theirs.logits(pixels).argmax(1)).mean()) > 0.85
+    image = np.random.default_rng(1).integers(0, 256, (31, 47, 3), dtype=np.uint8)
+    assert np.array_equal(ours.prepare(image), theirs.prepare(image))
+    text = target.read_text()
+    assert text.index('"pixels"') > 0
+
+
+@pytest.mark.slow
+def test_transformers_get_dynamic_and_weight_only(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    architecture = zoo.Architecture("timm/vit_tiny_patch16_224", 4, size=32)
+    contract = Preprocessing(32, 3, "squash", "bilinear", 1.0, (0.5,) * 3, (0.5,) * 3)
+    file = tmp_path / artifact.FILE_NAME
+    network = zoo.build(architecture)
+    artifact.save(file, network.state_dict(), Card(architecture, ("a", "b", "c", "d"), contract))
+    from tellapart.workflow.quantising import is_transformer
+
+    assert is_transformer(network)
+    source = tmp_path / "model.onnx"
+    graph = graph_of(file)
+    formats.FORMATS["onnx"].write(graph, graph.card, source, Options())
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    wanted = runtime.open_backend(source).logits(pixels)
+    for name, make in (("dynamic", onnx_int8.dynamic), ("weights", onnx_int8.weight_only)):
+        target = tmp_path / f"{name}.onnx"
+        make(source, target)
+        got = runtime.open_backend(target).logits(pixels)
+        assert 0 < float(np.abs(got - wanted).max()) < 0.2 * float(np.abs(wanted).max()), name
+        assert target.stat().st_size < 0.4 * source.stat().st_size, name
