@@ -129,14 +129,10 @@ def test_answers_are_the_artifacts(name: str, case: str, tmp_path: Path) -> None
     assert (expected.argmax(1) == found.argmax(1)).all()
     one = probabilities(backend.logits(ours[4:5]), model.card)  # a batch of another size
     np.testing.assert_allclose(one, expected[4:5], rtol=0, atol=1e-4)
-    # The input: at a tie of rounding a value may be one level off, which this untrained network magnifies.
-    distance = np.abs(ours.astype(int) - theirs)
-    assert distance.max() <= 1
-    assert (distance > 0).mean() < 5e-4
+    np.testing.assert_array_equal(theirs, ours)  # resizing gives the same bits everywhere
     for row, file in enumerate(files[:5]):  # the file as it is, on the decoded image
         calibrated, logits = backend.whole(tellapart_pixels(file, model.card)[None])
-        limit = 1e-4 if not distance[row].any() else 5e-3
-        np.testing.assert_allclose(calibrated, expected[row : row + 1], rtol=0, atol=limit)
+        np.testing.assert_allclose(calibrated, expected[row : row + 1], rtol=0, atol=1e-4)
         np.testing.assert_allclose(calibrated, probabilities(logits, model.card), rtol=0, atol=1e-5)
 
 
@@ -155,7 +151,7 @@ def test_plain_networks_are_opened_too(name: str, tmp_path: Path) -> None:
     pixels = np.stack([model.eager.prepare(file) for file in files])
     expected, found = (probabilities(side.logits(pixels), model.card) for side in (model.eager, backend))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-    assert np.abs(backend.prepare(files[0]).astype(int) - pixels[0]).max() <= 1
+    np.testing.assert_array_equal(backend.prepare(files[0]), pixels[0])
 
 
 @pytest.mark.slow
@@ -205,7 +201,7 @@ def test_openvino_is_opened_without_torch(tmp_path: Path) -> None:
 
 
 def test_openvino_computes_what_the_contract_says_for_odd_sizes() -> None:
-    """Very long, tiny and large images: not one value of the input is more than one level off, and few are."""
+    """Very long, tiny and large images, every policy: the same bits."""
     openvino = pytest.importorskip("openvino")
     from tellapart.export.openvino import resize
     from tellapart.preprocess import load
@@ -216,12 +212,10 @@ def test_openvino_computes_what_the_contract_says_for_odd_sizes() -> None:
         images = openvino.opset13.parameter([-1, -1, -1, 3], np.uint8)
         graph = openvino.Model([resize(openvino, images, contract)], [images])
         compiled = openvino.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        for height, width in ((1, 1), (20, 20), (7, 60), (60, 7), (19, 21), (333, 501)):
+        for height, width in ((1, 1), (20, 20), (3, 400), (400, 3), (19, 21), (333, 501)):
             image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
             found, expected = compiled([image[None]])[0][0], load(image, contract)
-            distance = np.abs(found.astype(int) - expected)
-            assert distance.max() <= 1, (policy, height, width)
-            assert (distance > 0).mean() < 0.02, (policy, height, width)
+            np.testing.assert_array_equal(found, expected, err_msg=f"{policy} {height}x{width}")
 
 
 def test_a_sized_image_goes_through_unchanged() -> None:

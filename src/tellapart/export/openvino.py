@@ -1,9 +1,9 @@
 """OpenVINO IR: ``model.xml`` and ``model.bin``, with the preprocessing in the graph and the card in ``rt_info``.
 
 The network comes from `torch.export`. The resizing is built of OpenVINO's own operations: its torch reader does not
-know ``sym_min`` and ``sym_max`` (2026.4), and its processor plugin computes float64 as float32, which has to be minded.
-The tensor ``pixels`` (uint8 [batch, size, size, C])
-lies between the two; a reader may cut the graph there. Knows nothing of how the file is run.
+know ``sym_min`` and ``sym_max`` (2026.4), and its processor plugin computes float64 as float32, which has to be
+minded. The tensor ``pixels`` (uint8 [batch, size, size, C]) lies between the two; a reader may cut the graph there.
+Knows nothing of how the file is run.
 """
 
 from __future__ import annotations
@@ -151,41 +151,65 @@ def resize(openvino: Any, images: Any, contract: Preprocessing) -> Any:
 def _matrix(op: Any, length: Any, scaled: Any, start: Any, count: int, mode: str) -> Any:
     """Return `preprocess.transform.matrix` as OpenVINO's operations: float32 [count, length].
 
-    OpenVINO's processor plugin computes float64 as float32, so a weight that lies within 1e-4 of the middle between
-    two whole numbers may be rounded to the other one. That moves hardly a pixel, and none by more than a level.
+    OpenVINO's processor plugin computes int64 as int32 and float64 as float32, which is too coarse for rounding
+    weights to 2048ths. So a share is a whole number and a small rest, and what a rounded weight is off by is computed
+    from both and rounded again.
     """
-    targets = op.add(op.constant(np.arange(count, dtype=np.int64)[:, None]), start)
     one, zero = op.constant(np.int64(1)), op.constant(np.int64(0))
+    targets = op.add(op.constant(np.arange(count, dtype=np.int64)[:, None]), start)
     places = op.unsqueeze(op.range(zero, op.squeeze(length, _ints(op, 0)), one, "i64"), _ints(op, 0))
-    two, unit = _ints(op, 2), _ints(op, 1)
-    mine = op.multiply(op.add(op.multiply(two, places), unit), scaled)
-    theirs = op.multiply(op.add(op.multiply(two, targets), unit), length)
-    larger = op.convert(op.multiply(two, op.maximum(length, scaled)), np.float32)
-    distance = op.divide(op.convert(op.abs(op.subtract(mine, theirs)), np.float32), larger)
-    shares = _kernel(op, distance, mode)
-    each = op.divide(_float(op, ONE), op.reduce_sum(shares, unit, True))
-    weights = op.round(op.add(op.multiply(shares, each), _float(op, 2e-4)), "half_to_even")
-    left = op.subtract(_float(op, ONE), op.reduce_sum(weights, unit, True))
-    largest = op.equal(shares, op.reduce_max(shares, unit, True))
-    first = op.reduce_min(op.select(largest, places, _ints(op, 1 << 20)), unit, True)
+    mine = op.multiply(op.add(op.multiply(_ints(op, 2), places), _ints(op, 1)), scaled)
+    theirs = op.multiply(op.add(op.multiply(_ints(op, 2), targets), _ints(op, 1)), length)
+    whole = op.multiply(_ints(op, 2), op.maximum(length, scaled))  # a distance of 1
+    distance = op.abs(op.subtract(mine, theirs))
+    near = op.minimum(distance, op.multiply(_ints(op, 2), whole))
+    shares, rests = _shares(op, near, whole, mode)
+    sums, off = (op.reduce_sum(values, _ints(op, 1), True) for values in (shares, rests))
+    total = op.add(op.convert(sums, np.float32), off)
+    rough = op.divide(op.multiply(op.add(op.convert(shares, np.float32), rests), _float(op, ONE)), total)
+    weights = op.round(rough, "half_to_even")
+    exact = op.subtract(op.multiply(_ints(op, ONE), shares), op.multiply(op.convert(weights, np.int64), sums))
+    rest = op.subtract(op.multiply(_float(op, ONE), rests), op.multiply(weights, off))
+    missing = op.divide(op.add(op.convert(exact, np.float32), rest), total)
+    weights = op.add(weights, op.round(op.add(missing, _float(op, 2e-6)), "half_to_even"))  # halves go up
+    left = op.subtract(_float(op, ONE), op.reduce_sum(weights, _ints(op, 1), True))
+    nearest = op.equal(distance, op.reduce_min(distance, _ints(op, 1), True))
+    first = op.reduce_min(op.select(nearest, places, _ints(op, 1 << 20)), _ints(op, 1), True)
     weights = op.add(weights, op.select(op.equal(places, first), left, _float(op, 0)))
     valid = op.logical_and(op.greater_equal(targets, _ints(op, 0)), op.less(targets, scaled))
     return op.select(valid, weights, _float(op, 0))
 
 
-def _kernel(op: Any, x: Any, mode: str) -> Any:
-    """Return the triangle, or Keys' cubic with a = -0.5, at distances ``x``."""
+def _shares(op: Any, distance: Any, whole: Any, mode: str) -> tuple[Any, Any]:
+    """Return the kernel at distance / whole (0 to 2) times a constant, as int64 and a float32 rest.
+
+    The triangle is a whole number as it is. Keys' cubic (a = -0.5) is its value at the nearest 64th, which is a whole
+    number over 2 * 64**3, and its Taylor series from there, which ends after the third power.
+    """
     if mode == "bilinear":
-        return op.maximum(op.subtract(_float(op, 1), x), _float(op, 0))
+        shares = op.maximum(op.subtract(whole, distance), _ints(op, 0))
+        return shares, op.multiply(op.convert(shares, np.float32), _float(op, 0))
+    doubled = op.multiply(_ints(op, 2), whole)
+    k = op.divide(op.add(op.multiply(_ints(op, 128), distance), whole), doubled)
+    e = op.subtract(op.multiply(_ints(op, 64), distance), op.multiply(k, whole))
+    x = op.divide(op.convert(e, np.float32), op.convert(op.multiply(_ints(op, 64), whole), np.float32))
+    inner, kf = op.less(distance, whole), op.convert(k, np.float32)
 
-    def polynomial(*factors: float) -> Any:
-        value = _float(op, factors[0])
+    def polynomial(value: Any, factors: tuple[Any, ...], constant: Any) -> Any:
+        result = constant(op, factors[0])
         for factor in factors[1:]:
-            value = op.add(op.multiply(value, x), _float(op, factor))
-        return value
+            result = op.add(op.multiply(result, value), constant(op, factor))
+        return result
 
-    far = op.select(op.less(x, _float(op, 2)), polynomial(-0.5, 2.5, -4.0, 2.0), _float(op, 0))
-    return op.select(op.less(x, _float(op, 1)), polynomial(1.5, -2.5, 0.0, 1.0), far)
+    def piece(close: tuple[Any, ...], far: tuple[Any, ...], value: Any, constant: Any) -> Any:
+        return op.select(inner, polynomial(value, close, constant), polynomial(value, far, constant))
+
+    shares = piece((3, -320, 0, 524288), (-1, 320, -32768, 1048576), k, _ints)
+    slope = piece((9 / 8192, -640 / 8192, 0.0), (-1.5 / 4096, 320 / 4096, -4.0), kf, _float)
+    bend = piece((9 / 128, -2.5), (-3 / 128, 2.5), kf, _float)
+    twist = op.select(inner, _float(op, 1.5), _float(op, -0.5))
+    series = op.add(slope, op.multiply(x, op.add(bend, op.multiply(x, twist))))
+    return shares, op.multiply(op.multiply(x, series), _float(op, 524288.0))
 
 
 def _scaled(op: Any, sides: list[Any], contract: Preprocessing) -> list[Any]:
