@@ -39,7 +39,7 @@ class Images:
     def batch(self, rows: np.ndarray) -> SimpleNamespace:
         pixels = np.zeros((len(rows), 2, 2, 3), np.uint8)
         pixels[:, 0, 0, 0] = rows
-        return SimpleNamespace(images=SimpleNamespace(numpy=lambda: pixels))
+        return SimpleNamespace(pixels=SimpleNamespace(numpy=lambda: pixels))
 
 
 def test_every_figure_is_that_of_its_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from tellapart.errors import ExportError
 from tellapart.export import formats
 from tellapart.export.base import Options
 from tellapart.export.graph import graph_of
-from tellapart.preprocess import as_tensor
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 SHORT = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -35,7 +34,7 @@ def exports(
     """
     folder.mkdir(parents=True)
     images = subject.parts["val"]
-    pixels = as_tensor(images.batch(np.arange(min(_COMPARED, len(images)))).images).numpy()
+    pixels = images.batch(np.arange(min(_COMPARED, len(images)))).pixels.numpy()
     model = runtime.open_backend(subject.file, threads=threads)
     wanted = runtime.probabilities(model.logits(pixels), model.card)
     found = []
@@ -91,7 +90,7 @@ def calibration(subject: Subject, images: int) -> list[Any]:
     """Return training images as the contract makes them, in batches uint8 [b, size, size, C]."""
     rows = subject.training_rows(images)
     train = subject.parts["train"]
-    return [as_tensor(train.batch(rows[k : k + _BATCH]).images).numpy() for k in range(0, len(rows), _BATCH)]
+    return [train.batch(rows[k : k + _BATCH]).pixels.numpy() for k in range(0, len(rows), _BATCH)]
 
 
 def is_transformer(model: torch.nn.Module) -> bool:
@@ -164,7 +163,7 @@ def _openvino(
     if lost > max_drop:
         say(f"{lost:.2f} points lost: NNCF takes back the layers that hurt.")
         val = subject.parts["val"]
-        pixels = [as_tensor(val.batch(np.array([row])).images).numpy() for row in range(len(val))]
+        pixels = [val.batch(np.array([row])).pixels.numpy() for row in range(len(val))]
         network = quantizer.within(max_drop / 100, pixels, val.samples.labels)
         kept = quantizer.float_layers(network)
         quantizer.write(network, target)
