@@ -20,7 +20,7 @@ from tellapart.export.graph import graph_of
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 SHORT = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
-_BATCH, _RANKED, _COMPARED = 16, 24, 64  # images: of a batch, to rank layers by, to compare an export on
+_BATCH, _RANKED, _COMPARED = 16, 16, 64  # images: of a batch, to rank layers by, to compare an export on
 Say = Callable[[str], None]
 Drop = Callable[[Path], float]
 
