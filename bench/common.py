@@ -48,11 +48,14 @@ def introduce(note: str = "") -> None:
 
 
 def in_turns(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Return what each way gave in each round; in a round every way has its turn."""
+    """Return what each way gave in each round; in a round every way has its turn. Tells on standard error."""
     found: dict[str, list[T]] = {name: [] for name in ways}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, measure in ways.items():
+            started = time.perf_counter()
             found[name].append(measure())
+            seconds = time.perf_counter() - started
+            print(f"round {number + 1} of {rounds}: {name}, {seconds:.1f} s", file=sys.stderr, flush=True)
     return found
 
 

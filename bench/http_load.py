@@ -123,6 +123,7 @@ async def run(args: argparse.Namespace) -> dict[str, object]:
         "p50_ms": 1000 * times[len(times) // 2] if times else None,
         "p99_ms": 1000 * times[int(len(times) * 0.99)] if times else None,
         "client_cpu": spent / seconds,
+        "seconds": seconds + args.warm_up,
     }
 
 

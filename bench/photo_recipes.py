@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+import common
 
 VARIANTS: dict[str, list[str]] = {
     "plain": [],
@@ -65,15 +64,12 @@ def run(args: argparse.Namespace, flags: list[str], seed: int, cache: str, work:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = common.parser(__doc__, 3)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--size", type=int, default=224)
     args, extra = parser.parse_known_args()  # what is not ours goes to tellapart
-    print(
-        f"torch {torch.__version__}; {os.cpu_count()} cores; {args.epochs} epochs at {args.size} px; {extra}"
-    )
+    common.introduce(f"{args.rounds} rounds; {args.epochs} epochs at {args.size} px")
     rows: dict[str, list[Row]] = {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory() as work:
         cache = f"{work}/cache"

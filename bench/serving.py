@@ -14,8 +14,9 @@ MODEL is an export of tellapart's; one that takes about 5 ms for an image is the
 All get the same network (the export cut behind its resizing) and as many threads. The load comes from another process
 (`http_load.py`), by a number of connections that ask again as soon as they are answered; then requests at random times
 at half of the rate that the side reached. While one side is measured the others are stopped (SIGSTOP). Ratios are
-medians over the rounds. CPU columns say how many processors the server and the client took on average: with few
-processors the client takes from the server.
+medians over the rounds. "Per CPU second" compares the processor time that an image takes, all of the server's included,
+which a busy machine distorts less than rates. CPU columns say how many processors the server and the client took on
+average: with few processors the client takes from the server.
 """
 
 from __future__ import annotations
@@ -91,19 +92,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def loop(work: Any, seconds: float) -> float:
-    """Return calls a second."""
+def loop(work: Any, seconds: float, images: int = 1) -> dict[str, float]:
+    """Return images a second, and the processors that were taken."""
     for _ in range(3):
         work()
-    started, count = time.perf_counter(), 0
+    started, before, count = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - started < seconds:
         work()
-        count += 1
-    return count / (time.perf_counter() - started)
+        count += images
+    wall = time.perf_counter() - started
+    return {"requests_per_second": count / wall, "server_cpu": (time.process_time() - before) / wall}
 
 
-def bare(model: str, batch: int, threads: int, seconds: float, picture: str = "") -> float:
-    """Return images a second of the runtime alone; with ``picture`` of decoding and resizing as well."""
+def bare(model: str, batch: int, threads: int, seconds: float, picture: str = "") -> dict[str, float]:
+    """Return the rate of the runtime alone; with ``picture`` of decoding and resizing as well."""
     from tellapart.runtime import open_backend
 
     backend = open_backend(model, threads=threads)
@@ -112,13 +114,14 @@ def bare(model: str, batch: int, threads: int, seconds: float, picture: str = ""
         content = Path(picture).read_bytes()
         return loop(lambda: backend.logits(backend.prepare(content)[None]), seconds)
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3)).astype(np.uint8)
-    return batch * loop(lambda: backend.logits(images), seconds)
+    return loop(lambda: backend.logits(images), seconds, batch)
 
 
-def bare_in_process(args: argparse.Namespace, batch: int, picture: str = "") -> float:
+def bare_in_process(args: argparse.Namespace, batch: int, picture: str = "") -> dict[str, float]:
     words = [sys.executable, __file__, args.model, "--bare", str(batch), "--threads", str(args.threads)]
     words += ["--seconds", str(args.seconds), "--picture", picture]
-    return float(subprocess.run(words, capture_output=True, check=True).stdout)
+    result: dict[str, float] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+    return result
 
 
 def payloads(args: argparse.Namespace, folder: Path) -> int:
@@ -239,13 +242,13 @@ def wait_for(side: Side) -> None:
             time.sleep(0.3)
 
 
-def batches(side: Side) -> tuple[float, float]:
-    """Return (images, batches) that tellapart's service has computed."""
+def counts(side: Side) -> list[float]:
+    """Return what tellapart's service has computed so far: images, batches, and seconds of computing."""
     with urllib.request.urlopen(side.url[: side.url.index("/v")] + "/metrics", timeout=20) as answer:
         text = answer.read().decode()
-    sums = [re.search(rf"^tellapart_batch_images_{what}\S* (\S+)", text, re.M) for what in ("sum", "count")]
-    images, count = (float(found[1]) if found else 0.0 for found in sums)
-    return images, count
+    names = ("batch_images_sum", "batch_images_count", "batch_seconds_sum")
+    found = [re.search(rf"^tellapart_{name}\S* (\S+)", text, re.M) for name in names]
+    return [float(one[1]) if one else 0.0 for one in found]
 
 
 def measure(args: argparse.Namespace, found: list[Side]) -> dict[str, list[dict[str, float]]]:
@@ -255,24 +258,30 @@ def measure(args: argparse.Namespace, found: list[Side]) -> dict[str, list[dict[
     for number in range(args.rounds):
         for side in found:
             side.send(signal.SIGCONT)
-            before = batches(side) if side.name == "tellapart" else (0.0, 0.0)
+            before = counts(side) if side.name == "tellapart" else []
             full = side.load(args)
             row = {name: full[name] for name in ("requests_per_second", "server_cpu", "client_cpu")}
             if side.name == "tellapart":
-                after = batches(side)
-                row["batch"] = (after[0] - before[0]) / max(1.0, after[1] - before[1])
+                seconds = full["seconds"]  # the client's own start is not part of it
+                images, batches, busy = (b - a for a, b in zip(before, counts(side), strict=True))
+                row["batch"], row["busy"] = images / max(1.0, batches), busy / seconds
+            side.send(signal.SIGSTOP)
+            if side.name == "tellapart":  # next to it in time: the machine may be another one a moment later
+                rows["bare"].append(bare_in_process(args, max(1, round(row["batch"]))))
+            if side.name == "jpeg":
+                rows["bare jpeg"].append(bare_in_process(args, 1, str(side.body)))
+            side.send(signal.SIGCONT)
             half = side.load(args, rate=full["requests_per_second"] / 2)
             row |= {name: half[name] for name in OUT_OF_ROUNDS}
             side.send(signal.SIGSTOP)
             rows[side.name].append(row)
             print(f"round {number + 1}: {side.name} {row['requests_per_second']:.1f}/s", file=sys.stderr)
-            if side.name == "tellapart":
-                rate = bare_in_process(args, max(1, round(row["batch"])))
-                rows["bare"].append({"requests_per_second": rate})
-            if side.name == "jpeg":
-                rate = bare_in_process(args, 1, str(side.body))
-                rows["bare jpeg"].append({"requests_per_second": rate})
     return rows
+
+
+def per_cpu(row: dict[str, float]) -> float:
+    """Return images for each second of processor time, which other programs disturb less than those of a clock."""
+    return row["requests_per_second"] / row["server_cpu"]
 
 
 def report(rows: dict[str, list[dict[str, float]]]) -> None:
@@ -281,14 +290,16 @@ def report(rows: dict[str, list[dict[str, float]]]) -> None:
         return f"{statistics.median(values):.2f}" if values else "-"
 
     print(
-        "| side | requests/s | of bare | lowest to highest | p50 ms | p99 ms | p99/p50 | server CPU | client CPU |"
+        "| side | requests/s | of bare | lowest to highest | per CPU second, of bare | p50 ms | p99 ms "
+        "| p99/p50 | server CPU | client CPU |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name in ("bare", "tellapart", "LitServe", "plain", "plain, pool", "bare jpeg", "jpeg"):
         if not rows.get(name):
             continue
         against = rows["bare jpeg" if "jpeg" in name else "bare"]
-        pairs = zip(rows[name], against, strict=True)
+        pairs = list(zip(rows[name], against, strict=True))
+        efficiency = [per_cpu(one) / per_cpu(other) for one, other in pairs]
         ratios = sorted(one["requests_per_second"] / other["requests_per_second"] for one, other in pairs)
         spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
         tails = [row["p99_ms"] / row["p50_ms"] for row in rows[name] if "p99_ms" in row]
@@ -296,6 +307,7 @@ def report(rows: dict[str, list[dict[str, float]]]) -> None:
         cells = [middle(name, key) for key in (*OUT_OF_ROUNDS,)]
         print(
             f"| {name} | {middle(name, 'requests_per_second')} | **{statistics.median(ratios):.2f}** | {spread} | "
+            f"{statistics.median(efficiency):.2f} | "
             f"{cells[0]} | {cells[1]} | {tail} | {middle(name, 'server_cpu')} | {middle(name, 'client_cpu')} |"
         )
     print(
@@ -319,7 +331,7 @@ def main() -> None:
     parser.add_argument("--picture", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.bare:
-        print(bare(args.model, args.bare, args.threads, args.seconds, args.picture))
+        print(json.dumps(bare(args.model, args.bare, args.threads, args.seconds, args.picture)))
         return
     with tempfile.TemporaryDirectory() as folder, sides(args, Path(folder)) as found:
         report(measure(args, found))

@@ -26,6 +26,7 @@ PAGES = (
     "CHANGELOG.md",
     "docs/architecture.md",
     "docs/data.md",
+    "docs/serving.md",
     "examples/README.md",
 )
 PROGRAM = re.compile(r"(?:\$ )?(?:\.venv/bin/)?(?:torchrun .*?-m )?tellapart (.+)")

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
+from tellapart.contract import resizing
 from tellapart.preprocess import (
     BadImage,
     Preprocessing,
@@ -30,7 +31,6 @@ from tellapart.preprocess import (
     resize,
     to_channels,
 )
-from tellapart.preprocess import transform as contract_module
 
 LIMIT = 1_000_000
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -342,25 +342,33 @@ def reference_scale(image: np.ndarray, height: int, width: int, mode: str) -> np
     return scaled[0].permute(1, 2, 0).round().clamp(0, 255).numpy().astype(np.uint8)
 
 
+def close(found: np.ndarray, reference: np.ndarray) -> None:
+    """Check that an image is torch's but for values close to a half: its weights are not rounded."""
+    distance = np.abs(found.astype(int) - reference)
+    assert found.shape == reference.shape
+    assert distance.max() <= 1
+    assert distance.mean() < 0.04
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("shape", [(40, 60), (300, 200), (20, 20), (33, 101), (64, 64)])
 def test_policies_follow_their_definition(mode, shape):
     image = picture(*shape)
     height, width = shape
     squashed = resize(image, contract("squash", 64, mode))
-    np.testing.assert_array_equal(squashed, reference_scale(image, 64, 64, mode))
+    close(squashed, reference_scale(image, 64, 64, mode))
 
     edge, short = round(64 / 0.875), min(shape)
     whole = reference_scale(image, edge * height // short, edge * width // short, mode)
     top, left = (whole.shape[0] - 64) // 2, (whole.shape[1] - 64) // 2
     cropped = resize(image, contract("crop", 64, mode))
-    np.testing.assert_array_equal(cropped, whole[top : top + 64, left : left + 64])
+    close(cropped, whole[top : top + 64, left : left + 64])
 
     boxed = resize(image, contract("letterbox", 64, mode, fill=7))
     h, w = (max(1, int(np.floor(64 * side / max(shape) + 0.5))) for side in shape)
     top, left = (64 - h) // 2, (64 - w) // 2
     inner = boxed[top : top + h, left : left + w].copy()
-    np.testing.assert_array_equal(inner, reference_scale(image, h, w, mode))
+    close(inner, reference_scale(image, h, w, mode))
     boxed[top : top + h, left : left + w] = 7
     assert (boxed == 7).all()
 
@@ -383,11 +391,11 @@ def test_images_of_the_right_size_pass_unchanged():
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_strips_give_the_same_bits(monkeypatch, mode):
+def test_parts_give_the_same_bits(monkeypatch, mode):
     image = picture(301, 220)
     made = contract("crop", 48, mode)
     expected = resize(image, made)
-    monkeypatch.setattr(contract_module, "_STRIP_PIXELS", 5000)
+    monkeypatch.setattr(resizing, "_PART_VALUES", 5000)
     np.testing.assert_array_equal(resize(image, made), expected)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
+import mmap
 import os
 import subprocess
 import sys
@@ -236,6 +237,36 @@ def test_a_large_store_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.Mo
     assert read.images_NHWC is None
     rows = np.array([4, 0, 2])
     assert torch.equal(as_tensor(read.batch(rows)), as_tensor(mapped.batch(rows)))
+
+
+def test_the_system_is_told_once_what_is_read_next(tmp_path: Path) -> None:
+    samples = write_pictures(tmp_path / "in", [(40 + n, 50) for n in range(5)])
+    rows, asked = np.array([4, 0, 2]), list[tuple[int, int]]()
+
+    class Mapped:
+        """Notes what it is asked for, as mmap would check it."""
+
+        def madvise(self, option: int, start: int, length: int) -> None:
+            assert option == mmap.MADV_WILLNEED
+            assert start % mmap.PAGESIZE == 0
+            asked.append((start, start + length))
+
+    built = build(samples, tmp_path / "cache")
+    dataclasses.replace(built, mapped=Mapped()).expect(rows)
+    assert asked == []  # just written: nothing to read
+    store = dataclasses.replace(build(samples, tmp_path / "cache"), mapped=Mapped())
+    store.expect(rows)
+    store.expect(rows)
+    assert store.offsets is not None
+    for row, (start, stop) in zip(rows, asked, strict=True):
+        size = int(store.heights[row]) * int(store.widths[row]) * 3
+        assert start <= store.offsets[row] < start + mmap.PAGESIZE
+        assert stop == store.offsets[row] + size
+    store.expect(np.array([1, 2]))
+    assert len(asked) == 4
+    opened = build(samples, tmp_path / "cache")
+    opened.expect(rows)  # as the system takes it
+    assert np.array_equal(opened.image(4), Decoder()(samples.read(4), None))
 
 
 def test_writing_into_a_batch_does_not_change_the_store(tmp_path: Path) -> None:

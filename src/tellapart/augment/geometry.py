@@ -92,7 +92,8 @@ def resized_crop(images: Images, boxes: Tensor, size: int) -> Tensor:
     """Cut each box and scale it with anti-aliasing: uint8 [B, H, W, C] -> uint8 [B, size, size, C]."""
     if images.device.type != "cpu":
         return resized_crop_by_matrices(as_tensor(images), boxes.to(images.device), size)
-    result = torch.empty(len(images), size, size, images.shape[3], dtype=torch.uint8)
+    channels = images.channels if isinstance(images, Ragged) else images.shape[3]
+    result = torch.empty(len(images), size, size, channels, dtype=torch.uint8)
     sources = images if isinstance(images, Ragged) else images.numpy()
     scaled = result.permute(0, 3, 1, 2)
     for row, (image, (top, left, height, width)) in enumerate(zip(sources, boxes.tolist(), strict=True)):

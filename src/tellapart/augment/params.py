@@ -3,8 +3,8 @@
 Every function draws for all images at once from a generator on the CPU and returns CPU tensors whose first
 dimension is the batch. ``sizes`` is int64 [B, 2]: height and width of each source image.
 
-Roots, exponentials and angles go through numpy: torch has a library compute them that starts all threads for ten
-numbers, which takes a hundred times as long where other programs want the processors.
+What is computed from drawn numbers is computed by numpy: for a few numbers torch takes several times as long, and it
+has a library compute roots and exponentials that starts all threads for them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
+Boxes = npt.NDArray[np.int64]
 ATTEMPTS = 10  # as torchvision: so often is a box drawn before the fallback
 ERASING_SCALE, ERASING_RATIO = (0.02, 0.33), (0.3, 3.3)  # torchvision's and the paper's (arXiv:1708.04896)
 
@@ -70,29 +71,30 @@ def uniform(low: float, high: float, shape: tuple[int, ...], generator: Generato
     return torch.rand(shape, dtype=torch.float64, generator=generator).mul_(high - low).add_(low)
 
 
-def _sides(area: Tensor, ratio: tuple[float, float], generator: Generator) -> tuple[Tensor, Tensor]:
-    """Return rounded heights and widths of boxes of so much ``area`` float64 [B, n].
+def _sides(
+    area: npt.NDArray[np.float64], ratio: tuple[float, float], generator: Generator
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return rounded heights and widths of boxes of so much ``area`` [B, n].
 
     The logarithm of width over height is uniform between those of ``ratio``.
     """
     low, high = (math.log(value) for value in ratio)
-    aspect = np.exp(uniform(low, high, tuple(area.shape), generator).numpy())
-    height, width = np.sqrt(area.numpy() / aspect).round(), np.sqrt(area.numpy() * aspect).round()
-    return torch.from_numpy(height), torch.from_numpy(width)
+    aspect = np.exp(uniform(low, high, area.shape, generator).numpy())
+    return np.sqrt(area / aspect).round(), np.sqrt(area * aspect).round()
 
 
-def _first_valid(boxes: Tensor, valid: Tensor, fallback: Tensor) -> Tensor:
+def _first_valid(boxes: Boxes, valid: npt.NDArray[np.bool_], fallback: Boxes) -> Boxes:
     """Return of [B, ATTEMPTS, n] the first valid attempt of each row, or its row of ``fallback`` [B, n]."""
-    first = valid.to(torch.uint8).argmax(dim=1)
-    chosen = boxes[torch.arange(len(boxes)), first]
-    return torch.where(valid.any(dim=1, keepdim=True), chosen, fallback)
+    chosen = boxes[np.arange(len(boxes)), valid.argmax(axis=1)]
+    return np.where(valid.any(axis=1, keepdims=True), chosen, fallback)
 
 
-def _place(boxes: Tensor, sizes: Tensor, generator: Generator) -> Tensor:
-    """Return [B, 4]: a uniformly drawn corner before each height and width of ``boxes`` int64 [B, 2]."""
+def _place(boxes: Boxes, sizes: Boxes, generator: Generator) -> Boxes:
+    """Return [B, 4]: a uniformly drawn corner before each height and width of ``boxes`` [B, 2]."""
     room = sizes - boxes + 1
-    corner = (torch.rand(boxes.shape, dtype=torch.float64, generator=generator) * room).to(torch.int64)
-    return torch.cat([torch.minimum(corner, room - 1), boxes], dim=1)
+    drawn = torch.rand(boxes.shape, dtype=torch.float64, generator=generator).numpy()
+    corner = (drawn * room).astype(np.int64)
+    return np.concatenate([np.minimum(corner, room - 1), boxes], axis=1)
 
 
 def resized_crop(
@@ -103,18 +105,18 @@ def resized_crop(
     The area is uniform, the logarithm of width over height too (arXiv:1409.4842). After ten boxes that do not
     fit: the largest centred box of an allowed ratio.
     """
-    shape = (len(sizes), ATTEMPTS)
-    heights, widths = sizes[:, :1].double(), sizes[:, 1:].double()
-    area = heights * widths * uniform(*scale, shape, generator)
+    whole = sizes.numpy()
+    heights, widths = whole[:, :1].astype(np.float64), whole[:, 1:].astype(np.float64)
+    area = heights * widths * uniform(*scale, (len(whole), ATTEMPTS), generator).numpy()
     box_h, box_w = _sides(area, ratio, generator)
     valid = (box_w > 0) & (box_w <= widths) & (box_h > 0) & (box_h <= heights)
-    whole_w = torch.minimum(widths, (heights * ratio[1]).round_())
-    whole_h = torch.minimum(heights, (widths / ratio[0]).round_())
-    fallback = torch.cat([whole_h, whole_w], dim=1).to(torch.int64)
-    boxes = _first_valid(torch.stack([box_h, box_w], dim=2).to(torch.int64), valid, fallback)
-    placed = _place(boxes, sizes, generator)
-    centred = torch.cat([(sizes - fallback) // 2, fallback], dim=1)
-    return torch.where(valid.any(dim=1, keepdim=True), placed, centred)
+    whole_w = np.minimum(widths, (heights * ratio[1]).round())
+    whole_h = np.minimum(heights, (widths / ratio[0]).round())
+    fallback = np.concatenate([whole_h, whole_w], axis=1).astype(np.int64)
+    boxes = _first_valid(np.stack([box_h, box_w], axis=2).astype(np.int64), valid, fallback)
+    placed = _place(boxes, whole, generator)
+    centred = np.concatenate([(whole - fallback) // 2, fallback], axis=1)
+    return torch.from_numpy(np.where(valid.any(axis=1, keepdims=True), placed, centred))
 
 
 def padded_crop(batch: int, size: int, padding: int, generator: Generator) -> Tensor:
@@ -174,14 +176,14 @@ def colour(
 def erase(batch: int, size: int, probability: float, generator: Generator) -> Tensor:
     """Draw RandomErasing's boxes, int64 [B, 4]; zeros where nothing is erased."""
     shape = (batch, ATTEMPTS)
-    area = size * size * uniform(*ERASING_SCALE, shape, generator)
+    area = size * size * uniform(*ERASING_SCALE, shape, generator).numpy()
     height, width = _sides(area, ERASING_RATIO, generator)
     valid = (height < size) & (width < size)
-    boxes = torch.stack([height, width], dim=2).to(torch.int64)
-    chosen = _first_valid(boxes, valid, torch.zeros(batch, 2, dtype=torch.int64))
-    placed = _place(chosen, torch.full((batch, 2), size), generator)
-    wanted = flip(batch, probability, generator) & valid.any(dim=1)
-    return placed * wanted[:, None]
+    boxes = np.stack([height, width], axis=2).astype(np.int64)
+    chosen = _first_valid(boxes, valid, np.zeros((batch, 2), np.int64))
+    placed = _place(chosen, np.full((batch, 2), size), generator)
+    wanted = flip(batch, probability, generator).numpy() & valid.any(axis=1)
+    return torch.from_numpy(placed * wanted[:, None])
 
 
 def cutout(batch: int, size: int, side: int, generator: Generator) -> Tensor:

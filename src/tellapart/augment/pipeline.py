@@ -177,7 +177,7 @@ class Augment:
         size, order = self.contract.size, torch.contiguous_format
         if self.channels_last:
             order = torch.channels_last
-        shape = (len(images), images.shape[3], size, size)
+        shape = (len(images), self.contract.channels, size, size)
         result = torch.empty(shape, dtype=torch.float32, device=images.device, memory_format=order)
         threads.run(lambda rows: self._apply(images[rows], drawn[rows], result[rows]), slices(result))
         return result

@@ -1,14 +1,17 @@
-"""The contract's resizing, normalisation and views in numpy, for runtimes without torch.
+"""The contract's resizing, normalisation and views in numpy, which training and every runtime without torch use.
 
-The rules are those of `tellapart.preprocess`, against which this is tested: anti-aliased interpolation as
-``torch.nn.functional.interpolate`` defines it, each direction a matrix of weights. Knows nothing of networks but
-that they are callable.
+Resizing is anti-aliased interpolation: a scaled pixel is the average of source pixels weighted by a triangle
+(bilinear) or Keys' cubic (bicubic), as wide as the scale where the image gets smaller, as
+``torch.nn.functional.interpolate(antialias=True)`` and Pillow define it. Its weights are whole numbers of 2048ths, and
+sums are whole numbers that float32 holds. So any program on any machine gets the same bits, in whatever order it adds,
+and an exported graph can hold the same operation. Knows nothing of networks but that they are callable.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +21,11 @@ from tellapart.contract.preprocessing import Preprocessing
 from tellapart.contract.views import Views
 
 Floats = npt.NDArray[np.float32]
-_STRIP_PIXELS = 4_000_000  # pixels of which a float copy is made at once
+_PART_VALUES = 12_000_000  # values of which a float copy is made at once
+DENSE = 12  # a matrix with more than one value in so many that counts is faster as a whole
+ONE = 2048  # a weight of 1
+BETWEEN = 16  # parts of a level that are kept between the two directions
+REACH = {"bilinear": 1, "bicubic": 2}  # of the kernels, in pixels of the larger of both images
 
 
 def open_pixels(content: bytes | Pixels, contract: Preprocessing, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -47,16 +54,17 @@ def scaled_size(height: int, width: int, contract: Preprocessing) -> tuple[int, 
 
 
 def resize(image_HWC: Pixels, contract: Preprocessing) -> Pixels:
-    """Apply the resize policy: uint8 [H, W, C] -> [size, size, C]."""
+    """Apply the resize policy: uint8 [H, W, C] -> [size, size, C].
+
+    Where the policy's scaled height and width are the image's own, no pixel changes. ``crop`` gives exactly the
+    centre of the whole scaled image, its upper left corner at floor((scaled - size) / 2).
+    """
     size = contract.size
     height, width = scaled_size(image_HWC.shape[0], image_HWC.shape[1], contract)
-    rows, columns = min(size, height), min(size, width)
-    if contract.resize != "letterbox":
-        rows, columns = size, size
-    vertical = _weights(image_HWC.shape[0], height, contract.interpolation)
-    horizontal = _weights(image_HWC.shape[1], width, contract.interpolation)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    inner = _scale(image_HWC, vertical[top : top + rows], horizontal[left : left + columns])
+    rows, columns = (size, size) if contract.resize != "letterbox" else (height, width)
+    inner = scale(
+        image_HWC, (height, width), ((height - rows) // 2, (width - columns) // 2), (rows, columns), contract
+    )
     if (rows, columns) == (size, size):
         return inner
     canvas = np.full((size, size, image_HWC.shape[2]), contract.fill, np.uint8)
@@ -65,48 +73,92 @@ def resize(image_HWC: Pixels, contract: Preprocessing) -> Pixels:
     return canvas
 
 
-def _scale(image_HWC: Pixels, vertical: Floats, horizontal: Floats) -> Pixels:
-    """Return round(vertical @ image @ horizontal.T) for weights [rows, H] and [columns, W]: uint8."""
+def scale(
+    image_HWC: Pixels,
+    to: tuple[int, int],
+    corner: tuple[int, int],
+    part: tuple[int, int],
+    contract: Preprocessing,
+) -> Pixels:
+    """Return ``part`` (height, width) at ``corner`` (top, left) of the image scaled to ``to`` (height, width).
+
+    Down the columns first: sums of value * weight, whole numbers, divided to sixteenths of a level and rounded; then
+    along the rows in the same way, divided to levels, rounded (halves to even) and clipped. No number is above 2**24,
+    so float32 holds all of them and every order of adding gives the same.
+    """
     height, width, channels = image_HWC.shape
-    step = max(1, _STRIP_PIXELS // width)
-    strips = [
-        horizontal @ image_HWC[start : start + step].astype(np.float32) for start in range(0, height, step)
-    ]
-    lines = strips[0] if len(strips) == 1 else np.concatenate(strips)  # [H, columns, C]
-    scaled = vertical @ lines.reshape(height, -1)
-    pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-    result: Pixels = pixels.reshape(len(vertical), len(horizontal), channels)
-    return result
+    (top, left), (rows, columns) = corner, part
+    if to == (height, width):  # each pixel is its own average
+        return np.ascontiguousarray(image_HWC[top : top + rows, left : left + columns])
+    down = _Weights(height, to[0], top, rows, contract.interpolation)
+    across = _Weights(width, to[1], left, columns, contract.interpolation)
+    source = image_HWC[down.first : down.last, across.first : across.last]
+    lines = np.rint(down.applied(source.reshape(len(source), -1)) * np.float32(BETWEEN / ONE))
+    turned = np.ascontiguousarray(lines.reshape(rows, -1, channels).transpose(1, 0, 2))
+    scaled = across.applied(turned.reshape(len(turned), -1)) * np.float32(1 / (BETWEEN * ONE))
+    pixels = np.clip(np.rint(scaled, out=scaled), 0, 255, out=scaled).astype(np.uint8)
+    return np.ascontiguousarray(pixels.reshape(columns, rows, channels).transpose(1, 0, 2))
 
 
-@functools.lru_cache(maxsize=32)
-def _weights(length: int, scaled: int, mode: str) -> Floats:
-    """Return how much each source pixel counts for each scaled one: float32 [scaled, length], rows of sum 1."""
-    scale = np.float32(length) / np.float32(scaled)
-    stretch = max(scale, np.float32(1))
-    reach = np.float32(1 if mode == "bilinear" else 2) * stretch
-    centres = scale * (np.arange(scaled, dtype=np.float32) + np.float32(0.5))
-    first = np.maximum((centres - reach + np.float32(0.5)).astype(np.int64), 0)
-    last = np.minimum((centres + reach + np.float32(0.5)).astype(np.int64), length)
-    sources = np.arange(length)
-    distance = (sources[None].astype(np.float32) - centres[:, None] + np.float32(0.5)) / stretch
-    weights = (_triangle if mode == "bilinear" else _cubic)(np.abs(distance))
-    weights = np.where((sources >= first[:, None]) & (sources < last[:, None]), weights, np.float32(0))
-    result: Floats = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-    return result
+class _Weights:
+    """How much each source pixel counts for ``count`` scaled ones from ``start`` on: whole numbers of sum ONE.
+
+    Only source pixels from ``first`` to ``last`` count; `applied` takes those.
+    """
+
+    def __init__(self, length: int, scaled: int, start: int, count: int, mode: str) -> None:
+        self.places, self.weights = _weights(length, scaled, start, count, mode)
+        self.first, self.last = int(self.places.min()), int(self.places.max()) + 1
+
+    def applied(self, values: npt.NDArray[Any]) -> Floats:
+        """Return the weighted sums along the first axis: [last - first, N] -> float32 [count, N]."""
+        (count, taps), places = self.weights.shape, self.places - self.first
+        if taps * DENSE > len(values):
+            matrix = np.zeros((count, len(values)), np.float32)
+            np.add.at(matrix, (np.arange(count)[:, None], places), self.weights)
+            return np.concatenate([matrix @ part.astype(np.float32) for part in _parts(values)], axis=1)
+        sums = values[places[:, 0]] * self.weights[:, :1]
+        for tap in range(1, taps):
+            sums += values[places[:, tap]] * self.weights[:, tap : tap + 1]
+        return sums
 
 
-def _triangle(x: Floats) -> Floats:
-    result: Floats = np.maximum(np.float32(1) - x, np.float32(0))
-    return result
+def _parts(values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """Return the columns in parts, of which a float copy is small."""
+    step = max(1, _PART_VALUES // len(values))
+    return [values[:, start : start + step] for start in range(0, values.shape[1], step)]
 
 
-def _cubic(x: Floats) -> Floats:
+@functools.lru_cache(maxsize=64)
+def _weights(
+    length: int, scaled: int, start: int, count: int, mode: str
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Return source places, int64 [count, taps], and their weights, float32 [count, taps]; see `weigh`."""
+    reach, larger = REACH[mode], max(length, scaled)
+    targets = np.arange(start, start + count)[:, None]
+    taps = 2 * reach * larger // scaled + 2
+    first = ((2 * targets + 1) * length - 2 * reach * larger) // (2 * scaled)
+    places = first + np.arange(taps)
+    distance = np.abs((2 * places + 1) * scaled - (2 * targets + 1) * length) / (2.0 * larger)
+    shares = np.where((places >= 0) & (places < length), _KERNELS[mode](distance), 0.0)
+    # What lies between two whole numbers goes up, however the last bit of the sum came out.
+    weights = np.rint(shares * (ONE / shares.sum(1, keepdims=True)) + 1e-7)
+    weights[np.arange(count), shares.argmax(1)] += ONE - weights.sum(1)  # what rounding has left over
+    return np.clip(places, 0, length - 1), weights.astype(np.float32)
+
+
+def _triangle(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.maximum(1.0 - x, 0.0)
+
+
+def _cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Keys' kernel with a = -0.5, as anti-aliased interpolation uses it."""
-    a = np.float32(-0.5)
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x < 1, near, np.where(x < 2, far, np.float32(0))).astype(np.float32)
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+_KERNELS = {"bilinear": _triangle, "bicubic": _cubic}
 
 
 def normalise(images_NHWC: Pixels, contract: Preprocessing) -> Floats:

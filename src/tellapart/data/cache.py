@@ -64,6 +64,7 @@ class ImageStore:
     path: Path | None = None
     offsets: npt.NDArray[np.int64] | None = None
     mapped: mmap.mmap | None = None  # all bytes, where images differ in size and are not too many
+    unread: npt.NDArray[np.bool_] | None = None  # what of ``mapped`` may still lie on the disk only
     resident: torch.Tensor | None = None  # all bytes, on a GPU, where images differ in size
     lock: stores.Lock | None = field(default=None, repr=False)
     _file: list[int] = field(default_factory=list, repr=False)
@@ -96,8 +97,7 @@ class ImageStore:
         height, width = int(self.heights[row]), int(self.widths[row])
         size = height * width * self.channels
         if self.mapped is not None:
-            pixels = np.frombuffer(self.mapped, np.uint8, size, int(self.offsets[row]))
-            return pixels.reshape(height, width, self.channels)
+            return np.ndarray((height, width, self.channels), np.uint8, self.mapped, int(self.offsets[row]))
         pixels = np.empty(size, np.uint8)
         os.preadv(self._descriptor(), [pixels.data], int(self.offsets[row]))
         return pixels.reshape(height, width, self.channels)
@@ -109,12 +109,26 @@ class ImageStore:
             return self.images_NHWC.index_select(0, torch.from_numpy(rows).to(self.images_NHWC.device))
         if self.resident is not None:
             return self._resident_batch(rows)
+        if self.mapped is not None and self.offsets is not None:
+            places = (column[rows].tolist() for column in (self.heights, self.widths, self.offsets))
+            views = [
+                np.ndarray((height, width, self.channels), np.uint8, self.mapped, start)
+                for height, width, start in zip(*places, strict=True)
+            ]
+            return Ragged(views, self.channels)
         images = Ragged([self.image(row) for row in rows.tolist()], self.channels)
         return images.canvas() if self.alike else images
 
     def expect(self, rows: npt.NDArray[np.int64]) -> None:
-        """Let the system begin to read the images at ``rows`` from the disk, where they are mapped; do not wait."""
-        if self.mapped is None or self.offsets is None or not hasattr(mmap, "MADV_WILLNEED"):
+        """Let the system begin to read the images at ``rows`` from the disk, where they are mapped; do not wait.
+
+        Each image once: the question takes as long as copying it does.
+        """
+        if self.unread is None or self.mapped is None or self.offsets is None:
+            return
+        rows = rows[self.unread[rows]]
+        self.unread[rows] = False
+        if not len(rows) or not hasattr(mmap, "MADV_WILLNEED"):
             return
         sizes = self.heights[rows].astype(np.int64) * self.widths[rows] * self.channels
         for start, size in zip(self.offsets[rows].tolist(), sizes.tolist(), strict=True):
@@ -228,7 +242,7 @@ def open_or_build(
     store = open_store(target)
     if store is None:
         raise FileNotFoundError(2, "the store was removed while it was being opened", str(target))
-    return store
+    return dataclasses.replace(store, unread=None)  # just written: it lies in memory
 
 
 def open_store(target: Path) -> ImageStore | None:
@@ -394,7 +408,7 @@ def _open(folder: Path, held: stores.Lock | None) -> ImageStore:
     if not store.alike:
         with open(pixels, "rb") as stream:  # copy-on-write, here and below: torch wants writable memory
             mapped = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY)
-        return dataclasses.replace(store, mapped=mapped)
+        return dataclasses.replace(store, mapped=mapped, unread=np.ones(len(store), np.bool_))
     first = int(good.argmax())
     shape = (int(good.sum()), int(heights[first]), int(widths[first]), channels)
     places = None if good.all() else np.cumsum(good) - 1

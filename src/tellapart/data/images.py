@@ -71,7 +71,7 @@ def evaluation_images(
         if shape == probe.shape[:2] and (contract.resize != "crop" or contract.crop_fraction == 1):
             return _from_pixels(samples, contract.channels), []
     named = {name: value for name, value in contract.to_dict().items() if name not in ("mean", "std")}
-    policy = f"contract {named}"
+    policy = f"contract 2 {named}"
 
     def decoded(content: bytes | Pixels, box: npt.NDArray[np.float64] | None) -> Pixels:
         return load(content, contract, max_pixels=spec.max_pixels, box=box)
@@ -185,8 +185,9 @@ def _cannot_keep(folder: Path, error: Exception, spec: DataSpec) -> CacheError:
     )
 
 
-def _estimate(samples: Samples, decoded: cache.Decode, count: int = 8) -> int:
-    """Return how many bytes the decoded images will take about, from a few of them."""
+def _estimate(samples: Samples, decoded: cache.Decode) -> int:
+    """Return how many bytes the decoded images will take about, from a few of them (of a small set fewer)."""
+    count = min(max(2, len(samples) // 100), 8)
     rows = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int))
     images = [cache.decoded(samples, decoded, int(row))[0] for row in rows]
     sizes = [image.size for image in images if image is not None]

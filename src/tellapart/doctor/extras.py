@@ -17,6 +17,7 @@ from tellapart.doctor.report import Package
 PACKAGES = (
     ("timm", "timm", "models", "more models and pretrained weights"),
     ("torchvision", "torchvision", "models", "more models and pretrained weights"),
+    ("simplejpeg", "simplejpeg", "jpeg", "faster decoding of JPEG files"),
     ("tensorboard", "tensorboard", "tensorboard", "curves and pictures in the browser"),
     ("mlflow-skinny", "mlflow", "mlflow", "tracking of runs on a server"),
     ("onnx", "onnx", "onnx", "export to ONNX"),

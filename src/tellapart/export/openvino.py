@@ -1,8 +1,8 @@
 """OpenVINO IR: ``model.xml`` and ``model.bin``, with the preprocessing in the graph and the card in ``rt_info``.
 
-The network comes from `torch.export`. The resizing is built of OpenVINO's own operations, because its ONNX reader
-leaves out anti-aliasing without a word (2026.4), and its torch reader does not know ``sym_min`` and anti-aliased
-interpolation. OpenVINO's "pillow" modes are the same filter. The tensor ``pixels`` (uint8 [batch, size, size, C])
+The network comes from `torch.export`. The resizing is built of OpenVINO's own operations: its torch reader does not
+know ``sym_min`` and ``sym_max`` (2026.4), and its processor plugin computes float64 as float32, which has to be minded.
+The tensor ``pixels`` (uint8 [batch, size, size, C])
 lies between the two; a reader may cut the graph there. Knows nothing of how the file is run.
 """
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from tellapart import packages
 from tellapart.contract import Card, Preprocessing
+from tellapart.contract.resizing import BETWEEN, ONE
 from tellapart.errors import ExportError
 from tellapart.export import programs
 from tellapart.export.base import Options, Written
@@ -123,44 +124,96 @@ def _whole(openvino: Any, graph: GraphModel, contract: Preprocessing) -> Any:
 
 
 def resize(openvino: Any, images: Any, contract: Preprocessing) -> Any:
-    """Return `tellapart.preprocess.resize` as OpenVINO's operations: uint8 [B, H, W, C] -> [B, size, size, C]."""
-    op = openvino.opset13
+    """Return `contract.resizing.resize` as OpenVINO's operations: uint8 [B, H, W, C] -> [B, size, size, C]."""
+    op, size = openvino.opset13, contract.size
     planes = op.transpose(op.convert(images, np.float32), _ints(op, 0, 3, 1, 2))
     shape = op.shape_of(images, "i64")
-    sides = op.gather(shape, _ints(op, 1, 2), op.constant(np.int64(0)))  # H, W
+    sides = [op.gather(shape, _ints(op, axis), op.constant(np.int64(0))) for axis in (1, 2)]
     scaled = _scaled(op, sides, contract)
-    mode = f"{contract.interpolation}_pillow"
-    values = openvino.opset11.interpolate(
-        planes, scaled, mode=mode, shape_calculation_mode="sizes", cube_coeff=-0.5, axes=_ints(op, 2, 3)
+    down, across = (
+        _matrix(op, side, to, _start(op, to, contract), size, contract.interpolation)
+        for side, to in zip(sides, scaled, strict=True)
     )
-    values = op.clamp(op.round(values, "half_to_even"), 0.0, 255.0)
-    wanted = _ints(op, contract.size, contract.size)
-    if contract.resize == "crop":
-        start = op.divide(op.subtract(scaled, wanted), _ints(op, 2))
-        values = op.slice(values, start, op.add(start, wanted), _ints(op, 1, 1), _ints(op, 2, 3))
-    elif contract.resize == "letterbox":
-        border = op.subtract(wanted, scaled)
-        before = op.divide(border, _ints(op, 2))
-        after, none = op.subtract(border, before), _ints(op, 0, 0)
-        fill = op.constant(np.float32(contract.fill))
-        values = op.pad(values, op.concat([none, before], 0), op.concat([none, after], 0), "constant", fill)
+    lines = op.round(
+        op.multiply(op.matmul(down, planes, False, False), _float(op, BETWEEN / ONE)), "half_to_even"
+    )
+    sums = op.multiply(op.matmul(lines, across, False, True), _float(op, 1 / (BETWEEN * ONE)))
+    values = op.clamp(op.round(sums, "half_to_even"), 0.0, 255.0)
+    if contract.resize == "letterbox":
+        rows, columns = (op.reduce_sum(one, _ints(op, 1), True) for one in (down, across))
+        inside = op.greater(op.matmul(rows, columns, False, True), _float(op, 0))
+        values = op.select(inside, values, _float(op, contract.fill))
     pixels = op.convert(op.transpose(values, _ints(op, 0, 2, 3, 1)), np.uint8)
     pixels.set_friendly_name(PIXELS)
     return pixels
 
 
-def _scaled(op: Any, sides: Any, contract: Preprocessing) -> Any:
-    """Return the height and width that the policy scales to, as `preprocess.transform._scaled` does."""
+def _matrix(op: Any, length: Any, scaled: Any, start: Any, count: int, mode: str) -> Any:
+    """Return `preprocess.transform.matrix` as OpenVINO's operations: float32 [count, length].
+
+    OpenVINO's processor plugin computes float64 as float32, so a weight that lies within 1e-4 of the middle between
+    two whole numbers may be rounded to the other one. That moves hardly a pixel, and none by more than a level.
+    """
+    targets = op.add(op.constant(np.arange(count, dtype=np.int64)[:, None]), start)
+    one, zero = op.constant(np.int64(1)), op.constant(np.int64(0))
+    places = op.unsqueeze(op.range(zero, op.squeeze(length, _ints(op, 0)), one, "i64"), _ints(op, 0))
+    two, unit = _ints(op, 2), _ints(op, 1)
+    mine = op.multiply(op.add(op.multiply(two, places), unit), scaled)
+    theirs = op.multiply(op.add(op.multiply(two, targets), unit), length)
+    larger = op.convert(op.multiply(two, op.maximum(length, scaled)), np.float32)
+    distance = op.divide(op.convert(op.abs(op.subtract(mine, theirs)), np.float32), larger)
+    shares = _kernel(op, distance, mode)
+    each = op.divide(_float(op, ONE), op.reduce_sum(shares, unit, True))
+    weights = op.round(op.add(op.multiply(shares, each), _float(op, 2e-4)), "half_to_even")
+    left = op.subtract(_float(op, ONE), op.reduce_sum(weights, unit, True))
+    largest = op.equal(shares, op.reduce_max(shares, unit, True))
+    first = op.reduce_min(op.select(largest, places, _ints(op, 1 << 20)), unit, True)
+    weights = op.add(weights, op.select(op.equal(places, first), left, _float(op, 0)))
+    valid = op.logical_and(op.greater_equal(targets, _ints(op, 0)), op.less(targets, scaled))
+    return op.select(valid, weights, _float(op, 0))
+
+
+def _kernel(op: Any, x: Any, mode: str) -> Any:
+    """Return the triangle, or Keys' cubic with a = -0.5, at distances ``x``."""
+    if mode == "bilinear":
+        return op.maximum(op.subtract(_float(op, 1), x), _float(op, 0))
+
+    def polynomial(*factors: float) -> Any:
+        value = _float(op, factors[0])
+        for factor in factors[1:]:
+            value = op.add(op.multiply(value, x), _float(op, factor))
+        return value
+
+    far = op.select(op.less(x, _float(op, 2)), polynomial(-0.5, 2.5, -4.0, 2.0), _float(op, 0))
+    return op.select(op.less(x, _float(op, 1)), polynomial(1.5, -2.5, 0.0, 1.0), far)
+
+
+def _scaled(op: Any, sides: list[Any], contract: Preprocessing) -> list[Any]:
+    """Return the height and width that the policy scales to, as `contract.resizing.scaled_size` does: int64 [1]."""
     size = contract.size
     if contract.resize == "squash":
-        return _ints(op, size, size)
+        return [_ints(op, size), _ints(op, size)]
     if contract.resize == "crop":
-        edge = round(size / contract.crop_fraction)
-        short = op.reduce_min(sides, _ints(op, 0), True)
-        return op.divide(op.multiply(_ints(op, edge), sides), short)
-    long = op.reduce_max(sides, _ints(op, 0), True)
-    doubled = op.add(op.multiply(_ints(op, 2 * size), sides), long)
-    return op.maximum(op.divide(doubled, op.multiply(_ints(op, 2), long)), _ints(op, min(2, size)))
+        edge, short = _ints(op, round(size / contract.crop_fraction)), op.minimum(*sides)
+        return [op.divide(op.multiply(edge, side), short) for side in sides]
+    long = op.maximum(*sides)
+    doubled = [op.add(op.multiply(_ints(op, 2 * size), side), long) for side in sides]
+    rounded = [op.divide(one, op.multiply(_ints(op, 2), long)) for one in doubled]
+    return [op.maximum(one, _ints(op, min(2, size))) for one in rounded]
+
+
+def _start(op: Any, scaled: Any, contract: Preprocessing) -> Any:
+    """Return which scaled pixel is the input's first; below 0 where a border comes before the scaled image."""
+    size = _ints(op, contract.size)
+    if contract.resize == "squash":
+        return _ints(op, 0)
+    if contract.resize == "crop":
+        return op.divide(op.subtract(scaled, size), _ints(op, 2))
+    return op.subtract(_ints(op, 0), op.divide(op.subtract(size, scaled), _ints(op, 2)))
+
+
+def _float(op: Any, value: float) -> Any:
+    return op.constant(np.float32(value))
 
 
 def _ints(op: Any, *values: int) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tellapart.contract import Card, Preprocessing
@@ -18,6 +17,7 @@ from tellapart.errors import ExportError
 from tellapart.export import programs
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
+from tellapart.preprocess.transform import matrix, weigh
 from tellapart.runtime.torch_program import CARD, GRAPH
 
 LEGACY = "TorchScript is legacy: PyTorch no longer develops it. Prefer --to torch-export."
@@ -76,12 +76,16 @@ class _Resize(nn.Module):
         else:
             height = max((2 * size * height + long) // (2 * long), min(2, size))
             width = max((2 * size * width + long) // (2 * long), min(2, size))
-        scaled = F.interpolate(source, [height, width], mode=self.mode, align_corners=False, antialias=True)
-        scaled = scaled.round().clamp(0, 255)
-        top, left = (height - size) // 2, (width - size) // 2
+        top, left = 0, 0
         if self.policy == "crop":
-            scaled = scaled[:, :, top : top + size, left : left + size]
+            top, left = (height - size) // 2, (width - size) // 2
         elif self.policy == "letterbox":
-            top, left = (size - height) // 2, (size - width) // 2
-            scaled = F.pad(scaled, [left, size - width - left, top, size - height - top], value=self.fill)
+            top, left = -((size - height) // 2), -((size - width) // 2)
+        rows, columns = int(images.shape[1]), int(images.shape[2])
+        down = matrix(rows, height, max(rows, height), top, size, self.mode)
+        across = matrix(columns, width, max(columns, width), left, size, self.mode)
+        scaled = weigh(source, down, across)
+        if self.policy == "letterbox":
+            inside = down.sum(1).unsqueeze(1) * across.sum(1)
+            scaled = torch.where(inside > 0, scaled, self.fill)
         return scaled.permute(0, 2, 3, 1).to(torch.uint8)

@@ -16,6 +16,7 @@ from tellapart.contract.decoding import (
     to_channels,
 )
 from tellapart.contract.preprocessing import REDUCED_MARGIN, Preprocessing
+from tellapart.contract.resizing import resize
 from tellapart.contract.views import Views
 from tellapart.preprocess.ragged import Images, Ragged, as_tensor
 from tellapart.preprocess.transform import (
@@ -26,7 +27,6 @@ from tellapart.preprocess.transform import (
     load,
     normalise,
     normalise_,
-    resize,
     slices,
 )
 from tellapart.preprocess.views import averaged, with_others

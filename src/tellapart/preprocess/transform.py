@@ -1,8 +1,7 @@
 """From pixels to the network's input: the one code that applies the contract.
 
-How pixels become the input (`resize`): floating-point interpolation with anti-aliasing as
-``torch.nn.functional.interpolate(antialias=True, align_corners=False)`` defines it, rounded to the nearest
-integer (halves to even) and clipped to 0..255, so that a graph can hold the same operation (`as_module`).
+How pixels become the input (`resize`) is said and computed by `tellapart.contract.resizing`; here is the same operation
+as a module for graphs (`as_module`), which gives the same bits.
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ from torch import Tensor, nn
 
 from tellapart.contract.decoding import MAX_PIXELS, Pixels, crop_box
 from tellapart.contract.preprocessing import Preprocessing
-from tellapart.contract.resizing import open_pixels
+from tellapart.contract.resizing import open_pixels, resize
 
 _sym_min: Callable[[Any, Any], Any] = torch.sym_min  # as min and max, also of a graph's symbols
 _sym_max: Callable[[Any, Any], Any] = torch.sym_max
 
 CACHED_VALUES = 640_000  # floats on which several passes are made before the next part (4 images at 224)
-_STRIP_PIXELS = 4_000_000  # above this the float copy of the source is made strip by strip
 
 
 def _scaled(height: Any, width: Any, contract: Preprocessing) -> tuple[Any, Any]:
@@ -46,61 +44,9 @@ def _scaled(height: Any, width: Any, contract: Preprocessing) -> tuple[Any, Any]
     )
 
 
-def _interpolate(images_NCHW: Tensor, height: Any, width: Any, mode: str) -> Tensor:
-    """Scale [B, C, H, W] (uint8 or float) with anti-aliasing; float32, not rounded yet."""
-    scale = functools.partial(F.interpolate, mode=mode, antialias=True, align_corners=False)
-    return scale(images_NCHW.to(torch.float32), size=(height, width))
-
-
-def _scale(
-    image_HWC: Pixels, height: int, width: int, mode: str, box: tuple[int, int, int, int] | None
-) -> Pixels:
-    """Scale to [height, width], rounded; of that only ``box`` (top, left, height, width) where given."""
-    top, left, rows, columns = box or (0, 0, height, width)
-    source_height, source_width = image_HWC.shape[:2]
-    if (source_height, source_width) == (height, width):  # interpolation would be the identity
-        return np.ascontiguousarray(image_HWC[top : top + rows, left : left + columns])
-    source = torch.from_numpy(_writable(image_HWC)).permute(2, 0, 1)[None]
-    # Separable, along rows first: strips give the same bits and need no float copy of a large whole, and of the
-    # columns only the wanted ones go on. (torch's kernel treats a lone column in a way of its own, as `as_module`.)
-    strips = torch.split(source, max(1, _STRIP_PIXELS // source_width), dim=2)
-    if columns not in (1, width):
-        lines = [_interpolate(s, s.shape[2], width, mode)[..., left : left + columns] for s in strips]
-        joined = lines[0] if len(lines) == 1 else torch.cat(lines, dim=2)
-        flat = joined.permute(0, 2, 3, 1).reshape(1, 1, source_height, columns * image_HWC.shape[2])
-        scaled = _interpolate(flat, height, flat.shape[3], mode)[0, 0, top : top + rows]
-    else:
-        if len(strips) > 1:
-            source = torch.cat([_interpolate(s, s.shape[2], width, mode) for s in strips], dim=2)
-        scaled = _interpolate(source, height, width, mode)[0, :, top : top + rows, left : left + columns]
-        scaled = scaled.permute(1, 2, 0)
-    pixels = scaled.round_().clamp_(0, 255).to(torch.uint8)
-    return cast(Pixels, pixels.reshape(rows, columns, -1).contiguous().numpy())
-
-
 def _writable(pixels: Pixels) -> Pixels:
     """Return pixels that torch takes without a warning."""
     return pixels if pixels.flags.writeable and min(pixels.strides) > 0 else pixels.copy()
-
-
-def resize(image_HWC: Pixels, contract: Preprocessing) -> Pixels:
-    """Apply the resize policy: uint8 [H, W, C] -> [size, size, C].
-
-    Where the policy's scaled height and width are the image's own, no pixel changes. ``crop`` gives exactly
-    the centre of the whole scaled image, its upper left corner at floor((scaled - size) / 2).
-    """
-    size = contract.size
-    height, width = _scaled(image_HWC.shape[0], image_HWC.shape[1], contract)
-    if contract.resize != "letterbox":
-        box = ((height - size) // 2, (width - size) // 2, size, size)
-        return _scale(image_HWC, height, width, contract.interpolation, box)
-    inner = _scale(image_HWC, height, width, contract.interpolation, None)
-    if (height, width) == (size, size):
-        return inner
-    canvas = np.full((size, size, image_HWC.shape[2]), contract.fill, dtype=np.uint8)
-    top, left = (size - height) // 2, (size - width) // 2
-    canvas[top : top + height, left : left + width] = inner
-    return canvas
 
 
 def fit_short_side(image_HWC: Pixels, short_side: int) -> Pixels:
@@ -226,20 +172,52 @@ class PreprocessModule(nn.Module):
     def sized(self, images_NHWC: Tensor) -> Tensor:
         """Resize and round: uint8 [B, H, W, C] -> float32 [B, C, size, size] of whole numbers from 0 to 255."""
         contract, size = self.contract, self.contract.size
-        images = images_NHWC.permute(0, 3, 1, 2)
-        height, width = _scaled(images.shape[2], images.shape[3], contract)
-        scaled = _interpolate(images, height, width, contract.interpolation).round().clamp(0, 255)
-        if contract.resize == "crop":
-            centre = torch.arange(
-                size, device=scaled.device
-            )  # selected by index: `narrow` loses the size in a graph
-            scaled = scaled.index_select(2, centre + (height - size) // 2)
-            scaled = scaled.index_select(3, centre + (width - size) // 2)
-        elif contract.resize == "letterbox":
-            top, left = (size - height) // 2, (size - width) // 2
-            border = (left, size - width - left, top, size - height - top)
-            scaled = F.pad(scaled, border, value=float(contract.fill))
-        return scaled
+        height, width = images_NHWC.shape[1], images_NHWC.shape[2]
+        images = images_NHWC.permute(0, 3, 1, 2).to(torch.float32)
+        down, across = (
+            matrix(side, scaled, _sym_max(side, scaled), self._start(scaled), size, contract.interpolation)
+            for side, scaled in zip((height, width), _scaled(height, width, contract), strict=True)
+        )
+        values = weigh(images, down, across)
+        if contract.resize != "letterbox":
+            return values
+        inside = down.sum(1).unsqueeze(1) * across.sum(1)  # 0 on the border
+        return torch.where(inside > 0, values, float(contract.fill))
+
+    def _start(self, scaled: Any) -> Any:
+        """Return which scaled pixel is the input's first; below 0 where a border comes before the scaled image."""
+        size, policy = self.contract.size, self.contract.resize
+        if policy == "squash":
+            return 0
+        return (scaled - size) // 2 if policy == "crop" else -((size - scaled) // 2)
+
+
+def matrix(length: int, scaled: int, larger: int, start: int, count: int, mode: str) -> Tensor:
+    """Return `contract.resizing`'s weights of all source pixels for ``count`` scaled ones from ``start`` on.
+
+    Whole numbers, float32 [count, length]; 0 for places outside the ``scaled`` ones. ``larger``: the larger of both.
+    The sizes may be a graph's symbols. TorchScript can compile this function.
+    """
+    targets = torch.arange(count).unsqueeze(1) + start
+    places = torch.arange(length).unsqueeze(0)
+    distance = ((2 * places + 1) * scaled - (2 * targets + 1) * length).abs().to(torch.float64) / (2 * larger)
+    if mode == "bilinear":
+        shares = (1.0 - distance).clamp(min=0.0)
+    else:
+        near = (1.5 * distance - 2.5) * distance * distance + 1.0
+        far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
+        shares = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    weights = torch.round(shares * (2048.0 / shares.sum(1, keepdim=True)) + 1e-7)
+    left = 2048.0 - weights.sum(1, keepdim=True)  # by rounding
+    weights = weights + torch.where(places == shares.argmax(1, keepdim=True), left, 0.0)
+    valid = (targets >= 0) & (targets < scaled)
+    return torch.where(valid, weights, 0.0).to(torch.float32)
+
+
+def weigh(images_NCHW: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Return the weighted averages by `matrix`'s weights, rounded: float32 [B, C, H, W] -> [B, C, rows, columns]."""
+    lines = torch.round(torch.matmul(down, images_NCHW) * (16.0 / 2048.0))
+    return torch.round(torch.matmul(lines, across.t()) * (1.0 / 32768.0)).clamp(0.0, 255.0)
 
 
 def as_module(contract: Preprocessing) -> PreprocessModule:

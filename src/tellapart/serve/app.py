@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from tellapart import packages
 from tellapart.serve import page, schemas, v1, v2
@@ -63,8 +63,8 @@ def create(
         license_info={"name": "MIT", "identifier": "MIT"},
     )  # fmt: skip
     app.state.service = service
-    app.include_router(v1.router(service))
-    app.include_router(v2.router(service))
+    for routes in (v1.router(service), v2.router(service)):
+        app.include_router(routes)
     _add_operations(app, service)
     _add_errors(app, service)
     if options.api_key:
@@ -90,7 +90,9 @@ def _add_operations(app: FastAPI, service: Service) -> None:
             raise Refusal(503, "not_ready", "the service is starting or stopping", retry_after=1)
         return reply({"status": "ready"})
 
-    @app.get("/metrics", tags=["operation"], responses=schemas.refusals(401))
+    @app.get(
+        "/metrics", tags=["operation"], response_class=PlainTextResponse, responses=schemas.refusals(401)
+    )
     async def metrics() -> Response:
         """Give counts and times for Prometheus."""
         return Response(service.metrics.text(), media_type=None, headers={"content-type": CONTENT_TYPE})

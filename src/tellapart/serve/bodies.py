@@ -137,8 +137,11 @@ class _Form:
         disposition = Message()
         disposition["content-disposition"] = self._headers.get("content-disposition", "").replace("\n", " ")
         name = disposition.get_param("name", header="content-disposition")
+        is_file = disposition.get_filename() is not None
         content = self._data[0] if len(self._data) == 1 else b"".join(self._data)
-        if name in _FIELDS and disposition.get_filename() is None:
+        if not is_file and name not in _KEYS:
+            raise Refusal(400, "unknown_key", f"the form has a field that is not one of {', '.join(_KEYS)}")
+        if not is_file and name in _FIELDS:
             if name in self.asked.fields or len(content) > _FIELD_BYTES:
                 raise Refusal(400, "bad_form", f"the field {name} is there twice or too long")
             self.asked.fields[str(name)] = content.decode("utf-8", "replace")

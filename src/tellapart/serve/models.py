@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -147,6 +149,8 @@ class Repository:
             model.publish_mix()
             if old is not None:
                 old.retire()
+                del old
+                await asyncio.to_thread(_give_memory_back)
             return model
 
     def _open(self, path: Path) -> tuple[Backend, drift.ClassMix]:
@@ -194,6 +198,13 @@ class Repository:
             model.batcher.close()
         for model in self._models.values():
             await asyncio.to_thread(model.batcher.join, 10)
+
+
+def _give_memory_back() -> None:
+    """Free what an old model leaves: its graph in cycles of objects, its weights in the C library's hands."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def fingerprint(path: Path) -> Fingerprint:

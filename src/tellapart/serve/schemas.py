@@ -91,7 +91,7 @@ def images(many: bool) -> dict[str, Any]:
         in_json["images"] = _list(_BASE64)
         in_form["image"] = _list(_FILE)
     content = {
-        "multipart/form-data": {"schema": _object(False, **in_form)},
+        "multipart/form-data": {"schema": {**_object(False, **in_form), "additionalProperties": False}},
         "application/json": {"schema": {**_object(False, **in_json), "additionalProperties": False}},
         "application/octet-stream": {"schema": _FILE},
         **{f"image/{kind}": {"schema": _FILE} for kind in ("jpeg", "png", "webp", "gif", "bmp")},
@@ -112,6 +112,18 @@ INFERENCE = _object(False, id=_TEXT, parameters={"type": "object"}, outputs=_lis
 ))  # fmt: skip
 INFERENCE["required"] = ["inputs"]
 INFERRED = _object(model_name=_TEXT, model_version=_TEXT, outputs=_list(_TENSOR))
+
+
+def inferred() -> dict[int | str, dict[str, Any]]:
+    """Return the description of an inference's answer."""
+    result = answer("The outputs that were asked for.", INFERRED)
+    result[200]["content"]["application/octet-stream"] = {
+        "schema": {
+            **_FILE,
+            "description": "JSON and the tensors behind it, where they were asked for in binary.",
+        }
+    }
+    return result
 
 
 def tensors() -> dict[str, Any]:

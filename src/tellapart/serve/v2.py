@@ -38,6 +38,7 @@ _INLINE_JSON = 1 << 16
 def router(service: Service) -> APIRouter:
     """Return the routes of a service."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+    _add_inference(routes, service)  # first, because routes are tried in order
     _add_server(routes, service)
     _add_models(routes, service)
     _add_repository(routes, service)
@@ -96,14 +97,8 @@ def _add_models(routes: APIRouter, service: Service) -> None:
         with service.repository.lease(name, version) as found:
             return reply({"model_stats": [statistics(found)]})
 
-    @routes.post("/models/{name}/infer", responses=_INFERRED, openapi_extra=_REQUEST)
-    @routes.post("/models/{name}/versions/{version}/infer", responses=_INFERRED, openapi_extra=_REQUEST)
-    async def infer(request: Request) -> Response:
-        """Compute a model on image pixels (UINT8 [B, H, W, C]) or image files (BYTES [B])."""
-        return await _infer(service, request)
 
-
-_INFERRED = schemas.answer("The outputs that were asked for.", schemas.INFERRED) | schemas.refusals()
+_INFERRED = schemas.inferred() | schemas.refusals()
 _REQUEST = {
     **schemas.tensors(),
     "parameters": [
@@ -115,6 +110,14 @@ _REQUEST = {
         },
     ],
 }  # fmt: skip
+
+
+def _add_inference(routes: APIRouter, service: Service) -> None:
+    @routes.post("/models/{name}/infer", responses=_INFERRED, openapi_extra=_REQUEST)
+    @routes.post("/models/{name}/versions/{version}/infer", responses=_INFERRED, openapi_extra=_REQUEST)
+    async def infer(request: Request, name: str, version: str | None = None) -> Response:
+        """Compute a model on image pixels (UINT8 [B, H, W, C]) or image files (BYTES [B])."""
+        return await _infer(service, request, name, version)
 
 
 def _add_repository(routes: APIRouter, service: Service) -> None:
@@ -153,9 +156,8 @@ def _add_repository(routes: APIRouter, service: Service) -> None:
         raise Refusal(400, "not_supported", "models are chosen when the server is started")
 
 
-async def _infer(service: Service, request: Request) -> Response:
+async def _infer(service: Service, request: Request, name: str, version: str | None) -> Response:
     deadline = service.deadline(request)
-    name, version = request.path_params["name"], request.path_params.get("version")
     with service.repository.lease(name, version) as model:
         expected = model.batcher.expect()
         try:

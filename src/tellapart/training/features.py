@@ -33,7 +33,7 @@ from tellapart.devices import is_out_of_memory, release
 from tellapart.errors import CacheError, ModelError, TrainingError
 from tellapart.evaluation.infer import batch_that_pays
 from tellapart.models import frozen
-from tellapart.preprocess import Views, normalise
+from tellapart.preprocess import Views, as_tensor, normalise
 from tellapart.spec import AugmentSpec, Spec, to_dict
 from tellapart.training import setup
 from tellapart.training.distributed import Processes
@@ -125,7 +125,7 @@ class OnFeatures:
 
     def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Prepared:
         """See Objective."""
-        labels, features = batch.labels, batch.pixels
+        labels, features = batch.labels, as_tensor(batch.images)
         if self.views == 1:
             return Prepared(features[:, 0], labels, labels)
         drawn = torch.randint(self.views, (batch.count,), generator=generator)
