@@ -79,7 +79,7 @@ def quantise(
     target = place / f"model-int8{SUFFIX[name]}"
     work = _onnx if name == "onnx" else _openvino
     facts = work(subject, source, _drop(subject, first), target, batches, max_drop, say)
-    note = _note(SHORT[name], facts, max_drop)
+    note = _note(f"{label} {SHORT[name]}", facts, max_drop)
     return [
         Candidate(
             f"{label} {SHORT[name]}", "int8", target, f"fp32 {SHORT[name]}", "int8", note=note, facts=facts
@@ -209,7 +209,7 @@ def _of_transformer(
 
 def _note(name: str, facts: dict[str, Any], max_drop: float) -> str:
     kept = len(facts["float_layers"])
-    text = f"INT8 for {name}: {facts['drop']:+.2f} points of accuracy lost on validation"
+    text = f"{name}: {-facts['drop']:+.2f} points of accuracy on validation"
     text += f", {kept} of the layers left in float." if kept else "."
     if not facts["met"]:
         text += f" That is more than the {max_drop:g} allowed; --method qat trains with the rounding."
