@@ -28,7 +28,7 @@ def write_artifact(folder: Path, name: str = "fast-cnn") -> Path:
     torch.manual_seed(0)
     model = zoo.build(zoo.Architecture(name, 4, size=SIZE))
     model.train()(torch.randn(64, 3, SIZE, SIZE))  # statistics for the norms
-    contract = Preprocessing(SIZE, 3, "crop", "bilinear", 0.875, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    contract = Preprocessing(SIZE, 3, "crop", "bilinear", 0.875, (0.4, 0.5, 0.3), (0.2, 0.25, 0.3))
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / artifact.FILE_NAME
     card = Card(zoo.Architecture(name, 4, size=SIZE), ("a", "b", "c", "d"), contract)
