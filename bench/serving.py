@@ -311,7 +311,8 @@ def report(rows: dict[str, list[dict[str, float]]]) -> None:
             f"{cells[0]} | {cells[1]} | {tail} | {middle(name, 'server_cpu')} | {middle(name, 'client_cpu')} |"
         )
     print(
-        f"\ntellapart's batches: {middle('tellapart', 'batch')} images on average; p50, p99: at half of the load."
+        f"\ntellapart's batches: {middle('tellapart', 'batch')} images on average; its computing thread computed for "
+        f"{middle('tellapart', 'busy')} of the time. p50, p99: at half of the load."
     )
 
 

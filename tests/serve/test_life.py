@@ -279,3 +279,21 @@ def test_fake_answers_are_those_of_its_classes(tmp_path: Path) -> None:
     assert np.allclose([answer.sum() for answer in answers], 1)
     assert probabilities(np.zeros((1, 3), np.float32), backend.card).shape == (1, len(CLASSES))
     assert issubclass(ServeError, TellapartError)
+
+
+def test_a_failure_of_the_program_is_not_shown(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = start()
+
+    def broken(*words: object) -> None:
+        raise ZeroDivisionError("/secret/inside")
+
+    monkeypatch.setattr("tellapart.serve.v1.described", broken)
+    with service.client() as client:
+        answer = client.post("/v1/predict", files={"image": picture()})
+        assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+        assert "secret" not in answer.text
+        text = client.get("/metrics").text
+    assert 'tellapart_requests_total{route="/v1/predict",status="500"} 1.0' in text
+    assert service.service.intake.held == 0

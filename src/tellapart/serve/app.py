@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -25,7 +24,6 @@ from tellapart.serve.refusal import Refusal
 from tellapart.serve.service import Service
 from tellapart.serve.v1 import reply
 
-_log = logging.getLogger("tellapart.serve")
 _CODES = {404: "not_found", 405: "method"}
 
 
@@ -107,7 +105,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:
-    """Answer every error by JSON, with a reason that holds no path and no stack."""
+    """Answer errors by JSON, with a reason that holds no path and no stack; the guard does so for what is left."""
 
     def answer(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Response:
         service.metrics.refused(refusal.code)
@@ -133,15 +131,10 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     async def gone(request: Request, error: Any) -> Response:
         return Response(status_code=400)  # nobody is there to read it
 
-    async def failed(request: Request, error: Exception) -> Response:
-        _log.error("a request failed", exc_info=error)
-        return answer(Refusal(500, "internal", "the service failed on this request"))
-
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(Exception, failed)
 
 
 def _declare_key(app: FastAPI) -> None:

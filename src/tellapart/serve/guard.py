@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from tellapart.serve.refusal import Refusal
 from tellapart.serve.service import Service
 
 OPEN = frozenset({"/", "/docs", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+_log = logging.getLogger("tellapart.serve")
 _LINGER_SECONDS = 2.0
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -53,6 +55,11 @@ class Guard:
                 await self._app(scope, exchange.receive, exchange.send)
             else:
                 await exchange.refuse(refusal)
+        except Exception:
+            if exchange.status:  # the answer has begun: all that can be done is to close the connection
+                raise
+            _log.exception("a request failed")
+            await exchange.refuse(Refusal(500, "internal", "the service failed on this request"))
         finally:
             metrics.in_flight.dec()
             if exchange.status:
