@@ -120,7 +120,7 @@ def test_calibration_is_on_training_images_alone(run: Path) -> None:
 def _all(images: Any) -> Any:
     import numpy as np
 
-    return images.batch(np.arange(len(images))).images.numpy()
+    return images.batch(np.arange(len(images))).pixels.numpy()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def write_artifact(folder: Path, name: str = "fast-cnn") -> Path:
     torch.manual_seed(0)
     model = zoo.build(zoo.Architecture(name, 4, size=SIZE))
     model.train()(torch.randn(64, 3, SIZE, SIZE))  # statistics for the norms
-    contract = Preprocessing(SIZE, 3, "crop", "bilinear", 0.875, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    contract = Preprocessing(SIZE, 3, "crop", "bilinear", 0.875, (0.4, 0.5, 0.3), (0.2, 0.25, 0.3))
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / artifact.FILE_NAME
     card = Card(zoo.Architecture(name, 4, size=SIZE), ("a", "b", "c", "d"), contract)
@@ -114,6 +114,27 @@ def test_the_ranking_is_by_what_a_layer_does(quantizer: onnx_int8.Quantizer) -> 
     wanted = quantizer._probabilities(quantizer.network, pictures(32, 5))
     given = quantizer._probabilities(quantizer.quantised(only=[ranking[0][0]]), pictures(32, 5))
     assert values[0] == pytest.approx(float((wanted * np.log(wanted / given)).sum(1).mean()))
+
+
+def test_a_common_normalisation_is_by_single_numbers(exported: Path) -> None:
+    """The values stay the same bits; a normalisation by channel is left as it is."""
+    for uniform in (True, False):
+        _, network = split(onnx.load(exported))
+        for tensor in network.graph.initializer:
+            if uniform and tensor.name.startswith("classify.preprocess."):
+                values = np.full_like(onnx.numpy_helper.to_array(tensor), 0.37)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        before = network.SerializeToString()
+        outside = {node.name for node in network.graph.node if not onnx_int8._in_network(node)}
+        onnx_int8._use_scalars(onnx, network, outside)
+        sizes = [len(t.dims) for t in network.graph.initializer if t.name.startswith("classify.preprocess.")]
+        assert sizes == ([0, 0] if uniform else [3, 3])
+        pixels = pictures(8, 4)
+        old, new = (
+            onnx_int8.session(content, 1).run(["logits"], {"pixels": pixels})[0]
+            for content in (before, network.SerializeToString())
+        )
+        assert np.array_equal(old, new) or np.allclose(old, new, rtol=1e-6, atol=1e-6)
 
 
 def test_openvino_files_too(tmp_path: Path) -> None:

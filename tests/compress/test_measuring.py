@@ -39,7 +39,7 @@ class Images:
     def batch(self, rows: np.ndarray) -> SimpleNamespace:
         pixels = np.zeros((len(rows), 2, 2, 3), np.uint8)
         pixels[:, 0, 0, 0] = rows
-        return SimpleNamespace(images=SimpleNamespace(numpy=lambda: pixels))
+        return SimpleNamespace(pixels=SimpleNamespace(numpy=lambda: pixels))
 
 
 def test_every_figure_is_that_of_its_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,9 +135,9 @@ def test_labels_do_not_meet() -> None:
     points = page.picture(crowd).points
     boxes = []
     for point in points:
-        width = 6.3 * len(point.name)
+        width = (page._BOLD if point.best else page._CHARACTER) * len(point.name)
         left = point.label_x if point.anchor == "start" else point.label_x - width
-        boxes.append((left, point.label_y - 11.5, left + width, point.label_y + 3.5))
+        boxes.append((left, point.label_y - 12, left + width, point.label_y + 4))
         assert left >= page.LEFT
         assert left + width <= page.WIDTH
     overlaps = [page._overlap(a, b) for k, a in enumerate(boxes) for b in boxes[:k]]

@@ -37,6 +37,7 @@ class Quantizer:
         self.onnx, self.whole = onnx, onnx.load(file)
         self.resizing, network = split(self.whole)
         outside = {node.name for node in network.graph.node if not _in_network(node)}
+        _use_scalars(onnx, network, outside)
         with tempfile.TemporaryDirectory() as folder, _quiet():
             self.network = self._prepared(network, Path(folder))
             self.fixed = [n.name for n in self.network.graph.node if n.name in outside]
@@ -182,6 +183,29 @@ def _in_network(node: Any) -> bool:
     from tellapart.export.onnx_layers import scopes
 
     return _NETWORK_SCOPE in scopes(node)
+
+
+def _use_scalars(onnx: Any, network: Any, names: set[str]) -> None:
+    """Give the nodes ``names`` one number where they have the same one for each channel; the results are the same.
+
+    ONNX Runtime moves the order of the axes behind the normalisation of quantised networks, and then adds and
+    multiplies by channel along an axis of three: for EfficientNet-Lite0 at 288 pixels 9 of 34 ms, by scalars under 1.
+    """
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in network.graph.initializer}
+    for node in network.graph.node:
+        if node.name not in names or node.op_type not in ("Mul", "Add"):
+            continue
+        for place, name in enumerate(node.input):
+            values = held.get(name)
+            if values is not None and values.size > 1 and (values == values.flat[0]).all():
+                single = onnx.numpy_helper.from_array(np.array(values.flat[0]), f"{name}_of_all_channels")
+                if single.name not in held:
+                    network.graph.initializer.append(single)
+                    held[single.name] = values
+                node.input[place] = single.name
+    used = {name for node in network.graph.node for name in node.input}
+    for tensor in [tensor for tensor in network.graph.initializer if tensor.name not in used]:
+        network.graph.initializer.remove(tensor)
 
 
 def _write(onnx: Any, whole: Any, resizing: Any, network: Any, target: Path, precision: str) -> None:

@@ -18,7 +18,7 @@ from tellapart.evaluation.charts import Tick, cells_of, nice_ticks
 
 FILE_NAME = "compress.html"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 920, 440, 58, 24, 20, 46
-_CHARACTER, _LINE = 6.3, 15.0  # pixels of a label's letter and line
+_CHARACTER, _BOLD, _LINE = 7.2, 8.3, 16.0  # pixels of a label's letter, of a bold one, and of its line
 _SPLITS = {"test": "test", "val": "validation"}
 _FAMILIES = {
     "none": "model",
@@ -134,7 +134,7 @@ def picture(rows: Sequence[Row]) -> Picture:
     discs = [(x_at(row.p50[1]), y_at(row.accuracy), 4 + 9 * math.sqrt(row.bytes / largest)) for row in rows]
     points = []
     for row, (x, y, radius) in zip(rows, discs, strict=True):
-        width = _CHARACTER * cells_of(row.candidate.name)
+        width = (_BOLD if row in best else _CHARACTER) * cells_of(row.candidate.name)
         label_x, label_y, anchor = _free_place(x, y, radius, width, placed, discs)
         text = (
             f"{row.candidate.name}: {100 * row.accuracy:.2f} %, {row.p50[1]:.3g} ms, {row.bytes / 1e6:.3g} MB"
@@ -170,7 +170,7 @@ def _free_place(
         for anchor, left in (("start", x + gap), ("end", x - gap - width)):
             box = (left, y + lift - _LINE / 2, left + width, y + lift + _LINE / 2)
             meets = sum(_overlap(box, other) for other in placed)
-            meets += sum(_overlap(box, (a - r, b - r, a + r, b + r)) for a, b, r in discs)
+            meets += 2 * sum(_overlap(box, (a - r, b - r, a + r, b + r)) for a, b, r in discs)
             outside = max(LEFT + 4 - box[0], 0) + max(box[2] - WIDTH, 0) + max(TOP - box[1], 0)
             outside += max(box[3] - (HEIGHT - BOTTOM), 0)
             cost = meets + 40 * outside + abs(lift) / 10
