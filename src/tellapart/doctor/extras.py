@@ -24,7 +24,6 @@ PACKAGES = (
     ("onnxruntime", "onnxruntime", "onnx", "fast inference from ONNX files"),
     ("openvino", "openvino", "openvino", "fast inference on Intel and AMD processors"),
     ("nncf", "nncf", "compress", "quantisation for OpenVINO"),
-    ("torchao", "torchao", "compress", "quantisation-aware training"),
     ("torch-pruning", "torch_pruning", "compress", "pruning of channels"),
     ("fastapi", "fastapi", "serve", "an HTTP service"),
     ("optuna", "optuna", "", "search of hyper-parameters"),
