@@ -161,7 +161,7 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Cache:
-    """List what is kept on the disk (decoded images, features, what was measured here), or clear it."""
+    """List what is kept on the disk, or clear it: decoded images, features, what was measured here."""
 
     action: Positional[Literal["list", "clear"]]
     """What to do."""
@@ -221,7 +221,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Serve:
-    """Answer over HTTP: labels for images, also by the Open Inference Protocol, and a page to try it."""
+    """Answer over HTTP, with a page to try it: labels for images, also by the Open Inference Protocol."""
 
     path: Annotated[Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None
     """Run folder, artifact or exported file."""

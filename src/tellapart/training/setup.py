@@ -124,16 +124,18 @@ def build_model(prepared: Prepared) -> tuple[torch.nn.Module, zoo.Architecture, 
     return model, architecture, info
 
 
-def initial_images(prepared: Prepared, count: int = INITIAL_IMAGES) -> torch.Tensor:
+def initial_images(prepared: Prepared, count: int | None = None) -> torch.Tensor:
     """Return training images for a model that begins from some: float32 [n, C, size, size], normalised.
 
-    Which ones is a function of the seed, so that a resumed run and every process see the same.
+    At most ``count``; None: INITIAL_IMAGES. Which ones is a function of the seed, so that a resumed run and every process see the same.
     """
     images, contract = prepared.train, prepared.contract
     rng = np.random.Generator(
         np.random.Philox(key=np.array([prepared.spec.seed % 2**64, 2**64 - 1], np.uint64))
     )
-    rows = np.sort(rng.permutation(len(images))[:count]).astype(np.int64)
+    rows = np.sort(rng.permutation(len(images))[: INITIAL_IMAGES if count is None else count]).astype(
+        np.int64
+    )
     if prepared.augment.needs_large_source:  # not of the network's size yet
         pixels = [resize(images.store.image(int(images.rows[row])), contract) for row in rows]
         return normalise(torch.from_numpy(np.stack(pixels)), contract)
