@@ -127,7 +127,8 @@ def build_model(prepared: Prepared) -> tuple[torch.nn.Module, zoo.Architecture, 
 def initial_images(prepared: Prepared, count: int | None = None) -> torch.Tensor:
     """Return training images for a model that begins from some: float32 [n, C, size, size], normalised.
 
-    At most ``count``; None: INITIAL_IMAGES. Which ones is a function of the seed, so that a resumed run and every process see the same.
+    At most ``count``; None: INITIAL_IMAGES. Which ones is a function of the seed, so that a resumed run and every
+    process see the same.
     """
     images, contract = prepared.train, prepared.contract
     rng = np.random.Generator(
