@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tellapart import artifact, runtime
+from tellapart import artifact, packages, runtime
 from tellapart.contract import Card, Preprocessing
 from tellapart.models import zoo
 
@@ -161,6 +161,7 @@ def test_openvino_files_too(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_transformers_get_dynamic_and_weight_only(tmp_path: Path) -> None:
+    packages.prepare_torchvision()
     pytest.importorskip("timm")
     torch.manual_seed(0)
     architecture = zoo.Architecture("timm/vit_tiny_patch16_224", 4, size=32)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from tellapart import packages
 from tellapart.contract import Card
-from tellapart.runtime.openvino import PIXELS, cut
+from tellapart.runtime.openvino import PIXELS, cut, own_signal_stack
 
 _PURPOSE = "INT8 for OpenVINO"
 _WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
@@ -161,12 +161,12 @@ def _accuracy(model: Any, data: Any) -> tuple[float, list[float]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep in NNCF's messages and progress bars."""
+    """Keep in NNCF's messages and progress bars, and what it does to the signal stack."""
     logger = logging.getLogger("nncf")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with own_signal_stack(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -22,7 +22,7 @@ from tellapart.errors import ExportError
 from tellapart.export import programs
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
-from tellapart.runtime.openvino import cut
+from tellapart.runtime.openvino import compiled, cut
 
 PURPOSE = "Export to OpenVINO"
 IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
@@ -58,8 +58,8 @@ def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
         if not ports:
             return {}
         model.add_outputs([f"{name}:0" for name in ports])
-        compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        answer = compiled([pixels])
+        network = compiled(openvino, model, {"INFERENCE_PRECISION_HINT": "f32"})
+        answer = network([pixels])
         return {name: np.asarray(answer[f"{name}:0"], np.float32) for name in ports}
 
     return programs.first_difference(expected, look_up, precision)  # type: ignore[arg-type]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tellapart.runtime.plain import PlainNetwork
 
 PURPOSE = "An OpenVINO model"
 PIXELS, PROBABILITIES, LOGITS = "pixels", "probabilities", "logits"
+_DISABLED = 2  # SS_DISABLE of signal.h
 
 
 class OpenVinoBackend:
@@ -29,8 +33,8 @@ class OpenVinoBackend:
         self._openvino, self._model, self._settings = openvino, model.clone(), settings(threads)
         first, second = cut(openvino, model, card)
         # A caller has threads of its own for its images; one image is too little for several.
-        self._prepare = openvino.Core().compile_model(first, "CPU", settings(1))
-        self._logits = openvino.Core().compile_model(second, "CPU", self._settings)
+        self._prepare = compiled(openvino, first, settings(1))
+        self._logits = compiled(openvino, second, self._settings)
         self._whole: Any = None
 
     def prepare(self, content: bytes | Pixels) -> Pixels:
@@ -51,7 +55,7 @@ class OpenVinoBackend:
     def whole(self, images_NHWC: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Run the file as anyone would who has nothing of ours: uint8 [B, H, W, C] -> (probabilities, logits)."""
         if self._whole is None:
-            self._whole = self._openvino.Core().compile_model(self._model, "CPU", self._settings)
+            self._whole = compiled(self._openvino, self._model, self._settings)
         answer = self._whole.create_infer_request().infer([images_NHWC], share_outputs=False)
         return answer[PROBABILITIES], answer[LOGITS]
 
@@ -63,12 +67,41 @@ class PlainOpenVinoBackend(PlainNetwork):
 
     def __init__(self, openvino: Any, model: Any, card: Card, threads: int) -> None:
         super().__init__(card)
-        self._network = openvino.Core().compile_model(model, "CPU", settings(threads))
+        self._network = compiled(openvino, model, settings(threads))
 
     def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return float32 [B, K] for normalised float32 [B, C, size, size]."""
         answer = self._network.create_infer_request().infer([images_NCHW], share_outputs=False)
         return np.asarray(answer[0], np.float32)
+
+
+class _Stack(ctypes.Structure):
+    """The C library's ``stack_t``."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextlib.contextmanager
+def own_signal_stack() -> Iterator[None]:
+    """Give the thread its signal stack back, which OpenVINO's compiler takes away.
+
+    It puts its own in place and frees it with the compiled model, after which the first Ctrl-C or SIGTERM ends the
+    program by a segmentation fault (seen with 2026.4; handlers of Python's run on that stack). Linux only.
+    """
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    before = _Stack()
+    known = hasattr(libc, "sigaltstack") and libc.sigaltstack(None, ctypes.byref(before)) == 0  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        if known and libc is not None and libc.sigaltstack(ctypes.byref(before), None):
+            libc.sigaltstack(ctypes.byref(_Stack(flags=_DISABLED)), None)  # the old one is too small by now
+
+
+def compiled(openvino: Any, model: Any, wanted: dict[str, Any]) -> Any:
+    """Return a model compiled for this processor, with the settings ``wanted``."""
+    with own_signal_stack():
+        return openvino.Core().compile_model(model, "CPU", wanted)
 
 
 def settings(threads: int) -> dict[str, Any]:
