@@ -205,16 +205,17 @@ def test_openvino_computes_what_the_contract_says_for_odd_sizes() -> None:
     openvino = pytest.importorskip("openvino")
     from tellapart.export.openvino import resize
     from tellapart.preprocess import load
+    from tellapart.runtime.openvino import compiled
 
     generator = np.random.default_rng(0)
     for policy, interpolation, fraction in (("crop", "bicubic", 0.9), ("letterbox", "bilinear", 1.0)):
         contract = Preprocessing(20, 3, policy, interpolation, fraction, (0.5,) * 3, (0.2,) * 3)  # type: ignore[arg-type]
         images = openvino.opset13.parameter([-1, -1, -1, 3], np.uint8)
         graph = openvino.Model([resize(openvino, images, contract)], [images])
-        compiled = openvino.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        network = compiled(openvino, graph, {"INFERENCE_PRECISION_HINT": "f32"})
         for height, width in ((1, 1), (20, 20), (3, 400), (400, 3), (19, 21), (333, 501)):
             image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            found, expected = compiled([image[None]])[0][0], load(image, contract)
+            found, expected = network([image[None]])[0][0], load(image, contract)
             np.testing.assert_array_equal(found, expected, err_msg=f"{policy} {height}x{width}")
 
 

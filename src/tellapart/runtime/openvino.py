@@ -98,6 +98,13 @@ def own_signal_stack() -> Iterator[None]:
             libc.sigaltstack(ctypes.byref(_Stack(flags=_DISABLED)), None)  # the old one is too small by now
 
 
+def drop_signal_stack() -> None:
+    """Let handlers of signals run on the thread's ordinary stack, whatever a library put in its place."""
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    if libc is not None and hasattr(libc, "sigaltstack"):
+        libc.sigaltstack(ctypes.byref(_Stack(flags=_DISABLED)), None)
+
+
 def compiled(openvino: Any, model: Any, wanted: dict[str, Any]) -> Any:
     """Return a model compiled for this processor, with the settings ``wanted``."""
     with own_signal_stack():

@@ -7,6 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from tellapart.runtime.openvino import drop_signal_stack
+
 
 class Interrupt:
     """While entered, SIGINT and SIGTERM set ``asked`` instead of ending the program; a second one ends it."""
@@ -17,6 +19,7 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
+            drop_signal_stack()  # else Ctrl-C may crash where the same process used OpenVINO before
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         return self
