@@ -46,15 +46,17 @@ def _attributes(node: Any) -> dict[str, Any]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _tensorrt_resize(node: Any, constants: frozenset[str]) -> str:
-    attributes = _attributes(node)
-    if attributes.get("antialias"):
-        return "anti-aliasing is not supported"
-    return (
-        ""
-        if attributes.get("mode", b"nearest") in (b"nearest", b"linear")
-        else "only nearest and linear are supported"
-    )
+def _resize(reason: str) -> Callable[[Any, frozenset[str]], str]:
+    """Return a check of Resize for compilers that have it without anti-aliasing, for which they give ``reason``."""
+
+    def check(node: Any, constants: frozenset[str]) -> str:
+        attributes = _attributes(node)
+        if attributes.get("antialias"):
+            return reason
+        simple = attributes.get("mode", b"nearest") in (b"nearest", b"linear")
+        return "" if simple else "only nearest and linear are supported"
+
+    return check
 
 
 def _one_output(node: Any, constants: frozenset[str]) -> str:
@@ -95,7 +97,7 @@ TENSORRT = Accepted(
         "ReduceMax": _fixed_input(1, "axes"),
         "ReduceMean": _fixed_input(1, "axes"),
         "ReduceSum": _fixed_input(1, "axes"),
-        "Resize": _tensorrt_resize,
+        "Resize": _resize("anti-aliasing is not supported"),
         "Slice": _fixed_input(3, "axes"),
         "Squeeze": _fixed_input(1, "axes"),
         "Unsqueeze": _fixed_input(1, "axes"),
@@ -110,17 +112,6 @@ def _atlas_conv(node: Any, constants: frozenset[str]) -> str:
         if any(not low <= value <= high for value in attributes.get(name, [])):
             return f"{name} is {list(attributes[name])}; each must be from {low} to {high}"
     return ""
-
-
-def _atlas_resize(node: Any, constants: frozenset[str]) -> str:
-    attributes = _attributes(node)
-    if attributes.get("antialias"):
-        return "anti-aliasing is not in its specification"
-    return (
-        ""
-        if attributes.get("mode", b"nearest") in (b"nearest", b"linear")
-        else "only nearest and linear are supported"
-    )
 
 
 ATLAS = Accepted(
@@ -145,7 +136,7 @@ ATLAS = Accepted(
         SoftmaxCrossEntropyLoss Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh TfIdfVectorizer
         ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where Xor"""
     ),
-    restrictions={"Conv": _atlas_conv, "Resize": _atlas_resize},
+    restrictions={"Conv": _atlas_conv, "Resize": _resize("anti-aliasing is not in its specification")},
 )
 
 

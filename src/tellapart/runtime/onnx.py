@@ -18,7 +18,7 @@ from tellapart import packages
 from tellapart.contract import BadImage, Card, Pixels
 from tellapart.contract.resizing import normalise, open_pixels
 from tellapart.errors import ArtifactError
-from tellapart.runtime.plain import PlainNetwork
+from tellapart.runtime.plain import PlainNetwork, SizedOutside
 
 IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
 _PURPOSE = "An ONNX model"
@@ -82,7 +82,7 @@ class PlainOnnxBackend(PlainNetwork):
         return np.asarray(result, np.float32)
 
 
-class ReadyOnnxBackend(PlainNetwork):
+class ReadyOnnxBackend(SizedOutside):
     """A file for a vendor's compiler: all but the resizing, or all but resizing and normalisation, in one graph."""
 
     def __init__(self, name: str, model: Any, card: Card, threads: int) -> None:
@@ -92,10 +92,6 @@ class ReadyOnnxBackend(PlainNetwork):
         self._input = str(entry.name)
         self._batch = int(entry.type.tensor_type.shape.dim[0].dim_value)  # 0: any
         self._session = session(model.SerializeToString(), threads)
-
-    def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Not used: `logits` calls the graph, which holds the views."""
-        raise NotImplementedError
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
         """Return float32 [B, K] for uint8 [B, size, size, C]; a file of fixed batch is called for each part."""

@@ -11,20 +11,24 @@ from tellapart.contract import Card, Pixels
 from tellapart.contract.resizing import averaged, normalise, open_pixels, resize
 
 
-class PlainNetwork(abc.ABC):
-    """A backend whose file holds only ``network``."""
+class SizedOutside:
+    """What backends share whose file does not hold the resizing."""
 
     def __init__(self, card: Card) -> None:
         self.card = card
-
-    @abc.abstractmethod
-    def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the bare network's logits, float32 [B, K], for normalised float32 [B, C, size, size]."""
 
     def prepare(self, content: bytes | Pixels) -> Pixels:
         """Decode and size an image by the contract. Raises BadImage."""
         contract = self.card.preprocessing
         return resize(open_pixels(content, contract), contract)
+
+
+class PlainNetwork(SizedOutside, abc.ABC):
+    """A backend whose file holds only ``network``."""
+
+    @abc.abstractmethod
+    def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the bare network's logits, float32 [B, K], for normalised float32 [B, C, size, size]."""
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
         """Return float32 [B, K] for uint8 [B, size, size, C]."""
