@@ -103,7 +103,6 @@ def cifar10_fast() -> Spec:
         training=TrainingSpec(
             epochs=8,
             batch_size=2000,
-            accumulate=4,
             optimizer="muon-sgd",
             lr=0.24,
             bias_lr=106.0,
@@ -139,7 +138,6 @@ def cifar10_best() -> Spec:
             "epochs": 40,
             "start_size": 0,
             "batch_size": 1000,
-            "accumulate": 2,
             "optimizer": "sgd",
             "lr": 1.15,
             "bias_lr": 73.0,

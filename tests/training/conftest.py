@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tellapart.data.samples import Samples
+from tellapart.devices import choose_device
 from tellapart.models import zoo
 from tellapart.spec import Spec, update
 from tellapart.training import setup
@@ -134,14 +135,17 @@ def build(tmp_path: Path) -> Callable[..., Bench]:
     """Return a function: samples and changes of the spec -> Bench. ``model`` takes the built network's place."""
     made: list[Path] = []
 
-    def make(samples: Samples, /, model: torch.nn.Module | None = None, **changes: Any) -> Bench:
+    def make(
+        samples: Samples, /, model: torch.nn.Module | None = None, device: str = "cpu", **changes: Any
+    ) -> Bench:
         own = {"input.size": samples.pixels.shape[1], "data.cache_dir": str(tmp_path / "cache")}
+        own["training.device"] = device
         spec = update(Spec(), {**BASE, **own, **changes})
         prepared = setup.prepare(spec, samples, lambda count: None)
         built, _, _ = setup.build_model(prepared)
         network = built if model is None else model
         start = copy.deepcopy(network)
-        processes = Processes(0, 1, torch.device("cpu"))
+        processes = Processes(0, 1, choose_device(device))
         plan = setup.plan(prepared, network, processes)
         recorder = Recorder()
         made.append(tmp_path / f"run{len(made)}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tellapart import packages
 from tellapart.contract import Card
@@ -144,7 +145,7 @@ def test_nothing_is_left_to_choose_and_choosing_again_changes_nothing(case: str)
     seen, train, changes, _ = TABLE[case]
     samples = _samples(train)
     once, _ = resolve.resolve(update(Spec(), changes), samples, seen)
-    once = resolve.settle(once)
+    once = resolve.settle(once, torch.device("cpu"))
     flat = flatten(once)
     left = [
         name

@@ -71,8 +71,8 @@ class _Shell(torch.nn.Module):
 class Graphed(torch.nn.Module):
     """``model`` whose forward and backward pass over a whole batch are replayed as CUDA graphs.
 
-    Recorded at the first whole batch of ``batch_size`` images; other sizes (an epoch's last batch) and evaluation
-    are computed as usual. Only for steps in one part: a replay writes the gradients to the same memory, so a
+    Recorded at the first whole batch of ``batch_size`` images of each size; other batches (an epoch's last) and
+    evaluation are computed as usual. Only for steps in one part: a replay writes the gradients to the same memory, so a
     second part in the same step would overwrite what the first one left. Where recording fails, everything is
     computed as usual.
     """
@@ -80,21 +80,19 @@ class Graphed(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, batch_size: int, warn: Warn) -> None:
         super().__init__()
         self.model, self._batch_size, self._warn = model, batch_size, warn
-        self._replay: Callable[[torch.Tensor], Any] | None = None
-        self._like: tuple[Any, ...] = ()
+        self._replays: dict[tuple[Any, ...], Callable[[torch.Tensor], Any]] = {}  # by shape, type and strides
         self._failed = False
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the model's logits."""
         whole = len(images) == self._batch_size and self.model.training and torch.is_grad_enabled()
-        if whole and self._replay is None and not self._failed:
-            self._record(images)
         like = (images.shape, images.dtype, images.stride())
-        call = self._replay if whole and self._replay is not None and like == self._like else self.model
-        logits: torch.Tensor = call(images)
+        if whole and like not in self._replays and not self._failed:
+            self._record(images, like)
+        logits: torch.Tensor = (self._replays.get(like, self.model) if whole else self.model)(images)
         return logits
 
-    def _record(self, images: torch.Tensor) -> None:
+    def _record(self, images: torch.Tensor, like: tuple[Any, ...]) -> None:
         """Record the graphs; the passes that this takes leave nothing behind in the model's buffers."""
         buffers = list(self.model.buffers())
         kept = [buffer.clone() for buffer in buffers]
@@ -102,11 +100,8 @@ class Graphed(torch.nn.Module):
         try:
             # A cast weight in autocast's cache would be outside of the graph.
             with torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False):
-                shell = _Shell(self.model)
-                self._replay = torch.cuda.make_graphed_callables(
-                    shell, (torch.empty_like(images).copy_(images),)
-                )
-            self._like = (images.shape, images.dtype, images.stride())
+                example = torch.empty_like(images).copy_(images)
+                self._replays[like] = torch.cuda.make_graphed_callables(_Shell(self.model), (example,))
         except RuntimeError as error:
             self._failed = True
             first = str(error).strip().partition("\n")[0]

@@ -7,12 +7,14 @@ bit on the CPU. Knows nothing of files other than checkpoints, of image sources,
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,10 +32,23 @@ from tellapart.training.profile import Profile
 from tellapart.training.progress import Progress, State, content, take_up
 from tellapart.training.reporting import Reporter
 from tellapart.training.step import Outcome, Plan, Stepper, Way
-from tellapart.training.tally import Tally
+from tellapart.training.tally import Reading, Tally
 
-_SAVE_PART = 10.0  # an epoch on features gets a checkpoint so many times after what writing the last one took
+_SAVE_PART = (
+    10.0  # an epoch's end gets a checkpoint when so many times what writing the last one took is over
+)
 _AGREE_EVERY = 20  # steps between the moments when several processes agree to stop or to save
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A reading that the device may still be about to answer, and what else is told of its step."""
+
+    reading: Reading
+    step: int
+    rate: float
+    lr: float
+    logged: bool
 
 
 class Trainer:
@@ -55,6 +70,8 @@ class Trainer:
         self.stepper = Stepper(plan, processes, report.warn)
         self.log_every = self.spec.run.log_every or max(1, plan.steps_per_epoch // 10)
         self.tally = Tally(self.device, self.progress.sums, self.progress.window)
+        self._asked: collections.deque[_Asked] = collections.deque()
+        self.on_save: Callable[[], None] = lambda: None  # called after each checkpoint, by the first process
 
     def run(self) -> Progress:
         """Train until the last epoch, early stopping, or an interruption. Raises TrainingError."""
@@ -106,18 +123,16 @@ class Trainer:
             seen += batch.count
             now = time.perf_counter()
             progress.seconds = before + now - started
-            rate = seen / max(now - started, 1e-9)
             if now - shown > 0.1 or logging:
                 shown = now
-                self._show(rate)
-            if logging:
-                self._log(outcome.norm, factor, rate)
+                self._ask(outcome.norm, seen / max(now - started, 1e-9), factor, logging)
+            self._tell()
             going = self._go_on(interrupt, index + 1 == steps)
             if self.profile:
                 self.profile.stepped()
             if not going:
                 return False
-        self._check_finite()
+        self._tell(wait=True)
         progress.sums, progress.window = self.tally.read()
         return True
 
@@ -165,7 +180,7 @@ class Trainer:
         save = self.processes.any(minutes >= self.spec.run.checkpoint_minutes)
         stop = self.processes.any(interrupt.asked)
         if stop or (save and not last):
-            self._check_finite()
+            self._tell(wait=True)
             self._check_weights()
             self.save()
         return not stop
@@ -322,24 +337,27 @@ class Trainer:
         groups = [group for group in self.plan.optimizer.param_groups if not group.get("early_steps")]
         return max(float(group["lr"] / group["lr_scale"]) for group in groups)
 
-    def _show(self, rate: float) -> None:
-        if self.processes.first:
-            loss_sum, right, seen = self.tally.read()[0]
-            seen = max(seen, 1)
-            epoch = self.progress.epoch
-            place = self.progress.step - epoch * self.plan.steps_per_epoch
-            self.report.step(epoch, place, loss_sum / seen, right / seen, rate)
+    def _ask(self, norm: torch.Tensor | None, rate: float, factor: float, logged: bool) -> None:
+        """Begin to read where the epoch stands; `_tell` goes on when the device has answered."""
+        reading, step = self.tally.ask(norm), self.progress.step
+        if logged:
+            self.tally.clear_window()
+        self._asked.append(_Asked(reading, step, rate, self.training.lr * factor, logged))
 
-    def _log(self, norm: float, factor: float, rate: float) -> None:
-        values = reporting.window_values(self.tally.read()[1], self.training.lr * factor, rate, norm)
-        self._check_finite()
-        self.tally.clear_window()
-        if self.processes.first:
-            self.report.log(self.progress.step, values)
-
-    def _check_finite(self) -> None:
-        if not math.isfinite(self.tally.read()[0][0]):
-            self._not_finite()
+    def _tell(self, wait: bool = False) -> None:
+        """Tell what has been read, in the order of asking; ``wait``: also what the device still has to answer."""
+        while self._asked and (wait or self._asked[0].reading.ready):
+            asked = self._asked.popleft()
+            epoch_sums, window, norm = asked.reading.read()
+            if not math.isfinite(epoch_sums[0]):
+                self._not_finite()
+            if not self.processes.first:
+                continue
+            epoch, seen = self.progress.epoch, max(epoch_sums[2], 1)
+            place = asked.step - epoch * self.plan.steps_per_epoch
+            self.report.step(epoch, place, epoch_sums[0] / seen, epoch_sums[1] / seen, asked.rate)
+            if asked.logged:
+                self.report.log(asked.step, reporting.window_values(window, asked.lr, asked.rate, norm))
 
     def _check_weights(self) -> None:
         """Stop before weights that the last step ruined are kept or saved."""
@@ -355,9 +373,7 @@ class Trainer:
     # Checkpoints
 
     def _worth_saving(self) -> bool:
-        """Return whether this epoch gets a checkpoint: not each on features, where they take milliseconds."""
-        if self.on_features is None:
-            return True
+        """Return whether this epoch gets a checkpoint: not each where they take no longer than writing one."""
         return time.monotonic() - self._saved_at >= _SAVE_PART * self._save_seconds
 
     def save(self) -> None:
@@ -370,6 +386,7 @@ class Trainer:
         self.progress.micro = self.stepper.micro
         if self.processes.first:
             checkpoint.save(self.folder, self.progress.step, content(plan, self.progress, self.best))
+            self.on_save()
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - began
         self._saved_step = self.progress.step

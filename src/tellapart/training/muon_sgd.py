@@ -24,15 +24,16 @@ def orthogonalise(matrices: Tensor, rounds: int = ROUNDS, dtype: torch.dtype = t
     computed in ``dtype`` over the shorter side. A matrix of zeros stays one.
     """
     a, b, c = COEFFICIENTS
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x = matrices.flatten(0, -3) if matrices.ndim > 2 else matrices.unsqueeze(0)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
     norm = torch.linalg.matrix_norm(x.float(), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     x = (x / norm).to(dtype)
     for _ in range(rounds):
-        square = x @ x.mT
-        x = a * x + (b * square + c * (square @ square)) @ x
+        square = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     result: Tensor = x.mT if tall else x
-    return result.to(matrices.dtype)
+    return result.to(matrices.dtype).reshape(matrices.shape)
 
 
 class MuonSgd(torch.optim.Optimizer):
@@ -83,16 +84,23 @@ class MuonSgd(torch.optim.Optimizer):
         torch._foreach_add_(parameters, directions, alpha=-lr)
 
     def _muon(self, parameters: list[Tensor], directions: list[Tensor], lr: float) -> None:
-        norms = torch._foreach_norm(parameters)
-        factors = [
-            math.sqrt(len(p)) / norm.clamp(min=1e-12) for p, norm in zip(parameters, norms, strict=True)
-        ]
+        factors = list(torch._foreach_norm(parameters))
+        torch._foreach_clamp_min_(factors, 1e-12)
+        torch._foreach_reciprocal_(factors)
+        torch._foreach_mul_(factors, [math.sqrt(len(p)) for p in parameters])
         torch._foreach_mul_(parameters, factors)
-        for parameter, direction in zip(parameters, directions, strict=True):
-            # Which column is which does not matter, so the rows are taken as they lie in memory.
-            last = (
-                parameter.is_contiguous(memory_format=torch.channels_last) if parameter.ndim == 4 else False
-            )
-            rows = direction.permute(0, 2, 3, 1) if last else direction
-            update = orthogonalise(rows.flatten(1), dtype=self.dtype).view(rows.shape)
-            parameter.add_(update.permute(0, 3, 1, 2) if last else update, alpha=-lr)
+        # Matrices of one shape go through the iteration together. Which column is which does not matter to it, so
+        # the rows are taken as they lie in memory.
+        places = [_as_it_lies(p, p).shape for p in parameters]
+        for shape in dict.fromkeys(places):
+            alike = [place for place, other in enumerate(places) if other == shape]
+            rows = [_as_it_lies(parameters[place], directions[place]).flatten(1) for place in alike]
+            updates = orthogonalise(torch.stack(rows), dtype=self.dtype)
+            targets = [_as_it_lies(parameters[place], parameters[place]) for place in alike]
+            torch._foreach_add_(targets, [u.view(shape) for u in updates], alpha=-lr)
+
+
+def _as_it_lies(parameter: Tensor, values: Tensor) -> Tensor:
+    """Return ``values`` of a parameter's shape as a view whose last dimensions are the parameter's innermost ones."""
+    last = parameter.ndim == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+    return values.permute(0, 2, 3, 1) if last else values

@@ -79,12 +79,12 @@ def choose(
     """
     spec = prepared.spec
     if not _is_open(spec) or not spec.speed.probe or not _is_long(prepared, model, processes.device):
-        return _with(prepared, resolve.settle(spec))
+        return _with(prepared, resolve.settle(spec, processes.device))
     changes: dict[str, Any] = {}
     if processes.first:
         changes = _measured(prepared, model, processes, say)
     changes = processes.from_first(changes)
-    return _with(prepared, resolve.settle(update(spec, changes)))
+    return _with(prepared, resolve.settle(update(spec, changes), processes.device))
 
 
 def _with(prepared: setup.Prepared, spec: Spec) -> setup.Prepared:

@@ -115,8 +115,8 @@ class Profile:
             (stepper, "_backward", "backward"),
             (stepper, "_update", "optimizer"),
             (trainer, "_count", "logging"),
-            (trainer, "_show", "logging"),
-            (trainer, "_log", "logging"),
+            (trainer, "_ask", "logging"),
+            (trainer, "_tell", "logging"),
             (trainer, "save", "checkpoint"),
         ]
         if hasattr(trainer.plan.objective, "loss"):

@@ -145,7 +145,7 @@ def initial_images(prepared: Prepared, count: int | None = None) -> torch.Tensor
 
 def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Plan:
     """Return what the loop runs; what is still open for speed (see ``probe``) is as without a probe."""
-    spec = resolve.settle(prepared.spec)
+    spec = resolve.settle(prepared.spec, processes.device)
     training, device = spec.training, processes.device
     plain = device.type == "cpu" and flops(prepared, model) * training.batch_size < PLAIN_KERNELS_FLOPS
     has_convolutions = any(isinstance(module, torch.nn.Conv2d) for module in model.modules())

@@ -82,14 +82,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A step's sums over this process's images, two scalars on the device, and the gradient's norm or NaN.
+    """A step's sums over this process's images, two scalars on the device, and the gradient's norm, one too, or None.
 
     losses: each image's, float32 [B] on the device.
     """
 
     loss: torch.Tensor
     right: torch.Tensor
-    norm: float
+    norm: torch.Tensor | None
     losses: torch.Tensor
 
 
@@ -210,17 +210,17 @@ class Stepper:
             for norm in norms:
                 norm.train()
 
-    def _update(self, measure: bool) -> float:
-        """Step the optimizer; return the gradient's norm where ``measure`` asks for it, else NaN."""
-        plan, clip, norm = self.plan, self.training.clip_norm, math.nan
+    def _update(self, measure: bool) -> torch.Tensor | None:
+        """Step the optimizer; return the gradient's norm, a scalar on the device, where ``measure`` asks for it."""
+        plan, clip = self.plan, self.training.clip_norm
+        norm: torch.Tensor | None = None
         if plan.scaler and (clip or measure):
             plan.scaler.unscale_(plan.optimizer)
         if clip:
-            total = torch.nn.utils.clip_grad_norm_(self._parameters, clip)
-            norm = float(total) if measure else math.nan  # reading it waits for the device
+            norm = torch.nn.utils.clip_grad_norm_(self._parameters, clip)
         elif measure:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
+            norm = torch.nn.utils.get_total_norm(gradients)
         if plan.scaler:
             plan.scaler.step(plan.optimizer)
             plan.scaler.update()
@@ -228,7 +228,7 @@ class Stepper:
             plan.optimizer.step()
         if plan.ema:
             plan.ema.update(plan.model)
-        return norm
+        return norm if measure else None
 
     def _halve(self, error: str) -> None:
         """Halve the micro-batch; raise TrainingError where that cannot help."""

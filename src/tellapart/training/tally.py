@@ -1,23 +1,48 @@
 """Running sums of an epoch and of the time since the last logged line: loss, right answers, images.
 
-On the CPU they are plain numbers; on other devices they stay there until somebody asks, so that no step waits for
-the device. Knows nothing of what is done with them.
+On the CPU they are plain numbers; on other devices they stay there until somebody asks, and on CUDA an answer is on its
+way while the steps go on, so that no step waits for the device. Knows nothing of what is done with them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 Sums = list[float]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Sums as they were at a step, float64 [7]: three of the epoch, three of the window, and the gradient's norm.
+
+    ``done`` tells when they have arrived; None: they have.
+    """
+
+    values: torch.Tensor
+    done: torch.cuda.Event | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether `read` does not have to wait."""
+        return self.done is None or bool(self.done.query())
+
+    def read(self) -> tuple[Sums, Sums, float]:
+        """Return the sums of the epoch and of the window, and the gradient's norm, NaN where there is none."""
+        if self.done is not None:
+            self.done.synchronize()
+        values = self.values.tolist()
+        return values[:3], values[3:6], values[6]
+
+
 class Tally:
     """Sums of (loss, right answers, images): ``epoch`` and ``window``, which ``read`` gives as float lists."""
 
     def __init__(self, device: torch.device, epoch: Sequence[float], window: Sequence[float]) -> None:
+        self._device = device
         self._on_cpu = device.type == "cpu"
         self._lists = [list(epoch), list(window)]
         if not self._on_cpu:
@@ -35,6 +60,20 @@ class Tally:
             for place, value in enumerate(values):
                 sums[place] += value
         return math.isfinite(values[0])
+
+    def ask(self, norm: torch.Tensor | None) -> Reading:
+        """Begin to read the sums as they are now, and a gradient's norm, a scalar on the device or None."""
+        if self._on_cpu:
+            measured = math.nan if norm is None else float(norm)
+            return Reading(torch.tensor([*self._lists[0], *self._lists[1], measured], dtype=torch.float64))
+        last = (
+            self._tensor.new_full((1,), math.nan) if norm is None else norm.detach().to(self._tensor).view(1)
+        )
+        values = torch.cat([self._tensor.flatten(), last])
+        if self._device.type != "cuda":
+            return Reading(values.cpu())
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+        return Reading(host, torch.cuda.current_stream(self._device).record_event())
 
     def read(self) -> tuple[Sums, Sums]:
         """Return the sums of the epoch and of the window (waits for the device)."""

@@ -169,7 +169,7 @@ def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple
         views=resolve.views(prepared.spec.input),
     )
     if features.expected(prepared.spec):  # little is left to make faster
-        prepared = dataclasses.replace(prepared, spec=resolve.settle(prepared.spec))
+        prepared = dataclasses.replace(prepared, spec=resolve.settle(prepared.spec, procs.device))
     else:
         prepared = probe.choose(prepared, model, procs, console.message)
     plan = setup.plan(prepared, model, procs)
@@ -192,7 +192,7 @@ def _run(
     reporter = RunReporter(console, tracker, spec.run.log_every, plan.steps_per_epoch)
     looking = Profile(folder / "profile", console.message) if profile else None
     trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter, looking)
-    reporter.keep = lambda: artifact.save(folder / artifact.FILE_NAME, trainer.weights(), card)
+    trainer.on_save = _keeper(trainer, folder / artifact.FILE_NAME, card)
     if content is not None:
         trainer.restore(content)
         if trainer.progress.finished:
@@ -213,6 +213,20 @@ def _run(
         return _finish(folder, prepared, card, progress, console, tracker, procs.device, known)
     finally:
         tracker.close()
+
+
+def _keeper(trainer: loop.Trainer, path: Path, card: Card) -> Callable[[], None]:
+    """Return what writes the best weights so far as the artifact, where they have changed since it last did."""
+    kept = -1
+
+    def keep() -> None:
+        nonlocal kept
+        best = trainer.progress.best_epoch
+        if trainer.best is not None and best != kept:
+            artifact.save(path, trainer.best, card)
+            kept = best
+
+    return keep
 
 
 def _finish(

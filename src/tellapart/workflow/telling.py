@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tellapart import packages
 from tellapart.spec import Spec, flatten
@@ -20,14 +19,13 @@ PLAIN_PAUSE = 5.0  # seconds between lines where there is no terminal
 
 
 class RunReporter:
-    """Tells the console and the trackers what the loop reports, and keeps the artifact up to date."""
+    """Tells the console and the trackers what the loop reports."""
 
     def __init__(self, console: Console, tracker: Tracker, log_every: int, steps: int) -> None:
         self.console, self.tracker = console, tracker
         self.every = log_every or max(1, steps // 10)
         self.pause = 0.0 if log_every else PLAIN_PAUSE  # where nobody asked for lines at every N steps
         self.shown = time.monotonic()
-        self.keep: Any = None
 
     def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
         """Let the console begin."""
@@ -53,11 +51,9 @@ class RunReporter:
         self.tracker.log(step, values)
 
     def epoch_done(self, epoch: int, values: Mapping[str, float], best: bool) -> None:
-        """Show an epoch's figures; keep its weights where they are the best so far."""
+        """Show an epoch's figures."""
         shown = {name.replace("epoch-", ""): value for name, value in values.items()}
         self.console.epoch_done(epoch, shown, best and "val/loss" in values)
-        if best:
-            self.keep()
 
 
 def trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool, console: Console) -> Tracker:
