@@ -98,6 +98,18 @@ def plain_kernels(wanted: bool, threads: int = 1) -> Iterator[None]:
             torch.set_num_threads(before_threads)
 
 
+@contextlib.contextmanager
+def kernel_search(wanted: bool) -> Iterator[None]:
+    """While entered, let cuDNN try its kernels for each new size of a convolution, where ``wanted``."""
+    before = torch.backends.cudnn.benchmark
+    if wanted:
+        torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def seed_device(device: torch.device, seed: int) -> None:
     """Seed the generators that dropout and the like draw from on ``device``."""
     torch.default_generator.manual_seed(seed)
@@ -105,6 +117,13 @@ def seed_device(device: torch.device, seed: int) -> None:
         torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
+
+
+def put(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return ``values`` on ``device``; to CUDA through pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

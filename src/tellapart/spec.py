@@ -299,8 +299,10 @@ class SpeedSpec(Section, prefix="speed."):
     """Keep images and convolutions in channels-last order."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: where a run is so long that it was measured to pay."""
-    cuda_graphs: bool = False
-    """CUDA: record the network's kernels once and replay them; for small networks and batches."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """CUDA: record a step's kernels once and replay them; auto: where a step is small and there are many."""
+    kernel_search: Literal["auto", "on", "off"] = "auto"
+    """CUDA: let cuDNN try its kernels at the first batch of each size; auto: in runs of at least 2,000 steps."""
     fused: bool = True
     """One kernel for an optimizer's whole step, where torch has it."""
     probe: bool = True

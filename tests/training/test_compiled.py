@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from tellapart.training import compiled
-from tellapart.training.compiled import Compiled, Graphed, can_compile
+from tellapart.spec import Spec, update
+from tellapart.training import compiled, setup
+from tellapart.training.compiled import Compiled, Graphs, can_compile
+from tellapart.training.distributed import Processes
 
 CPU = torch.device("cpu")
 
@@ -97,49 +102,98 @@ def test_a_compiled_run_is_the_eager_one_but_for_rounding(build: Any, pictures: 
 # ------------------------------------------------------------------------------------ CUDA graphs
 
 
-def test_graphs_are_for_one_part_on_cuda(build: Any, pictures: Any) -> None:
-    bench = build(pictures(), **{"speed.cuda_graphs": True})
-    assert not bench.trainer._can_graph()
-    bench.trainer.device = torch.device("cuda")
-    assert bench.trainer._can_graph()
-    bench = build(pictures(), **{"speed.cuda_graphs": True, "training.accumulate": 2})
-    bench.trainer.device = torch.device("cuda")
-    assert not bench.trainer._can_graph()
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, True),
+        ({"speed.cuda_graphs": "off"}, False),
+        ({"training.epochs": 1}, False),  # too few steps
+        ({"training.epochs": 1, "speed.cuda_graphs": "on"}, True),
+        ({"training.accumulate": 2, "speed.cuda_graphs": "on"}, False),
+        ({"training.precision": "fp16", "speed.cuda_graphs": "on"}, False),
+        ({"distill.teacher": "runs/teacher"}, False),
+    ],
+)
+def test_graphs_are_for_many_small_steps_in_one_part(changes: dict[str, Any], wanted: bool) -> None:
+    spec = update(Spec(), {"training.epochs": 50, "training.accumulate": 1, **changes})
+    cuda = Processes(0, 1, torch.device("cuda"))
+    assert setup._replays(spec, cuda, 10**9, 10) is wanted
+    assert not setup._replays(spec, Processes(0, 1, torch.device("cpu")), 10**9, 10)
+    assert not setup._replays(spec, Processes(0, 2, torch.device("cuda")), 10**9, 10)
+    big = setup._replays(spec, cuda, 10**13, 10)
+    assert big is (wanted and spec.speed.cuda_graphs == "on")
 
 
-def test_only_whole_batches_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What records is replaced: this is about which batches it is used for, and what recording leaves behind."""
-    replayed: list[int] = []
+class _Recorder:
+    """Stands for CUDA's graphs: what is called while recording is called again at each replay."""
 
-    def record(shell: Any, sample: Any) -> Any:
-        for _ in range(3):
-            shell(*sample)  # as recording warms up
-        return lambda images: replayed.append(len(images)) or shell.model(images)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool = False) -> None:
+        self.replays, self._work = 0, None
+        cuda = compiled.torch.cuda
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        monkeypatch.setattr(cuda, "Stream", lambda: stream)
+        monkeypatch.setattr(cuda, "current_stream", lambda: stream)
+        monkeypatch.setattr(cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(cuda, "CUDAGraph", lambda: SimpleNamespace(replay=self._replay))
+        monkeypatch.setattr(cuda, "graph", self._graph)
+        self._fails = fails
 
-    monkeypatch.setattr(compiled.torch.cuda, "make_graphed_callables", record)
+    @contextlib.contextmanager
+    def _graph(self, graph: Any) -> Iterator[None]:
+        if self._fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        yield
+
+    def _replay(self) -> None:
+        self.replays += 1
+
+
+def test_a_recording_is_made_for_each_shape_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorder = _Recorder(monkeypatch)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Flatten())
-    plain = copy.deepcopy(model)
-    network = Graphed(model, 4, lambda text: None)
+    before = copy.deepcopy(model.state_dict())
+    calls: list[int] = []
+
+    def work(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        calls.append(len(images))
+        loss = model(images).square().mean()
+        loss.backward()
+        return (loss,)
+
+    graphs = Graphs(model, lambda text: None)
     for count in (4, 4, 3, 4):
-        x = torch.randn(count, 3, 5, 5)
-        assert torch.equal(network(x), plain(x))
-    assert replayed == [4, 4, 4]
-    model.eval(), plain.eval()
-    assert torch.equal(network(x), plain(x))
-    assert len(replayed) == 3
-    for name, tensor in plain.state_dict().items():
+        for parameter in model.parameters():
+            parameter.grad = None
+        (loss,) = graphs.run(work, torch.randn(count, 3, 5, 5))
+        assert loss.shape == ()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+    assert len(graphs) == 2
+    assert recorder.replays == 4
+    assert calls == [4] * 4 + [3] * 4  # three passes to warm up and the recorded one
+    model.eval()
+    for name, tensor in before.items():
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
-def test_where_recording_fails_the_network_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(shell: Any, sample: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(compiled.torch.cuda, "make_graphed_callables", broken)
+def test_where_recording_fails_steps_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = _Recorder(monkeypatch, fails=True)
     model = torch.nn.Linear(3, 2)
     warnings: list[str] = []
-    network = Graphed(model, 4, warnings.append)
+    graphs = Graphs(model, warnings.append)
+
+    def work(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        loss = model(x).sum()
+        loss.backward()
+        return (loss.detach(),)
+
     x = torch.randn(4, 3)
-    assert torch.equal(network(x), model(x))
-    assert torch.equal(network(x), model(x))
+    for _ in range(2):
+        model.weight.grad = None
+        (loss,) = graphs.run(work, x)
+        assert torch.equal(loss, model(x).sum())
+        torch.testing.assert_close(model.weight.grad, x.sum(0).expand(2, 3))
+    assert recorder.replays == 0
     assert len(warnings) == 1
+    assert "not permitted" in warnings[0]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tellapart.devices import put
+
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
@@ -23,14 +25,14 @@ def grey(images: Tensor) -> Tensor:
 def blend(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
     """Turn images into images * factor + others * (1 - factor), clipped; ``factors`` is float [B]."""
     shape = (-1, 1, 1, 1)
-    weight = factors.float().to(images.device).view(shape)
-    rest = (1 - factors).float().to(images.device).view(shape)
+    weight = put(factors.float(), images.device).view(shape)
+    rest = put((1 - factors).float(), images.device).view(shape)
     return images.mul_(weight).add_(others * rest).clamp_(0, 255)
 
 
 def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
     """Multiply; 0 is black."""
-    weight = factors.float().to(images.device).view(-1, 1, 1, 1)
+    weight = put(factors.float(), images.device).view(-1, 1, 1, 1)
     return images.mul_(weight).clamp_(0, 255)
 
 
@@ -63,8 +65,8 @@ def adjust_hue(images: Tensor, shifts: Tensor) -> Tensor:
         (green - blue) / safe,
         torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
-    hue = hue + 6 * shifts.float().to(images.device).view(-1, 1, 1)
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    hue = hue + 6 * put(shifts.float(), images.device).view(-1, 1, 1)
+    offsets = (5 - 2 * torch.arange(3.0, device=images.device)).view(1, 3, 1, 1)
     sector = (hue.unsqueeze(1) + offsets).remainder_(6)
     part = torch.minimum(sector, 4 - sector).clamp_(0, 1)
     return value.unsqueeze(1) - chroma.unsqueeze(1) * part

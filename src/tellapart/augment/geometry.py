@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tellapart.devices import put
 from tellapart.preprocess import Images, Ragged, as_tensor
 
 LARGE = 1 << 15  # values of an image from which on images are better handled one by one
@@ -55,15 +56,15 @@ def padded_crop(images: Tensor, boxes: Tensor, padding: int, mode: Literal["zero
         (batch, 2 * padding + 1, 2 * padding + 1, size, size * channels),
         (width * row, row, channels, row, 1),
     )
-    corner = boxes[:, :2].to(images.device)
+    corner = put(boxes[:, :2], images.device)
     index = torch.arange(batch, device=images.device)
     return windows[index, corner[:, 0], corner[:, 1]].view(batch, size, size, channels)
 
 
-def put(images: Tensor, rows: Tensor, changed: Tensor) -> None:
+def replace(images: Tensor, rows: Tensor, changed: Tensor) -> None:
     """Replace the images at ``rows`` (int64 on the CPU) by ``changed``, in place."""
     if images.device.type != "cpu":
-        images.index_copy_(0, rows.to(images.device), changed)
+        images.index_copy_(0, put(rows, images.device), changed)
         return
     for row, image in zip(rows.tolist(), changed, strict=True):  # whole images: index_copy_ goes by elements
         images[row].copy_(image)
@@ -82,16 +83,16 @@ def flip(images: Tensor, flags: Tensor, dim: int, own: bool = False) -> Tensor:
         for row in rows.tolist():
             images[row] = images[row].flip(dim - 1)
         return images
-    turned = images.index_select(0, rows.to(images.device)).flip(dim)
+    turned = images.index_select(0, put(rows, images.device)).flip(dim)
     images = images if own else images.clone()
-    put(images, rows, turned)
+    replace(images, rows, turned)
     return images
 
 
 def resized_crop(images: Images, boxes: Tensor, size: int) -> Tensor:
     """Cut each box and scale it with anti-aliasing: uint8 [B, H, W, C] -> uint8 [B, size, size, C]."""
     if images.device.type != "cpu":
-        return resized_crop_by_matrices(as_tensor(images), boxes.to(images.device), size)
+        return resized_crop_by_matrices(as_tensor(images), put(boxes, images.device), size)
     channels = images.channels if isinstance(images, Ragged) else images.shape[3]
     result = torch.empty(len(images), size, size, channels, dtype=torch.uint8)
     sources = images if isinstance(images, Ragged) else images.numpy()
@@ -129,12 +130,16 @@ def _filter(length: int, start: Tensor, extent: Tensor, size: int) -> Tensor:
 
 def resized_crop_by_matrices(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """`resized_crop` of the whole batch at once, for devices where many small kernels are slow."""
-    top, left, height, width = boxes.unbind(1)
-    rows = _filter(images.shape[1], top, height, size)
-    columns = _filter(images.shape[2], left, width, size)
-    scaled = torch.einsum("boh,bhwc->bowc", rows, images.float())
-    scaled = torch.einsum("bpw,bowc->bopc", columns, scaled)
-    return scaled.round_().clamp_(0, 255).to(torch.uint8)
+    # Half precision on a GPU: whole numbers up to 255 are exact in it, weights and sums are off by less than a tenth
+    # of a level, and half of the bytes are moved.
+    kind = torch.float16 if images.device.type == "cuda" else torch.float32
+    batch, height, width, channels = images.shape
+    rows = _filter(height, boxes[:, 0], boxes[:, 2], size).to(kind)
+    columns = _filter(width, boxes[:, 1], boxes[:, 3], size).to(kind)
+    scaled = torch.bmm(rows, images.view(batch, height, width * channels).to(kind))
+    across = scaled.view(batch, size, width, channels).transpose(1, 2).reshape(batch, width, size * channels)
+    scaled = torch.bmm(columns, across).view(batch, size, size, channels).transpose(1, 2)
+    return scaled.contiguous().round_().clamp_(0, 255).to(torch.uint8)
 
 
 def inverse_affine(
@@ -171,7 +176,7 @@ def warp(
 ) -> Tensor:
     """Resample float32 [B, C, S, S] by the maps of `inverse_affine`."""
     size = images_NCHW.shape[-1]
-    maps = (matrices / (size / 2)).float().to(images_NCHW.device)[..., None, None]
+    maps = put((matrices / (size / 2)).float(), images_NCHW.device)[..., None, None]
     place = torch.arange(size, device=images_NCHW.device, dtype=torch.float32) - (size - 1) / 2
     along_x = maps[:, :, 0] * place[None, None, None, :] + maps[:, :, 2]
     grid = along_x + maps[:, :, 1] * place[None, None, :, None]

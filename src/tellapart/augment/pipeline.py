@@ -13,6 +13,7 @@ from tellapart.augment import colour, geometry, params, policies, threads
 from tellapart.augment import mix as mixing
 from tellapart.augment.mix import Mix
 from tellapart.augment.params import Params
+from tellapart.devices import put
 from tellapart.preprocess import Images, Preprocessing, as_tensor, normalise, normalise_, slices
 from tellapart.spec import AugmentSpec
 
@@ -243,7 +244,7 @@ class Augment:
                     image[:, top : top + height, left : left + width] = 0.0
             return
         place = torch.arange(images_NCHW.shape[-1], device=images_NCHW.device)
-        top, left, height, width = drawn.erase.to(images_NCHW.device)[:, :, None].unbind(1)
+        top, left, height, width = put(drawn.erase, images_NCHW.device)[:, :, None].unbind(1)
         rows = (place >= top) & (place < top + height)
         columns = (place >= left) & (place < left + width)
         images_NCHW.masked_fill_((rows[:, :, None] & columns[:, None, :]).unsqueeze(1), 0.0)

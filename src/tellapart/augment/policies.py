@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from tellapart.augment import colour, geometry
+from tellapart.devices import put
 
 OPERATIONS = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
@@ -79,13 +80,13 @@ def _step(images: Tensor, operations: Tensor, magnitudes: Tensor) -> None:
     geometric = (operations >= _GEOMETRIC[0]) & (operations <= _GEOMETRIC[-1])
     rows = geometric.nonzero()[:, 0]
     if len(rows):
-        chosen = images.index_select(0, rows.to(images.device))
-        geometry.put(images, rows, _move(chosen, operations[rows], magnitudes[rows]))
+        chosen = images.index_select(0, put(rows, images.device))
+        geometry.replace(images, rows, _move(chosen, operations[rows], magnitudes[rows]))
     for which, change in _CHANGES.items():
         rows = (operations == which).nonzero()[:, 0]
         if len(rows):
-            chosen = images.index_select(0, rows.to(images.device))
-            geometry.put(images, rows, change(chosen, magnitudes[rows]))
+            chosen = images.index_select(0, put(rows, images.device))
+            geometry.replace(images, rows, change(chosen, magnitudes[rows]))
 
 
 def _move(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
@@ -143,12 +144,12 @@ def _sharpness(images: Tensor, magnitudes: Tensor) -> Tensor:
 
 def _posterize(images: Tensor, magnitudes: Tensor) -> Tensor:
     """Keep the upper ``magnitude`` bits."""
-    mask = (256 - 2.0 ** (8 - magnitudes)).to(torch.uint8).to(images.device)
+    mask = put((256 - 2.0 ** (8 - magnitudes)).to(torch.uint8), images.device)
     return images & mask.view(-1, 1, 1, 1)
 
 
 def _solarize(images: Tensor, magnitudes: Tensor) -> Tensor:
-    threshold = (255 * magnitudes).float().to(images.device).view(-1, 1, 1, 1)
+    threshold = put((255 * magnitudes).float(), images.device).view(-1, 1, 1, 1)
     return torch.where(images >= threshold, 255 - images, images)
 
 

@@ -169,7 +169,7 @@ def _fine_tuning(spec: Spec, card: Card, file: Path, data: str | os.PathLike[str
             "batch_size": min(size, 128) if size else 0,
             "accumulate": 0 if size > 128 else spec.training.accumulate,
         },
-        "speed": {"cuda_graphs": False},
+        "speed": {"cuda_graphs": "off"},
         "run": {"dir": "", "report": True},
         "distill": {"teacher": str(file.resolve()), "fingerprint": "", "weight": 0.7, "temperature": 2.0},
     }

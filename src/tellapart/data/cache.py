@@ -31,7 +31,7 @@ import torch
 
 from tellapart.data import stores
 from tellapart.data.samples import Samples, content_hash
-from tellapart.devices import thread_pool
+from tellapart.devices import put, thread_pool
 from tellapart.preprocess import BadImage, Images, Ragged
 
 Pixels = npt.NDArray[np.uint8]
@@ -88,6 +88,11 @@ class ImageStore:
         """Whether reading is so quick that it needs no thread of its own."""
         return self.images_NHWC is not None or self.mapped is not None
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the images lie in a GPU's memory."""
+        return self.resident is not None or (self.images_NHWC is not None and self.images_NHWC.is_cuda)
+
     def image(self, row: int) -> Pixels:
         """Return one image, uint8 [H, W, C]."""
         if self.images_NHWC is not None:
@@ -106,7 +111,7 @@ class ImageStore:
         """Return images uint8 [B, H, W, C], or a `Ragged` where they differ in size and lie on no GPU."""
         if self.images_NHWC is not None:
             rows = rows if self.places is None else self.places[rows]
-            return self.images_NHWC.index_select(0, torch.from_numpy(rows).to(self.images_NHWC.device))
+            return self.images_NHWC.index_select(0, put(torch.from_numpy(rows), self.images_NHWC.device))
         if self.resident is not None:
             return self._resident_batch(rows)
         if self.mapped is not None and self.offsets is not None:
@@ -138,15 +143,22 @@ class ImageStore:
     def _resident_batch(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         assert self.resident is not None
         assert self.offsets is not None
+        device = self.resident.device
         heights, widths, starts = (
-            column[rows].tolist() for column in (self.heights, self.widths, self.offsets)
+            put(torch.from_numpy(column[rows].astype(np.int64)), device)[:, None]
+            for column in (self.heights, self.widths, self.offsets)
         )
-        shape = (len(rows), max(heights, default=1), max(widths, default=1), self.channels)
-        images = torch.zeros(shape, dtype=torch.uint8, device=self.resident.device)
-        for image, height, width, start in zip(images, heights, widths, starts, strict=True):
-            pixels = self.resident[start : start + height * width * self.channels]
-            image[:height, :width] = pixels.view(height, width, self.channels)
-        return images
+        high, wide = (int(column[rows].max(initial=1)) for column in (self.heights, self.widths))
+        y, x = torch.arange(high, device=device), torch.arange(wide, device=device)
+        # One gather for the whole batch: a line of the canvas begins where a row of the image does. What lies behind a
+        # shorter row, or below the last, is some other image's and is set to zero.
+        lines = self.resident.as_strided(
+            (len(self.resident) - wide * self.channels + 1, wide * self.channels), (1, 1)
+        )
+        begins = starts + torch.minimum(y, heights - 1) * widths * self.channels
+        images = lines.index_select(0, begins.flatten()).view(len(rows), high, wide, self.channels)
+        inside = (y < heights).unsqueeze(2) & (x < widths).unsqueeze(1)
+        return images.masked_fill_(~inside.unsqueeze(3), 0)
 
     def on_device(self, device: torch.device, limit: int) -> ImageStore:
         """Return this store with its images on ``device``, or itself where they take more than ``limit`` bytes."""
@@ -156,9 +168,10 @@ class ImageStore:
         if self.images_NHWC is not None:
             return dataclasses.replace(self, images_NHWC=self.images_NHWC.to(device))
         assert self.path is not None
-        resident = torch.empty(size, dtype=torch.uint8, device=device)
+        line = int(self.widths.max()) * self.channels  # a batch reads whole lines of its widest image
+        resident = torch.zeros(size + line, dtype=torch.uint8, device=device)
         with open(self.path / "pixels.bin", "rb") as stream:
-            for part in resident.split(_PART):
+            for part in resident[:size].split(_PART):
                 part.copy_(torch.frombuffer(bytearray(stream.read(len(part))), dtype=torch.uint8))
         return dataclasses.replace(self, resident=resident, _file=[])
 

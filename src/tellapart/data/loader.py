@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ import torch
 from tellapart.data.cache import ImageStore
 from tellapart.data.samples import Samples
 from tellapart.data.streaming import StreamedStore
-from tellapart.data.transfer import Transfer
+from tellapart.data.transfer import Transfer, exclusive
+from tellapart.devices import put
 from tellapart.preprocess import Images, as_tensor
 
 Store = ImageStore | StreamedStore
@@ -131,8 +133,8 @@ class RawBatch:
         return dataclasses.replace(
             self,
             images=self.images.to(device),
-            labels=self.labels.to(device),
-            weights=None if self.weights is None else self.weights.to(device),
+            labels=put(self.labels, device),
+            weights=None if self.weights is None else put(self.weights, device),
         )
 
 
@@ -162,8 +164,10 @@ def batches(
     transfer = Transfer(device)
 
     def load(start: int) -> tuple[int, RawBatch]:
-        batch = images.batch(order[start : start + batch_size], rank, world)
-        return start // batch_size, transfer.begin(dataclasses.replace(batch, epoch=epoch))
+        with exclusive() if transfer.needed and images.store.on_gpu else contextlib.nullcontext():
+            batch = images.batch(order[start : start + batch_size], rank, world)
+        with exclusive() if transfer.needed else contextlib.nullcontext():
+            return start // batch_size, transfer.begin(dataclasses.replace(batch, epoch=epoch))
 
     if images.store.ready and not transfer.needed:
         if images.store.images_NHWC is not None and world == 1:

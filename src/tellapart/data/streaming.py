@@ -29,7 +29,7 @@ class StreamedStore:
 
     images_NHWC: torch.Tensor | None = None
     ahead = BATCHES_AHEAD
-    ready = False  # see ImageStore
+    ready = on_gpu = False  # see ImageStore
 
     def __init__(self, index: ImageStore, samples: Samples, decode: Decode, workers: int = 0) -> None:
         self.index, self.samples, self.decode = index, samples, decode

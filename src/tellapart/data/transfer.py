@@ -6,7 +6,9 @@ On the CPU nothing is copied. Knows nothing of what the tensors mean.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import threading
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +16,13 @@ import torch
 from tellapart.preprocess import Images, as_tensor
 
 Batch = TypeVar("Batch", bound=Any)
+_device = threading.Lock()  # held by a thread that reads ahead while it uses a GPU
 RESIDENT_SHARE = 0.4  # of the free memory of a GPU, that images may take for good
+
+
+def exclusive() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which no thread that reads ahead uses a GPU: a CUDA graph is recorded in it."""
+    return _device
 
 
 class Transfer:

@@ -69,6 +69,18 @@ class BiasNorm(nn.BatchNorm2d):
         super().__init__(channels, momentum=0.2)
         self.register_parameter("weight", None)
 
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps ``[B, channels, H, W]``, normalised."""
+        if not maps.is_cuda or not self.training:
+            return super().forward(maps)
+        # torch's CUDA kernels for channels-last maps return a gradient for the scale whether there is one or not.
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        scale = torch.ones_like(self.bias)
+        return functional.batch_norm(
+            maps, self.running_mean, self.running_var, scale, self.bias, True, self.momentum or 0.0, self.eps
+        )
+
     def reset_parameters(self) -> None:
         """Begin with a bias of 0."""
         self.reset_running_stats()

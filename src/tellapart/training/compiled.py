@@ -1,4 +1,4 @@
-"""The network, compiled by torch.compile or replayed as CUDA graphs; as it is, with a message, where that fails.
+"""The network compiled by torch.compile, and steps replayed as CUDA graphs; as they are where that fails.
 
 Knows nothing of when either pays: see ``probe`` and ``spec.SpeedSpec``.
 """
@@ -9,11 +9,13 @@ import os
 import shutil
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tellapart import packages
+from tellapart.data.transfer import exclusive
 
 # torch leaves half of a library in its cache where it is killed while compiling, and fails to load it ever after.
 _HINT = (
@@ -21,6 +23,7 @@ _HINT = (
     "torchinductor_USER in the temporary folder.)"
 )
 _COMPILERS = ("g++", "clang++", "c++")
+_WARM_UP = 3  # passes before a recording
 Warn = Callable[[str], None]
 
 
@@ -57,54 +60,84 @@ class Compiled(torch.nn.Module):
         return typing.cast(torch.Tensor, self.model(images))
 
 
-class _Shell(torch.nn.Module):
-    """Something for make_graphed_callables to change: it replaces the ``forward`` of what it is given."""
+@dataclass(frozen=True)
+class _Recording:
+    """A recorded step: where its inputs are copied to, and where it leaves its results."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> Any:
-        return self.model(images)
+    graph: Any
+    inputs: tuple[torch.Tensor, ...]
+    outputs: tuple[torch.Tensor, ...]
+    gradients: tuple[torch.Tensor | None, ...]
 
 
-class Graphed(torch.nn.Module):
-    """``model`` whose forward and backward pass over a whole batch are replayed as CUDA graphs.
+Work = Callable[..., tuple[torch.Tensor, ...]]
 
-    Recorded at the first whole batch of ``batch_size`` images of each size; other batches (an epoch's last) and
-    evaluation are computed as usual. Only for steps in one part: a replay writes the gradients to the same memory, so a
-    second part in the same step would overwrite what the first one left. Where recording fails, everything is
-    computed as usual.
+
+class Graphs:
+    """Records on CUDA what a whole step's gradients take, once for each shape of its inputs, and replays it.
+
+    A replay costs the processor one call instead of one for each kernel, of which a small network has hundreds in a few
+    milliseconds. Recorded are forward pass, loss and backward pass together, so that no part of autograd runs in a
+    replay. The passes that recording takes leave nothing behind in the model's buffers. Where recording fails,
+    ``warn`` is told, and everything is computed as usual from then on.
     """
 
-    def __init__(self, model: torch.nn.Module, batch_size: int, warn: Warn) -> None:
-        super().__init__()
-        self.model, self._batch_size, self._warn = model, batch_size, warn
-        self._replays: dict[tuple[Any, ...], Callable[[torch.Tensor], Any]] = {}  # by shape, type and strides
+    def __init__(self, model: torch.nn.Module, warn: Warn) -> None:
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._buffers = list(model.buffers())
+        self._warn = warn
+        self._recordings: dict[tuple[Any, ...], _Recording] = {}
         self._failed = False
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the model's logits."""
-        whole = len(images) == self._batch_size and self.model.training and torch.is_grad_enabled()
-        like = (images.shape, images.dtype, images.stride())
-        if whole and like not in self._replays and not self._failed:
-            self._record(images, like)
-        logits: torch.Tensor = (self._replays.get(like, self.model) if whole else self.model)(images)
-        return logits
+    def __len__(self) -> int:
+        return len(self._recordings)
 
-    def _record(self, images: torch.Tensor, like: tuple[Any, ...]) -> None:
-        """Record the graphs; the passes that this takes leave nothing behind in the model's buffers."""
-        buffers = list(self.model.buffers())
-        kept = [buffer.clone() for buffer in buffers]
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        try:
-            # A cast weight in autocast's cache would be outside of the graph.
-            with torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False):
-                example = torch.empty_like(images).copy_(images)
-                self._replays[like] = torch.cuda.make_graphed_callables(_Shell(self.model), (example,))
-        except RuntimeError as error:
-            self._failed = True
-            first = str(error).strip().partition("\n")[0]
-            self._warn(f"CUDA graphs could not be recorded, so the network runs without: {first}")
-        if buffers:
-            torch._foreach_copy_(buffers, kept)
+    def run(self, work: Work, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what ``work(*inputs)`` returns, which computes gradients too; ``work`` must always be the same.
+
+        inputs: on the device. The gradients of the parameters are left in ``grad``, which must be None before.
+        """
+        like = tuple((tensor.shape, tensor.dtype, tensor.stride()) for tensor in inputs)
+        if like not in self._recordings and not self._failed:
+            self._record(like, work, inputs)
+        recording = self._recordings.get(like)
+        if recording is None:
+            return work(*inputs)
+        for place, tensor in zip(recording.inputs, inputs, strict=True):
+            place.copy_(tensor)
+        recording.graph.replay()
+        for parameter, gradient in zip(self._parameters, recording.gradients, strict=True):
+            parameter.grad = gradient
+        return tuple(output.clone() for output in recording.outputs)
+
+    def _record(self, like: tuple[Any, ...], work: Work, inputs: tuple[torch.Tensor, ...]) -> None:
+        kept = [buffer.clone() for buffer in self._buffers]
+        with exclusive():  # no other thread may use the device meanwhile
+            try:
+                self._recordings[like] = self._recorded(work, inputs)
+            except RuntimeError as error:
+                self._failed = True
+                first = str(error).strip().partition("\n")[0]
+                self._warn(f"CUDA graphs could not be recorded, so steps run without: {first}")
+            if kept:
+                torch._foreach_copy_(self._buffers, kept)
+        self._forget_gradients()
+
+    def _recorded(self, work: Work, inputs: tuple[torch.Tensor, ...]) -> _Recording:
+        places = tuple(torch.empty_like(tensor).copy_(tensor) for tensor in inputs)
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries choose and prepare their kernels in ordinary passes
+            for _ in range(_WARM_UP):
+                self._forget_gradients()
+                work(*places)
+        torch.cuda.current_stream().wait_stream(aside)
+        self._forget_gradients()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = tuple(output.detach() for output in work(*places))
+        return _Recording(graph, places, outputs, tuple(p.grad for p in self._parameters))
+
+    def _forget_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None

@@ -51,7 +51,7 @@ def resolve_speed(speed: SpeedSpec, spec: DistillSpec, rounds: bool = False) -> 
         speed = dataclasses.replace(speed, compile="off")
     if not (spec.teacher and spec.features):
         return speed
-    if speed.compile == "on" or speed.cuda_graphs:
+    if "on" in (speed.compile, speed.cuda_graphs):
         raise SpecError(
             "distill.features looks into the network, which speed.compile and speed.cuda_graphs do not allow; switch "
             "them off, or set distill.features 0."

@@ -21,10 +21,10 @@ from typing import Any, NoReturn
 import torch
 
 from tellapart.data.loader import RawBatch, batches
-from tellapart.devices import plain_kernels
+from tellapart.devices import kernel_search, plain_kernels
 from tellapart.models import heads
 from tellapart.training import checkpoint, reporting, sampling
-from tellapart.training.compiled import Compiled, Graphed
+from tellapart.training.compiled import Compiled, Graphs
 from tellapart.training.distributed import Processes
 from tellapart.training.interrupt import Interrupt
 from tellapart.training.optim import set_lr
@@ -84,7 +84,8 @@ class Trainer:
                 self.profile.attach(self)
             while self.progress.epoch < epochs and not self.progress.finished:
                 self._set_stage()
-                with plain_kernels(self.plan.plain_kernels, self.training.threads or 1):
+                plain = plain_kernels(self.plan.plain_kernels, self.training.threads or 1)
+                with plain, kernel_search(self.plan.search):
                     whole = self._train_epoch(interrupt)
                 if not whole:
                     return self.progress
@@ -243,12 +244,12 @@ class Trainer:
             pass  # too little work for either of the two
         elif self.spec.speed.compile == "on":
             network = Compiled(model, self.report.warn)
-        elif self._can_graph():
-            network = Graphed(model, self.training.batch_size, self.report.warn)
         if self.processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
         self.stepper.network = network
+        replayed = self.plan.graphs and not self.on_features
+        self.stepper.graphs = Graphs(model, self.report.warn) if replayed else None
 
     @property
     def way(self) -> Way:
@@ -262,10 +263,6 @@ class Trainer:
         if spec.freeze_blocks and epoch >= math.ceil(spec.freeze_from * self.training.epochs):
             names += tuple(name for block in blocks[-spec.freeze_blocks :] for name in block)
         return names
-
-    def _can_graph(self) -> bool:
-        one_part = self.training.accumulate == 1 and self.processes.world == 1
-        return self.spec.speed.cuda_graphs and one_part and self.device.type == "cuda"
 
     def _end_epoch(self) -> None:
         progress, plan = self.progress, self.plan

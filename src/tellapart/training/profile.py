@@ -32,6 +32,7 @@ _PARTS = {
     "forward": "forward",
     "loss": "loss",
     "backward": "backward",
+    "replayed": "forward to backward",
     "optimizer": "optimizer",
     "logging": "logging",
     "checkpoint": "checkpoint",
@@ -113,6 +114,7 @@ class Profile:
             (stepper, "_prepare", "augment"),
             (stepper, "_forward", "forward"),
             (stepper, "_backward", "backward"),
+            (stepper, "_replayed", "replayed"),
             (stepper, "_update", "optimizer"),
             (trainer, "_count", "logging"),
             (trainer, "_ask", "logging"),
@@ -170,7 +172,7 @@ class Profile:
     def _now(self) -> float:
         """Return the time, on CUDA and MPS when all that was asked for is computed: else it would count later."""
         if self._torch is None:  # the trace shows when things really run
-            if self._device.type == "cuda":
+            if self._device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
                 torch.cuda.synchronize(self._device)
             elif self._device.type == "mps":
                 torch.mps.synchronize()
@@ -234,7 +236,7 @@ class Profile:
         for part, name in _PARTS.items():
             seconds = self._seconds[part] / self._count
             known += seconds
-            if part != "checkpoint" or seconds:
+            if part not in ("checkpoint", "replayed") or seconds:
                 lines.append(f"{name:<22}{seconds * 1000:>10.2f}{seconds / step:>9.1%}")
         rest = max(0.0, step - known)
         lines.append(f"{'the rest of the loop':<22}{rest * 1000:>10.2f}{rest / step:>9.1%}")

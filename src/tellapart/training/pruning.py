@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tellapart.devices import put
 from tellapart.errors import SpecError
 from tellapart.spec import AugmentSpec, TrainingSpec
 from tellapart.training.distributed import Processes
@@ -85,7 +86,7 @@ class Pruning:
 
     def note(self, images: Order, losses: torch.Tensor) -> None:
         """Remember the losses, float32 [b] on the device, of these images (no waiting for the device)."""
-        self._seen[torch.from_numpy(images).to(self._seen.device)] = losses.to(self._seen.dtype)
+        self._seen[put(torch.from_numpy(images), self._seen.device)] = losses.to(self._seen.dtype)
 
     def gather(self, processes: Processes) -> None:
         """Let every process know what all have noted in this epoch."""

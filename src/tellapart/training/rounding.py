@@ -35,7 +35,7 @@ def check(spec: Spec) -> None:
         raise SpecError(
             "training.quantize fine-tunes a trained network; give --model.weights (a file or a run)."
         )
-    if spec.speed.compile == "on" or spec.speed.cuda_graphs:
+    if "on" in (spec.speed.compile, spec.speed.cuda_graphs):
         raise SpecError(
             "training.quantize rounds inside the network, which speed.compile and speed.cuda_graphs do not see; "
             "switch them off."

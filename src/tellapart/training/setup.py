@@ -35,6 +35,10 @@ from tellapart.training.step import Plan
 # Below this work for a step, oneDNN's fixed cost for each call outweighs its speed (batches of 4 in the
 # tutorials' network: 5 million; plain kernels are 1.4 times faster there, and 4 times slower at batches of 16).
 PLAIN_KERNELS_FLOPS = 10_000_000
+# Where a GPU is done with a step (a forward pass of so many operations) about as soon as the processor has started its
+# kernels, they are replayed as CUDA graphs, if there are steps enough to make up for recording.
+GRAPH_FLOPS, GRAPH_STEPS = 1_000_000_000_000, 100
+SEARCH_STEPS = 2000  # trying cuDNN's kernels takes 10 to 20 seconds for a network
 INITIAL_IMAGES = 5000  # for models that begin from training images (whitening): as many as the paper's
 
 
@@ -147,7 +151,8 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
     """Return what the loop runs; what is still open for speed (see ``probe``) is as without a probe."""
     spec = resolve.settle(prepared.spec, processes.device)
     training, device = spec.training, processes.device
-    plain = device.type == "cpu" and flops(prepared, model) * training.batch_size < PLAIN_KERNELS_FLOPS
+    work = flops(prepared, model) * training.batch_size
+    plain = device.type == "cpu" and work < PLAIN_KERNELS_FLOPS
     has_convolutions = any(isinstance(module, torch.nn.Conv2d) for module in model.modules())
     channels_last = spec.speed.channels_last and has_convolutions and not plain
     if channels_last:
@@ -216,7 +221,23 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         begin_epoch=_resizer(objective, spec) if training.start_size else None,
         pruning=pruning.Pruning(training, len(labels), spec.seed, device) if training.prune else None,
         channels_last=channels_last,
+        graphs=_replays(spec, processes, work, steps),
+        search=device.type == "cuda"
+        and _chosen(spec.speed.kernel_search, steps * training.epochs >= SEARCH_STEPS),
     )
+
+
+def _chosen(switch: str, pays: bool) -> bool:
+    return pays if switch == "auto" else switch == "on"
+
+
+def _replays(spec: Spec, processes: Processes, work: int, steps: int) -> bool:
+    """Return whether steps are to be replayed as CUDA graphs; ``work``: operations of a batch's forward pass."""
+    training = spec.training
+    whole = training.accumulate == 1 and processes.world == 1 and training.precision != "fp16"
+    plain = not spec.distill.teacher and training.quantize == "none"
+    pays = work <= GRAPH_FLOPS and steps * training.epochs >= GRAPH_STEPS
+    return processes.device.type == "cuda" and whole and plain and _chosen(spec.speed.cuda_graphs, pays)
 
 
 def _resizer(objective: Supervised, spec: Spec) -> Callable[[int], str | None]:

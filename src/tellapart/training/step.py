@@ -18,6 +18,7 @@ from tellapart.data.loader import ImageSet, RawBatch
 from tellapart.devices import AMP_DTYPES, is_out_of_memory, release, seed_device
 from tellapart.errors import TrainingError
 from tellapart.spec import Spec
+from tellapart.training.compiled import Graphs
 from tellapart.training.distributed import Processes
 from tellapart.training.ema import Ema
 from tellapart.training.objectives import Objective, Prepared
@@ -67,6 +68,8 @@ class Plan:
     begin_epoch: Callable[[int], str | None] | None = None  # told the epoch; returns what there is to say
     pruning: Pruning | None = None
     channels_last: bool = False
+    graphs: bool = False  # replay whole steps as CUDA graphs
+    search: bool = False  # let cuDNN try its kernels
     on_features: Callable[[], Way] | None = None
 
     @property
@@ -120,6 +123,7 @@ class Stepper:
         self._buffers = list(plan.model.buffers())
         self._kept = [buffer.clone() for buffer in self._buffers]
         self._amp = AMP_DTYPES[self.training.precision]
+        self.graphs: Graphs | None = None  # what replays steps in one part, where that is wanted
 
     def take(self, batch: RawBatch, step: int, measure: bool) -> Outcome:
         """Compute the batch's gradients and update the weights; with ``measure`` the gradient's norm too.
@@ -168,6 +172,8 @@ class Stepper:
     def _part(
         self, part: Prepared, batch: RawBatch, start: int, last: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if self.graphs is not None and batch.count == self.training.batch_size and batch.weights is None:
+            return self._replayed(self.graphs, part)
         weight = self.processes.world / batch.count
         with self._no_sync() if not last else _NOTHING, self._autocast():
             losses, right = self._forward(part)
@@ -179,6 +185,24 @@ class Stepper:
                 total, counted, right = total * 0, counted * 0, right * 0
             self._backward(counted * weight)
         return total.detach(), right, losses.detach()
+
+    def _replayed(self, graphs: Graphs, part: Prepared) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what `_part` does for a whole batch, recorded once and replayed."""
+
+        def work(
+            images: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
+        ) -> tuple[torch.Tensor, ...]:
+            # A weight cast for one pass may not be kept for another: a recording has its own memory.
+            with torch.autocast(
+                images.device.type, self._amp, enabled=self._amp is not None, cache_enabled=False
+            ):
+                losses, right = self._forward(Prepared(images, targets, labels))
+                total = losses.sum()
+                self._backward(total / self.training.batch_size)
+            return total.detach(), right, losses.detach()
+
+        total, right, losses = graphs.run(work, part.images, part.targets, part.labels)
+        return total, right, losses
 
     def _prepare(self, batch: RawBatch) -> Prepared:
         objective = self.objective or self.plan.objective
