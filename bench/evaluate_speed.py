@@ -176,8 +176,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if args.copies:
             args.data = common.copies(Path(args.data), args.copies, Path(scratch) / "copies")
-        for name, model in networks(args.models).items():
-            run(name, model, args, Path(scratch))
+        for name in args.models:
+            try:
+                run(name, networks([name])[name], args, Path(scratch))
+            except Exception as error:  # the weights may not be there; the other networks go on
+                print(f"{name} failed: {type(error).__name__}: {error}", flush=True)
 
 
 if __name__ == "__main__":
