@@ -69,7 +69,7 @@ def prepared(args: argparse.Namespace, data: Path, cache: Path, **changes: Any) 
         "augment.hflip": 0.5,
         "training.batch_size": args.batch,
         "training.optimizer": "sgd",
-        "training.lr": 0.001,
+        "training.lr": 1e-6,  # the weights do not matter, but must stay finite
         "training.epochs": 1,
         "training.precision": args.precision,
         "training.accumulate": 1,
