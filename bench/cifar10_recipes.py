@@ -3,10 +3,11 @@
     python bench/cifar10_recipes.py --data FOLDER [--peers PYTHON] [--ours-seconds S] [--rounds 5] [--steps 20]
 
 FOLDER holds train/CLASS/*, lossless. The peers' images a second are measured over a few batches of 128 at 32 px, in
-fp32, from files to update (peers/cifar10_resnet18.py, in an environment of its own), in turns with steps of
-`cifar10-fast`'s network on images that are decoded already (all at 32 px: its recipe begins with smaller ones, which
-are faster). A whole training of a peer takes half a day on two cores, so its time to 94 % is extrapolated: 50,000
-images x epochs / images a second, without its start, its validation and its checkpoints.
+fp32, with --bf16 also in bf16 autocast and channels-last, from files to update (peers/cifar10_resnet18.py, in an
+environment of its own; on the GPU where there is one), in turns with steps of `cifar10-fast`'s network on images that
+are decoded already (all at 32 px: its recipe begins with smaller ones, which are faster). A whole training of a peer
+takes half a day on two cores, so its time to 94 % is extrapolated: 50,000 images x epochs / images a second, without
+its start, its validation and its checkpoints.
 
 How many epochs a peer needs is a matter of its recipe. RECIPES lists published ones with what they state; the first
 is the most favourable that was found, and its own text promises less than 94 % for it.
@@ -24,21 +25,18 @@ import itertools
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import common
 from tellapart import recipes
 from tellapart.data import sources
 from tellapart.devices import tune_allocator
 from tellapart.spec import update
-from tellapart.training import loop, setup
-from tellapart.training.distributed import Processes
+from tellapart.training import setup
 
 IMAGES, BATCH, SIDES = 50_000, 128, ("timm", "torchvision")
 
@@ -95,23 +93,15 @@ def our_way(data: Path, cache: str, steps: int) -> tuple[Callable[[], float], in
     train = sources.open_source(spec.data, lambda text: None).split("train")
     few = train.select(np.linspace(0, len(train) - 1, 4 * batch).astype(int))
     prepared = setup.prepare(spec, few, lambda count: None)
-    processes = Processes(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    plan = setup.plan(prepared, setup.build_model(prepared)[0], processes)
-    step = loop.Trainer(plan, processes, Path(cache), common.Silent()).steps_at()
-
-    def measure() -> float:
-        step(0.001)
-        started = time.perf_counter()
-        for _ in range(steps):
-            step(0.001)
-        return batch * steps / (time.perf_counter() - started)
-
-    return measure, spec.training.epochs
+    trainer = common.trainer(prepared, steps + 1, Path(cache))
+    return lambda: common.training_rate(trainer, steps, 1), spec.training.epochs
 
 
 def table(found: dict[str, list[float]], epochs: int, whole: float) -> None:
     """Print the rates, our seconds, and each peer's extrapolated hours and ratios by each recipe."""
     print(f"{'side':<24}{'images/s':>10}{'lowest':>9}{'highest':>9}")
+    if not found.get("tellapart"):
+        return
     for name, rates in found.items():
         print(f"{name:<24}{statistics.median(rates):>10.1f}{min(rates):>9.1f}{max(rates):>9.1f}")
     training = IMAGES * epochs / statistics.median(found["tellapart"])
@@ -123,14 +113,14 @@ def table(found: dict[str, list[float]], epochs: int, whole: float) -> None:
         print(
             'That is less than training alone takes now: the machine was quicker then, so "whole" is left out.'
         )
-    print(f"\n{'epochs':>6}  {'schedule':<14}{'side':<13}{'hours':>7}{'training':>10}{'whole':>8}  it states")
-    for recipe, side in itertools.product(RECIPES, SIDES):
+    print(f"\n{'epochs':>6}  {'schedule':<14}{'side':<18}{'hours':>7}{'training':>10}{'whole':>8}  it states")
+    for recipe, side in itertools.product(RECIPES, (name for name in found if name != "tellapart")):
         theirs = IMAGES * recipe.epochs / statistics.median(found[side])
         rounds = zip(found["tellapart"], found[side], strict=True)
         ratio = statistics.median(us / them for us, them in rounds) * recipe.epochs / epochs
         other = f"{theirs / whole:.1f}x" if comparable else "-"
         print(
-            f"{recipe.epochs:>6}  {recipe.schedule:<14}{side:<13}{theirs / 3600:>7.1f}{ratio:>9.1f}x{other:>8}  "
+            f"{recipe.epochs:>6}  {recipe.schedule:<14}{side:<18}{theirs / 3600:>7.1f}{ratio:>9.1f}x{other:>8}  "
             f"{recipe.states}"
         )
     print("\nsources:")
@@ -145,10 +135,13 @@ def main() -> None:
         "--peers", default=sys.executable, help="Python of an environment with timm, torchvision"
     )
     parser.add_argument("--steps", type=int, default=20, help="batches of a peer in a round")
-    parser.add_argument("--workers", type=int, default=2, help="of the peers' DataLoaders")
+    parser.add_argument(
+        "--workers", type=int, default=common.default_workers(), help="of the peers' DataLoaders"
+    )
     parser.add_argument(
         "--ours-seconds", type=float, default=0.0, help="of a whole run of ours, measured elsewhere"
     )
+    parser.add_argument("--bf16", action="store_true", help="the peers a second time, in bf16")
     args = parser.parse_args()
     tune_allocator()
     common.introduce(
@@ -158,8 +151,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         measure, epochs = our_way(args.data, cache, max(1, args.steps * BATCH // 2000))
         ways: dict[str, Callable[[], float]] = {"tellapart": measure}
-        for side in SIDES:
-            ways[side] = functools.partial(common.peer, args.peers, "cifar10_resnet18", side=side, **options)
+        for side, bf16 in itertools.product(SIDES, (False, True) if args.bf16 else (False,)):
+            ways[f"{side}, bf16" if bf16 else side] = functools.partial(
+                common.peer, args.peers, "cifar10_resnet18", side=side, bf16=bf16, **options
+            )
         table(common.in_turns(ways, args.rounds), epochs, args.ours_seconds)
 
 

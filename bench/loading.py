@@ -4,12 +4,14 @@
 
 FOLDER has a folder of JPEG files for each class (such as hymenoptera_data/train). Both sides make normalised float
 batches of [B, 3, size, size] by RandomResizedCrop and a random flip, from the same files on the same cores, without
-any training. The peer is ImageFolder with PIL transforms and a DataLoader with two workers, which does the same
-work in each epoch; its batches have torch's usual memory order. tellapart's are channels-last, as it trains on them
-(``--contiguous``: in the usual order too). tellapart is timed in its first epoch, with an empty cache (looking at the
-files, decoding them and writing the store included), and in a later one. Each round times all three, one after the
-other; the table has the medians, the median of the rounds' ratios, and the same of the time that all processors
-together spent on an image, which other programs disturb less. The page cache is warm for both.
+any training. With a GPU the batches of both sides end there (the peer's from pinned memory). The peer is ImageFolder
+with PIL transforms and a DataLoader with two workers (beside a GPU one for each processor, up to 16), which does the
+same work in each epoch; its batches have torch's usual memory order. tellapart's are channels-last, as it trains on
+them (``--contiguous``: in the usual order too). tellapart is timed in its first epoch, with an empty cache (looking at
+the files, decoding them and writing the store included), and in a later one, with a GPU also with the store resident
+there. Each round times all, one after the other; the table has the medians, the median of the rounds' ratios, and the
+same of the time that all processors together spent on an image, which other programs disturb less. The page cache is
+warm for both.
 
 ``--copies N`` reads each file under N names, with a comment of its own in each copy so that no two have the same
 content: for the fixed costs of a set of a realistic size. The copies lie in a temporary folder.
@@ -18,11 +20,15 @@ content: for the fixed costs of a set of a realistic size. The copies lie in a t
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import resource
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +39,7 @@ from tellapart import augment, packages
 from tellapart.contract import jpeg
 from tellapart.data import images, sources
 from tellapart.data.loader import ImageSet, batches, source_sizes
+from tellapart.data.transfer import resident_limit
 from tellapart.devices import tune_allocator
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import AugmentSpec, DataSpec
@@ -44,6 +51,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 Times = tuple[float, float]  # seconds on the clock, and of all processors
+Round = tuple[int, dict[str, Times]]  # images, and the times of each kind of epoch
 
 
 class Clock:
@@ -61,28 +69,19 @@ class Clock:
         return time.perf_counter() - self.started, self._used() - self.used
 
 
-def copies(source: pathlib.Path, count: int, target: pathlib.Path) -> None:
-    """Write each JPEG file of ``source`` ``count`` times, with a comment of its own in each."""
-    for path in sorted(source.rglob("*")):
-        if path.suffix.lower() not in (".jpg", ".jpeg"):
-            continue
-        content = path.read_bytes()
-        folder = target / path.parent.relative_to(source)
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            comment = f"copy {number}".encode()
-            segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
-            (folder / f"{path.stem}-{number}.jpg").write_bytes(content[:2] + segment + content[2:])
-
-
 def their_epoch(folder: str, size: int, batch_size: int, workers: int) -> Times:
     """Return the times of one epoch of torchvision's, its workers' start included."""
+    torch.zeros(1, device=common.device())  # a GPU's start is not loading
     clock = Clock()
     steps = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
     steps += [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     data = datasets.ImageFolder(folder, transforms.Compose(steps))
-    loader = torch.utils.data.DataLoader(data, batch_size, shuffle=True, num_workers=workers)
-    count = sum(len(inputs) for inputs, _ in loader)
+    device, gpu, count = common.device(), common.on_gpu(), 0
+    loader = torch.utils.data.DataLoader(data, batch_size, shuffle=True, num_workers=workers, pin_memory=gpu)
+    for inputs, labels in loader:
+        inputs, _ = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        count += len(inputs)
+    common.wait()
     assert count == len(data)
     del loader  # its workers have ended
     return clock.read()
@@ -106,39 +105,59 @@ def our_epoch(found: ImageSet, size: int, batch_size: int, epoch: int, channels_
     chosen = augment.resolve(AugmentSpec(preset="none", crop="resized", hflip=0.5), size)
     change = augment.Augment(chosen, contract, len(found.samples.classes), channels_last)
     order = np.random.default_rng(epoch).permutation(len(found))
-    count = 0
-    for step, batch in batches(found, order, batch_size):
+    count, device = 0, common.device()
+    for step, batch in batches(found, order, batch_size, device=device):
+        batch = batch.to(device)
         generator = torch.Generator().manual_seed(step)
         drawn = change.draw(batch.count, source_sizes(batch), generator)
         count += len(change.apply(batch.images, batch.sizes, drawn))
+    common.wait()
     return count
 
 
-def one_round(args: argparse.Namespace, folder: str) -> tuple[int, dict[str, Times]]:
-    """Return the number of images, and the times of each kind of epoch."""
-    times = {"torchvision": fresh(their_epoch, folder, args.size, args.batch_size, args.workers)}
+def attempt(times: dict[str, Times], name: str, work: Callable[[], Any]) -> Any:
+    """Note the times of ``work`` and return its result; where it fails say so and note nothing."""
+    clock = Clock()
+    try:
+        result = work()
+    except Exception as error:
+        print(f"{name} failed: {type(error).__name__}: {error}", flush=True)
+        return None
+    times[name] = clock.read()
+    return result
 
-    def epoch(found: ImageSet, number: int) -> int:
-        return our_epoch(found, args.size, args.batch_size, number, not args.contiguous)
+
+def one_round(args: argparse.Namespace, folder: str) -> Round:
+    """Return the number of images, and the times of each kind of epoch."""
+    times: dict[str, Times] = {}
+    peer: dict[str, Times] = {}
+    theirs = functools.partial(fresh, their_epoch, folder, args.size, args.batch_size, args.workers)
+    if result := attempt(peer, "torchvision", theirs):
+        times["torchvision"] = result  # without its process's start
+    found: list[ImageSet] = []
+
+    def epoch(number: int) -> int:
+        return our_epoch(found[-1], args.size, args.batch_size, number, not args.contiguous)
 
     with tempfile.TemporaryDirectory() as cache:
-        clock = Clock()
-        found = read(folder, args.size, cache, "on")
-        count = epoch(found, 0)
-        times["first epoch"] = clock.read()
-        clock = Clock()
-        epoch(found, 1)
-        times["later epochs"] = clock.read()
+
+        def first() -> int:
+            found.append(read(folder, args.size, cache, "on"))
+            return epoch(0)
+
+        count = attempt(times, "first epoch", first)
+        attempt(times, "later epochs", lambda: epoch(1))
+        if common.on_gpu():
+            found.append(found[0].on_device(common.device(), resident_limit(common.device())))
+            attempt(times, "later, resident", lambda: epoch(1))
         if args.stream:
-            found = read(folder, args.size, cache, "off")
-            clock = Clock()
-            epoch(found, 1)
-            times["streamed"] = clock.read()
-        del found
+            found.append(read(folder, args.size, cache, "off"))
+            attempt(times, "streamed", lambda: epoch(1))
+        found.clear()
     return count, times
 
 
-def show(args: argparse.Namespace, rounds: list[tuple[int, dict[str, Times]]]) -> None:
+def show(args: argparse.Namespace, rounds: list[Round]) -> None:
     """Print the table."""
     count = rounds[0][0]
     decoder = "simplejpeg" if jpeg._decoder() else "Pillow"
@@ -146,17 +165,17 @@ def show(args: argparse.Namespace, rounds: list[tuple[int, dict[str, Times]]]) -
         f"{count} photographs to {args.size} px, batches of {args.batch_size}, {args.rounds} rounds; tellapart decodes "
         f"by {decoder}"
     )
-    print(
-        f"{'':<14}{'images/s':>10}{'ratio':>8}{'lowest':>8}{'highest':>9}{'ms of processor':>18}{'ratio':>8}"
-    )
-    for name in rounds[0][1]:
-        clock, used = ([times[name][kind] for _, times in rounds] for kind in (0, 1))
-        peer, peer_used = ([times["torchvision"][kind] for _, times in rounds] for kind in (0, 1))
-        ratios = [theirs / ours for theirs, ours in zip(peer, clock, strict=True)]
-        less = statistics.median(theirs / ours for theirs, ours in zip(peer_used, used, strict=True))
+    print(f"{'':<16}{'images/s':>10}{common.RATIOS}{'ms of processor':>18}{'ratio':>8}")
+    for name in dict.fromkeys(name for _, times in rounds for name in times):
+        ours = [times[name] for _, times in rounds if name in times]
+        both = [
+            (times["torchvision"], times[name]) for _, times in rounds if {"torchvision", name} <= set(times)
+        ]
+        clock, used = (([peer[kind] for peer, _ in both], [us[kind] for _, us in both]) for kind in (0, 1))
+        rate, busy = (statistics.median(column) for column in zip(*ours, strict=True))
         print(
-            f"{name:<14}{count / statistics.median(clock):>10,.0f}{statistics.median(ratios):>8.2f}"
-            f"{min(ratios):>8.2f}{max(ratios):>9.2f}{1000 * statistics.median(used) / count:>18.2f}{less:>8.2f}",
+            f"{name:<16}{count / rate:>10,.0f}{common.ratios(*clock)}{1000 * busy / count:>18.2f}"
+            f"{common.ratios(*used)[:8]}",
             flush=True,
         )
 
@@ -166,7 +185,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=2, help="of the DataLoader")
+    parser.add_argument("--workers", type=int, default=common.default_workers(), help="of the DataLoader")
     parser.add_argument("--copies", type=int, default=0, help="of each file, under other names")
     parser.add_argument("--contiguous", action="store_true", help="batches in torch's usual memory order")
     parser.add_argument("--stream", action="store_true", help="also without the cache (--data.cache off)")
@@ -174,11 +193,13 @@ def main() -> None:
     tune_allocator()
     with tempfile.TemporaryDirectory() as folder:
         if args.copies:
-            copies(pathlib.Path(args.data), args.copies, pathlib.Path(folder))
-        data = folder if args.copies else args.data
-        one_round(args, data)  # warm-up, of the page cache too
-        rounds = [one_round(args, data) for _ in range(args.rounds)]
-    show(args, rounds)
+            args.data = str(common.copies(pathlib.Path(args.data), args.copies, pathlib.Path(folder)))
+        one_round(args, args.data)  # warm-up, of the page cache too
+        rounds = []
+        for number in range(args.rounds):
+            rounds.append(one_round(args, args.data))
+            print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr, flush=True)
+        show(args, rounds)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,16 @@
 
 FOLDER holds train/CLASS/* and val/CLASS/*. Each variant is the same full fine-tuning of EfficientNet-Lite0 with
 ImageNet weights but for the named flags; the variants take turns, one seed a round, each `tellapart train` in a
-process of its own with a store that is already filled. Accuracy is on val, of
-the last epoch and, beside it, of the best. Seconds are those of the epochs alone; processor seconds, of the whole
-process, swing less on a shared machine.
+process of its own with a store that is already filled, on the GPU where there is one. Accuracy is on val, of the last
+epoch and, beside it, of the best. Seconds are those of the epochs alone; processor seconds, of the whole process, swing
+less on a shared machine. --variants chooses some; what is not an option here goes to tellapart.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import resource
 import statistics
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace, flags: list[str], seed: int, cache: str, work:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
-        sys.exit(f"tellapart failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"tellapart failed:\n{done.stderr[-3000:]}")
     json.loads(done.stdout)  # one object and nothing else
     with open(folder / "metrics.csv", newline="") as stream:
         values: dict[str, list[float]] = {}
@@ -68,27 +70,30 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     args, extra = parser.parse_known_args()  # what is not ours goes to tellapart
     common.introduce(f"{args.rounds} rounds; {args.epochs} epochs at {args.size} px")
-    rows: dict[str, list[Row]] = {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory() as work:
-        cache = f"{work}/cache"
-        run(args, ["--training.epochs", "1", *extra], 0, cache, work)  # fills the store
-        for seed in range(args.rounds):
-            for name, flags in VARIANTS.items():
-                rows[name].append(run(args, [*flags, *extra], seed, cache, work))
-                print(f"seed {seed}  {name:<28}{rows[name][-1]}", flush=True)
-    print("\nMedians; of the accuracies, means.")
-    print(f"{'variant':<28}{'epochs s':>9}{'ratio':>7}{'cpu ratio':>10}{'last':>9}{'best':>9}")
-    for name, measured in rows.items():
-        middle = statistics.median
-        wall = middle(row.seconds / plain.seconds for row, plain in zip(measured, rows["plain"], strict=True))
-        cpu = middle(
-            row.processor / plain.processor for row, plain in zip(measured, rows["plain"], strict=True)
+
+        def way(flags: list[str]) -> Callable[[], Row]:
+            seeds = itertools.count()
+            return lambda: run(args, [*flags, *extra], next(seeds), f"{work}/cache", work)
+
+        run(args, [*extra, "--training.epochs", "1"], 0, f"{work}/cache", work)  # fills the store
+        found = common.in_turns({name: way(VARIANTS[name]) for name in args.variants}, args.rounds)
+    print(
+        "\nMedians; of the accuracies, means. Ratios: of the seconds to those of plain, and of the processors'."
+    )
+    print(f"{'variant':<28}{'epochs s':>9}{common.RATIOS}{'cpu':>8}{'last':>9}{'best':>9}")
+    plain = found.get("plain", [])
+    for name, rows in found.items():
+        wall, cpu = (
+            common.ratios([getattr(row, clock) for row in rows], [getattr(row, clock) for row in plain])
+            for clock in ("seconds", "processor")
         )
-        last, best = (statistics.mean(getattr(row, field) for row in measured) for field in ("last", "best"))
-        seconds = middle(row.seconds for row in measured)
-        print(f"{name:<28}{seconds:>9.1f}{wall:>7.2f}{cpu:>10.2f}{last:>9.2%}{best:>9.2%}")
+        last, best = (statistics.mean(getattr(row, field) for row in rows) for field in ("last", "best"))
+        seconds = statistics.median(row.seconds for row in rows)
+        print(f"{name:<28}{seconds:>9.1f}{wall}{cpu[:8]}{last:>9.2%}{best:>9.2%}", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@
 
 DATA is a folder with train/CLASS and val/CLASS. The peer does what PyTorch's "Transfer Learning for Computer Vision
 Tutorial" does in its second half ("ConvNet as fixed feature extractor"): ImageFolder, RandomResizedCrop(224) and
-flips, Resize(256) and CenterCrop(224) for validation, DataLoader with batches of 4 and two workers, a new linear
-layer on a frozen backbone, SGD 0.001 with momentum 0.9, StepLR(7, 0.1), 25 epochs, and the best epoch's weights. It
-has the same backbone and weights as the recipe (EfficientNet-Lite0 instead of the tutorial's ResNet-18), with the
-weights' own mean and deviation. Its time runs from the start of a fresh process to the weights on the disk.
+flips, Resize(256) and CenterCrop(224) for validation, DataLoader with batches of 4 and two workers (beside a GPU
+four, as it has itself), a new linear layer on a frozen backbone, on the GPU where there is one, SGD 0.001 with
+momentum 0.9, StepLR(7, 0.1), 25 epochs, and the best epoch's weights. It has the same backbone and weights as the
+recipe (EfficientNet-Lite0 instead of the tutorial's ResNet-18), with the weights' own mean and deviation. Its time
+runs from the start of a fresh process to the weights on the disk.
 
 tellapart runs as a command of its own, imports included, in each round once with an empty cache and once more with
 what that run left there; both end with the artifact, its evaluation and the report. The three are timed one after
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import common
@@ -34,13 +35,10 @@ import common
 EPOCHS = 25
 
 
-@dataclass(frozen=True)
-class Outcome:
-    seconds: float
-    accuracy: float
+Outcome = tuple[float, float]  # seconds, accuracy
 
 
-def peer(data: Path, out: Path, epochs: int) -> None:
+def peer(data: Path, out: Path, epochs: int, workers: int) -> None:
     """Train as the tutorial does; print JSON with the seconds of the epochs and the best accuracy."""
     import torch
 
@@ -64,12 +62,14 @@ def peer(data: Path, out: Path, epochs: int) -> None:
         "val": datasets.ImageFolder(str(data / "val"), transforms.Compose([*fixed, *normalise])),
     }
     loaders = {
-        name: torch.utils.data.DataLoader(images, batch_size=4, shuffle=True, num_workers=2)
+        name: torch.utils.data.DataLoader(images, batch_size=4, shuffle=True, num_workers=workers)
         for name, images in sets.items()
     }
     for parameter in model.parameters():
         parameter.requires_grad = False
     model.classifier = torch.nn.Linear(model.classifier.in_features, len(sets["train"].classes))
+    device = common.device()
+    model = model.to(device)
     criterion = torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.classifier.parameters(), lr=0.001, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
@@ -79,6 +79,7 @@ def peer(data: Path, out: Path, epochs: int) -> None:
             model.train(phase == "train")
             right, running = 0, 0.0
             for inputs, labels in loaders[phase]:
+                inputs, labels = inputs.to(device), labels.to(device)
                 optimizer.zero_grad()
                 with torch.set_grad_enabled(phase == "train"):
                     outputs = model(inputs)
@@ -102,16 +103,16 @@ def run(words: list[str]) -> tuple[float, str]:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
     if done.returncode:
-        sys.exit(f"{' '.join(words)}\n{done.stderr}")
+        raise RuntimeError(f"{' '.join(words)}\n{done.stderr[-3000:]}")
     return seconds, done.stdout
 
 
 def theirs(args: argparse.Namespace, folder: Path) -> Outcome:
     words = [sys.executable, __file__, "--data", args.data, "--as-peer", str(folder / "best.pt")]
-    seconds, output = run([*words, "--peer-epochs", str(args.peer_epochs)])
+    seconds, output = run([*words, "--peer-epochs", str(args.peer_epochs), "--workers", str(args.workers)])
     told = json.loads(output.splitlines()[-1])
     scaled = told["seconds"] * EPOCHS / args.peer_epochs
-    return Outcome(seconds - told["seconds"] + scaled, told["accuracy"])
+    return seconds - told["seconds"] + scaled, told["accuracy"]
 
 
 def ours(args: argparse.Namespace, folder: Path, name: str) -> Outcome:
@@ -120,49 +121,48 @@ def ours(args: argparse.Namespace, folder: Path, name: str) -> Outcome:
     seconds, output = run(words)
     told = json.loads(output)
     assert Path(told["artifact"]).is_file()
-    return Outcome(seconds, told["metrics"]["accuracy"])
+    return seconds, told["metrics"]["accuracy"]
 
 
-def rounds(args: argparse.Namespace) -> list[dict[str, Outcome]]:
-    found: list[dict[str, Outcome]] = []
-    for number in range(args.rounds):
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            outcomes = {
-                "tellapart, cold cache": ours(args, folder, "cold"),
-                "tellapart, warm cache": ours(args, folder, "warm"),
-                "tutorial": theirs(args, folder),
-            }
-        found.append(outcomes)
-        shown = ", ".join(f"{name} {value.seconds:.1f} s" for name, value in outcomes.items())
-        print(f"round {number + 1}: {shown}", file=sys.stderr, flush=True)
-    return found
+def ways(args: argparse.Namespace, scratch: Path) -> dict[str, Callable[[], Outcome]]:
+    """Return the three sides; each cold one begins a folder of its own, in which the warm one after it goes on."""
+    folders: list[Path] = []
+
+    def cold() -> Outcome:
+        folders.append(Path(tempfile.mkdtemp(dir=scratch)))
+        return ours(args, folders[-1], "cold")
+
+    return {
+        "tellapart, cold cache": cold,
+        "tellapart, warm cache": lambda: ours(args, folders[-1], "warm"),
+        "tutorial": lambda: theirs(args, folders[-1]),
+    }
 
 
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--data", required=True, help="folder with train/CLASS and val/CLASS")
     parser.add_argument("--peer-epochs", type=int, default=EPOCHS, help="epochs that the peer really runs")
+    own = 4 if common.on_gpu() else 2
+    parser.add_argument("--workers", type=int, default=own, help=f"of the tutorial's DataLoaders; {own}")
     parser.add_argument("--as-peer", default="", help=argparse.SUPPRESS)
     parser.add_argument("flags", nargs="*", help="more flags for tellapart train, after --")
     args = parser.parse_args()
     args.data = os.path.abspath(args.data)
     if args.as_peer:
-        peer(Path(args.data), Path(args.as_peer), args.peer_epochs)
+        peer(Path(args.data), Path(args.as_peer), args.peer_epochs, args.workers)
         return
-    found = rounds(args)
-    common.introduce(f"{args.rounds} rounds")
+    common.introduce(f"{args.rounds} rounds; {args.workers} workers")
     if args.peer_epochs != EPOCHS:
         print(f"The tutorial's time is extrapolated from {args.peer_epochs} of its {EPOCHS} epochs.")
-    print(f"\n{'':<24}{'seconds':>9}{'accuracy':>11}{'tutorial / this':>17}{'lowest':>9}{'highest':>9}")
-    for name in ("tutorial", "tellapart, cold cache", "tellapart, warm cache"):
-        seconds = statistics.median(outcome[name].seconds for outcome in found)
-        accuracy = statistics.median(outcome[name].accuracy for outcome in found)
-        ratios = [outcome["tutorial"].seconds / outcome[name].seconds for outcome in found]
-        print(
-            f"{name:<24}{seconds:>9.1f}{accuracy:>10.1%} {statistics.median(ratios):>17.1f}"
-            f"{min(ratios):>9.1f}{max(ratios):>9.1f}"
-        )
+    with tempfile.TemporaryDirectory() as scratch:
+        found = common.in_turns(ways(args, Path(scratch)), args.rounds)
+    print(f"\n{'':<24}{'seconds':>9}{'accuracy':>11}  tutorial / this:{common.RATIOS}")
+    peers = [seconds for seconds, _ in found.get("tutorial", [])]
+    for name, outcomes in found.items():
+        seconds, accuracy = (statistics.median(column) for column in zip(*outcomes, strict=True))
+        compared = common.ratios(peers, [seconds for seconds, _ in outcomes], 1)
+        print(f"{name:<24}{seconds:>9.1f}{accuracy:>11.1%}{'':<18}{compared}", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,17 @@
 DATA is CIFAR-10 in any form that tellapart reads (a folder of train/CLASS/*.png, an archive, cifar10); without it
 pictures of the same size in ten classes are generated, which cost the same. The
 peer is the loop of PyTorch's "Training a Classifier": a data set that gives PIL images, ToTensor and Normalize,
-DataLoader with two workers, zero_grad, forward, backward, step, and the running loss read in every step. Both
-start from decoded images in memory, with the same network, optimizer, batch size and number of images; the peer
-has a fresh process for each run, whose start is not counted. Each round times both, one after the other; the
-table has the medians and the median of the rounds' ratios.
+DataLoader with two workers (--workers), zero_grad, forward, backward,
+step, and the running loss read in every step. With a GPU the network and each batch go there, as its last part has
+it. Both start from decoded images in memory, with the same network, optimizer, batch size and number of images, after
+a warm-up; the peer has a fresh process for each run, whose start is not counted. Each round times both, one after the
+other; the table has the medians and the median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
@@ -53,12 +55,13 @@ class PilImages(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
-def their_loop(images: np.ndarray, labels: np.ndarray, spec: Spec) -> float:
+def their_loop(images: np.ndarray, labels: np.ndarray, spec: Spec, workers: int) -> float:
     """Return the seconds that the tutorial's loop takes for one epoch."""
     torch.manual_seed(0)
-    model = zoo.build(zoo.Architecture(spec.model.name, 10))
+    device = common.device()
+    model = zoo.build(zoo.Architecture(spec.model.name, 10)).to(device)
     loader = torch.utils.data.DataLoader(
-        PilImages(images, labels), batch_size=spec.training.batch_size, shuffle=True, num_workers=2
+        PilImages(images, labels), batch_size=spec.training.batch_size, shuffle=True, num_workers=workers
     )
     criterion = torch.nn.CrossEntropyLoss()
     lr = spec.training.lr
@@ -66,26 +69,35 @@ def their_loop(images: np.ndarray, labels: np.ndarray, spec: Spec) -> float:
         optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     else:
         optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    running = 0.0
-    started = time.perf_counter()
-    for inputs, targets in loader:
+
+    def step(inputs: torch.Tensor, targets: torch.Tensor) -> float:
+        inputs, targets = inputs.to(device), targets.to(device)
         optimizer.zero_grad()
         loss = criterion(model(inputs), targets)
         loss.backward()
         optimizer.step()
-        running += loss.item()
+        return float(loss.item())
+
+    blank = torch.zeros(spec.training.batch_size, 3, *images.shape[1:3])
+    common.timed(functools.partial(step, blank, torch.zeros(len(blank), dtype=torch.int64)), 0)  # warm-up
+    running = 0.0
+    started = time.perf_counter()
+    for inputs, targets in loader:
+        running += step(inputs, targets)
+    common.wait()
     return time.perf_counter() - started
 
 
 def our_loop(prepared: setup.Prepared) -> float:
     """Return the seconds that tellapart's loop takes for one epoch, its checkpoint included."""
     model, _, _ = setup.build_model(prepared)
-    processes = Processes(0, 1, torch.device("cpu"))
+    processes = Processes(0, 1, common.device())
     plan = setup.plan(prepared, model, processes)
     with tempfile.TemporaryDirectory() as folder:
         trainer = loop.Trainer(plan, processes, Path(folder), Silent())
         started = time.perf_counter()
         trainer.run()
+        common.wait()
         return time.perf_counter() - started
 
 
@@ -108,17 +120,13 @@ def measure(name: str, data: dict[str, str], args: argparse.Namespace) -> None:
     labels = prepared.train.samples.labels
     our_loop(prepared)  # warm-up
     ways = {
-        "tutorial": lambda: fresh(their_loop, images, labels, prepared.spec),
+        "tutorial": lambda: fresh(their_loop, images, labels, prepared.spec, args.workers),
         "tellapart": lambda: our_loop(prepared),
     }
     seconds, count = common.in_turns(ways, args.rounds), len(rows)
-    ratios = [a / b for a, b in zip(seconds["tutorial"], seconds["tellapart"], strict=True)]
-    theirs, ours = (count / statistics.median(times) for times in seconds.values())
-    print(
-        f"{name:<14}{theirs:>16,.0f}{ours:>17,.0f}{statistics.median(ratios):>8.1f}"
-        f"{min(ratios):>8.1f}{max(ratios):>9.1f}",
-        flush=True,
-    )
+    theirs, ours = (seconds.get(side, []) for side in ways)
+    rates = (f"{count / statistics.median(times):,.0f}" if times else "-" for times in (theirs, ours))
+    print("{:<14}{:>16}{:>17}".format(name, *rates) + common.ratios(theirs, ours, 1), flush=True)
 
 
 def main() -> None:
@@ -126,13 +134,12 @@ def main() -> None:
     parser.add_argument("--data", default="", help="CIFAR-10; empty: generated pictures")
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=0, help="instead of the recipe's")
+    parser.add_argument("--workers", type=int, default=2, help="of its DataLoader; the tutorial has 2")
     parser.add_argument("--recipes", nargs="+", default=["tutorial", "tutorial-cnn"])
     args = parser.parse_args()
     tune_allocator()
-    common.introduce(f"{args.images} images in a round, {args.rounds} rounds")
-    print(
-        f"{'recipe':<14}{'tutorial img/s':>16}{'tellapart img/s':>17}{'ratio':>8}{'lowest':>8}{'highest':>9}"
-    )
+    common.introduce(f"{args.images} images in a round, {args.rounds} rounds; {args.workers} workers")
+    print(f"{'recipe':<14}{'tutorial img/s':>16}{'tellapart img/s':>17}{common.RATIOS}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         data = {"data.source": args.data}
         if not args.data:  # three of five are for training

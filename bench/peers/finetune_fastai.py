@@ -1,4 +1,4 @@
-"""fastai: full fine-tuning of ResNet-18 on a folder of photographs; prints one JSON line with images a second.
+"""fastai: full fine-tuning of a ResNet on a folder of photographs; prints one JSON line with images a second.
 
 fastai's documentation for `ImageDataLoaders.from_folder`, `aug_transforms` and `vision_learner`. Runs in an
 environment of its own; knows nothing of tellapart.
@@ -17,7 +17,7 @@ from fastai.vision.all import (
     accuracy,
     aug_transforms,
     imagenet_stats,
-    resnet18,
+    models,
     vision_learner,
 )
 
@@ -44,7 +44,7 @@ def main() -> None:
         item_tfms=RandomResizedCrop(args.size),
         batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats)],
     )
-    learner = vision_learner(loaders, resnet18, pretrained=False, metrics=accuracy)
+    learner = vision_learner(loaders, getattr(models, args.model), pretrained=False, metrics=accuracy)
     learner.unfreeze()
     learner.validate = lambda *_, **__: None  # what is measured is training
     clock = measuring.Clock(args.steps)

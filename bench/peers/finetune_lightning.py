@@ -1,4 +1,4 @@
-"""lightning: full fine-tuning of ResNet-18 with its Trainer; prints one JSON line with images a second.
+"""lightning: full fine-tuning of a ResNet with its Trainer; prints one JSON line with images a second.
 
 The shape of lightning's own introduction: a `LightningModule` around torchvision's network, torchvision's transforms
 and DataLoader, `Trainer.fit`. Runs in an environment of its own; knows nothing of tellapart.
@@ -14,13 +14,13 @@ import beside_cpu_torch  # noqa: F401
 import lightning
 import measuring
 import torch
-from torchvision.models import resnet18
+from torchvision import models
 
 
 class Classifier(lightning.LightningModule):
-    def __init__(self, classes: int) -> None:
+    def __init__(self, name: str, classes: int, bf16: bool) -> None:
         super().__init__()
-        self.model = resnet18(num_classes=classes)
+        self.model = measuring.placed(getattr(models, name)(num_classes=classes), bf16)
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         images, labels = batch
@@ -44,13 +44,22 @@ def main() -> None:
     args = measuring.options(__doc__).parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
+    measuring.reference_speed()
     images = measuring.photographs(f"{args.data}/train", args.size)
     loader = torch.utils.data.DataLoader(
-        images, args.batch, shuffle=True, num_workers=args.workers, drop_last=True, persistent_workers=True
+        images,
+        args.batch,
+        shuffle=True,
+        num_workers=args.workers,
+        drop_last=True,
+        persistent_workers=True,
+        pin_memory=torch.cuda.is_available(),
     )
     clock = measuring.Clock(args.steps)
     trainer = lightning.Trainer(
-        accelerator="cpu",
+        accelerator="auto",
+        devices=1,
+        precision="bf16-mixed" if args.bf16 else "32-true",
         max_steps=measuring.WARM_UP + args.steps,
         max_epochs=-1,
         callbacks=[Tick(clock)],
@@ -59,7 +68,7 @@ def main() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Classifier(len(images.classes)), loader)
+    trainer.fit(Classifier(args.model, len(images.classes), args.bf16), loader)
     measuring.tell("lightning", lightning.__version__, clock.rate(args.batch))
 
 

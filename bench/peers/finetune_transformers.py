@@ -1,7 +1,8 @@
-"""transformers: full fine-tuning of ResNet-18 with its Trainer; prints one JSON line with images a second.
+"""transformers: full fine-tuning of a ResNet with its Trainer; prints one JSON line with images a second.
 
 The shape of the library's own image-classification example: torchvision transforms for each image, a collator, and
-`Trainer` with accelerate. The network is `ResNetForImageClassification` with ResNet-18's configuration. Runs in an
+`Trainer` with accelerate. The network is `ResNetForImageClassification` with the configuration
+of ResNet-18 or -50. Runs in an
 environment of its own; knows nothing of tellapart.
 """
 
@@ -20,6 +21,11 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+
+SHAPES = {  # by torchvision's names
+    "resnet18": ([64, 128, 256, 512], [2, 2, 2, 2], "basic"),
+    "resnet50": ([256, 512, 1024, 2048], [3, 4, 6, 3], "bottleneck"),
+}
 
 
 class Photographs(torch.utils.data.Dataset):
@@ -50,12 +56,14 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 def main() -> None:
     args = measuring.options(__doc__).parse_args()
     images = Photographs(f"{args.data}/train", args.size)
-    # ResNet-18 as its paper has it: basic blocks, two for each of four stages.
+    measuring.reference_speed()
+    # As their paper has them.
+    widths, depths, block = SHAPES[args.model]
     config = ResNetConfig(
         embedding_size=64,
-        hidden_sizes=[64, 128, 256, 512],
-        depths=[2, 2, 2, 2],
-        layer_type="basic",
+        hidden_sizes=widths,
+        depths=depths,
+        layer_type=block,
         num_labels=len(images.images.classes),
     )
     arguments = TrainingArguments(
@@ -71,12 +79,13 @@ def main() -> None:
         eval_strategy="no",
         logging_strategy="no",
         report_to=[],
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=args.bf16,
         disable_tqdm=True,
     )
     clock = measuring.Clock(args.steps)
     trainer = Trainer(
-        model=ResNetForImageClassification(config),
+        model=measuring.placed(ResNetForImageClassification(config), args.bf16),
         args=arguments,
         train_dataset=images,
         data_collator=collate,

@@ -1,4 +1,4 @@
-"""ultralytics: full training of ResNet-18 as a classifier; prints one JSON line with images a second.
+"""ultralytics: full training of a ResNet as a classifier; prints one JSON line with images a second.
 
 ultralytics' documentation: `YOLO` models for classification train with `model.train(data=FOLDER, imgsz, batch, …)`,
 callbacks come by `add_callback`, and a torchvision network can stand in a model's YAML as a `TorchVision` layer. For
@@ -14,13 +14,14 @@ from typing import Any
 
 import beside_cpu_torch  # noqa: F401
 import measuring
+import torch
 import ultralytics
 from ultralytics import YOLO
 
-# ResNet-18 without its last two layers gives [B, 512, h, w], for the classification head.
+# A ResNet without its last two layers gives [B, width, h, w], for the classification head.
 MODEL = """nc: {classes}
 backbone:
-  - [-1, 1, TorchVision, [512, "resnet18", None, True, 2]]
+  - [-1, 1, TorchVision, [{width}, "{model}", None, True, 2]]
 head:
   - [-1, 1, Classify, [nc]]
 """
@@ -34,7 +35,9 @@ def main() -> None:
     args = measuring.options(__doc__).parse_args()
     classes = len([path for path in (Path(args.data) / "train").iterdir() if path.is_dir()])
     config = Path("resnet18-cls.yaml").absolute()
-    config.write_text(MODEL.format(classes=classes))
+    config.write_text(
+        MODEL.format(classes=classes, model=args.model, width=512 if args.model == "resnet18" else 2048)
+    )
     clock = measuring.Clock(args.steps)
 
     def count(trainer: Any) -> None:
@@ -50,7 +53,7 @@ def main() -> None:
             batch=args.batch,
             epochs=1000,
             workers=args.workers,
-            device="cpu",
+            device=0 if torch.cuda.is_available() else "cpu",
             optimizer="SGD",
             lr0=0.001,
             pretrained=False,

@@ -10,6 +10,8 @@ import json
 import time
 from typing import Any
 
+import torch
+
 WARM_UP = 3
 
 
@@ -21,7 +23,21 @@ def options(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=15, help="that are measured, after the warm-up")
     parser.add_argument("--workers", type=int, default=2, help="of the DataLoader")
+    parser.add_argument("--model", default="resnet18", help="as torchvision calls it")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bf16, and channels-last")
     return parser
+
+
+def reference_speed(tf32: bool = False) -> torch.device:
+    """Return the device, a GPU where there is one, set as the reference scripts of timm (``tf32``), torchvision do."""
+    torch.backends.cudnn.benchmark = torch.cuda.is_available()
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def placed(model: torch.nn.Module, bf16: bool) -> torch.nn.Module:
+    """Return the network, in channels-last order with ``bf16``."""
+    return model.to(memory_format=torch.channels_last if bf16 else torch.preserve_format)
 
 
 class Clock:
@@ -33,6 +49,8 @@ class Clock:
 
     def tick(self) -> bool:
         """Note that a step ended; return whether it was the last that counts."""
+        if torch.cuda.is_available() and len(self.times) + 1 in (WARM_UP, WARM_UP + self.steps):
+            torch.cuda.synchronize()
         self.times.append(time.perf_counter())
         return len(self.times) == WARM_UP + self.steps
 
