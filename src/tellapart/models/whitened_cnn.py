@@ -159,7 +159,10 @@ class WhitenedCNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` -> logits ``[B, num_classes]``."""
         x = self.groups(functional.gelu(self.whiten(self.shrink(images))))
-        logits: Tensor = self.head(self.dropout(x.amax((2, 3))))
+        # Not amax, whose gradient divides by how often the maximum occurs: compiled in bf16, where a recomputed map is
+        # rounded elsewhere, that may be never.
+        largest = functional.max_pool2d(x, tuple(x.shape[2:])).flatten(1)
+        logits: Tensor = self.head(self.dropout(largest))
         return logits
 
     @torch.no_grad()
