@@ -75,6 +75,7 @@ def prepared(args: argparse.Namespace, data: Path, cache: Path, **changes: Any) 
         "training.accumulate": 1,
         "speed.compile": "on" if args.compile else "off",
         "speed.cuda_graphs": args.cuda_graphs,
+        "speed.kernel_search": "on",  # as in a long run
         **changes,
     }
     spec = update(Spec(), chosen)
@@ -189,7 +190,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="torch.compile, for the bare steps too")
-    parser.add_argument("--cuda-graphs", action="store_true", help="tellapart's --speed.cuda-graphs")
+    parser.add_argument(
+        "--cuda-graphs", choices=["auto", "on", "off"], default="auto", help="tellapart's --speed.cuda-graphs"
+    )
     parser.add_argument(
         "--sides", nargs="*", choices=list(INPUTS), default=list(INPUTS), help="beside the bare steps"
     )
