@@ -324,7 +324,7 @@ class RunSpec(Section, prefix="run."):
     log_every: CountOrZero = 0
     """Steps between lines where there is no terminal, and between logged values; 0: about 10 an epoch."""
     checkpoint_minutes: NonNegative = 5.0
-    """Minutes between checkpoints inside an epoch (each epoch's end has one too, but for epochs on features)."""
+    """Minutes between checkpoints inside an epoch (its end has one too, if that takes a tenth of the time at most)."""
     tensorboard: bool = True
     """Write TensorBoard events, where the package is installed."""
     mlflow: bool = False

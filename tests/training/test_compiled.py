@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tellapart.models.whitened_cnn import WhitenedCNN
 from tellapart.spec import Spec, update
 from tellapart.training import compiled, setup
 from tellapart.training.compiled import Compiled, Graphs, can_compile
@@ -97,6 +98,26 @@ def test_a_compiled_run_is_the_eager_one_but_for_rounding(build: Any, pictures: 
         "1",
         "4",
     }  # no wrapper in the names
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler about itself
+def test_compiled_gradients_of_a_whitened_network_are_finite_in_bf16() -> None:
+    """Its maximum over the maps was one whose gradient, once compiled, divided by zero."""
+    torch.manual_seed(0)
+    model = WhitenedCNN(3, size=8, widths=(8, 8, 8)).to(memory_format=torch.channels_last)
+    images, labels = torch.randn(6, 3, 8, 8), torch.arange(6) % 3
+    images = images.contiguous(memory_format=torch.channels_last)
+    found = []
+    for network in (copy.deepcopy(model), Compiled(copy.deepcopy(model), pytest.fail)):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    eager, compiled_ = found
+    assert torch.isfinite(compiled_).all()
+    assert torch.nn.functional.cosine_similarity(eager, compiled_, 0) > 0.95
 
 
 # ------------------------------------------------------------------------------------ CUDA graphs

@@ -168,7 +168,6 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts(build: Any, pictures: An
     assert bench.trainer.progress.step == 1
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's profiler warns of itself
 def test_a_run_from_files_to_answers(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
     data = make_folder(tmp_path / "data", splits=("train", "val", "test"), size=40)
     result = tellapart.train(

@@ -8,9 +8,11 @@ compute.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -37,6 +39,14 @@ _PARTS = {
     "logging": "logging",
     "checkpoint": "checkpoint",
 }
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """While entered, keep to yourself what torch's profiler warns of: that it forgets, which is wanted here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 class Profile:
@@ -195,7 +205,8 @@ class Profile:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes to the terminal when it starts and stops
         self._torch = torch.profiler.profile(activities=activities)
-        self._torch.start()
+        with _quietly():
+            self._torch.start()
         self._trace_ends = self._step + self._traced
 
     def _finish(self, tell: bool) -> None:
@@ -205,7 +216,8 @@ class Profile:
         table = self._times() if self._torch is None else self._table
         profiler, self._torch = self._torch, None
         if profiler is not None:
-            profiler.stop()
+            with _quietly():
+                profiler.stop()
         if not tell or not self._count:
             return
         lines = [*table, *(self._operations(profiler) if profiler else ())]
@@ -248,7 +260,8 @@ class Profile:
         cuda = self._device.type == "cuda"
         own = "self_device_time_total" if cuda else "self_cpu_time_total"
         ranges = {*_PARTS.values()}
-        events = [event for event in profiler.key_averages() if event.key not in ranges]
+        with _quietly():
+            events = [event for event in profiler.key_averages() if event.key not in ranges]
         events.sort(key=lambda event: getattr(event, own), reverse=True)
         total = sum(getattr(event, own) for event in events) or 1
         where = "the GPU" if cuda else "the CPU"
