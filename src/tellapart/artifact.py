@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from tellapart.contract import Card, Preprocessing
-from tellapart.devices import AMP_DTYPES
+from tellapart.devices import AMP_DTYPES, put
 from tellapart.errors import ArtifactError
 from tellapart.models import zoo
 from tellapart.preprocess import averaged, normalise
@@ -98,7 +98,7 @@ class Predictor:
 
         images_NHWC: uint8, sized by the contract.
         """
-        images = normalise(images_NHWC.to(self.device), self.preprocessing, channels_last=True)
+        images = normalise(put(images_NHWC, self.device), self.preprocessing, channels_last=True)
         with torch.autocast(self.device.type, self._amp, enabled=self._amp is not None):
             return averaged(self.model, images, self.card.views).cpu()
 

@@ -17,7 +17,7 @@ from tellapart.data import images as decoded
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
 from tellapart.data.transfer import resident_limit
-from tellapart.devices import AMP_DTYPES, seed_device
+from tellapart.devices import AMP_DTYPES, put, seed_device
 from tellapart.errors import DataError, SpecError
 from tellapart.evaluation import metrics
 from tellapart.evaluation.infer import batch_that_pays, collect_logits
@@ -203,7 +203,7 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         sparse.hold_zeros(model, optimizer)
 
     def inputs(batch_NHWC: torch.Tensor) -> torch.Tensor:
-        return normalise(batch_NHWC.to(device), prepared.contract, channels_last)
+        return normalise(put(batch_NHWC, device), prepared.contract, channels_last)
 
     return Plan(
         spec=spec,
