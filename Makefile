@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: setup demo test check format bench bench-peers
+.PHONY: setup demo test check format bench bench-peers bench-gpu
 
 setup: .venv/ready
 
@@ -68,6 +68,22 @@ ifdef DATA
 	$(BIN)/python bench/loading.py --data "$(DATA)/train"
 	$(BIN)/python bench/transfer.py --data "$(DATA)"
 endif
+
+# The same on a machine with a GPU, with what is installed there (timm, torchvision; lightning, transformers). Half an hour.
+#   make bench-gpu DATA=hymenoptera_data CIFAR=cifar10 [AIRBENCH=airbench94_muon.py] [AIRBENCH96=airbench96.py]
+bench-gpu: setup
+	@test -d "$(DATA)/train" -a -d "$(CIFAR)/train" || { echo 'make bench-gpu DATA=FOLDER CIFAR=FOLDER: see the Makefile'; exit 2; }
+	$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "There is no CUDA device.")'
+	$(BIN)/pytest -q tests/training/test_cuda.py
+	$(BIN)/python bench/machine.py --rounds 3
+	$(BIN)/python bench/cifar10_fast.py --data "$(CIFAR)" $(if $(AIRBENCH),--airbench "$(AIRBENCH)")
+	$(BIN)/python bench/cifar10_fast.py --data "$(CIFAR)" --recipe cifar10-best --seeds 0 $(if $(AIRBENCH96),--airbench "$(AIRBENCH96)")
+	$(BIN)/python bench/gpu_input.py --data "$(DATA)" --copies 40
+	$(BIN)/python bench/finetune_speed.py --data "$(DATA)" --model timm/resnet50 --batch 256 --copies 40 --peers $(BIN)/python
+	$(BIN)/python bench/loading.py --data "$(DATA)/train" --copies 16 --batch-size 256 --stream
+	$(BIN)/python bench/evaluate_speed.py --data "$(DATA)/val" --copies 20 --bf16
+	$(BIN)/python bench/transfer.py --data "$(DATA)"
+	$(BIN)/python bench/tutorial_speed.py --data "$(CIFAR)"
 
 .venv-peers/ready: bench/peers/requirements.txt
 	$(PYTHON) -m venv .venv-peers
