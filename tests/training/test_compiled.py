@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from tellapart.models.whitened_cnn import WhitenedCNN
-from tellapart.spec import Spec, update
+from tellapart.spec import Spec, flatten, update
 from tellapart.training import compiled, setup
 from tellapart.training.compiled import Compiled, Graphs, can_compile
 from tellapart.training.distributed import Processes
@@ -124,25 +125,54 @@ def test_compiled_gradients_of_a_whitened_network_are_finite_in_bf16() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted"),
+    ("changes", "graphs", "search"),
     [
-        ({}, True),
-        ({"speed.cuda_graphs": "off"}, False),
-        ({"training.epochs": 1}, False),  # too few steps
-        ({"training.epochs": 1, "speed.cuda_graphs": "on"}, True),
-        ({"training.accumulate": 2, "speed.cuda_graphs": "on"}, False),
-        ({"training.precision": "fp16", "speed.cuda_graphs": "on"}, False),
-        ({"distill.teacher": "runs/teacher"}, False),
+        ({}, "on", "off"),
+        ({"training.epochs": 1000}, "on", "on"),
+        ({"training.epochs": 2}, "off", "off"),  # too few steps
+        ({"training.epochs": 2, "speed.cuda_graphs": "on"}, "on", "off"),
+        ({"speed.cuda_graphs": "off", "speed.kernel_search": "on"}, "off", "on"),
     ],
 )
-def test_graphs_are_for_many_small_steps_in_one_part(changes: dict[str, Any], wanted: bool) -> None:
-    spec = update(Spec(), {"training.epochs": 50, "training.accumulate": 1, **changes})
+def test_graphs_are_for_many_steps_and_a_search_for_more(
+    changes: dict[str, Any],
+    graphs: str,
+    search: str,
+    build: Any,
+    pictures: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = build(pictures(), **{"training.epochs": 20, **changes})
+    assert bench.plan.spec.speed.cuda_graphs == changes.get(
+        "speed.cuda_graphs", "off"
+    )  # nothing is for the CPU
+    assert not bench.plan.graphs
+    assert not bench.plan.search
+    spec = update(Spec(), {**flatten(bench.prepared.spec), **changes})
+    prepared = dataclasses.replace(bench.prepared, spec=spec)
     cuda = Processes(0, 1, torch.device("cuda"))
-    assert setup._replays(spec, cuda, 10**9, 10) is wanted
-    assert not setup._replays(spec, Processes(0, 1, torch.device("cpu")), 10**9, 10)
-    assert not setup._replays(spec, Processes(0, 2, torch.device("cuda")), 10**9, 10)
-    big = setup._replays(spec, cuda, 10**13, 10)
-    assert big is (wanted and spec.speed.cuda_graphs == "on")
+    speed = setup.settle(prepared, bench.model, cuda).speed
+    assert (speed.cuda_graphs, speed.kernel_search) == (graphs, search)
+    monkeypatch.setattr(setup, "GRAPH_FLOPS", 10)
+    if "speed.cuda_graphs" not in changes:
+        assert setup.settle(prepared, bench.model, cuda).speed.cuda_graphs == "off"  # steps are too large
+
+
+@pytest.mark.parametrize(
+    ("changes", "can"),
+    [
+        ({}, True),
+        ({"training.accumulate": 2}, False),
+        ({"training.precision": "fp16"}, False),
+        ({"distill.teacher": "runs/teacher"}, False),
+        ({"training.quantize": "int8"}, False),
+    ],
+)
+def test_graphs_are_for_plain_steps_in_one_part(changes: dict[str, Any], can: bool) -> None:
+    spec = update(Spec(), {"training.accumulate": 1, **changes})
+    assert setup._can_replay(spec, Processes(0, 1, torch.device("cuda"))) is can
+    assert not setup._can_replay(spec, Processes(0, 1, CPU))
+    assert not setup._can_replay(spec, Processes(0, 2, torch.device("cuda")))
 
 
 class _Recorder:

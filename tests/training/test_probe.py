@@ -128,7 +128,8 @@ def test_the_probe_can_be_switched_off_or_have_nothing_to_do(
     monkeypatch.setattr(probe, "_measured", None)
     prepared, model = prepare(**{"speed.probe": False})
     assert probe.choose(prepared, model, CPU, print).spec.training.precision == "fp32"
-    given = {"training.precision": "bf16", "training.accumulate": 3, "speed.compile": "off"}
+    given = {"training.precision": "bf16", "training.accumulate": 3}
+    given |= {f"speed.{name}": "off" for name in ("compile", "cuda_graphs", "kernel_search")}
     prepared, model = prepare(**given)
     assert probe.choose(prepared, model, CPU, print).spec == prepared.spec
 

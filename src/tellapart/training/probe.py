@@ -32,7 +32,7 @@ from tellapart.devices import AMP_DTYPES, is_out_of_memory, release
 from tellapart.doctor import host
 from tellapart.models import heads
 from tellapart.spec import Spec, update
-from tellapart.training import remembered, resolve, sampling, setup
+from tellapart.training import remembered, sampling, setup
 from tellapart.training.compiled import Compiled, can_compile
 from tellapart.training.distributed import Processes
 from tellapart.training.step import Plan
@@ -79,12 +79,13 @@ def choose(
     """
     spec = prepared.spec
     if not _is_open(spec) or not spec.speed.probe or not _is_long(prepared, model, processes.device):
-        return _with(prepared, resolve.settle(spec, processes.device))
+        return _with(prepared, setup.settle(prepared, model, processes))
     changes: dict[str, Any] = {}
     if processes.first:
         changes = _measured(prepared, model, processes, say)
     changes = processes.from_first(changes)
-    return _with(prepared, resolve.settle(update(spec, changes), processes.device))
+    prepared = _with(prepared, update(spec, changes))
+    return _with(prepared, setup.settle(prepared, model, processes))
 
 
 def _with(prepared: setup.Prepared, spec: Spec) -> setup.Prepared:

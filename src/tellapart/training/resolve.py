@@ -136,6 +136,12 @@ def settle(spec: Spec, device: torch.device) -> Spec:
         changes["training.accumulate"] = math.ceil(spec.training.batch_size / CPU_PART) if on_cpu else 1
     if spec.speed.compile == "auto":
         changes["speed.compile"] = "off"
+    if device.type != "cuda":  # there `setup.settle` chooses
+        changes |= {
+            f"speed.{name}": "off"
+            for name in ("cuda_graphs", "kernel_search")
+            if getattr(spec.speed, name) == "auto"
+        }
     return update(spec, changes) if changes else spec
 
 

@@ -6,6 +6,7 @@ Knows nothing of run folders, reports or the command line.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from tellapart.evaluation import metrics
 from tellapart.evaluation.infer import batch_that_pays, collect_logits
 from tellapart.models import heads, weights, zoo
 from tellapart.preprocess import Preprocessing, Views, averaged, normalise, resize
-from tellapart.spec import Spec
+from tellapart.spec import Spec, update
 from tellapart.training import distillation, optim, progressive, pruning, resolve, rounding, sampling, sparse
 from tellapart.training.distributed import Processes
 from tellapart.training.ema import Ema
@@ -149,10 +150,9 @@ def initial_images(prepared: Prepared, count: int | None = None) -> torch.Tensor
 
 def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Plan:
     """Return what the loop runs; what is still open for speed (see ``probe``) is as without a probe."""
-    spec = resolve.settle(prepared.spec, processes.device)
+    spec = settle(prepared, model, processes)
     training, device = spec.training, processes.device
-    work = flops(prepared, model) * training.batch_size
-    plain = device.type == "cpu" and work < PLAIN_KERNELS_FLOPS
+    plain = device.type == "cpu" and flops(prepared, model) * training.batch_size < PLAIN_KERNELS_FLOPS
     has_convolutions = any(isinstance(module, torch.nn.Conv2d) for module in model.modules())
     channels_last = spec.speed.channels_last and has_convolutions and not plain
     if channels_last:
@@ -221,23 +221,31 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         begin_epoch=_resizer(objective, spec) if training.start_size else None,
         pruning=pruning.Pruning(training, len(labels), spec.seed, device) if training.prune else None,
         channels_last=channels_last,
-        graphs=_replays(spec, processes, work, steps),
-        search=device.type == "cuda"
-        and _chosen(spec.speed.kernel_search, steps * training.epochs >= SEARCH_STEPS),
+        graphs=spec.speed.cuda_graphs == "on" and _can_replay(spec, processes),
+        search=spec.speed.kernel_search == "on" and device.type == "cuda",
     )
 
 
-def _chosen(switch: str, pays: bool) -> bool:
-    return pays if switch == "auto" else switch == "on"
+def settle(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Spec:
+    """Return the spec with nothing left to choose, on this device and without a probe."""
+    spec = resolve.settle(prepared.spec, processes.device)
+    speed, batch_size = spec.speed, spec.training.batch_size
+    if processes.device.type != "cuda" or "auto" not in (speed.cuda_graphs, speed.kernel_search):
+        return spec
+    images = sampling.epoch_length(prepared.train.samples.labels, spec.training.sampling)
+    steps = math.ceil(images / batch_size) * spec.training.epochs
+    small = flops(prepared, model) * batch_size <= GRAPH_FLOPS
+    chosen = {"cuda_graphs": small and steps >= GRAPH_STEPS, "kernel_search": steps >= SEARCH_STEPS}
+    open_ = {name: pays for name, pays in chosen.items() if getattr(speed, name) == "auto"}
+    return update(spec, {f"speed.{name}": "on" if pays else "off" for name, pays in open_.items()})
 
 
-def _replays(spec: Spec, processes: Processes, work: int, steps: int) -> bool:
-    """Return whether steps are to be replayed as CUDA graphs; ``work``: operations of a batch's forward pass."""
+def _can_replay(spec: Spec, processes: Processes) -> bool:
+    """Return whether whole steps can be CUDA graphs: one part, one process, nothing that looks into the network."""
     training = spec.training
     whole = training.accumulate == 1 and processes.world == 1 and training.precision != "fp16"
     plain = not spec.distill.teacher and training.quantize == "none"
-    pays = work <= GRAPH_FLOPS and steps * training.epochs >= GRAPH_STEPS
-    return processes.device.type == "cuda" and whole and plain and _chosen(spec.speed.cuda_graphs, pays)
+    return processes.device.type == "cuda" and whole and plain
 
 
 def _resizer(objective: Supervised, spec: Spec) -> Callable[[int], str | None]:

@@ -169,7 +169,7 @@ def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple
         views=resolve.views(prepared.spec.input),
     )
     if features.expected(prepared.spec):  # little is left to make faster
-        prepared = dataclasses.replace(prepared, spec=resolve.settle(prepared.spec, procs.device))
+        prepared = dataclasses.replace(prepared, spec=setup.settle(prepared, model, procs))
     else:
         prepared = probe.choose(prepared, model, procs, console.message)
     plan = setup.plan(prepared, model, procs)
