@@ -36,7 +36,8 @@ _PROGRAM = "from tellapart.export.apart import main; main()"
 class Job:
     """What is compared.
 
-    ``model``: the artifact's file. ``environment``: where a format's own environment is looked for; empty: as usual.
+    ``model``: the artifact's file. ``device``: where an ONNX file is run. ``environment``: where a format's own
+    environment is looked for; empty: as usual.
     """
 
     format: str
@@ -45,6 +46,7 @@ class Job:
     model: Path
     cases: Cases
     threads: int
+    device: str = "cpu"
     environment: str = ""
 
 
@@ -128,7 +130,8 @@ def _compare(job: Job, advance: Callable[[int], None]) -> Parity:
     entry, options, file = formats.find(job.format), job.options, job.written.files[0]
     reference = EagerBackend(artifact.open_model(job.model))
     if entry.open is None:
-        backend = runtime.open_backend(file, threads=job.threads)
+        device = job.device if file.suffix == ".onnx" else "cpu"
+        backend = runtime.open_backend(file, device, threads=job.threads)
     else:
         backend = entry.open(file, reference.card, job.threads)
 
@@ -145,7 +148,7 @@ def _compare(job: Job, advance: Callable[[int], None]) -> Parity:
             "format": entry.name,
             "precision": options.precision,
             "file": file.name,
-            "facts": job.written.facts,
+            "facts": {**job.written.facts, **_provider(backend)},
             "notes": job.written.notes,
         },
         sizes=(job.model.stat().st_size, sum(path.stat().st_size for path in job.written.files)),
@@ -153,3 +156,9 @@ def _compare(job: Job, advance: Callable[[int], None]) -> Parity:
         locate=locate,
         advance=advance,
     )
+
+
+def _provider(backend: runtime.Backend) -> dict[str, str]:
+    """Return what the runtime says that it computed with, where it says so."""
+    name = getattr(backend, "provider", "")
+    return {"computed by": f"{name} ({backend.device})"} if name else {}  # type: ignore[attr-defined]

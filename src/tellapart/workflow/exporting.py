@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import shutil
 import tempfile
@@ -34,7 +35,7 @@ from tellapart.export import apart, formats, synthetic, text
 from tellapart.export.base import Exporter, Options
 from tellapart.export.graph import graph_of
 from tellapart.export.parity import Case, Cases, Parity, Uncompared
-from tellapart.runtime import environments
+from tellapart.runtime import environments, providers
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
 from tellapart.workflow.exported import content_of
@@ -89,6 +90,7 @@ def export(
     split: str = "",
     images: int = 500,
     threads: int = 0,
+    device: str = "cpu",
     quiet: bool = True,
     **data_changes: Any,
 ) -> Export:
@@ -110,6 +112,8 @@ def export(
         split: train, val, test or all; by default val where there is one, else test, else all.
         images: how many to compare on at most, of each class alike.
         threads: what both compute with; 0: as many as torch uses.
+        device: where ONNX files are run for the comparison: cpu, cuda, cuda:N, tensorrt or tensorrt:N. The artifact
+            and all other files are run on the CPU.
         quiet: no progress on standard error.
         data_changes: fields of the data section, such as ``format="coco"``.
 
@@ -118,6 +122,7 @@ def export(
     """
     if images < 1 or threads < 0 or batch < 0:
         raise SpecError("images must be at least 1, threads and batch at least 0.")
+    providers.parse(device)
     wanted = _wanted(to, precision, Options(plain=plain, batch=batch))
     folder, found = Path(out), artifact.find(model)
     _refuse_existing(folder, wanted)
@@ -128,7 +133,7 @@ def export(
         results, errors = [], []
         for entry, options in wanted:
             try:
-                results.append(_export_one(entry, options, found, folder, cases, used, console))
+                results.append(_export_one(entry, options, found, folder, cases, used, device, console))
             except (ExportError, MissingPackageError, environments.MissingEnvironmentError) as error:
                 errors.append(error)
                 name = entry.file_name(options)
@@ -194,6 +199,7 @@ def _export_one(
     folder: Path,
     cases: Cases,
     threads: int,
+    device: str,
     console: Console,
 ) -> tuple[list[Path], Parity | Uncompared]:
     """Write one file, compare it, and move it to its name, or to its rejected one; return files and comparison.
@@ -204,8 +210,8 @@ def _export_one(
     workplace = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
         with console.busy(f"Writing {name}"):
-            written = entry.write(graph_of(found), artifact.read_card(found), workplace / name, options)
-        job = apart.Job(entry.name, options, written, found, cases, threads, environments.chosen())
+            written = entry.write(graph_of(found), _with_mix(found), workplace / name, options)
+        job = apart.Job(entry.name, options, written, found, cases, threads, device, environments.chosen())
         with console.busy(f"Comparing {name}", len(cases.images)) as busy:
             outcome = _compared(job, name, busy.advance)
         ending = "" if outcome.passed else REJECTED
@@ -218,6 +224,23 @@ def _export_one(
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
     return targets, outcome
+
+
+def _with_mix(found: Path) -> Card:
+    """Return the artifact's card; of a run, with how often each class was predicted, as ``scores.PART.predicted``.
+
+    A service compares the classes of its answers with that, and has no run folder beside an exported file.
+    """
+    card, scores = artifact.read_card(found), {}
+    for part in ("val", "test"):
+        try:
+            content = json.loads((found.parent / "evaluation" / part / "metrics.json").read_text("utf-8"))
+            if runs.is_run(found.parent) and content["classes"] == list(card.classes):
+                predicted = [sum(column) for column in zip(*content["confusion"], strict=True)]
+                scores[part] = {**card.scores.get(part, {}), "predicted": predicted}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return artifact.with_scores(card, scores)
 
 
 def _compared(job: apart.Job, name: str, advance: Callable[[int], None]) -> Parity | Uncompared:
