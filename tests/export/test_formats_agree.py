@@ -169,7 +169,7 @@ def test_openvino_in_half_precision(tmp_path: Path) -> None:
 def test_a_changed_layer_is_named(tmp_path: Path) -> None:
     """The file has the weights of before; the graph that it is compared with has others in one layer."""
     model = make()
-    for name in ("openvino", "torch-export"):
+    for name in ("openvino", "torch-export", "torchscript", "tensorrt-ready", "atlas-ready"):
         path, entry = write(model, name, tmp_path), formats.find(name)
         assert entry.locate is not None
         graph = model.graph()
