@@ -145,6 +145,26 @@ def test_products_are_halved_and_sums_are_not() -> None:
     np.testing.assert_allclose(answer[0], expected, rtol=2e-7)
 
 
+def test_the_smallest_products_are_not_halved() -> None:
+    helper, rng = onnx.helper, np.random.default_rng(0)
+    weights = [
+        onnx.numpy_helper.from_array(rng.normal(size=(rows, columns)).astype(np.float32), name)
+        for name, rows, columns in (("small", 2, 200), ("large", 200, 200), ("last", 200, 3))
+    ]
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 2])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3])
+    names = ["x", "a", "b", "y"]
+    nodes = [
+        helper.make_node("MatMul", [names[place], weight.name], [names[place + 1]], weight.name)
+        for place, weight in enumerate(weights)
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    half = onnx_half.to_half(model, ["small", "large", "last"])
+    onnx.checker.check_model(half, full_check=True)
+    assert {tensor.name for tensor in half.graph.initializer} == {"small", "large_fp16", "last_fp16"}
+
+
 def test_properties(artifacts: Any, onnx_file: OnnxFile) -> None:
     """What the file says of itself, and that it says nothing of the machine."""
     model = onnx.load(onnx_file("crop"))
