@@ -85,8 +85,9 @@ def ready(runtime: Any, device: str) -> None:
         raise ArtifactError(
             f"This ONNX Runtime ({runtime.__version__}) does not compute on {kind}: it takes {_NEEDS[kind]}."
         )
-    with contextlib.redirect_stdout(sys.stderr):
-        runtime.preload_dlls()  # those of torch, or of NVIDIA's Python packages, where they are not on the system
+    if hasattr(runtime, "preload_dlls"):  # since 1.21: those of torch, or of NVIDIA's Python packages
+        with contextlib.redirect_stdout(sys.stderr):
+            runtime.preload_dlls()
 
 
 def used(session: Any, device: str) -> str:
