@@ -148,7 +148,7 @@ def _classifier(model: str, device: str) -> Classifier:
     if runtime.is_export(model):
         from tellapart.predict import Classifier
 
-        return Classifier(runtime.open_backend(model))
+        return Classifier(runtime.open_backend(model, device))
     from tellapart import workflow
 
     return workflow.load(model, device)
@@ -249,6 +249,7 @@ def _export(args: Export) -> int:
             split=args.split,
             images=args.images,
             threads=args.threads,
+            device=args.device,
             quiet=False,
         )
     print(printing.as_json_line(done.to_dict()) if args.as_json else done.to_text())

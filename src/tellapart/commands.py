@@ -71,7 +71,7 @@ class Evaluate:
     out: str | None = None
     """Folder for metrics.json, predictions.csv and pictures of the mistakes."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """auto, cpu, cuda, cuda:N or mps; for an ONNX file also tensorrt and tensorrt:N."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the network computes in; with less than fp32 the answers can differ a little."""
     format: Literal["auto", "folder", "list", "voc", "createml", "yolo", "coco", "name"] = "auto"
@@ -97,7 +97,7 @@ class Predict:
     urls: bool = False
     """Fetch http(s) addresses; nothing is fetched otherwise."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """auto, cpu, cuda, cuda:N or mps; for an ONNX file also tensorrt and tensorrt:N."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,8 @@ class Export:
     """How many images to compare on at most, of each class alike."""
     threads: int = 0
     """Threads that both sides compute with; 0: as many as torch uses."""
+    device: str = "cpu"
+    """Where ONNX files are run for the comparison: cpu, cuda, cuda:N, tensorrt or tensorrt:N."""
     as_json: Json = False
     """Print one JSON object on standard output."""
 

@@ -135,3 +135,21 @@ FILES: dict[str, bytes] = {
 def files() -> dict[str, bytes]:
     """Image files of many kinds and odd sizes."""
     return FILES
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[bytes]:
+    """Files of many sizes and orientations, cut out of two photographs."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    files = []
+    for number, picture in enumerate(datasets.load_sample_images().images):
+        for part in range(6):
+            top, left = 37 * part, 53 * part
+            height, width = 427 - 2 * top + 11 * part, 640 - 2 * left - 17 * part
+            image = Image.fromarray(picture[top : top + height, left : left + width])
+            exif = Image.Exif()
+            exif[0x0112] = 1 + (3 * part + number) % 8
+            stream = io.BytesIO()
+            image.save(stream, "PNG" if part == 3 else "JPEG", exif=exif)
+            files.append(stream.getvalue())
+    return files

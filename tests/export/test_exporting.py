@@ -60,6 +60,19 @@ def test_what_is_written(exported: Any, trained: Any) -> None:
     assert exported.parities[0].artifact.accuracy == pytest.approx(first["artifact"]["accuracy"])
 
 
+def test_a_service_knows_the_expected_classes_without_the_run(exported: Any, trained: Any) -> None:
+    from tellapart.runtime import open_backend
+    from tellapart.serve.drift import expectation
+
+    card = open_backend(exported.files[0]).card
+    confusion = np.array(json.loads((trained.run / "evaluation/val/metrics.json").read_text())["confusion"])
+    assert card.scores["val"]["predicted"] == confusion.sum(axis=0).tolist()
+    assert card.scores["val"]["accuracy"] == np.trace(confusion) / confusion.sum()  # what was there stays
+    shares, source = expectation(card, exported.files[0], "")
+    assert source == "card, val"
+    np.testing.assert_allclose(shares, confusion.sum(axis=0) / confusion.sum())
+
+
 def test_predict_and_evaluate_take_the_file(exported: Any, trained: Any, call: Call, tmp_path: Path) -> None:
     onnx_file, data = exported.files[0], trained.data / "test"
     pictures = sorted(data.rglob("*.png"))

@@ -113,21 +113,56 @@ def test_half_precision(plain: bool, artifacts: Any, onnx_file: OnnxFile, files:
             np.testing.assert_array_equal(backend.prepare(content), open_backend(full).prepare(content))
 
 
-def test_weights_beyond_half_precision_become_its_largest_value() -> None:
-    weight = onnx.numpy_helper.from_array(np.array([1e6, -1e6, 2.0], np.float32), "w")
-    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [3]) for n in "xy")
-    nodes = [
-        onnx.helper.make_node("Mul", ["x", "w"], ["z"], "inside"),
-        onnx.helper.make_node("Neg", ["z"], ["y"], "outside"),
+def test_products_are_halved_and_sums_are_not() -> None:
+    """Weights beyond fp16's range become its largest value; a bias is added as it is; the rest stays float32."""
+    helper, array = onnx.helper, onnx.numpy_helper.from_array
+    bias = np.array([0.1, 1 / 3, 1e6], np.float32)
+    constants = [
+        array(np.diag([1e6, -1e6, 2.0]).astype(np.float32), "w"),
+        array(bias, "b"),
+        array(np.array([1, 1, 1.0001], np.float32), "s"),
+        array(np.full((3, 1, 1), 1.0001, np.float32), "d"),
     ]
-    graph = onnx.helper.make_graph(nodes, "g", [x], [y], [weight])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    half = onnx_half.to_half(model, ["inside"])
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 3]) for n in "xy")
+    axes = array(np.array([2]), "axes")
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["z"], "gemm"),
+        helper.make_node("Mul", ["z", "s"], ["scaled"], "mul"),
+        helper.make_node("Unsqueeze", ["scaled", "axes"], ["u"], "unsqueeze"),
+        helper.make_node("Conv", ["u", "d"], ["c"], "depthwise", group=3),
+        helper.make_node("Squeeze", ["c", "axes"], ["y"], "outside"),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y], [*constants, axes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    half = onnx_half.to_half(model, ["gemm", "mul", "unsqueeze", "depthwise"])
     onnx.checker.check_model(half, full_check=True)
+    kinds = {tensor.name: tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in half.graph.initializer}
+    assert kinds == {"w_fp16": True, "z_bias": False, "s": False, "d": False, "axes": False}
     session = onnxruntime.InferenceSession(half.SerializeToString(), providers=["CPUExecutionProvider"])
-    (answer,) = session.run(None, {"x": np.array([0.5, 0.5, 3], np.float32)})
-    np.testing.assert_array_equal(answer, np.array([-32752, 32752, -6], np.float32))
-    assert [tensor.name for tensor in half.graph.initializer] == ["w_fp16"]
+    (answer,) = session.run(None, {"x": np.array([[0.5, 0.5, 3]], np.float32)})
+    product = np.array([32752, -32752, 6], np.float32) + bias
+    expected = product * np.array([1, 1, 1.0001], np.float32) * np.float32(1.0001)
+    np.testing.assert_allclose(answer[0], expected, rtol=2e-7)
+
+
+def test_the_smallest_products_are_not_halved() -> None:
+    helper, rng = onnx.helper, np.random.default_rng(0)
+    weights = [
+        onnx.numpy_helper.from_array(rng.normal(size=(rows, columns)).astype(np.float32), name)
+        for name, rows, columns in (("small", 2, 200), ("large", 200, 200), ("last", 200, 3))
+    ]
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 2])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3])
+    names = ["x", "a", "b", "y"]
+    nodes = [
+        helper.make_node("MatMul", [names[place], weight.name], [names[place + 1]], weight.name)
+        for place, weight in enumerate(weights)
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    half = onnx_half.to_half(model, ["small", "large", "last"])
+    onnx.checker.check_model(half, full_check=True)
+    assert {tensor.name for tensor in half.graph.initializer} == {"small", "large_fp16", "last_fp16"}
 
 
 def test_properties(artifacts: Any, onnx_file: OnnxFile) -> None:

@@ -19,9 +19,13 @@ FORMATS: dict[str, Exporter] = {
         Exporter("aot-inductor", ".aot.pt2", "", torch_export.write_compiled, _FP32),
         Exporter("litert", ".tflite", "", own_environment.write_litert, _FP32),
         Exporter("executorch", ".pte", "", own_environment.write_executorch, _FP32),
-        Exporter("tensorrt-ready", ".tensorrt.onnx", "onnx", vendor.write_tensorrt, FLOAT),
-        Exporter("atlas-ready", ".atlas.onnx", "onnx", vendor.write_atlas, _FP32),
-        Exporter("torchscript", ".torchscript", "", torchscript.write, _FP32, plain=True),
+        Exporter(
+            "tensorrt-ready", ".tensorrt.onnx", "onnx", vendor.write_tensorrt, FLOAT, locate=onnx.locate
+        ),
+        Exporter("atlas-ready", ".atlas.onnx", "onnx", vendor.write_atlas, _FP32, locate=onnx.locate),
+        Exporter(
+            "torchscript", ".torchscript", "", torchscript.write, _FP32, plain=True, locate=torchscript.locate
+        ),
         Exporter(
             "state-dict", ".pth", "", state_dict.write, {"fp32": Tolerance(1e-6)}, open=state_dict.open_file
         ),

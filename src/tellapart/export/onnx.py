@@ -8,12 +8,7 @@ Knows nothing of runtimes.
 from __future__ import annotations
 
 import collections
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +18,7 @@ from torch import Tensor, nn
 from tellapart import packages
 from tellapart.contract import Card
 from tellapart.errors import ExportError
-from tellapart.export import onnx_layers
+from tellapart.export import onnx_layers, programs
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
 from tellapart.export.onnx_half import to_half
@@ -102,7 +97,7 @@ def convert(
 ) -> Any:
     """Return the module as an ONNX model (protobuf); without ``dims`` its shapes are fixed. Raises ExportError."""
     try:
-        with quiet(), torch.no_grad():
+        with programs.quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 (example,),
@@ -119,22 +114,6 @@ def convert(
         raise ExportError(f"torch cannot export this network to ONNX: {cause}") from error
     assert program is not None
     return program.model_proto
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep in what torch's exporter prints, logs and warns of while it works."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _separate(model: Any) -> None:

@@ -1,28 +1,66 @@
-"""Half precision for a part of an ONNX graph: weights and computing in fp16, everything around as it was.
+"""Half precision for a part of an ONNX graph: products in fp16, everything else in float32.
 
-Values that cross the border are cast. Knows nothing of networks.
+As torch's autocast does it, products (convolutions, matrices) have weights and inputs in fp16; sums with biases,
+activations, norms and residual connections are float32. Which products, and why: `tellapart.export.half`. Values that
+cross the border are cast. Knows nothing of networks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
-import numpy as np
-
 from tellapart import packages
+from tellapart.export.half import rounded, smallest
 
-_LARGEST = 65504.0
-_FLOAT_ONLY = {"Resize": (1, 2), "Range": (0, 1, 2)}  # inputs that stay float32, by operator
+_WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
+_PRODUCTS = (*_WITH_BIAS, "MatMul")
 
 
 def to_half(model: Any, inside: Collection[str]) -> Any:
-    """Return the model with the nodes named in ``inside`` computing in fp16; inputs and outputs keep their types.
+    """Return the model with the products named in ``inside`` computing in fp16; inputs and outputs keep their types.
 
     Weights beyond fp16's range become its largest value.
     """
     onnx = packages.require("onnx", "onnx", "Export to ONNX in fp16")
-    return _Half(onnx, onnx.shape_inference.infer_shapes(model), set(inside)).converted()
+    products = [node for node in model.graph.node if node.name in inside and _is_product(node)]
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
+    weights = {node.name: sizes[node.input[1]] for node in products if node.input[1] in sizes}
+    chosen = {node.name for node in products} - smallest(weights, sum(sizes.values()))
+    _take_biases_out(onnx, model, chosen)
+    return _Half(onnx, onnx.shape_inference.infer_shapes(model), chosen).converted()
+
+
+def _is_product(node: Any) -> bool:
+    """Return whether a node is a product whose sums have many terms: not a convolution with groups."""
+    groups = [attribute.i for attribute in node.attribute if attribute.name == "group"]
+    return node.op_type in _PRODUCTS and groups in ([], [1])
+
+
+def _take_biases_out(onnx: Any, model: Any, chosen: Collection[str]) -> None:
+    """Let the nodes named in ``chosen`` have no constant bias: an Add after them has it."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        scaled = any(attribute.name == "beta" and attribute.f != 1 for attribute in node.attribute)
+        plain = node.op_type not in _WITH_BIAS or len(node.input) < 3 or node.input[2] not in constants
+        if node.name not in chosen or plain or scaled:
+            continue
+        (output,), bias = node.output, onnx.numpy_helper.to_array(constants[node.input[2]])
+        if node.op_type != "Gemm":  # along the channels of [B, C, ...]
+            bias = bias.reshape(-1, *[1] * (len(constants[node.input[1]].dims) - 2))
+        del node.input[2:]
+        node.output[0] = f"{output}_without_bias"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(bias, f"{output}_bias"))
+        add = onnx.helper.make_node(
+            "Add", [node.output[0], f"{output}_bias"], [output], name=f"{node.name}_bias"
+        )
+        add.metadata_props.extend(node.metadata_props)
+        nodes.append(add)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 class _Half:
@@ -33,33 +71,23 @@ class _Half:
         self.types = {info.name: info.type.tensor_type.elem_type for info in infos}
         self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
         self.types |= {name: tensor.data_type for name, tensor in self.weights.items()}
-        self.chosen = [node for node in self.graph.node if node.name in inside and self._can(node)]
-        names = {node.name for node in self.chosen}
-        self.made_inside = {v for node in self.chosen for v in node.output if self.types.get(v) == self.float}
-        others = [node for node in self.graph.node if node.name not in names]
+        self.chosen = inside
+        own = [node for node in self.graph.node if node.name in inside]
+        self.made_inside = {v for node in own for v in node.output if self.types.get(v) == self.float}
+        others = [node for node in self.graph.node if node.name not in inside]
         self.wanted_outside = {v for node in others for v in node.input} | {v.name for v in self.graph.output}
         self.halved: set[str] = set()
 
-    def _can(self, node: Any) -> bool:
-        """Return whether a node is converted: not those with graphs in them, or with a type that is fixed."""
-        kinds = {attribute.type for attribute in node.attribute}
-        return node.op_type not in _FLOAT_ONLY and not kinds & {
-            self.onnx.AttributeProto.GRAPH,
-            self.onnx.AttributeProto.GRAPHS,
-        }
-
     def converted(self) -> Any:
         """Return the model, changed."""
-        chosen = {node.name for node in self.chosen}
         nodes: list[Any] = []
         for node in self.graph.node:
-            if node.name not in chosen:
+            if node.name not in self.chosen:
                 nodes.append(node)
                 continue
             for name in dict.fromkeys(node.input):
                 nodes += self._enter(name)
             node.input[:] = [self._half_name(v) if self.types.get(v) == self.float else v for v in node.input]
-            self._attributes(node)
             nodes.append(node)
             for place, name in enumerate(node.output):
                 if name in self.made_inside:
@@ -89,16 +117,7 @@ class _Half:
         return []
 
     def _tensor(self, tensor: Any, name: str) -> Any:
-        values = np.clip(self.onnx.numpy_helper.to_array(tensor), -_LARGEST, _LARGEST)
-        return self.onnx.numpy_helper.from_array(values.astype(np.float16), name)
-
-    def _attributes(self, node: Any) -> None:
-        """Let what a node makes of itself be fp16."""
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == self.float:
-                attribute.i = self.half
-            elif attribute.HasField("t") and attribute.t.data_type == self.float:
-                attribute.t.CopyFrom(self._tensor(attribute.t, attribute.t.name))
+        return self.onnx.numpy_helper.from_array(rounded(self.onnx.numpy_helper.to_array(tensor)), name)
 
     def _drop_unused(self) -> None:
         """Remove the weights that nothing reads in float32 any more, and the notes on values' types."""

@@ -38,7 +38,9 @@ class _Layer:
 def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
     """Return a sentence on the first layer that differs, for pixels uint8 [B, size, size, C]."""
     onnx = packages.require("onnx", "onnx", "Looking into an ONNX file")
-    model, pixels = onnx.load(path), pixels[:_IMAGES]
+    model = onnx.load(path)
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value  # 0: any
+    pixels = np.resize(pixels, (batch or min(_IMAGES, len(pixels)), *pixels.shape[1:]))
     properties = {entry.key: entry.value for entry in model.metadata_props}
     layers = _layers(model, _module_outputs(graph, pixels), graph.card.views.count, properties["graph"])
     if not layers:
@@ -118,7 +120,7 @@ def scopes(node: Any) -> list[str]:
 
 
 def _feed(graph: GraphModel, properties: dict[str, str], pixels: npt.NDArray[np.uint8]) -> dict[str, Any]:
-    if properties["graph"] == "whole":
+    if properties["graph"] in ("whole", "pixels"):
         return {"pixels": pixels}
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
     return {"input": graph.classify.preprocess.normalised(images).numpy()}
@@ -126,7 +128,7 @@ def _feed(graph: GraphModel, properties: dict[str, str], pixels: npt.NDArray[np.
 
 def _values(onnx: Any, model: Any, names: list[str], feed: dict[str, Any]) -> list[Any]:
     """Return the tensors ``names`` of the file for an input."""
-    part = runtime.split(model)[1] if "pixels" in feed else model
+    part = runtime.split(model)[1] if model.graph.input[0].name == runtime.IMAGES else model
     known = {value.name for value in part.graph.output}
     for name in dict.fromkeys(names):
         if name not in known:

@@ -22,6 +22,7 @@ from tellapart.errors import ExportError
 from tellapart.export import programs
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
+from tellapart.export.half import rounded, smallest
 from tellapart.runtime.openvino import compiled, cut
 
 PURPOSE = "Export to OpenVINO"
@@ -34,9 +35,15 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
     model = _plain(openvino, graph) if options.plain else _whole(openvino, graph, card.preprocessing)
     model.set_friendly_name(card.architecture.name)
     _describe(model, card, options)
-    openvino.save_model(model, str(target), compress_to_fp16=options.precision == "fp16")
+    if options.precision == "fp16":
+        _halve(openvino, model)
+    openvino.save_model(model, str(target), compress_to_fp16=False)
     operators = collections.Counter(node.get_type_name() for node in model.get_ordered_ops())
-    notes = ("Weights are stored as fp16 and computed with as fp32.",) if options.precision == "fp16" else ()
+    notes = (
+        ("Most weights are stored as fp16; all are computed with as fp32.",)
+        if options.precision == "fp16"
+        else ()
+    )
     facts = {
         "openvino": openvino.__version__.partition("-")[0],
         "operators": dict(sorted(operators.items())),
@@ -44,6 +51,34 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
         "outputs": [_value(port) for port in model.outputs],
     }
     return Written((target, target.with_suffix(".bin")), facts, notes)
+
+
+def _halve(openvino: Any, model: Any) -> None:
+    """Let the weights of products be fp16, by the choice of `tellapart.export.half`, and be computed with as float32.
+
+    OpenVINO's own compression rounds biases too.
+    """
+    products = {
+        node.get_friendly_name(): node
+        for node in model.get_ordered_ops()
+        if node.get_type_name() in ("Convolution", "MatMul") and _is_weight(openvino, node)
+    }
+    constants = [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
+    sizes = {name: _weight(node).data.size for name, node in products.items()}
+    for name in set(products) - smallest(sizes, sum(node.data.size for node in constants)):
+        product = products[name]
+        half = openvino.opset13.constant(rounded(_weight(product).data))
+        full = openvino.opset13.convert(half, np.float32)
+        product.input(1).replace_source_output(full.output(0))
+
+
+def _weight(product: Any) -> Any:
+    return product.input(1).get_source_output().get_node()
+
+
+def _is_weight(openvino: Any, product: Any) -> bool:
+    second = _weight(product)
+    return bool(second.get_type_name() == "Constant" and second.get_element_type() == openvino.Type.f32)
 
 
 def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from tellapart.contract import BadImage, Pixels
 from tellapart.contract.resizing import open_pixels
+from tellapart.errors import DataError, ExportError
 from tellapart.evaluation.metrics import wilson_interval
 from tellapart.export.base import Tolerance
 from tellapart.runtime import Backend, probabilities
@@ -114,6 +115,28 @@ class Parity:
         return {"passed": self.passed, **values}
 
 
+@dataclass(frozen=True)
+class Uncompared:
+    """A file of which there is no comparison, or a format that there is no file of, and why.
+
+    ``written``: whether there is a file.
+    """
+
+    format: str
+    precision: str
+    file: str
+    reasons: tuple[str, ...]
+    written: bool
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    passed = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"passed": False, **dataclasses.asdict(self)}
+
+
 @dataclass
 class Measured:
     """What both backends said to the images that both could read: probabilities [N, K], and more."""
@@ -129,9 +152,9 @@ class Measured:
 
 
 def measure(artifact: Backend, export: Backend, cases: Cases, advance: Callable[[int], None]) -> Measured:
-    """Run both over the images, a batch at a time. Raises BadImage where no image can be read.
+    """Run both over the images, a batch at a time. Raises DataError where no image can be read.
 
-    An image that one of the two can read and the other cannot is an error of the export, and raised.
+    An image that one of the two can read and the other cannot is an error of the export, and raised as ExportError.
     """
     parts: list[tuple[Floats, Floats]] = []
     whole: list[Floats] = []
@@ -150,7 +173,10 @@ def measure(artifact: Backend, export: Backend, cases: Cases, advance: Callable[
             except (BadImage, OSError):
                 unreadable += 1
                 continue
-            inputs.append((expected, export.prepare(content)))
+            try:
+                inputs.append((expected, export.prepare(content)))
+            except BadImage as error:
+                raise ExportError(f"it cannot take the image {case.name}: {error}") from error
             whole += _whole(export, content)
             names.append(case.name)
             labels.append(case.label)
@@ -169,7 +195,7 @@ def measure(artifact: Backend, export: Backend, cases: Cases, advance: Callable[
             worst = sorted(worst, key=lambda entry: -entry[0])[:8]
         advance(len(chunk))
     if not parts:
-        raise BadImage("none of the images can be read")
+        raise DataError("None of the images can be read.")
     pixels["share"] /= values
     first, second = (np.concatenate(side) for side in zip(*parts, strict=True))
     chosen = np.stack([image for _, image in worst])

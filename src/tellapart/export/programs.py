@@ -7,6 +7,7 @@ program's. Knows no format.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,15 +25,15 @@ from tellapart.export.graph import GraphModel, averaged_in_graph
 MAX_SIDE = 65_535  # the largest that is decoded
 Values = npt.NDArray[np.float32]
 _NOTICEABLE = {"fp32": 1e-3, "fp16": 3e-2}  # of a value's largest entry
-_SILENCED = ("torch.export", "torch._dynamo", "torch._inductor")
+_SILENCED = ("torch.export", "torch.onnx", "torch._dynamo", "torch._inductor", "onnxscript", "onnx_ir")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep in what torch's tracing and lowering log and warn of."""
+    """Keep in what torch's tracing, lowering and exporting print, log and warn of."""
     loggers = [logging.getLogger(name) for name in _SILENCED]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

@@ -6,17 +6,30 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tellapart.export.parity import Parity, Side
+from tellapart.export.parity import Parity, Side, Uncompared
 
 
-def render(parities: Sequence[Parity]) -> str:
+def render(parities: Sequence[Parity | Uncompared]) -> str:
     """Return the table for a terminal, one block for each file."""
-    return "\n\n".join(_block(parity) for parity in parities)
+    return "\n\n".join(
+        _block(parity) if isinstance(parity, Parity) else _failure(parity) for parity in parities
+    )
+
+
+def verdict(parity: Parity | Uncompared) -> str:
+    """Return in a word or two how it ended."""
+    if parity.passed:
+        return "agrees with the artifact"
+    return "NOT WRITTEN" if isinstance(parity, Uncompared) and not parity.written else "REJECTED"
+
+
+def _failure(one: Uncompared) -> str:
+    head = f"{one.file}: {verdict(one)} ({one.format}, {one.precision})"
+    return "\n".join([head, *(f"  {text}" for text in (*one.reasons, *one.notes))])
 
 
 def _block(parity: Parity) -> str:
-    verdict = "agrees with the artifact" if parity.passed else "REJECTED"
-    lines = [f"{parity.file}: {verdict} ({parity.format}, {parity.precision})"]
+    lines = [f"{parity.file}: {verdict(parity)} ({parity.format}, {parity.precision})"]
     lines += [f"  {name:<26}{value}" for name, value in summary(parity)]
     head = f"  {'':<26}{'artifact':>20}{'export':>20}"
     lines += [head, *(f"  {name:<26}{ours:>20}{theirs:>20}" for name, ours, theirs in rows(parity))]
@@ -74,7 +87,7 @@ def _latency(one: Side, batch: int) -> str:
     return f"{one.latency_ms[batch]['p50']:.2f} / {one.latency_ms[batch]['p95']:.2f}"
 
 
-def page(parities: Sequence[Parity], model: str, version: str) -> str:
+def page(parities: Sequence[Parity | Uncompared], model: str, version: str) -> str:
     """Return the HTML page: one file that needs no network."""
     import jinja2
 
@@ -85,6 +98,9 @@ def page(parities: Sequence[Parity], model: str, version: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    blocks = [(parity, summary(parity), rows(parity)) for parity in parities]
+    blocks = [
+        (one, verdict(one), *((summary(one), rows(one)) if isinstance(one, Parity) else ((), ())))
+        for one in parities
+    ]
     text = environment.get_template("parity.html.j2").render(blocks=blocks, model=model, version=version)
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -7,8 +7,14 @@ example. Knows nothing of how the file is run.
 
 from __future__ import annotations
 
+import contextlib
+import operator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +46,37 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
     return Written(
         (target,), {"torch": torch.__version__, "dynamic": ["batch", "height", "width"]}, (LEGACY,)
     )
+
+
+def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
+    """Return which module of the file gives another output for the input that it has in the graph's network.
+
+    For pixels uint8 [B, size, size, C]. A traced network keeps its modules; so each can be asked alone.
+    """
+    calls: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+                calls.setdefault(name, (inputs[0].clone(), output.clone()))  # of the first view
+
+        return hook
+
+    handles = [m.register_forward_hook(note(name)) for name, m in graph.network.named_modules() if name]
+    with programs.quiet(), torch.inference_mode():
+        graph.network(
+            graph.classify.preprocess.normalised(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())
+        )
+        for handle in handles:
+            handle.remove()
+        saved = torch.jit.load(str(path), map_location="cpu")
+        network = saved.classify.network if hasattr(saved, "classify") else saved
+        found = {}
+        for name, (given, _) in calls.items():
+            with contextlib.suppress(RuntimeError, AttributeError):  # a trace leaves out what does nothing
+                found[name] = operator.attrgetter(name)(network)(given).numpy()
+    expected = [(name, name, output.numpy()) for name, (_, output) in calls.items()]
+    return programs.first_difference(expected, lambda names: found, "fp32")
 
 
 class _Whole(nn.Module):

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tellapart.errors import ArtifactError
+from tellapart.errors import ArtifactError, SpecError
 from tellapart.runtime.base import Backend, probabilities
 
 __all__ = ["Backend", "is_export", "open_backend", "probabilities"]
@@ -23,16 +23,24 @@ def open_backend(
 
     Args:
         path: run folder, artifact or exported file.
-        device: cpu, cuda, cuda:N or mps; the formats that have their own runtime compute on the CPU.
+        device: for an artifact cpu, cuda, cuda:N or mps; for an ONNX file cpu, cuda, cuda:N, tensorrt or tensorrt:N;
+            other exported files compute on the CPU. ``auto`` is the CPU for every exported file.
         precision: fp32, bf16 or fp16, for an artifact.
         threads: threads that one call computes with; 0 leaves it to the runtime.
 
-    Raises ArtifactError, ModelError, MissingPackageError.
+    Raises ArtifactError, ModelError, MissingPackageError, SpecError.
     """
     suffix = Path(path).suffix.lower()
     if suffix in _BY_SUFFIX:
         if not Path(path).is_file():
             raise ArtifactError(f"No model: {os.fspath(path)} does not exist.")
+        device = "cpu" if device == "auto" else device
+        if suffix == ".onnx":
+            return _onnx(path, threads, device)
+        if device != "cpu":
+            raise SpecError(
+                f"{os.fspath(path)} computes on the CPU, not on {device}; only artifacts and ONNX files do."
+            )
         return _BY_SUFFIX[suffix](path, threads)
     return _artifact(path, device, precision)
 
@@ -43,10 +51,10 @@ def _artifact(path: str | os.PathLike[str], device: str, precision: str) -> Back
     return open_artifact(path, device, precision)
 
 
-def _onnx(path: str | os.PathLike[str], threads: int) -> Backend:
+def _onnx(path: str | os.PathLike[str], threads: int, device: str = "cpu") -> Backend:
     from tellapart.runtime.onnx import open_onnx
 
-    return open_onnx(path, threads)
+    return open_onnx(path, threads, device)
 
 
 def _openvino(path: str | os.PathLike[str], threads: int) -> Backend:

@@ -10,6 +10,7 @@ import contextvars
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -79,6 +80,11 @@ def at(folder: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+def chosen() -> str:
+    """Return the folder that `at` chose; empty where it chose none."""
+    return _chosen.get()
+
+
 LITERT = Environment("litert", ("torch==2.13.0", "litert-torch==0.10.0"), "about 2.2 GB")
 EXECUTORCH = Environment("executorch", ("torch==2.13.0", "executorch==1.5.1"), "about 1.6 GB")
 
@@ -93,7 +99,7 @@ def run(environment: Environment, words: Sequence[str]) -> str:
         env=clean_environment(),
     )
     if done.returncode:
-        raise RuntimeError(last_error(done.stderr) or f"it ended with {done.returncode}")
+        raise RuntimeError(last_error(done.stderr) or f"it {ending(done.returncode)}")
     return done.stderr
 
 
@@ -102,6 +108,16 @@ def last_error(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return (errors or lines or [""])[-1][:600]
+
+
+def ending(code: int) -> str:
+    """Return in words how a process ended."""
+    if code >= 0:
+        return f"ended with {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"
 
 
 def clean_environment() -> dict[str, str]:

@@ -18,6 +18,7 @@ from tellapart import packages
 from tellapart.contract import BadImage, Card, Pixels
 from tellapart.contract.resizing import normalise, open_pixels
 from tellapart.errors import ArtifactError
+from tellapart.runtime import providers
 from tellapart.runtime.plain import PlainNetwork, SizedOutside
 
 IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
@@ -35,12 +36,13 @@ class OnnxBackend:
 
     format = "onnx"
 
-    def __init__(self, path: Path, model: Any, card: Card, threads: int) -> None:
-        self.path, self.card, self.threads = path, card, threads
+    def __init__(self, path: Path, model: Any, card: Card, threads: int, device: str = "cpu") -> None:
+        self.path, self.card, self.threads, self.device = path, card, threads, device
         resizing, network = split(model)
         # A caller has threads of its own for its images; one image is too little for several.
         self._resizing = session(resizing.SerializeToString(), 1)
-        self._network = session(network.SerializeToString(), threads)
+        self._network = _computing(network, threads, device)
+        self.provider = providers.used(self._network, device)
         self._whole: Any = None
 
     def prepare(self, content: bytes | Pixels) -> Pixels:
@@ -56,13 +58,14 @@ class OnnxBackend:
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
         """Return float32 [B, K] for uint8 [B, size, size, C]."""
-        (result,) = self._network.run([LOGITS], {PIXELS: np.ascontiguousarray(images_NHWC)})
-        return np.asarray(result, np.float32)
+        return _in_parts(self._network, PIXELS, np.ascontiguousarray(images_NHWC), self.device)
 
     def whole(self, images_NHWC: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Run the file as anyone would who has nothing of ours: uint8 [B, H, W, C] -> (probabilities, logits)."""
         if self._whole is None:
-            self._whole = session(os.fspath(self.path), self.threads)
+            # TensorRT would build an engine for each size of image.
+            device = self.device.replace("tensorrt", "cuda")
+            self._whole = session(os.fspath(self.path), self.threads, device)
         probabilities, logits = self._whole.run([PROBABILITIES, LOGITS], {IMAGES: images_NHWC})
         return probabilities, logits
 
@@ -72,33 +75,35 @@ class PlainOnnxBackend(PlainNetwork):
 
     format = "onnx"
 
-    def __init__(self, model: Any, card: Card, threads: int) -> None:
+    def __init__(self, model: Any, card: Card, threads: int, device: str = "cpu") -> None:
         super().__init__(card)
-        self._session = session(model.SerializeToString(), threads)
+        self._session = _computing(model, threads, device)
+        self.device, self.provider = device, providers.used(self._session, device)
 
     def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return float32 [B, K] for normalised float32 [B, C, size, size]."""
-        (result,) = self._session.run([LOGITS], {INPUT: images_NCHW})
-        return np.asarray(result, np.float32)
+        return _in_parts(self._session, INPUT, images_NCHW, self.device)
 
 
 class ReadyOnnxBackend(SizedOutside):
     """A file for a vendor's compiler: all but the resizing, or all but resizing and normalisation, in one graph."""
 
-    def __init__(self, name: str, model: Any, card: Card, threads: int) -> None:
+    def __init__(self, name: str, model: Any, card: Card, threads: int, device: str = "cpu") -> None:
         super().__init__(card)
         self.format = name
         (entry,) = model.graph.input
         self._input = str(entry.name)
         self._batch = int(entry.type.tensor_type.shape.dim[0].dim_value)  # 0: any
-        self._session = session(model.SerializeToString(), threads)
+        self._session = _computing(model, threads, device)
+        self.device, self.provider = device, providers.used(self._session, device)
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
         """Return float32 [B, K] for uint8 [B, size, size, C]; a file of fixed batch is called for each part."""
         contract = self.card.preprocessing
         images: Any = images_NHWC if self._input == PIXELS else normalise(images_NHWC, contract)
-        step = self._batch or len(images)
-        answers = []
+        if not self._batch:
+            return _in_parts(self._session, self._input, images, self.device)
+        step, answers = self._batch, []
         for start in range(0, len(images), step):
             part = images[start : start + step]
             filled = np.concatenate([part, np.repeat(part[-1:], step - len(part), axis=0)])
@@ -108,9 +113,12 @@ class ReadyOnnxBackend(SizedOutside):
 
 
 def open_onnx(
-    path: str | os.PathLike[str], threads: int = 0
+    path: str | os.PathLike[str], threads: int = 0, device: str = "cpu"
 ) -> OnnxBackend | PlainOnnxBackend | ReadyOnnxBackend:
-    """Open an ONNX file that `tellapart export` wrote. Raises ArtifactError, MissingPackageError."""
+    """Open an ONNX file that `tellapart export` wrote. Raises ArtifactError, MissingPackageError, SpecError.
+
+    ``device``: cpu, cuda, cuda:N, tensorrt or tensorrt:N; sizing an image stays on the processor.
+    """
     onnx = packages.require("onnx", "onnx", _PURPOSE)
     packages.require("onnxruntime", "onnx", _PURPOSE)
     file = Path(path)
@@ -128,10 +136,10 @@ def open_onnx(
             f"{file} lacks {', '.join(sorted(needed - names))}; was it changed after the export?"
         )
     if kind in ("pixels", "normalised"):
-        return ReadyOnnxBackend(properties.get("format", "onnx"), model, card, threads)
+        return ReadyOnnxBackend(properties.get("format", "onnx"), model, card, threads, device)
     if kind == "plain":
-        return PlainOnnxBackend(model, card, threads)
-    return OnnxBackend(file, model, card, threads)
+        return PlainOnnxBackend(model, card, threads, device)
+    return OnnxBackend(file, model, card, threads, device)
 
 
 def card_of(properties: Mapping[str, str], file: Path) -> Card:
@@ -162,13 +170,38 @@ def split(model: Any) -> tuple[Any, Any]:
     return resizing, network
 
 
-def session(model: bytes | str, threads: int) -> Any:
-    """Return an ONNX Runtime session on the CPU, for a file's path or its content. Raises ArtifactError."""
+def _computing(model: Any, threads: int, device: str) -> Any:
+    """Return a session of a network (protobuf) on a device. Raises ArtifactError, SpecError."""
+    (entry,) = model.graph.input
+    batch, *rest = (size.dim_value for size in entry.type.tensor_type.shape.dim)
+    half = any(tensor.data_type == tensor.FLOAT16 for tensor in model.graph.initializer)
+    chosen = providers.chain(device, () if batch else rest, entry.name, half)
+    return session(model.SerializeToString(), threads, device, chosen)
+
+
+def _in_parts(session: Any, name: str, images: Any, device: str) -> npt.NDArray[np.float32]:
+    """Return the logits of a batch; for TensorRT in parts no larger than its engine takes."""
+    step = providers.PROFILE[-1] if device.startswith("tensorrt") else max(1, len(images))
+    parts = [images[start : start + step] for start in range(0, max(1, len(images)), step)]
+    answers = [np.asarray(session.run([LOGITS], {name: part})[0], np.float32) for part in parts]
+    return answers[0] if len(answers) == 1 else np.concatenate(answers)
+
+
+def session(
+    model: bytes | str, threads: int, device: str = "cpu", chosen: providers.Chain | None = None
+) -> Any:
+    """Return an ONNX Runtime session for a file's path or its content. Raises ArtifactError, SpecError.
+
+    ``chosen``: the execution providers with their options; None: a device's own.
+    """
     runtime = packages.require("onnxruntime", "onnx", _PURPOSE)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors; they are raised as well
+    providers.ready(runtime, device)
     try:
-        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(
+            model, options, providers=chosen or providers.chain(device), enable_fallback=0
+        )
     except Exception as error:  # the runtime's own classes are private
         raise ArtifactError(f"ONNX Runtime cannot open the model: {error}") from None

@@ -22,7 +22,14 @@ import numpy.typing as npt
 from tellapart.contract import Card, Pixels
 from tellapart.contract.resizing import open_pixels, resize
 from tellapart.errors import ArtifactError
-from tellapart.runtime.environments import EXECUTORCH, LITERT, Environment, clean_environment, last_error
+from tellapart.runtime.environments import (
+    EXECUTORCH,
+    LITERT,
+    Environment,
+    clean_environment,
+    ending,
+    last_error,
+)
 
 # Of a batch; 0: as the file says. ExecuTorch 1.5 plans its memory for fewer images than the program allows.
 _LARGEST = {"litert": 0, "executorch": 8}
@@ -104,7 +111,7 @@ class WorkerBackend:
         self._process.wait()
         self._errors.seek(0)
         text = self._errors.read()[-8000:].decode("utf-8", "replace")
-        return last_error(text) or f"its process ended with {self._process.returncode}"
+        return last_error(text) or f"its process {ending(self._process.returncode)}"
 
 
 def _stop(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:

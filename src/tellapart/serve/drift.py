@@ -97,9 +97,11 @@ def _shares(numbers: Any, classes: int) -> Shares | None:
 
 
 def _predicted(scores: Any, classes: Sequence[str]) -> Shares | None:
-    """Return the mix of predicted classes by a confusion matrix (rows: true), else that of the true ones."""
+    """Return the mix of predicted classes (counts, or a confusion matrix with true rows), else of the true ones."""
     if not isinstance(scores, Mapping) or list(scores.get("classes", classes)) != list(classes):
         return None
+    if scores.get("predicted") is not None:
+        return _shares(scores["predicted"], len(classes))
     confusion = scores.get("confusion")
     if confusion is not None:
         try:

@@ -65,7 +65,7 @@ class Options:
     decoders: int = 0
     """Threads that decode images; 0: as many as there are processors."""
     device: str = "cpu"
-    """For an artifact: cpu, cuda, cuda:N or mps."""
+    """For an artifact: cpu, cuda, cuda:N or mps; for an ONNX file: cpu, cuda, cuda:N, tensorrt or tensorrt:N."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """For an artifact: what the network computes in."""
     max_body_mb: float = 20.0

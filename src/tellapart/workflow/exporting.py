@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,24 @@ import numpy as np
 import torch
 
 import tellapart
-from tellapart import artifact, runs, runtime
-from tellapart.contract import Card, Pixels
+from tellapart import artifact, runs
+from tellapart.contract import Card
 from tellapart.data import sources
-from tellapart.errors import ArtifactError, DataError, SpecError, UserError, did_you_mean
-from tellapart.export import formats, parity, synthetic, text
-from tellapart.export.base import Exporter, Options, Written
-from tellapart.export.graph import GraphModel, graph_of
-from tellapart.export.parity import Case, Cases, Parity
-from tellapart.runtime.eager import EagerBackend
+from tellapart.data.samples import Samples
+from tellapart.errors import (
+    ArtifactError,
+    DataError,
+    ExportError,
+    MissingPackageError,
+    SpecError,
+    UserError,
+    did_you_mean,
+)
+from tellapart.export import apart, formats, synthetic, text
+from tellapart.export.base import Exporter, Options
+from tellapart.export.graph import graph_of
+from tellapart.export.parity import Case, Cases, Parity, Uncompared
+from tellapart.runtime import environments, providers
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
 from tellapart.workflow.exported import content_of
@@ -36,17 +47,20 @@ REJECTED = ".rejected"
 
 @dataclass(frozen=True)
 class Export:
-    """What `export` wrote. ``files``: those that may be used; ``rejected``: those that differ from the artifact."""
+    """What `export` wrote. ``files``: those that may be used; ``rejected``: those that differ from the artifact.
+
+    ``parities``: one for each format and precision; `Uncompared` where the file could not be run or written.
+    """
 
     files: tuple[Path, ...]
     rejected: tuple[Path, ...]
-    parities: tuple[Parity, ...]
+    parities: tuple[Parity | Uncompared, ...]
     page: Path
 
     @property
     def passed(self) -> bool:
-        """Whether every file agrees with the artifact."""
-        return not self.rejected
+        """Whether every file was written and agrees with the artifact."""
+        return all(one.passed for one in self.parities)
 
     def to_text(self) -> str:
         """Return the comparisons as a table, and the paths of what was written."""
@@ -76,13 +90,15 @@ def export(
     split: str = "",
     images: int = 500,
     threads: int = 0,
+    device: str = "cpu",
     quiet: bool = True,
     **data_changes: Any,
 ) -> Export:
     """Write a model in other formats into the folder ``out``, each compared with the artifact.
 
-    A file that gives other answers than the artifact is kept with ``.rejected`` after its name. ``parity.json`` and
-    ``parity.html`` in the folder say what was compared. Nothing is overwritten.
+    A file that gives other answers than the artifact, or that cannot be run, is kept with ``.rejected`` after its name.
+    ``parity.json`` and ``parity.html`` in the folder say what was compared. Nothing is overwritten. A format that
+    cannot hold the network does not keep the others back.
 
     Args:
         model: run folder or artifact.
@@ -96,14 +112,17 @@ def export(
         split: train, val, test or all; by default val where there is one, else test, else all.
         images: how many to compare on at most, of each class alike.
         threads: what both compute with; 0: as many as torch uses.
+        device: where ONNX files are run for the comparison: cpu, cuda, cuda:N, tensorrt or tensorrt:N. The artifact
+            and all other files are run on the CPU.
         quiet: no progress on standard error.
         data_changes: fields of the data section, such as ``format="coco"``.
 
-    Raises SpecError, ArtifactError, DataError, MissingPackageError, and ExportError where a format cannot hold the
-    network.
+    Raises SpecError, ArtifactError, DataError, MissingPackageError, and ExportError where none of the formats can
+    hold the network.
     """
     if images < 1 or threads < 0 or batch < 0:
         raise SpecError("images must be at least 1, threads and batch at least 0.")
+    providers.parse(device)
     wanted = _wanted(to, precision, Options(plain=plain, batch=batch))
     folder, found = Path(out), artifact.find(model)
     _refuse_existing(folder, wanted)
@@ -111,11 +130,18 @@ def export(
     with Console(quiet=quiet) as console, _threads(threads) as used:
         cases = _cases(found, card, data, split, images, data_changes, console)
         folder.mkdir(parents=True, exist_ok=True)
-        reference = EagerBackend(artifact.open_model(found))
-        results = [
-            _export_one(entry, options, found, folder, reference, cases, used, console)
-            for entry, options in wanted
-        ]
+        results, errors = [], []
+        for entry, options in wanted:
+            try:
+                results.append(_export_one(entry, options, found, folder, cases, used, device, console))
+            except (ExportError, MissingPackageError, environments.MissingEnvironmentError) as error:
+                errors.append(error)
+                name = entry.file_name(options)
+                results.append(
+                    ([], Uncompared(entry.name, options.precision, name, (str(error),), written=False))
+                )
+    if len(errors) == len(wanted):
+        raise errors[0]
     parities = tuple(result[1] for result in results)
     content = {
         "model": str(model),
@@ -171,19 +197,23 @@ def _export_one(
     options: Options,
     found: Path,
     folder: Path,
-    reference: EagerBackend,
     cases: Cases,
     threads: int,
+    device: str,
     console: Console,
-) -> tuple[list[Path], Parity]:
-    """Write one file, compare it, and move it to its name, or to its rejected one; return files and comparison."""
+) -> tuple[list[Path], Parity | Uncompared]:
+    """Write one file, compare it, and move it to its name, or to its rejected one; return files and comparison.
+
+    Raises what its exporter raises.
+    """
     name = entry.file_name(options)
     workplace = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
         with console.busy(f"Writing {name}"):
-            written = entry.write(graph_of(found), reference.card, workplace / name, options)
+            written = entry.write(graph_of(found), _with_mix(found), workplace / name, options)
+        job = apart.Job(entry.name, options, written, found, cases, threads, device, environments.chosen())
         with console.busy(f"Comparing {name}", len(cases.images)) as busy:
-            outcome = _compare(entry, options, written, found, reference, cases, threads, busy.advance)
+            outcome = _compared(job, name, busy.advance)
         ending = "" if outcome.passed else REJECTED
         targets = [folder / (path.name + ending) for path in written.files]
         for target in targets:
@@ -196,44 +226,32 @@ def _export_one(
     return targets, outcome
 
 
-def _compare(
-    entry: Exporter,
-    options: Options,
-    written: Written,
-    found: Path,
-    reference: EagerBackend,
-    cases: Cases,
-    threads: int,
-    advance: Any,
-) -> Parity:
-    file = written.files[0]
-    if entry.open is None:
-        backend = runtime.open_backend(file, threads=threads)
-    else:
-        backend = entry.open(file, reference.card, threads)
+def _with_mix(found: Path) -> Card:
+    """Return the artifact's card; of a run, with how often each class was predicted, as ``scores.PART.predicted``.
 
-    def locate(pixels: Pixels) -> str:
-        graph: GraphModel = graph_of(found)
-        return entry.locate(file, graph, pixels) if entry.locate else "The difference starts in the network."
+    A service compares the classes of its answers with that, and has no run folder beside an exported file.
+    """
+    card, scores = artifact.read_card(found), {}
+    for part in ("val", "test"):
+        try:
+            content = json.loads((found.parent / "evaluation" / part / "metrics.json").read_text("utf-8"))
+            if runs.is_run(found.parent) and content["classes"] == list(card.classes):
+                predicted = [sum(column) for column in zip(*content["confusion"], strict=True)]
+                scores[part] = {**card.scores.get(part, {}), "predicted": predicted}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return artifact.with_scores(card, scores)
 
-    about: Mapping[str, Any] = {
-        "format": entry.name,
-        "precision": options.precision,
-        "file": file.name,
-        "facts": written.facts,
-        "notes": written.notes,
-    }
-    return parity.compare(
-        reference,
-        backend,
-        cases,
-        entry.tolerance[options.precision],
-        about=about,
-        sizes=(found.stat().st_size, sum(path.stat().st_size for path in written.files)),
-        threads=threads,
-        locate=locate,
-        advance=advance,
-    )
+
+def _compared(job: apart.Job, name: str, advance: Callable[[int], None]) -> Parity | Uncompared:
+    try:
+        return apart.compare(job, advance)
+    except ExportError as error:
+        reason = f"the file could not be compared: {error}"
+        written = job.written
+        return Uncompared(
+            job.format, job.options.precision, name, (reason,), True, written.facts, written.notes
+        )
 
 
 def _cases(
@@ -269,18 +287,27 @@ def _of_source(spec: DataSpec, card: Card, split: str, count: int, console: Cons
     part = samples if chosen == "all" else samples.split(chosen)
     if not len(part):
         raise DataError(f"{spec.source} has no {chosen} images.")
-    rows = stratified(part.labels, count)
+    used = _only(part, stratified(part.labels, count))
     cases = [
         Case(
-            str(part.paths[row]),
-            functools.partial(content_of, part, int(row), card.preprocessing.channels, spec.max_pixels),
-            int(part.labels[row]),
+            str(used.paths[row]),
+            functools.partial(content_of, used, row, card.preprocessing.channels, spec.max_pixels),
+            int(used.labels[row]),
         )
-        for row in rows
+        for row in range(len(used))
     ]
     words = "all of" if len(cases) == len(part) else f"{len(cases)} of the {len(part)} images of"
     where = spec.source if chosen == "all" else f"{spec.source}, {chosen}"
     return Cases(cases, where if words == "all of" else f"{where} ({words} it)")
+
+
+def _only(samples: Samples, rows: Any) -> Samples:
+    """Return the table of some rows, and of their pixels alone: another process gets it."""
+    chosen = samples.select(rows)
+    if chosen.pixels is None:
+        return chosen
+    keys = rows if chosen.keys is None else chosen.keys
+    return dataclasses.replace(chosen, pixels=np.asarray(chosen.pixels[keys]), keys=None)
 
 
 def stratified(labels: Any, count: int, seed: int = 0) -> Any:

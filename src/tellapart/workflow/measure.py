@@ -109,7 +109,7 @@ def evaluate(
         data: images with labels; None: the data that the run was trained with (model is then a run folder).
         split: train, val, test or all; by default test where there is one, else val, else all.
         out: folder to write metrics.json, predictions.csv and the worst mistakes to (under evaluation/SPLIT).
-        device: auto, cpu, cuda, cuda:N or mps.
+        device: auto, cpu, cuda, cuda:N or mps; for an ONNX file auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N.
         precision: fp32, bf16 or fp16, by torch's autocast.
         quiet: no progress on standard error.
         data_changes: fields of the data section, such as ``format="coco"``.
@@ -126,7 +126,7 @@ def evaluate(
     target = Path(out) if out else None
     with Console(quiet=quiet) as console:
         if exported:
-            backend = runtime.open_backend(model)
+            backend = runtime.open_backend(model, device)
             part, spec, chosen = _part(model, data, split, backend.card.classes, data_changes)
             return evaluate_backend(backend, part, chosen, spec, target, console)
         predictor = artifact.open_model(model, choose_device(device), precision)

@@ -21,8 +21,10 @@ from tellapart.spec import Spec
 
 
 def load(model: str | os.PathLike[str], device: str = "cpu") -> Classifier:
-    """Open a model or an exported file: ``tellapart.load(path).predict(images)``. Raises ArtifactError."""
-    return Classifier(runtime.open_backend(model, str(choose_device(device))))
+    """Open a model or an exported file: ``tellapart.load(path).predict(images)``. Raises ArtifactError, SpecError."""
+    return Classifier(
+        runtime.open_backend(model, device if runtime.is_export(model) else str(choose_device(device)))
+    )
 
 
 def models(pattern: str = "") -> list[ModelInfo]:
