@@ -1,12 +1,13 @@
 """From what a stranger sent to pixels that a model takes, within limits. Knows nothing of HTTP.
 
 What is checked before a pixel is decoded: that the content is one of the accepted formats (the content decides, never
-a name), that it agrees with a declared image type, that the file is not an archive or a document as well, and, by the
-header, the number of pixels and the proportions.
+a name), that it agrees with a declared image type, that the file is not an archive or a document as well, how many
+scans and segments a JPEG has, and, by the header, the number of pixels and the proportions.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,6 +24,8 @@ _TYPES = {
     "vnd.microsoft.icon": "ico", "jp2": "jpeg2000", "jpx": "jpeg2000", "avif": "avif",
 }  # fmt: skip
 _ZIP_END, _ZIP_END_BYTES, _ZIP_COMMENT = b"PK\x05\x06", 22, 65_535
+_JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # neither a stuffed byte nor a restart
+_MAX_SCANS, _MAX_SEGMENTS = 100, 1000  # encoders write ten scans at most, and some dozens of segments
 _HEAD = 1024  # PDF's readers look for its signature so far, and browsers for HTML
 
 
@@ -80,6 +83,8 @@ class ImageReader:
         other = also(content)
         if other:
             raise Refusal(422, "polyglot", f"the image is {other} as well")
+        if found == "jpeg" and _is_tedious(content):
+            raise Refusal(422, "bad_image", "bad image: a JPEG of very many scans or segments")
         suffices = contract.suffices if contract.decode == "scaled" else None
         return decode(content, contract.channels, self._max_pixels, suffices)
 
@@ -122,3 +127,23 @@ def also(content: bytes) -> str:
     if any(sign in head for sign in (b"<html", b"<script", b"<!doctype html", b"<?php")):
         return "a web page or program"
     return ""
+
+
+def _is_tedious(content: bytes) -> bool:
+    """Return whether a JPEG has more scans or segments than any that was not made to keep a decoder busy.
+
+    Each scan of a progressive JPEG may go over all pixels in a few bytes: 20 MB of them take an hour. The walk ends
+    with the first picture; what is behind it (a phone's film, say) is nothing to the decoder.
+    """
+    place, scans = 2, 0
+    for _ in range(_MAX_SEGMENTS):
+        marker = _JPEG_MARKER.search(content, place)
+        if marker is None or marker[1] == b"\xd9" or scans > _MAX_SCANS:
+            break
+        place = marker.end()
+        if marker[1] not in (b"\x01", b"\xd8"):
+            place += int.from_bytes(content[place : place + 2], "big")
+        scans += marker[1] == b"\xda"
+    else:
+        return True
+    return scans > _MAX_SCANS

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -38,7 +39,7 @@ class Service:
         self.failure: Exception | None = None
         """Why the service could not start."""
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
-        self.explaining = False
+        self._explaining = False
         metrics.holds(lambda: float(self.intake.held))
 
     @property
@@ -84,6 +85,17 @@ class Service:
             return images
         late = late_after(deadline)
         return await self.in_thread(lambda: self.reader.arrays(images, model.backend, late), deadline)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Compute the one heat map that is computed at a time. Raises Refusal 503 where there is another."""
+        if self._explaining:
+            raise Refusal(503, "overloaded", "another heat map is being computed; try again", retry_after=1)
+        self._explaining = True
+        try:
+            yield
+        finally:
+            self._explaining = False
 
     def close(self) -> None:
         """End the threads that decode."""

@@ -156,18 +156,13 @@ async def _explain(
         raise Refusal(404, "no_explain", "heat maps are switched off")
     if explain.cells(grid) > limit:
         raise Refusal(400, "grid", f"a grid of {grid} computes {explain.cells(grid)} images; at most {limit}")
-    if service.explaining:
-        raise Refusal(503, "overloaded", "another heat map is being computed; try again", retry_after=1)
-    service.explaining = True
-    try:
-        async with service.intake.body(request) as body:
-            asked = await _asked(service, request, body, 1, deadline)
-            top, name = _fields(asked, top, name)
-            with service.repository.lease(name) as model:
-                image = (await _decoded(service, asked, model, deadline))[0]
+    async with service.intake.body(request) as body:
+        asked = await _asked(service, request, body, 1, deadline)
+        top, name = _fields(asked, top, name)
+        with service.repository.lease(name) as model:
+            image = (await _decoded(service, asked, model, deadline))[0]
+            with service.alone():  # only now: a slow sender must not keep others from it
                 return reply(await _explained(model, image, label, grid, top, deadline))
-    finally:
-        service.explaining = False
 
 
 async def _explained(
