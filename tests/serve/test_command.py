@@ -190,6 +190,9 @@ def test_drift() -> None:
     for _ in range(10):
         mix.add(2)
     assert mix.drift == pytest.approx(0.75)  # all in the last class, of which a quarter was expected
+    first = ClassMix(10, 10, np.full(10, 0.1), "card")
+    first.add(0)
+    assert first.by_chance == pytest.approx(first.drift) == pytest.approx(0.9)  # one answer cannot be but so far off
     draws = np.random.default_rng(0).multinomial(10, mix.expected, 20_000) / 10
     assert mix.by_chance == pytest.approx(np.abs(draws - mix.expected).sum(axis=1).mean() / 2, rel=0.05)
 
@@ -214,6 +217,8 @@ def test_where_the_expected_mix_is_from(tmp_path: Path) -> None:
         card(scores={"val": {"per_class": [{"support": 1}, {"support": 3}]}}), model, ""
     )
     assert (shares.tolist(), source) == ([0.25, 0.75], "card, val")
+    shares, source = expectation(card(scores={"test": {"predicted": [3, 1]}}), model, "")
+    assert (shares.tolist(), source) == ([0.75, 0.25], "card, test")
     (tmp_path / "mix.json").write_text('{"热": 1}', "utf-8")
     shares, source = expectation(card(), model, str(tmp_path / "mix.json"))
     assert (shares.tolist(), source) == ([0.0, 1.0], "option")
