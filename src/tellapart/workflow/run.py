@@ -246,9 +246,7 @@ def _finish(
                 tracker.image(
                     progress.step, f"{split}/confusion", confusion_image(evaluation.confusion, card.classes)
                 )
-    artifact.save(
-        folder / artifact.FILE_NAME, artifact.read_state(folder), artifact.with_scores(card, kept)
-    )
+    artifact.save(folder / artifact.FILE_NAME, artifact.read_state(folder), artifact.with_scores(card, kept))
     if prepared.spec.run.report:
         report.write_report(folder)
     return Result(folder, folder / artifact.FILE_NAME, final, scores.get(final, {}))
