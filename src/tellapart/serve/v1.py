@@ -40,7 +40,7 @@ def reply(content: Any) -> Response:
 
 def router(service: Service) -> APIRouter:
     """Return the routes of a service."""
-    routes = APIRouter(prefix="/v1", tags=["images"])
+    routes = APIRouter(prefix="/v1", tags=["Images"])
 
     @routes.get("/models", responses=schemas.answer("The models.", schemas.MODELS) | schemas.refusals(401))
     async def models() -> Response:
