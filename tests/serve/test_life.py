@@ -23,6 +23,7 @@ import pytest
 from tellapart.errors import ServeError, TellapartError
 from tellapart.runtime import probabilities
 from tellapart.serve.app import create
+from tellapart.serve.models import fingerprint
 from tellapart.serve.options import Options
 
 from .conftest import CLASSES, FakeBackend, Running, picture, running, write_model
@@ -125,6 +126,16 @@ def test_many_who_ask_for_a_reload_share_one(
         assert {asked.result().status_code for asked in (first, *others)} == {200}
         assert len(opened) == 2  # what is being opened may be older than the question
         assert client.get("/v1/models").json()["models"][0]["version"] == 3
+
+
+def test_only_a_models_own_files_count(tmp_path: Path) -> None:
+    own = [tmp_path / name for name in ("model.xml", "model.bin", "model.onnx", "model.onnx.data")]
+    for path in (*own, tmp_path / "model-int8.onnx", tmp_path / "models.bin", tmp_path / "notes.txt"):
+        path.write_text(path.name, "utf-8")
+    assert [entry[0] for entry in fingerprint(tmp_path / "model.onnx")] == sorted(path.name for path in own)
+    before = fingerprint(tmp_path / "model.xml")
+    (tmp_path / "model.bin").write_text("other weights", "utf-8")
+    assert fingerprint(tmp_path / "model.xml") != before
 
 
 def test_a_watch_outlives_every_failure(

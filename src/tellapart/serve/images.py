@@ -35,10 +35,12 @@ class ImageReader:
     def __init__(self, formats: Sequence[str], max_pixels: int) -> None:
         self._formats, self._max_pixels = frozenset(formats), max_pixels
 
-    def files(self, files: Sequence[tuple[bytes, str]], backend: Backend, late: Callable[[], bool]) -> Pixels:
+    def files(
+        self, files: Sequence[tuple[bytes, str]], backend: Backend, late: Callable[[], bool], first: int = 0
+    ) -> Pixels:
         """Return images sized by the contract, uint8 [n, S, S, C], of (content, declared type or "").
 
-        Gives up with 504 as soon as ``late()``. Raises Refusal, which names the image by its place from 0.
+        Gives up with 504 as soon as ``late()``. Raises Refusal, which names the image by its place from ``first``.
         """
         contract = backend.card.preprocessing
         images = np.empty((len(files), contract.size, contract.size, contract.channels), np.uint8)
@@ -48,9 +50,9 @@ class ImageReader:
             try:
                 images[place] = _prepared(backend, self._decode(content, declared, contract))
             except BadImage as error:
-                raise Refusal(422, "bad_image", f"bad image: {error.reason}", image=place) from None
+                raise Refusal(422, "bad_image", f"bad image: {error.reason}", image=first + place) from None
             except Refusal as refusal:
-                refusal.more = {"image": place}
+                refusal.more = {"image": first + place}
                 raise
             except MemoryError:
                 raise Refusal(

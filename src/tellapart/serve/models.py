@@ -228,12 +228,12 @@ def _give_memory_back() -> None:
 
 def fingerprint(path: Path) -> Fingerprint:
     """Return what changes when a model's file, or one beside it with weights, is replaced; empty without any."""
-    folder, stem = (path, "") if path.is_dir() else (path.parent, path.stem)
+    folder, start = (path, "") if path.is_dir() else (path.parent, path.stem + ".")
     found = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             name = Path(entry.name)
-            if name.suffix in _SUFFIXES and name.name.startswith(stem) and entry.is_file():
+            if name.suffix in _SUFFIXES and name.name.startswith(start) and entry.is_file():
                 about = os.stat(entry.path)  # entry.stat() may be an older one on some systems
                 found.append((entry.name, about.st_mtime_ns, about.st_size, about.st_ino))
     return tuple(sorted(found))
