@@ -129,6 +129,7 @@ def _images(max_pixels: int) -> list[Bad]:
         "truncated JPEG": (jpeg[: len(jpeg) // 3], "image/jpeg", (422,)),
         "header of a PNG only": (good[:20], "image/png", (422,)),
         "damaged PNG": (good[:60] + bytes(30) + good[90:], "image/png", (422,)),
+        "PNG of very many chunks": (_png(50, 50, rows, _chunk(b"abCd", b"") * 20_000), "image/png", (422,)),
         "PNG with a bomb as text": (
             _png(50, 50, rows, _chunk(b"zTXt", b"k\0\0" + zeros)),
             "image/png",

@@ -2,13 +2,13 @@
 
 What is checked before a pixel is decoded: that the content is one of the accepted formats (the content decides, never
 a name), that it agrees with a declared image type, that the file is not an archive or a document as well, how many
-scans and segments a JPEG has, and, by the header, the number of pixels and the proportions.
+parts a JPEG or PNG has, and, by the header, the number of pixels and the proportions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,7 @@ _TYPES = {
 _ZIP_END, _ZIP_END_BYTES, _ZIP_COMMENT = b"PK\x05\x06", 22, 65_535
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # neither a stuffed byte nor a restart
 _MAX_SCANS, _MAX_SEGMENTS = 100, 1000  # encoders write ten scans at most, and some dozens of segments
+_MAX_CHUNKS = 10_000  # of a PNG; the usual encoder writes one for each 8 KiB
 _HEAD = 1024  # PDF's readers look for its signature so far, and browsers for HTML
 
 
@@ -85,8 +86,8 @@ class ImageReader:
         other = also(content)
         if other:
             raise Refusal(422, "polyglot", f"the image is {other} as well")
-        if found == "jpeg" and _is_tedious(content):
-            raise Refusal(422, "bad_image", "bad image: a JPEG of very many scans or segments")
+        if _TEDIOUS.get(found, _never)(content):
+            raise Refusal(422, "bad_image", f"bad image: {found} of very many parts")
         suffices = contract.suffices if contract.decode == "scaled" else None
         return decode(content, contract.channels, self._max_pixels, suffices)
 
@@ -131,7 +132,21 @@ def also(content: bytes) -> str:
     return ""
 
 
-def _is_tedious(content: bytes) -> bool:
+def _never(content: bytes) -> bool:
+    return False
+
+
+def _png_is_tedious(content: bytes) -> bool:
+    """Return whether a PNG has more chunks than any that was not made to keep a reader busy."""
+    place = 8
+    for _ in range(_MAX_CHUNKS):
+        place += 12 + int.from_bytes(content[place : place + 4], "big")
+        if place >= len(content):
+            return False
+    return True
+
+
+def _jpeg_is_tedious(content: bytes) -> bool:
     """Return whether a JPEG has more scans or segments than any that was not made to keep a decoder busy.
 
     Each scan of a progressive JPEG may go over all pixels in a few bytes: 20 MB of them take an hour. The walk ends
@@ -149,3 +164,6 @@ def _is_tedious(content: bytes) -> bool:
     else:
         return True
     return scans > _MAX_SCANS
+
+
+_TEDIOUS: Mapping[str, Callable[[bytes], bool]] = {"jpeg": _jpeg_is_tedious, "png": _png_is_tedious}

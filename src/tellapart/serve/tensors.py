@@ -22,6 +22,7 @@ from tellapart.serve import strict_json
 from tellapart.serve.bodies import decode_text
 from tellapart.serve.refusal import Refusal, dumps
 
+_ITEMS = 2_000_000  # of JSON: 13 images of 224 pixels; while it is read nothing else is done for about 0.2 s
 INPUT = "images"
 OUTPUTS = {"probabilities": "FP32", "logits": "FP32", "labels": "BYTES"}
 
@@ -50,7 +51,7 @@ def parse(body: bytes, header_bytes: int | None, max_images: int, max_pixels: in
     if header_bytes is not None and not 0 < header_bytes <= len(body):
         raise _bad("Inference-Header-Content-Length does not fit the body")
     end = len(body) if header_bytes is None else header_bytes
-    content = strict_json.mapping(strict_json.loads(body[:end], 4_000_000), "the request")
+    content = strict_json.mapping(strict_json.loads(body[:end], _ITEMS), "the request")
     inputs = content.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1:
         raise _bad(f"inputs must be a list with the one input {INPUT!r}")
