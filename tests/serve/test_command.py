@@ -118,6 +118,28 @@ def test_a_file_is_served_without_torch(
 
 
 @pytest.mark.parametrize(
+    ("name", "write"), [("tiny.onnx", write_onnx), ("tiny.xml", write_openvino)], ids=["onnx", "openvino"]
+)
+def test_large_images_leave_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], Path]
+) -> None:
+    """The runtimes would keep what the largest image took, for ever."""
+    from tellapart.runtime import base, open_backend
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    image, left = np.zeros((4000, 4000, 3), np.uint8), {}
+    for least in (1_000_000, 10**9):
+        monkeypatch.setattr(base, "LARGE", least)
+        backend = open_backend(write(tmp_path / name))
+        before = resident()
+        backend.prepare(image)
+        left[least] = resident() - before
+    assert left[1_000_000] < 100 < left[10**9], left
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["none.onnx"], "There is no model none.onnx"),
