@@ -68,17 +68,33 @@ def image(kind: str = "PNG", size: tuple[int, int] = (24, 24)) -> bytes:
     return buffer.getvalue()
 
 
-def _png(width: int, height: int, rows: bytes, depth: int = 8, colour: int = 0) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
+def _png(width: int, height: int, rows: bytes, more: bytes = b"", depth: int = 8, colour: int = 0) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(rows, 9))
-        + chunk(b"IEND", b"")
+        + _chunk(b"IHDR", head)
+        + more
+        + _chunk(b"IDAT", zlib.compress(rows, 9))
+        + _chunk(b"IEND", b"")
     )
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _many_scans(scans: int) -> bytes:
+    """Return a progressive JPEG whose last scan, which goes over all pixels in a few bytes, comes again and again."""
+    buffer = io.BytesIO()
+    Image.new("L", (600, 600), 128).save(buffer, "JPEG", progressive=True)
+    head, last = buffer.getvalue().removesuffix(b"\xff\xd9").rsplit(b"\xff\xda", 1)
+    return head + (b"\xff\xda" + last) * scans + b"\xff\xd9"
+
+
+def _large_frame(side: int) -> bytes:
+    """Return a GIF of 10 x 10 pixels by its header, whose first picture is larger."""
+    screen = b"GIF89a" + struct.pack("<HHBBB", 10, 10, 0xF0, 0, 0) + bytes(6)
+    return screen + b"," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x4c\x01\x00;"
 
 
 def _zipped() -> bytes:
@@ -101,6 +117,7 @@ def _images(max_pixels: int) -> list[Bad]:
     """Bodies that are no acceptable image."""
     good, jpeg = image(), image("JPEG", (64, 64))
     side = int(max_pixels**0.5) + 10
+    rows, zeros = bytes(51 * 50), zlib.compress(bytes(50 << 20), 9)
     bomb = _png(30_000, 30_000, bytes(200_000))
     raw = {
         "empty body": (b"", "image/png", (400,)),
@@ -112,6 +129,24 @@ def _images(max_pixels: int) -> list[Bad]:
         "truncated JPEG": (jpeg[: len(jpeg) // 3], "image/jpeg", (422,)),
         "header of a PNG only": (good[:20], "image/png", (422,)),
         "damaged PNG": (good[:60] + bytes(30) + good[90:], "image/png", (422,)),
+        "PNG of very many chunks": (_png(50, 50, rows, _chunk(b"abCd", b"") * 20_000), "image/png", (422,)),
+        "PNG with a bomb as text": (
+            _png(50, 50, rows, _chunk(b"zTXt", b"k\0\0" + zeros)),
+            "image/png",
+            (422,),
+        ),
+        "PNG with a bomb as profile": (
+            _png(50, 50, rows, _chunk(b"iCCP", b"k\0\0" + zeros)),
+            "image/png",
+            (422,),
+        ),
+        "JPEG of very many scans": (_many_scans(2000), "image/jpeg", (422,)),
+        "JPEG of very many segments": (
+            jpeg[:2] + b"\xff\xe1\x00\x04ab" * 5000 + jpeg[2:],
+            "image/jpeg",
+            (422,),
+        ),
+        "GIF with a picture larger than itself": (_large_frame(side), "image/gif", (422,)),
         "PNG without pixels": (_png(50, 50, b""), "image/png", (422,)),
         "HTML": (b"<!doctype html><html><script>alert(1)</script>", "image/png", (422,)),
         "SVG with a script": (
@@ -183,6 +218,7 @@ def _forms(max_images: int) -> list[Bad]:
         "a form with an unknown field": (kind, _form([(_file(), good), (field % "path", b"/etc")]), (400,)),
         "a form with a bad top": (kind, _form([(_file(), good), (field % "top", b"x")]), (400,)),
         "a form whose second image is bad": (kind, _form([(_file(), good), (_file(), b"GIF89a")]), (415, 422)),
+        "a content type of very many quotes": ('multipart/form-data;"' + ";a" * 25_000, b"", (400,)),
         "a boundary of many characters": ("multipart/form-data; boundary=" + "b" * 3000, b"", (400,)),
     }  # fmt: skip
     return [Bad(name, post("/v1/predict", kind, body), right) for name, (kind, body, right) in cases.items()]
@@ -220,6 +256,15 @@ def _tensors(model: str) -> list[Bad]:
         "bytes that are cut off": _tensor([1], 8, struct.pack("<I", 2**31) + b"abcd", model, datatype="BYTES"),
         "bytes of another number": _tensor([2], 8, struct.pack("<I", 4) + b"abcd", model, datatype="BYTES"),
         "bytes that are no image": _tensor([1], 8, struct.pack("<I", 4) + b"abcd", model, datatype="BYTES"),
+        "a tensor of one long text among many": _json_tensor(model, ["a" * 20_000, *["b"] * 20_000]),
+        "a tensor of empty lists": _json_tensor(model, [[[[]]]] * 50_000),
+        "a tensor nested deeply": post(
+            f"/v2/models/{model}/infer", "application/json",
+            json.dumps({"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": "DATA"}]})
+            .replace('"DATA"', "[" * 800 + "]" * 800).encode(),
+        ),
+        "a tensor of truths": _json_tensor(model, [True, 1, 2]),
+        "very many empty bytes": _tensor([1], 500_000, bytes(500_000), model, datatype="BYTES"),
         "shared memory": _json_tensor(model, [1, 2, 3], parameters={"shared_memory_region": "/etc/passwd"}),
         "a header length beyond the body": post(
             f"/v2/models/{model}/infer", "application/octet-stream", b"{}", "Inference-Header-Content-Length: 999"
@@ -258,6 +303,29 @@ def _http(max_bytes: int) -> list[Bad]:
         "chunks that are none": (chunked + b"zz\r\nabc\r\n0\r\n\r\n", (0, 400)),
         "a compressed body": (post(predict, kind, zlib.compress(good), "Content-Encoding: gzip"), (415,)),
         "two lengths": (post(predict, kind, good, "Content-Length: 5"), (400,)),
+        "a length and chunks": (
+            _head("POST", predict, "Content-Length: 4", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
+            (400,),
+        ),
+        "chunks twice": (_head("POST", predict, *["Transfer-Encoding: chunked"] * 2) + b"0\r\n\r\n", (400,)),
+        "chunks of another coding": (
+            _head("POST", predict, "Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n",
+            (400,),
+        ),
+        "chunks in HTTP/1.0": (
+            chunked.replace(b"HTTP/1.1", b"HTTP/1.0") + b"3\r\nabc\r\n0\r\n\r\n",
+            (400,),
+        ),
+        "chunks whose end is missing": (chunked + b"3\r\nabcXX0\r\n\r\n", (0, 400)),
+        "a chunk of a negative size": (chunked + b"-3\r\nabc\r\n0\r\n\r\n", (0, 400)),
+        "very many trailers": (chunked + b"3\r\nabc\r\n0\r\n" + b"X: y\r\n" * 50_000 + b"\r\n", (0, 400)),
+        "a space before a colon": (
+            post(predict, kind, good).replace(b"Content-Length:", b"Content-Length :"),
+            (400,),
+        ),
+        "two hosts": (_head("GET", "/v1/models", "Host: 127.0.0.1"), (400,)),
+        "no host": (b"GET /v1/models HTTP/1.1\r\nConnection: close\r\n\r\n", (400,)),
+        "a form on the page of another": (post(predict, kind, good, "Sec-Fetch-Site: cross-site"), (403,)),
         "a negative length": (post(predict, kind, b"", length=-5), (400,)),
         "not HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 5 + b"\r\n\r\n", (400,)),
         "a head of very many bytes": (_head("GET", "/", "X: " + "a" * 300_000), (0, 400, 431)),

@@ -1,22 +1,24 @@
 """How much of the bare runtime's speed is left behind HTTP, and what others leave of it.
 
-    python bench/serving.py MODEL.onnx [--litserve PYTHON] [--rounds 5] [--seconds 5] [--connections 8]
+    python bench/serving.py [MODEL.onnx] [--size 224] [--litserve PYTHON] [--rounds 5] [--seconds 3] [--connections 8]
 
-MODEL is an export of tellapart's; one that takes about 5 ms for an image is the usual case. Sides, in turns:
+MODEL is an export of tellapart's; without one EfficientNet-Lite0 with random weights is made for pixels of --size,
+which sets how long an image takes (224 about 5 ms in one thread of a recent server). Sides, in turns:
 
 - bare: the network in ONNX Runtime in a loop, in a process of its own, with the threads and (about) the batch size
-  that tellapart's service used in the same round;
-- tellapart: `tellapart serve`, pixels of the model's size as binary tensors of the Open Inference Protocol;
+  that tellapart's service used in the same round; and two such loops at once;
+- tellapart: `tellapart serve`, pixels of the model's size as binary tensors of the Open Inference Protocol; and the
+  same with `--instances 2`, beside two loops;
 - LitServe with dynamic batches (PYTHON: an environment with litserve and onnxruntime), pixels as base64 in JSON;
-- plain: a FastAPI handler without batches, raw pixels; and the same with FastAPI's pool of threads;
+- plain: a FastAPI handler without batches, raw pixels; and the same with FastAPI's pool of threads, beside two loops;
 - jpeg: `tellapart serve`, a photograph as JPEG, against decoding, resizing and computing it in a loop.
 
 All get the same network (the export cut behind its resizing) and as many threads. The load comes from another process
-(`http_load.py`), by a number of connections that ask again as soon as they are answered; then requests at random times
-at half of the rate that the side reached. While one side is measured the others are stopped (SIGSTOP). Ratios are
-medians over the rounds. "Per CPU second" compares the processor time that an image takes, all of the server's included,
-which a busy machine distorts less than rates. CPU columns say how many processors the server and the client took on
-average: with few processors the client takes from the server.
+(wrk where it is installed, see `serving_load.py`), by a number of connections that ask again as soon as they are
+answered; then requests at random times at half of the rate that the side reached. While one side is measured the others
+are stopped (SIGSTOP). Ratios are medians over the rounds. "Per CPU second" compares the processor time that an image
+takes, all of the server's included, which a busy machine distorts less than rates. CPU columns say how many processors
+the server and the client took on average: with few processors the client takes from the server.
 """
 
 from __future__ import annotations
@@ -36,15 +38,21 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import common
+import serving_load
+
 HERE = Path(__file__).resolve().parent
 OUT_OF_ROUNDS = ("p50_ms", "p99_ms")
+TWO, POOL, TWICE = "tellapart, 2 instances", "plain, pool", "bare, two loops"
+AGAINST = {TWO: TWICE, POOL: TWICE, TWICE: TWICE, "jpeg": "bare jpeg", "bare jpeg": "bare jpeg"}
 
 
 @dataclass
@@ -63,15 +71,11 @@ class Side:
 
     def load(self, args: argparse.Namespace, rate: float = 0.0) -> dict[str, Any]:
         """Return what the client measured, and the processors that the server took."""
-        words = [
-            sys.executable, str(HERE / "http_load.py"), self.url, str(self.body), "--type", self.kind,
-            "--connections", str(args.connections * (4 if rate else 1)), "--seconds", str(args.seconds),
-            "--rate", str(rate), *(["--header", self.header] if self.header else []),
-        ]  # fmt: skip
-        before, started = cpu_of(self.process.pid), time.perf_counter()
-        result: dict[str, Any] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
-        result["server_cpu"] = (cpu_of(self.process.pid) - before) / (time.perf_counter() - started)
-        assert set(result["statuses"]) <= {"200"}, (self.name, result)
+        before = cpu_of(self.process.pid)
+        result = serving_load.load(
+            self.url, self.body, self.kind, self.header, args.connections, args.seconds, rate, args.own_load
+        )
+        result["server_cpu"] = (cpu_of(self.process.pid) - before) / result["seconds"]
         return result
 
 
@@ -92,19 +96,28 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def loop(work: Any, seconds: float, images: int = 1) -> dict[str, float]:
-    """Return images a second, and the processors that were taken."""
+def loop(work: Callable[[], object], seconds: float, images: int = 1, loops: int = 1) -> dict[str, float]:
+    """Return images a second of so many loops at once, and the processors that were taken."""
     for _ in range(3):
         work()
-    started, before, count = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - started < seconds:
-        work()
-        count += images
+    started, before = time.perf_counter(), time.process_time()
+
+    def run() -> float:
+        count = 0
+        while (wall := time.perf_counter() - started) < seconds:
+            work()
+            count += images
+        return count / wall
+
+    with ThreadPoolExecutor(loops) as pool:
+        rates = [future.result() for future in [pool.submit(run) for _ in range(loops)]]
     wall = time.perf_counter() - started
-    return {"requests_per_second": count / wall, "server_cpu": (time.process_time() - before) / wall}
+    return {"requests_per_second": sum(rates), "server_cpu": (time.process_time() - before) / wall}
 
 
-def bare(model: str, batch: int, threads: int, seconds: float, picture: str = "") -> dict[str, float]:
+def bare(
+    model: str, batch: int, threads: int, seconds: float, picture: str = "", loops: int = 1
+) -> dict[str, float]:
     """Return the rate of the runtime alone; with ``picture`` of decoding and resizing as well."""
     from tellapart.runtime import open_backend
 
@@ -114,14 +127,31 @@ def bare(model: str, batch: int, threads: int, seconds: float, picture: str = ""
         content = Path(picture).read_bytes()
         return loop(lambda: backend.logits(backend.prepare(content)[None]), seconds)
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3)).astype(np.uint8)
-    return loop(lambda: backend.logits(images), seconds, batch)
+    return loop(lambda: backend.logits(images), seconds, batch, loops)
 
 
-def bare_in_process(args: argparse.Namespace, batch: int, picture: str = "") -> dict[str, float]:
+def bare_in_process(
+    args: argparse.Namespace, batch: int, picture: str = "", loops: int = 1
+) -> dict[str, float]:
     words = [sys.executable, __file__, args.model, "--bare", str(batch), "--threads", str(args.threads)]
-    words += ["--seconds", str(args.seconds), "--picture", picture]
+    words += ["--seconds", str(args.seconds), "--picture", picture, "--loops", str(loops)]
     result: dict[str, float] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
     return result
+
+
+def made(size: int, folder: Path) -> str:
+    """Write EfficientNet-Lite0 with random weights for squashed images of this size as ONNX; return its path."""
+    from tellapart import artifact
+    from tellapart.contract import Architecture, Card, Preprocessing
+    from tellapart.models import zoo
+    from tellapart.workflow.exporting import export
+
+    architecture = Architecture("timm/tf_efficientnet_lite0", 2, size=size)
+    contract = Preprocessing(size, 3, "squash", "bilinear", 1.0, (0.5,) * 3, (0.5,) * 3)
+    path = folder / "network.safetensors"
+    artifact.save(path, zoo.build(architecture).state_dict(), Card(architecture, ("ant", "bee"), contract))
+    export(path, to=["onnx"], out=folder / "export")
+    return str(folder / "export" / "model.onnx")
 
 
 def payloads(args: argparse.Namespace, folder: Path) -> int:
@@ -168,45 +198,45 @@ def sides(args: argparse.Namespace, folder: Path) -> Iterator[list[Side]]:
     size = payloads(args, folder)
     network, threads, batch = str(folder / "network.onnx"), str(args.threads), str(args.max_batch)
     found: list[Side] = []
-    ports = [free_port() for _ in range(4)]
-    words = [
-        sys.executable,
-        "-m",
-        "tellapart",
-        "serve",
-        "--model",
-        f"m={args.model}",
-        "--port",
-        str(ports[0]),
-    ]
-    words += ["--threads", threads, "--max-batch", batch, "--max-wait-ms", str(args.max_wait_ms)]
-    ours = start(words, folder, "tellapart", own=True)
-    here = f"http://127.0.0.1:{ports[0]}"
     length = f"Inference-Header-Content-Length: {(folder / 'head').stat().st_size}"
     octets = "application/octet-stream"
-    found.append(Side("tellapart", ours, f"{here}/v2/models/m/infer", folder / "tensor", octets, length))
-    found.append(Side("jpeg", ours, f"{here}/v1/predict", folder / "photo.jpg", "image/jpeg"))
-    for port, name in ((ports[1], "plain"), (ports[2], "plain, pool")):
-        script = str(HERE / "peers" / "serve_plain.py")
-        more = ["pool"] if "pool" in name else []
-        process = start(
-            [sys.executable, script, network, str(port), str(size), threads, *more], folder, name, own=True
-        )
+    for name, more in (("tellapart", []), (TWO, ["--instances", "2"])):
+        port = free_port()
+        words = [
+            sys.executable,
+            "-m",
+            "tellapart",
+            "serve",
+            "--model",
+            f"m={args.model}",
+            "--port",
+            str(port),
+            *more,
+        ]
+        words += ["--threads", threads, "--max-batch", batch, "--max-wait-ms", str(args.max_wait_ms)]
+        process, here = start(words, folder, name, own=True), f"http://127.0.0.1:{port}"
+        found.append(Side(name, process, f"{here}/v2/models/m/infer", folder / "tensor", octets, length))
+        if name == "tellapart":
+            found.append(Side("jpeg", process, f"{here}/v1/predict", folder / "photo.jpg", "image/jpeg"))
+    for name, more in (("plain", []), (POOL, ["pool"])):
+        script, port = str(HERE / "peers" / "serve_plain.py"), free_port()
+        words = [sys.executable, script, network, str(port), str(size), threads, *more]
+        process = start(words, folder, name, own=True)
         found.append(Side(name, process, f"http://127.0.0.1:{port}/predict", folder / "pixels", octets))
     if args.litserve:
-        script = str(HERE / "peers" / "serve_litserve.py")
+        script, port = str(HERE / "peers" / "serve_litserve.py"), free_port()
         words = [
             args.litserve,
             script,
             network,
-            str(ports[3]),
+            str(port),
             str(size),
             batch,
             str(args.max_wait_ms / 1000),
             threads,
         ]
         process = start(words, folder, "litserve", own=False)
-        url = f"http://127.0.0.1:{ports[3]}/predict"
+        url = f"http://127.0.0.1:{port}/predict"
         found.append(Side("LitServe", process, url, folder / "base64.json", "application/json"))
     try:
         for side in found:
@@ -254,29 +284,39 @@ def counts(side: Side) -> list[float]:
 def measure(args: argparse.Namespace, found: list[Side]) -> dict[str, list[dict[str, float]]]:
     """Return for each side what each round gave."""
     rows: dict[str, list[dict[str, float]]] = {side.name: [] for side in found}
-    rows["bare"], rows["bare jpeg"] = [], []
+    rows |= {name: [] for name in ("bare", "bare jpeg", TWICE)}
     for number in range(args.rounds):
         for side in found:
-            side.send(signal.SIGCONT)
-            before = counts(side) if side.name == "tellapart" else []
-            full = side.load(args)
-            row = {name: full[name] for name in ("requests_per_second", "server_cpu", "client_cpu")}
-            if side.name == "tellapart":
-                seconds = full["seconds"]  # the client's own start is not part of it
-                images, batches, busy = (b - a for a, b in zip(before, counts(side), strict=True))
-                row["batch"], row["busy"] = images / max(1.0, batches), busy / seconds
-            side.send(signal.SIGSTOP)
-            if side.name == "tellapart":  # next to it in time: the machine may be another one a moment later
-                rows["bare"].append(bare_in_process(args, max(1, round(row["batch"]))))
-            if side.name == "jpeg":
-                rows["bare jpeg"].append(bare_in_process(args, 1, str(side.body)))
-            side.send(signal.SIGCONT)
-            half = side.load(args, rate=full["requests_per_second"] / 2)
-            row |= {name: half[name] for name in OUT_OF_ROUNDS}
-            side.send(signal.SIGSTOP)
+            row = measure_side(args, side, rows)
             rows[side.name].append(row)
             print(f"round {number + 1}: {side.name} {row['requests_per_second']:.1f}/s", file=sys.stderr)
     return rows
+
+
+def measure_side(
+    args: argparse.Namespace, side: Side, rows: dict[str, list[dict[str, float]]]
+) -> dict[str, float]:
+    """Return what a side gave; what it is compared with is put into ``rows``, measured next to it in time."""
+    ours = side.name in ("tellapart", TWO)
+    side.send(signal.SIGCONT)
+    before = counts(side) if ours else []
+    full = side.load(args)
+    row = {name: full[name] for name in ("requests_per_second", "server_cpu", "client_cpu")}
+    if ours:
+        images, batches, busy = (b - a for a, b in zip(before, counts(side), strict=True))
+        row["batch"], row["busy"] = images / max(1.0, batches), busy / full["seconds"]
+    side.send(signal.SIGSTOP)
+    if side.name == "tellapart":
+        rows["bare"].append(bare_in_process(args, max(1, round(row["batch"]))))
+    if side.name == TWO:
+        rows[TWICE].append(bare_in_process(args, max(1, round(row["batch"])), loops=2))
+    if side.name == "jpeg":
+        rows["bare jpeg"].append(bare_in_process(args, 1, str(side.body)))
+    side.send(signal.SIGCONT)
+    half = side.load(args, rate=full["requests_per_second"] / 2)
+    side.send(signal.SIGSTOP)
+    row["load"] = half["requests_per_second"] / full["requests_per_second"]
+    return row | {name: half[name] for name in OUT_OF_ROUNDS}
 
 
 def per_cpu(row: dict[str, float]) -> float:
@@ -294,48 +334,62 @@ def report(rows: dict[str, list[dict[str, float]]]) -> None:
         "| p99/p50 | server CPU | client CPU |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for name in ("bare", "tellapart", "LitServe", "plain", "plain, pool", "bare jpeg", "jpeg"):
+    for name in ("bare", "tellapart", "LitServe", "plain", TWICE, TWO, POOL, "bare jpeg", "jpeg"):
         if not rows.get(name):
             continue
-        against = rows["bare jpeg" if "jpeg" in name else "bare"]
-        pairs = list(zip(rows[name], against, strict=True))
+        pairs = list(zip(rows[name], rows[AGAINST.get(name, "bare")], strict=True))
         efficiency = [per_cpu(one) / per_cpu(other) for one, other in pairs]
         ratios = sorted(one["requests_per_second"] / other["requests_per_second"] for one, other in pairs)
         spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
         tails = [row["p99_ms"] / row["p50_ms"] for row in rows[name] if "p99_ms" in row]
-        tail = f"{statistics.median(tails):.2f}" if tails else "-"
-        cells = [middle(name, key) for key in (*OUT_OF_ROUNDS,)]
+        tail = f"{statistics.median(tails):.2f} ({min(tails):.2f} to {max(tails):.2f})" if tails else "-"
         print(
             f"| {name} | {middle(name, 'requests_per_second')} | **{statistics.median(ratios):.2f}** | {spread} | "
-            f"{statistics.median(efficiency):.2f} | "
-            f"{cells[0]} | {cells[1]} | {tail} | {middle(name, 'server_cpu')} | {middle(name, 'client_cpu')} |"
+            f"{statistics.median(efficiency):.2f} | {middle(name, 'p50_ms')} | {middle(name, 'p99_ms')} | {tail} | "
+            f"{middle(name, 'server_cpu')} | {middle(name, 'client_cpu')} |"
         )
-    print(
-        f"\ntellapart's batches: {middle('tellapart', 'batch')} images on average; its computing thread computed for "
-        f"{middle('tellapart', 'busy')} of the time. p50, p99: at half of the load."
-    )
+    for name in ("tellapart", TWO):
+        print(
+            f"\n{name}: {middle(name, 'batch')} images in a batch on average; its threads computed for "
+            f"{middle(name, 'busy')} of the time. p50, p99 at {middle(name, 'load')} of the load."
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?", default="")
+    parser.add_argument(
+        "--size", type=int, default=224, help="of the network's pixels, where no model is given"
+    )
     parser.add_argument("--litserve", default="", help="python of an environment with litserve")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--max-batch", type=int, default=8)
     parser.add_argument("--max-wait-ms", type=float, default=2.0)
-    parser.add_argument("--bare", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--own-load", action="store_true", help="by http_load.py, also where wrk is installed"
+    )
+    for hidden in ("--bare", "--loops"):
+        parser.add_argument(hidden, type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--picture", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.bare:
-        print(json.dumps(bare(args.model, args.bare, args.threads, args.seconds, args.picture)))
+        print(json.dumps(bare(args.model, args.bare, args.threads, args.seconds, args.picture, args.loops)))
         return
-    with tempfile.TemporaryDirectory() as folder, sides(args, Path(folder)) as found:
-        report(measure(args, found))
+    with tempfile.TemporaryDirectory() as folder:
+        args.model = args.model or made(args.size, Path(folder))
+        one = 1000 / bare_in_process(args, 1)["requests_per_second"]
+        generator = serving_load.OWN if args.own_load else serving_load.name()
+        common.introduce(
+            f"{args.threads} threads compute; load by {generator}; "
+            f"an image alone takes {one:.1f} ms in the bare runtime; {args.rounds} rounds of {args.seconds} s"
+        )
+        with sides(args, Path(folder)) as found:
+            report(measure(args, found))
 
 
 if __name__ == "__main__":

@@ -121,6 +121,7 @@ def test_metrics_are_scikit_learns(trained: Any) -> None:
         assert content["loss"] == pytest.approx(losses.mean(), rel=1e-4)
     card = tellapart.load(trained.run).card
     assert card.scores["test"]["accuracy"] == content["accuracy"]
+    assert card.scores["test"]["predicted"] == np.array(content["confusion"]).sum(axis=0).tolist()
     assert card.classes == ("ant", "bee", "cat")
 
 

@@ -116,9 +116,15 @@ class Running:
 
 @pytest.fixture(scope="session")
 def faked() -> Iterator[None]:
-    """Let services open fake models."""
+    """Let services open fake models; others as ever, because this lasts for the whole session."""
+    real = models.open_backend
+
+    def open_backend(path: str | Path, *more: Any) -> Any:
+        fake = Path(path).is_file() and Path(path).read_bytes()[:1] == b"{"
+        return FakeBackend(Path(path)) if fake else real(path, *more)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "open_backend", lambda path, *more: FakeBackend(Path(path)))
+        patch.setattr(models, "open_backend", open_backend)
         yield
 
 

@@ -1,4 +1,4 @@
-"""`tellapart serve` as a person types it, with an ONNX file and without torch."""
+"""`tellapart serve` as a person types it, with ONNX and OpenVINO files and without torch."""
 
 from __future__ import annotations
 
@@ -63,6 +63,18 @@ def write_onnx(path: Path) -> Path:
     return path
 
 
+def write_openvino(path: Path) -> Path:
+    """Write the same graph as OpenVINO IR, as the export does."""
+    openvino = pytest.importorskip("openvino")
+    model = openvino.Core().read_model(str(write_onnx(path.with_name("source.onnx"))))
+    pixels = next(node for node in model.get_ordered_ops() if "pixels" in node.output(0).get_names())
+    pixels.set_friendly_name("pixels")
+    for key, value in {"card": card().to_json(), "graph": "whole"}.items():
+        model.set_rt_info(value, ["tellapart", key])
+    openvino.save_model(model, str(path), compress_to_fp16=False)
+    return path
+
+
 PROGRAM = """
 import json, sys
 from tellapart.cli import main
@@ -71,8 +83,15 @@ print(json.dumps([code, [name for name in ("torch", "torchvision", "timm", "skle
 """
 
 
-def test_an_onnx_file_is_served_without_torch(tmp_path: Path) -> None:
-    path = write_onnx(tmp_path / "tiny.onnx")
+@pytest.mark.parametrize(
+    ("name", "write", "form"),
+    [("tiny.onnx", write_onnx, "onnx"), ("tiny.xml", write_openvino, "openvino")],
+    ids=["onnx", "openvino"],
+)
+def test_a_file_is_served_without_torch(
+    tmp_path: Path, name: str, write: Callable[[Path], Path], form: str
+) -> None:
+    path = write(tmp_path / name)
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "serve", str(path), "--port", "0", "--json", "--drain-seconds", "0"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -89,13 +108,35 @@ def test_an_onnx_file_is_served_without_torch(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert json.loads(out) == [0, []], err
-    assert (about["format"], about["classes"]) == ("onnx", ["cold", "热"])
+    assert (about["format"], about["classes"]) == (form, ["cold", "热"])
     from tellapart.runtime import open_backend, probabilities
 
     backend = open_backend(path)
     expected = probabilities(backend.logits(backend.prepare(picture())[None]), backend.card)[0]
     assert answer["probability"] == pytest.approx(expected.max(), abs=1e-6)
-    assert "tiny: onnx, 2 classes" in err
+    assert f"tiny: {form}, 2 classes" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("tiny.onnx", write_onnx), ("tiny.xml", write_openvino)], ids=["onnx", "openvino"]
+)
+def test_large_images_leave_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], Path]
+) -> None:
+    """The runtimes would keep what the largest image took, for ever."""
+    from tellapart.runtime import base, open_backend
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    image, left = np.zeros((4000, 4000, 3), np.uint8), {}
+    for least in (1_000_000, 10**9):
+        monkeypatch.setattr(base, "LARGE", least)
+        backend = open_backend(write(tmp_path / name))
+        before = resident()
+        backend.prepare(image)
+        left[least] = resident() - before
+    assert left[1_000_000] < 100 < left[10**9], left
 
 
 @pytest.mark.parametrize(
@@ -190,6 +231,11 @@ def test_drift() -> None:
     for _ in range(10):
         mix.add(2)
     assert mix.drift == pytest.approx(0.75)  # all in the last class, of which a quarter was expected
+    first = ClassMix(10, 10, np.full(10, 0.1), "card")
+    first.add(0)
+    assert (
+        first.by_chance == pytest.approx(first.drift) == pytest.approx(0.9)
+    )  # one answer cannot be but so far off
     draws = np.random.default_rng(0).multinomial(10, mix.expected, 20_000) / 10
     assert mix.by_chance == pytest.approx(np.abs(draws - mix.expected).sum(axis=1).mean() / 2, rel=0.05)
 
@@ -214,6 +260,8 @@ def test_where_the_expected_mix_is_from(tmp_path: Path) -> None:
         card(scores={"val": {"per_class": [{"support": 1}, {"support": 3}]}}), model, ""
     )
     assert (shares.tolist(), source) == ([0.25, 0.75], "card, val")
+    shares, source = expectation(card(scores={"test": {"predicted": [3, 1]}}), model, "")
+    assert (shares.tolist(), source) == ([0.75, 0.25], "card, test")
     (tmp_path / "mix.json").write_text('{"热": 1}', "utf-8")
     shares, source = expectation(card(), model, str(tmp_path / "mix.json"))
     assert (shares.tolist(), source) == ([0.0, 1.0], "option")

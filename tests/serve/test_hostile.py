@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import socket
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +37,13 @@ def explained(status: int, body: bytes) -> dict[str, Any]:
     return content
 
 
+def wait_until(true: Callable[[], Any]) -> None:
+    limit = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
 def test_there_are_many_kinds() -> None:
     assert len({bad.name for bad in KINDS}) == len(KINDS) > 90
 
@@ -57,6 +66,35 @@ def test_slow_senders(start: Callable[..., Running]) -> None:
     for bad, (status, body) in zip(SLOW, answers, strict=True):
         assert status in bad.statuses, bad.name
         explained(status, body)
+
+
+def test_a_client_that_takes_no_answer(start: Callable[..., Running]) -> None:
+    """It asks for more than the system keeps for it, reads nothing, and must not hold its connection for ever."""
+    service = start(body_timeout=0.5)
+    ask = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect((service.host, service.port))
+        client.sendall(ask * 200)
+        connections = service.server.server_state.connections
+        wait_until(lambda: connections)
+        wait_until(lambda: not connections)
+    with service.client() as client_after:
+        assert client_after.get("/healthz").status_code == 200
+
+
+def test_slow_but_steady_readers_get_all(start: Callable[..., Running]) -> None:
+    """Answers are taken in time, one by one: the bound is on each, not on the connection."""
+    service = start(body_timeout=0.5)
+    ask = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with socket.create_connection((service.host, service.port), 10) as client:
+        client.sendall(ask * 20)
+        content = b""
+        while content.count(b"HTTP/1.1 200") < 20:
+            part = client.recv(20_000)
+            assert part
+            content += part
+            time.sleep(0.02)
 
 
 def test_too_many_connections(start: Callable[..., Running]) -> None:
@@ -112,6 +150,44 @@ def test_key(start: Callable[..., Running]) -> None:
         assert (
             client.get("/v1/models", headers={"X-API-Key": "wörd".encode(), "Host": "any"}).status_code == 200
         )
+
+
+def test_a_slow_sender_keeps_nobody_from_a_heat_map(start: Callable[..., Running]) -> None:
+    service = start()
+    head = bad_requests.post("/v1/explain?grid=2", "image/png", b"", length=5000)
+    with socket.create_connection((service.host, service.port), 10) as slow, service.client() as client:
+        slow.sendall(head + picture()[:100])
+        wait_until(lambda: service.service.intake.held)
+        assert client.post("/v1/explain?grid=2", files={"image": picture()}).status_code == 200
+
+
+def test_an_upload_that_is_given_up_leaves_nothing(start: Callable[..., Running]) -> None:
+    service = start()
+    for _ in range(5):
+        with socket.create_connection((service.host, service.port), 10) as gone:
+            gone.sendall(bad_requests.post("/v1/predict", "image/png", bytes(400_000), length=500_000))
+    wait_until(lambda: not service.service.intake.held and not service.server.server_state.connections)
+    assert service.service.metrics.in_flight._value.get() == 0
+
+
+def test_the_heads_of_answers_alone(client: Any) -> None:
+    for path in ("/healthz", "/", "/metrics"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b""), path
+    assert client.head("/v1/predict").status_code == 405
+
+
+def test_a_page_of_this_service_may_post(client: Any) -> None:
+    for site in ("same-origin", "none"):
+        answer = client.post("/v1/predict", files={"image": picture()}, headers={"Sec-Fetch-Site": site})
+        assert answer.status_code == 200
+
+
+def test_a_phones_moving_picture_is_one(client: Any) -> None:
+    """A film behind a JPEG holds what looks like thousands of scans; the picture itself has one."""
+    film = picture(kind="JPEG") + b"\0\0\0\x18ftypmp42" + b"\xff\xda\0\2" * 5000
+    answer = client.post("/v1/predict", content=film, headers={"content-type": "image/jpeg"})
+    assert answer.status_code == 200
 
 
 def test_formats_are_chosen(start: Callable[..., Running]) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 from tellapart.errors import ServeError, TellapartError
 from tellapart.runtime import probabilities
 from tellapart.serve.app import create
+from tellapart.serve.models import fingerprint
 from tellapart.serve.options import Options
 
 from .conftest import CLASSES, FakeBackend, Running, picture, running, write_model
@@ -102,6 +104,68 @@ def test_a_broken_file_does_not_take_over(start: Callable[..., Running], tmp_pat
         assert client.post("/v1/predict", files={"image": picture()}).json() == before
         write_model(tmp_path / "m.onnx", seed=9)
         until(lambda: client.get("/v1/models").json()["models"][0]["version"] == 2)
+
+
+def test_many_who_ask_for_a_reload_share_one(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = start()
+    repository, opened = service.service.repository, []
+    real = repository._open
+
+    def slow(path: Path) -> Any:
+        opened.append(path)
+        time.sleep(0.3)
+        return real(path)
+
+    monkeypatch.setattr(repository, "_open", slow)
+    with service.client() as client, ThreadPoolExecutor(10) as pool:
+        first = pool.submit(client.post, "/v2/repository/models/m/load")
+        until(lambda: opened)
+        others = [pool.submit(client.post, "/v2/repository/models/m/load") for _ in range(9)]
+        assert {asked.result().status_code for asked in (first, *others)} == {200}
+        assert len(opened) == 2  # what is being opened may be older than the question
+        assert client.get("/v1/models").json()["models"][0]["version"] == 3
+
+
+def test_only_a_models_own_files_count(tmp_path: Path) -> None:
+    own = [tmp_path / name for name in ("model.xml", "model.bin", "model.onnx", "model.onnx.data")]
+    for path in (*own, tmp_path / "model-int8.onnx", tmp_path / "models.bin", tmp_path / "notes.txt"):
+        path.write_text(path.name, "utf-8")
+    assert [entry[0] for entry in fingerprint(tmp_path / "model.onnx")] == sorted(path.name for path in own)
+    before = fingerprint(tmp_path / "model.xml")
+    (tmp_path / "model.bin").write_text("other weights", "utf-8")
+    assert fingerprint(tmp_path / "model.xml") != before
+
+
+def test_a_watch_outlives_every_failure(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    service = start(reload_seconds=0.02)
+    repository = service.service.repository
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "tellapart.serve.models.Model", lambda *words: (_ for _ in ()).throw(MemoryError("threads"))
+        )
+        write_model(tmp_path / "m.onnx", seed=5)
+        until(lambda: repository._begun["m"] == 2)
+        time.sleep(0.1)
+    write_model(tmp_path / "m.onnx", seed=6)
+    with service.client() as client:
+        until(lambda: client.get("/v1/models").json()["models"][0]["version"] > 1)
+        assert client.post("/v1/predict", files={"image": picture()}).status_code == 200
+
+
+def test_the_mix_of_a_replaced_model_is_forgotten(start: Callable[..., Running], tmp_path: Path) -> None:
+    scores = {"val": {"per_class": [{"support": 1}, {"support": 3}]}}
+    service = start({"classes": ["old", "both"], "scores": scores})
+    with service.client() as client:
+        assert 'mix_expected{label="old"' in client.get("/metrics").text
+        write_model(tmp_path / "m.onnx", seed=1, classes=["both", "new"], scores=scores)
+        assert client.post("/v2/repository/models/m/load").status_code == 200
+        text = client.get("/metrics").text
+    assert 'mix_expected{label="new"' in text
+    assert 'mix_expected{label="old"' not in text
 
 
 def test_old_models_are_closed(start: Callable[..., Running]) -> None:

@@ -64,7 +64,8 @@ def test_choose_and_look(browser: Browser, shared: Running, files: list[str]) ->
         "(() => { const c = document.querySelector('#results canvas');"
         " return c.getContext('2d').getImageData(0, 0, 360, 360).data.reduce((m, v, i) => i % 4 === 3 && v > m ? v : m, 0) })()"
     )
-    assert red > 100  # something of the heat map is painted
+    assert red > 100  # something of the heat map is painted, on a picture without colours of its own
+    assert "grayscale" in browser.run("getComputedStyle(document.querySelector('.heated img')).filter")
     assert "Red: where" in browser.run("document.getElementById('status').textContent")
     show(browser, "desktop")
     assert browser.complaints() == []
@@ -160,6 +161,21 @@ def test_what_goes_wrong_is_said(browser: Browser, shared: Running, tmp_path: Pa
     browser.until("document.querySelector('#results .bad')")
     said = browser.run("document.querySelector('[role=alert]').textContent")
     assert said == "broken.png: bad image: truncated PNG file"
+    (tmp_path / "letter.png").write_text("Dear all,", "utf-8")
+    browser.choose("#files", [str(tmp_path / "letter.png")])
+    browser.until("document.querySelector('#results .seen').innerText === 'no preview'")
+    browser.run("document.getElementById('zh').click()")
+    shown = browser.run("document.querySelector('#results .bad').textContent")
+    assert shown.startswith("无法读取这张图片")
+
+
+def test_reasons_in_chinese_are_of_codes_that_there_are() -> None:
+    text = page._text("index.html")
+    block = text.partition("reasons: {\n")[2].partition("\n    },")[0]
+    codes = set(re.findall(r"(\w+): \"", block))
+    source = "".join(path.read_text("utf-8") for path in Path(page.__file__).parent.parent.glob("*.py"))
+    assert len(codes) > 10
+    assert codes <= set(re.findall(r"\"(\w+)\"", source))
 
 
 @needs_browser
@@ -167,12 +183,29 @@ def test_a_key_is_asked_for(browser: Browser, start: Callable[..., Running], fil
     service = start(api_key="secret")
     browser.open(service.url + "/")
     browser.until("!document.getElementById('locked').hidden")
-    browser.run(
-        "(() => { const k = document.getElementById('key'); k.value = 'secret'; "
-        "k.dispatchEvent(new Event('change')); })()"
-    )
+    assert (
+        browser.run("document.querySelector('[role=alert]').textContent") == ""
+    )  # to be asked is no mistake
     browser.choose("#files", files[:1])
-    browser.until("document.querySelectorAll('#results table').length === 1")
+    browser.until("document.querySelector('#results .bad')")
+    show(browser, "key")
+    for key, said in (("wrong", "the API key is missing or wrong"), ("secret", "")):
+        browser.run(
+            f"(() => {{ const k = document.getElementById('key'); k.value = '{key}'; "
+            "k.dispatchEvent(new Event('change')); })()"
+        )
+        browser.until(f"document.querySelector('[role=alert]').textContent === '{said}'")
+    browser.until("document.querySelectorAll('#results table').length === 1")  # the picture is tried again
+
+
+@needs_browser
+def test_no_key_is_asked_for_where_none_is_needed(browser: Browser, shared: Running) -> None:
+    browser.open(shared.url + "/")
+    browser.until("document.getElementById('knows').textContent")
+    assert browser.run("document.getElementById('key').offsetParent === null")
+    assert browser.run("document.getElementById('knows').textContent") == (
+        "The model knows 3 classes: ant, bee, 猫."
+    )
 
 
 @needs_browser

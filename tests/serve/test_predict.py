@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -46,6 +49,29 @@ def test_a_form_of_several(client: httpx.Client, shared: Running) -> None:
         2,
     )
     check(client.post("/v1/predict?top=1&model=n", files=parts), shared, files, "n", 1)
+
+
+def test_many_images_let_others_come_between(start: Callable[..., Running]) -> None:
+    """While one request decodes its many images, another's only one does not wait for all of them."""
+    service, order = start(decoders=1, max_images=40), []
+    real = service.service.reader._decode
+
+    def decode(content: bytes, *words: Any) -> Any:
+        order.append(len(content))
+        time.sleep(0.02)
+        return real(content, *words)
+
+    service.service.reader._decode = decode  # type: ignore[method-assign]
+    large, small = picture(1, (40, 40)), picture(2, (9, 9))
+    with service.client() as client, ThreadPoolExecutor(1) as pool:
+        many = pool.submit(client.post, "/v1/predict", files=[("image", large)] * 40)
+        while not order:
+            time.sleep(0.001)
+        assert client.post("/v1/predict", files={"image": small}).status_code == 200
+        assert len(order) < 20
+        assert len(many.result().json()["predictions"]) == 40
+        bad = client.post("/v1/predict", files=[("image", large)] * 6 + [("image", b"GIF89a")])
+        assert (bad.status_code, bad.json()["image"]) == (422, 6)
 
 
 def test_base64_in_json(client: httpx.Client, shared: Running) -> None:

@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from tellapart.contract import Card, Pixels
 
+LARGE = 16_000_000
+"""Pixels of an image from which on a runtime must not keep the memory that resizing took: some 20 bytes for each."""
+
 
 class Backend(Protocol):
     """A model that is ready to answer. Its methods may be called from several threads at once."""
@@ -36,6 +39,12 @@ class Backend(Protocol):
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
         """Return float32 [B, K] for images that `prepare` gave: uint8 [B, size, size, C]."""
         ...
+
+
+def is_large(image_HWC: Pixels) -> bool:
+    """Return whether an image has more pixels than `LARGE`."""
+    height, width = image_HWC.shape[:2]
+    return bool(height * width > LARGE)
 
 
 def probabilities(logits: npt.NDArray[np.float32], card: Card) -> npt.NDArray[np.float64]:

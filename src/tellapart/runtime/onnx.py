@@ -18,7 +18,7 @@ from tellapart import packages
 from tellapart.contract import BadImage, Card, Pixels
 from tellapart.contract.resizing import normalise, open_pixels
 from tellapart.errors import ArtifactError
-from tellapart.runtime import providers
+from tellapart.runtime import base, providers
 from tellapart.runtime.plain import PlainNetwork, SizedOutside
 
 IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
@@ -48,8 +48,13 @@ class OnnxBackend:
     def prepare(self, content: bytes | Pixels) -> Pixels:
         """Decode by the contract's rules and size an image by the graph. Raises BadImage."""
         pixels = open_pixels(content, self.card.preprocessing)
+        options = None
         try:
-            (sized,) = self._resizing.run([PIXELS], {IMAGES: np.ascontiguousarray(pixels)[None]})
+            if base.is_large(pixels):
+                options = _giving_back()
+                # The first block is never given back; let it be a small one.
+                self._resizing.run([PIXELS], {IMAGES: np.ascontiguousarray(pixels[None, :8, :8])})
+            (sized,) = self._resizing.run([PIXELS], {IMAGES: np.ascontiguousarray(pixels)[None]}, options)
         except Exception as error:  # the runtime has no error class that says more
             height, width = pixels.shape[:2]
             raise BadImage(f"{width}x{height} pixels cannot be resized: {error}") from error
@@ -168,6 +173,13 @@ def split(model: Any) -> tuple[Any, Any]:
     except (KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"The graph has no tensor 'pixels' to be cut at: {error}") from None
     return resizing, network
+
+
+def _giving_back() -> Any:
+    """Return options for a call after which ONNX Runtime keeps no memory; the next one has to ask the system anew."""
+    options = packages.require("onnxruntime", "onnx", _PURPOSE).RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _computing(model: Any, threads: int, device: str) -> Any:

@@ -16,6 +16,7 @@ from tellapart import packages
 from tellapart.contract import Card, Pixels
 from tellapart.contract.resizing import open_pixels
 from tellapart.errors import ArtifactError
+from tellapart.runtime import base
 from tellapart.runtime.plain import PlainNetwork
 
 PURPOSE = "An OpenVINO model"
@@ -44,6 +45,11 @@ class OpenVinoBackend:
             [np.ascontiguousarray(image)[None]], share_outputs=False
         )
         pixels: Pixels = answer[0][0]
+        if base.is_large(image):
+            with contextlib.suppress(
+                RuntimeError
+            ):  # another image is being resized; after some later one, then
+                self._prepare.release_memory()
         return pixels
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:

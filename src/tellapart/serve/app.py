@@ -73,13 +73,13 @@ def create(
 def _add_operations(app: FastAPI, service: Service) -> None:
     """Add health, metrics and the pages."""
 
-    @app.get("/healthz", tags=["operation"], responses=schemas.answer("It runs.", schemas.STATUS))
+    @app.get("/healthz", tags=["Operation"], responses=schemas.answer("It runs.", schemas.STATUS))
     async def health() -> Response:
         """Say that the service runs."""
         return reply({"status": "ok"})
 
     @app.get(
-        "/readyz", tags=["operation"],
+        "/readyz", tags=["Operation"],
         responses=schemas.answer("It answers.", schemas.STATUS) | schemas.refusals(503),
     )  # fmt: skip
     async def ready() -> Response:
@@ -89,7 +89,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         return reply({"status": "ready"})
 
     @app.get(
-        "/metrics", tags=["operation"], response_class=PlainTextResponse, responses=schemas.refusals(401)
+        "/metrics", tags=["Operation"], response_class=PlainTextResponse, responses=schemas.refusals(401)
     )
     async def metrics() -> Response:
         """Give counts and times for Prometheus."""

@@ -19,6 +19,7 @@ from tellapart.serve import strict_json
 from tellapart.serve.refusal import Refusal
 
 _FIELD_BYTES = 1000
+_TYPE_CHARACTERS = 1000  # the time to parse a content type grows with its square
 _FIELDS = ("top", "model")
 _KEYS = ("image", "images", *_FIELDS)
 
@@ -52,6 +53,9 @@ def parse(body: bytes, content_type: str, max_images: int) -> Asked:
 
 
 def _media_type(content_type: str) -> tuple[str, Mapping[str, str]]:
+    """Return a content type in small letters and its parameters. Raises Refusal."""
+    if len(content_type) > _TYPE_CHARACTERS:
+        raise Refusal(400, "content_type", f"the content type has more than {_TYPE_CHARACTERS} characters")
     message = Message()
     message["content-type"] = content_type.replace("\n", " ").replace("\r", " ")
     if "/" not in content_type:

@@ -54,11 +54,15 @@ class ClassMix:
 
     @property
     def by_chance(self) -> float:
-        """The mean distance of as many answers drawn from the expected mix (by the normal approximation)."""
+        """The mean distance of as many answers drawn from the expected mix.
+
+        By the normal approximation, but no more for a class than one answer has: 2 p (1 - p).
+        """
         if self.expected is None or not self._window:
             return float("nan")
-        deviations = np.sqrt(self.expected * (1 - self.expected) / len(self._window))
-        return float(deviations.sum() * np.sqrt(2 / np.pi) / 2)
+        variances = self.expected * (1 - self.expected)
+        distances = np.minimum(np.sqrt(2 / np.pi * variances / len(self._window)), 2 * variances)
+        return float(distances.sum() / 2)
 
 
 def expectation(card: Card, model: Path, option: str) -> tuple[Shares | None, str]:
@@ -97,7 +101,10 @@ def _shares(numbers: Any, classes: int) -> Shares | None:
 
 
 def _predicted(scores: Any, classes: Sequence[str]) -> Shares | None:
-    """Return the mix of predicted classes (counts, or a confusion matrix with true rows), else of the true ones."""
+    """Return the mix of predicted classes, by their numbers or a confusion matrix, else that of the true ones.
+
+    ``predicted``: numbers by class; ``confusion``: rows of true classes, columns of predicted ones.
+    """
     if not isinstance(scores, Mapping) or list(scores.get("classes", classes)) != list(classes):
         return None
     if scores.get("predicted") is not None:

@@ -26,6 +26,7 @@ _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"referrer-policy", b"no-referrer"),
 ]
+_FOREIGN = (b"cross-site", b"same-site")
 _LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -45,6 +46,8 @@ class Guard:
                 return
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # the server sends no body
+            scope = {**scope, "method": "GET"}
         metrics = self._service.metrics
         started = time.monotonic()
         exchange = _Exchange(self._service, scope, receive, send)
@@ -67,6 +70,12 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         headers = dict(scope["headers"])
+        if b"transfer-encoding" in headers and (
+            b"content-length" in headers or scope["http_version"] != "1.1"
+        ):
+            return Refusal(
+                400, "bad_http", "give Content-Length or, in HTTP/1.1, Transfer-Encoding, not both"
+            )
         if self._key and scope["path"] not in OPEN and not self._knows_key(headers):
             return Refusal(401, "api_key", "the API key is missing or wrong")
         if self._local_only:
@@ -75,6 +84,9 @@ class Guard:
             name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
             if name and name not in _LOCAL and name != self._service.options.host:
                 return Refusal(421, "host", "this service answers only to names of this machine")
+            # And a page of another name may have a form or a script that posts here, though it gets no answer.
+            if scope["method"] == "POST" and headers.get(b"sec-fetch-site") in _FOREIGN:
+                return Refusal(403, "origin", "this service takes nothing from the pages of others")
         return None
 
     def _knows_key(self, headers: Mapping[bytes, bytes]) -> bool:
@@ -96,6 +108,7 @@ class _Exchange:
         self._length = int(length[:20]) if length.isdigit() else 0
         self._unread = b"transfer-encoding" in headers or self._length > 0
         self._asked_first = b"expect" in headers
+        self._doubtful = b"transfer-encoding" in headers and b"content-length" in headers
 
     async def receive(self) -> Message:
         """Return the next part of the request."""
@@ -110,7 +123,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message.get("headers", []), *_HEADERS]
-            if (self._unread and not await self._read_on()) or self._service.draining:
+            if (self._unread and not await self._read_on()) or self._doubtful or self._service.draining:
                 headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         await self._send(message)

@@ -26,11 +26,22 @@ class Intake:
     async def body(self, request: Request) -> AsyncIterator[bytes]:
         """Yield a request's whole body, counted as held until the end. Raises Refusal, ClientDisconnect."""
         self._check_head(request)
-        chunks: list[bytes] = []
+        parts: list[bytes] = []
+        try:
+            await self._read(request, parts)
+            if len(parts) != 1:
+                parts[:] = [b"".join(parts)]
+            yield parts[0]
+        finally:
+            self.held -= sum(map(len, parts))
+
+    async def _read(self, request: Request, parts: list[bytes]) -> None:
+        """Append a body's parts to ``parts``, each counted as held. Raises Refusal, ClientDisconnect."""
         size = 0
         try:
             async with asyncio.timeout(self._timeout):
                 async for chunk in _chunks(request):
+                    parts.append(chunk)
                     size += len(chunk)
                     self.held += len(chunk)
                     if size > self._max_bytes:
@@ -39,14 +50,10 @@ class Intake:
                         raise Refusal(
                             503, "overloaded", "the service holds too much already; try again", retry_after=1
                         )
-                    chunks.append(chunk)
-            yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
         except TimeoutError:
             raise Refusal(
                 408, "slow_body", f"the body did not arrive within {self._timeout:g} seconds"
             ) from None
-        finally:
-            self.held -= size
 
     def _check_head(self, request: Request) -> None:
         headers = request.headers

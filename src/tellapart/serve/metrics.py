@@ -104,6 +104,7 @@ class ModelMetrics:
         self._waited = metrics._waited.labels(name)
         self.images = self.batches = 0
         self.compute_seconds = self.queue_seconds = 0.0
+        self._expected: list[tuple[str, str]] = []
 
     def batch(self, images: int, waited: list[float], seconds: float) -> None:
         """Count a batch, how long its requests waited and how long it took."""
@@ -138,6 +139,9 @@ class ModelMetrics:
         self._all._drift_chance.labels(self._name).set_function(by_chance)
 
     def expects(self, shares: dict[str, float], source: str) -> None:
-        """Note the class mix that is expected, and where it is from."""
+        """Note the class mix that is expected, and where it is from; an earlier one is forgotten."""
+        for old in self._expected:
+            self._all._reference.remove(self._name, *old)
+        self._expected = [(label, source) for label in shares]
         for label, share in shares.items():
             self._all._reference.labels(self._name, label, source).set(share)

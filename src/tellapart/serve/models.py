@@ -89,6 +89,8 @@ class Repository:
         self._versions = dict.fromkeys(self._paths, 0)
         self._seen: dict[str, Fingerprint] = {}
         self._loading = {name: asyncio.Lock() for name in self._paths}
+        self._begun = dict.fromkeys(self._paths, 0)
+        self._failure: dict[str, TellapartError | None] = dict.fromkeys(self._paths)
         self._counts = {name: metrics.for_model(name) for name in self._paths}
 
     @property
@@ -126,32 +128,49 @@ class Repository:
                 model.batcher.close()
 
     async def load(self, name: str) -> Model:
-        """Open a model's file (again) and let it take over. Raises TellapartError; an older one then stays."""
+        """Open a model's file (again) and let it take over. Raises TellapartError; an older one then stays.
+
+        Those who ask while the file is being opened wait for one more opening, all of them for the same.
+        """
         if name not in self._paths:
             raise Refusal(404, "no_model", f"there is no such model; there are {', '.join(self._paths)}")
+        begun = self._begun[name]
         async with self._loading[name]:
-            path = self._paths[name]
-            self._seen[name] = await asyncio.to_thread(fingerprint, path)
-            try:
-                backend, mix = await asyncio.to_thread(self._open, path)
-            except TellapartError:
-                raise
-            except Exception as error:  # whatever a damaged file makes its reader raise
-                raise ServeError(f"{path} cannot be opened: {error!r}") from error
-            self._versions[name] += 1
-            counts = self._counts[name]
-            model = Model(name, self._versions[name], backend, self._options, counts, mix)
-            old = self._models.get(name)
-            self._models[name] = model
-            counts.loaded(model.version)
-            counts.waiting(lambda: model.batcher.waiting)
-            counts.drift(lambda: model.mix.drift, lambda: model.mix.by_chance)
-            model.publish_mix()
-            if old is not None:
-                old.retire()
-                del old
-                await asyncio.to_thread(_give_memory_back)
-            return model
+            if self._begun[name] == begun:
+                self._begun[name] += 1
+                await self._load(name)
+            failure = self._failure[name]
+            if failure is not None:
+                raise failure.with_traceback(None)
+            return self._models[name]
+
+    async def _load(self, name: str) -> None:
+        """Do what `load` promises, or note why not."""
+        path = self._paths[name]
+        self._seen[name] = await asyncio.to_thread(fingerprint, path)
+        self._failure[name] = None
+        try:
+            backend, mix = await asyncio.to_thread(self._open, path)
+        except TellapartError as error:
+            error.__cause__ = error.__context__ = None  # which hold all that was read of the file
+            self._failure[name] = error
+            return
+        except Exception as error:  # whatever a damaged file makes its reader raise
+            self._failure[name] = ServeError(f"{path} cannot be opened: {error!r}")
+            return
+        self._versions[name] += 1
+        counts = self._counts[name]
+        model = Model(name, self._versions[name], backend, self._options, counts, mix)
+        old = self._models.get(name)
+        self._models[name] = model
+        counts.loaded(model.version)
+        counts.waiting(lambda: model.batcher.waiting)
+        counts.drift(lambda: model.mix.drift, lambda: model.mix.by_chance)
+        model.publish_mix()
+        if old is not None:
+            old.retire()
+            del old
+            await asyncio.to_thread(_give_memory_back)
 
     def _open(self, path: Path) -> tuple[Backend, drift.ClassMix]:
         """Open and try a file; in a thread of its own."""
@@ -187,7 +206,7 @@ class Repository:
         try:
             model = await self.load(name)
             notify(f"{name}: version {model.version} answers now")
-        except TellapartError as error:
+        except Exception as error:  # also a shortage of memory or of threads must not end the watch
             self._counts[name].reload_failed()
             notify(f"{name}: the new file cannot be used, version {self._versions[name]} goes on: {error}")
             _log.warning("%s cannot be loaded again: %s", name, error)
@@ -209,12 +228,12 @@ def _give_memory_back() -> None:
 
 def fingerprint(path: Path) -> Fingerprint:
     """Return what changes when a model's file, or one beside it with weights, is replaced; empty without any."""
-    folder, stem = (path, "") if path.is_dir() else (path.parent, path.stem)
+    folder, start = (path, "") if path.is_dir() else (path.parent, path.stem + ".")
     found = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             name = Path(entry.name)
-            if name.suffix in _SUFFIXES and name.name.startswith(stem) and entry.is_file():
+            if name.suffix in _SUFFIXES and name.name.startswith(start) and entry.is_file():
                 about = os.stat(entry.path)  # entry.stat() may be an older one on some systems
                 found.append((entry.name, about.st_mtime_ns, about.st_size, about.st_ino))
     return tuple(sorted(found))

@@ -81,7 +81,7 @@ class Options:
     max_connections: int = 512
     """Connections at once; more are refused with 503."""
     body_timeout: float = 30.0
-    """Seconds in which the whole body of a request must arrive."""
+    """Seconds in which the whole body of a request must arrive, and in which an answer must be taken."""
     head_timeout: float = 10.0
     """Seconds in which the head of a request must arrive."""
     explain_images: int = 400

@@ -58,14 +58,17 @@ class _Gathered:
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP, with a bound on connections and on the time that a request's head takes."""
+    """uvicorn's HTTP, with bounds on connections, on the time for a request's head, and on that to take an answer."""
 
     head_timeout = 10.0
+    answer_timeout = 30.0
     max_connections = 512
     _head_timer: asyncio.TimerHandle | None = None
+    _answer_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, unless there are too many."""
+        transport.set_write_buffer_limits(high=0)  # so that `pause_writing` tells of all that is not taken
         super().connection_made(cast(asyncio.Transport, _Gathered(transport, self.loop)))
         if len(self.connections) > self.max_connections:
             self._refuse(Refusal(503, "overloaded", "too many connections; try again", retry_after=1))
@@ -75,7 +78,24 @@ class PatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget a connection."""
         self._head_came()
+        self._answer_taken()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Give the client some time to take its answer, also after the connection was closed on this side."""
+        super().pause_writing()
+        if self._answer_timer is None:
+            self._answer_timer = self.loop.call_later(self.answer_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: all that was sent is taken."""
+        self._answer_taken()
+        super().resume_writing()
+
+    def _answer_taken(self) -> None:
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a request's head must be complete before the timer ends."""
@@ -153,7 +173,11 @@ class Server(uvicorn.Server):
 
 def configuration(app: Any, options: Options) -> uvicorn.Config:
     """Return uvicorn's configuration."""
-    limits = {"head_timeout": options.head_timeout, "max_connections": options.max_connections}
+    limits = {
+        "head_timeout": options.head_timeout,
+        "answer_timeout": options.body_timeout,
+        "max_connections": options.max_connections,
+    }
     return uvicorn.Config(
         app,
         http=type("Protocol", (PatientProtocol,), limits),

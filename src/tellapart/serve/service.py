@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import functools
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
 from starlette.requests import Request
 
 from tellapart.contract import Pixels
@@ -24,6 +27,7 @@ from tellapart.serve.options import Options
 from tellapart.serve.refusal import Refusal
 
 T = TypeVar("T")
+_AT_ONCE = 4  # images that one request decodes before the next may
 
 
 class Service:
@@ -38,7 +42,7 @@ class Service:
         self.failure: Exception | None = None
         """Why the service could not start."""
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
-        self.explaining = False
+        self._explaining = False
         metrics.holds(lambda: float(self.intake.held))
 
     @property
@@ -78,12 +82,36 @@ class Service:
         except TimeoutError:
             raise Refusal(504, "deadline", "the deadline passed before there was an answer") from None
 
+    async def files(self, files: Sequence[tuple[bytes, str]], model: Model, deadline: float) -> Pixels:
+        """Return images sized by the model's contract of (content, declared type or ""). Raises Refusal.
+
+        A few are decoded in one go, so that a request of many large ones lets others come in between.
+        """
+        late, parts = late_after(deadline), []
+        for start in range(0, len(files), _AT_ONCE):
+            work = functools.partial(
+                self.reader.files, files[start : start + _AT_ONCE], model.backend, late, start
+            )
+            parts.append(await self.in_thread(work, deadline))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
     async def pixels(self, images: Pixels, model: Model, deadline: float) -> Pixels:
         """Return pixels [n, H, W, C] sized by the model's contract. Raises Refusal."""
         if fits(images, model.card.preprocessing):
             return images
         late = late_after(deadline)
         return await self.in_thread(lambda: self.reader.arrays(images, model.backend, late), deadline)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Compute the one heat map that is computed at a time. Raises Refusal 503 where there is another."""
+        if self._explaining:
+            raise Refusal(503, "overloaded", "another heat map is being computed; try again", retry_after=1)
+        self._explaining = True
+        try:
+            yield
+        finally:
+            self._explaining = False
 
     def close(self) -> None:
         """End the threads that decode."""

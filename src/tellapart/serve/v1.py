@@ -20,7 +20,7 @@ from tellapart.serve import bodies, explain, schemas
 from tellapart.serve.batching import Expected
 from tellapart.serve.models import Model
 from tellapart.serve.refusal import Refusal, dumps
-from tellapart.serve.service import Service, late_after
+from tellapart.serve.service import Service
 
 _INLINE_BYTES = 1 << 18  # what is larger is parsed in a thread, so that others are not kept waiting
 _MAX_TOP = 1000
@@ -40,7 +40,7 @@ def reply(content: Any) -> Response:
 
 def router(service: Service) -> APIRouter:
     """Return the routes of a service."""
-    routes = APIRouter(prefix="/v1", tags=["images"])
+    routes = APIRouter(prefix="/v1", tags=["Images"])
 
     @routes.get("/models", responses=schemas.answer("The models.", schemas.MODELS) | schemas.refusals(401))
     async def models() -> Response:
@@ -94,7 +94,7 @@ async def _predict(service: Service, request: Request, top: int, name: str | Non
             asked = await _asked(service, request, body, service.options.max_images, deadline)
             top, name = _fields(asked, top, name)
             with service.repository.lease(name) as model:
-                images = await _decoded(service, asked, model, deadline)
+                images = await service.files(asked.files, model, deadline)
                 logits = await _queued(service, model, images, deadline, expected)
                 values = probabilities(logits, model.card)
                 for best in values.argmax(axis=1).tolist():
@@ -120,11 +120,6 @@ async def _asked(
     if len(body) <= _INLINE_BYTES:
         return bodies.parse(body, content_type, max_images)
     return await service.in_thread(lambda: bodies.parse(body, content_type, max_images), deadline)
-
-
-async def _decoded(service: Service, asked: bodies.Asked, model: Model, deadline: float) -> Pixels:
-    late = late_after(deadline)
-    return await service.in_thread(lambda: service.reader.files(asked.files, model.backend, late), deadline)
 
 
 def _fields(asked: bodies.Asked, top: int, name: str | None) -> tuple[int, str | None]:
@@ -156,18 +151,13 @@ async def _explain(
         raise Refusal(404, "no_explain", "heat maps are switched off")
     if explain.cells(grid) > limit:
         raise Refusal(400, "grid", f"a grid of {grid} computes {explain.cells(grid)} images; at most {limit}")
-    if service.explaining:
-        raise Refusal(503, "overloaded", "another heat map is being computed; try again", retry_after=1)
-    service.explaining = True
-    try:
-        async with service.intake.body(request) as body:
-            asked = await _asked(service, request, body, 1, deadline)
-            top, name = _fields(asked, top, name)
-            with service.repository.lease(name) as model:
-                image = (await _decoded(service, asked, model, deadline))[0]
+    async with service.intake.body(request) as body:
+        asked = await _asked(service, request, body, 1, deadline)
+        top, name = _fields(asked, top, name)
+        with service.repository.lease(name) as model:
+            image = (await service.files(asked.files, model, deadline))[0]
+            with service.alone():  # only now: a slow sender must not keep others from it
                 return reply(await _explained(model, image, label, grid, top, deadline))
-    finally:
-        service.explaining = False
 
 
 async def _explained(

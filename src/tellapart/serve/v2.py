@@ -20,7 +20,7 @@ from tellapart.runtime import probabilities
 from tellapart.serve import schemas, strict_json, tensors
 from tellapart.serve.models import Model
 from tellapart.serve.refusal import Refusal
-from tellapart.serve.service import Service, late_after
+from tellapart.serve.service import Service
 from tellapart.serve.v1 import Deadline, reply
 
 _log = logging.getLogger("tellapart.serve")
@@ -199,8 +199,7 @@ async def _pixels(
     images = asked.images
     if isinstance(images, np.ndarray):
         return await service.pixels(images, model, deadline)
-    files, late = [(content, "") for content in images], late_after(deadline)
-    return await service.in_thread(lambda: service.reader.files(files, model.backend, late), deadline)
+    return await service.files([(content, "") for content in images], model, deadline)
 
 
 def _answer(

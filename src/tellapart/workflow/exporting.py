@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import shutil
 import tempfile
@@ -210,7 +209,7 @@ def _export_one(
     workplace = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
         with console.busy(f"Writing {name}"):
-            written = entry.write(graph_of(found), _with_mix(found), workplace / name, options)
+            written = entry.write(graph_of(found), artifact.read_card(found), workplace / name, options)
         job = apart.Job(entry.name, options, written, found, cases, threads, device, environments.chosen())
         with console.busy(f"Comparing {name}", len(cases.images)) as busy:
             outcome = _compared(job, name, busy.advance)
@@ -224,23 +223,6 @@ def _export_one(
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
     return targets, outcome
-
-
-def _with_mix(found: Path) -> Card:
-    """Return the artifact's card; of a run, with how often each class was predicted, as ``scores.PART.predicted``.
-
-    A service compares the classes of its answers with that, and has no run folder beside an exported file.
-    """
-    card, scores = artifact.read_card(found), {}
-    for part in ("val", "test"):
-        try:
-            content = json.loads((found.parent / "evaluation" / part / "metrics.json").read_text("utf-8"))
-            if runs.is_run(found.parent) and content["classes"] == list(card.classes):
-                predicted = [sum(column) for column in zip(*content["confusion"], strict=True)]
-                scores[part] = {**card.scores.get(part, {}), "predicted": predicted}
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return artifact.with_scores(card, scores)
 
 
 def _compared(job: apart.Job, name: str, advance: Callable[[int], None]) -> Parity | Uncompared:

@@ -245,21 +245,22 @@ def _finish(
     """
     predictor = artifact.open_model(folder, device)
     scores: dict[str, Any] = {"epoch": progress.best_epoch + 1}
+    kept = dict(scores)
     final = ""
     for split, images in (("val", prepared.val), ("test", prepared.test)):
         if images is not None:
             logits = known[split](predictor.model) if split in known else None
             evaluation = evaluate_set(predictor, images, split, folder, console, logits)
             scores[split] = _brief(evaluation)
+            # How often each class was given: what a service expects, wherever the model's file goes.
+            kept[split] = {**scores[split], "predicted": evaluation.confusion.sum(axis=0).tolist()}
             final = split
             tracker.log(progress.step, {f"final/{split}-accuracy": evaluation.accuracy})
             if len(prepared.classes) <= 100:
                 tracker.image(
                     progress.step, f"{split}/confusion", confusion_image(evaluation.confusion, card.classes)
                 )
-    artifact.save(
-        folder / artifact.FILE_NAME, artifact.read_state(folder), artifact.with_scores(card, scores)
-    )
+    artifact.save(folder / artifact.FILE_NAME, artifact.read_state(folder), artifact.with_scores(card, kept))
     if prepared.spec.run.report:
         report.write_report(folder)
     return Result(folder, folder / artifact.FILE_NAME, final, scores.get(final, {}))
