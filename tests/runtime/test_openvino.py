@@ -52,7 +52,7 @@ def test_threads_share_requests_and_no_values() -> None:
             made.append(self.network.create_infer_request())
             return made[-1]
 
-    requests = Requests(Counted())
+    requests = Requests(openvino, Counted())
 
     def ask(number: int) -> np.ndarray:
         return requests(np.full((1 + number % 3, 8), number, np.float32))[0]
