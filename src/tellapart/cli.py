@@ -276,6 +276,7 @@ def _compress(args: Compress) -> int:
         rounds=args.rounds,
         epochs=args.epochs,
         student=args.student,
+        alone=args.alone,
         images=args.images,
         max_drop=args.max_drop,
         runtimes=args.runtime,

@@ -253,7 +253,9 @@ class Compress:
     epochs: int = 0
     """Epochs of each fine-tuning, or of the student; 0: a quarter of the run's, for a student as many."""
     student: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
-    """distill: the smaller network (see: tellapart models)."""
+    """distill: the smaller network (see: tellapart models), such as fast-cnn-small."""
+    alone: bool = False
+    """distill: train the student once more, without the teacher, to see what the teacher is worth."""
     images: int = 256
     """Training images by which channels are judged and ranges measured."""
     max_drop: float = 0.5

@@ -13,7 +13,7 @@ import pytest
 from tellapart import artifact, runs, runtime
 from tellapart.errors import ArtifactError, DataError, RunError, SpecError, UserError
 from tellapart.spec import Spec, update
-from tellapart.workflow import compress, evaluate, train
+from tellapart.workflow import compress, evaluate, quantising, train
 from tellapart.workflow.compressing import Options
 
 pytest.importorskip("torch_pruning")
@@ -41,13 +41,22 @@ def test_pruned_sparse_and_distilled_models_are_ordinary_ones(run: Path, tmp_pat
     before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
     out = tmp_path / "out"
     options = Options(
-        ratios=(0.5,), rounds=2, epochs=1, student="simple-cnn", images=16, runtimes=(), threads=1
+        ratios=(0.5,),
+        rounds=2,
+        epochs=1,
+        student="fast-cnn-small",
+        alone=True,
+        images=16,
+        runtimes=(),
+        threads=1,
     )
     found = compress(run, methods=("prune", "sparse", "distill"), out=out, options=options, quiet=True)
     assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
     names = [row.candidate.name for row in found.rows]
-    assert names == ["model", "prune-50", "sparse-50", "distill-simple-cnn"]
-    base, pruned, sparse, _ = found.rows
+    assert names == ["model", "prune-50", "sparse-50", "distill-fast-cnn-small", "alone-fast-cnn-small"]
+    base, pruned, sparse, taught, alone = found.rows
+    assert taught.candidate.parameters == alone.candidate.parameters < 0.3 * base.candidate.parameters
+    assert taught.candidate.flops < 0.3 * base.candidate.flops
     assert pruned.candidate.flops <= 0.5 * base.candidate.flops
     assert pruned.bytes < 0.8 * base.bytes
     assert sparse.candidate.facts["zeros"] == pytest.approx(0.5, abs=0.01)
@@ -57,10 +66,11 @@ def test_pruned_sparse_and_distilled_models_are_ordinary_ones(run: Path, tmp_pat
         measured = evaluate(out / row.candidate.name, split="test", quiet=True)
         assert measured.accuracy == pytest.approx(row.accuracy)
         spec = runs.read_spec(out / row.candidate.name / "spec.yaml")
-        assert Path(spec.distill.teacher) == (run / "model.safetensors").resolve()
+        teacher = "" if row is alone else str((run / "model.safetensors").resolve())
+        assert spec.distill.teacher == teacher
     content = json.loads((out / "compress.json").read_text())
     assert [entry["name"] for entry in content["rows"]] == names
-    assert (out / "compress.html").read_text().count("<circle") == 4
+    assert (out / "compress.html").read_text().count("<circle") == 2 * 5
     assert artifact.read_card(out / "prune-50").architecture.pruned
     # Its weights start another training, with the layers as narrow as they are.
     again = train(
@@ -96,6 +106,37 @@ def test_int8_files_keep_to_the_budget_or_say_so(run: Path, tmp_path: Path) -> N
     assert facts["met"] == (facts["drop"] <= 2.0)
     backend = runtime.open_backend(int8.candidate.file)
     assert backend.card == artifact.read_card(run)
+
+
+def test_the_least_drop_is_kept(tmp_path: Path) -> None:
+    """Attempts end with the first that is good enough; else the cheapest stays, of equals the first."""
+    target = tmp_path / "model.xml"
+
+    def write(network: str, file: Path) -> None:
+        file.write_text(network)
+        file.with_suffix(".bin").write_text(network)
+
+    def run(drops: dict[str, float], budget: float) -> tuple[dict[str, Any], str]:
+        attempts = ((name, list(name[1:])) for name in drops)
+        facts = quantising._least_drop(
+            attempts, write, lambda file: drops[file.read_text()], target, budget, [].append
+        )
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+        assert target.read_text() == target.with_suffix(".bin").read_text()
+        return facts, target.read_text()
+
+    facts, kept = run({"n": 0.7, "na": 0.4, "nab": 0.0}, 0.5)
+    assert kept == "na"
+    assert facts == {"drop": 0.4, "met": True, "float_layers": ["a"], "tried": [[0.7, 0], [0.4, 1]]}
+    facts, kept = run({"n": 0.9, "na": 0.7, "nab": 0.7, "nabc": 0.8}, 0.5)
+    assert (kept, facts["met"], facts["float_layers"]) == ("na", False, ["a"])
+
+
+def test_light_layers_alone_stay_in_float() -> None:
+    weights = {"a": 10, "b": 990, "c": 6, "d": 5, **{f"other {k}": 0 for k in range(8)}}
+    # 20 of 1,011 weights may stay, and 3 of 12 layers.
+    assert quantising._light(["b", "a", "c", "d"], weights) == ["a", "c"]
+    assert quantising._light(["a", "d", "other 0", "other 1"], weights) == ["a", "d", "other 0"]
 
 
 def test_calibration_is_on_training_images_alone(run: Path) -> None:

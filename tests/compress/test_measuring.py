@@ -121,13 +121,21 @@ def test_the_page_shows_every_candidate(tmp_path: Path) -> None:
         tmp_path, "runs/<a>", "val", {"processor": "P", "threads": 2}, ROWS, ("a <note>",)
     )
     text = page.write_page(comparison).read_text()
-    assert text.count("<circle") == len(ROWS)
+    assert text.count("<circle") == 2 * len(ROWS)  # with names, and with numbers for narrow screens
     assert "runs/&lt;a&gt;" in text
     assert "a &lt;note&gt;" in text
     assert "&lt;dog&gt;" in text
     assert "validation images" in text
     assert "http" not in text.replace("http-equiv", "")
     assert "not readable" in text
+
+
+def test_the_legend_names_what_is_there(tmp_path: Path) -> None:
+    comparison = Comparison(tmp_path, "a", "val", {"processor": "P", "threads": 1}, (ROWS[0], ROWS[2]))
+    text = page.write_page(comparison).read_text()
+    assert "pruned</span>" in text
+    assert "INT8</span>" not in text
+    assert "smaller networks</span>" not in text
 
 
 def test_labels_do_not_meet() -> None:

@@ -157,3 +157,11 @@ def test_fast_cnn_learns() -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1
+
+
+def test_fast_cnn_small_is_a_quarter() -> None:
+    large, small = (zoo.build(Architecture(name, 10)) for name in ("fast-cnn", "fast-cnn-small"))
+    weights = [sum(p.numel() for p in net.parameters()) for net in (large, small)]
+    assert weights == [874_242, 220_666]
+    assert list(small.state_dict()) == list(large.state_dict())
+    assert small(torch.zeros(2, 3, 32, 32)).shape == (2, 10)

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+
+from tellapart.runtime.openvino import Requests, compiled, settings
 
 STACKS = """
 import ctypes, faulthandler, sys
@@ -32,3 +36,29 @@ def test_compiling_leaves_the_signal_stack(tmp_path_factory: pytest.TempPathFact
     command = [sys.executable, "-c", STACKS, str(log), "guarded"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "kept\n"), done.stderr
+
+
+def test_threads_share_requests_and_no_values() -> None:
+    openvino = pytest.importorskip("openvino")
+    op = openvino.opset13
+    start = op.parameter([-1, 8], np.float32)
+    model = openvino.Model([op.multiply(start, op.constant(np.float32(2)))], [start])
+    made = []
+
+    class Counted:
+        network = compiled(openvino, model, settings(1))
+
+        def create_infer_request(self) -> object:
+            made.append(self.network.create_infer_request())
+            return made[-1]
+
+    requests = Requests(openvino, Counted())
+
+    def ask(number: int) -> np.ndarray:
+        return requests(np.full((1 + number % 3, 8), number, np.float32))[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, range(200)))
+    for number, answer in enumerate(answers):
+        assert np.array_equal(answer, np.full((1 + number % 3, 8), 2 * number))
+    assert 1 <= len(made) <= 4

@@ -18,7 +18,7 @@ from tellapart.data.samples import Samples
 from tellapart.devices import choose_device
 from tellapart.models import zoo
 from tellapart.spec import Spec, update
-from tellapart.training import setup
+from tellapart.training import checkpoint, setup
 from tellapart.training.distributed import Processes
 from tellapart.training.loop import Trainer
 
@@ -204,3 +204,22 @@ def interrupt_at() -> Callable[[Bench, int], None]:
         bench.recorder.log = counted  # type: ignore[method-assign]
 
     return press
+
+
+@pytest.fixture
+def cut_in_the_middle(
+    build: Callable[..., Bench], interrupt_at: Callable[[Bench, int], None]
+) -> Callable[..., tuple[Bench, Bench]]:
+    """Return a function: samples, a step and changes of the spec -> (a whole run, one cut at that step and resumed)."""
+
+    def run(samples: Samples, step: int, /, **changes: Any) -> tuple[Bench, Bench]:
+        whole, cut, again = (build(samples, **copy.deepcopy(changes)) for _ in range(3))
+        assert whole.trainer.run().finished
+        interrupt_at(cut, step)
+        assert not cut.trainer.run().finished
+        again.trainer.restore(checkpoint.load_newest(cut.trainer.folder))
+        assert again.trainer.progress.step_in_epoch
+        assert again.trainer.run().finished
+        return whole, again
+
+    return run

@@ -174,17 +174,13 @@ def test_the_teacher_is_noted_in_the_spec(
 
 
 def test_a_resumed_run_is_the_uncut_one(
-    build: Callable[..., Any],
+    cut_in_the_middle: Callable[..., Any],
     pictures: Callable[..., Any],
     difference: Callable[..., float],
-    interrupt_at: Callable[..., None],
     tmp_path: Path,
 ) -> None:
-    from tellapart.training import checkpoint
-
-    teacher = write_teacher(tmp_path / "teacher")
     spec = {
-        "distill.teacher": str(teacher),
+        "distill.teacher": str(write_teacher(tmp_path / "teacher")),
         "distill.features": 1.0,
         "augment.preset": "cifar",
         "augment.mixup": 0.2,
@@ -193,15 +189,7 @@ def test_a_resumed_run_is_the_uncut_one(
         "training.epochs": 3,
         "training.accumulate": 2,
     }
-    samples = pictures((9, 9, 9), (3, 3, 3))
-    whole = build(samples, **spec)
-    whole.trainer.run()
-    cut = build(samples, **spec)
-    interrupt_at(cut, 5)
-    assert not cut.trainer.run().finished
-    again = build(samples, **spec)
-    again.trainer.restore(checkpoint.load_newest(cut.trainer.folder))
-    assert again.trainer.run().finished
+    whole, again = cut_in_the_middle(pictures((9, 9, 9), (3, 3, 3)), 5, **spec)
     assert difference(again.model, whole.model) == 0
 
 

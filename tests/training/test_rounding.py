@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tellapart.errors import SpecError
-from tellapart.training import checkpoint, rounding
+from tellapart.training import rounding
 
 
 def test_weights_are_rounded_by_channel() -> None:
@@ -88,10 +88,10 @@ def test_compiling_is_refused(
 
 def test_training_goes_on_exactly(
     build: Callable[..., Any],
+    cut_in_the_middle: Callable[..., Any],
     pictures: Callable[..., Any],
     saved_weights: Callable[..., Any],
     difference: Callable[..., float],
-    interrupt_at: Callable[..., None],
 ) -> None:
     spec = {
         "model.name": "fast-cnn",
@@ -101,14 +101,7 @@ def test_training_goes_on_exactly(
         "augment.preset": "cifar",
     }
     samples = pictures((9, 9, 9), (3, 3, 3))
-    whole = build(samples, **spec)
-    whole.trainer.run()
-    cut = build(samples, **spec)
-    interrupt_at(cut, 5)
-    assert not cut.trainer.run().finished
-    again = build(samples, **spec)
-    again.trainer.restore(checkpoint.load_newest(cut.trainer.folder))
-    assert again.trainer.run().finished
+    whole, again = cut_in_the_middle(samples, 5, **spec)
     assert difference(again.model, whole.model) == 0
     plain = build(samples, **{**spec, "training.quantize": "none"})
     plain.trainer.run()

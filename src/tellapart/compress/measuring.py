@@ -81,10 +81,14 @@ class Row:
         return {**candidate, **values, **by_batch, "interval": list(self.interval)}
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return a model's files: its own, and the weights that belong to an OpenVINO description."""
+    return (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
+
+
 def file_size(path: Path) -> int:
-    """Return the bytes of a model: its file, and the weights that belong to an OpenVINO description."""
-    beside = path.with_suffix(".bin")
-    return path.stat().st_size + (beside.stat().st_size if path.suffix == ".xml" else 0)
+    """Return the bytes of all files of a model."""
+    return sum(file.stat().st_size for file in files_of(path))
 
 
 def answers(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -44,11 +45,14 @@ class Quantizer:
             self.ranges = self._measured(batches, Path(folder))
 
     @property
-    def layers(self) -> list[str]:
-        """Names of the nodes that have weights, in order."""
-        return [
-            n.name for n in self.network.graph.node if n.op_type in _WEIGHTED and n.name not in self.fixed
-        ]
+    def layers(self) -> dict[str, int]:
+        """Names of the nodes that have weights, in order, with how many those are."""
+        held = {tensor.name: math.prod(tensor.dims) for tensor in self.network.graph.initializer}
+        return {
+            n.name: sum(held.get(name, 0) for name in n.input)
+            for n in self.network.graph.node
+            if n.op_type in _WEIGHTED and n.name not in self.fixed
+        }
 
     def _prepared(self, network: Any, folder: Path) -> Any:
         """Return the network with shapes known and norms folded into convolutions."""
@@ -101,26 +105,30 @@ class Quantizer:
                 },  # such as the logits
             )
             quantizer.quantize_model()
+            _hold_float(self.onnx, quantizer.model.model.graph, set(keep))
             quantizer.model.topological_sort()
         return quantizer.model.model
 
     def sensitivity(self, pixels: Pixels) -> list[tuple[str, float]]:
         """Return the layers, the most sensitive first, with how far each alone moves the answers.
 
-        The mean Kullback-Leibler divergence from the float network's probabilities on ``pixels``, in nats, where this
-        one layer is quantised.
+        The mean squared distance of the logits from the float network's on ``pixels``, where this one layer is
+        quantised; logits less their mean over the classes, which is what a softmax sees. On training images the
+        probabilities are nearly all 0 or 1 and say little. Layers' errors add up roughly.
         """
-        wanted = self._probabilities(self.network, pixels)
+        wanted = self._logits(self.network, pixels)
         found = []
         for name in self.layers:
-            given = self._probabilities(self.quantised(only=[name]), pixels)
-            found.append((name, float((wanted * np.log(wanted / given)).sum(1).mean())))
+            given = self._logits(self.quantised(only=[name]), pixels)
+            found.append((name, float(((given - wanted) ** 2).mean())))
         return sorted(found, key=lambda pair: -pair[1])
 
-    def _probabilities(self, model: Any, pixels: Pixels) -> npt.NDArray[np.float64]:
-        (result,) = session(model.SerializeToString(), 0).run([PROBABILITIES], {PIXELS: pixels})
-        values: npt.NDArray[np.float64] = np.clip(np.asarray(result, np.float64), 1e-9, 1)
-        return values
+    def _logits(self, model: Any, pixels: Pixels) -> npt.NDArray[np.float64]:
+        """Return logits less their mean over the classes, float64 [B, K]."""
+        (result,) = session(model.SerializeToString(), 0).run([LOGITS], {PIXELS: pixels})
+        values = np.asarray(result, np.float64)
+        centred: npt.NDArray[np.float64] = values - values.mean(1, keepdims=True)
+        return centred
 
     def write(self, network: Any, target: Path, precision: str = "int8") -> None:
         """Write resizing and ``network`` as one file, with the properties of the exported one."""
@@ -206,6 +214,40 @@ def _use_scalars(onnx: Any, network: Any, names: set[str]) -> None:
     used = {name for node in network.graph.node for name in node.input}
     for tensor in [tensor for tensor in network.graph.initializer if tensor.name not in used]:
         network.graph.initializer.remove(tensor)
+
+
+def _hold_float(onnx: Any, graph: Any, names: set[str]) -> None:
+    """Let ONNX Runtime leave the layers ``names`` in float: give each an input whose scale is written by channel.
+
+    Where a float convolution or Gemm stands between quantised ones, its optimiser rounds the weights after all, with
+    one scale for the whole layer (WeightBiasQuantization, seen in 1.31). It only does so behind a DequantizeLinear
+    with a single scale; the same scale once for each channel gives the same values.
+    """
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node}
+    for node in [node for node in graph.node if node.name in names and node.op_type in ("Conv", "Gemm")]:
+        maker = makers.get(node.input[0])
+        if maker is None or maker.op_type != "DequantizeLinear":
+            continue
+        channels = _inputs(node, held[node.input[1]].dims)
+        copy = onnx.NodeProto()
+        copy.CopyFrom(maker)
+        copy.name = copy.output[0] = node.input[0] = f"{node.name}_input"
+        copy.attribute.append(onnx.helper.make_attribute("axis", 1))
+        for place in (1, 2):
+            values = onnx.numpy_helper.to_array(held[maker.input[place]])
+            copy.input[place] = f"{maker.input[place]}_for_{node.name}"
+            repeated = np.full(channels, values.item(), values.dtype)
+            graph.initializer.append(onnx.numpy_helper.from_array(repeated, copy.input[place]))
+        graph.node.append(copy)
+
+
+def _inputs(node: Any, shape: Sequence[int]) -> int:
+    """Return how many channels a Conv or Gemm with weights of that shape takes."""
+    numbers = {attribute.name: int(attribute.i) for attribute in node.attribute}
+    if node.op_type == "Conv":
+        return int(shape[1]) * numbers.get("group", 1)
+    return int(shape[1] if numbers.get("transB", 0) else shape[0])
 
 
 def _write(onnx: Any, whole: Any, resizing: Any, network: Any, target: Path, precision: str) -> None:

@@ -150,6 +150,8 @@ def _is_quantised(node: Any) -> bool:
             return True
         if source.get_type_name() == "Constant":
             return str(source.get_element_type().get_type_name()) in ("i8", "u8")
+        if not source.get_input_size():
+            break
         source = source.input_value(0).get_node()
     return False
 

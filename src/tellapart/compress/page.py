@@ -17,7 +17,7 @@ from tellapart.compress.table import NO_ENERGY, Comparison, best_of
 from tellapart.evaluation.charts import Tick, cells_of, nice_ticks
 
 FILE_NAME = "compress.html"
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 920, 440, 58, 24, 20, 46
+WIDTH, NARROW, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 920, 360, 440, 58, 24, 20, 46
 _CHARACTER, _BOLD, _LINE = 7.2, 8.3, 16.0  # pixels of a label's letter, of a bold one, and of its line
 _SPLITS = {"test": "test", "val": "validation"}
 _FAMILIES = {
@@ -26,7 +26,15 @@ _FAMILIES = {
     "int8": "int8",
     "prune": "prune",
     "sparse": "prune",
-    "distill": "distill",
+    "distill": "student",
+    "alone": "student",
+}
+_LEGEND = {
+    "model": "the model",
+    "export": "float exports",
+    "int8": "INT8",
+    "prune": "pruned",
+    "student": "smaller networks",
 }
 
 
@@ -52,6 +60,7 @@ class Point:
 class Picture:
     """Accuracy against latency, larger discs for larger files; the line joins what no other beats."""
 
+    width: int
     points: tuple[Point, ...]
     line: str
     x_ticks: tuple[Tick, ...]
@@ -85,16 +94,19 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "split": _SPLITS.get(comparison.split, comparison.split),
         "machine": comparison.machine,
         "notes": comparison.notes,
-        "rows": [{"row": row, "best": row in best, "family": family(row)} for row in rows],
+        "rows": [
+            {"row": row, "best": row in best, "family": family(row), "number": number}
+            for number, row in enumerate(rows, 1)
+        ],
+        "legend": {key: text for key, text in _LEGEND.items() if key in map(family, rows)},
         "first": first,
         "batches": BATCHES,
         "classes": shown,
         "all_classes": len(classes),
-        "picture": picture(rows),
+        "pictures": {"wide": picture(rows), "narrow": picture(rows, NARROW, numbers=True)},
         "energy": any(row.energy is not None for row in rows),
         "no_energy": NO_ENERGY,
         "size": {
-            "width": WIDTH,
             "height": HEIGHT,
             "left": LEFT,
             "right": RIGHT,
@@ -115,15 +127,18 @@ def _most_changed(rows: Sequence[Row], classes: Sequence[str]) -> list[str]:
     return sorted(sorted(classes, key=lambda name: -change[name])[:30])
 
 
-def picture(rows: Sequence[Row]) -> Picture:
-    """Return the geometry: latency at batch 1 to the right (logarithmic), accuracy upwards, with intervals."""
+def picture(rows: Sequence[Row], across: int = WIDTH, numbers: bool = False) -> Picture:
+    """Return the geometry: latency at batch 1 to the right (logarithmic), accuracy upwards, with intervals.
+
+    ``across``: pixels. ``numbers``: label with the rows' numbers, from 1, where there is no room for names.
+    """
     times = [row.p50[1] for row in rows]
     low, high = math.log(min(times) / 1.25), math.log(max(times) * 1.25)
     y_values = nice_ticks(min(row.interval[0] for row in rows), max(row.interval[1] for row in rows))
     bottom, top = y_values[0], y_values[-1]
 
     def x_at(milliseconds: float) -> float:
-        return LEFT + (math.log(milliseconds) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (math.log(milliseconds) - low) / (high - low) * (across - LEFT - RIGHT)
 
     def y_at(accuracy: float) -> float:
         return HEIGHT - BOTTOM - (accuracy - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
@@ -133,19 +148,21 @@ def picture(rows: Sequence[Row]) -> Picture:
     placed: list[tuple[float, float, float, float]] = []
     discs = [(x_at(row.p50[1]), y_at(row.accuracy), 4 + 9 * math.sqrt(row.bytes / largest)) for row in rows]
     points = []
-    for row, (x, y, radius) in zip(rows, discs, strict=True):
-        width = (_BOLD if row in best else _CHARACTER) * cells_of(row.candidate.name)
-        label_x, label_y, anchor = _free_place(x, y, radius, width, placed, discs)
+    for number, (row, (x, y, radius)) in enumerate(zip(rows, discs, strict=True), 1):
+        label = str(number) if numbers else row.candidate.name
+        width = (_BOLD if row in best else _CHARACTER) * cells_of(label)
+        label_x, label_y, anchor = _free_place(x, y, radius, width, placed, discs, across)
         text = (
             f"{row.candidate.name}: {100 * row.accuracy:.2f} %, {row.p50[1]:.3g} ms, {row.bytes / 1e6:.3g} MB"
         )
         names = ("x", "y", "low", "high", "radius", "label_x", "label_y")
         values = (x, y, y_at(row.interval[0]), y_at(row.interval[1]), radius, label_x, label_y)
         places = {name: round(value, 1) for name, value in zip(names, values, strict=True)}
-        named = {"anchor": anchor, "name": row.candidate.name, "family": family(row), "text": text}
+        named = {"anchor": anchor, "name": label, "family": family(row), "text": text}
         points.append(Point(**places, **named, best=row in best))  # type: ignore[arg-type]
     line = sorted((x_at(row.p50[1]), y_at(row.accuracy)) for row in best)
     return Picture(
+        across,
         tuple(points),
         "M" + " L".join(f"{x:.1f} {y:.1f}" for x, y in line),
         tuple(
@@ -162,6 +179,7 @@ def _free_place(
     width: float,
     placed: list[tuple[float, float, float, float]],
     discs: Sequence[tuple[float, float, float]],
+    across: int,
 ) -> tuple[float, float, str]:
     """Return where a label meets no other label, no disc and no edge: (x, y, anchor); remember its box."""
     gap = radius + 5
@@ -171,7 +189,7 @@ def _free_place(
             box = (left, y + lift - _LINE / 2, left + width, y + lift + _LINE / 2)
             meets = sum(_overlap(box, other) for other in placed)
             meets += 2 * sum(_overlap(box, (a - r, b - r, a + r, b + r)) for a, b, r in discs)
-            outside = max(LEFT + 4 - box[0], 0) + max(box[2] - WIDTH, 0) + max(TOP - box[1], 0)
+            outside = max(LEFT + 4 - box[0], 0) + max(box[2] - across, 0) + max(TOP - box[1], 0)
             outside += max(box[3] - (HEIGHT - BOTTOM), 0)
             cost = meets + 40 * outside + abs(lift) / 10
             if cost < least:

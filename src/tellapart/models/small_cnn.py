@@ -163,18 +163,26 @@ class FastCNN(nn.Module):
     two 3x3 convolutions follow, each at half the resolution of the one before, so that most of the work is done
     on few pixels. Maps of fewer than 24 pixels are not halved before the first stage (8x8 digits). A global
     average and a linear head end it. About 60 MFLOP (30 million multiply-adds) for a 32x32 image, 0.9 million
-    parameters. ``size`` of at least 4.
+    parameters. ``size`` of at least 4. ``widths``: channels of the stem and of the three stages.
     """
 
-    STEM = 24
-    WIDTHS = (48, 112, 224)
+    WIDTHS = (24, 48, 112, 224)
+    SMALL = (16, 24, 56, 112)
+    """A quarter of the parameters and of the work: a student, or a network for a small processor."""
 
-    def __init__(self, num_classes: int, channels: int = 3, size: int = 32, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int = 3,
+        size: int = 32,
+        dropout: float = 0.0,
+        widths: tuple[int, int, int, int] = WIDTHS,
+    ) -> None:
         super().__init__()
         stride = stem_stride(size)
-        first, second, third = self.WIDTHS
-        self.stem = ConvNormAct(channels, self.STEM, stride)
-        self.stage1 = FastStage(self.STEM, first, pool=size // stride >= 24)
+        stem, first, second, third = widths
+        self.stem = ConvNormAct(channels, stem, stride)
+        self.stage1 = FastStage(stem, first, pool=size // stride >= 24)
         self.stage2 = FastStage(first, second, pool=True)
         self.stage3 = FastStage(second, third, pool=True)
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -61,6 +61,10 @@ def _fast_cnn(a: Architecture) -> nn.Module:
     return small_cnn.FastCNN(a.num_classes, a.channels, a.size, a.dropout)
 
 
+def _fast_cnn_small(a: Architecture) -> nn.Module:
+    return small_cnn.FastCNN(a.num_classes, a.channels, a.size, a.dropout, small_cnn.FastCNN.SMALL)
+
+
 def _whitened_cnn(a: Architecture) -> nn.Module:
     return whitened_cnn.WhitenedCNN(a.num_classes, a.channels, a.size, a.dropout)
 
@@ -74,6 +78,7 @@ OWN: dict[str, OwnModel] = {
     "tutorial-net": OwnModel(_tutorial_net, min_size=16, default_size=32),
     "simple-cnn": OwnModel(_simple_cnn, min_size=4, default_size=32, takes=("dropout", "batch_norm")),
     "fast-cnn": OwnModel(_fast_cnn, min_size=4, default_size=32),
+    "fast-cnn-small": OwnModel(_fast_cnn_small, min_size=4, default_size=32),
     "whitened-cnn": OwnModel(_whitened_cnn, min_size=4, default_size=32),
     "whitened-cnn-large": OwnModel(_whitened_cnn_large, min_size=4, default_size=32),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import os
@@ -24,6 +25,29 @@ PIXELS, PROBABILITIES, LOGITS = "pixels", "probabilities", "logits"
 _DISABLED = 2  # SS_DISABLE of signal.h
 
 
+class Requests:
+    """A compiled model's inference requests, which any number of threads use, one each at a time.
+
+    A request is used again, and gets a tensor: of the 200 us that a small network takes the first call of a new
+    request is 15, and finding out what an array is meant for 25.
+    """
+
+    def __init__(self, openvino: Any, model: Any) -> None:
+        self._tensor, self._model = openvino.Tensor, model
+        self._free = collections.deque[Any]()
+
+    def __call__(self, images: npt.NDArray[Any]) -> Any:
+        """Return the outputs, by name or number and in memory of their own, for the model's only input."""
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self._model.create_infer_request()
+        request.set_input_tensor(self._tensor(np.ascontiguousarray(images)))
+        answer = request.infer(share_outputs=False)
+        self._free.append(request)
+        return answer
+
+
 class OpenVinoBackend:
     """The file's graph cut at ``pixels``: its first part prepares an image, its second answers a batch."""
 
@@ -35,7 +59,7 @@ class OpenVinoBackend:
         first, second = cut(openvino, model, card)
         # A caller has threads of its own for its images; one image is too little for several.
         self._prepare = compiled(openvino, first, settings(1))
-        self._logits = compiled(openvino, second, self._settings)
+        self._logits = Requests(openvino, compiled(openvino, second, self._settings))
         self._whole: Any = None
 
     def prepare(self, content: bytes | Pixels) -> Pixels:
@@ -54,9 +78,7 @@ class OpenVinoBackend:
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
         """Return float32 [B, K] for uint8 [B, size, size, C]."""
-        request = self._logits.create_infer_request()
-        answer = request.infer([np.ascontiguousarray(images_NHWC)], share_outputs=False)
-        return np.asarray(answer[LOGITS], np.float32)
+        return np.asarray(self._logits(images_NHWC)[LOGITS], np.float32)
 
     def whole(self, images_NHWC: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Run the file as anyone would who has nothing of ours: uint8 [B, H, W, C] -> (probabilities, logits)."""
@@ -73,12 +95,11 @@ class PlainOpenVinoBackend(PlainNetwork):
 
     def __init__(self, openvino: Any, model: Any, card: Card, threads: int) -> None:
         super().__init__(card)
-        self._network = compiled(openvino, model, settings(threads))
+        self._network = Requests(openvino, compiled(openvino, model, settings(threads)))
 
     def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return float32 [B, K] for normalised float32 [B, C, size, size]."""
-        answer = self._network.create_infer_request().infer([images_NCHW], share_outputs=False)
-        return np.asarray(answer[0], np.float32)
+        return np.asarray(self._network(images_NCHW)[0], np.float32)
 
 
 class _Stack(ctypes.Structure):

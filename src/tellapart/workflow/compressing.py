@@ -36,7 +36,8 @@ class Options:
 
     ratios: parts of the operations (prune) or weights (sparse) to take away. rounds: prunings, each followed by
     fine-tuning, on the way to a ratio. epochs: of fine-tuning after each, or of the student; 0: a quarter of the
-    run's, for a student as many as the run's. student: the smaller network's name. images: training images by which
+    run's, for a student as many as the run's. student: the smaller network's name. alone: whether the student is
+    also trained without a teacher. images: training images by which
     channels are judged and ranges are measured. max_drop: points of accuracy on validation that INT8 may cost.
     runtimes: for which INT8 is made: onnx, openvino.
     """
@@ -45,6 +46,7 @@ class Options:
     rounds: int = 3
     epochs: int = 0
     student: str = ""
+    alone: bool = False
     images: int = 256
     max_drop: float = 0.5
     runtimes: tuple[str, ...] = RUNTIMES
@@ -239,10 +241,10 @@ class _Work:
         return found
 
     def distil(self) -> list[Candidate]:
-        """Train a smaller network to follow the model's answers."""
-        new = self._floats()
+        """Train a smaller network to follow the model's answers; and by the labels alone, where that is wanted."""
+        found = self._floats()
         canonical, tag = zoo.split_tag(self.options.student)
-        name = f"distill-{canonical.rpartition('/')[2]}"
+        bare = canonical.rpartition("/")[2]
         changes: dict[str, Any] = {
             "model.name": canonical,
             "model.weights": tag or "none",
@@ -251,8 +253,11 @@ class _Work:
         for field in ("dropout", "drop_path", "batch_norm"):
             changes[f"model.{field}"] = getattr(Spec().model, field)
         changes["training.lr"] = 2e-3
-        file = self._train(self.folder / name, changes, student=True)
-        return new + self._candidates(name, "distill", file)
+        for kind in ("distill", "alone") if self.options.alone else ("distill",):
+            own = {} if kind == "distill" else {"distill.teacher": "", "distill.fingerprint": ""}
+            file = self._train(self.folder / f"{kind}-{bare}", {**changes, **own}, student=True)
+            found += self._candidates(f"{kind}-{bare}", kind, file)
+        return found
 
     def _start(self, name: str, model: torch.nn.Module, architecture: Architecture) -> Path:
         """Write the weights that a fine-tuning begins with; its run needs them to be resumed."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from tellapart.export.graph import graph_of
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 SHORT = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
-_BATCH, _RANKED, _COMPARED = 16, 16, 64  # images: of a batch, to rank layers by, to compare an export on
-_FLOAT_PART = 4  # at most one layer of so many is left in float
+_BATCH, _RANKED, _COMPARED = 16, 32, 64  # images: of a batch, to rank layers by, to compare an export on
+_FLOAT_PART, _FLOAT_WEIGHTS = 4, 50  # at most one layer, and one weight, of so many is left in float
 Say = Callable[[str], None]
 Drop = Callable[[Path], float]
 
@@ -121,37 +122,33 @@ def _onnx(
     max_drop: float,
     say: Say,
 ) -> dict[str, Any]:
-    """Quantise; leave the most sensitive layers in float, twice as many each time, until the drop is small enough.
-
-    Beyond a quarter of the layers little of the gain is left: then the attempt with the smallest drop counts, of equal
-    ones that with the fewest layers in float.
-    """
+    """Quantise; leave the most sensitive layers in float, twice as many each time, until the drop is small enough."""
     quantizer = onnx_int8.Quantizer(source, batches)
-    most = max(len(quantizer.layers) // _FLOAT_PART, 1)
-    kept: list[str] = []
     ranking: list[tuple[str, float]] = []
-    tried: list[tuple[float, int]] = []
-    while True:
-        quantizer.write(quantizer.quantised(keep=kept), target)
-        tried.append((drop(target), len(kept)))
-        if tried[-1][0] <= max_drop or len(kept) >= most:
-            break
-        if not ranking:
-            say(f"{tried[0][0]:.2f} points lost: measuring what each of {len(quantizer.layers)} layers does.")
-            ranking = quantizer.sensitivity(np.concatenate(batches)[:_RANKED])
-        kept = [name for name, _ in ranking[: min(2 * len(kept) or 1, most)]]
-    lost, count = tried[-1] if tried[-1][0] <= max_drop else min(tried)
-    if count != len(kept):
-        kept = kept[:count]
-        quantizer.write(quantizer.quantised(keep=kept), target)
-    return {
-        "drop": lost,
-        "met": lost <= max_drop,
-        "float_layers": kept,
-        "layers": len(quantizer.layers),
-        "tried": [list(one) for one in tried],
-        "sensitivity": dict(ranking[:10]),
-    }
+
+    def attempts() -> Iterator[tuple[Any, list[str]]]:
+        yield quantizer.quantised(), []
+        say(f"Measuring what each of {len(quantizer.layers)} layers does.")
+        ranking.extend(quantizer.sensitivity(np.concatenate(batches)[:_RANKED]))
+        light = _light([name for name, _ in ranking], quantizer.layers)
+        count = 0
+        while count < len(light):
+            count = min(2 * count or 1, len(light))
+            yield quantizer.quantised(keep=light[:count]), light[:count]
+
+    facts = _least_drop(attempts(), quantizer.write, drop, target, max_drop, say)
+    return {**facts, "layers": len(quantizer.layers), "sensitivity": dict(ranking[:10])}
+
+
+def _light(ranked: Sequence[str], weights: Mapping[str, int]) -> list[str]:
+    """Return the layers, in their order, that may stay in float: a quarter of them, with a fiftieth of all weights."""
+    room = sum(weights.values()) // _FLOAT_WEIGHTS
+    found: list[str] = []
+    for name in ranked:
+        if weights[name] <= room and len(found) < max(len(weights) // _FLOAT_PART, 1):
+            found.append(name)
+            room -= weights[name]
+    return found
 
 
 def _openvino(
@@ -165,27 +162,53 @@ def _openvino(
 ) -> dict[str, Any]:
     """Quantise; where it costs too much, by NNCF's accuracy-aware way."""
     quantizer = openvino_int8.Quantizer(source, subject.card, batches)
-    network = quantizer.quantised()
-    quantizer.write(network, target)
-    lost = drop(target)
-    kept = quantizer.float_layers(network)
-    if lost > max_drop:
-        say(f"{lost:.2f} points lost: NNCF takes back the layers that hurt.")
+
+    def attempts() -> Iterator[tuple[Any, list[str]]]:
+        network = quantizer.quantised()
+        yield network, quantizer.float_layers(network)
+        say("NNCF takes back the layers that hurt.")
         val = subject.parts["val"]
         pixels = [val.batch(np.array([row])).pixels.numpy() for row in range(len(val))]
-        better = quantizer.within(max_drop / 100, pixels, val.samples.labels)
-        left = quantizer.float_layers(better)
-        place = target.with_name(f"trial{target.suffix}")
-        quantizer.write(better, place)
-        now = drop(place)
-        if now < lost:
-            lost, kept = now, left
-            place.with_suffix(".bin").replace(target.with_suffix(".bin"))
-            place.replace(target)
+        network = quantizer.within(max_drop / 100, pixels, val.samples.labels)
+        yield network, quantizer.float_layers(network)
+
+    return _least_drop(attempts(), quantizer.write, drop, target, max_drop, say)
+
+
+def _least_drop(
+    attempts: Iterable[tuple[Any, list[str]]],
+    write: Callable[[Any, Path], None],
+    drop: Drop,
+    target: Path,
+    max_drop: float,
+    say: Say,
+) -> dict[str, Any]:
+    """Write networks to ``target`` until one costs little enough; the one that costs least stays, of equals the first.
+
+    ``attempts``: each network with its layers left in float.
+    """
+    trial = target.with_name(f"trial{target.suffix}")
+    tried: list[tuple[float, int]] = []
+    lost, float_layers = math.inf, list[str]()
+    for network, kept in attempts:
+        write(network, trial)
+        tried.append((drop(trial), len(kept)))
+        if tried[-1][0] < lost:
+            lost, float_layers = tried[-1][0], kept
+            for old, new in zip(measuring.files_of(trial), measuring.files_of(target), strict=True):
+                old.replace(new)
         else:
-            place.with_suffix(".bin").unlink()
-            place.unlink()
-    return {"drop": lost, "met": lost <= max_drop, "float_layers": kept}
+            for file in measuring.files_of(trial):
+                file.unlink()
+        if lost <= max_drop:
+            break
+        say(f"{tried[-1][0]:.2f} points lost with {len(kept)} layers left in float.")
+    return {
+        "drop": lost,
+        "met": lost <= max_drop,
+        "float_layers": float_layers,
+        "tried": [list(one) for one in tried],
+    }
 
 
 def _of_transformer(
