@@ -55,10 +55,10 @@ class _Session:
     def disable_fallback(self) -> None:
         pass
 
-    def run(self, outputs: Any, feed: dict[str, Any]) -> Any:
+    def run(self, outputs: Any, feed: dict[str, Any], options: Any = None) -> Any:
         (batch,) = (len(value) for value in feed.values())
         self._runtime.fed.append((self._names[0], batch))
-        return self._real.run(outputs, feed)
+        return self._real.run(outputs, feed, options)
 
 
 @pytest.fixture
