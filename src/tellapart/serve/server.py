@@ -29,6 +29,7 @@ from tellapart.serve.service import Service
 
 _KEEP_ALIVE_SECONDS = 30
 _BACKLOG = 2048
+_LAST_CALL_SECONDS = 0.05
 _MALLOC = {-8: 2, -3: 32 << 20, -1: 128 << 20}  # of malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 
@@ -169,6 +170,13 @@ class Server(uvicorn.Server):
         if self._asked_at is not None and time.monotonic() - self._asked_at >= drained:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take what the system has already taken for this process, and only then close the door."""
+        for listener in sockets or ():
+            listener.listen(0)  # others wait outside, and are refused when it is closed
+        await asyncio.sleep(_LAST_CALL_SECONDS)
+        await super().shutdown(sockets)
 
 
 def configuration(app: Any, options: Options) -> uvicorn.Config:
