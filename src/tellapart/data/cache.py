@@ -18,7 +18,7 @@ import functools
 import hashlib
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,10 @@ class ImageStore:
         pixels = np.empty(size, np.uint8)
         os.preadv(self._descriptor(), [pixels.data], int(self.offsets[row]))
         return pixels.reshape(height, width, self.channels)
+
+    def each(self, rows: npt.NDArray[np.int64]) -> Iterator[Pixels]:
+        """Yield the images at ``rows`` one after the other, uint8 [H, W, C]."""
+        return map(self.image, rows.tolist())
 
     def batch(self, rows: npt.NDArray[np.int64]) -> Images:
         """Return images uint8 [B, H, W, C], or a `Ragged` where they differ in size and lie on no GPU."""

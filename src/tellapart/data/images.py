@@ -198,11 +198,11 @@ def channel_statistics(images: ImageSet, limit: int = 10_000) -> tuple[tuple[flo
     rows = np.unique(np.linspace(0, len(images) - 1, min(limit, len(images))).astype(np.int64))
     channels = images.store.channels
     count, total, square = 0, np.zeros(channels), np.zeros(channels)
-    for row in rows:
-        pixels = images.store.image(int(images.rows[row])).reshape(-1, channels).astype(np.float64) / 255
-        count += len(pixels)
-        total += pixels.sum(0)
-        square += (pixels**2).sum(0)
+    for image in images.store.each(images.rows[rows]):
+        values = image.reshape(-1, channels).astype(np.float64) / 255
+        count += len(values)
+        total += values.sum(0)
+        square += (values**2).sum(0)
     mean = total / count
     std = np.sqrt(np.maximum(square / count - mean**2, 0))
     return tuple(round(float(m), 4) for m in mean), tuple(max(round(float(s), 4), 1e-3) for s in std)

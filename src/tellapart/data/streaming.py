@@ -8,7 +8,9 @@ threads or processes (`workers`). Knows nothing of labels or augmentation.
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 
 import numpy as np
@@ -23,6 +25,7 @@ from tellapart.errors import DataError
 from tellapart.preprocess import Images, Pixels, Ragged
 
 BATCHES_AHEAD = 3  # of the reader; so many batches lie in memory
+_TOGETHER = 64  # images that `each` reads at a time
 
 
 class StreamedStore:
@@ -70,6 +73,15 @@ class StreamedStore:
             self.channels,
         )
         return images.canvas() if self.index.alike else images
+
+    def each(self, rows: npt.NDArray[np.int64]) -> Iterator[Pixels]:
+        """Yield the images at ``rows`` one after the other, uint8 [H, W, C]; the next are decoded meanwhile."""
+        parts = [rows[start : start + _TOGETHER] for start in range(0, len(rows), _TOGETHER)]
+        for part, following in itertools.zip_longest(parts, parts[1:]):
+            self.expect(part)
+            if following is not None:
+                self.expect(following)
+            yield from (np.asarray(image) for image in self.batch(part))
 
     def _begin(self, rows: npt.NDArray[np.int64]) -> list[Future[list[Decoded]]]:
         sizes = self.heights[rows].astype(np.int64) * self.widths[rows] * self.channels

@@ -297,7 +297,10 @@ def choose(spec: DataSpec, samples: Samples, local: int = 1) -> Workers:
 
 
 def _processes_pay(spec: DataSpec, samples: Samples, available: int) -> bool:
-    possible = hasattr(socket, "send_fds") and os.name == "posix" and bool(sys.executable)
+    python = bool(sys.executable) and not getattr(
+        sys, "frozen", False
+    )  # the program that is frozen starts itself
+    possible = python and os.name == "posix" and hasattr(socket, "send_fds")
     if spec.worker_kind == "processes" and not possible:
         raise SpecError(
             "data.worker_kind is 'processes', which this system does not allow; it must be auto or threads."
