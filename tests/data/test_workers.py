@@ -223,6 +223,38 @@ def test_an_idle_process_may_end(deadly: Any, tmp_path: Path) -> None:
     assert np.array_equal(again[0], first[0])
 
 
+def test_paths_are_those_of_this_process(
+    deadly: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers(tmp_path / "in")
+    crew = Processes(1)
+    for folder, root in ((tmp_path, "in"), (tmp_path / "in", "."), (tmp_path / "in", str(tmp_path / "in"))):
+        monkeypatch.chdir(folder)
+        assert crew.submit(table(["4.bin"], root), deadly((), 0), [0]).result()[0][2] == ""
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_where_processes_are_scarce(
+    started: int, deadly: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, crew, left = numbers(tmp_path / "in"), Processes(3), [None] * started
+    really = subprocess.Popen
+
+    def scarce(*words: Any, **options: Any) -> Any:
+        if not left:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        left.pop()
+        return really(*words, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", scarce)
+    if started:
+        found = building.scan(samples, deadly((), 0), crew)
+        assert (found["widths"] == np.arange(1, 33)).all()
+        return
+    with pytest.raises(DataError, match=r"No process can be started.*temporarily unavailable"):
+        building.scan(samples, deadly((), 0), crew)
+
+
 def test_an_error_of_the_program_is_raised_here(deadly: Any, tmp_path: Path) -> None:
     samples, crew = numbers(tmp_path / "in"), Processes(1)
     (tmp_path / "in" / "4.bin").write_bytes(b"!")

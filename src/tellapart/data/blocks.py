@@ -49,7 +49,7 @@ class Blocks:
 
     def __init__(self) -> None:
         self._free: list[Block] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `give` may come at any moment, from the garbage collector
 
     def take(self, size: int = 0) -> Block:
         """Return a block of which at least ``size`` bytes are mapped; the smallest that is large enough."""

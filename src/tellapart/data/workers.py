@@ -134,8 +134,15 @@ class Processes:
 
     def _start(self) -> None:
         with self._starting:
-            while len(self._workers) < self.count:
-                self._workers.append(_Worker())
+            for _ in range(0 if self._workers else self.count):
+                try:
+                    self._workers.append(_Worker())
+                except OSError as error:  # there are too many processes
+                    if not self._workers:
+                        raise DataError(
+                            f"No process can be started that decodes: {error}. Use --data.worker-kind threads."
+                        ) from error
+                    break
                 self._idle.put(self._workers[-1])
 
     def _decode(self, task: Task) -> list[Decoded]:
@@ -186,14 +193,11 @@ def _persist(worker: _Worker, task: Task, file: int) -> list[Place]:
 
 
 def _items(samples: Samples, rows: Sequence[int]) -> list[Item]:
-    boxes = samples.boxes
-    return [
-        (
-            samples.file(row) if samples.pixels is None else np.asarray(samples.read(row)),
-            None if boxes is None else boxes[row],
-        )
-        for row in rows
-    ]
+    boxes = [None] * len(rows) if samples.boxes is None else [samples.boxes[row] for row in rows]
+    if samples.pixels is not None:
+        return [(np.asarray(samples.read(row)), box) for row, box in zip(rows, boxes, strict=True)]
+    here = os.getcwd()  # may have become another since the processes began
+    return [(os.path.join(here, samples.file(row)), box) for row, box in zip(rows, boxes, strict=True)]
 
 
 def _images(places: list[Place], memory: Bytes) -> list[Decoded]:
@@ -220,7 +224,7 @@ class _Worker:
 
     def _launch(self) -> None:
         self._channel, theirs = socket.socketpair()
-        with theirs:
+        try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _COMMAND, *sys.path],
                 stdin=theirs.fileno(),
@@ -228,14 +232,19 @@ class _Worker:
                 env={**os.environ, **_ALONE},
                 process_group=0,  # an interruption from the keyboard is for us
             )
+        except BaseException:
+            self._channel.close()
+            raise
+        finally:
+            theirs.close()
 
     def ask(self, task: Task, file: int) -> list[Place]:
         """Return where the images of ``task`` lie in ``file``. Raises _EndedError, and what decoding raises."""
-        if self._process.poll() is not None:
-            self.end()
-            self._launch()
         question = pickle.dumps(tuple(task))
         try:
+            if self._process.poll() is not None:
+                self.end()
+                self._launch()
             send(self._channel, question, file)
             answer = pickle.loads(receive(self._channel)[0])
         except BaseException as error:
