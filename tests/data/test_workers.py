@@ -120,6 +120,17 @@ def test_streams_are_the_same_and_stay_as_they_are(decode: Any, two: Processes, 
     assert store._begun == {}
 
 
+@pytest.mark.parametrize(
+    ("length", "count", "step"),
+    [(64, 16, 4), (256, 16, 8), (4, 16, 1), (32, 16, 2), (64, 2, 16), (5, 2, 3), (1, 1, 1)],
+)
+def test_a_batch_is_shared_out(length: int, count: int, step: int) -> None:
+    parts = workers._parts(length, count)
+    assert [row for part in parts for row in range(length)[part]] == list(range(length))
+    assert {part.stop - part.start for part in parts[:-1]} <= {step}
+    assert parts[0].stop == step
+
+
 def test_few_batches_are_decoded_ahead(tmp_path: Path) -> None:
     begun = list[int]()
 

@@ -88,8 +88,11 @@ def _chunk(samples: Samples, decode: Decode, rows: Sequence[int]) -> list[Decode
 
 
 def _parts(length: int, workers: int) -> list[slice]:
-    """Return slices of a batch, a few for each worker, so that none waits long for the last."""
-    step = max(1, length // (4 * workers))
+    """Return slices of a batch: one or two for each worker, of at least 4 images where that leaves none idle.
+
+    Longer slices are handed over more cheaply; after shorter ones nobody waits long for the last.
+    """
+    step = max(1, length // (2 * workers), min(4, -(-length // workers)))
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
