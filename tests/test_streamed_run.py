@@ -52,9 +52,11 @@ def test_without_the_cache_the_weights_are_the_same(photographs: Path, tmp_path:
     cached = train(photographs, tmp_path / "one")
     limited = train(photographs, tmp_path / "two", **{"data.cache_limit": 1e-9})
     off = train(photographs, tmp_path / "three", **{"data.cache": "off", "data.workers": 3})
+    processes = {"data.cache": "off", "data.workers": 2, "data.worker_kind": "processes"}
+    other_processes = train(photographs, tmp_path / "four", **processes)
     assert list((tmp_path / "one").rglob("pixels.bin"))
     first = safetensors.torch.load_file(cached.artifact)
-    for result, name in ((limited, "two"), (off, "three")):
+    for result, name in ((limited, "two"), (off, "three"), (other_processes, "four")):
         assert not list((tmp_path / name).rglob("pixels.bin"))
         other = safetensors.torch.load_file(result.artifact)
         assert all(torch.equal(first[key], other[key]) for key in first)

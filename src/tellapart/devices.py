@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import ctypes
 import gc
 import threading
 from collections.abc import Iterator
 
 import torch
 
+from tellapart.allocator import keep_freed
 from tellapart.errors import SpecError
 
 AMP_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by training.precision
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -51,11 +50,7 @@ def tune_allocator() -> None:
     Without this every step maps and unmaps its activations, and the kernel fills them with zeros anew: a third
     of the time of a convolutional network on the CPU. Does nothing with other C libraries.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "gnu_get_libc_version"):
-            libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-            libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    keep_freed(trim=(1 << 31) - 1, mmap=1 << 30)
 
 
 def thread_pool(workers: int) -> concurrent.futures.ThreadPoolExecutor:

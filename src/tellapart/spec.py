@@ -74,7 +74,9 @@ class DataSpec(Section, prefix="data."):
     download: bool = True
     """Whether a named data set may be downloaded."""
     workers: CountOrZero = 0
-    """Threads that decode images; 0: one for each processor."""
+    """Threads or processes that decode images; 0: one for each processor (of processes at most 32)."""
+    worker_kind: Literal["auto", "threads", "processes"] = "auto"
+    """What decodes; auto: processes for 4000 files or more where there are 6 processors or more, else threads."""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tellapart.data import cache
+from tellapart.data import building, cache
 from tellapart.data.cache import ImageStore, open_or_build, store_key
 from tellapart.data.samples import Samples, content_hash
+from tellapart.data.workers import Threads
 from tellapart.preprocess import BadImage, as_tensor
 
 
@@ -68,7 +69,7 @@ class Decoder:
 def build(
     samples: Samples, folder: Path, decode: Any = None, policy: str = "p", **options: Any
 ) -> ImageStore:
-    return open_or_build(samples, decode or Decoder(), policy, 3, folder, workers=2, **options)
+    return open_or_build(samples, decode or Decoder(), policy, 3, folder, Threads(2), **options)
 
 
 def stores(folder: Path) -> list[str]:
@@ -315,7 +316,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device"):
         build(samples, tmp_path / "cache")
     assert stores(tmp_path / "cache") == []
@@ -334,8 +335,8 @@ def test_the_disk_keeps_up_while_images_are_decoded(
             raise OSError(errno.EIO, "Input/output error")
         really(descriptor)
 
-    monkeypatch.setattr(cache, "_FLUSHED", 100)
-    monkeypatch.setattr(cache.os, "fsync", sync)
+    monkeypatch.setattr(building, "_FLUSHED", 100)
+    monkeypatch.setattr(os, "fsync", sync)
     if fails:
         with pytest.raises(OSError, match="Input/output error"):
             build(samples, tmp_path / "cache")
@@ -360,7 +361,7 @@ def test_two_builders_at_once(tmp_path: Path) -> None:
             return Decoder()(content, box)
 
         try:
-            results[number] = open_or_build(samples, decode, "p", 3, tmp_path / "cache", 1)
+            results[number] = open_or_build(samples, decode, "p", 3, tmp_path / "cache", Threads(1))
         except BaseException as error:
             results[number] = error
 
@@ -382,6 +383,7 @@ import numpy as np
 sys.path.insert(0, {tests!r})
 from test_cache import Decoder, table
 from tellapart.data.cache import open_or_build
+from tellapart.data.workers import Threads
 here, me, other = map(pathlib.Path, sys.argv[1:])
 def decode(content, box):
     me.touch()
@@ -389,7 +391,7 @@ def decode(content, box):
         time.sleep(0.005)
     return Decoder()(content, box)
 samples = table([f"{{n:03}}.png" for n in range(5)], str(here / "in"))
-store = open_or_build(samples, decode, "p", 3, here / "cache", 1)
+store = open_or_build(samples, decode, "p", 3, here / "cache", Threads(1))
 assert all(np.array_equal(store.image(n), Decoder()(samples.read(n), None)) for n in range(5))
 """
 
@@ -426,7 +428,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 
     tracemalloc.start()
     try:
-        store = open_or_build(samples, decode, "p", 3, tmp_path / "cache", 1)
+        store = open_or_build(samples, decode, "p", 3, tmp_path / "cache", Threads(1))
         built = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
         for start in range(0, count, 50):
@@ -453,7 +455,7 @@ def test_one_long_reason_does_not_swell_the_store(tmp_path: Path) -> None:
 
     tracemalloc.start()
     try:
-        store = open_or_build(samples, decode, "p", 3, tmp_path / "cache", 1)
+        store = open_or_build(samples, decode, "p", 3, tmp_path / "cache", Threads(1))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

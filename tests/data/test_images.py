@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from tellapart.data import cache, images
+from tellapart.data import cache, decoded, images
 from tellapart.data.images import (
     Bad,
     augmentation_sources,
@@ -101,8 +101,8 @@ def test_normalisation_does_not_decode_again(
     """Mean and deviation come after the store; a run whose statistics are measured later finds it."""
     samples = files(tmp_path / "in", [photograph(n, 20, 14) for n in range(3)])
     calls: list[int] = []
-    direct = images.load
-    monkeypatch.setattr(images, "load", lambda *a, **k: calls.append(1) or direct(*a, **k))
+    direct = decoded.load
+    monkeypatch.setattr(decoded, "load", lambda *a, **k: calls.append(1) or direct(*a, **k))
     evaluation_images(samples, contract(), spec)
     evaluation_images(samples, dataclasses.replace(contract(), mean=(0.1, 0.2, 0.3)), spec)
     assert len(calls) == 3
@@ -209,7 +209,7 @@ def test_a_cache_that_cannot_be_written_is_named(
     folder = tmp_path / "my cache"
     limit = 50.0
     if trouble == "a full disk":
-        monkeypatch.setattr(cache.os, "fsync", _full)
+        monkeypatch.setattr(os, "fsync", _full)
     elif trouble == "no room allowed":
         limit = 1e-9
     else:
@@ -233,7 +233,7 @@ def test_what_does_not_fit_is_streamed_with_the_same_pixels(
     samples = files(tmp_path / "in", contents)
     stored, bad = make(samples, contract(), DataSpec(cache_dir=str(tmp_path / "one")))
     if trouble == "a full disk":
-        monkeypatch.setattr(cache.os, "fsync", _full)
+        monkeypatch.setattr(os, "fsync", _full)
     limit, mode = (1e-9, "auto") if trouble == "no room allowed" else (0.0, "auto")
     spec = DataSpec(
         cache_dir=str(tmp_path / "two"),

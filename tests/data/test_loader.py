@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tellapart.data import cache, loader
 from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
 from tellapart.data.samples import Samples
+from tellapart.data.workers import Threads
 
 Sets = Callable[[bool], ImageSet]
 SIDES = [(5, 3), (2, 6), (4, 4), (1, 1), (6, 2)]
@@ -37,7 +38,9 @@ def make(count: int, ragged: bool, folder: Any) -> ImageSet:
     if ragged:
         pixels = np.arange(count, dtype=np.uint8)[::-1].reshape(-1, 1, 1, 1)
         stored = Samples(samples.paths, samples.labels, samples.splits, samples.classes, pixels=pixels)
-        store = cache.open_or_build(stored, lambda one, box: image(int(one[0, 0, 0])), "test", 3, folder, 1)
+        store = cache.open_or_build(
+            stored, lambda one, box: image(int(one[0, 0, 0])), "test", 3, folder, Threads(1)
+        )
         assert store.images_NHWC is None
     else:
         pixels = np.stack([np.full((4, 4, 3), n, np.uint8) for n in range(count)])[::-1]

@@ -17,6 +17,7 @@ from tellapart import cli
 from tellapart.data import cache, stores
 from tellapart.data.cache import ImageStore, NoRoom, open_or_build, store_key
 from tellapart.data.samples import Samples
+from tellapart.data.workers import Threads
 from tellapart.errors import UserError
 
 DAY = 24 * 3600.0
@@ -30,7 +31,7 @@ def table(value: int, count: int = 4, side: int = 16) -> Samples:
 
 
 def build(folder: Path, value: int, **options: object) -> ImageStore:
-    return open_or_build(table(value), lambda one, box: one, "p", 3, folder, 1, **options)  # type: ignore[arg-type]
+    return open_or_build(table(value), lambda one, box: one, "p", 3, folder, Threads(1), **options)  # type: ignore[arg-type]
 
 
 def age(path: Path, days: float) -> None:
@@ -223,11 +224,12 @@ import sys, time, pathlib
 sys.path.insert(0, {tests!r})
 from test_stores import table
 from tellapart.data.cache import open_or_build
+from tellapart.data.workers import Threads
 def decode(one, box):
     sys.stdout.write("decoding\\n"); sys.stdout.flush()
     time.sleep(0.05)
     return one
-open_or_build(table(1, 1000), decode, "p", 3, pathlib.Path(sys.argv[1]), 2)
+open_or_build(table(1, 1000), decode, "p", 3, pathlib.Path(sys.argv[1]), Threads(2))
 """
 
 

@@ -15,6 +15,7 @@ from tellapart.data.cache import open_or_build
 from tellapart.data.loader import ImageSet, RawBatch, batches
 from tellapart.data.samples import Samples
 from tellapart.data.transfer import Transfer, resident_limit
+from tellapart.data.workers import Threads
 
 META = torch.device("meta")
 
@@ -29,7 +30,7 @@ def images(folder: Path, ragged: bool, count: int = 11) -> ImageSet:
         number = int(one[0, 0])
         return np.full((4 + (number % 3 if ragged else 0), 5, 3), number, np.uint8)
 
-    store = open_or_build(samples, decode, f"{ragged}", 3, folder, 1)
+    store = open_or_build(samples, decode, f"{ragged}", 3, folder, Threads(1))
     return ImageSet(samples, store, np.arange(count))
 
 

@@ -21,6 +21,7 @@ The content decides, never the file's name:
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import re
@@ -117,7 +118,7 @@ def _recognise(content: bytes) -> tuple[str, Any]:
             if name == "JPEG":
                 return name, _Jpeg
             try:
-                return name, getattr(importlib.import_module(f"PIL.{module}"), reader)
+                return name, _reader(module, reader)
             except ImportError:
                 raise BadImage(f"is {name}, which this Pillow cannot read") from None
     if not content:
@@ -135,6 +136,11 @@ def _recognise(content: bytes) -> tuple[str, Any]:
                 "is a HTML/text page, not an image" if b"<html" in head.lower() else "is text, not an image"
             )
     raise BadImage("is not an image of a known format")
+
+
+@functools.cache
+def _reader(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(f"PIL.{module}"), name)
 
 
 def recognise(content: bytes) -> str:
@@ -257,7 +263,9 @@ def _orientation(info: Mapping[Any, Any]) -> int:
         if found is not None:
             return found
     for key in ("XML:com.adobe.xmp", "xmp"):
-        xmp = info.get(key) or b""
+        xmp = info.get(key)
+        if not xmp:
+            continue
         text = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else bytes(xmp)
         match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', text)
         if match:

@@ -9,6 +9,7 @@ and an exported graph can hold the same operation. Knows nothing of networks but
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.contract.decoding import MAX_PIXELS, Pixels, decode, to_channels
+from tellapart.contract.decoding import MAX_PIXELS, Pixels, crop_box, decode, to_channels
 from tellapart.contract.preprocessing import Preprocessing
 from tellapart.contract.views import Views
 
@@ -37,6 +38,23 @@ def open_pixels(content: bytes | Pixels, contract: Preprocessing, max_pixels: in
         return to_channels(content, contract.channels)
     suffices = contract.suffices if contract.decode == "scaled" else None
     return decode(content, contract.channels, max_pixels, suffices)
+
+
+def load(
+    content: bytes | Pixels,
+    contract: Preprocessing,
+    max_pixels: int = MAX_PIXELS,
+    box: npt.NDArray[np.float64] | tuple[float, ...] | None = None,
+) -> Pixels:
+    """Return an image as the contract wants it: uint8 [size, size, channels]. Raises BadImage.
+
+    ``content``: a file's bytes, or pixels uint8 [H, W] or [H, W, C]. ``box``: x0, y0, x1, y1 in pixels of the
+    upright image, of which only that part is used; None or NaN: all of it.
+    """
+    whole = box is None or bool(np.isnan(np.asarray(box)).any())
+    full = contract if whole else dataclasses.replace(contract, decode="full")
+    image = open_pixels(content, full, max_pixels)
+    return resize(image if box is None else crop_box(image, box), contract)
 
 
 def scaled_size(height: int, width: int, contract: Preprocessing) -> tuple[int, int]:

@@ -4,16 +4,14 @@ A store is a folder with ``pixels.bin`` (uint8, one image after the other), ``in
 offset, content hash and, for an unreadable image, the reason) and ``about.json`` (for people). It is written
 under a temporary name and renamed when complete, so that an interruption, or two processes at once, leave
 nothing wrong, and is locked while it is open, so that no other process removes it (`stores`). Memory stays
-bounded: images are written as they come, and large stores are read row by row and never mapped. A store can
-also be made without pixels: an index of what can be read, for `streaming`.
+bounded: images are written as they come (`building`), and large stores are read row by row and never mapped. A store
+can also be made without pixels: an index of what can be read, for `streaming`.
 
 Knows nothing of labels, splits, augmentation or models; what "decoded" means is the caller's function.
 """
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -23,26 +21,20 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from tellapart.data import stores
+from tellapart.data import building, stores
+from tellapart.data.decoded import Decode
 from tellapart.data.samples import Samples, content_hash
-from tellapart.devices import put, thread_pool
-from tellapart.preprocess import BadImage, Images, Ragged
+from tellapart.data.workers import Workers
+from tellapart.devices import put
+from tellapart.preprocess import Images, Pixels, Ragged
 
-Pixels = npt.NDArray[np.uint8]
-Decode = Callable[[bytes | Pixels, npt.NDArray[np.float64] | None], Pixels]
-Decoded = tuple[Pixels | None, str, str]  # see `decoded`
 MAPPED_BYTES = 1 << 30  # stores up to this size are memory-mapped whole
-_CHUNK = 64  # images that a thread decodes at a time, at most
-_CHUNK_BYTES = 1 << 20  # decoded bytes after which it has enough
-_BUFFER = 1 << 16  # bytes of small images that are written together; larger ones go straight to the system
-_FLUSHED = 32 << 20  # bytes after which the disk is asked to write them down, while decoding goes on
-_STEP = 32  # images between reports of progress
 _PART = 64 << 20  # bytes that go to a GPU at a time
 
 
@@ -106,6 +98,10 @@ class ImageStore:
         pixels = np.empty(size, np.uint8)
         os.preadv(self._descriptor(), [pixels.data], int(self.offsets[row]))
         return pixels.reshape(height, width, self.channels)
+
+    def each(self, rows: npt.NDArray[np.int64]) -> Iterator[Pixels]:
+        """Yield the images at ``rows`` one after the other, uint8 [H, W, C]."""
+        return map(self.image, rows.tolist())
 
     def batch(self, rows: npt.NDArray[np.int64]) -> Images:
         """Return images uint8 [B, H, W, C], or a `Ragged` where they differ in size and lie on no GPU."""
@@ -223,7 +219,7 @@ def open_or_build(
     policy: str,
     channels: int,
     folder: Path,
-    workers: int = 0,
+    workers: Workers,
     advance: Callable[[int], None] = lambda count: None,
     about: Mapping[str, Any] | None = None,
     pixels: bool = True,
@@ -244,8 +240,7 @@ def open_or_build(
         raise NoRoom
     temporary, held = stores.begin(target.parent)
     try:
-        workers = workers or (os.cpu_count() or 1)
-        _build(samples, decode, channels, temporary, workers, advance, pixels)
+        building.build(samples, decode, channels, temporary, workers, advance, pixels)
         notes = {"source": samples.root or samples.name, "images": len(samples), "policy": policy}
         stores.write_about(temporary, {**notes, **(about or {})})
         stores.publish(temporary, target, held)
@@ -278,131 +273,6 @@ def _readable_now(samples: Samples, store: ImageStore) -> bool:
             samples.read(int(row))
             return True
     return False
-
-
-def decoded(samples: Samples, decode: Decode, row: int) -> Decoded:
-    """Return a row's pixels (None: it is bad), its content's hash, and what is wrong with it."""
-    try:
-        content = samples.read(row)
-    except OSError as error:
-        return None, "", f"cannot be read: {error.strerror or error}"
-    digest = content_hash(content)
-    try:
-        return decode(content, None if samples.boxes is None else samples.boxes[row]), digest, ""
-    except BadImage as error:
-        return None, digest, error.reason
-    except MemoryError:
-        return None, digest, "does not fit in memory"
-
-
-def _in_order(samples: Samples, decode: Decode, workers: int) -> Iterator[Decoded]:
-    """Decode in threads (the decoders and torch release the interpreter), a bounded number of images ahead.
-
-    Threads take a few images at a time: as many as leave what was decoded in the processor's cache until it is written.
-    """
-
-    def chunk(start: int, stop: int) -> list[Decoded]:
-        return [decoded(samples, decode, row) for row in range(start, stop)]
-
-    most = max(1, min(_CHUNK, len(samples) // (16 * workers)))  # short, so that threads end together
-    length, start = min(most, 4), 0
-    waiting: collections.deque[concurrent.futures.Future[list[Decoded]]] = collections.deque()
-    pool = thread_pool(workers)
-    try:
-        while waiting or start < len(samples):
-            while start < len(samples) and len(waiting) < 2 * workers:
-                stop = min(start + length, len(samples))
-                waiting.append(pool.submit(chunk, start, stop))
-                start = stop
-            results = waiting.popleft().result()
-            size = sum(image.nbytes for image, _, _ in results if image is not None) // len(results)
-            length = max(1, min(most, _CHUNK_BYTES // max(1, size)))
-            yield from results
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _build(
-    samples: Samples,
-    decode: Decode,
-    channels: int,
-    folder: Path,
-    workers: int,
-    advance: Callable[[int], None],
-    pixels: bool,
-) -> None:
-    if pixels:
-        with open(folder / "pixels.bin", "wb", buffering=_BUFFER) as stream, _Flushing(stream) as flushing:
-            columns = scan(samples, decode, workers, advance, flushing.write)
-    else:
-        columns = scan(samples, decode, workers, advance)
-    reasons = columns.pop("reasons")
-    failed = np.flatnonzero(columns["heights"] == 0)
-    with open(folder / "index.npz", "wb") as index:
-        columns["failed"], columns["channels"] = failed, np.array(channels)
-        columns["reasons"] = reasons[failed].astype(np.str_)  # not all: as wide as the widest
-        np.savez(index, allow_pickle=False, **columns)
-        index.flush()
-        os.fsync(index.fileno())
-
-
-class _Flushing:
-    """Writes to a file, and has the disk keep up in a thread: after it all is on the disk, or OSError was raised."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._waiting = stream, 0
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._sync: concurrent.futures.Future[None] | None = None
-
-    def __enter__(self) -> _Flushing:
-        return self
-
-    def write(self, content: memoryview) -> None:
-        """Write ``content``."""
-        self._stream.write(content)
-        self._waiting += content.nbytes
-        if self._waiting >= _FLUSHED and (self._sync is None or self._sync.done()):
-            self._begin()
-
-    def _begin(self) -> None:
-        if self._sync is not None:
-            self._sync.result()
-        self._waiting = 0
-        self._sync = self._thread.submit(os.fsync, self._stream.fileno())
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        try:
-            if kind is None:
-                self._stream.flush()
-                self._begin()
-        finally:
-            self._thread.shutdown()
-        if kind is None and self._sync is not None:
-            self._sync.result()
-
-
-def scan(
-    samples: Samples,
-    decode: Decode,
-    workers: int,
-    advance: Callable[[int], None] = lambda count: None,
-    write: Callable[[memoryview], Any] | None = None,
-) -> dict[str, npt.NDArray[Any]]:
-    """Decode every image, hand its bytes to ``write``, and return the index's columns as ImageStore has them."""
-    count, position = len(samples), 0
-    heights, widths = np.zeros(count, np.int32), np.zeros(count, np.int32)
-    offsets = np.zeros(count, np.int64)
-    hashes, reasons = np.zeros(count, "U32"), np.full(count, "", dtype=object)
-    for row, (image, digest, reason) in enumerate(_in_order(samples, decode, workers)):
-        hashes[row], reasons[row], offsets[row] = digest, reason, position
-        if image is not None:
-            heights[row], widths[row] = image.shape[:2]
-            position += image.size
-            if write is not None:
-                write(np.ascontiguousarray(image).data)
-        if (row + 1) % _STEP == 0 or row + 1 == count:
-            advance(row % _STEP + 1)
-    return {"heights": heights, "widths": widths, "hashes": hashes, "offsets": offsets, "reasons": reasons}
 
 
 def _open(folder: Path, held: stores.Lock | None) -> ImageStore:

@@ -18,26 +18,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.data import cache, stores
+from tellapart.data import building, cache, stores, workers
 from tellapart.data.archives import cache_folder
+from tellapart.data.decoded import AsContracted, AsSource, Decode, decoded, pixels
 from tellapart.data.loader import ImageSet, Store
 from tellapart.data.samples import Samples, content_hash
 from tellapart.data.streaming import StreamedStore
 from tellapart.errors import CacheError, DataError
-from tellapart.preprocess import (
-    REDUCED_MARGIN,
-    BadImage,
-    Preprocessing,
-    crop_box,
-    decode,
-    fit_short_side,
-    load,
-    resize,
-    to_channels,
-)
+from tellapart.preprocess import BadImage, Preprocessing, crop_box, resize, to_channels
 from tellapart.spec import DataSpec
 
-Pixels = npt.NDArray[np.uint8]
 Advance = Callable[[int], None]
 SOURCE_MARGIN = 1.15  # a random resized crop is taken from images whose short side is this times the input's
 
@@ -48,17 +38,6 @@ class Bad:
 
     path: str
     reason: str
-
-
-def _pixels(
-    content: bytes | Pixels,
-    channels: int,
-    max_pixels: int,
-    suffices: Callable[[int, int], bool] | None = None,
-) -> Pixels:
-    if isinstance(content, np.ndarray):
-        return to_channels(content, channels)
-    return decode(content, channels, max_pixels, suffices)
 
 
 def evaluation_images(
@@ -72,12 +51,8 @@ def evaluation_images(
             return _from_pixels(samples, contract.channels), []
     named = {name: value for name, value in contract.to_dict().items() if name not in ("mean", "std")}
     policy = f"contract 2 {named}"
-
-    def decoded(content: bytes | Pixels, box: npt.NDArray[np.float64] | None) -> Pixels:
-        return load(content, contract, max_pixels=spec.max_pixels, box=box)
-
     kind = _Kind(policy, f"{contract.resize} {contract.size}", contract.channels, contract.size**2)
-    return _stored(samples, decoded, kind, spec, advance)
+    return _stored(samples, AsContracted(contract, spec.max_pixels), kind, spec, advance)
 
 
 def augmentation_sources(
@@ -85,19 +60,10 @@ def augmentation_sources(
 ) -> tuple[ImageSet, list[Bad]]:
     """Return the images in their own shape, scaled down to what random resized crops need."""
     short = round(contract.size * SOURCE_MARGIN)
-
-    def suffices(height: int, width: int) -> bool:
-        return min(height, width) >= REDUCED_MARGIN * short
-
-    def decoded(content: bytes | Pixels, box: npt.NDArray[np.float64] | None) -> Pixels:
-        whole = box is None or bool(np.isnan(box).any())
-        reduce = suffices if whole and contract.decode == "scaled" else None
-        image = _pixels(content, contract.channels, spec.max_pixels, reduce)
-        return fit_short_side(image if box is None else crop_box(image, box), short)
-
     policy = f"sources 2, short side {short} {contract.channels} {contract.decode}"
     kind = _Kind(policy, f"random crops, short side {short}", contract.channels)
-    return _stored(samples, decoded, kind, spec, advance)
+    decode = AsSource(contract.channels, short, spec.max_pixels, reduced=contract.decode == "scaled")
+    return _stored(samples, decode, kind, spec, advance)
 
 
 @dataclass(frozen=True)
@@ -126,9 +92,9 @@ def _hashed(samples: Samples, hashes: npt.NDArray[Any]) -> Samples:
 
 
 def _stored(
-    samples: Samples, decoded: cache.Decode, kind: _Kind, spec: DataSpec, advance: Advance
+    samples: Samples, decode: Decode, kind: _Kind, spec: DataSpec, advance: Advance
 ) -> tuple[ImageSet, list[Bad]]:
-    store = _open_store(samples, decoded, kind, spec, advance)
+    store = _open_store(samples, decode, kind, spec, advance)
     rows = np.flatnonzero(store.good)
     failed = np.flatnonzero(~store.good)
     bad = [Bad(str(samples.paths[row]), str(store.reasons[row])) for row in failed]
@@ -140,9 +106,7 @@ def _stored(
     return ImageSet(_hashed(samples, store.hashes).select(rows), store, rows), bad
 
 
-def _open_store(
-    samples: Samples, decoded: cache.Decode, kind: _Kind, spec: DataSpec, advance: Advance
-) -> Store:
+def _open_store(samples: Samples, decode: Decode, kind: _Kind, spec: DataSpec, advance: Advance) -> Store:
     """Return decoded images from the cache, or a stream of them.
 
     With the cache every image is decoded once. A stream decodes once more to begin with, to know what is there, and
@@ -151,12 +115,13 @@ def _open_store(
     """
     folder = Path(cache_folder(spec))
     policy, about = f"{kind.policy} {spec.max_pixels}", {"purpose": kind.purpose}
+    working = workers.choose(spec, samples)
     build = functools.partial(
-        cache.open_or_build, samples, decoded, policy, kind.channels, folder, spec.workers, advance, about
+        cache.open_or_build, samples, decode, policy, kind.channels, folder, working, advance, about
     )
 
     def room() -> bool:
-        needed = kind.pixels * kind.channels * len(samples) or _estimate(samples, decoded)
+        needed = kind.pixels * kind.channels * len(samples) or _estimate(samples, decode)
         return stores.make_room(folder / "decoded", needed + 200 * len(samples), spec.cache_limit)
 
     if spec.cache != "off":
@@ -169,9 +134,10 @@ def _open_store(
     try:
         index = build(pixels=False)
     except OSError:  # there is no room for the index either: it is made in each run
-        columns: dict[str, Any] = cache.scan(samples, decoded, spec.workers or (os.cpu_count() or 1), advance)
+        columns: dict[str, Any] = building.scan(samples, decode, working, advance)
         index = cache.ImageStore(channels=kind.channels, **columns)
-    return StreamedStore(index, samples, decoded, spec.workers)
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun: each process streams its part
+    return StreamedStore(index, samples, decode, workers.choose(spec, samples, together))
 
 
 def _cannot_keep(folder: Path, error: Exception, spec: DataSpec) -> CacheError:
@@ -185,11 +151,11 @@ def _cannot_keep(folder: Path, error: Exception, spec: DataSpec) -> CacheError:
     )
 
 
-def _estimate(samples: Samples, decoded: cache.Decode) -> int:
+def _estimate(samples: Samples, decode: Decode) -> int:
     """Return how many bytes the decoded images will take about, from a few of them (of a small set fewer)."""
     count = min(max(2, len(samples) // 100), 8)
     rows = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int))
-    images = [cache.decoded(samples, decoded, int(row))[0] for row in rows]
+    images = [decoded(samples, decode, int(row))[0] for row in rows]
     sizes = [image.size for image in images if image is not None]
     return int(1.1 * len(samples) * sum(sizes) / len(sizes)) if sizes else 0
 
@@ -211,7 +177,7 @@ def look(samples: Samples, spec: DataSpec, count: int = 48) -> Look:
     grey, first = True, ""
     for row in np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)):
         try:
-            image = _pixels(samples.read(row), 3, spec.max_pixels)
+            image = pixels(samples.read(row), 3, spec.max_pixels)
             if samples.boxes is not None:
                 image = crop_box(image, samples.boxes[row])
         except (OSError, BadImage) as error:
@@ -232,11 +198,11 @@ def channel_statistics(images: ImageSet, limit: int = 10_000) -> tuple[tuple[flo
     rows = np.unique(np.linspace(0, len(images) - 1, min(limit, len(images))).astype(np.int64))
     channels = images.store.channels
     count, total, square = 0, np.zeros(channels), np.zeros(channels)
-    for row in rows:
-        pixels = images.store.image(int(images.rows[row])).reshape(-1, channels).astype(np.float64) / 255
-        count += len(pixels)
-        total += pixels.sum(0)
-        square += (pixels**2).sum(0)
+    for image in images.store.each(images.rows[rows]):
+        values = image.reshape(-1, channels).astype(np.float64) / 255
+        count += len(values)
+        total += values.sum(0)
+        square += (values**2).sum(0)
     mean = total / count
     std = np.sqrt(np.maximum(square / count - mean**2, 0))
     return tuple(round(float(m), 4) for m in mean), tuple(max(round(float(s), 4), 1e-3) for s in std)

@@ -177,17 +177,25 @@ def batches(
             images.expect(order[start + batch_size : start + 2 * batch_size], rank, world)
             yield load(start)
         return
-    ahead = getattr(images.store, "ahead", 1)
+    streamed = images.store if isinstance(images.store, StreamedStore) else None
     reader = concurrent.futures.ThreadPoolExecutor(1)
+
+    def begin(start: int) -> concurrent.futures.Future[tuple[int, RawBatch]]:
+        if streamed is not None:  # its workers need not wait for one another at the end of each batch
+            images.expect(order[start : start + batch_size], rank, world)
+        return reader.submit(load, start)
+
     try:
         coming = iter(starts)
-        waiting = collections.deque(reader.submit(load, start) for start in itertools.islice(coming, ahead))
+        waiting = collections.deque(map(begin, itertools.islice(coming, streamed.ahead if streamed else 1)))
         while waiting:
             step, batch = waiting.popleft().result()
-            waiting.extend(reader.submit(load, start) for start in itertools.islice(coming, 1))
+            waiting.extend(map(begin, itertools.islice(coming, 1)))
             yield step, transfer.end(batch)
     finally:
         reader.shutdown(cancel_futures=True)
+        if streamed is not None:
+            streamed.forget()
 
 
 def _windows(

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 SPLITS = ("train", "val", "test")
+_PART = 1 << 26  # bytes of a file that the system does not give at once
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,18 @@ def read_file(path: str) -> bytes:
         raise OSError(errno.EINVAL, "no file can have this name") from None
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is no ordinary file")
-    with open(path, "rb") as stream:
-        return stream.read()
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_BINARY", 0)
+    )  # for small files faster than a stream
+    try:
+        content = os.read(descriptor, status.st_size + 1)
+        while len(content) != status.st_size and (
+            more := os.read(descriptor, _PART)
+        ):  # it was changed, or is huge
+            content += more
+        return content
+    finally:
+        os.close(descriptor)
 
 
 def content_hash(content: bytes | npt.NDArray[np.uint8]) -> str:

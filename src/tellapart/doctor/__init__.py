@@ -10,7 +10,7 @@ nothing of data, models or runs.
 
 from tellapart.doctor.examination import examine
 from tellapart.doctor.extras import PACKAGES
-from tellapart.doctor.host import FAST_BF16, INSTRUCTIONS
+from tellapart.doctor.host import FAST_BF16, INSTRUCTIONS, processors
 from tellapart.doctor.report import GIB, Cpu, Disk, Gpu, Memory, Package, Report, Torch
 from tellapart.doctor.text import render
 
@@ -27,5 +27,6 @@ __all__ = [
     "Report",
     "Torch",
     "examine",
+    "processors",
     "render",
 ]

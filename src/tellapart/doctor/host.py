@@ -65,6 +65,12 @@ def about_cpu(unknown: list[str]) -> Cpu:
     )
 
 
+def processors() -> int:
+    """Return how many processors this process may use at a time: of the machine, and by cgroups' limits."""
+    usable = len(_affinity()) or os.cpu_count() or 1
+    return max(1, min(usable, round(_cpu_quota() or usable)))
+
+
 def _affinity() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 

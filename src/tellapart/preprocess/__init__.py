@@ -16,7 +16,7 @@ from tellapart.contract.decoding import (
     to_channels,
 )
 from tellapart.contract.preprocessing import REDUCED_MARGIN, Preprocessing
-from tellapart.contract.resizing import resize
+from tellapart.contract.resizing import load, resize
 from tellapart.contract.views import Views
 from tellapart.preprocess.ragged import Images, Ragged, as_tensor
 from tellapart.preprocess.transform import (
@@ -24,7 +24,6 @@ from tellapart.preprocess.transform import (
     as_module,
     denormalise,
     fit_short_side,
-    load,
     normalise,
     normalise_,
     slices,

@@ -6,20 +6,17 @@ as a module for graphs (`as_module`), which gives the same bits.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tellapart.contract.decoding import MAX_PIXELS, Pixels, crop_box
+from tellapart.contract.decoding import Pixels
 from tellapart.contract.preprocessing import Preprocessing
-from tellapart.contract.resizing import open_pixels, resize
 
 _sym_min: Callable[[Any, Any], Any] = torch.sym_min  # as min and max, also of a graph's symbols
 _sym_max: Callable[[Any, Any], Any] = torch.sym_max
@@ -63,23 +60,6 @@ def fit_short_side(image_HWC: Pixels, short_side: int) -> Pixels:
     size = (short_side * height // short, short_side * width // short)
     scaled = F.interpolate(source, size, mode="bilinear", antialias=True, align_corners=False)
     return cast(Pixels, scaled[0].permute(1, 2, 0).contiguous().numpy())
-
-
-def load(
-    content: bytes | Pixels,
-    contract: Preprocessing,
-    max_pixels: int = MAX_PIXELS,
-    box: npt.NDArray[np.float64] | tuple[float, ...] | None = None,
-) -> Pixels:
-    """Return an image as the contract wants it: uint8 [size, size, channels]. Raises BadImage.
-
-    ``content``: a file's bytes, or pixels uint8 [H, W] or [H, W, C]. ``box``: x0, y0, x1, y1 in pixels of the
-    upright image, of which only that part is used; None or NaN: all of it.
-    """
-    whole = box is None or bool(np.isnan(np.asarray(box)).any())
-    full = contract if whole else dataclasses.replace(contract, decode="full")
-    image = open_pixels(content, full, max_pixels)
-    return resize(image if box is None else crop_box(image, box), contract)
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -21,6 +20,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from tellapart.allocator import keep_freed
 from tellapart.errors import ServeError
 from tellapart.serve.app import create
 from tellapart.serve.options import KEY_VARIABLE, Options
@@ -30,7 +30,6 @@ from tellapart.serve.service import Service
 _KEEP_ALIVE_SECONDS = 30
 _BACKLOG = 2048
 _LAST_CALL_SECONDS = 0.05
-_MALLOC = {-8: 2, -3: 32 << 20, -1: 128 << 20}  # of malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 
 class _Gathered:
@@ -200,19 +199,6 @@ def configuration(app: Any, options: Options) -> uvicorn.Config:
     )
 
 
-def _tune_allocator() -> None:
-    """Let glibc use few pools of memory, and keep what it frees.
-
-    With a pool for each thread memory grows for an hour and images are decoded into pages that the system must clear
-    anew each time. Does nothing with other C libraries.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "gnu_get_libc_version"):
-            for name, value in _MALLOC.items():
-                libc.mallopt(name, value)
-
-
 def run(
     models: Mapping[str, str],
     options: Options,
@@ -229,7 +215,9 @@ def run(
             f"warning: {options.host} can be reached from other machines, and no key is asked for; "
             f"set {KEY_VARIABLE} or --api-key"
         )
-    _tune_allocator()
+    # With a pool for each thread memory grows for an hour and images are decoded into pages that the system must clear
+    # anew each time.
+    keep_freed(trim=128 << 20, mmap=32 << 20, arenas=2)
     listener = _listen(options)
     app = create(models, options, notify)
     service: Service = app.state.service

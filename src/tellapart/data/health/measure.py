@@ -18,6 +18,7 @@ from PIL import Image as PillowImage
 
 from tellapart.data.health.result import Pixels, Read
 from tellapart.data.samples import Samples, content_hash
+from tellapart.doctor import processors
 from tellapart.preprocess import BadImage, decode, to_channels
 
 Table = npt.NDArray[Any]  # of RECORD
@@ -87,8 +88,7 @@ def measure_all(
             return f"cannot be read: {error.strerror or error}"
         return None
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers or usable) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers or processors()) as pool:
         warnings.simplefilter("ignore")  # Pillow's, about broken metadata
         for start in range(0, len(rows), _BLOCK):  # a block at a time: no queue of 200,000 tasks
             block = range(start, min(start + _BLOCK, len(rows)))

@@ -1,0 +1,98 @@
+"""What becomes of one image: its pixels, its hash, or what is wrong with it; and the two functions that decode.
+
+The functions are data, so that they can be sent to another process (`workers`), and load torch only where it computes.
+Knows nothing of stores, threads or processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart.contract.decoding import BadImage, Pixels, crop_box, decode, to_channels
+from tellapart.contract.preprocessing import REDUCED_MARGIN, Preprocessing
+from tellapart.contract.resizing import load
+from tellapart.data.samples import Samples, content_hash
+
+Box = npt.NDArray[np.float64] | None
+Decode = Callable[[bytes | Pixels, Box], Pixels]
+Decoded = tuple[Pixels | None, str, str]  # see `decoded`
+
+
+def decoded(samples: Samples, decode: Decode, row: int) -> Decoded:
+    """Return a row's pixels (None: it is bad), its content's hash, and what is wrong with it."""
+    box = None if samples.boxes is None else samples.boxes[row]
+    return attempt(lambda: samples.read(row), decode, box)
+
+
+def attempt(read: Callable[[], bytes | Pixels], decode: Decode, box: Box) -> Decoded:
+    """Return what `decoded` does of what ``read`` returns."""
+    try:
+        content = read()
+    except OSError as error:
+        return None, "", f"cannot be read: {error.strerror or error}"
+    digest = content_hash(content)
+    try:
+        return decode(content, box), digest, ""
+    except BadImage as error:
+        return None, digest, error.reason
+    except MemoryError:
+        return None, digest, "does not fit in memory"
+
+
+@dataclass(frozen=True)
+class AsContracted:
+    """Decodes to exactly what the contract says: uint8 [size, size, C]."""
+
+    contract: Preprocessing
+    max_pixels: int
+
+    def __call__(self, content: bytes | Pixels, box: Box) -> Pixels:
+        """Return the image. Raises BadImage."""
+        return load(content, self.contract, max_pixels=self.max_pixels, box=box)
+
+
+@dataclass(frozen=True)
+class AsSource:
+    """Decodes to the image in its own shape, its short side scaled down to ``short_side``: uint8 [H, W, C]."""
+
+    channels: int
+    short_side: int
+    max_pixels: int
+    reduced: bool  # whether a JPEG may be decoded at a part of its size
+
+    def __call__(self, content: bytes | Pixels, box: Box) -> Pixels:
+        """Return the image. Raises BadImage."""
+        whole = box is None or bool(np.isnan(box).any())
+        reduce = self._suffices if whole and self.reduced else None
+        image = pixels(content, self.channels, self.max_pixels, reduce)
+        image = image if box is None else crop_box(image, box)
+        if min(image.shape[:2]) <= self.short_side:
+            return image
+        from tellapart.preprocess import fit_short_side  # loads torch
+
+        return fit_short_side(image, self.short_side)
+
+    def _suffices(self, height: int, width: int) -> bool:
+        return min(height, width) >= REDUCED_MARGIN * self.short_side
+
+
+def pixels(
+    content: bytes | Pixels,
+    channels: int,
+    max_pixels: int,
+    suffices: Callable[[int, int], bool] | None = None,
+) -> Pixels:
+    """Return uint8 [H, W, channels] of a file's bytes (see `decode`), or of pixels. Raises BadImage."""
+    if isinstance(content, np.ndarray):
+        return to_channels(content, channels)
+    return decode(content, channels, max_pixels, suffices)
+
+
+def bytes_of(results: list[Any]) -> int:
+    """Return how many bytes of pixels some `Decoded` hold."""
+    return sum(image.nbytes for image, _, _ in results if image is not None)
