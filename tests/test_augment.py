@@ -373,9 +373,11 @@ def by_torchvision(made: Augment, images: torch.Tensor, drawn: Params) -> torch.
             image = tv.crop(tv.pad(image, [spec.crop_padding] * 4), *box)
         image = tv.horizontal_flip(image) if drawn.hflip[index] else image
         image = tv.vertical_flip(image) if drawn.vflip[index] else image
-        angle, x, y, scale, shear = drawn.affine[index].tolist()
         image = tv.to_dtype(image, torch.float32, scale=True)
-        image = tv.affine(image, angle, [int(x), int(y)], scale, [shear, 0.0], tv.InterpolationMode.BILINEAR)
+        if drawn.affine is not None:
+            angle, x, y, scale, shear = drawn.affine[index].tolist()
+            shift = [int(x), int(y)]
+            image = tv.affine(image, angle, shift, scale, [shear, 0.0], tv.InterpolationMode.BILINEAR)
         for which in drawn.colour_order:
             image = names[which](image, float(drawn.colour[index, which]))
         image = tv.normalize(image, list(made.contract.mean), list(made.contract.std))
@@ -384,14 +386,22 @@ def by_torchvision(made: Augment, images: torch.Tensor, drawn: Params) -> torch.
     return torch.stack(results)
 
 
-@pytest.mark.parametrize("crop", ["pad", "resized"])
+NO_MAP = {"rotation": 0.0, "translate": 0.0, "scale": (1.0, 1.0), "shear": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("crop", "changes"), [("pad", {}), ("pad", NO_MAP), ("resized", NO_MAP), ("resized", {})]
+)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_chain_is_torchvisions_composition(crop, channels):
-    made = augment(channels=channels, **{**EVERYTHING, "crop": crop})
+def test_the_chain_is_torchvisions_composition(crop, changes, channels):
+    made = augment(channels=channels, **{**EVERYTHING, "crop": crop, **changes})
     height, width = (32, 32) if crop == "pad" else (50, 70)
     images = pictures(16, height, width, channels)
     drawn = made.draw(16, torch.tensor([[height, width]] * 16), generator())
     difference = (made.apply(images, None, drawn) - by_torchvision(made, images, drawn)).abs()
+    if crop == "resized" and not changes:  # one resampling, not two: tests/test_augment_resample.py
+        assert difference.mean() < 0.02
+        return
     # The hue of a nearly grey pixel turns round on a rounding error of the resampling, hence the mean.
     assert difference.mean() < 2e-4
     assert (difference > 0.01).float().mean() < 2e-3

@@ -135,7 +135,9 @@ class Trainer:
                 return False
         self._tell(wait=True)
         progress.sums, progress.window = self.tally.read()
-        progress.seconds = before + time.perf_counter() - started  # a GPU has only now done all that was asked for
+        progress.seconds = (
+            before + time.perf_counter() - started
+        )  # a GPU has only now done all that was asked for
         return True
 
     def _order(self) -> sampling.Order:
