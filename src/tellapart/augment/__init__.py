@@ -27,7 +27,7 @@ no anti-aliasing and two matrix products take thirty times as long; on other dev
 products with the same filter, which may differ by one of 255 levels. The affine map is one bilinear resampling
 of all images at once; with crop=pad or without a crop it is the only one, because crops with padding and flips
 move whole pixels. A resized crop with an affine map is one resampling too (`tellapart.augment.resample`), where
-torchvision's composition is two: sharper, with less aliasing, and with the same numbers drawn. On the CPU a batch
+torchvision's composition is two; the same numbers are drawn. On the CPU a batch
 goes through in parts that stay in the cache, each by one thread.
 
 Everything random comes from the generator given (on the CPU), so a step can be repeated exactly. Nothing
