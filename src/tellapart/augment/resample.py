@@ -37,12 +37,14 @@ def reaches(boxes: Tensor, maps: Tensor, size: int) -> npt.NDArray[np.float64]:
     """Return how many source pixels the triangles reach to both sides along each axis: float64 [B, 2], y and x.
 
     Below one nothing is averaged. ``steps`` is how far a step to each side of the result goes along an axis of the
-    source. A triangle just as wide would leave more aliasing than the two resamplings that this one stands for; one
-    wider by this much leaves a fifth less where the source is made smaller (tests/test_augment_resample.py).
+    source, and the triangles reach as far. Where the box itself makes the source smaller, that would leave more
+    aliasing than two resamplings did, which blurred the source twice; there the triangles reach so much further that it
+    is less (tests/test_augment_resample.py).
     """
     lengths = np.linalg.norm(maps[:, :, :2].numpy(), axis=2)[:, ::-1]
-    steps: npt.NDArray[np.float64] = lengths * boxes[:, 2:].numpy() / size
-    return steps * (4 / 3) - 0.2
+    scaling = boxes[:, 2:].numpy() / size
+    steps: npt.NDArray[np.float64] = lengths * scaling
+    return np.maximum(steps, 1.3 * np.minimum(steps, scaling) - 0.2)
 
 
 def crop_and_warp(images: Images, boxes: Tensor, maps: Tensor, size: int, border: Border) -> Tensor:
