@@ -106,6 +106,8 @@ CHANGES = {
     "rotation": {"rotation": 30.0, "translate": 0.1, "scale": (0.8, 1.2), "shear": 10.0},
     "colour": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
     "policy": {"policy": "randaugment"},
+    "resized and warped": {"crop": "resized", "hflip": 0.5, "rotation": 20.0, "shear": 8.0},
+    "resized and mirrored": {"crop": "resized", "rotation": 20.0, "padding_mode": "reflect"},
     "erasing": {"erasing": 1.0},
 }
 

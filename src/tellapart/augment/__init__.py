@@ -1,6 +1,7 @@
 """Random changes of training images: batched, on the device of the batch, each image with its own parameters.
 
-In distribution the whole equals this composition of torchvision's transforms v2 (the tests compare them):
+In distribution the whole equals this composition of torchvision's transforms v2 (the tests compare them), but for
+a resized crop with an affine map, which are one resampling here:
 
 ==============================  =============================================================================
 crop=pad                        RandomCrop(size, padding=crop_padding, padding_mode=constant 0 | reflect)
@@ -24,7 +25,10 @@ Crops with padding and flips copy pixels and change none. A resized crop is comp
 uint8 images: on the CPU with the same 8-bit kernel, a call for each image, because a batched `grid_sample` has
 no anti-aliasing and two matrix products take thirty times as long; on other devices as two batched matrix
 products with the same filter, which may differ by one of 255 levels. The affine map is one bilinear resampling
-of all images at once. On the CPU a batch goes through in parts that stay in the cache, each by one thread.
+of all images at once; with crop=pad or without a crop it is the only one, because crops with padding and flips
+move whole pixels. A resized crop with an affine map is one resampling too (`tellapart.augment.resample`), where
+torchvision's composition is two; the same numbers are drawn. On the CPU a batch
+goes through in parts that stay in the cache, each by one thread.
 
 Everything random comes from the generator given (on the CPU), so a step can be repeated exactly. Nothing
 here knows labels' meaning, files, models or the loop.

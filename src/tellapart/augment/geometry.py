@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tellapart.contract.decoding import Pixels
 from tellapart.devices import put
 from tellapart.preprocess import Images, Ragged, as_tensor
 
+Border = Literal["zeros", "reflection"]  # what lies outside of an image for what interpolates
 LARGE = 1 << 15  # values of an image from which on images are better handled one by one
 
 
@@ -89,6 +91,12 @@ def flip(images: Tensor, flags: Tensor, dim: int, own: bool = False) -> Tensor:
     return images
 
 
+def cut(image: Pixels, box: list[int]) -> Tensor:
+    """Copy a box (top, left, height, width) of an image [H, W, C]."""
+    top, left, height, width = box
+    return torch.from_numpy(np.ascontiguousarray(image[top : top + height, left : left + width]))
+
+
 def resized_crop(images: Images, boxes: Tensor, size: int) -> Tensor:
     """Cut each box and scale it with anti-aliasing: uint8 [B, H, W, C] -> uint8 [B, size, size, C]."""
     if images.device.type != "cpu":
@@ -97,11 +105,10 @@ def resized_crop(images: Images, boxes: Tensor, size: int) -> Tensor:
     result = torch.empty(len(images), size, size, channels, dtype=torch.uint8)
     sources = images if isinstance(images, Ragged) else images.numpy()
     scaled = result.permute(0, 3, 1, 2)
-    for row, (image, (top, left, height, width)) in enumerate(zip(sources, boxes.tolist(), strict=True)):
-        box = np.ascontiguousarray(image[top : top + height, left : left + width])
+    for row, (image, box) in enumerate(zip(sources, boxes.tolist(), strict=True)):
         # Channels-last in torch's eyes, so that its 8-bit kernel neither unpacks the channels nor packs them again:
         # that takes longer than the scaling.
-        box_NCHW = torch.from_numpy(box).unsqueeze(0).permute(0, 3, 1, 2)
+        box_NCHW = cut(image, box).unsqueeze(0).permute(0, 3, 1, 2)
         scaled[row : row + 1] = F.interpolate(box_NCHW, (size, size), mode="bilinear", antialias=True)
     return result
 
@@ -122,7 +129,15 @@ def _filter(length: int, start: Tensor, extent: Tensor, size: int) -> Tensor:
     start, extent = start.float()[:, None, None], extent.float()[:, None, None]
     step = extent / size
     centre = (torch.arange(size, device=start.device)[None, :, None] + 0.5) * step + start
-    pixel = torch.arange(length, device=start.device)[None, None, :] + 0.5
+    return tents(centre, step, start, extent, length)
+
+
+def tents(centre: Tensor, step: Tensor, start: Tensor, extent: Tensor, length: int) -> Tensor:
+    """Return triangles about ``centre`` [B, n, 1] as weights of ``length`` pixels that sum to one: [B, n, length].
+
+    Each reaches ``step`` pixels to both sides, at least one, and not beyond [start, start + extent) (all [B, 1, 1]).
+    """
+    pixel = torch.arange(length, device=centre.device)[None, None, :] + 0.5
     weight = (1 - (pixel - centre).abs() / step.clamp(min=1)).clamp_(min=0)
     weight = weight * ((pixel > start) & (pixel < start + extent))
     return weight / weight.sum(dim=2, keepdim=True)
@@ -168,18 +183,20 @@ def inverse_affine(
     return torch.stack([first, second], dim=1)
 
 
+def grid(maps: Tensor, size: int, device: torch.device) -> Tensor:
+    """Return where the maps of `inverse_affine` take each pixel: float32 [B, 2, size, size], x and y.
+
+    -1..1 is the image, from edge to edge.
+    """
+    maps = put((maps / (size / 2)).float(), device)[..., None, None]
+    place = torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2
+    along_x = maps[:, :, 0] * place[None, None, None, :] + maps[:, :, 2]
+    return along_x + maps[:, :, 1] * place[None, None, :, None]
+
+
 def warp(
-    images_NCHW: Tensor,
-    matrices: Tensor,
-    mode: Literal["nearest", "bilinear"],
-    border: Literal["zeros", "reflection"] = "zeros",
+    images_NCHW: Tensor, maps: Tensor, mode: Literal["nearest", "bilinear"], border: Border = "zeros"
 ) -> Tensor:
     """Resample float32 [B, C, S, S] by the maps of `inverse_affine`."""
-    size = images_NCHW.shape[-1]
-    maps = put((matrices / (size / 2)).float(), images_NCHW.device)[..., None, None]
-    place = torch.arange(size, device=images_NCHW.device, dtype=torch.float32) - (size - 1) / 2
-    along_x = maps[:, :, 0] * place[None, None, None, :] + maps[:, :, 2]
-    grid = along_x + maps[:, :, 1] * place[None, None, :, None]
-    return F.grid_sample(
-        images_NCHW, grid.permute(0, 2, 3, 1), mode=mode, padding_mode=border, align_corners=False
-    )
+    places = grid(maps, images_NCHW.shape[-1], images_NCHW.device).permute(0, 2, 3, 1)
+    return F.grid_sample(images_NCHW, places, mode=mode, padding_mode=border, align_corners=False)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
-from tellapart.augment import colour, geometry, params, policies, threads
+from tellapart.augment import colour, geometry, params, policies, resample, threads
 from tellapart.augment import mix as mixing
 from tellapart.augment.mix import Mix
 from tellapart.augment.params import Params
@@ -185,13 +185,13 @@ class Augment:
 
     def _apply(self, images: Images, drawn: Params, result: Tensor) -> None:
         """Write the network's input for a part of a batch into ``result``, float32 [B, C, size, size]."""
-        pixels = self._place(images, drawn)
         if drawn.affine is None and drawn.colour is None:
+            pixels = self._place(images, drawn)
             if drawn.operations is not None and drawn.magnitudes is not None:
                 pixels = policies.apply(pixels, drawn.operations, drawn.magnitudes)
             normalise(pixels, self.contract, self.channels_last, out=result)
         else:
-            values = self._recolour(self._warp(pixels, drawn), drawn)
+            values = self._recolour(self._values(images, drawn), drawn)
             result.copy_(normalise_(values, self.contract))
         self._erase(result, drawn)
 
@@ -214,16 +214,18 @@ class Augment:
             pixels = geometry.flip(pixels, drawn.hflip, 2, own)
         return pixels if drawn.vflip is None else geometry.flip(pixels, drawn.vflip, 1, own)
 
-    def _warp(self, pixels: Tensor, drawn: Params) -> Tensor:
-        """Rotate, shift, zoom and shear: float32 [B, C, size, size] of 0..255."""
-        values = pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32)
+    def _values(self, images: Images, drawn: Params) -> Tensor:
+        """Crop, flip, rotate, shift, zoom and shear: float32 [B, C, size, size] of 0..255."""
         if drawn.affine is None:
-            return values
+            return self._place(images, drawn).permute(0, 3, 1, 2).contiguous().to(torch.float32)
         angle, shift_x, shift_y, scale, shear = drawn.affine.unbind(1)
         maps = geometry.inverse_affine(angle, shift_x, shift_y, scale, shear, torch.zeros_like(shear))
-        return geometry.warp(
-            values, maps, "bilinear", "reflection" if self.spec.padding_mode == "reflect" else "zeros"
-        )
+        border: geometry.Border = "reflection" if self.spec.padding_mode == "reflect" else "zeros"
+        if self.needs_large_source and drawn.crop is not None:
+            maps = resample.flipped(maps, drawn.hflip, drawn.vflip)
+            return resample.crop_and_warp(images, drawn.crop, maps, self.contract.size, border)
+        values = self._place(images, drawn).permute(0, 3, 1, 2).contiguous().to(torch.float32)
+        return geometry.warp(values, maps, "bilinear", border)
 
     def _recolour(self, values: Tensor, drawn: Params) -> Tensor:
         """Apply the policy, on integers as it is defined, and the colour changes."""
