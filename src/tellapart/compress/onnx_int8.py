@@ -227,14 +227,14 @@ def _hold_float(onnx: Any, graph: Any, names: set[str]) -> None:
     makers = {node.output[0]: node for node in graph.node}
     for node in [node for node in graph.node if node.name in names and node.op_type in ("Conv", "Gemm")]:
         maker = makers.get(node.input[0])
-        if maker is None or maker.op_type != "DequantizeLinear":
+        if maker is None or maker.op_type != "DequantizeLinear" or node.input[1] not in held:
             continue
         channels = _inputs(node, held[node.input[1]].dims)
         copy = onnx.NodeProto()
         copy.CopyFrom(maker)
         copy.name = copy.output[0] = node.input[0] = f"{node.name}_input"
         copy.attribute.append(onnx.helper.make_attribute("axis", 1))
-        for place in (1, 2):
+        for place in range(1, len(maker.input)):
             values = onnx.numpy_helper.to_array(held[maker.input[place]])
             copy.input[place] = f"{maker.input[place]}_for_{node.name}"
             repeated = np.full(channels, values.item(), values.dtype)
