@@ -186,25 +186,30 @@ def test_onnx_runtime_leaves_float_layers_in_float(
     assert np.array_equal(wanted, same)
 
 
-def test_a_common_normalisation_is_by_single_numbers(exported: Path) -> None:
-    """The values stay the same bits; a normalisation by channel is left as it is."""
-    for uniform in (True, False):
-        _, network = split(onnx.load(exported))
-        for tensor in network.graph.initializer:
-            if uniform and tensor.name.startswith("classify.preprocess."):
-                values = np.full_like(onnx.numpy_helper.to_array(tensor), 0.37)
-                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-        before = network.SerializeToString()
-        outside = {node.name for node in network.graph.node if not onnx_int8._in_network(node)}
-        onnx_int8._use_scalars(onnx, network, outside)
-        sizes = [len(t.dims) for t in network.graph.initializer if t.name.startswith("classify.preprocess.")]
-        assert sizes == ([0, 0] if uniform else [3, 3])
-        pixels = pictures(8, 4)
-        old, new = (
-            onnx_int8.session(content, 1).run(["logits"], {"pixels": pixels})[0]
-            for content in (before, network.SerializeToString())
-        )
-        assert np.array_equal(old, new) or np.allclose(old, new, rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize(
+    ("uniform", "most", "shape"), [(True, 0, []), (False, 16384, [3, SIZE, SIZE]), (False, 3, [3, 1, 1])]
+)
+def test_the_normalisation_is_not_by_channel(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, uniform: bool, most: int, shape: list[int]
+) -> None:
+    """It is by single numbers, else by one for each value where those are few; the results stay the same."""
+    monkeypatch.setattr(onnx_int8, "_SPREAD", most)
+    _, network = split(onnx.load(exported))
+    for tensor in network.graph.initializer:
+        if uniform and tensor.name.startswith("classify.preprocess."):
+            values = np.full_like(onnx.numpy_helper.to_array(tensor), 0.37)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    before = network.SerializeToString()
+    outside = {node.name for node in network.graph.node if not onnx_int8._in_network(node)}
+    onnx_int8._spare_channels(onnx, network, outside)
+    found = [list(t.dims) for t in network.graph.initializer if t.name.startswith("classify.preprocess.")]
+    assert found == [shape, shape]
+    pixels = pictures(8, 4)
+    old, new = (
+        onnx_int8.session(content, 1).run(["logits"], {"pixels": pixels})[0]
+        for content in (before, network.SerializeToString())
+    )
+    assert np.array_equal(old, new) or np.allclose(old, new, rtol=1e-6, atol=1e-6)
 
 
 def test_openvino_files_too(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from tellapart.runtime.onnx import IMAGES, LOGITS, PIXELS, PROBABILITIES, sessio
 _PURPOSE = "INT8 for ONNX Runtime"
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 _NETWORK_SCOPE = "classify.network"
+_SPREAD = 16384  # numbers that a normalisation by channel may take in a file
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -38,7 +39,7 @@ class Quantizer:
         self.onnx, self.whole = onnx, onnx.load(file)
         self.resizing, network = split(self.whole)
         outside = {node.name for node in network.graph.node if not _in_network(node)}
-        _use_scalars(onnx, network, outside)
+        _spare_channels(onnx, network, outside)
         with tempfile.TemporaryDirectory() as folder, _quiet():
             self.network = self._prepared(network, Path(folder))
             self.fixed = [n.name for n in self.network.graph.node if n.name in outside]
@@ -193,24 +194,33 @@ def _in_network(node: Any) -> bool:
     return _NETWORK_SCOPE in scopes(node)
 
 
-def _use_scalars(onnx: Any, network: Any, names: set[str]) -> None:
-    """Give the nodes ``names`` one number where they have the same one for each channel; the results are the same.
+def _spare_channels(onnx: Any, network: Any, names: set[str]) -> None:
+    """Spare the nodes ``names`` numbers by channel: one number where all are the same, else one for each value.
 
     ONNX Runtime moves the order of the axes behind the normalisation of quantised networks, and then adds and
     multiplies by channel along an axis of three: for EfficientNet-Lite0 at 288 pixels 9 of 34 ms, by scalars under 1.
+    Large images keep different numbers by channel, which would take megabytes for each value. The results are the same.
     """
     held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in network.graph.initializer}
+    (side,) = [v.type.tensor_type.shape.dim[1].dim_value for v in network.graph.input if v.name == PIXELS]
     for node in network.graph.node:
         if node.name not in names or node.op_type not in ("Mul", "Add"):
             continue
         for place, name in enumerate(node.input):
             values = held.get(name)
-            if values is not None and values.size > 1 and (values == values.flat[0]).all():
-                single = onnx.numpy_helper.from_array(np.array(values.flat[0]), f"{name}_of_all_channels")
-                if single.name not in held:
-                    network.graph.initializer.append(single)
-                    held[single.name] = values
-                node.input[place] = single.name
+            if values is None or values.size == 1:
+                continue
+            if (values == values.flat[0]).all():
+                values = np.array(values.flat[0])
+            elif values.shape[1:] == (1, 1) and values.size * side**2 <= _SPREAD:
+                values = np.ascontiguousarray(np.broadcast_to(values, (len(values), side, side)))
+            else:
+                continue
+            single = onnx.numpy_helper.from_array(values, f"{name}_of_all_channels")
+            if single.name not in held:
+                network.graph.initializer.append(single)
+                held[single.name] = values
+            node.input[place] = single.name
     used = {name for node in network.graph.node for name in node.input}
     for tensor in [tensor for tensor in network.graph.initializer if tensor.name not in used]:
         network.graph.initializer.remove(tensor)
@@ -227,14 +237,14 @@ def _hold_float(onnx: Any, graph: Any, names: set[str]) -> None:
     makers = {node.output[0]: node for node in graph.node}
     for node in [node for node in graph.node if node.name in names and node.op_type in ("Conv", "Gemm")]:
         maker = makers.get(node.input[0])
-        if maker is None or maker.op_type != "DequantizeLinear":
+        if maker is None or maker.op_type != "DequantizeLinear" or node.input[1] not in held:
             continue
         channels = _inputs(node, held[node.input[1]].dims)
         copy = onnx.NodeProto()
         copy.CopyFrom(maker)
         copy.name = copy.output[0] = node.input[0] = f"{node.name}_input"
         copy.attribute.append(onnx.helper.make_attribute("axis", 1))
-        for place in (1, 2):
+        for place in range(1, len(maker.input)):
             values = onnx.numpy_helper.to_array(held[maker.input[place]])
             copy.input[place] = f"{maker.input[place]}_for_{node.name}"
             repeated = np.full(channels, values.item(), values.dtype)
