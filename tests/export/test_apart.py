@@ -123,6 +123,24 @@ def test_a_format_that_cannot_be_written_keeps_no_other_back(
         workflow.export(trained.run, ["onnx"], tmp_path / "four", images=9)
 
 
+def test_what_is_done_is_on_the_disk_when_the_rest_is_cut_off(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(formats.FORMATS, "onnx", dataclasses.replace(formats.FORMATS["onnx"], write=write))
+    with pytest.raises(KeyboardInterrupt):
+        workflow.export(trained.run, ["state-dict", "onnx"], tmp_path / "out", images=9)
+    (kept,) = json.loads((tmp_path / "out/parity.json").read_text(encoding="utf-8"))["formats"]
+    assert (kept["format"], kept["passed"]) == ("state-dict", True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "model.pth",
+        "parity.html",
+        "parity.json",
+    ]
+
+
 def test_how_a_process_ended() -> None:
     assert [ending(code) for code in (3, -11, -200)] == [
         "ended with 3",

@@ -139,9 +139,20 @@ def export(
                 results.append(
                     ([], Uncompared(entry.name, options.precision, name, (str(error),), written=False))
                 )
+            if len(errors) < len(results):  # also what comes before a format that takes hours, or Ctrl-C
+                _write_comparisons(folder, model, [one for _, one in results])
     if len(errors) == len(wanted):
         raise errors[0]
-    parities = tuple(result[1] for result in results)
+    parities = tuple(one for _, one in results)
+    good = [path for files, one in results for path in files if one.passed]
+    bad = [path for files, one in results for path in files if not one.passed]
+    return Export(tuple(good), tuple(bad), parities, folder / PAGE)
+
+
+def _write_comparisons(
+    folder: Path, model: str | os.PathLike[str], parities: Sequence[Parity | Uncompared]
+) -> None:
+    """Write ``parity.json`` and the page, over those of before."""
     content = {
         "model": str(model),
         "tellapart": tellapart.__version__,
@@ -149,9 +160,6 @@ def export(
     }
     runs.write_json(folder / PARITY, content)
     runs.write_text(folder / PAGE, text.page(parities, os.fspath(model), tellapart.__version__))
-    good = [path for files, one in results for path in files if one.passed]
-    bad = [path for files, one in results for path in files if not one.passed]
-    return Export(tuple(good), tuple(bad), parities, folder / PAGE)
 
 
 def _wanted(to: Sequence[str], precision: Sequence[str], options: Options) -> list[tuple[Exporter, Options]]:
