@@ -103,6 +103,7 @@ def cifar10_fast() -> Spec:
         training=TrainingSpec(
             epochs=8,
             batch_size=2000,
+            accumulate=1,  # batch norms see the whole batch
             optimizer="muon-sgd",
             lr=0.24,
             bias_lr=106.0,

@@ -196,7 +196,7 @@ class TrainingSpec(Section, prefix="training."):
     batch_size: CountOrZero = 0
     """Images for each step of the optimizer, over all processes and micro-batches; 0: by the images' size."""
     accumulate: CountOrZero = 0
-    """Parts that a step's batch is computed in; 0: see speed.probe, else 1 (on the CPU of at most 512 images)."""
+    """Micro-batches that a step's batch is computed in, to save memory or time; 0: see speed.probe, else 1."""
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "muon", "muon-sgd"] = "adamw"
     """The optimizer; muon has AdamW for what is no hidden matrix, muon-sgd has SGD and holds matrices' norms."""
     lr: Positive = 0.001

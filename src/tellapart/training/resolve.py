@@ -6,7 +6,6 @@ Each rule is stated where it stands. Knows nothing of how training goes on.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ TINY_SIDE = 16  # smaller images are enlarged to this, so that a network has roo
 SMALL_SIDE = 96  # images up to this size are trained at their own size
 FEW_IMAGES = 5000  # below this many training photographs only the head of a pretrained network is trained
 MIRROR_MATTERS = ("digits", "mnist", "emnist", "kmnist", "qmnist", "usps", "svhn", "gtsrb")
-CPU_PART = 512  # images of a batch that a CPU computes at once, at most
 _NO_WEIGHTS_SIZE = 224
 
 
@@ -123,17 +121,12 @@ def resolve(spec: Spec, samples: Samples, seen: Look) -> tuple[Spec, weights.Wei
 
 
 def settle(spec: Spec, device: torch.device) -> Spec:
-    """Return the spec with what no probe has chosen: fp32, no compiling, and the whole batch at once.
-
-    On the CPU a batch is computed in parts of at most 512 images, whose maps its caches hold better: more at once are
-    slower for each image, and a GPU is not busy with fewer.
-    """
+    """Return the spec with what no probe has chosen: fp32, the whole batch at once, no compiling."""
     changes: dict[str, Any] = {}
     if spec.training.precision == "auto":
         changes["training.precision"] = "fp32"
     if not spec.training.accumulate:
-        on_cpu = device.type == "cpu"
-        changes["training.accumulate"] = math.ceil(spec.training.batch_size / CPU_PART) if on_cpu else 1
+        changes["training.accumulate"] = 1
     if spec.speed.compile == "auto":
         changes["speed.compile"] = "off"
     if device.type != "cuda":  # there `setup.settle` chooses
