@@ -34,9 +34,7 @@ from tellapart.training.reporting import Reporter
 from tellapart.training.step import Outcome, Plan, Stepper, Way
 from tellapart.training.tally import Reading, Tally
 
-_SAVE_PART = (
-    10.0  # an epoch's end gets a checkpoint when so many times what writing the last one took is over
-)
+_SAVE_PART = 10.0  # an epoch's end gets a checkpoint so many times after what writing the last one took
 _AGREE_EVERY = 20  # steps between the moments when several processes agree to stop or to save
 
 
@@ -135,9 +133,8 @@ class Trainer:
                 return False
         self._tell(wait=True)
         progress.sums, progress.window = self.tally.read()
-        progress.seconds = (
-            before + time.perf_counter() - started
-        )  # a GPU has only now done all that was asked for
+        # Only now has a GPU done all that was asked for.
+        progress.seconds = before + time.perf_counter() - started
         return True
 
     def _order(self) -> sampling.Order:

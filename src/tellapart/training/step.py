@@ -172,7 +172,9 @@ class Stepper:
     def _part(
         self, part: Prepared, batch: RawBatch, start: int, last: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if self.graphs is not None and batch.count == self.training.batch_size and batch.weights is None:
+        # A replay leaves the gradients of its own images alone, so only of steps in one part.
+        whole = start == 0 and last and batch.count == self.training.batch_size
+        if self.graphs is not None and whole and batch.weights is None:
             return self._replayed(self.graphs, part)
         weight = self.processes.world / batch.count
         with self._no_sync() if not last else _NOTHING, self._autocast():
