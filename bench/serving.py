@@ -6,10 +6,12 @@ MODEL is an export of tellapart's; without one EfficientNet-Lite0 with random we
 which sets how long an image takes (224 about 5 ms in one thread of a recent server). Sides, in turns:
 
 - bare: the network in ONNX Runtime in a loop, in a process of its own, with the threads and (about) the batch size
-  that tellapart's service used in the same round; and two such loops at once;
+  that tellapart's service used in the same round; and two such loops at once. Its p50 and p99 are computed: of the same
+  random requests in a queue before the loop that costs nothing;
 - tellapart: `tellapart serve`, pixels of the model's size as binary tensors of the Open Inference Protocol; and the
   same with `--instances 2`, beside two loops;
-- LitServe with dynamic batches (PYTHON: an environment with litserve and onnxruntime), pixels as base64 in JSON;
+- LitServe with dynamic batches of up to 8 (PYTHON: an environment with litserve and onnxruntime), pixels as base64 in
+  JSON;
 - plain: a FastAPI handler without batches, raw pixels; and the same with FastAPI's pool of threads, beside two loops;
 - jpeg: `tellapart serve`, a photograph as JPEG, against decoding, resizing and computing it in a loop.
 
@@ -96,28 +98,49 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def loop(work: Callable[[], object], seconds: float, images: int = 1, loops: int = 1) -> dict[str, float]:
-    """Return images a second of so many loops at once, and the processors that were taken."""
+def loop(work: Callable[[], object], seconds: float, images: int = 1, loops: int = 1) -> dict[str, Any]:
+    """Return images a second of so many loops at once, the processors that were taken, and each image's seconds."""
     for _ in range(3):
         work()
     started, before = time.perf_counter(), time.process_time()
+    took: list[float] = []
 
     def run() -> float:
-        count = 0
-        while (wall := time.perf_counter() - started) < seconds:
+        count, wall = 0, 0.0
+        while wall < seconds:
             work()
             count += images
+            took.append(time.perf_counter() - started - wall)
+            wall += took[-1]
         return count / wall
 
     with ThreadPoolExecutor(loops) as pool:
         rates = [future.result() for future in [pool.submit(run) for _ in range(loops)]]
     wall = time.perf_counter() - started
-    return {"requests_per_second": sum(rates), "server_cpu": (time.process_time() - before) / wall}
+    processors = (time.process_time() - before) / wall
+    return {
+        "requests_per_second": sum(rates), "server_cpu": processors, "took": [one / images for one in took],
+    }  # fmt: skip
+
+
+def ideal(took: list[float], rate: float) -> dict[str, float]:
+    """Return p50 and p99 of the loop itself behind a queue that costs nothing, when requests come at random.
+
+    A Poisson process of ``rate`` a second, served one after the other, by the seconds that the loop's images took.
+    """
+    rng = np.random.default_rng(0)
+    gaps, costs = rng.exponential(1 / rate, 20_000), rng.choice(took, 20_000)
+    waited, answers = 0.0, []
+    for gap, cost in zip(gaps, costs, strict=True):
+        waited = max(0.0, waited - gap)  # what is left of those before
+        waited += cost
+        answers.append(1000 * waited)
+    return {name: float(np.percentile(answers, share)) for name, share in (("p50_ms", 50), ("p99_ms", 99))}
 
 
 def bare(
     model: str, batch: int, threads: int, seconds: float, picture: str = "", loops: int = 1
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return the rate of the runtime alone; with ``picture`` of decoding and resizing as well."""
     from tellapart.runtime import open_backend
 
@@ -132,10 +155,10 @@ def bare(
 
 def bare_in_process(
     args: argparse.Namespace, batch: int, picture: str = "", loops: int = 1
-) -> dict[str, float]:
+) -> dict[str, Any]:
     words = [sys.executable, __file__, args.model, "--bare", str(batch), "--threads", str(args.threads)]
     words += ["--seconds", str(args.seconds), "--picture", picture, "--loops", str(loops)]
-    result: dict[str, float] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+    result: dict[str, Any] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
     return result
 
 
@@ -196,7 +219,7 @@ def start(words: list[str], folder: Path, name: str, own: bool) -> subprocess.Po
 def sides(args: argparse.Namespace, folder: Path) -> Iterator[list[Side]]:
     """Start every server, wait until each answers, stop all; end them at the end."""
     size = payloads(args, folder)
-    network, threads, batch = str(folder / "network.onnx"), str(args.threads), str(args.max_batch)
+    network, threads, batch = str(folder / "network.onnx"), str(args.threads), str(args.max_batch or 8)
     found: list[Side] = []
     length = f"Inference-Header-Content-Length: {(folder / 'head').stat().st_size}"
     octets = "application/octet-stream"
@@ -213,7 +236,14 @@ def sides(args: argparse.Namespace, folder: Path) -> Iterator[list[Side]]:
             str(port),
             *more,
         ]
-        words += ["--threads", threads, "--max-batch", batch, "--max-wait-ms", str(args.max_wait_ms)]
+        words += [
+            "--threads",
+            threads,
+            "--max-batch",
+            str(args.max_batch),
+            "--max-wait-ms",
+            str(args.max_wait_ms),
+        ]
         process, here = start(words, folder, name, own=True), f"http://127.0.0.1:{port}"
         found.append(Side(name, process, f"{here}/v2/models/m/infer", folder / "tensor", octets, length))
         if name == "tellapart":
@@ -281,9 +311,9 @@ def counts(side: Side) -> list[float]:
     return [float(one[1]) if one else 0.0 for one in found]
 
 
-def measure(args: argparse.Namespace, found: list[Side]) -> dict[str, list[dict[str, float]]]:
+def measure(args: argparse.Namespace, found: list[Side]) -> dict[str, list[dict[str, Any]]]:
     """Return for each side what each round gave."""
-    rows: dict[str, list[dict[str, float]]] = {side.name: [] for side in found}
+    rows: dict[str, list[dict[str, Any]]] = {side.name: [] for side in found}
     rows |= {name: [] for name in ("bare", "bare jpeg", TWICE)}
     for number in range(args.rounds):
         for side in found:
@@ -294,8 +324,8 @@ def measure(args: argparse.Namespace, found: list[Side]) -> dict[str, list[dict[
 
 
 def measure_side(
-    args: argparse.Namespace, side: Side, rows: dict[str, list[dict[str, float]]]
-) -> dict[str, float]:
+    args: argparse.Namespace, side: Side, rows: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
     """Return what a side gave; what it is compared with is put into ``rows``, measured next to it in time."""
     ours = side.name in ("tellapart", TWO)
     side.send(signal.SIGCONT)
@@ -316,15 +346,17 @@ def measure_side(
     half = side.load(args, rate=full["requests_per_second"] / 2)
     side.send(signal.SIGSTOP)
     row["load"] = half["requests_per_second"] / full["requests_per_second"]
+    if side.name == "tellapart":
+        rows["bare"][-1] |= ideal(rows["bare"][-1]["took"], half["requests_per_second"])
     return row | {name: half[name] for name in OUT_OF_ROUNDS}
 
 
-def per_cpu(row: dict[str, float]) -> float:
+def per_cpu(row: dict[str, Any]) -> float:
     """Return images for each second of processor time, which other programs disturb less than those of a clock."""
     return row["requests_per_second"] / row["server_cpu"]
 
 
-def report(rows: dict[str, list[dict[str, float]]]) -> None:
+def report(rows: dict[str, list[dict[str, Any]]]) -> None:
     def middle(name: str, key: str) -> str:
         values = [row[key] for row in rows[name] if key in row]
         return f"{statistics.median(values):.2f}" if values else "-"
@@ -368,7 +400,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--max-batch", type=int, default=8)
+    parser.add_argument("--max-batch", type=int, default=0, help="of tellapart; 0: what it measures")
     parser.add_argument("--max-wait-ms", type=float, default=2.0)
     parser.add_argument(
         "--own-load", action="store_true", help="by http_load.py, also where wrk is installed"

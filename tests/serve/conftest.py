@@ -17,7 +17,7 @@ from PIL import Image
 
 from tellapart.contract import Architecture, Card, Pixels, Preprocessing, decode
 from tellapart.runtime import probabilities
-from tellapart.serve import models, server
+from tellapart.serve import door, models, server
 from tellapart.serve.app import create
 from tellapart.serve.options import Options
 
@@ -80,10 +80,11 @@ class Running:
     """A service on a free port, in a thread of this process."""
 
     def __init__(self, paths: dict[str, Path], **changes: Any) -> None:
-        self.options = Options(port=0, drain_seconds=0.0, **{"reload_seconds": 0.0, "decoders": 2, **changes})
+        usual = {"reload_seconds": 0.0, "decoders": 2, "max_batch": 32}
+        self.options = Options(port=0, drain_seconds=0.0, **{**usual, **changes})
         self.app = create({name: str(path) for name, path in paths.items()}, self.options)
         self.service = self.app.state.service
-        self._listener = server._listen(self.options)
+        self._listener = door.listen(self.options)
         self.host, self.port = self._listener.getsockname()[:2]
         self.server = server.Server(server.configuration(self.app, self.options), self.service, lambda: None)
         self._thread = threading.Thread(target=self.server.run, args=([self._listener],), daemon=True)

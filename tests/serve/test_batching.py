@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tellapart.serve.batching import Batcher, Images, Logits
+from tellapart.serve import batching
+from tellapart.serve.batching import MOST, Batcher, Images, Logits, worthwhile
 from tellapart.serve.refusal import Refusal
 
 
@@ -233,3 +234,47 @@ def test_many_at_random_get_their_own() -> None:
 
     computer = play(scene, max_batch=8, instances=3, capacity=10_000)
     assert max(computer.batches) <= 8
+
+
+class Clock:
+    """A clock that goes on only while a model computes, which takes ``fixed + each * images`` seconds."""
+
+    def __init__(self, fixed: float, each: float) -> None:
+        self.now, self.fixed, self.each = 0.0, fixed, each
+        self.sizes: list[int] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+    def compute(self, given: Images) -> Logits:
+        self.sizes.append(len(given))
+        self.now += self.fixed + self.each * len(given)
+        return np.zeros((len(given), 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "batch"),
+    [
+        (0.0, 0.005, 1),  # one thread of a processor: twice the images take twice as long
+        (0.01, 0.0, MOST),  # an idle device: they take no longer
+        (0.001, 0.001, 16),
+        (0.0, 0.0002, 16),  # handing over takes longer than computing
+    ],
+)
+def test_how_large_a_batch_pays(
+    fixed: float, each: float, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(fixed, each)
+    monkeypatch.setattr(batching, "time", clock)
+    assert worthwhile(clock.compute, images(1)) == batch
+    if batch == 1:
+        assert max(clock.sizes) == 4  # tried twice in vain
+
+
+def test_a_slow_model_is_not_tried_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(1.0, 1.0)
+    monkeypatch.setattr(batching, "time", clock)
+    assert worthwhile(clock.compute, images(1)) == 1
+    assert clock.sizes == [1, 1]

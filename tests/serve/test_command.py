@@ -163,7 +163,7 @@ def test_large_images_leave_no_memory(tmp_path: Path, name: str, write: Callable
         (["a.onnx", "--model", "a=b.onnx"], "Two models are called 'a'"),
         (["text.onnx"], "cannot be read as ONNX"),
         (["a.onnx", "--port", "70000"], "--port is 70000"),
-        (["a.onnx", "--max-batch", "0"], "--max-batch is 0; it must be at least 1"),
+        (["a.onnx", "--max-batch", "-1"], "--max-batch is -1; it must be at least 0"),
         (["a.onnx", "--formats", "svg"], "--formats"),
     ],
 )

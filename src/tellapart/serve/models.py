@@ -21,7 +21,7 @@ from tellapart.contract import Card
 from tellapart.errors import ServeError, TellapartError
 from tellapart.runtime import Backend, open_backend
 from tellapart.serve import drift
-from tellapart.serve.batching import Batcher
+from tellapart.serve.batching import Batcher, worthwhile
 from tellapart.serve.metrics import Metrics, ModelMetrics
 from tellapart.serve.options import Options
 from tellapart.serve.refusal import Refusal
@@ -42,6 +42,7 @@ class Model:
         options: Options,
         counts: ModelMetrics,
         mix: drift.ClassMix,
+        max_batch: int,
     ) -> None:
         self.name, self.version, self.backend, self.counts, self.mix = name, version, backend, counts, mix
         self.users = 0
@@ -49,7 +50,7 @@ class Model:
         self.batcher = Batcher(
             backend.logits,
             counts,
-            max_batch=options.max_batch,
+            max_batch=max_batch,
             max_wait=options.max_wait_ms / 1000,
             capacity=options.queue,
             instances=options.instances,
@@ -150,7 +151,7 @@ class Repository:
         self._seen[name] = await asyncio.to_thread(fingerprint, path)
         self._failure[name] = None
         try:
-            backend, mix = await asyncio.to_thread(self._open, path)
+            backend, mix, max_batch = await asyncio.to_thread(self._open, path)
         except TellapartError as error:
             error.__cause__ = error.__context__ = None  # which hold all that was read of the file
             self._failure[name] = error
@@ -160,7 +161,7 @@ class Repository:
             return
         self._versions[name] += 1
         counts = self._counts[name]
-        model = Model(name, self._versions[name], backend, self._options, counts, mix)
+        model = Model(name, self._versions[name], backend, self._options, counts, mix, max_batch)
         old = self._models.get(name)
         self._models[name] = model
         counts.loaded(model.version)
@@ -172,21 +173,22 @@ class Repository:
             del old
             await asyncio.to_thread(_give_memory_back)
 
-    def _open(self, path: Path) -> tuple[Backend, drift.ClassMix]:
-        """Open and try a file; in a thread of its own."""
+    def _open(self, path: Path) -> tuple[Backend, drift.ClassMix, int]:
+        """Open and try a file; return it with its class mix and largest batch. In a thread of its own."""
         options = self._options
         backend = open_backend(path, options.device, options.precision, options.threads)
         card = backend.card
         contract = card.preprocessing
         blank = np.zeros((1, contract.size, contract.size, contract.channels), np.uint8)
-        for size in {1, options.max_batch}:
+        for size in {1, options.max_batch or 2}:
             logits = backend.logits(np.repeat(blank, size, axis=0))
             if logits.shape != (size, len(card.classes)) or not np.isfinite(logits).all():
                 raise TellapartError(
                     f"{path.name} gives no finite logits for its {len(card.classes)} classes."
                 )
+        max_batch = options.max_batch or worthwhile(backend.logits, blank)
         expected, source = drift.expectation(card, path, options.class_mix)
-        return backend, drift.ClassMix(len(card.classes), options.drift_window, expected, source)
+        return backend, drift.ClassMix(len(card.classes), options.drift_window, expected, source), max_batch
 
     async def watch(self, seconds: float, notify: Callable[[str], None]) -> None:
         """Load models again whose files changed, until cancelled; a file must be unchanged for one round."""

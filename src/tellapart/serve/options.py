@@ -18,7 +18,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 _AT_LEAST: Mapping[str, float] = {
     "port": 0,
-    "max_batch": 1,
+    "max_batch": 0,
     "max_wait_ms": 0,
     "queue": 1,
     "deadline_ms": 1,
@@ -50,8 +50,8 @@ class Options:
     """Port to listen on; 0 takes a free one."""
     api_key: str = ""
     """Key that requests must carry; better in the environment as TELLAPART_API_KEY, where others cannot see it."""
-    max_batch: int = 32
-    """Most images that are computed at once."""
+    max_batch: int = 0
+    """Most images that are computed at once; 0: up to 32, by what is measured to pay when a model is opened."""
     max_wait_ms: float = 2.0
     """Longest that an image waits for others, and only while other requests are being read."""
     queue: int = 256

@@ -22,14 +22,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tellapart.allocator import keep_freed
 from tellapart.errors import ServeError
+from tellapart.serve import door
 from tellapart.serve.app import create
 from tellapart.serve.options import KEY_VARIABLE, Options
 from tellapart.serve.refusal import Refusal
 from tellapart.serve.service import Service
 
 _KEEP_ALIVE_SECONDS = 30
-_BACKLOG = 2048
-_LAST_CALL_SECONDS = 0.05
+_QUEUE_SECONDS = 0.025
+_LAST_CALL_SECONDS = 1.0
 
 
 class _Gathered:
@@ -171,10 +172,16 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take what the system has already taken for this process, and only then close the door."""
+        """Take every connection that the system has taken, and what it asks; only then close."""
         for listener in sockets or ():
-            listener.listen(0)  # others wait outside, and are refused when it is closed
-        await asyncio.sleep(_LAST_CALL_SECONDS)
+            door.keep_newcomers_out(listener)
+        for _ in range(2):  # what the first one accepts is known after the second
+            await asyncio.sleep(_QUEUE_SECONDS)
+        end = time.monotonic() + _LAST_CALL_SECONDS
+        while any(not getattr(one, "cycle", None) for one in self.server_state.connections):
+            if self.force_exit or time.monotonic() > end:  # connected, and asks nothing
+                break
+            await asyncio.sleep(_QUEUE_SECONDS / 5)
         await super().shutdown(sockets)
 
 
@@ -218,7 +225,7 @@ def run(
     # With a pool for each thread memory grows for an hour and images are decoded into pages that the system must clear
     # anew each time.
     keep_freed(trim=128 << 20, mmap=32 << 20, arenas=2)
-    listener = _listen(options)
+    listener = door.listen(options)
     app = create(models, options, notify)
     service: Service = app.state.service
     config = configuration(app, options)
@@ -228,7 +235,11 @@ def run(
     def started() -> None:
         for name in service.repository.names:
             model = service.repository.get(name)
-            notify(f"{name}: {model.backend.format}, {len(model.card.classes)} classes")
+            batch = model.batcher.max_batch
+            notify(
+                f"{name}: {model.backend.format}, {len(model.card.classes)} classes, "
+                f"{'one image at a time' if batch == 1 else f'batches of up to {batch}'}"
+            )
         notify(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}")
         ready({"host": host, "port": port, "models": service.repository.names})
 
@@ -239,22 +250,3 @@ def run(
     finally:
         listener.close()
     notify("all that was accepted is answered")
-
-
-def _listen(options: Options) -> socket.socket:
-    with contextlib.ExitStack() as undo:
-        try:
-            found = socket.getaddrinfo(
-                options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            family, kind, protocol, _, address = found[0]
-            listener = undo.enter_context(socket.socket(family, kind, protocol))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
-        except OSError as error:
-            raise ServeError(
-                f"Cannot listen on {options.host}:{options.port}: {error.strerror or error}"
-            ) from None
-        undo.pop_all()
-        return listener
