@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy.typing as npt
 
 from tellapart.data.loader import ImageSet
 from tellapart.evaluation.metrics import wilson_interval
-from tellapart.runtime import Backend
+from tellapart.runtime import Backend, timing
 
 BATCHES = (1, 32)
 _ROUNDS, _SECONDS = 7, 0.12  # of each candidate and batch size: rounds, and how long one lasts at least
@@ -172,8 +171,9 @@ def _timed(
             backend.logits(pixels)  # prepares kernels
         for _ in range(_ROUNDS):
             for place, backend in enumerate(backends):
+                timing.settle(backend, pixels)
                 before = read_energy(readable)
-                turn = list(_turn(backend, pixels))
+                turn = timing.milliseconds(backend, pixels, _SECONDS)
                 joules[place] += max(
                     read_energy(readable) - before, 0.0
                 )  # a counter that wrapped counts nothing
@@ -193,15 +193,6 @@ def _batch(images: ImageSet, count: int) -> npt.NDArray[np.uint8]:
     rows = np.arange(count) % len(images)
     pixels: npt.NDArray[np.uint8] = images.batch(rows).pixels.numpy()
     return pixels
-
-
-def _turn(backend: Backend, pixels: npt.NDArray[np.uint8]) -> Iterator[float]:
-    until, calls = time.perf_counter() + _SECONDS, 0
-    while calls < 3 or time.perf_counter() < until:
-        started = time.perf_counter()
-        backend.logits(pixels)
-        yield 1000 * (time.perf_counter() - started)
-        calls += 1
 
 
 def energy_counters(folder: Path = _RAPL) -> list[Path]:

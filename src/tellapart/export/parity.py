@@ -20,11 +20,11 @@ from tellapart.contract.resizing import open_pixels
 from tellapart.errors import DataError, ExportError
 from tellapart.evaluation.metrics import wilson_interval
 from tellapart.export.base import Tolerance
-from tellapart.runtime import Backend, probabilities
+from tellapart.runtime import Backend, probabilities, timing
 
 Floats = npt.NDArray[np.float64]
 _BATCH = 32
-LATENCY_CALLS = {1: 60, 32: 12}  # of each side, after warming up
+_TURNS, _TURN_SECONDS = 4, 0.2  # of each side at one size of batch
 _LATENCY_SECONDS = 12.0  # for both sides together, at one size of batch
 _SHOWN = 5  # images with the largest differences
 
@@ -219,17 +219,15 @@ def _distance(first: Floats, second: Floats) -> Floats:
 
 
 def latencies(sides: Sequence[Backend], pixels: Pixels, batch: int) -> list[dict[str, float]]:
-    """Return p50 and p95 of calls in milliseconds for each side; calls take turns, so a busy machine hits both."""
+    """Return p50 and p95 of calls in milliseconds for each side; they take turns, so a busy machine hits both."""
     images = np.ascontiguousarray(np.resize(pixels, (batch, *pixels.shape[1:])))
     times: list[list[float]] = [[] for _ in sides]
     began = time.perf_counter()
-    for call in range(LATENCY_CALLS.get(batch, 12) + 2):
+    for _ in range(_TURNS):
         for place, side in enumerate(sides):
-            started = time.perf_counter()
-            side.logits(images)
-            if call >= 2:
-                times[place].append((time.perf_counter() - started) * 1000)
-        if call > 3 and time.perf_counter() - began > _LATENCY_SECONDS:
+            timing.settle(side, images)
+            times[place] += timing.milliseconds(side, images, _TURN_SECONDS)
+        if time.perf_counter() - began > _LATENCY_SECONDS:
             break
     points = [np.percentile(taken, (50, 95)) for taken in times]
     return [{"p50": round(float(p[0]), 4), "p95": round(float(p[1]), 4)} for p in points]

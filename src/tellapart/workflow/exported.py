@@ -17,14 +17,14 @@ from tellapart.contract.decoding import crop_box
 from tellapart.data.samples import Samples
 from tellapart.errors import DataError
 from tellapart.evaluation import metrics
-from tellapart.runtime import Backend
+from tellapart.runtime import Backend, timing
 from tellapart.spec import DataSpec
 from tellapart.tracking import Console
 
 Read = Callable[[Samples, int], bytes | Pixels]
 
 _BATCH = 64
-_LATENCY_CALLS = 30
+_LATENCY_SECONDS = 0.3
 
 
 def evaluate_backend(
@@ -43,8 +43,14 @@ def evaluate_backend(
     kept = samples.select(good)
     scaled = torch.from_numpy(logits) / backend.card.temperature
     labels = torch.from_numpy(kept.labels)
+    timing.settle(backend, one[None])
     evaluation = metrics.evaluate(
-        scaled, labels, backend.card.classes, split, seconds=seconds, latencies_ms=_latencies(backend, one)
+        scaled,
+        labels,
+        backend.card.classes,
+        split,
+        seconds=seconds,
+        latencies_ms=timing.milliseconds(backend, one[None], _LATENCY_SECONDS),
     )
     if out is not None:
         metrics.write_evaluation(
@@ -109,13 +115,3 @@ def content_of(samples: Samples, row: int, channels: int, max_pixels: int) -> by
     if isinstance(content, bytes):
         content = decode(content, channels, max_pixels)
     return crop_box(content, samples.boxes[row])
-
-
-def _latencies(backend: Backend, image: Pixels) -> list[float]:
-    """Return the time of single-image calls in milliseconds, after three that do not count."""
-    times = []
-    for _ in range(_LATENCY_CALLS + 3):
-        started = time.perf_counter()
-        backend.logits(image[None])
-        times.append((time.perf_counter() - started) * 1000)
-    return times[3:]
