@@ -134,6 +134,9 @@ def drop_signal_stack() -> None:
 
 def compiled(openvino: Any, model: Any, wanted: dict[str, Any]) -> Any:
     """Return a model compiled for this processor, with the settings ``wanted``."""
+    # What OpenVINO looks up of NumPy at the first array, it looks up under a lock without keeping the interpreter's:
+    # two threads whose first arrays these are wait for each other for ever (seen with 2026.4). So this one is first.
+    openvino.Tensor(np.zeros(1, np.uint8)).data[:]
     with own_signal_stack():
         return openvino.Core().compile_model(model, "CPU", wanted)
 
