@@ -29,7 +29,7 @@ MOST = 32
 _ENOUGH = 0.9  # of the best rate
 _GAIN = 1.05
 _HAND_OVER = 0.0003  # seconds that a batch costs beside its computing: a thread is woken, and its answers are delivered
-_RUNS, _SECONDS = 5, 2.0  # for each size; for all of them
+_PASSES, _SECONDS = 3, 2.0
 _log = logging.getLogger("tellapart.serve")
 
 
@@ -37,24 +37,27 @@ def worthwhile(compute: Callable[[Images], Logits], image: Images) -> int:
     """Return the smallest batch with nearly the best rate, by timing ``compute`` on copies of one image [1, H, W, C].
 
     Larger batches would only keep each of their images waiting for the others. Sizes are doubled up to `MOST`, as long
-    as that helps and a few seconds allow it.
+    as that helps and a few seconds allow it, and that several times over, so that what else the machine does for a
+    moment decides nothing.
     """
     rates: dict[int, float] = {}
     started = time.monotonic()
-    size, useless = 1, 0
-    while size <= MOST and useless < 2 and time.monotonic() - started < _SECONDS:
-        rate = size / (_HAND_OVER + _fastest(compute, np.repeat(image, size, axis=0)))
-        useless = useless + 1 if rates and rate < _GAIN * max(rates.values()) else 0
-        rates[size] = rate
-        size *= 2
-    return next(size for size, rate in rates.items() if rate >= _ENOUGH * max(rates.values()))
+    for _ in range(_PASSES):
+        size, useless = 1, 0
+        while size <= MOST and useless < 2 and time.monotonic() - started < _SECONDS:
+            seconds = _HAND_OVER + _fastest(compute, np.repeat(image, size, axis=0))
+            rates[size] = max(size / seconds, rates.get(size, 0.0))
+            smaller = [rate for other, rate in rates.items() if other < size]
+            useless = useless + 1 if smaller and rates[size] < _GAIN * max(smaller) else 0
+            size *= 2
+    return min(size for size, rate in rates.items() if rate >= _ENOUGH * max(rates.values()))
 
 
 def _fastest(compute: Callable[[Images], Logits], images: Images) -> float:
-    """Return the seconds of the fastest of a few runs, after one that does not count."""
+    """Return the seconds of the faster of two runs, after one that does not count."""
     compute(images)
     seconds: list[float] = []
-    while len(seconds) < _RUNS and sum(seconds) < _SECONDS / 4:
+    while len(seconds) < 2 and sum(seconds) < _SECONDS / 4:
         started = time.perf_counter()
         compute(images)
         seconds.append(time.perf_counter() - started)
