@@ -278,3 +278,16 @@ def test_a_slow_model_is_not_tried_for_long(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(batching, "time", clock)
     assert worthwhile(clock.compute, images(1)) == 1
     assert clock.sizes == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("each", "max_batch", "share"),
+    [(0.005, 1, 8), (0.005, 64, 10), (0.0001, 64, 16), (0.02, 32, 2), (1.0, 1, 1)],
+)
+def test_how_much_of_a_long_work_is_submitted_at_once(each: float, max_batch: int, share: int) -> None:
+    computer = Computer()
+    batcher = Batcher(computer, computer, max_batch=max_batch)
+    batcher._seconds_per_image = each
+    assert batcher.fair_share == share
+    batcher.close()
+    batcher.join(10)

@@ -128,6 +128,23 @@ def test_many_who_ask_for_a_reload_share_one(
         assert client.get("/v1/models").json()["models"][0]["version"] == 3
 
 
+def test_batches_are_measured_before_the_first_request_only(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def worthwhile(compute: Any, image: Any) -> int:
+        asked.append(len(image))
+        return 5
+
+    monkeypatch.setattr("tellapart.serve.models.worthwhile", worthwhile)
+    service = start(max_batch=0)
+    with service.client() as client:
+        assert client.post("/v2/repository/models/m/load").status_code == 200
+    model = service.service.repository.get("m")
+    assert (model.version, model.batcher.max_batch, asked) == (2, 5, [1])
+
+
 def test_only_a_models_own_files_count(tmp_path: Path) -> None:
     own = [tmp_path / name for name in ("model.xml", "model.bin", "model.onnx", "model.onnx.data")]
     for path in (*own, tmp_path / "model-int8.onnx", tmp_path / "models.bin", tmp_path / "notes.txt"):

@@ -30,6 +30,7 @@ _ENOUGH = 0.9  # of the best rate
 _GAIN = 1.05
 _HAND_OVER = 0.0003  # seconds that a batch costs beside its computing: a thread is woken, and its answers are delivered
 _PASSES, _SECONDS = 3, 2.0
+_SHARE_MOST, _SHARE_SECONDS = 8, 0.05
 _log = logging.getLogger("tellapart.serve")
 
 
@@ -142,8 +143,12 @@ class Batcher:
 
     @property
     def fair_share(self) -> int:
-        """Images that a long work should submit at once, so that others come between: a quarter of a batch."""
-        return max(1, self.max_batch // 4)
+        """Images that a long work should submit at once, so that others come between: a twentieth of a second of them.
+
+        At most a quarter of a batch, or eight where batches are small.
+        """
+        most = max(_SHARE_MOST, self.max_batch // 4)
+        return max(1, min(most, round(_SHARE_SECONDS / self._seconds_per_image)))
 
     @property
     def retry_after(self) -> float:

@@ -92,6 +92,7 @@ class Repository:
         self._loading = {name: asyncio.Lock() for name in self._paths}
         self._begun = dict.fromkeys(self._paths, 0)
         self._failure: dict[str, TellapartError | None] = dict.fromkeys(self._paths)
+        self._worthwhile: dict[Path, int] = {}
         self._counts = {name: metrics.for_model(name) for name in self._paths}
 
     @property
@@ -186,7 +187,9 @@ class Repository:
                 raise TellapartError(
                     f"{path.name} gives no finite logits for its {len(card.classes)} classes."
                 )
-        max_batch = options.max_batch or worthwhile(backend.logits, blank)
+        # Once, before the first request: among requests it would measure them too, and hold them up.
+        max_batch = options.max_batch or self._worthwhile.get(path) or worthwhile(backend.logits, blank)
+        self._worthwhile[path] = max_batch
         expected, source = drift.expectation(card, path, options.class_mix)
         return backend, drift.ClassMix(len(card.classes), options.drift_window, expected, source), max_batch
 
