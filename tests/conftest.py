@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,9 @@ hypothesis.settings.register_profile(  # other programs may be busy: how long an
     "tellapart", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("tellapart")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background: tests send Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, and other tests run at the same time

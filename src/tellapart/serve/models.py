@@ -226,7 +226,11 @@ class Repository:
 
 def _give_memory_back() -> None:
     """Free what an old model leaves: its graph in cycles of objects, its weights in the C library's hands."""
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()  # the first model is among what `server.run` froze
     gc.collect()
+    if frozen:
+        gc.freeze()
     with contextlib.suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -240,6 +241,10 @@ def run(
                 f"{name}: {model.backend.format}, {len(model.card.classes)} classes, "
                 f"{'one image at a time' if batch == 1 else f'batches of up to {batch}'}"
             )
+        # What is there now stays: collections need not look through it each time, and so come often, which keeps memory
+        # flat and answers prompt.
+        gc.collect()
+        gc.freeze()
         notify(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}")
         ready({"host": host, "port": port, "models": service.repository.names})
 
