@@ -240,10 +240,8 @@ def copies(source: Path, count: int, target: Path) -> Path:
 
 def peer(python: str, script: str, **options: Any) -> float:
     """Return images a second of ``peers/SCRIPT.py --NAME VALUE…``, run by the Python of another environment."""
-    words = [
-        os.path.abspath(python),
-        str(Path(__file__).parent / "peers" / f"{script}.py"),
-    ]  # from another folder
+    # Absolute, because it runs in a folder of its own.
+    words = [os.path.abspath(python), str(Path(__file__).parent / "peers" / f"{script}.py")]
     for name, value in options.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value is not False else []
     with tempfile.TemporaryDirectory() as folder:

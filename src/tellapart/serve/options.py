@@ -51,7 +51,7 @@ class Options:
     api_key: str = ""
     """Key that requests must carry; better in the environment as TELLAPART_API_KEY, where others cannot see it."""
     max_batch: int = 0
-    """Most images that are computed at once; 0: up to 32, by what is measured to pay when a model is opened."""
+    """Most images that are computed at once; 0: up to 32, by what is measured to pay when the service starts."""
     max_wait_ms: float = 2.0
     """Longest that an image waits for others, and only while other requests are being read."""
     queue: int = 256
