@@ -20,7 +20,16 @@ from typing import Any
 from tellapart.errors import MissingPackageError
 
 _TORCH_FREE = frozenset(  # must not load torch by preparing torchvision
-    {"onnx", "onnxruntime", "openvino", "fastapi", "uvicorn", "python_multipart", "prometheus_client"}
+    {
+        "onnx",
+        "onnxruntime",
+        "openvino",
+        "fastapi",
+        "uvicorn",
+        "python_multipart",
+        "prometheus_client",
+        "pyarrow",
+    }
 )
 
 _kept_alive: list[Any] = []  # a torch.library.Library takes its operators with it when it is collected

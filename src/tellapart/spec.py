@@ -48,8 +48,10 @@ class DataSpec(Section, prefix="data."):
     """The images: where they are, how they are split, and what happens to bad ones."""
 
     source: str = "digits"
-    """Folder, list (CSV, TSV, JSONL), archive (.tar, .zip), annotation file, or a known data set's name."""
-    format: Literal["auto", "folder", "list", "voc", "createml", "yolo", "coco", "name"] = "auto"
+    """Folder, list (CSV, TSV, JSONL), archive (.tar, .zip), annotation file, Parquet, shards, or a known set's name."""
+    format: Literal["auto", "folder", "list", "voc", "createml", "yolo", "coco", "table", "webdataset", "name"] = (
+        "auto"
+    )
     """How to read the source; auto looks at it."""
     val_fraction: Annotated[float, Range(0, 0.9)] = 0.1
     """Part of train that becomes validation where there is none; 0 trains on everything."""

@@ -296,3 +296,21 @@ def test_a_cache_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
     path = tar(tmp_path / "x.tar", [(info("a/1.png"), b"1")])
     with pytest.raises(DataError, match="cannot be unpacked"):
         extract(path, str(tmp_path / "cache"), quiet)
+
+
+def test_an_archive_that_is_cut_off_anywhere_is_refused(tmp_path: pathlib.Path) -> None:
+    """tarfile itself ends in silence at a header that is cut or damaged, and half of the images are gone."""
+    path = pathlib.Path(
+        tar(tmp_path / "set.tar", [(info(name), content) for name, content in IMAGES.items()])
+    )
+    whole = path.read_bytes()
+    end = len(whole.rstrip(b"\0"))
+    for cut in range(512, end, 256):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(DataError, match="damaged"):
+            extract(str(path), str(tmp_path / "cache"), quiet)
+    broken = bytearray(whole)
+    broken[3 * 1024 + 150] ^= 0xFF  # the checksum of a header in the middle
+    path.write_bytes(bytes(broken))
+    with pytest.raises(DataError, match="damaged"):
+        extract(str(path), str(tmp_path / "cache"), quiet)

@@ -232,6 +232,19 @@ def _tar_members(path: str) -> Generator[_Member, None, None]:
                     f"The archive {printable(path)!r} has a device or pipe, {printable(item.name)!r}. "
                     "Nothing of it was kept."
                 )
+        check_end(archive)
+
+
+def check_end(archive: tarfile.TarFile) -> None:
+    """Raise tarfile.ReadError where an archive, read to its end, has no mark there.
+
+    tarfile stops without a word at a header that is cut off or damaged, as if the archive ended there.
+    """
+    stream = archive.fileobj
+    if stream is not None:
+        stream.seek(archive.offset)
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"it is cut off, or has a damaged header at byte {archive.offset:,}")
 
 
 def _stream(archive: tarfile.TarFile, item: tarfile.TarInfo) -> IO[bytes]:

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tellapart.data.containers import unread
 from tellapart.data.listing import Listing, Note, clean_label, many, printable, some, split_name
 from tellapart.errors import DataError
 
@@ -237,7 +238,8 @@ def read_folder(tree: Tree, note: Note) -> Listing:
     """
     if not tree.images:
         others = f" ({many(len(tree.others), 'other file')} there)" if tree.others else ""
-        raise DataError(f"No images were found in {printable(tree.root)!r}{others}.")
+        known = unread.explain_folder(tree.root, tree.others)
+        raise DataError(f"No images were found in {printable(tree.root)!r}{others}. {known}".rstrip())
     prefix = find_prefix(tree)
     level = _level(tree.images, prefix)
     if not level.tops or (not level.splits and all(map(split_name, level.tops))):

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tellapart.data import annotation_formats as formats
 from tellapart.data import archives, folders, known, lists, splits
 from tellapart.data.annotations import FORMATS, detect, json_format, read_annotations
+from tellapart.data.containers import tables, unread, webdataset
 from tellapart.data.listing import Listing, many, printable, some, split_of_stem
 from tellapart.data.samples import SPLITS, Samples
 from tellapart.errors import DataError, did_you_mean
@@ -25,7 +26,7 @@ from tellapart.spec import DataSpec
 
 _EXPECTED = (
     "Expected a folder of images, a list (.csv, .tsv, .jsonl), an archive (.tar, .zip), an annotation file "
-    "(.xml, .json) or the name of a known data set"
+    "(.xml, .json), a Parquet file with image bytes, WebDataset shards or the name of a known data set"
 )
 
 
@@ -57,8 +58,9 @@ def open_source(spec: DataSpec, say: Callable[[str], None]) -> Samples:
     if name:
         listing = known.open_known(name, spec, notes)
     else:
-        path = _existing(spec)
-        listing = _open_path(path, spec, notes)
+        shards = webdataset.expand(spec.source)
+        path = _existing(shards[0] if shards else spec.source)
+        listing = _open_shards(shards, spec, notes) if shards else _open_path(path, spec, notes)
         listing.name = listing.name or _title(path)
     if not listing.paths:
         raise DataError(
@@ -92,8 +94,8 @@ def _known_name(spec: DataSpec, notes: Notes) -> str:
     return name
 
 
-def _existing(spec: DataSpec) -> str:
-    source = os.path.expanduser(spec.source)
+def _existing(given: str) -> str:
+    source = os.path.expanduser(given)
     if not source.strip():
         raise DataError(f"data.source is empty. {_EXPECTED}.")
     try:
@@ -108,9 +110,19 @@ def _existing(spec: DataSpec) -> str:
     return os.path.abspath(source)
 
 
+def _open_shards(shards: Sequence[str], spec: DataSpec, notes: Notes) -> Listing:
+    """Return the listing of the shards that braces name, each of which has to exist."""
+    paths = [_existing(shard) for shard in shards]
+    root = os.path.dirname(paths[0])
+    return webdataset.read_shards(root, [os.path.relpath(path, root) for path in paths], spec, notes)
+
+
 def _open_path(path: str, spec: DataSpec, notes: Notes) -> Listing:
     if os.path.isdir(path):
         return _open_folder(path, spec, notes)
+    container = _open_container(path, spec, notes)
+    if container is not None:
+        return container
     if archives.is_archive(path):
         return _open_folder(archives.extract(path, archives.cache_folder(spec), notes), spec, notes)
     if spec.format == "list" or (spec.format == "auto" and lists.is_list(path)):
@@ -125,7 +137,36 @@ def _open_path(path: str, spec: DataSpec, notes: Notes) -> Listing:
         return read_annotations(folders.walk(folder, notes), kind, spec, notes, only)
     if folders.extension(path) in folders.IMAGE_EXTENSIONS or folders.looks_like_image(path):
         raise DataError(f"{printable(path)!r} is a single image. {_EXPECTED}.")
-    raise DataError(f"{printable(path)!r} is not a kind of data that is known. {_EXPECTED}.")
+    known_as = unread.explain_file(path)
+    raise DataError(
+        f"{known_as} {_EXPECTED}."
+        if known_as
+        else f"{printable(path)!r} is not a kind of data that is known. {_EXPECTED}."
+    )
+
+
+def _open_container(path: str, spec: DataSpec, notes: Notes) -> Listing | None:
+    """Return the listing of a file that holds images with labels, None if it is no such file."""
+    folder, name = os.path.split(path)
+    if spec.format == "table" or (spec.format == "auto" and tables.is_table(path)):
+        return tables.read_tables(folder, [(name, split_of_stem(name))], spec, notes)
+    shard = spec.format == "webdataset"
+    if shard or (spec.format == "auto" and webdataset.is_tar(path) and webdataset.is_webdataset(path)):
+        return webdataset.read_shards(folder, [name], spec, notes)
+    return None
+
+
+def _open_containers(tree: folders.Tree, spec: DataSpec, notes: Notes) -> Listing | None:
+    """Return the listing of a folder that consists of Parquet or Arrow files, or of shards; else None."""
+    found = tables.tables_of(tree) if spec.format in ("auto", "table") else []
+    if found:
+        return tables.read_tables(tree.root, found, spec, notes)
+    if spec.format not in ("auto", "webdataset") or tree.images:
+        return None
+    shards = [path for path in tree.others if webdataset.is_tar(path)]
+    if shards and webdataset.is_webdataset(os.path.join(tree.root, shards[0])):
+        return webdataset.read_shards(tree.root, shards, spec, notes)
+    return None
 
 
 def _file_format(path: str, spec: DataSpec) -> str:
@@ -158,6 +199,9 @@ def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
             f"{printable(path)!r} holds no list (.csv, .tsv, .jsonl) of files that are there with columns "
             "for a path and a label."
         )
+    containers = _open_containers(tree, spec, notes)
+    if containers is not None:
+        return containers
     if not tree.images:
         inner = _wrapped(tree)
         if inner:
