@@ -75,10 +75,14 @@ def halved(
 
     ``kind``: what the model takes, as the property ``graph`` of files says it.
     """
-    examples = () if options.examples is None else options.examples
+    examples = options.examples
     feeds = (
-        runtime.feed(kind, contract, examples[start : start + _LOOKED_AT])
-        for start in range(0, len(examples), _LOOKED_AT)
+        (
+            runtime.feed(kind, contract, examples[start : start + _LOOKED_AT])
+            for start in range(0, len(examples), _LOOKED_AT)
+        )
+        if examples is not None
+        else ()
     )
     model, kept = to_half(model, nodes, feeds)
     if not kept:

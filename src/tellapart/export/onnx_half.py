@@ -91,7 +91,7 @@ class Watch:
         known = onnx.shape_inference.infer_shapes(part).graph
         half = {v.name for v in known.value_info if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16}
         readers = {v: node.name for node in reversed(part.graph.node) for v in node.input}
-        self.makers = {
+        self.makers: dict[str, str] = {
             value: readers.get(value, node.name) if node.op_type == "Cast" else node.name
             for node in part.graph.node
             for value in node.output
@@ -101,7 +101,9 @@ class Watch:
 
     def __call__(self, pixels: Pixels) -> str:
         """Return the first node with an fp16 output that is not finite, for uint8 [B, size, size, C]; "" if none."""
-        for start in range(0, len(pixels) if self.session else 0, self.batch):
+        if self.session is None:
+            return ""
+        for start in range(0, len(pixels), self.batch):
             part = np.resize(pixels[start : start + self.batch], (self.batch, *pixels.shape[1:]))
             values = self.session.run(list(self.makers), runtime.feed(self.kind, self.contract, part))
             for name, value in zip(self.makers.values(), values, strict=True):
