@@ -245,6 +245,7 @@ def _export(args: Export) -> int:
             precision=args.precision,
             plain=args.plain,
             batch=args.batch,
+            opset=args.opset,
             data=args.data,
             split=args.split,
             images=args.images,
@@ -279,6 +280,7 @@ def _compress(args: Compress) -> int:
         alone=args.alone,
         images=args.images,
         max_drop=args.max_drop,
+        reduce_range=args.reduce_range,
         runtimes=args.runtime,
         threads=args.threads,
     )

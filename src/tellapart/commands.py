@@ -205,6 +205,8 @@ class Export:
     """The bare network: normalised floats in, logits out."""
     batch: int = 0
     """Images of one call, for formats that fix it; 0: any, or the format's own choice."""
+    opset: int = 0
+    """Opset of ONNX files, from 18 on, for runtimes that know no newer one; 0: torch's own choice."""
     env: str = ""
     """Folder of the environment that litert or executorch have of their own; an error says how to make it."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
@@ -260,6 +262,8 @@ class Compress:
     """Training images by which channels are judged and ranges measured."""
     max_drop: float = 0.5
     """int8: points of accuracy on validation that it may cost."""
+    reduce_range: bool = False
+    """int8 for ONNX Runtime: weights of seven bits, for x86 processors without VNNI, whose 16-bit sums overflow."""
     runtime: tuple[Literal["onnx", "openvino"], ...] = ("onnx", "openvino")
     """int8: for which runtimes."""
     threads: int = 0

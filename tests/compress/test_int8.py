@@ -258,3 +258,33 @@ def test_transformers_get_dynamic_and_weight_only(tmp_path: Path) -> None:
         got = runtime.open_backend(target).logits(pixels)
         assert 0 < float(np.abs(got - wanted).max()) < 0.2 * float(np.abs(wanted).max()), name
         assert target.stat().st_size < 0.4 * source.stat().st_size, name
+    backend = runtime.open_backend(tmp_path / "dynamic.onnx")
+    alone = np.concatenate([backend.logits(pixels[k : k + 1]) for k in range(16)])
+    np.testing.assert_array_equal(
+        backend.logits(pixels), alone
+    )  # an answer does not depend on the other images
+    together = backend._network.run(["logits"], {"pixels": pixels})[0]
+    assert np.abs(together - alone).max() > 1e-4  # which it would here
+
+
+def test_weights_of_seven_bits_for_processors_without_vnni(exported: Path) -> None:
+    """No pair of products, each of eight bits unsigned and a weight, is beyond 16 bits: 255 * 64 * 2 < 2**15."""
+    narrow = onnx_int8.Quantizer(exported, [pictures(16)], reduce_range=True).quantised()
+    wide = onnx_int8.Quantizer(exported, [pictures(16)]).quantised()
+    largest = []
+    for model in (narrow, wide):
+        held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        weights = [values for values in held.values() if values.dtype == np.int8 and values.size > 8]
+        largest.append(max(int(np.abs(values.astype(int)).max()) for values in weights))
+    assert largest[0] <= 64
+    assert largest[1] > 120
+
+
+def test_a_budget_below_one_image_is_told() -> None:
+    from tellapart.workflow.quantising import _tell_grain
+
+    said: list[str] = []
+    _tell_grain(200, 0.5, said.append)
+    assert not said
+    _tell_grain(153, 0.5, said.append)
+    assert "0.65 points each" in said[0]

@@ -15,13 +15,20 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 
+from tellapart import artifact
 from tellapart.contract import BadImage, Card
 from tellapart.contract.resizing import open_pixels
 from tellapart.errors import ArtifactError
 from tellapart.export import onnx_half
+from tellapart.export.base import Options
+from tellapart.export.formats import FORMATS
 from tellapart.preprocess import averaged, load, normalise
 from tellapart.runtime import is_export, open_backend, probabilities
+from tellapart.runtime.eager import EagerBackend
+
+from .conftest import Made, make_artifact
 
 RULES = ("squash", "crop", "letterbox")
 Files = dict[str, bytes]
@@ -114,11 +121,11 @@ def test_half_precision(plain: bool, artifacts: Any, onnx_file: OnnxFile, files:
 
 
 def test_products_are_halved_and_sums_are_not() -> None:
-    """Weights beyond fp16's range become its largest value; a bias is added as it is; the rest stays float32."""
+    """A bias, though beyond fp16's range, is added as it is; the rest stays float32."""
     helper, array = onnx.helper, onnx.numpy_helper.from_array
     bias = np.array([0.1, 1 / 3, 1e6], np.float32)
     constants = [
-        array(np.diag([1e6, -1e6, 2.0]).astype(np.float32), "w"),
+        array(np.diag([6e4, -6e4, 2.0]).astype(np.float32), "w"),
         array(bias, "b"),
         array(np.array([1, 1, 1.0001], np.float32), "s"),
         array(np.full((3, 1, 1), 1.0001, np.float32), "d"),
@@ -134,13 +141,14 @@ def test_products_are_halved_and_sums_are_not() -> None:
     ]
     graph = helper.make_graph(nodes, "g", [x], [y], [*constants, axes])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    half = onnx_half.to_half(model, ["gemm", "mul", "unsqueeze", "depthwise"])
+    half, kept = onnx_half.to_half(model, ["gemm", "mul", "unsqueeze", "depthwise"])
+    assert kept == ()
     onnx.checker.check_model(half, full_check=True)
     kinds = {tensor.name: tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in half.graph.initializer}
     assert kinds == {"w_fp16": True, "z_bias": False, "s": False, "d": False, "axes": False}
     session = onnxruntime.InferenceSession(half.SerializeToString(), providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"x": np.array([[0.5, 0.5, 3]], np.float32)})
-    product = np.array([32752, -32752, 6], np.float32) + bias
+    product = np.array([3e4, -3e4, 6], np.float32) + bias
     expected = product * np.array([1, 1, 1.0001], np.float32) * np.float32(1.0001)
     np.testing.assert_allclose(answer[0], expected, rtol=2e-7)
 
@@ -160,9 +168,91 @@ def test_the_smallest_products_are_not_halved() -> None:
     ]
     graph = helper.make_graph(nodes, "g", [x], [y], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    half = onnx_half.to_half(model, ["small", "large", "last"])
+    half, _ = onnx_half.to_half(model, ["small", "large", "last"])
     onnx.checker.check_model(half, full_check=True)
     assert {tensor.name for tensor in half.graph.initializer} == {"small", "large_fp16", "last_fp16"}
+
+
+def loud(folder: Path) -> Any:
+    """An artifact whose second convolution takes values beyond fp16's range, and gives the answers of before."""
+    made = make_artifact(folder, "squash")
+    opened = artifact.open_model(made.path)
+    convolutions = [m for m in opened.model.modules() if isinstance(m, torch.nn.Conv2d)]
+    norms = [m for m in opened.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        norms[0].weight *= 2.0**18
+        norms[0].bias *= 2.0**18
+        convolutions[1].weight /= 2.0**18
+    path = folder / "loud.safetensors"
+    artifact.save(path, opened.model.state_dict(), made.card)
+    return Made(path, made.card, EagerBackend(artifact.open_model(path)))
+
+
+def test_what_leaves_the_range_of_fp16_stays_float32(tmp_path: Path, files: Files) -> None:
+    """Computed in real fp16, by numpy-like evaluation of each tensor as its type says, nothing is infinite."""
+    made = loud(tmp_path)
+    pixels = np.stack([made.eager.prepare(content) for content in files.values()])
+    blind, seeing = tmp_path / "blind.onnx", tmp_path / "seeing.onnx"
+    write = FORMATS["onnx"].write
+    write(made.graph(), made.card, blind, Options("fp16"))
+    written = write(made.graph(), made.card, seeing, Options("fp16", examples=pixels))
+    watched = onnx_half.Watch(blind)(pixels)
+    assert watched.startswith("node_Conv")
+    assert onnx_half.Watch(seeing)(pixels) == ""
+    (note,) = written.notes
+    assert "float32" in note
+    model = onnx.load(seeing)
+    assert any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    reference = ReferenceEvaluator(model)  # onnx's own, which computes fp16 as fp16
+    expected = probabilities(made.eager.logits(pixels[:2]), made.card)
+    given = np.stack(
+        [reference.run(["probabilities"], {"images": image[None]})[0][0] for image in pixels[:2]]
+    )
+    np.testing.assert_allclose(given, expected, atol=5e-3)
+    with np.errstate(over="ignore", invalid="ignore"):
+        broken = ReferenceEvaluator(onnx.load(blind)).run(["probabilities"], {"images": pixels[:1]})[0]
+    assert not np.isfinite(broken).all()  # which the CPU's runtime hides:
+    assert np.isfinite(open_backend(blind).logits(pixels)).all()
+
+
+def test_weights_beyond_the_range_of_fp16_stay_float32() -> None:
+    helper, array = onnx.helper, onnx.numpy_helper.from_array
+    weights = [array(np.full((9, 9), value, np.float32), name) for name, value in (("a", 7e4), ("b", 1.0))]
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 9]) for n in "xy")
+    nodes = [helper.make_node("MatMul", [i, w], [o], w) for i, w, o in (("x", "a", "m"), ("m", "b", "y"))]
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    half, kept = onnx_half.to_half(model, ["a", "b"])
+    assert kept == ("a",)
+    assert {tensor.name for tensor in half.graph.initializer} == {"a", "b_fp16"}
+
+
+@pytest.mark.parametrize(("opset", "ir"), [(0, 9), (18, 8), (21, 10)])
+def test_opset_and_the_lowest_ir_version_for_it(
+    opset: int, ir: int, artifacts: Any, tmp_path: Path, files: Files
+) -> None:
+    """An opset's IR version by ONNX's own table (docs/Versioning.md); only the operators' own sets are named."""
+    made, target = artifacts["crop"], tmp_path / "model.onnx"
+    FORMATS["onnx"].write(made.graph(), made.card, target, Options(opset=opset))
+    model = onnx.load(target)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset or 20)]
+    assert model.ir_version == ir
+    backend = open_backend(target)
+    batch = np.stack([backend.prepare(content) for content in files.values()])
+    np.testing.assert_allclose(backend.logits(batch), made.eager.logits(batch), atol=2e-4)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_batch_of_no_images_has_no_answers(plain: bool, artifacts: Any, onnx_file: OnnxFile) -> None:
+    for rule in RULES[:1] if plain else RULES:
+        backend = open_backend(onnx_file(rule, plain=plain))
+        size, channels = backend.card.preprocessing.size, backend.card.preprocessing.channels
+        nothing = np.zeros((0, size, size, channels), np.uint8)
+        answer = backend.logits(nothing)
+        assert answer.shape == (0, len(backend.card.classes))
+        assert artifacts[rule].eager.logits(nothing).shape == answer.shape
+        if not plain:
+            assert backend.whole(nothing)[0].shape == answer.shape
 
 
 def test_properties(artifacts: Any, onnx_file: OnnxFile) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart import packages
-from tellapart.runtime.onnx import IMAGES, LOGITS, PIXELS, PROBABILITIES, session, split
+from tellapart.runtime.onnx import DYNAMIC, IMAGES, LOGITS, PIXELS, PROBABILITIES, session, split
 
 _PURPOSE = "INT8 for ONNX Runtime"
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -32,11 +32,15 @@ Pixels = npt.NDArray[np.uint8]
 class Quantizer:
     """One exported file, its ranges measured once; gives quantised files with any layers left in float."""
 
-    def __init__(self, file: Path, batches: Sequence[Pixels]) -> None:
-        """Read the whole-graph ONNX ``file``; measure ranges on ``batches``, uint8 [B, size, size, C]."""
+    def __init__(self, file: Path, batches: Sequence[Pixels], reduce_range: bool = False) -> None:
+        """Read the whole-graph ONNX ``file``; measure ranges on ``batches``, uint8 [B, size, size, C].
+
+        ``reduce_range``: weights of seven bits, for x86 processors without VNNI. Their products of eight bits are
+        added in pairs to 16 bits, which saturate: 255 * 127 * 2 is above 32,767.
+        """
         onnx = packages.require("onnx", "onnx", _PURPOSE)
         packages.require("onnxruntime.quantization", "onnx", _PURPOSE)
-        self.onnx, self.whole = onnx, onnx.load(file)
+        self.onnx, self.whole, self.reduce_range = onnx, onnx.load(file), reduce_range
         self.resizing, network = split(self.whole)
         outside = {node.name for node in network.graph.node if not _in_network(node)}
         _spare_channels(onnx, network, outside)
@@ -94,7 +98,7 @@ class Quantizer:
             quantizer = QDQQuantizer(
                 model,
                 True,  # one scale for each channel
-                False,  # the whole range of eight bits
+                self.reduce_range,
                 weight_qType=QuantType.QInt8,
                 activation_qType=QuantType.QUInt8,
                 tensors_range=self.ranges,
@@ -136,8 +140,11 @@ class Quantizer:
         _write(self.onnx, self.whole, self.resizing, network, target, precision)
 
 
-def dynamic(file: Path, target: Path) -> None:
-    """Write the file with INT8 weights of matrix products, whose inputs are quantised by their own range each time."""
+def dynamic(file: Path, target: Path, reduce_range: bool = False) -> None:
+    """Write the file with INT8 weights of matrix products, whose inputs are quantised by their own range each time.
+
+    ``reduce_range`` as for `Quantizer`.
+    """
     onnx = packages.require("onnx", "onnx", _PURPOSE)
     packages.require("onnxruntime.quantization", "onnx", _PURPOSE)
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -152,10 +159,11 @@ def dynamic(file: Path, target: Path) -> None:
             source,
             made,
             per_channel=True,
+            reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm"],
         )
-        _write(onnx, whole, resizing, onnx.load(made), target, "int8-dynamic")
+        _write(onnx, whole, resizing, onnx.load(made), target, DYNAMIC)
 
 
 def weight_only(file: Path, target: Path, bits: int = 8) -> None:

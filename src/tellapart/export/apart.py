@@ -23,7 +23,7 @@ from tellapart import artifact, runtime
 from tellapart.contract import Pixels
 from tellapart.devices import tune_allocator
 from tellapart.errors import DataError, ExportError, MissingPackageError, UserError
-from tellapart.export import formats, parity
+from tellapart.export import formats, onnx_half, parity
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import graph_of
 from tellapart.export.parity import Cases, Parity
@@ -156,8 +156,24 @@ def _compare(job: Job, advance: Callable[[int], None]) -> Parity:
         sizes=(job.model.stat().st_size, sum(path.stat().st_size for path in job.written.files)),
         threads=job.threads,
         locate=locate,
+        watch=_watch(file) if options.precision == "fp16" and file.suffix == ".onnx" else None,
         advance=advance,
     )
+
+
+def _watch(file: Path) -> Callable[[Pixels], str]:
+    """Return what looks for values beyond fp16's range inside an ONNX file, for batches of pixels."""
+    look = onnx_half.Watch(file)
+
+    def watch(pixels: Pixels) -> str:
+        name = look(pixels)
+        return (
+            f"the layer {name} gives values beyond fp16's range, which are infinite where fp16 is real"
+            if name
+            else ""
+        )
+
+    return watch
 
 
 def _provider(backend: runtime.Backend) -> dict[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tellapart.contract import Card
+from tellapart.contract import Card, Pixels
 from tellapart.export.graph import GraphModel
 from tellapart.runtime import Backend
 
@@ -36,12 +36,15 @@ class Options:
     """What an exporter is asked for.
 
     ``plain``: the bare network, normalised floats -> logits. ``batch``: the number of images of one call, for formats
-    that fix it; 0: any, or the format's own choice.
+    that fix it; 0: any, or the format's own choice. ``opset``: of an ONNX file; 0: the exporter's own. ``examples``:
+    images by which the ranges of inner values are known, uint8 [N, size, size, C]; None: they are not.
     """
 
     precision: str = "fp32"
     plain: bool = False
     batch: int = 0
+    opset: int = 0
+    examples: Pixels | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

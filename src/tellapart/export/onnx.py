@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from tellapart import packages
-from tellapart.contract import Card
+from tellapart.contract import Card, Preprocessing
 from tellapart.errors import ExportError
 from tellapart.export import onnx_layers, programs
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
 from tellapart.export.onnx_half import to_half
 from tellapart.export.onnx_layers import SCOPES, scopes
+from tellapart.runtime import onnx as runtime
 
 IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
 NETWORK_SCOPE = "classify.network"
+LOWEST_OPSET = 18
+"""torch's exporter writes none below."""
+_LOOKED_AT = 4  # images at once whose inner values are looked at
 
 
 class _WithPixels(nn.Module):
@@ -46,9 +51,13 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
     """Write the ONNX file. Raises MissingPackageError, ExportError."""
     onnx = packages.require("onnx", "onnx", "Export to ONNX")
     packages.require("onnxscript", "onnx", "Export to ONNX")
-    model = _plain(graph) if options.plain else _whole(graph)
+    model = _plain(graph, options.opset) if options.plain else _whole(graph, options.opset)
+    notes: tuple[str, ...] = ()
     if options.precision == "fp16":
-        model = _to_fp16(model, options.plain)
+        nodes = [n.name for n in model.graph.node if options.plain or NETWORK_SCOPE in scopes(n)]
+        model, notes = halved(
+            model, nodes, "plain" if options.plain else "whole", card.preprocessing, options
+        )
     clean(model)
     describe(model, card, options)
     try:
@@ -56,7 +65,30 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"The ONNX file is not valid: {error}") from error
     onnx.save(model, target)
-    return Written((target,), facts(model))
+    return Written((target,), facts(model), notes)
+
+
+def halved(
+    model: Any, nodes: Sequence[str], kind: str, contract: Preprocessing, options: Options
+) -> tuple[Any, tuple[str, ...]]:
+    """Return the model with the products among ``nodes`` in fp16, and a note on those that its range keeps out.
+
+    ``kind``: what the model takes, as the property ``graph`` of files says it.
+    """
+    examples = options.examples
+    feeds = (
+        (
+            runtime.feed(kind, contract, examples[start : start + _LOOKED_AT])
+            for start in range(0, len(examples), _LOOKED_AT)
+        )
+        if examples is not None
+        else ()
+    )
+    model, kept = to_half(model, nodes, feeds)
+    if not kept:
+        return model, ()
+    names = ", ".join(kept[:8]) + (f" and {len(kept) - 8} more" if len(kept) > 8 else "")
+    return model, (f"Computed in float32, because their values come near the end of fp16's range: {names}.",)
 
 
 def locate(path: Path, graph: GraphModel, pixels: Any) -> str:
@@ -64,7 +96,7 @@ def locate(path: Path, graph: GraphModel, pixels: Any) -> str:
     return onnx_layers.locate(path, graph, pixels)
 
 
-def _whole(graph: GraphModel) -> Any:
+def _whole(graph: GraphModel, opset: int) -> Any:
     dim = torch.export.Dim
     model = convert(
         _WithPixels(graph).eval(),
@@ -72,6 +104,7 @@ def _whole(graph: GraphModel) -> Any:
         {0: dim("batch"), 1: dim("height", min=2), 2: dim("width", min=2)},
         IMAGES,
         [PROBABILITIES, LOGITS, PIXELS],
+        opset,
     )
     _separate(model)
     (pixels,) = (value for value in model.graph.output if value.name == PIXELS)
@@ -80,11 +113,11 @@ def _whole(graph: GraphModel) -> Any:
     return model
 
 
-def _plain(graph: GraphModel) -> Any:
+def _plain(graph: GraphModel, opset: int) -> Any:
     preprocess = graph.classify.preprocess
     with torch.no_grad():
         example = preprocess(graph.example())
-    return convert(graph.network, example, {0: torch.export.Dim("batch")}, INPUT, [LOGITS])
+    return convert(graph.network, example, {0: torch.export.Dim("batch")}, INPUT, [LOGITS], opset)
 
 
 def convert(
@@ -93,9 +126,12 @@ def convert(
     dims: dict[int, Any],
     name: str,
     outputs: list[str],
-    opset: int | None = None,
+    opset: int = 0,
 ) -> Any:
-    """Return the module as an ONNX model (protobuf); without ``dims`` its shapes are fixed. Raises ExportError."""
+    """Return the module as an ONNX model (protobuf); without ``dims`` its shapes are fixed. Raises ExportError.
+
+    ``opset``: 0 for the exporter's own.
+    """
     try:
         with programs.quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -105,7 +141,7 @@ def convert(
                 input_names=[name],
                 output_names=outputs,
                 dynamic_shapes=(dims,) if dims else None,
-                opset_version=opset,
+                opset_version=opset or None,
                 external_data=False,
                 verbose=False,
             )
@@ -113,7 +149,11 @@ def convert(
         cause = str(error.__cause__ or error).strip().partition("\n")[0]
         raise ExportError(f"torch cannot export this network to ONNX: {cause}") from error
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset and written != opset:
+        raise ExportError(f"torch cannot write this network in opset {opset}, only in {written}.")
+    return model
 
 
 def _separate(model: Any) -> None:
@@ -170,13 +210,22 @@ def _first_size(shape: Any) -> bool:
     return limits.get("start", 0) == 0 and limits.get("end") == 1
 
 
-def _to_fp16(model: Any, plain: bool) -> Any:
-    """Return the model with its network in fp16; inputs, outputs, resizing, views and softmax stay as they are."""
-    return to_half(model, [n.name for n in model.graph.node if plain or NETWORK_SCOPE in scopes(n)])
-
-
 def clean(model: Any) -> None:
-    """Leave in the file which module a node came from, and nothing of the machine that made it."""
+    """Leave in the file which module a node came from, and nothing of the machine that made it.
+
+    Sets of operators that no node is of go, and the IR version is the lowest that the rest needs, so that older
+    runtimes read the file.
+    """
+    import onnx
+
+    used = {
+        node.domain or "ai.onnx"
+        for node in (*model.graph.node, *(n for f in model.functions for n in f.node))
+    }
+    needed = [entry for entry in model.opset_import if (entry.domain or "ai.onnx") in used]
+    del model.opset_import[:]
+    model.opset_import.extend(needed)
+    model.ir_version = onnx.helper.find_min_ir_version_for(needed, ignore_unknown=True)
     for node in model.graph.node:
         name = [(entry.key, entry.value) for entry in node.metadata_props if entry.key == SCOPES]
         del node.metadata_props[:]

@@ -2,26 +2,35 @@
 
 As torch's autocast does it, products (convolutions, matrices) have weights and inputs in fp16; sums with biases,
 activations, norms and residual connections are float32. Which products, and why: `tellapart.export.half`. Values that
-cross the border are cast. Knows nothing of networks.
+cross the border are cast. What would leave fp16's range stays float32. Knows nothing of networks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tellapart import packages
-from tellapart.export.half import rounded, smallest
+from tellapart.contract import Pixels
+from tellapart.export.half import ROOM, fits, rounded, smallest
+from tellapart.runtime import onnx as runtime
 
 _WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
 _PRODUCTS = (*_WITH_BIAS, "MatMul")
+_LOOKED_AT = 4  # images at once
 
 
-def to_half(model: Any, inside: Collection[str]) -> Any:
-    """Return the model with the products named in ``inside`` computing in fp16; inputs and outputs keep their types.
+def to_half(
+    model: Any, inside: Collection[str], feeds: Iterable[Mapping[str, Any]] = ()
+) -> tuple[Any, tuple[str, ...]]:
+    """Return the model with the products named in ``inside`` in fp16, and which stay float32 for their range.
 
-    Weights beyond fp16's range become its largest value.
+    ``feeds``: inputs of the network by name, such as batches of ``pixels``, on which the values that go into a product
+    and come out of it are looked at. Without any, only weights are. The model's inputs and outputs keep their types.
     """
     onnx = packages.require("onnx", "onnx", "Export to ONNX in fp16")
     products = [node for node in model.graph.node if node.name in inside and _is_product(node)]
@@ -29,7 +38,78 @@ def to_half(model: Any, inside: Collection[str]) -> Any:
     weights = {node.name: sizes[node.input[1]] for node in products if node.input[1] in sizes}
     chosen = {node.name for node in products} - smallest(weights, sum(sizes.values()))
     _take_biases_out(onnx, model, chosen)
-    return _Half(onnx, onnx.shape_inference.infer_shapes(model), chosen).converted()
+    products = [node for node in model.graph.node if node.name in chosen]
+    beyond = _with_large_weights(onnx, model, products) | _with_large_values(onnx, model, products, feeds)
+    names = tuple(node.name for node in products if node.name in beyond)
+    return _Half(onnx, onnx.shape_inference.infer_shapes(model), chosen - beyond).converted(), names
+
+
+def _with_large_weights(onnx: Any, model: Any, products: Sequence[Any]) -> set[str]:
+    """Return the names of the products with a constant beyond fp16's range."""
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    return {
+        node.name
+        for node in products
+        if not all(fits(onnx.numpy_helper.to_array(held[name])) for name in node.input if name in held)
+    }
+
+
+def _with_large_values(
+    onnx: Any, model: Any, products: Sequence[Any], feeds: Iterable[Mapping[str, Any]]
+) -> set[str]:
+    """Return the names of the products whose inputs or output come near the end of fp16's range on ``feeds``."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    wanted = {node.name: [v for v in (*node.input, *node.output) if v and v not in held] for node in products}
+    names = list(dict.fromkeys(name for values in wanted.values() for name in values))
+    large: set[str] = set()
+    looked = None
+    for feed in feeds if names else ():
+        looked = looked or runtime.showing(onnx, model, names)
+        large |= {
+            name for name, v in zip(names, looked.run(names, dict(feed)), strict=True) if not fits(v, ROOM)
+        }
+    return {node for node, values in wanted.items() if large.intersection(values)}
+
+
+class Watch:
+    """Looks into a written file for values that fp16 does not hold.
+
+    ONNX Runtime's CPU computes fp16 products in float32 and leaves out casts there and back, so the file's answers
+    there do not show what a device with real fp16 gives. Here every fp16 value is asked for as an output, which no
+    optimisation leaves out.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Open the ONNX ``file``."""
+        onnx = packages.require("onnx", "onnx", "Looking into an ONNX file")
+        model = onnx.load(file)
+        properties = {entry.key: entry.value for entry in model.metadata_props}
+        self.kind = properties.get("graph", "whole")
+        self.contract = runtime.card_of(properties, file).preprocessing
+        part = runtime.network_of(model)
+        self.batch = part.graph.input[0].type.tensor_type.shape.dim[0].dim_value or _LOOKED_AT
+        known = onnx.shape_inference.infer_shapes(part).graph
+        half = {v.name for v in known.value_info if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16}
+        readers = {v: node.name for node in reversed(part.graph.node) for v in node.input}
+        self.makers: dict[str, str] = {
+            value: readers.get(value, node.name) if node.op_type == "Cast" else node.name
+            for node in part.graph.node
+            for value in node.output
+            if value in half
+        }
+        self.session = runtime.showing(onnx, part, list(self.makers)) if self.makers else None
+
+    def __call__(self, pixels: Pixels) -> str:
+        """Return the first node with an fp16 output that is not finite, for uint8 [B, size, size, C]; "" if none."""
+        if self.session is None:
+            return ""
+        for start in range(0, len(pixels), self.batch):
+            part = np.resize(pixels[start : start + self.batch], (self.batch, *pixels.shape[1:]))
+            values = self.session.run(list(self.makers), runtime.feed(self.kind, self.contract, part))
+            for name, value in zip(self.makers.values(), values, strict=True):
+                if not np.isfinite(value).all():
+                    return name
+        return ""
 
 
 def _is_product(node: Any) -> bool:

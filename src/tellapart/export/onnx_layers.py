@@ -46,7 +46,12 @@ def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
     if not layers:
         return "No layer of the file can be compared with the network's."
     fp16 = properties.get("precision") == "fp16"
-    found = _values(onnx, model, [layer.tensor for layer in layers], _feed(graph, properties, pixels))
+    found = _values(
+        onnx,
+        model,
+        [layer.tensor for layer in layers],
+        runtime.feed(properties["graph"], graph.card.preprocessing, pixels),
+    )
     limit = _NOTICEABLE["fp16" if fp16 else "fp32"]
     agreeing = ""
     for layer, values in zip(layers, found, strict=True):
@@ -119,18 +124,6 @@ def scopes(node: Any) -> list[str]:
     return [str(name) for name in ast.literal_eval(text)]
 
 
-def _feed(graph: GraphModel, properties: dict[str, str], pixels: npt.NDArray[np.uint8]) -> dict[str, Any]:
-    if properties["graph"] in ("whole", "pixels"):
-        return {"pixels": pixels}
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-    return {"input": graph.classify.preprocess.normalised(images).numpy()}
-
-
 def _values(onnx: Any, model: Any, names: list[str], feed: dict[str, Any]) -> list[Any]:
     """Return the tensors ``names`` of the file for an input."""
-    part = runtime.split(model)[1] if model.graph.input[0].name == runtime.IMAGES else model
-    known = {value.name for value in part.graph.output}
-    for name in dict.fromkeys(names):
-        if name not in known:
-            part.graph.output.append(onnx.ValueInfoProto(name=name))
-    return list(runtime.session(part.SerializeToString(), 0).run(names, feed))
+    return list(runtime.showing(onnx, model, names).run(names, feed))

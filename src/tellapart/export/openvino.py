@@ -22,7 +22,7 @@ from tellapart.errors import ExportError
 from tellapart.export import programs
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
-from tellapart.export.half import rounded, smallest
+from tellapart.export.half import fits, rounded, smallest
 from tellapart.runtime.openvino import compiled, cut
 
 PURPOSE = "Export to OpenVINO"
@@ -67,6 +67,8 @@ def _halve(openvino: Any, model: Any) -> None:
     sizes = {name: _weight(node).data.size for name, node in products.items()}
     for name in set(products) - smallest(sizes, sum(node.data.size for node in constants)):
         product = products[name]
+        if not fits(_weight(product).data):
+            continue
         half = openvino.opset13.constant(rounded(_weight(product).data))
         full = openvino.opset13.convert(half, np.float32)
         product.input(1).replace_source_output(full.output(0))

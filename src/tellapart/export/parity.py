@@ -149,13 +149,22 @@ class Measured:
     pixels: dict[str, float]
     worst: Pixels
     unreadable: int
+    found: str = ""
 
 
-def measure(artifact: Backend, export: Backend, cases: Cases, advance: Callable[[int], None]) -> Measured:
+def measure(
+    artifact: Backend,
+    export: Backend,
+    cases: Cases,
+    advance: Callable[[int], None],
+    watch: Callable[[Pixels], str] | None = None,
+) -> Measured:
     """Run both over the images, a batch at a time. Raises DataError where no image can be read.
 
     An image that one of the two can read and the other cannot is an error of the export, and raised as ExportError.
+    ``watch`` looks at the same pixels, and says what is wrong inside the file; the first thing is kept as ``found``.
     """
+    found = ""
     parts: list[tuple[Floats, Floats]] = []
     whole: list[Floats] = []
     names: list[str] = []
@@ -182,6 +191,7 @@ def measure(artifact: Backend, export: Backend, cases: Cases, advance: Callable[
             labels.append(case.label)
         if inputs:
             ours, theirs = (np.stack(side) for side in zip(*inputs, strict=True))
+            found = found or (watch(theirs) if watch else "")
             distance = np.abs(ours.astype(np.int16) - theirs)
             pixels["share"] += float((distance > 0).sum())
             pixels["levels"] = max(pixels["levels"], float(distance.max()))
@@ -199,9 +209,8 @@ def measure(artifact: Backend, export: Backend, cases: Cases, advance: Callable[
     pixels["share"] /= values
     first, second = (np.concatenate(side) for side in zip(*parts, strict=True))
     chosen = np.stack([image for _, image in worst])
-    return Measured(
-        first, second, np.concatenate(whole) if whole else None, names, labels, pixels, chosen, unreadable
-    )
+    answers = np.concatenate(whole) if whole else None
+    return Measured(first, second, answers, names, labels, pixels, chosen, unreadable, found)
 
 
 def _whole(export: Backend, content: bytes | Pixels) -> list[Floats]:
@@ -258,6 +267,8 @@ def judge(measured: Measured, tolerance: Tolerance) -> tuple[float, int, list[st
         furthest = float(_distance(first, measured.whole).max())
         if not furthest <= tolerance.probability:
             reasons.append(f"run as one graph, the file differs by {furthest:.2g} in a probability")
+    if measured.found:
+        reasons.append(measured.found)
     return agreement, int(ties.sum()), reasons
 
 
@@ -282,6 +293,7 @@ def compare(
     threads: int,
     batches: Sequence[int] = (1, 32),
     locate: Callable[[Pixels], str] | None = None,
+    watch: Callable[[Pixels], str] | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Parity:
     """Return the whole comparison.
@@ -296,9 +308,10 @@ def compare(
         threads: what both compute with.
         batches: sizes of batches whose latency is measured.
         locate: says where a difference begins, for the pixels of the worst images.
+        watch: says what is wrong inside the file for a batch of pixels, which its answers here may hide; "" if nothing.
         advance: called with the number of images that were done.
     """
-    measured = measure(artifact, export, cases, advance)
+    measured = measure(artifact, export, cases, advance, watch)
     agreement, ties, reasons = judge(measured, tolerance)
     both = [artifact, export]
     timed = {batch: latencies(both, measured.worst, batch) for batch in batches}

@@ -103,7 +103,7 @@ class _Resize(nn.Module):
         self.fill: float = float(contract.fill)
 
     def forward(self, images: Tensor) -> Tensor:
-        source = images.permute(0, 3, 1, 2).to(torch.float32)
+        source = images.permute(0, 3, 2, 1).to(torch.float32)
         size, height, width = self.size, int(images.shape[1]), int(images.shape[2])
         short, long = min(height, width), max(height, width)
         if self.policy == "squash":

@@ -23,7 +23,6 @@ from tellapart.export import operators
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
 from tellapart.export.onnx import LOGITS, NETWORK_SCOPE, PROBABILITIES
-from tellapart.export.onnx_half import to_half
 from tellapart.export.onnx_layers import scopes
 from tellapart.export.programs import FromInput
 
@@ -51,8 +50,10 @@ def write_tensorrt(graph: GraphModel, card: Card, target: Path, options: Options
     example = graph.example_pixels(options.batch or 2)
     outputs = [PROBABILITIES, LOGITS]
     model = onnx_export.convert(_FromPixels(graph), example, dims, PIXELS, outputs, TENSORRT_OPSET)
+    kept: tuple[str, ...] = ()
     if options.precision == "fp16":
-        model = to_half(model, [node.name for node in model.graph.node if NETWORK_SCOPE in scopes(node)])
+        nodes = [node.name for node in model.graph.node if NETWORK_SCOPE in scopes(node)]
+        model, kept = onnx_export.halved(model, nodes, "pixels", card.preprocessing, options)
     _finish(onnx, model, card, target, options, "pixels", operators.TENSORRT)
     bytes_used = _consumers(model, PIXELS) - {"Cast", "Shape"}
     if bytes_used:
@@ -64,6 +65,7 @@ def write_tensorrt(graph: GraphModel, card: Card, target: Path, options: Options
     notes = (
         f"Operators and opset are within {operators.TENSORRT.source}. TensorRT itself was not run.",
         "Resizing stays outside: TensorRT has no anti-aliased Resize.",
+        *kept,
     )
     return Written((target, text), onnx_export.facts(model), notes)
 

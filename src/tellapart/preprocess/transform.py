@@ -153,7 +153,7 @@ class PreprocessModule(nn.Module):
         """Resize and round: uint8 [B, H, W, C] -> float32 [B, C, size, size] of whole numbers from 0 to 255."""
         contract, size = self.contract, self.contract.size
         height, width = images_NHWC.shape[1], images_NHWC.shape[2]
-        images = images_NHWC.permute(0, 3, 1, 2).to(torch.float32)
+        images = images_NHWC.permute(0, 3, 2, 1).to(torch.float32)
         down, across = (
             matrix(side, scaled, _sym_max(side, scaled), self._start(scaled), size, contract.interpolation)
             for side, scaled in zip((height, width), _scaled(height, width, contract), strict=True)
@@ -194,9 +194,14 @@ def matrix(length: int, scaled: int, larger: int, start: int, count: int, mode: 
     return torch.where(valid, weights, 0.0).to(torch.float32)
 
 
-def weigh(images_NCHW: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """Return the weighted averages by `matrix`'s weights, rounded: float32 [B, C, H, W] -> [B, C, rows, columns]."""
-    lines = torch.round(torch.matmul(down, images_NCHW) * (16.0 / 2048.0))
+def weigh(images_NCWH: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Return the weighted averages by `matrix`'s weights, rounded: float32 [B, C, W, H] -> [B, C, rows, columns].
+
+    The weights are the right factor of both products, and no transposition comes directly before one: so every
+    runtime multiplies one plain matrix by another, also where there are no images.
+    """
+    sums = torch.matmul(images_NCWH, down.t()).transpose(2, 3)
+    lines = torch.round(sums * (16.0 / 2048.0))
     return torch.round(torch.matmul(lines, across.t()) * (1.0 / 32768.0)).clamp(0.0, 255.0)
 
 

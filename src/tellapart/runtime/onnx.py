@@ -7,7 +7,7 @@ and one for batches of the contract's size. Owner of ONNX Runtime.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart import packages
-from tellapart.contract import BadImage, Card, Pixels
+from tellapart.contract import BadImage, Card, Pixels, Preprocessing
 from tellapart.contract.resizing import normalise, open_pixels
 from tellapart.errors import ArtifactError
 from tellapart.runtime import base, providers
@@ -23,6 +23,8 @@ from tellapart.runtime.plain import PlainNetwork, SizedOutside
 
 IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
 _PURPOSE = "An ONNX model"
+DYNAMIC = "int8-dynamic"
+"""The precision of a file whose ranges are those of each batch, so that an answer depends on the other images in it."""
 _NEEDED = {  # by the property "graph": inputs and outputs
     "whole": {IMAGES, PROBABILITIES, LOGITS},
     "plain": {INPUT, LOGITS},
@@ -36,8 +38,12 @@ class OnnxBackend:
 
     format = "onnx"
 
-    def __init__(self, path: Path, model: Any, card: Card, threads: int, device: str = "cpu") -> None:
+    def __init__(
+        self, path: Path, model: Any, card: Card, threads: int, device: str = "cpu", single: bool = False
+    ) -> None:
+        """Open a whole graph; ``single``: images are answered one at a time, because of a batch one changes another."""
         self.path, self.card, self.threads, self.device = path, card, threads, device
+        self.single = single
         resizing, network = split(model)
         # A caller has threads of its own for its images; one image is too little for several.
         self._resizing = session(resizing.SerializeToString(), 1)
@@ -63,7 +69,9 @@ class OnnxBackend:
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
         """Return float32 [B, K] for uint8 [B, size, size, C]."""
-        return _in_parts(self._network, PIXELS, np.ascontiguousarray(images_NHWC), self.device)
+        return _in_parts(
+            self._network, PIXELS, np.ascontiguousarray(images_NHWC), self.device, 1 if self.single else 0
+        )
 
     def whole(self, images_NHWC: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Run the file as anyone would who has nothing of ours: uint8 [B, H, W, C] -> (probabilities, logits)."""
@@ -108,7 +116,7 @@ class ReadyOnnxBackend(SizedOutside):
         images: Any = images_NHWC if self._input == PIXELS else normalise(images_NHWC, contract)
         if not self._batch:
             return _in_parts(self._session, self._input, images, self.device)
-        step, answers = self._batch, []
+        step, answers = self._batch, [np.zeros((0, len(self.card.classes)), np.float32)]
         for start in range(0, len(images), step):
             part = images[start : start + step]
             filled = np.concatenate([part, np.repeat(part[-1:], step - len(part), axis=0)])
@@ -144,7 +152,7 @@ def open_onnx(
         return ReadyOnnxBackend(properties.get("format", "onnx"), model, card, threads, device)
     if kind == "plain":
         return PlainOnnxBackend(model, card, threads, device)
-    return OnnxBackend(file, model, card, threads, device)
+    return OnnxBackend(file, model, card, threads, device, properties.get("precision") == DYNAMIC)
 
 
 def card_of(properties: Mapping[str, str], file: Path) -> Card:
@@ -175,6 +183,30 @@ def split(model: Any) -> tuple[Any, Any]:
     return resizing, network
 
 
+def network_of(model: Any) -> Any:
+    """Return a whole graph's part from ``pixels`` on; any other graph as it is. Raises ArtifactError."""
+    return split(model)[1] if model.graph.input[0].name == IMAGES else model
+
+
+def feed(graph: str, contract: Preprocessing, pixels: Pixels) -> dict[str, Any]:
+    """Return what the network of a file takes for uint8 [B, size, size, C], by the file's property ``graph``."""
+    if graph in ("whole", "pixels"):
+        return {PIXELS: np.ascontiguousarray(pixels)}
+    return {INPUT: normalise(pixels, contract)}
+
+
+def showing(onnx: Any, model: Any, names: Sequence[str]) -> Any:
+    """Return a session of a network (protobuf) that gives the inner values ``names`` too, each as the graph says.
+
+    Nothing is fused or left out.
+    """
+    shown = onnx.ModelProto()
+    shown.CopyFrom(network_of(model))
+    known = {value.name for value in shown.graph.output}
+    shown.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(names) if n not in known)
+    return session(shown.SerializeToString(), 0, optimise=False)
+
+
 def _giving_back() -> Any:
     """Return options for a call after which ONNX Runtime keeps no memory; the next one has to ask the system anew."""
     options = packages.require("onnxruntime", "onnx", _PURPOSE).RunOptions()
@@ -191,16 +223,24 @@ def _computing(model: Any, threads: int, device: str) -> Any:
     return session(model.SerializeToString(), threads, device, chosen)
 
 
-def _in_parts(session: Any, name: str, images: Any, device: str) -> npt.NDArray[np.float32]:
-    """Return the logits of a batch; for TensorRT in parts no larger than its engine takes."""
+def _in_parts(session: Any, name: str, images: Any, device: str, most: int = 0) -> npt.NDArray[np.float32]:
+    """Return the logits of a batch, computed in parts of ``most`` images; 0: all at once.
+
+    For TensorRT the parts are no larger than its engine takes.
+    """
     step = providers.PROFILE[-1] if device.startswith("tensorrt") else max(1, len(images))
+    step = min(step, most or step)
     parts = [images[start : start + step] for start in range(0, max(1, len(images)), step)]
     answers = [np.asarray(session.run([LOGITS], {name: part})[0], np.float32) for part in parts]
     return answers[0] if len(answers) == 1 else np.concatenate(answers)
 
 
 def session(
-    model: bytes | str, threads: int, device: str = "cpu", chosen: providers.Chain | None = None
+    model: bytes | str,
+    threads: int,
+    device: str = "cpu",
+    chosen: providers.Chain | None = None,
+    optimise: bool = True,
 ) -> Any:
     """Return an ONNX Runtime session for a file's path or its content. Raises ArtifactError, SpecError.
 
@@ -210,6 +250,8 @@ def session(
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors; they are raised as well
+    if not optimise:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     providers.ready(runtime, device)
     try:
         return runtime.InferenceSession(

@@ -39,7 +39,8 @@ class Options:
     run's, for a student as many as the run's. student: the smaller network's name. alone: whether the student is
     also trained without a teacher. images: training images by which
     channels are judged and ranges are measured. max_drop: points of accuracy on validation that INT8 may cost.
-    runtimes: for which INT8 is made: onnx, openvino.
+    runtimes: for which INT8 is made: onnx, openvino. reduce_range: ONNX Runtime's INT8 weights have seven bits, for x86
+    processors without VNNI.
     """
 
     ratios: tuple[float, ...] = (0.5,)
@@ -49,6 +50,7 @@ class Options:
     alone: bool = False
     images: int = 256
     max_drop: float = 0.5
+    reduce_range: bool = False
     runtimes: tuple[str, ...] = RUNTIMES
     threads: int = 0
 
@@ -188,6 +190,7 @@ class _Work:
                         options.max_drop,
                         console.message,
                         label,
+                        options.reduce_range,
                     )
         return found
 

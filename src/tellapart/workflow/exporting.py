@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 import tellapart
-from tellapart import artifact, runs
-from tellapart.contract import Card
+from tellapart import artifact, packages, runs
+from tellapart.contract import BadImage, Card, Pixels
+from tellapart.contract.resizing import load
 from tellapart.data import sources
 from tellapart.data.samples import Samples
 from tellapart.errors import (
@@ -33,6 +34,7 @@ from tellapart.errors import (
 from tellapart.export import apart, formats, synthetic, text
 from tellapart.export.base import Exporter, Options
 from tellapart.export.graph import graph_of
+from tellapart.export.onnx import LOWEST_OPSET
 from tellapart.export.parity import Case, Cases, Parity, Uncompared
 from tellapart.runtime import environments, providers
 from tellapart.spec import DataSpec, update
@@ -85,6 +87,7 @@ def export(
     precision: Sequence[str] = ("fp32",),
     plain: bool = False,
     batch: int = 0,
+    opset: int = 0,
     data: str | os.PathLike[str] | None = None,
     split: str = "",
     images: int = 500,
@@ -106,6 +109,7 @@ def export(
         precision: fp32, fp16 or both; a file for each.
         plain: the bare network on normalised floats, for formats that offer it.
         batch: images of one call, for formats that fix it; 0: any, or the format's own choice.
+        opset: of ONNX files, from 18 on; 0: torch's own choice.
         data: labelled images to compare on; None: those that the run was trained with (its validation part), or
             made-up ones where there is no run.
         split: train, val, test or all; by default val where there is one, else test, else all.
@@ -122,7 +126,7 @@ def export(
     if images < 1 or threads < 0 or batch < 0:
         raise SpecError("images must be at least 1, threads and batch at least 0.")
     providers.parse(device)
-    wanted = _wanted(to, precision, Options(plain=plain, batch=batch))
+    wanted = _wanted(to, precision, Options(plain=plain, batch=batch, opset=opset))
     folder, found = Path(out), artifact.find(model)
     _refuse_existing(folder, wanted)
     card = artifact.read_card(found)
@@ -169,13 +173,24 @@ def _wanted(to: Sequence[str], precision: Sequence[str], options: Options) -> li
         entry = formats.find(name)
         if options.plain and not entry.plain:
             raise SpecError(f"{name} has no plain form.")
+        if options.opset:
+            _check_opset(name, options.opset)
         for one in dict.fromkeys(precision):
             if one not in entry.tolerance:
                 raise SpecError(f"{name} is not written in {one!r}. {did_you_mean(one, entry.tolerance)}")
-            wanted.append((entry, Options(one, options.plain, options.batch)))
+            wanted.append((entry, dataclasses.replace(options, precision=one)))
     if not wanted:
         raise SpecError(f"Nothing to export to. Valid: {', '.join(formats.FORMATS)}.")
     return wanted
+
+
+def _check_opset(name: str, opset: int) -> None:
+    """Raise SpecError where a format has no choice of opset, or not this one."""
+    if name != "onnx":
+        raise SpecError(f"--opset is for onnx; {name} has none to choose.")
+    highest = packages.require("onnx", "onnx", "Export to ONNX").defs.onnx_opset_version()
+    if not LOWEST_OPSET <= opset <= highest:
+        raise SpecError(f"--opset is {opset}; valid are {LOWEST_OPSET} to {highest} here.")
 
 
 def _refuse_existing(folder: Path, wanted: Sequence[tuple[Exporter, Options]]) -> None:
@@ -217,7 +232,9 @@ def _export_one(
     workplace = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
         with console.busy(f"Writing {name}"):
-            written = entry.write(graph_of(found), artifact.read_card(found), workplace / name, options)
+            card = artifact.read_card(found)
+            asked = dataclasses.replace(options, examples=_examples(cases, card, options.precision))
+            written = entry.write(graph_of(found), card, workplace / name, asked)
         job = apart.Job(entry.name, options, written, found, cases, threads, device, environments.chosen())
         with console.busy(f"Comparing {name}", len(cases.images)) as busy:
             outcome = _compared(job, name, busy.advance)
@@ -231,6 +248,17 @@ def _export_one(
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
     return targets, outcome
+
+
+def _examples(cases: Cases, card: Card, precision: str) -> Pixels | None:
+    """Return the images by which a file in fp16 is made, as the contract has them; None where none are needed."""
+    if precision != "fp16":
+        return None
+    found = []
+    for case in cases.images:
+        with contextlib.suppress(BadImage, OSError):
+            found.append(load(case.read(), card.preprocessing))
+    return np.stack(found) if found else None
 
 
 def _compared(job: apart.Job, name: str, advance: Callable[[int], None]) -> Parity | Uncompared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,10 @@ SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 SHORT = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 _BATCH, _RANKED, _COMPARED = 16, 32, 64  # images: of a batch, to rank layers by, to compare an export on
 _FLOAT_PART, _FLOAT_WEIGHTS = 4, 50  # at most one layer, and one weight, of so many is left in float
+_ONE_AT_A_TIME = (
+    "int8 dynamic ONNX Runtime: its ranges are those of a whole batch, so images are answered one at a time; in "
+    "another program, too, give it one image for each call."
+)
 Say = Callable[[str], None]
 Drop = Callable[[Path], float]
 
@@ -42,7 +47,7 @@ def exports(
     found = []
     for name in runtimes:
         for precision in precisions:
-            entry, options = formats.find(name), Options(precision=precision)
+            entry, options = formats.find(name), Options(precision=precision, examples=pixels)
             file = folder / entry.file_name(options)
             entry.write(graph_of(subject.file), subject.card, file, options)
             backend = runtime.open_backend(file, threads=threads)
@@ -67,18 +72,21 @@ def quantise(
     max_drop: float,
     say: Say,
     label: str = "int8",
+    reduce_range: bool = False,
 ) -> list[Candidate]:
     """Return the INT8 candidates of a runtime, made from the float file ``source``.
 
-    ``first``: the float file of the model that the drop is measured against.
+    ``first``: the float file of the model that the drop is measured against. ``reduce_range``: ONNX Runtime's weights
+    have seven bits.
     """
+    _tell_grain(len(subject.parts["val"]), max_drop, say)
     batches = calibration(subject, images)
     place = folder / f"{label}-{name}"
     place.mkdir()
     if is_transformer(artifact.open_model(subject.file).model):
-        return _of_transformer(name, source, place, subject, batches)
+        return _of_transformer(name, source, place, subject, batches, reduce_range)
     target = place / f"model-int8{SUFFIX[name]}"
-    work = _onnx if name == "onnx" else _openvino
+    work = functools.partial(_onnx, reduce_range=reduce_range) if name == "onnx" else _openvino
     facts = work(subject, source, _drop(subject, first), target, batches, max_drop, say)
     note = _note(f"{label} {SHORT[name]}", facts, max_drop)
     return [
@@ -86,6 +94,16 @@ def quantise(
             f"{label} {SHORT[name]}", "int8", target, f"fp32 {SHORT[name]}", "int8", note=note, facts=facts
         )
     ]
+
+
+def _tell_grain(count: int, max_drop: float, say: Say) -> None:
+    """Say where the allowed drop is smaller than one image of the validation split: none may be lost then."""
+    grain = 100 / count
+    if max_drop < grain:
+        say(
+            f"--max-drop {max_drop:g} is less than one image of the validation split ({count} images, {grain:.2g} "
+            "points each): not one more may be wrong."
+        )
 
 
 def calibration(subject: Subject, images: int) -> list[Any]:
@@ -121,9 +139,10 @@ def _onnx(
     batches: Sequence[Any],
     max_drop: float,
     say: Say,
+    reduce_range: bool = False,
 ) -> dict[str, Any]:
     """Quantise; leave the most sensitive layers in float, twice as many each time, until the drop is small enough."""
-    quantizer = onnx_int8.Quantizer(source, batches)
+    quantizer = onnx_int8.Quantizer(source, batches, reduce_range)
     ranking: list[tuple[str, float]] = []
 
     def attempts() -> Iterator[tuple[Any, list[str]]]:
@@ -212,7 +231,12 @@ def _least_drop(
 
 
 def _of_transformer(
-    name: str, source: Path, place: Path, subject: Subject, batches: Sequence[Any]
+    name: str,
+    source: Path,
+    place: Path,
+    subject: Subject,
+    batches: Sequence[Any],
+    reduce_range: bool,
 ) -> list[Candidate]:
     """Weight-only, and for ONNX Runtime dynamic: fixed ranges do not suit a transformer's activations."""
     against = f"fp32 {SHORT[name]}"
@@ -222,10 +246,10 @@ def _of_transformer(
         quantizer.write(quantizer.weights_only(), target, "int8-weights")
         return [Candidate("int8 weights OpenVINO", "int8", target, against, "int8-weights")]
     dynamic, weights = place / "model-int8-dynamic.onnx", place / "model-int8-weights.onnx"
-    onnx_int8.dynamic(source, dynamic)
+    onnx_int8.dynamic(source, dynamic, reduce_range)
     onnx_int8.weight_only(source, weights)
     return [
-        Candidate("int8 dynamic ONNX Runtime", "int8", dynamic, against, "int8-dynamic"),
+        Candidate("int8 dynamic ONNX Runtime", "int8", dynamic, against, "int8-dynamic", note=_ONE_AT_A_TIME),
         Candidate("int8 weights ONNX Runtime", "int8", weights, against, "int8-weights"),
     ]
 
