@@ -106,6 +106,7 @@ def _evaluate(args: Evaluate) -> int:
         out=args.out,
         device=args.device,
         precision=args.precision,
+        trust=args.trust,
         **changes,
     )
     if args.as_json:
@@ -123,7 +124,7 @@ def _predict(args: Predict) -> int:
     if not args.images:
         raise UserError("Nothing to label: give IMAGES (files, folders, patterns, or - for standard input).")
     images = list(expand(args.images, args.urls))
-    classifier = _classifier(args.model, args.device)
+    classifier = _classifier(args.model, args.device, args.trust)
     write = {"table": printing.write_table, "jsonl": printing.write_jsonl, "csv": printing.write_csv}[
         args.format
     ]
@@ -141,17 +142,17 @@ def _predict(args: Predict) -> int:
     return 1 if failed else 0
 
 
-def _classifier(model: str, device: str) -> Classifier:
+def _classifier(model: str, device: str, trust: bool) -> Classifier:
     """Open a model; an exported file without torch, which takes longer to load than many an answer."""
     from tellapart import runtime
 
     if runtime.is_export(model):
         from tellapart.predict import Classifier
 
-        return Classifier(runtime.open_backend(model, device))
+        return Classifier(runtime.open_backend(model, device, trust=trust))
     from tellapart import workflow
 
-    return workflow.load(model, device)
+    return workflow.load(model, device, trust)
 
 
 def _report(args: Report) -> int:

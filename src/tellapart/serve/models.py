@@ -177,7 +177,7 @@ class Repository:
     def _open(self, path: Path) -> tuple[Backend, drift.ClassMix, int]:
         """Open and try a file; return it with its class mix and largest batch. In a thread of its own."""
         options = self._options
-        backend = open_backend(path, options.device, options.precision, options.threads)
+        backend = open_backend(path, options.device, options.precision, options.threads, options.trust)
         card = backend.card
         contract = card.preprocessing
         blank = np.zeros((1, contract.size, contract.size, contract.channels), np.uint8)
