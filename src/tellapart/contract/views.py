@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tellapart.contract import strict
+
 COUNTS = {"one": 1, "mirror": 2, "mirror-shift": 6}
 
 
@@ -56,4 +58,4 @@ class Views:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Views:
         """Return what `to_dict` wrote; no values mean one view."""
-        return cls(**values)
+        return cls(**strict.fields(cls, values, "views"))

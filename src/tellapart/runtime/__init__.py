@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tellapart.errors import ArtifactError, SpecError
-from tellapart.runtime.base import Backend, probabilities
+from tellapart.runtime.base import Backend, checked, probabilities
 
-__all__ = ["Backend", "is_export", "open_backend", "probabilities"]
+__all__ = ["Backend", "checked", "is_export", "open_backend", "probabilities"]
 
 
 def open_backend(

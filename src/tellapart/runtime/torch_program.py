@@ -25,6 +25,7 @@ from tellapart.contract import Card, Pixels, Preprocessing
 from tellapart.errors import ArtifactError
 from tellapart.preprocess import load
 from tellapart.runtime import pt2
+from tellapart.runtime.base import card_of
 from tellapart.runtime.plain import PlainNetwork
 from tellapart.runtime.trust import read
 
@@ -171,17 +172,14 @@ def _backend(
             f"{os.fspath(path)} has no description of tellapart's in it (class names and preprocessing), without "
             "which its answers have no names; export the model with tellapart export."
         )
-    try:
-        described = Card.from_json(card)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"The description inside {os.fspath(path)} cannot be used: {error}") from None
+    described = card_of(card, path)
     if graph == "plain":
         return PlainTorchBackend(name, program, described, threads)
     return TorchProgramBackend(name, program, described, threads)
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _short(error: Exception) -> str:

@@ -45,6 +45,7 @@ def evaluate_set(
     if predictor.card.views.count > 1:
         console.message(predictor.card.views.describe())
     logits, seconds = _logits(predictor, images, split, console, known)
+    runtime.checked(logits.numpy(), predictor.card)
     if predictor.card.temperature != 1:
         logits = logits / predictor.card.temperature
     labels = torch.from_numpy(images.samples.labels)
