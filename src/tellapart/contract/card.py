@@ -5,11 +5,11 @@ Standard library only; knows nothing of the files that it is kept in.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tellapart import json_text
 from tellapart.contract import strict
 from tellapart.contract.architecture import Architecture
 from tellapart.contract.preprocessing import Preprocessing
@@ -53,7 +53,7 @@ class Card:
             "views": self.views.to_dict(),
             "calibration": dict(self.calibration),
         }
-        return json.dumps(strict.plain(content), ensure_ascii=False, allow_nan=False)
+        return json_text.dumps(content, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Card:

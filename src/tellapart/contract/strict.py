@@ -11,7 +11,6 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
 from typing import Any
 
 MOST_TEXT = 64 << 20
@@ -39,15 +38,6 @@ def parse(text: str) -> Any:
         raise StrictError(f"it is not JSON: {error}") from None
     _look_through(value)
     return value
-
-
-def plain(value: Any) -> Any:
-    """Return a value for JSON: what is not a finite number is None, as JSON has no word for it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def fields(cls: Any, values: Any, where: str) -> dict[str, Any]:
