@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
-import pickle
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
