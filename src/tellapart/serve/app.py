@@ -15,7 +15,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
 from tellapart import packages
-from tellapart.errors import ArtifactError
 from tellapart.serve import page, schemas, v1, v2
 from tellapart.serve.guard import Guard
 from tellapart.serve.metrics import CONTENT_TYPE, Metrics
@@ -129,9 +128,6 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         code = _CODES.get(error.status_code, "http")
         return answer(Refusal(error.status_code, code, str(error.detail).lower()), error.headers)
 
-    async def no_answer(request: Request, error: Any) -> Response:
-        return answer(Refusal(500, "no_answer", "the model's answer to this image is not a number"))
-
     async def gone(request: Request, error: Any) -> Response:
         return Response(status_code=400)  # nobody is there to read it
 
@@ -139,7 +135,6 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(ArtifactError, no_answer)
 
 
 def _declare_key(app: FastAPI) -> None:
