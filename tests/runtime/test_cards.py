@@ -401,3 +401,16 @@ def test_scores_that_are_no_numbers_are_written_as_null() -> None:
 
     card = dataclasses.replace(GOOD, scores={"val": {"loss": NAN, "list": [1.0, INF]}})
     assert Card.from_json(card.to_json()).scores == {"val": {"loss": None, "list": [1.0, None]}}
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [(["--input.size", "5000"], "size"), (["--input.std", "1e-9"], "std"), (["--input.mean", "1e9", "--input.std", "1"], "mean"),
+     (["--input.crop-fraction", "1e-5", "--input.resize", "crop"], "crop_fraction")],
+)  # fmt: skip
+def test_what_no_card_may_say_is_refused_before_training(options: list[str], word: str, call: Any) -> None:
+    answer = call("train", "digits", "--model.name", "simple-cnn", *options, "--training.epochs", "1")
+    assert answer.code == 2
+    assert word in answer.err
+    assert "Traceback" not in answer.err
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
