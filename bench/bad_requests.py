@@ -326,6 +326,10 @@ def _http(max_bytes: int) -> list[Bad]:
         "two hosts": (_head("GET", "/v1/models", "Host: 127.0.0.1"), (400,)),
         "no host": (b"GET /v1/models HTTP/1.1\r\nConnection: close\r\n\r\n", (400,)),
         "a form on the page of another": (post(predict, kind, good, "Sec-Fetch-Site: cross-site"), (403,)),
+        "a form on the page of another, by its origin": (
+            post(predict, kind, good, "Origin: http://a.example"),
+            (403,),
+        ),
         "a negative length": (post(predict, kind, b"", length=-5), (400,)),
         "not HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 5 + b"\r\n\r\n", (400,)),
         "a head of very many bytes": (_head("GET", "/", "X: " + "a" * 300_000), (0, 400, 431)),

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's ba
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+_data = tempfile.TemporaryDirectory(
+    prefix="tellapart-tests-"
+)  # no test reads or fills the user's own data folder
+os.environ["XDG_DATA_HOME"] = _data.name
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, and other tests run at the same time
 
 

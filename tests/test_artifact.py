@@ -155,7 +155,7 @@ def test_a_truncated_file_is_refused(part: float, made: tuple[Path, torch.nn.Mod
 def test_weights_of_another_network_are_refused(made: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
     path = tmp_path / artifact.FILE_NAME
     wrong = zoo.Architecture("simple-cnn", 3, size=16, batch_norm=True)
-    artifact.save(path, made[1].state_dict(), a_card(architecture=wrong))
+    artifact.save(path, made[1].state_dict(), a_card(architecture=wrong, classes=("a", "b", "c")))
     with pytest.raises(ArtifactError, match="do not fit simple-cnn"):
         artifact.open_model(path)
 

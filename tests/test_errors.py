@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tellapart import errors
-from tellapart.errors import MissingPackageError, TellapartError, UserError, did_you_mean
+from tellapart.errors import MissingPackageError, TellapartError, UserError, did_you_mean, shown
 
 NAMES = st.text(string.ascii_lowercase + "0123456789-_", min_size=4, max_size=16)
 
@@ -57,3 +57,16 @@ def test_a_missing_package_says_what_to_type() -> None:
     assert str(error).startswith("The model timm/vit needs the package 'timm'")
     with pytest.raises(UserError):
         raise error
+
+
+def test_what_steers_a_terminal_is_spelt_out() -> None:
+    steering = "".join(
+        map(chr, [*range(9), *range(11, 32), *range(127, 160), 0x202E, 0x2066, 0x200F, 0x2028])
+    )
+    found = shown(f"a{steering}b")
+    assert found.isascii()
+    assert "\\x1b" in found
+    assert "\\u202e" in found
+    assert "\\x9b" in found
+    assert shown("猫 é\ttab\nline 🐝") == "猫 é\ttab\nline 🐝"
+    assert shown("a\nb\tc", one_line=True) == "a\\nb\\tc"

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
+
+# -m puts the working folder first in the path, and what lies there may be a stranger's: a torch.py, say.
+if not sys.flags.safe_path and sys.path[:1] == [os.getcwd()] != [str(Path(__file__).parents[1])]:
+    del sys.path[0]
 
 from tellapart.cli import main
 

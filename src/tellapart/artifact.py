@@ -24,6 +24,7 @@ from tellapart.models import zoo
 from tellapart.preprocess import averaged, normalise
 
 FILE_NAME = "model.safetensors"
+_USUAL = 1024  # pixels of a side, or sixteenths of classes, up to which a network's memory is that of its own layers
 
 
 def save(path: Path, state: Mapping[str, torch.Tensor], card: Card) -> None:
@@ -61,7 +62,7 @@ def read_card(path: str | os.PathLike[str]) -> Card:
         )
     try:
         return Card.from_json(metadata["tellapart"])
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise ArtifactError(f"The description inside {found} cannot be used: {error}") from None
 
 
@@ -111,15 +112,50 @@ def open_model(
     Raises ArtifactError, ModelError.
     """
     card = read_card(path)
+    if max(card.architecture.size, card.architecture.num_classes // 16) > _USUAL:
+        _check_shapes(path, card)
     model = zoo.build(card.architecture)
     try:
         model.load_state_dict(read_state(path))
-    except RuntimeError as error:
+    except (RuntimeError, safetensors.SafetensorError) as error:
         raise ArtifactError(
             f"The weights in {find(path)} do not fit {card.architecture.name}: {error}"
         ) from None
+    _check_numbers(find(path), model)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Predictor(model, card, torch.device(device), precision)
+
+
+def _check_shapes(path: str | os.PathLike[str], card: Card) -> None:
+    """Raise ArtifactError where the file has not the weights of its network, before memory is taken for that.
+
+    A card with an unusual size could else ask for any amount. Networks that cannot be built without memory are left
+    to `open_model`; theirs does not grow much with the size.
+    """
+    try:
+        with torch.device("meta"):
+            wanted = {
+                name: list(value.shape) for name, value in zoo.build(card.architecture).state_dict().items()
+            }
+    except (RuntimeError, NotImplementedError):  # by torch, for what needs values
+        return
+    with safetensors.safe_open(find(path), framework="pt") as stream:
+        found = {name: list(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+    if found != wanted:
+        name = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        raise ArtifactError(
+            f"The weights in {find(path)} do not fit {card.architecture.name} for {card.architecture.num_classes} "
+            f"classes and {card.architecture.size} pixels: {name[:80]} is {found.get(name)}, not {wanted.get(name)}."
+        )
+
+
+def _check_numbers(path: Path, model: torch.nn.Module) -> None:
+    """Raise ArtifactError for a network whose weights cannot give an answer: NaN, or infinite where they multiply."""
+    for values, broken in ((model.named_parameters(), "nan or inf"), (model.named_buffers(), "nan")):
+        for name, value in values:
+            wrong = ~torch.isfinite(value) if broken == "nan or inf" else torch.isnan(value)
+            if bool(wrong.any()):
+                raise ArtifactError(f"The weights in {path} are not numbers ({broken} in {name}).")
 
 
 def with_scores(card: Card, scores: Mapping[str, Any]) -> Card:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -38,7 +37,7 @@ from tellapart.commands import (
     Serve,
     Train,
 )
-from tellapart.errors import SpecError, TellapartError, UserError, did_you_mean
+from tellapart.errors import SpecError, TellapartError, UserError, did_you_mean, shown
 from tellapart.spec import Spec, flatten, update
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def _find_lr(args: FindLr) -> int:
 
     curve = workflow.find_lr(args.data_source, spec=args.spec, steps=args.steps)
     if args.as_json:
-        print(json.dumps(dataclasses.asdict(curve), default=list))
+        print(printing.as_json_line(dataclasses.asdict(curve)))
         return 0
     print(f"{'lr':>10}  loss")
     every = max(1, len(curve.lrs) // 20)
@@ -106,6 +105,7 @@ def _evaluate(args: Evaluate) -> int:
         out=args.out,
         device=args.device,
         precision=args.precision,
+        trust=args.trust,
         **changes,
     )
     if args.as_json:
@@ -123,7 +123,7 @@ def _predict(args: Predict) -> int:
     if not args.images:
         raise UserError("Nothing to label: give IMAGES (files, folders, patterns, or - for standard input).")
     images = list(expand(args.images, args.urls))
-    classifier = _classifier(args.model, args.device)
+    classifier = _classifier(args.model, args.device, args.trust)
     write = {"table": printing.write_table, "jsonl": printing.write_jsonl, "csv": printing.write_csv}[
         args.format
     ]
@@ -141,17 +141,17 @@ def _predict(args: Predict) -> int:
     return 1 if failed else 0
 
 
-def _classifier(model: str, device: str) -> Classifier:
+def _classifier(model: str, device: str, trust: bool) -> Classifier:
     """Open a model; an exported file without torch, which takes longer to load than many an answer."""
     from tellapart import runtime
 
     if runtime.is_export(model):
         from tellapart.predict import Classifier
 
-        return Classifier(runtime.open_backend(model, device))
+        return Classifier(runtime.open_backend(model, device, trust=trust))
     from tellapart import workflow
 
-    return workflow.load(model, device)
+    return workflow.load(model, device, trust)
 
 
 def _report(args: Report) -> int:
@@ -165,7 +165,7 @@ def _compare(args: Compare) -> int:
     from tellapart import workflow
 
     comparison = workflow.compare(args.runs)
-    print(printing.as_json_line(comparison.to_dict()) if args.as_json else comparison.to_text())
+    print(printing.as_json_line(comparison.to_dict()) if args.as_json else shown(comparison.to_text()))
     return 0
 
 
@@ -174,7 +174,7 @@ def _check(args: Check) -> int:
     from tellapart.data.health import render
 
     health = workflow.check(args.data_source, spec=args.spec, html=args.html)
-    print(printing.as_json_line(health.to_dict()) if args.as_json else render(health))
+    print(printing.as_json_line(health.to_dict()) if args.as_json else shown(render(health)))
     if args.html:
         print(f"Page: {args.html}", file=sys.stderr)
     return health.exit_code
@@ -253,7 +253,7 @@ def _export(args: Export) -> int:
             device=args.device,
             quiet=False,
         )
-    print(printing.as_json_line(done.to_dict()) if args.as_json else done.to_text())
+    print(printing.as_json_line(done.to_dict()) if args.as_json else shown(done.to_text()))
     return 0 if done.passed else 1
 
 
@@ -265,7 +265,7 @@ def _serve(args: Serve) -> int:
             print(printing.as_json_line(where), flush=True)
 
     models = serve.by_name(args.path, args.models)
-    serve.serve(models, args.options, lambda text: print(text, file=sys.stderr, flush=True), ready)
+    serve.serve(models, args.options, lambda text: print(shown(text), file=sys.stderr, flush=True), ready)
     return 0
 
 
@@ -287,7 +287,7 @@ def _compress(args: Compress) -> int:
     comparison = compressing.compress(
         args.model, args.data_source, methods=args.method, out=args.out, options=options, spec=args.spec_file
     )
-    print(printing.as_json_line(comparison.to_dict()) if args.as_json else comparison.to_text())
+    print(printing.as_json_line(comparison.to_dict()) if args.as_json else shown(comparison.to_text()))
     return 0
 
 
@@ -383,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(words)
     except TellapartError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -393,7 +393,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         print(
-            f"error: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr
+            shown(f"error: {error.filename or ''}: {error.strerror or error}".replace(": :", ":")),
+            file=sys.stderr,
         )
         return 1
 

@@ -78,6 +78,8 @@ class Evaluate:
     """How to read DATA."""
     boxes: Literal["image", "crop"] = "image"
     """Annotation files: one label for the image, or one crop for each box."""
+    trust: bool = False
+    """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs."""
     as_json: Json = False
     """Print one JSON object on standard output."""
 
@@ -98,6 +100,8 @@ class Predict:
     """Fetch http(s) addresses; nothing is fetched otherwise."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; for an ONNX file also tensorrt and tensorrt:N."""
+    trust: bool = False
+    """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ user's input must change, 1 where the work itself failed.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -70,6 +71,21 @@ class TrainingError(TellapartError):
 
 class ExportError(TellapartError):
     """An exported file does not give the artifact's answers, or could not be made."""
+
+
+_HIDDEN = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # and those that turn the direction
+)
+
+
+def shown(text: str, one_line: bool = False) -> str:
+    r"""Return ``text`` with characters that steer a terminal spelt out, such as ``\x1b``: names come from anybody.
+
+    Line ends and tabs stay, unless the text is to stay on one line.
+    """
+    if one_line:
+        text = text.replace("\n", "\\n").replace("\t", "\\t")
+    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def did_you_mean(name: str, valid: Iterable[str], limit: int = 12) -> str:

@@ -5,12 +5,16 @@ Loads no torch. Knows nothing of how a result came about.
 
 from __future__ import annotations
 
-import csv
-import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
+
+from tellapart import json_text, tables
+from tellapart.errors import shown
+
+_OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 if TYPE_CHECKING:
     from tellapart.evaluation.metrics import Evaluation
@@ -20,7 +24,9 @@ if TYPE_CHECKING:
 def as_json_line(content: Any) -> str:
     """Return JSON on one line, in characters that standard output can show (backslashes of its own are no JSON)."""
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
-    return json.dumps(content, ensure_ascii=encoding != "utf8")
+    text = json_text.dumps(content, ensure_ascii=encoding != "utf8")
+    # What JSON leaves as it is and a terminal obeys (C1, direction marks) stands in strings only: as \\uXXXX there.
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def summary(result: Result) -> str:
@@ -42,7 +48,7 @@ def summary(result: Result) -> str:
     if (result.run / "report.html").exists():
         lines.append(f"Report   {result.run / 'report.html'}")
     lines.append(f"Next     tellapart predict {shlex.quote(str(result.run))} IMAGE…")
-    return "\n".join(lines)
+    return shown("\n".join(lines))
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
@@ -59,25 +65,24 @@ def evaluation_text(evaluation: Evaluation) -> str:
         times = "  ".join(f"{name} {value:.1f} ms" for name, value in evaluation.latency_ms.items())
         lines.append(f"{evaluation.images_per_second:,.0f} images/s; one image at a time: {times}")
     lines.append("")
-    width = min(30, max(5, *(len(score.name) for score in evaluation.per_class)))
+    names = [shown(score.name, one_line=True) for score in evaluation.per_class]
+    width = min(30, max(5, *(len(name) for name in names)))
     lines.append(f"{'class':<{width}}  images  precision  recall      F1")
-    for score in evaluation.per_class:
+    for name, score in zip(names, evaluation.per_class, strict=True):
         figures = "".join(
             f"{'-' if value is None else f'{value:.4f}':>{space}}"
             for value, space in ((score.precision, 11), (score.recall, 8), (score.f1, 8))
         )
-        lines.append(f"{score.name[:width]:<{width}}  {score.support:>6}{figures}")
+        lines.append(f"{name[:width]:<{width}}  {score.support:>6}{figures}")
     return "\n".join(lines)
 
 
 def write_table(predictions: Any, out: TextIO) -> None:
     """Write one line for each image: labels with their probabilities, or what was wrong."""
     for p in predictions:
-        if p.error:
-            out.write(f"{p.path}: {p.error}\n")
-            continue
         pairs = zip(p.labels, p.probabilities, strict=True)
-        out.write(f"{p.path}: " + ", ".join(f"{label} {value:.1%}" for label, value in pairs) + "\n")
+        answer = p.error or ", ".join(f"{label} {value:.1%}" for label, value in pairs)
+        out.write(shown(f"{p.path}: {answer}", one_line=True) + "\n")
 
 
 def write_jsonl(predictions: Any, out: TextIO) -> None:
@@ -88,7 +93,7 @@ def write_jsonl(predictions: Any, out: TextIO) -> None:
 
 def write_csv(predictions: Any, out: TextIO) -> None:
     """Write a row for each of an image's labels, the best first; a bad image has one, with the error."""
-    writer = csv.writer(out, lineterminator="\n")
+    writer = tables.Writer(out)
     writer.writerow(["path", "rank", "label", "probability", "error"])
     for p in predictions:
         rows: list[Any] = [(p.path, "", "", "", p.error)] if p.error else []
@@ -103,11 +108,11 @@ def cache_text(entries: Sequence[dict[str, Any]]) -> str:
         return "Nothing is kept."
     lines = [f"{'key':<14}{'MiB':>9}{'images':>9}  {'last use':<17}what"]
     for entry in entries:
-        what = f"{entry['source'] or '?'} ({entry['purpose'] or 'unknown purpose'})"
+        what = shown(f"{entry['source'] or '?'} ({entry['purpose'] or 'unknown purpose'})", one_line=True)
         used = entry["last_use"][:16].replace("T", " ") + ("*" if entry["in_use"] else "")
         images = "?" if entry["images"] is None else f"{entry['images']:,}"
         lines.append(f"{entry['key'][:12]:<14}{entry['bytes'] / 2**20:>9,.1f}{images:>9}  {used:<17}{what}")
-        lines.append(f"{'':<14}{entry['path']}")
+        lines.append(f"{'':<14}{shown(entry['path'], one_line=True)}")
     total = sum(entry["bytes"] for entry in entries) / 2**30
     lines.append(
         f"{total:,.2f} GiB in all, times in UTC" + (", * in use now" * any(e["in_use"] for e in entries))

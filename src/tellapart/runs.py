@@ -6,7 +6,6 @@ Knows nothing of training itself.
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from tellapart import json_text, yaml_text
 from tellapart.errors import RunError, SpecError
 from tellapart.spec import Spec, to_dict, update
 
@@ -73,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON, complete or not at all."""
-    write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, json_text.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def write_spec(spec: Spec, path: Path) -> None:
@@ -84,10 +84,10 @@ def write_spec(spec: Spec, path: Path) -> None:
 def read_spec(path: str | os.PathLike[str], base: Spec | None = None) -> Spec:
     """Read a spec from YAML over ``base`` (the defaults where None). Raises SpecError."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml_text.load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(f"The spec {os.fspath(path)} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise SpecError(f"The spec {os.fspath(path)} is not valid YAML: {error}") from None
     if content is None:
         content = {}

@@ -8,6 +8,7 @@ import os
 import pathlib
 import stat
 import tarfile
+import time
 import zipfile
 
 import numpy as np
@@ -314,3 +315,53 @@ def test_an_archive_that_is_cut_off_anywhere_is_refused(tmp_path: pathlib.Path) 
     path.write_bytes(bytes(broken))
     with pytest.raises(DataError, match="damaged"):
         extract(str(path), str(tmp_path / "cache"), quiet)
+
+
+def test_short_chains_of_links_are_followed(tmp_path: pathlib.Path) -> None:
+    members = [(info(f"l{n}", tarfile.SYMTYPE, f"l{n + 1}"), b"") for n in range(20)]
+    path = tar(tmp_path / "a.tar", [*members, (info("l20"), b"cat")])
+    found = contents(extract(path, str(tmp_path / "cache"), quiet))
+    assert found == {f"l{n}": b"cat" for n in range(21)}
+
+
+def test_a_link_to_a_folder_or_to_nothing_is_left_out(tmp_path: pathlib.Path) -> None:
+    links = [("a", "there"), ("b", "nothing"), ("c", "b")]
+    members = [(info(name, tarfile.SYMTYPE, target), b"") for name, target in links]
+    path = tar(tmp_path / "a.tar", [*members, (info("there/x"), b"cat")])
+    assert contents(extract(path, str(tmp_path / "cache"), quiet)) == {"there/x": b"cat"}
+
+
+CHAINS = {
+    "a chain": [(info(f"l{n}", tarfile.SYMTYPE, f"l{n + 1}"), b"") for n in range(20_000)]
+    + [(info("l20000"), b"x")],
+    "a circle": [(info("a", tarfile.SYMTYPE, "b"), b""), (info("b", tarfile.SYMTYPE, "a"), b"")],
+    "a link to itself": [(info("a", tarfile.SYMTYPE, "a"), b"")],
+    "hard links in a circle": [
+        (info("a", tarfile.LNKTYPE, "b"), b""),
+        (info("b", tarfile.LNKTYPE, "a"), b""),
+    ],
+    "a deep file": [(info("d/" * 5000 + "x"), b"x")],
+    "a deep folder": [(info("d/" * 5000, tarfile.DIRTYPE), b"")],
+    "a deep link": [(info("x"), b"x"), (info("d/" * 5000 + "y", tarfile.LNKTYPE, "x"), b"")],
+    "a long name": [(info("x" * 300), b"x")],
+}
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+def test_chains_of_links_and_deep_paths_are_refused_at_once(kind: str, tmp_path: pathlib.Path) -> None:
+    path = tar(tmp_path / "a.tar", CHAINS[kind])
+    started = time.process_time()
+    with pytest.raises(DataError, match="Nothing of it was kept") as caught:
+        extract(path, str(tmp_path / "cache"), quiet)
+    assert time.process_time() - started < 10
+    assert len(str(caught.value)) < 1000
+    assert left(tmp_path) == []
+
+
+def test_deep_paths_in_a_zip_are_refused(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("d/" * 3000 + "x", b"x")
+    with pytest.raises(DataError, match="Nothing of it was kept"):
+        extract(str(path), str(tmp_path / "cache"), quiet)
+    assert left(tmp_path) == []

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import shutil
 from html.parser import HTMLParser
@@ -232,3 +234,17 @@ def test_confused_pairs():
     matrix = np.array([[5, 2, 0], [7, 1, 0], [0, 3, 9]])
     assert charts.confused_pairs(matrix) == [(1, 0, 7, 7 / 8), (2, 1, 3, 3 / 12), (0, 1, 2, 2 / 7)]
     assert charts.confused_pairs(np.eye(4, dtype=int)) == []
+
+
+def test_only_the_pages_own_script_may_run(make_run):
+    """Whatever a name or a field may smuggle in: nothing from elsewhere, and no script but the one of this hash."""
+    source = write_report(make_run("20261122-policy")).read_text("utf-8")
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', source)[1]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert "unsafe" not in rules["script-src"]
+    (script,) = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert rules["script-src"] == f"'sha256-{digest}'"
+    assert source.index("Content-Security-Policy") < source.index("<title>")
+    assert not re.search(r"<[^>]*\son\w+=", source)

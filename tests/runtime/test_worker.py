@@ -93,15 +93,49 @@ def test_a_failing_program_is_quoted(opened) -> None:
 def test_without_an_environment_the_command_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TELLAPART_LITERT_ENV", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "own"))
     (tmp_path / "model.tflite").write_bytes(b"TFL3")
     with pytest.raises(MissingEnvironmentError) as found:
         open_backend("model.tflite")
-    command = f"{sys.executable} -m venv .venv-litert && .venv-litert/bin/pip install torch==2.13.0 litert-torch==0.10.0"
+    folder = tmp_path / "own/tellapart/litert"
+    command = (
+        f"{sys.executable} -m venv {folder} && {folder}/bin/pip install torch==2.13.0 litert-torch==0.10.0"
+    )
     assert command in str(found.value)
     assert found.value.exit_code == 2
     monkeypatch.setenv("TELLAPART_LITERT_ENV", str(tmp_path / "elsewhere"))
     with pytest.raises(MissingEnvironmentError, match="elsewhere there is no Python"):
         LITERT.python()
+
+
+@pytest.mark.parametrize("suffix", ["tflite", "pte"])
+def test_nothing_in_the_working_folder_is_run(
+    suffix: str, call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor asked for: a folder that came with a model may hold an "environment" too."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "own"))
+    for name in ("litert", "executorch"):
+        monkeypatch.delenv(f"TELLAPART_{name.upper()}_ENV", raising=False)
+        for folder in (f".venv-{name}", ".venv", name, f"tellapart/{name}"):
+            python = tmp_path / folder / "bin/python"
+            python.parent.mkdir(parents=True, exist_ok=True)
+            python.write_text("#!/bin/sh\ntouch mischief\n")
+            python.chmod(0o755)
+    (tmp_path / f"model.{suffix}").write_bytes(b"TFL3")
+    (tmp_path / "cat.png").write_bytes(b"")
+    answer = call("predict", f"model.{suffix}", "cat.png")
+    assert answer.code == 2
+    assert "environment of its own" in answer.err
+    assert not (tmp_path / "mischief").exists()
+
+
+def test_modules_in_the_working_folder_are_not_imported(run_cli, tmp_path: Path) -> None:
+    """``python -m tellapart`` puts the working folder first in the path of modules; it is taken out again."""
+    for name in ("torch", "yaml", "numpy", "tyro", "PIL", "platformdirs"):
+        (tmp_path / f"{name}.py").write_text("open('mischief', 'w')\n")
+    done = run_cli("predict", "nothing", "cat.png")
+    assert done.returncode == 2, done.stderr
+    assert not (tmp_path / "mischief").exists()
 
 
 def test_errors_are_found_in_what_a_program_said() -> None:

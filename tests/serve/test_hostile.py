@@ -183,6 +183,31 @@ def test_a_page_of_this_service_may_post(client: Any) -> None:
         assert answer.status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/predict", "/v2/models/m/infer", "/v2/repository/models/m/load"])
+def test_pages_of_others_may_not_post(path: str, client: Any, shared: Running) -> None:
+    """Also where the browser tells of its page by Origin alone."""
+    own = f"http://{shared.host}:{shared.port}"
+    for origin in (
+        "http://evil.example",
+        "https://evil.example",
+        "null",
+        own + "0",
+        f"http://{shared.host}",
+        "http://x",
+        "",
+    ):
+        answer = client.post(path, content=b"x", headers={"Origin": origin, "Content-Type": "text/plain"})
+        assert (answer.status_code, answer.json()["code"]) == (403, "origin"), origin
+    for headers in (
+        {"Origin": own},
+        {"Origin": "https://proxy.example", "Sec-Fetch-Site": "same-origin"},
+        {},
+    ):
+        answer = client.post("/v1/predict", files={"image": picture()}, headers=headers)
+        assert answer.status_code == 200, headers
+    assert client.get("/v1/models", headers={"Origin": "http://evil.example"}).status_code == 200
+
+
 def test_a_phones_moving_picture_is_one(client: Any) -> None:
     """A film behind a JPEG holds what looks like thousands of scans; the picture itself has one."""
     film = picture(kind="JPEG") + b"\0\0\0\x18ftypmp42" + b"\xff\xda\0\2" * 5000

@@ -379,3 +379,60 @@ def test_a_failure_of_the_program_is_not_shown(
         text = client.get("/metrics").text
     assert 'tellapart_requests_total{route="/v1/predict",status="500"} 1.0' in text
     assert service.service.intake.held == 0
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"classes": ["ant", "bee", "\ud800"]}, {"classes": ["\udfff", "b", "c"]}, {"classes": ["a", "b", "c"], "nan": True},
+     {"classes": ["a", "b", "c"], "wide": True}],
+    ids=["half a pair", "the other half", "no numbers", "too many numbers"],
+)  # fmt: skip
+def test_a_file_that_could_not_be_answered_with_does_not_take_over(
+    about: dict[str, Any], start: Callable[..., Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole answer is tried before: probabilities, JSON, metrics. One bad name used to break /metrics for good."""
+    service = start()
+    logits = FakeBackend.logits
+
+    def other(self: FakeBackend, images: Any) -> Any:
+        found = logits(self, images)
+        if "a" in self.card.classes and about.get("nan"):
+            return np.full_like(found, np.nan)
+        return np.repeat(found, 2, 1) if "a" in self.card.classes and about.get("wide") else found
+
+    monkeypatch.setattr(FakeBackend, "logits", other)
+    with service.client() as client:
+        before = client.post("/v1/predict", files={"image": picture()}).json()
+        write_model(tmp_path / "m.onnx", seed=5, **about)
+        assert client.post("/v2/repository/models/m/load").status_code == 400
+        assert client.post("/v1/predict", files={"image": picture()}).json() == before
+        assert client.get("/metrics").status_code == 200
+        assert client.get("/v1/models").json()["models"][0]["version"] == 1
+
+
+def test_an_answer_that_is_no_number_is_refused(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that passed the trial, for the image that makes it overflow."""
+    service = start()
+    monkeypatch.setattr(service.backend(), "weights", np.full((192, 3), np.inf, np.float32))
+    with service.client() as client:
+        answer = client.post("/v1/predict", files={"image": picture()})
+        assert (answer.status_code, answer.json()["code"]) == (500, "model_failed")
+        assert client.get("/metrics").status_code == 200
+
+
+def test_a_strangers_program_does_not_take_over(
+    start: Callable[..., Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A .pt2 file that replaces one that was trusted because it was exported here is refused unseen."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "own"))
+    write_model(tmp_path / "p.pt2", seed=1)
+    with running({"p": tmp_path / "p.pt2"}, reload_seconds=0.05) as service, service.client() as client:
+        before = client.post("/v1/predict", files={"image": picture()}).json()
+        (tmp_path / "p.pt2").write_bytes(b"PK\x03\x04 anything")
+        failed = b'tellapart_reload_failures_total{model="p"} 1.0'
+        until(lambda: failed in client.get("/metrics").content, 60)  # torch is loaded first
+        assert client.post("/v1/predict", files={"image": picture()}).json() == before
+        answer = client.post("/v2/repository/models/p/load")
+        assert answer.status_code == 400

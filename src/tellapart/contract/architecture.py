@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tellapart.contract import strict
 from tellapart.errors import ModelError, did_you_mean
 
 STEMS = ("standard", "small")
+MOST_SIZE = 4096
 
 Pruned = tuple[tuple[str, tuple[int, ...]], ...]
 """(path of a layer, its sizes), 0 where a size is the network's own. A convolution: outputs, inputs, groups; a
@@ -43,10 +45,10 @@ class Architecture:
     """Layers that are narrower than the network ``name`` has them; see :mod:`tellapart.models.shrink`."""
 
     def __post_init__(self) -> None:
-        for field, low in (("num_classes", 1), ("channels", 1), ("size", 1)):
-            if getattr(self, field) < low:
+        for field, most in (("num_classes", 100_000), ("channels", 16), ("size", MOST_SIZE)):
+            if not 1 <= getattr(self, field) <= most:
                 raise ModelError(
-                    f"{self.name}: {field} is {getattr(self, field)}; it must be at least {low}."
+                    f"{self.name}: {field} is {getattr(self, field)}; it must be at least 1 and at most {most}."
                 )
         for field in ("dropout", "drop_path"):
             if not 0 <= getattr(self, field) < 1:
@@ -66,20 +68,28 @@ class Architecture:
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
-                raise ModelError(f"An architecture has no {key!r}. {did_you_mean(str(key), names)}")
+                raise ModelError(
+                    f"An architecture has no {str(key)[:80]!r}. {did_you_mean(str(key)[:80], names)}"
+                )
         for key in ("name", "num_classes"):
             if key not in values:
                 raise ModelError(f"An architecture needs {key!r}; there is only {sorted(values)}.")
-        return cls(**{**values, "pruned": pruned_from(values.get("pruned", {}))})
+        pruned = pruned_from(values.get("pruned", {}))
+        rest = {key: value for key, value in values.items() if key != "pruned"}
+        try:
+            return cls(**strict.fields(cls, rest, "architecture"), pruned=pruned)
+        except strict.StrictError as error:
+            raise ModelError(f"{error}.") from None
 
 
 def pruned_from(values: Any) -> Pruned:
     """Return what `Architecture.to_dict` gave as ``pruned``, checked. Raises ModelError."""
     try:
-        items = tuple((str(path), tuple(int(size) for size in sizes)) for path, sizes in values.items())
-    except (AttributeError, TypeError, ValueError):
+        items = tuple((path, tuple(sizes)) for path, sizes in values.items())
+    except (AttributeError, TypeError):
         items = (("", ()),)
     for path, sizes in items:
-        if not path or len(sizes) not in (1, 2, 3) or min(sizes) < 0:
+        whole = all(type(size) is int and 0 <= size < 2**31 for size in sizes)
+        if not path or len(sizes) not in (1, 2, 3) or not whole:
             raise ModelError(f"An architecture's pruned layers are sizes by path, not {values!r:.200}.")
     return items

@@ -5,17 +5,21 @@ Standard library only; knows nothing of the files that it is kept in.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tellapart import json_text
+from tellapart.contract import strict
 from tellapart.contract.architecture import Architecture
 from tellapart.contract.preprocessing import Preprocessing
 from tellapart.contract.views import Views
+from tellapart.errors import ModelError
 
 # 1: one view, no calibration; 2: views; 3: calibration. The lowest that says all is what is written.
 FORMAT = 3
+MOST_CLASSES = 100_000
+TEMPERATURES = (1e-3, 1e3)
 
 
 @dataclass(frozen=True)
@@ -49,21 +53,101 @@ class Card:
             "views": self.views.to_dict(),
             "calibration": dict(self.calibration),
         }
-        return json.dumps(content, ensure_ascii=False)
+        return json_text.dumps(content, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Card:
-        """Read ``to_json``'s text. Raises KeyError, TypeError or ValueError where it is something else."""
-        content = json.loads(text)
-        if content["format"] > FORMAT:
-            raise ValueError(f"format {content['format']} is newer than this program's {FORMAT}")
-        return cls(
-            architecture=Architecture.from_dict(content["architecture"]),
-            classes=tuple(content["classes"]),
-            preprocessing=Preprocessing.from_dict(content["preprocessing"]),
-            scores=content.get("scores", {}),
-            weights=content.get("weights", {}),
-            versions=content.get("versions", {}),
-            views=Views.from_dict(content.get("views", {})),
-            calibration=content.get("calibration", {}),
+        """Read ``to_json``'s text, which may be a stranger's: every field is checked. Raises CardError.
+
+        Fields that this program does not know are left out: a later one's ``format`` says whether they matter.
+        """
+        try:
+            content = strict.mapping(strict.parse(text), "the card")
+            _check_format(content)
+            values = {name: read(content[name], name) for name, read in _READERS.items() if name in content}
+            lacking = [name for name in _REQUIRED if name not in values]
+            if lacking:
+                raise strict.StrictError(f"it lacks {lacking[0]!r}")
+            card = cls(**values)
+            _check_together(card)
+        except (ValueError, TypeError, ModelError, OverflowError) as error:
+            raise CardError(str(error)) from None
+        return card
+
+
+class CardError(ValueError):
+    """A card with a field that is missing or impossible; says which."""
+
+
+def _check_format(content: Mapping[str, Any]) -> None:
+    if "format" not in content:
+        raise strict.StrictError("it lacks 'format'")
+    number = strict.conform(content["format"], int, "format")
+    if number > FORMAT:
+        raise strict.StrictError(f"format {number} is newer than this program's {FORMAT}")
+    if number < 1:
+        raise strict.StrictError(f"format is {number}; it must be at least 1")
+
+
+def class_names(value: Any, where: str = "classes") -> tuple[str, ...]:
+    """Return class names that can be told apart and shown. Raises StrictError."""
+    if not isinstance(value, list) or not 1 <= len(value) <= MOST_CLASSES:
+        raise strict.StrictError(
+            f"{where} is {strict.shorten(value)}; it must be a list of 1 to {MOST_CLASSES:,} names"
         )
+    seen: set[str] = set()
+    for place, name in enumerate(value):
+        name = strict.conform(name, str, f"{where}[{place}]")
+        if not name.strip() or name in seen:
+            what = "is there twice" if name in seen else "is empty"
+            raise strict.StrictError(f"{where}[{place}], {strict.shorten(name)}, {what}")
+        seen.add(name)
+    return tuple(value)
+
+
+def _texts(value: Any, where: str) -> dict[str, str]:
+    found = strict.mapping(value, where)
+    return {key: strict.conform(one, str, f"{where}.{key[:50]}") for key, one in found.items()}
+
+
+def _weights(value: Any, where: str) -> dict[str, Any]:
+    found = strict.mapping(value, where)
+    for key, hint in (("source", str), ("tag", str | None), ("licence", str | None)):
+        strict.conform(found.get(key, ""), hint, f"{where}.{key}")
+    return found
+
+
+def _calibration(value: Any, where: str) -> dict[str, Any]:
+    found = strict.mapping(value, where)
+    temperature = strict.conform(found.get("temperature", 1.0), float, f"{where}.temperature")
+    if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
+        raise strict.StrictError(
+            f"{where}.temperature is {temperature:g}; it must be from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}"
+        )
+    return found
+
+
+def _check_together(card: Card) -> None:
+    """Raise StrictError where two fields contradict each other."""
+    network, contract = card.architecture, card.preprocessing
+    for what, ours, theirs in (
+        ("classes", len(card.classes), network.num_classes),
+        ("preprocessing.channels", contract.channels, network.channels),
+        ("preprocessing.size", contract.size, network.size),
+    ):
+        if ours != theirs:
+            raise strict.StrictError(f"{what} says {ours} where the architecture says {theirs}")
+
+
+_REQUIRED = ("architecture", "classes", "preprocessing")
+_READERS: Mapping[str, Callable[[Any, str], Any]] = {
+    "architecture": lambda value, where: Architecture.from_dict(strict.mapping(value, where)),
+    "classes": class_names,
+    "preprocessing": lambda value, where: Preprocessing.from_dict(strict.mapping(value, where)),
+    "scores": strict.mapping,
+    "weights": _weights,
+    "versions": _texts,
+    "views": lambda value, where: Views.from_dict(strict.mapping(value, where)),
+    "calibration": _calibration,
+}
+"""How each field of a card is read; a new field is a line here, and one in `Card`."""

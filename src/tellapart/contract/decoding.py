@@ -15,7 +15,8 @@ The content decides, never the file's name:
 - A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (by its DCT coefficients, as libjpeg does) where the
   caller says that this suffices; its header's size is what the limits below are about.
 - Refused, with `BadImage`: what cannot be read to its end, more than ``max_pixels`` pixels (looked up in the
-  header, before anything is decoded), a side above 65535 pixels, a long side above 200 times the short one.
+  header, before anything is decoded), a side above 65535 pixels, a long side above 200 times the short one; a
+  JPEG of more than 100 scans or 1,000 segments, a PNG of more than 10,000 chunks of under 1 KiB on average.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin
 
 from tellapart.contract import jpeg
+from tellapart.contract.tedious import tedious
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -204,6 +206,8 @@ def decode(
     Returns: uint8 [H, W, channels], upright, writable. Raises BadImage. Safe to call from many threads.
     """
     name, reader = _recognise(content)
+    if tedious(name, content):
+        raise BadImage(f"{name} of very many parts")
     try:
         with _quiet(name, content), reader(io.BytesIO(content)) as image:
             check_dimensions(image.width, image.height, max_pixels)

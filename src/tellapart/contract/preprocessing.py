@@ -10,9 +10,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from tellapart.contract import strict
+from tellapart.contract.architecture import MOST_SIZE
+from tellapart.errors import SpecError
+
 # How much larger than the resized image a reduced JPEG must be at least. libjpeg's reduction differs from full
 # decoding by 2.3 levels on average (root mean square 4.2) at 1, 1.4 (2.7) at 1.5 and 1.1 (2.1) at 2.
 REDUCED_MARGIN = 1.5
+MOST_EDGE = 65_535
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Preprocessing:
     decode: ``full`` decodes every image at its own size; ``scaled`` decodes a JPEG of which the whole is used at
     the smallest of 1/8, 1/4, 1/2 and 1 at which every side that `resize` scales down is still REDUCED_MARGIN
     times as long as after it.
+
+    Raises SpecError for an impossible value.
     """
 
     size: int
@@ -41,11 +48,19 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for name, valid in _VALID.items():
             if getattr(self, name) not in valid:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; valid are {', '.join(map(str, valid))}")
-        if self.size < 1 or not 0 < self.crop_fraction <= 1 or not 0 <= self.fill <= 255:
-            raise ValueError("size must be at least 1, crop_fraction in (0, 1] and fill in 0..255")
+                raise SpecError(f"{name} is {getattr(self, name)!r}; valid are {', '.join(map(str, valid))}")
+        if not 1 <= self.size <= MOST_SIZE or not 0 < self.crop_fraction <= 1 or not 0 <= self.fill <= 255:
+            raise SpecError(
+                f"size must be at least 1 and at most {MOST_SIZE}, crop_fraction in (0, 1] and fill in 0..255"
+            )
+        if self.size > MOST_EDGE * self.crop_fraction:
+            raise SpecError(f"crop_fraction is {self.crop_fraction:g}: too small for a size of {self.size}")
         if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
-            raise ValueError(f"mean and std need {self.channels} values each, and std must be above 0")
+            raise SpecError(f"mean and std need {self.channels} values each, and std must be above 0")
+        if not (max(map(abs, self.mean)) <= 1e6 and min(self.std) >= 1e-6 and max(self.std) <= 1e6):
+            raise SpecError(
+                "mean must be from -1e6 to 1e6 and std from 1e-6 to 1e6: they are for values of 0..1"
+            )
 
     def suffices(self, height: int, width: int) -> bool:
         """Return whether a reduced JPEG of this size is large enough for the resize policy."""
@@ -61,8 +76,7 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """Return the contract that `to_dict` wrote; one without ``decode`` (an older one) means ``full``."""
-        floats = {name: tuple(float(v) for v in values[name]) for name in ("mean", "std")}
-        return cls(**{**values, **floats})
+        return cls(**strict.fields(cls, values, "preprocessing"))
 
 
 _VALID: dict[str, tuple[Any, ...]] = {

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tellapart.contract import strict
+from tellapart.errors import SpecError
+
 COUNTS = {"one": 1, "mirror": 2, "mirror-shift": 6}
 
 
@@ -30,9 +33,9 @@ class Views:
 
     def __post_init__(self) -> None:
         if self.name not in COUNTS:
-            raise ValueError(f"views is {self.name!r}; valid are {', '.join(COUNTS)}")
+            raise SpecError(f"views is {self.name!r}; valid are {', '.join(COUNTS)}")
         if not 0 <= self.below <= 1:
-            raise ValueError(f"views' below is {self.below}; it must be from 0 to 1")
+            raise SpecError(f"views' below is {self.below}; it must be from 0 to 1")
 
     @property
     def count(self) -> int:
@@ -56,4 +59,4 @@ class Views:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Views:
         """Return what `to_dict` wrote; no values mean one view."""
-        return cls(**values)
+        return cls(**strict.fields(cls, values, "views"))

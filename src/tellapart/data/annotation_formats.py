@@ -16,6 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+from tellapart import yaml_text
 from tellapart.data.listing import NO_BOX, Box, clean_label, printable
 from tellapart.errors import DataError
 
@@ -263,11 +264,9 @@ def _yolo_box(values: Sequence[float], where: str) -> Box:
 
 def yolo_yaml(path: str) -> dict[int, str]:
     """Return the class names of a ``data.yaml`` by number; {} if it has none."""
-    import yaml
-
     try:
-        value = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        value = yaml_text.load(read_text(path))
+    except ValueError as error:
         raise DataError(f"{printable(path)!r} is not valid YAML: {error}.") from error
     names = value.get("names") if isinstance(value, dict) else None
     if isinstance(names, list):

@@ -31,6 +31,8 @@ from tellapart.spec import DataSpec
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst")
 EXTENSIONS = (*TAR_EXTENSIONS, ".zip")
 _CHUNK = 1 << 20
+_MOST_STEPS = 40  # from link to link, as Linux has it
+_MOST_LEVELS, _LONGEST_NAME = 100, 255
 _STALE = 7 * 24 * 3600.0
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError)
 
@@ -158,21 +160,24 @@ def _copy(source: IO[bytes], place: str, written: int, limit: int, path: str) ->
 
 def _make_links(links: list[tuple[str, str]], written: int, limit: int, path: str) -> None:
     """Give each link's file a second name (or a copy); links to folders or to nothing are left out."""
-    waiting = links
-    while waiting:
-        later = [(place, source) for place, source in waiting if not os.path.isfile(source)]
-        for place, source in waiting:
-            if not os.path.isfile(source) or os.path.exists(place):
-                continue
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            try:
-                os.link(source, place)
-            except OSError:
-                with open(source, "rb") as stream:
-                    written = _copy(stream, place, written, limit, path)
-        if len(later) == len(waiting):
-            return
-        waiting = later
+    follow = dict(links)
+    for place, _ in links:
+        source, steps = place, 0
+        while source in follow and not os.path.lexists(source):
+            source, steps = follow[source], steps + 1
+            if steps > _MOST_STEPS:
+                raise DataError(
+                    f"The archive {printable(path)!r} has a chain of more than {_MOST_STEPS} links, or links in a "
+                    f"circle, at {printable(os.path.basename(place))!r}. Nothing of it was kept."
+                )
+        if not os.path.isfile(source) or os.path.exists(place):
+            continue
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        try:
+            os.link(source, place)
+        except OSError:
+            with open(source, "rb") as stream:
+                written = _copy(stream, place, written, limit, path)
 
 
 def _parts(name: str, path: str) -> list[str]:
@@ -188,6 +193,11 @@ def _parts(name: str, path: str) -> list[str]:
         raise DataError(
             f"The archive {printable(path)!r} has an unsafe member, {printable(name)!r}, which would lie "
             "outside of the folder. Nothing of it was kept; use an archive with relative paths only."
+        )
+    if len(parts) > _MOST_LEVELS or any(len(os.fsencode(part)) > _LONGEST_NAME for part in parts):
+        raise DataError(
+            f"The archive {printable(path)!r} has a member of more than {_MOST_LEVELS} folders in one another, or of a "
+            f"name of more than {_LONGEST_NAME} bytes: {printable(name[:60])!r} …. Nothing of it was kept."
         )
     return parts
 

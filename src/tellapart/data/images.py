@@ -5,7 +5,6 @@ Bad images are listed and left out here, so that nothing later meets one. Knows 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import errno
 import functools
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart import tables
 from tellapart.data import building, cache, stores, workers
 from tellapart.data.archives import cache_folder
 from tellapart.data.decoded import AsContracted, AsSource, Decode, decoded, pixels
@@ -212,7 +212,7 @@ def write_bad_images(bad: Iterable[Bad], path: str | os.PathLike[str]) -> None:
     """Write what was left out, as CSV: path, reason."""
     temporary = Path(f"{os.fspath(path)}.tmp")
     with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        writer = csv.writer(stream)
+        writer = tables.Writer(stream, "\r\n")
         writer.writerow(["path", "reason"])
         writer.writerows((item.path, item.reason) for item in bad)
     temporary.replace(path)

@@ -5,7 +5,6 @@ Knows where an image's bytes are; knows nothing of decoding, caches or training.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import errno
 import hashlib
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tellapart import tables
 
 SPLITS = ("train", "val", "test")
 _PART = 1 << 26  # bytes of a file that the system does not give at once
@@ -124,7 +125,7 @@ def write_samples(samples: Samples, path: str | os.PathLike[str]) -> None:
     """Write the table as CSV: path, label, split, hash, and group and box where there are any."""
     temporary = f"{os.fspath(path)}.tmp"
     with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        writer = csv.writer(stream)
+        writer = tables.Writer(stream, "\r\n")
         extra = [n for n in ("groups", "boxes") if getattr(samples, n) is not None]
         writer.writerow(
             ["path", "label", "split", "hash", *(n[:-1] if n == "groups" else "box" for n in extra)]
@@ -145,6 +146,6 @@ def training_hashes(path: str | os.PathLike[str]) -> set[str]:
     """Return the content hashes of the training images in a table of ``write_samples``; empty without one."""
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            return {row["hash"] for row in csv.DictReader(stream) if row["split"] == "train"} - {""}
+            return {row["hash"] for row in tables.rows(stream) if row["split"] == "train"} - {""}
     except (FileNotFoundError, KeyError):
         return set()

@@ -10,7 +10,6 @@ has a precision of 0.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -25,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tellapart import tables
 from tellapart.errors import DataError
 
 WILSON_Z = 1.959963984540054  # the 97.5 % point of the normal distribution: a 95 % interval
@@ -298,7 +298,7 @@ def write_evaluation(
     fresh.rename(folder / "mistakes")
 
     def table(stream: Any) -> None:
-        writer = csv.writer(stream, lineterminator="\n")
+        writer = tables.Writer(stream)
         writer.writerow(columns)
         for row in zip(*columns.values(), strict=True):
             writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import collections
+import hashlib
 import io
 import json
 import math
@@ -54,7 +55,11 @@ def write_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | 
         lstrip_blocks=True,
     )
     page.filters.update(percent=_percent, figure=_figure, shorten=charts.shorten)
-    text = page.get_template("report.html.j2").render(_content(run))
+    script = page.get_template("report.js.j2").render()
+    digest = base64.b64encode(
+        hashlib.sha256(script.encode()).digest()
+    ).decode()  # the only script that may run
+    text = page.get_template("report.html.j2").render(_content(run), script=script, script_hash=digest)
     path = run.path / "report.html" if out is None else pathlib.Path(out)
     temporary = path.with_name(f"{path.name}.tmp")
     # File names need not be valid UTF-8; what is not is shown with a replacement character.

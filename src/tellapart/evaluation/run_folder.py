@@ -6,7 +6,6 @@ leniently, so that a page can be made of any run.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import pathlib
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tellapart import tables, yaml_text
 from tellapart.errors import RunError
 from tellapart.evaluation.metrics import Evaluation, read_evaluation
 
@@ -81,22 +81,19 @@ class RunFolder:
         """Yield the rows of one of the folder's CSV files, none where it is missing."""
         try:
             with open(self.path / name, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-                for row in csv.DictReader(stream):
-                    yield {key: value or "" for key, value in row.items() if isinstance(key, str)}
+                yield from tables.rows(stream)
         except FileNotFoundError:
             return
 
 
 def read_run(folder: str | os.PathLike[str]) -> RunFolder:
     """Read a run's folder. Raises RunError where it is none, or where a file is damaged."""
-    import yaml
-
     path = pathlib.Path(folder).absolute()
     try:
-        spec = yaml.safe_load((path / "spec.yaml").read_text(encoding="utf-8"))
+        spec = yaml_text.load((path / "spec.yaml").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path} is not a run's folder: it has no spec.yaml.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise RunError(f"{path / 'spec.yaml'} cannot be read as YAML: {error}") from error
     if not isinstance(spec, dict):
         raise RunError(f"{path / 'spec.yaml'} must hold the fields of a spec by name.")

@@ -22,6 +22,7 @@ from tellapart.errors import ExportError
 from tellapart.export import programs
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
+from tellapart.runtime import trust
 from tellapart.runtime.torch_program import CARD, GRAPH
 
 COMPILERS = ("g++", "clang++", "c++")
@@ -38,7 +39,7 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
         "operators": _operators(program),
         "dynamic": [] if options.plain else ["batch", "height", "width"],
     }
-    return Written((target,), facts)
+    return Written((target,), facts, tuple(filter(None, [trust.record(target)])))
 
 
 def write_compiled(graph: GraphModel, card: Card, target: Path, options: Options) -> Written:
@@ -65,6 +66,7 @@ def write_compiled(graph: GraphModel, card: Card, target: Path, options: Options
         f"Compiled for this machine's instruction set ({instructions}) and torch {torch.__version__}: another "
         "processor or another torch needs a new export.",
         "The file holds native code that runs when it is opened: open only files that you trust.",
+        *filter(None, [trust.record(target)]),
     )
     facts = {"torch": torch.__version__, "instructions": instructions, "compiler": Path(compiler).name}
     return Written((target,), {**facts, "operators": _operators(program)}, notes)

@@ -24,6 +24,7 @@ from tellapart.export import programs
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
 from tellapart.preprocess.transform import matrix, weigh
+from tellapart.runtime import trust
 from tellapart.runtime.torch_program import CARD, GRAPH
 
 LEGACY = "TorchScript is legacy: PyTorch no longer develops it. Prefer --to torch-export."
@@ -43,9 +44,8 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
             module.save(str(target), _extra_files=extra)
     except Exception as error:  # TorchScript's compiler has many
         raise ExportError(f"TorchScript cannot hold this network: {programs.first_line(error)}") from error
-    return Written(
-        (target,), {"torch": torch.__version__, "dynamic": ["batch", "height", "width"]}, (LEGACY,)
-    )
+    notes = tuple(filter(None, [LEGACY, trust.record(target)]))
+    return Written((target,), {"torch": torch.__version__, "dynamic": ["batch", "height", "width"]}, notes)
 
 
 def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:

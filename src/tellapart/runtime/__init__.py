@@ -11,13 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tellapart.errors import ArtifactError, SpecError
-from tellapart.runtime.base import Backend, probabilities
+from tellapart.runtime.base import Backend, checked, probabilities
 
-__all__ = ["Backend", "is_export", "open_backend", "probabilities"]
+__all__ = ["Backend", "checked", "is_export", "open_backend", "probabilities"]
 
 
 def open_backend(
-    path: str | os.PathLike[str], device: str = "cpu", precision: str = "fp32", threads: int = 0
+    path: str | os.PathLike[str],
+    device: str = "cpu",
+    precision: str = "fp32",
+    threads: int = 0,
+    trust: bool = False,
 ) -> Backend:
     """Open a run folder, an artifact or an exported file, by its content and name.
 
@@ -27,6 +31,7 @@ def open_backend(
             other exported files compute on the CPU. ``auto`` is the CPU for every exported file.
         precision: fp32, bf16 or fp16, for an artifact.
         threads: threads that one call computes with; 0 leaves it to the runtime.
+        trust: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are programs.
 
     Raises ArtifactError, ModelError, MissingPackageError, SpecError.
     """
@@ -41,6 +46,8 @@ def open_backend(
             raise SpecError(
                 f"{os.fspath(path)} computes on the CPU, not on {device}; only artifacts and ONNX files do."
             )
+        if suffix in _PROGRAMS:
+            return _PROGRAMS[suffix](path, threads, trust)
         return _BY_SUFFIX[suffix](path, threads)
     return _artifact(path, device, precision)
 
@@ -63,16 +70,16 @@ def _openvino(path: str | os.PathLike[str], threads: int) -> Backend:
     return open_openvino(path, threads)
 
 
-def _program(path: str | os.PathLike[str], threads: int) -> Backend:
+def _program(path: str | os.PathLike[str], threads: int, trust: bool = False) -> Backend:
     from tellapart.runtime.torch_program import open_program
 
-    return open_program(path, threads)
+    return open_program(path, threads, trust)
 
 
-def _torchscript(path: str | os.PathLike[str], threads: int) -> Backend:
+def _torchscript(path: str | os.PathLike[str], threads: int, trust: bool = False) -> Backend:
     from tellapart.runtime.torch_program import open_torchscript
 
-    return open_torchscript(path, threads)
+    return open_torchscript(path, threads, trust)
 
 
 def _litert(path: str | os.PathLike[str], threads: int) -> Backend:
@@ -87,6 +94,10 @@ def _executorch(path: str | os.PathLike[str], threads: int) -> Backend:
     return open_executorch(path, threads)
 
 
+_PROGRAMS: dict[str, Callable[[str | os.PathLike[str], int, bool], Backend]] = {
+    ".pt2": _program,
+    ".torchscript": _torchscript,
+}
 _BY_SUFFIX: dict[str, Callable[[str | os.PathLike[str], int], Backend]] = {
     ".onnx": _onnx,
     ".pt2": _program,

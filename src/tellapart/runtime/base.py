@@ -5,12 +5,14 @@ Prediction, evaluation, parity checks and serving use nothing but this, and so c
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tellapart.contract import Card, Pixels
+from tellapart.errors import ArtifactError
 
 LARGE = 16_000_000
 """Pixels of an image from which on a runtime must not keep the memory that resizing took: some 20 bytes for each."""
@@ -41,6 +43,28 @@ class Backend(Protocol):
         ...
 
 
+def card_of(text: str | bytes, path: str | os.PathLike[str]) -> Card:
+    """Return the card in a file's description. Raises ArtifactError, which names the file."""
+    try:
+        return Card.from_json(text if isinstance(text, str) else text.decode("utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"The description inside {os.fspath(path)} cannot be used: {error}") from None
+
+
+def checked(logits: npt.NDArray[np.float32], card: Card) -> npt.NDArray[np.float32]:
+    """Return logits [B, K] where they are an answer: finite, one for each class. Raises ArtifactError."""
+    if logits.ndim != 2 or logits.shape[1] != len(card.classes):
+        raise ArtifactError(
+            f"The model answers with {list(logits.shape[1:])} values for an image; its description has "
+            f"{len(card.classes)} classes."
+        )
+    if not np.isfinite(logits).all():
+        raise ArtifactError(
+            "The model's answer is not a number (its weights are damaged, or its values overflow)."
+        )
+    return logits
+
+
 def is_large(image_HWC: Pixels) -> bool:
     """Return whether an image has more pixels than `LARGE`."""
     height, width = image_HWC.shape[:2]
@@ -48,8 +72,8 @@ def is_large(image_HWC: Pixels) -> bool:
 
 
 def probabilities(logits: npt.NDArray[np.float32], card: Card) -> npt.NDArray[np.float64]:
-    """Return the softmax of the logits over the card's temperature: [B, K] -> float64 [B, K]."""
-    scaled = logits.astype(np.float64) / card.temperature
+    """Return the softmax of the logits over the card's temperature: [B, K] -> float64 [B, K]. Raises ArtifactError."""
+    scaled = checked(logits, card).astype(np.float64) / card.temperature
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     result: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return result

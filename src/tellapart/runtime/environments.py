@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
+
 from tellapart.errors import UserError
 
 _chosen: contextvars.ContextVar[str] = contextvars.ContextVar("environment", default="")
@@ -37,9 +39,9 @@ class Environment:
         return f"TELLAPART_{self.name.upper()}_ENV"
 
     @property
-    def folder(self) -> str:
-        """Where it is looked for without that variable, in the working folder."""
-        return f".venv-{self.name}"
+    def folder(self) -> Path:
+        """Where it is looked for without that variable: the user's own, as the working folder may be a stranger's."""
+        return Path(platformdirs.user_data_dir("tellapart", appauthor=False)) / self.name
 
     @property
     def program(self) -> Path:
@@ -48,8 +50,8 @@ class Environment:
 
     def command(self) -> str:
         """Return the one command that makes it."""
-        python = shlex.quote(sys.executable)
-        return f"{python} -m venv {self.folder} && {self.folder}/bin/pip install {' '.join(self.packages)}"
+        python, folder = shlex.quote(sys.executable), shlex.quote(str(self.folder))
+        return f"{python} -m venv {folder} && {folder}/bin/pip install {' '.join(self.packages)}"
 
     def python(self) -> Path:
         """Return its Python. Raises UserError, which says how it is made, where there is none."""
@@ -58,7 +60,7 @@ class Environment:
         for place in ("bin/python", "Scripts/python.exe"):
             if (folder / place).is_file():
                 return (folder / place).absolute()
-        where = f"in {folder} there is no Python" if given else f"there is no {self.folder} here"
+        where = f"in {folder} there is no Python" if given else f"there is none in {folder}"
         raise MissingEnvironmentError(
             f"{self.name} needs an environment of its own ({self.size}), and {where}. This command makes it:\n\n"
             f"    {self.command()}\n\n"

@@ -148,11 +148,31 @@ def open_onnx(
         raise ArtifactError(
             f"{file} lacks {', '.join(sorted(needed - names))}; was it changed after the export?"
         )
+    _check_numbers(model, card, file)
     if kind in ("pixels", "normalised"):
         return ReadyOnnxBackend(properties.get("format", "onnx"), model, card, threads, device)
     if kind == "plain":
         return PlainOnnxBackend(model, card, threads, device)
     return OnnxBackend(file, model, card, threads, device, properties.get("precision") == DYNAMIC)
+
+
+def _check_numbers(model: Any, card: Card, file: Path) -> None:
+    """Raise ArtifactError where a weight is not a number, or where there is not one logit for each class."""
+    to_array = packages.require("onnx.numpy_helper", "onnx", _PURPOSE).to_array
+    for tensor in model.graph.initializer:
+        if tensor.data_type in (tensor.FLOAT, tensor.FLOAT16, tensor.DOUBLE):
+            try:
+                broken = np.isnan(to_array(tensor)).any()
+            except Exception as error:  # of a size that its bytes have not
+                raise ArtifactError(f"{file} is damaged: {tensor.name[:80]!a}: {error}") from None
+            if broken:
+                raise ArtifactError(f"{file} has weights that are not numbers ({tensor.name[:80]!a}).")
+    (logits,) = (value for value in model.graph.output if value.name == LOGITS)
+    sizes = [size.dim_value for size in logits.type.tensor_type.shape.dim]
+    if len(sizes) != 2 or sizes[1] not in (0, len(card.classes)):  # 0: not known
+        raise ArtifactError(
+            f"{file} gives {sizes[-1:]} values for each image; its description has {len(card.classes)} classes."
+        )
 
 
 def card_of(properties: Mapping[str, str], file: Path) -> Card:
@@ -163,10 +183,7 @@ def card_of(properties: Mapping[str, str], file: Path) -> Card:
             "and preprocessing), without which its answers have no names and its input no meaning. Export the "
             "model with: tellapart export MODEL --to onnx"
         )
-    try:
-        return Card.from_json(properties["tellapart"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"The description inside {file} cannot be used: {error}") from None
+    return base.card_of(properties["tellapart"], file)
 
 
 def split(model: Any) -> tuple[Any, Any]:

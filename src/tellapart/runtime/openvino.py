@@ -166,12 +166,33 @@ def open_openvino(path: str | os.PathLike[str], threads: int = 0) -> OpenVinoBac
         raise ArtifactError(f"{path} needs its weights beside it: {weights} does not exist.")
     try:
         model = openvino.Core().read_model(str(path), str(weights))
-        card = Card.from_json(model.get_rt_info(["tellapart", "card"]).value)
-        kind = model.get_rt_info(["tellapart", "graph"]).value
+        text, kind = (model.get_rt_info(["tellapart", name]).value for name in ("card", "graph"))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{path} is not an OpenVINO file that tellapart wrote, or is damaged: {error}"
         ) from None
+    card = base.card_of(str(text), path)
+    _check_numbers(model, card, path)
     if kind == "plain":
         return PlainOpenVinoBackend(openvino, model, card, threads)
-    return OpenVinoBackend(openvino, model, card, threads)
+    try:
+        return OpenVinoBackend(openvino, model, card, threads)
+    except (StopIteration, RuntimeError) as error:
+        raise ArtifactError(f"{path} cannot be used; was it changed after the export? {error}") from None
+
+
+def _check_numbers(model: Any, card: Card, path: str | os.PathLike[str]) -> None:
+    """Raise ArtifactError where a weight is not a number, or where there is not one logit for each class."""
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant" and node.get_element_type().is_real():
+            values = np.asarray(node.data)
+            if values.dtype.kind == "f" and np.isnan(values).any():
+                raise ArtifactError(
+                    f"{path} has weights that are not numbers ({node.get_friendly_name()[:80]!a})."
+                )
+    for output in model.outputs:
+        sizes = output.get_partial_shape()
+        if len(sizes) != 2 or (sizes[1].is_static and sizes[1].get_length() != len(card.classes)):
+            raise ArtifactError(
+                f"{path} gives {sizes} values for images; its description has {len(card.classes)} classes."
+            )

@@ -6,15 +6,13 @@ unchanged when it is put in the middle of a larger one (`embedded`), so that one
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
-import json
 import os
-import re
 import threading
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,10 @@ import torch
 from tellapart.contract import Card, Pixels, Preprocessing
 from tellapart.errors import ArtifactError
 from tellapart.preprocess import load
+from tellapart.runtime import pt2
+from tellapart.runtime.base import card_of
 from tellapart.runtime.plain import PlainNetwork
+from tellapart.runtime.trust import read
 
 CARD, GRAPH = "card.json", "graph.txt"  # the names of the extra files
 Program = Callable[[torch.Tensor], Any]
@@ -105,23 +106,30 @@ def embedded(pixels_NHWC: Pixels, contract: Preprocessing) -> Pixels:
     return canvas
 
 
-def open_program(path: str | os.PathLike[str], threads: int = 0) -> TorchBackend:
-    """Open a ``.pt2`` file, compiled or not. Raises ArtifactError."""
+def open_program(path: str | os.PathLike[str], threads: int = 0, trust: bool = False) -> TorchBackend:
+    """Open a ``.pt2`` file, compiled or not. Raises ArtifactError, also for a stranger's without ``trust``."""
     file = Path(path)
+    content, ours = read(file, trust)
     try:
-        with zipfile.ZipFile(file) as archive:
-            compiled = any("/aotinductor/" in name for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile) as error:
+        native = pt2.compiled(content)
+        if not native and not ours:
+            pt2.refuse_code(content)
+    except pt2.CodeError as error:
+        raise ArtifactError(
+            f"{file} is not opened, also with --trust: {error}, which no program of tellapart export has."
+        ) from None
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise ArtifactError(f"{file} is not a .pt2 file, or is damaged: {error}") from None
-    return _open_compiled(file, threads) if compiled else _open_exported(file, threads)
+    return _open_compiled(file, content, threads) if native else _open_exported(file, content, threads)
 
 
-def open_torchscript(path: str | os.PathLike[str], threads: int = 0) -> TorchBackend:
-    """Open a TorchScript file. Raises ArtifactError."""
+def open_torchscript(path: str | os.PathLike[str], threads: int = 0, trust: bool = False) -> TorchBackend:
+    """Open a TorchScript file. Raises ArtifactError, also for a stranger's without ``trust``."""
+    content, _ = read(Path(path), trust)
     extra = {CARD: "", GRAPH: ""}
     try:
         with _no_warnings():
-            module = torch.jit.load(os.fspath(path), map_location="cpu", _extra_files=extra)
+            module = torch.jit.load(io.BytesIO(content), map_location="cpu", _extra_files=extra)
     except (RuntimeError, ValueError, OSError) as error:
         raise ArtifactError(
             f"{os.fspath(path)} is not a TorchScript file, or is damaged: {_short(error)}"
@@ -129,89 +137,24 @@ def open_torchscript(path: str | os.PathLike[str], threads: int = 0) -> TorchBac
     return _backend("torchscript", module, _text(extra[CARD]), _text(extra[GRAPH]), path, threads)
 
 
-def refuse_code(path: Path) -> None:
-    """Refuse a ``.pt2`` file that could run code while torch reads it. Raises ArtifactError.
-
-    torch falls back to unpickling anything where its safe reader refuses, and evaluates symbolic sizes as Python.
-    Ours have neither pickled weights nor sizes with anything but arithmetic.
-    """
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if "/sample_inputs/" in name and name.endswith(".pt"):
-                try:
-                    torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-                except Exception as error:  # refused, or damaged
-                    raise ArtifactError(
-                        f"{path} holds pickled objects ({name}); it is not opened."
-                    ) from error
-            elif name.endswith("_config.json"):
-                text = archive.read(name).decode("utf-8", "replace")
-                if re.search(r'"use_pickle"\s*:\s*true', text):
-                    raise ArtifactError(f"{path} holds pickled weights ({name}); it is not opened.")
-            elif "/models/" in name and name.endswith(".json"):
-                for expression in _expressions(json.loads(archive.read(name))):
-                    if not _is_arithmetic(expression):
-                        raise ArtifactError(
-                            f"{path} has a size that is not arithmetic ({expression[:60]!r})."
-                        )
-
-
-def _expressions(value: Any) -> Iterator[str]:
-    """Yield every symbolic size in a program's JSON."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if key == "expr_str":
-                yield str(inner)
-            else:
-                yield from _expressions(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _expressions(inner)
-
-
-def _is_arithmetic(text: str) -> bool:
-    """Return whether an expression is made of sympy's classes, numbers and symbols' names, and of nothing else."""
-    try:
-        nodes = list(ast.walk(ast.parse(text, mode="eval")))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return all(
-        (isinstance(node, ast.Name) and re.fullmatch(r"[A-Z][A-Za-z]+", node.id))
-        or (isinstance(node, ast.Constant) and _is_plain(node.value))
-        or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name))
-        or isinstance(node, (ast.Expression, ast.keyword, ast.Load, ast.UnaryOp, ast.USub, ast.Tuple))
-        for node in nodes
-    )
-
-
-def _is_plain(value: Any) -> bool:
-    """Return whether a constant is a number or names a symbol, such as ``s32``."""
-    if isinstance(value, str):
-        return re.fullmatch(r"[a-z]{1,8}\d*|-?[\d.]+", value) is not None
-    return isinstance(value, (bool, int, float))
-
-
-def _open_exported(path: Path, threads: int) -> TorchBackend:
+def _open_exported(path: Path, content: bytes, threads: int) -> TorchBackend:
     extra = {CARD: "", GRAPH: ""}
     try:
-        refuse_code(path)
-        with _no_warnings():
-            program = torch.export.load(path, extra_files=extra)
+        with _no_warnings(), pt2.only_tensors():
+            program = torch.export.load(io.BytesIO(content), extra_files=extra)
             # Without checks: tracing notes as a condition what only tells memory layouts apart (a side of one pixel).
             module = program.module(check_guards=False)
-    except ArtifactError:
-        raise
     except Exception as error:  # a damaged archive raises nearly every kind of error
         raise ArtifactError(f"{path} cannot be read by torch {torch.__version__}: {_short(error)}") from None
     return _backend("torch-export", module, _text(extra[CARD]), _text(extra[GRAPH]), path, threads)
 
 
-def _open_compiled(path: Path, threads: int) -> TorchBackend:
+def _open_compiled(path: Path, content: bytes, threads: int) -> TorchBackend:
     from torch._inductor import aoti_load_package
 
     try:
         with _no_warnings():
-            module = aoti_load_package(str(path))
+            module = aoti_load_package(io.BytesIO(content))
             metadata = module.get_metadata()
     except Exception as error:  # the loader compiles nothing, but opens a shared library
         raise ArtifactError(
@@ -229,17 +172,14 @@ def _backend(
             f"{os.fspath(path)} has no description of tellapart's in it (class names and preprocessing), without "
             "which its answers have no names; export the model with tellapart export."
         )
-    try:
-        described = Card.from_json(card)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"The description inside {os.fspath(path)} cannot be used: {error}") from None
+    described = card_of(card, path)
     if graph == "plain":
         return PlainTorchBackend(name, program, described, threads)
     return TorchProgramBackend(name, program, described, threads)
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _short(error: Exception) -> str:

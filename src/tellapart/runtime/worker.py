@@ -19,9 +19,10 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.contract import Card, Pixels
+from tellapart.contract import Pixels
 from tellapart.contract.resizing import open_pixels, resize
 from tellapart.errors import ArtifactError
+from tellapart.runtime.base import card_of
 from tellapart.runtime.environments import (
     EXECUTORCH,
     LITERT,
@@ -53,7 +54,7 @@ class WorkerBackend:
         self._closing = weakref.finalize(self, _stop, self._process, self._errors)
         try:
             (length,) = struct.unpack("<I", self._read(4))
-            text = self._read(length).decode()
+            text = self._read(length)
             (self._batch,) = struct.unpack("<I", self._read(4))
         except RuntimeError as error:
             self.close()
@@ -64,7 +65,11 @@ class WorkerBackend:
                 f"{path} has no description of tellapart's in it (class names and preprocessing); export the model "
                 f"with: tellapart export MODEL --to {self.format}"
             )
-        self.card = Card.from_json(text)
+        try:
+            self.card = card_of(text, path)
+        except ArtifactError:
+            self.close()
+            raise
 
     def prepare(self, content: bytes | Pixels) -> Pixels:
         """Decode and size an image by the contract. Raises BadImage."""

@@ -27,6 +27,7 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 _FOREIGN = (b"cross-site", b"same-site")
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})  # which change nothing here
 _LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -85,7 +86,7 @@ class Guard:
             if name and name not in _LOCAL and name != self._service.options.host:
                 return Refusal(421, "host", "this service answers only to names of this machine")
             # And a page of another name may have a form or a script that posts here, though it gets no answer.
-            if scope["method"] == "POST" and headers.get(b"sec-fetch-site") in _FOREIGN:
+            if scope["method"] not in _READING and _from_a_foreign_page(headers, host):
                 return Refusal(403, "origin", "this service takes nothing from the pages of others")
         return None
 
@@ -95,6 +96,21 @@ class Guard:
         if scheme.lower() == b"bearer":
             given = token.strip()
         return hmac.compare_digest(given, self._key)
+
+
+def _from_a_foreign_page(headers: Mapping[bytes, bytes], host: str) -> bool:
+    """Return whether a browser says that a page of another origin sent a request.
+
+    By Sec-Fetch-Site, or by Origin where a browser sends no such header. Programs send neither. An Origin of ``null``
+    is a page that hides its own.
+    """
+    origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
+    if site is not None:
+        return site in _FOREIGN
+    return origin is not None and origin.decode("latin-1").lower() not in (
+        f"http://{host}",
+        f"https://{host}",
+    )
 
 
 class _Exchange:

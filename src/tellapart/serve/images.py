@@ -1,14 +1,13 @@
 """From what a stranger sent to pixels that a model takes, within limits. Knows nothing of HTTP.
 
 What is checked before a pixel is decoded: that the content is one of the accepted formats (the content decides, never
-a name), that it agrees with a declared image type, that the file is not an archive or a document as well, how many
-parts a JPEG or PNG has, and, by the header, the number of pixels and the proportions.
+a name), that it agrees with a declared image type, that the file is not an archive or a document as well, and, by the
+contract's own decoder, how many parts a JPEG or PNG has, the number of pixels and the proportions.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -24,9 +23,6 @@ _TYPES = {
     "vnd.microsoft.icon": "ico", "jp2": "jpeg2000", "jpx": "jpeg2000", "avif": "avif",
 }  # fmt: skip
 _ZIP_END, _ZIP_END_BYTES, _ZIP_COMMENT = b"PK\x05\x06", 22, 65_535
-_JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # neither a stuffed byte nor a restart
-_MAX_SCANS, _MAX_SEGMENTS = 100, 1000  # encoders write ten scans at most, and some dozens of segments
-_MAX_CHUNKS = 10_000  # of a PNG; the usual encoder writes one for each 8 KiB
 _HEAD = 1024  # PDF's readers look for its signature so far, and browsers for HTML
 
 
@@ -86,8 +82,6 @@ class ImageReader:
         other = also(content)
         if other:
             raise Refusal(422, "polyglot", f"the image is {other} as well")
-        if _TEDIOUS.get(found, _never)(content):
-            raise Refusal(422, "bad_image", f"bad image: {found} of very many parts")
         suffices = contract.suffices if contract.decode == "scaled" else None
         return decode(content, contract.channels, self._max_pixels, suffices)
 
@@ -130,40 +124,3 @@ def also(content: bytes) -> str:
     if any(sign in head for sign in (b"<html", b"<script", b"<!doctype html", b"<?php")):
         return "a web page or program"
     return ""
-
-
-def _never(content: bytes) -> bool:
-    return False
-
-
-def _png_is_tedious(content: bytes) -> bool:
-    """Return whether a PNG has more chunks than any that was not made to keep a reader busy."""
-    place = 8
-    for _ in range(_MAX_CHUNKS):
-        place += 12 + int.from_bytes(content[place : place + 4], "big")
-        if place >= len(content):
-            return False
-    return True
-
-
-def _jpeg_is_tedious(content: bytes) -> bool:
-    """Return whether a JPEG has more scans or segments than any that was not made to keep a decoder busy.
-
-    Each scan of a progressive JPEG may go over all pixels in a few bytes: 20 MB of them take an hour. The walk ends
-    with the first picture; what is behind it (a phone's film, say) is nothing to the decoder.
-    """
-    place, scans = 2, 0
-    for _ in range(_MAX_SEGMENTS):
-        marker = _JPEG_MARKER.search(content, place)
-        if marker is None or marker[1] == b"\xd9" or scans > _MAX_SCANS:
-            break
-        place = marker.end()
-        if marker[1] not in (b"\x01", b"\xd8"):
-            place += int.from_bytes(content[place : place + 2], "big")
-        scans += marker[1] == b"\xda"
-    else:
-        return True
-    return scans > _MAX_SCANS
-
-
-_TEDIOUS: Mapping[str, Callable[[bytes], bool]] = {"jpeg": _jpeg_is_tedious, "png": _png_is_tedious}

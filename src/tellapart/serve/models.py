@@ -16,15 +16,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from tellapart.contract import Card
 from tellapart.errors import ServeError, TellapartError
-from tellapart.runtime import Backend, open_backend
+from tellapart.runtime import Backend, open_backend, probabilities
 from tellapart.serve import drift
 from tellapart.serve.batching import Batcher, worthwhile
 from tellapart.serve.metrics import Metrics, ModelMetrics
 from tellapart.serve.options import Options
-from tellapart.serve.refusal import Refusal
+from tellapart.serve.refusal import Refusal, dumps
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 _SUFFIXES = (".safetensors", ".onnx", ".data", ".xml", ".bin", ".pt2", ".pt", ".pte", ".tflite")
@@ -177,21 +178,22 @@ class Repository:
     def _open(self, path: Path) -> tuple[Backend, drift.ClassMix, int]:
         """Open and try a file; return it with its class mix and largest batch. In a thread of its own."""
         options = self._options
-        backend = open_backend(path, options.device, options.precision, options.threads)
+        backend = open_backend(path, options.device, options.precision, options.threads, options.trust)
         card = backend.card
         contract = card.preprocessing
         blank = np.zeros((1, contract.size, contract.size, contract.channels), np.uint8)
         for size in {1, options.max_batch or 2}:
             logits = backend.logits(np.repeat(blank, size, axis=0))
-            if logits.shape != (size, len(card.classes)) or not np.isfinite(logits).all():
-                raise TellapartError(
-                    f"{path.name} gives no finite logits for its {len(card.classes)} classes."
-                )
+            if len(logits) != size:
+                raise ServeError(f"{path.name} gives {len(logits)} answers for {size} images.")
+            values = probabilities(logits, card)
         # Once, before the first request: among requests it would measure them too, and hold them up.
         max_batch = options.max_batch or self._worthwhile.get(path) or worthwhile(backend.logits, blank)
         self._worthwhile[path] = max_batch
         expected, source = drift.expectation(card, path, options.class_mix)
-        return backend, drift.ClassMix(len(card.classes), options.drift_window, expected, source), max_batch
+        mix = drift.ClassMix(len(card.classes), options.drift_window, expected, source)
+        try_answer(card, values, mix)
+        return backend, mix, max_batch
 
     async def watch(self, seconds: float, notify: Callable[[str], None]) -> None:
         """Load models again whose files changed, until cancelled; a file must be unchanged for one round."""
@@ -222,6 +224,26 @@ class Repository:
             model.batcher.close()
         for model in self._models.values():
             await asyncio.to_thread(model.batcher.join, 10)
+
+
+def try_answer(card: Card, values: npt.NDArray[np.float64], mix: drift.ClassMix) -> None:
+    """Do once all that follows from probabilities [B, K]: JSON, counts, the text of the metrics.
+
+    What a name or a number of a file could break, breaks here, before the file takes over. Raises ServeError.
+    """
+    trial = Metrics()
+    counts = trial.for_model("trial")
+    try:
+        dumps({"classes": list(card.classes), "probabilities": values.tolist()})
+        for name in card.classes:
+            counts.answered(name)
+        if mix.expected is not None:
+            counts.expects(dict(zip(card.classes, mix.expected.tolist(), strict=True)), mix.source)
+        counts.drift(lambda: mix.drift, lambda: mix.by_chance)
+        "\n".join(card.classes).encode("utf-8")
+        trial.text()
+    except (ValueError, TypeError) as error:
+        raise ServeError(f"its classes or scores cannot be answered with: {error}") from None
 
 
 def _give_memory_back() -> None:

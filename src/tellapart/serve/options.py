@@ -68,6 +68,8 @@ class Options:
     """For an artifact: cpu, cuda, cuda:N or mps; for an ONNX file: cpu, cuda, cuda:N, tensorrt or tensorrt:N."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """For an artifact: what the network computes in."""
+    trust: bool = False
+    """Open .pt2 and TorchScript files that tellapart did not write here, now and when replaced: they are programs."""
     max_body_mb: float = 20.0
     """Largest body of a request, in MiB."""
     max_memory_mb: int = 256

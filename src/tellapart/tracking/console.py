@@ -19,6 +19,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from tellapart.errors import shown
+
 REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 10.0  # between the plain lines of other long work
 PLAIN_WIDTH = 80
@@ -158,6 +160,7 @@ class Console:
         self._stop_bar()
 
     def _say(self, text: str, style: str = "") -> None:
+        text = shown(text)
         with self._lock:
             if self._rich is not None:
                 self._rich.print(Text(text, style=style), soft_wrap=True)

@@ -17,7 +17,7 @@ from tellapart.contract.decoding import crop_box
 from tellapart.data.samples import Samples
 from tellapart.errors import DataError
 from tellapart.evaluation import metrics
-from tellapart.runtime import Backend, timing
+from tellapart.runtime import Backend, checked, timing
 from tellapart.spec import DataSpec
 from tellapart.tracking import Console
 
@@ -41,7 +41,7 @@ def evaluate_backend(
 
     logits, good, seconds, one = _answers(backend, samples, read, split, spec, console)
     kept = samples.select(good)
-    scaled = torch.from_numpy(logits) / backend.card.temperature
+    scaled = torch.from_numpy(checked(logits, backend.card)) / backend.card.temperature
     labels = torch.from_numpy(kept.labels)
     timing.settle(backend, one[None])
     evaluation = metrics.evaluate(

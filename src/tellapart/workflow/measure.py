@@ -45,6 +45,7 @@ def evaluate_set(
     if predictor.card.views.count > 1:
         console.message(predictor.card.views.describe())
     logits, seconds = _logits(predictor, images, split, console, known)
+    runtime.checked(logits.numpy(), predictor.card)
     if predictor.card.temperature != 1:
         logits = logits / predictor.card.temperature
     labels = torch.from_numpy(images.samples.labels)
@@ -100,6 +101,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "fp32",
     quiet: bool = False,
+    trust: bool = False,
     **data_changes: Any,
 ) -> metrics.Evaluation:
     """Measure a model on labelled images, by the model's own preprocessing contract.
@@ -112,6 +114,7 @@ def evaluate(
         device: auto, cpu, cuda, cuda:N or mps; for an ONNX file auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N.
         precision: fp32, bf16 or fp16, by torch's autocast.
         quiet: no progress on standard error.
+        trust: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are programs.
         data_changes: fields of the data section, such as ``format="coco"``.
 
     Raises DataError where the data has a class that the model does not know.
@@ -126,7 +129,7 @@ def evaluate(
     target = Path(out) if out else None
     with Console(quiet=quiet) as console:
         if exported:
-            backend = runtime.open_backend(model, device)
+            backend = runtime.open_backend(model, device, trust=trust)
             part, spec, chosen = _part(model, data, split, backend.card.classes, data_changes)
             return evaluate_backend(backend, part, chosen, spec, target, console)
         predictor = artifact.open_model(model, choose_device(device), precision)

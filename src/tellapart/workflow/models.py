@@ -20,10 +20,15 @@ from tellapart.preprocess import Preprocessing
 from tellapart.spec import Spec
 
 
-def load(model: str | os.PathLike[str], device: str = "cpu") -> Classifier:
-    """Open a model or an exported file: ``tellapart.load(path).predict(images)``. Raises ArtifactError, SpecError."""
+def load(model: str | os.PathLike[str], device: str = "cpu", trust: bool = False) -> Classifier:
+    """Open a model or an exported file: ``tellapart.load(path).predict(images)``. Raises ArtifactError, SpecError.
+
+    ``trust``: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are programs.
+    """
     return Classifier(
-        runtime.open_backend(model, device if runtime.is_export(model) else str(choose_device(device)))
+        runtime.open_backend(
+            model, device if runtime.is_export(model) else str(choose_device(device)), trust=trust
+        )
     )
 
 

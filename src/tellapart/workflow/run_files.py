@@ -5,7 +5,6 @@ Knows nothing of training; `runs` knows the files' names.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 import os
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tellapart import doctor, runs
+from tellapart import doctor, runs, tables
 from tellapart.data import images as decoded
 from tellapart.data.samples import Samples, write_samples
 from tellapart.errors import RunError
@@ -42,7 +41,7 @@ def write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> Non
     if samples.conflicts:
         listed = folder / "conflicts.csv"
         with open(listed, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            writer = csv.writer(stream)
+            writer = tables.Writer(stream, "\r\n")
             writer.writerow(["path", "labels"])
             writer.writerows((item.path, " | ".join(item.labels)) for item in samples.conflicts)
     environment = doctor.examine(quick=True).to_dict()

@@ -1,0 +1,76 @@
+"""Whose model files are opened: of those that can run code, only what tellapart wrote here, or what a person trusts.
+
+``.pt2`` and TorchScript files are programs: torch's readers unpickle, evaluate and load native code. No list of what is
+bad in them can be complete, so a file of a stranger is refused before torch sees it. Export notes the SHA-256 of each
+such file that it writes in the user's own data folder; that is what "wrote here" means. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+from pathlib import Path
+
+import platformdirs
+
+from tellapart.errors import ArtifactError
+
+SUFFIXES = (".pt2", ".torchscript")
+_HASH_LENGTH = 64
+
+
+def record_file() -> Path:
+    """Return the file with the hashes of what was exported here: one line for each, the hash first."""
+    return Path(platformdirs.user_data_dir("tellapart", appauthor=False)) / "exported.sha256"
+
+
+def record(path: Path) -> str:
+    """Note that this program wrote the file; return a sentence for people where that cannot be noted, else nothing."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    notes = record_file()
+    line = f"{digest} {datetime.datetime.now(datetime.UTC):%Y-%m-%d} {path.suffix}\n"
+    try:
+        notes.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(handle, line.encode())  # in one piece, also beside other processes
+        finally:
+            os.close(handle)
+    except OSError as error:
+        return (
+            f"{notes} cannot be written ({error.strerror}), so this file counts as a stranger's here: "
+            "predict, evaluate and serve need --trust for it."
+        )
+    return ""
+
+
+def wrote(content: bytes) -> bool:
+    """Return whether a file of this content was exported here, by this user."""
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        lines = record_file().read_text("ascii", "replace").splitlines()
+    except OSError:
+        return False
+    return any(line[:_HASH_LENGTH] == digest for line in lines)
+
+
+def read(path: Path, trust: bool) -> tuple[bytes, bool]:
+    """Return a file's content, which is what has to be opened afterwards, and whether it was written here.
+
+    Raises ArtifactError where it was not and ``trust`` does not say that it may run code.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from None
+    ours = wrote(content)
+    if not ours and not trust:
+        raise ArtifactError(
+            f"{path} is not opened: a {path.suffix} file can run any program when it is opened, and tellapart did not "
+            f"write this one here ({record_file()} has the hashes of those that it wrote). If you trust where it "
+            "comes from, give --trust (in Python: trust=True); else ask for a safetensors, ONNX or OpenVINO file, "
+            "which hold no programs."
+        )
+    return content, ours
