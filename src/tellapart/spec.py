@@ -238,7 +238,7 @@ class TrainingSpec(Section, prefix="training."):
     focal_gamma: NonNegative = 2.0
     """focal: how far easy images are weighted down."""
     class_weights: Literal["none", "inverse", "effective"] = "none"
-    """Weight of each class in the loss: by inverse frequency, or by the effective number of samples."""
+    """Weight of an image in the loss, by its class: by inverse frequency, or by the effective number of samples."""
     effective_beta: Annotated[float, Range(0, 0.999999)] = 0.999
     """effective: beta of the effective number."""
     sampling: Literal["shuffle", "oversample", "undersample", "weighted"] = "shuffle"
