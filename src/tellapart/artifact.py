@@ -24,6 +24,7 @@ from tellapart.models import zoo
 from tellapart.preprocess import averaged, normalise
 
 FILE_NAME = "model.safetensors"
+LAST_NAME = "last.safetensors"  # the last epoch's weights, where FILE_NAME has the chosen one's
 
 
 def save(path: Path, state: Mapping[str, torch.Tensor], card: Card) -> None:

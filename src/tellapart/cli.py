@@ -106,6 +106,7 @@ def _evaluate(args: Evaluate) -> int:
         out=args.out,
         device=args.device,
         precision=args.precision,
+        epoch=args.epoch,
         **changes,
     )
     if args.as_json:

@@ -74,6 +74,8 @@ class Evaluate:
     """auto, cpu, cuda, cuda:N or mps; for an ONNX file also tensorrt and tensorrt:N."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the network computes in; with less than fp32 the answers can differ a little."""
+    epoch: Literal["best", "last"] = "best"
+    """Of a run folder: the epoch that validation chose, or the last."""
     format: Literal["auto", "folder", "list", "voc", "createml", "yolo", "coco", "name"] = "auto"
     """How to read DATA."""
     boxes: Literal["image", "crop"] = "image"

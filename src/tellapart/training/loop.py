@@ -24,6 +24,7 @@ from tellapart.data.loader import RawBatch, batches
 from tellapart.devices import kernel_search, plain_kernels
 from tellapart.models import heads
 from tellapart.training import checkpoint, reporting, sampling
+from tellapart.training.choosing import Chooser
 from tellapart.training.compiled import Compiled, Graphs
 from tellapart.training.distributed import Processes
 from tellapart.training.interrupt import Interrupt
@@ -60,6 +61,7 @@ class Trainer:
         self.spec, self.training = plan.spec, plan.spec.training
         self.device = processes.device
         self.progress = Progress()
+        self.chooser = Chooser(self.training, plan.val_counts)
         self.best: State | None = None
         # Blocks that train, parameters that do not any more.
         self.stage: tuple[int, tuple[str, ...]] | None = None
@@ -275,6 +277,7 @@ class Trainer:
         values["seconds"] = progress.seconds
         best = self._keep_best(scores)
         if scores:
+            values["best-epoch"] = progress.best_epoch + 1
             plan.schedule.observe(progress.epoch, scores["loss"])
         if self.processes.first:
             self.report.log(progress.step, values)
@@ -282,11 +285,12 @@ class Trainer:
         if plan.pruning:
             plan.pruning.end_epoch(self.processes)
         last = progress.epoch + 1 >= self.training.epochs
-        if scores and self.training.patience and progress.stale >= self.training.patience and not last:
+        stopped = "" if last or not scores else self.chooser.stops(progress)
+        if stopped:
             progress.finished = True
-            self.report.message(
-                f"Stopped early: {progress.stale} epochs without a better {self.training.best_metric}."
-            )
+            self.report.message(stopped)
+        if (last or stopped) and (text := self.chooser.explain(progress)):
+            self.report.message(text)
         progress.epoch += 1
         progress.step_in_epoch = 0
         progress.sums, progress.seconds = [0.0, 0.0, 0.0], 0.0
@@ -304,21 +308,15 @@ class Trainer:
             return way.validate(way.model)
 
     def _keep_best(self, scores: dict[str, float]) -> bool:
-        """Keep this epoch's weights where they are the best so far (without validation: always the last)."""
-        progress = self.progress
-        if not scores:
-            better = True
-            value = -math.inf
-        else:
-            value = scores[self.training.best_metric]
-            value = -value if self.training.best_metric == "loss" else value
-            better = progress.best_epoch < 0 or value > progress.best_value
-            improved = progress.best_epoch < 0 or value > progress.best_value + self.training.min_delta
-            progress.stale = 0 if improved else progress.stale + 1
+        """Keep this epoch's weights where the rule chooses them (without validation: always)."""
+        better = self.chooser.judge(self.progress, scores)
         if better:
-            progress.best_value, progress.best_epoch = value, progress.epoch
-            progress.best_scores = dict(scores)
             self.best = self.weights()
+        if scores and not math.isfinite(scores["loss"]):
+            self.report.warn(
+                f"The validation loss of epoch {self.progress.epoch + 1} is {scores['loss']}: this epoch's weights are "
+                "never the best ones."
+            )
         return better
 
     def weights(self) -> State:

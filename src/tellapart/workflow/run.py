@@ -209,6 +209,8 @@ def _run(
             return Result(folder, folder / artifact.FILE_NAME, "", {})
         assert trainer.best is not None
         artifact.save(folder / artifact.FILE_NAME, trainer.best, card)
+        last = artifact.with_scores(card, {"epoch": progress.epoch})
+        artifact.save(folder / artifact.LAST_NAME, trainer.weights(), last)
         known = {"val": trainer.way.known}
         return _finish(folder, prepared, card, progress, console, tracker, procs.device, known)
     finally:
