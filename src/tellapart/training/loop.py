@@ -333,8 +333,12 @@ class Trainer:
         return max(float(group["lr"] / group["lr_scale"]) for group in groups)
 
     def _ask(self, norm: torch.Tensor | None, rate: float, factor: float, logged: bool) -> None:
-        """Begin to read where the epoch stands; `_tell` goes on when the device has answered."""
-        reading, step = self.tally.ask(norm), self.progress.step
+        """Begin to read where the epoch stands; `_tell` goes on when the device has answered.
+
+        Logged values are those of all processes, which log at the same steps; in between the first tells of its own.
+        """
+        total = self.processes.add_up if logged and self.processes.world > 1 else None
+        reading, step = self.tally.ask(norm, total), self.progress.step
         if logged:
             self.tally.clear_window()
         self._asked.append(_Asked(reading, step, rate, self.training.lr * factor, logged))
