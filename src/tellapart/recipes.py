@@ -140,6 +140,7 @@ def cifar10_best() -> Spec:
         "training": {
             "epochs": 40,
             "start_size": 0,
+            "size_epochs": TrainingSpec().size_epochs,
             "batch_size": 1000,
             "optimizer": "sgd",
             "lr": 1.15,

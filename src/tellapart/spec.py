@@ -110,7 +110,7 @@ class AugmentSpec(Section, prefix="augment."):
     """Random changes of the training images; a preset, and any single value over it."""
 
     preset: Literal["auto", "none", "light", "tutorial", "cifar", "photo", "strong"] = "auto"
-    """A combination by name; auto: cifar for small images (digits: turned, not mirrored), photo for large."""
+    """A combination by name; auto: none for a head alone, cifar for small images (no mirrored digits), else photo."""
     crop: Literal["none", "pad", "resized"] | None = None
     """Random crop: of the padded image, or RandomResizedCrop."""
     crop_padding: CountOrZero | None = None

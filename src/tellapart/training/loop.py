@@ -284,19 +284,26 @@ class Trainer:
             self.report.epoch_done(progress.epoch, {**values, "train/lr": self._lr()}, best)
         if plan.pruning:
             plan.pruning.end_epoch(self.processes)
-        last = progress.epoch + 1 >= self.training.epochs
-        stopped = "" if last or not scores else self.chooser.stops(progress)
-        if stopped:
-            progress.finished = True
-            self.report.message(stopped)
-        if (last or stopped) and (text := self.chooser.explain(progress)):
-            self.report.message(text)
+        self._finish(right / seen, scores)
         progress.epoch += 1
         progress.step_in_epoch = 0
         progress.sums, progress.seconds = [0.0, 0.0, 0.0], 0.0
-        progress.finished = progress.finished or progress.epoch >= self.training.epochs
         if progress.finished or self.processes.from_first(self._worth_saving()):
             self.save()
+
+    def _finish(self, train_accuracy: float, scores: dict[str, float]) -> None:
+        """Note whether this epoch was the last; then say which was chosen, and whether images were learned by heart."""
+        progress = self.progress
+        last = progress.epoch + 1 >= self.training.epochs
+        stopped = "" if last or not scores else self.chooser.stops(progress)
+        if stopped:
+            self.report.message(stopped)
+        if last or stopped:
+            progress.finished = True
+            if text := self.chooser.explain(progress):
+                self.report.message(text)
+            if text := reporting.overfitted(self.plan, train_accuracy, scores):
+                self.report.warn(text)
 
     def _validate(self) -> dict[str, float]:
         way = self.way
