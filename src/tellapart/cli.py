@@ -93,7 +93,10 @@ def _find_lr(args: FindLr) -> int:
     for lr, loss in list(zip(curve.lrs, curve.losses, strict=True))[::every]:
         print(f"{lr:10.2e}  {loss:.4f}")
     if curve.suggestion is None:
-        print("The loss never fell: no suggestion.")
+        print(
+            f"Nothing reliable was found, so there is no suggestion: {curve.doubt}. Try more --steps, a larger "
+            "--training.batch-size, or weights that still have something to learn."
+        )
         return 1
     print(f"Suggestion: --training.lr {curve.suggestion:.2g}")
     return 0
