@@ -24,7 +24,7 @@ class FromSpec:
     data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
     """Folder, list, archive, annotation file or name (the same as --data.source)."""
     recipe: str | None = None
-    """Start from a recipe: tutorial, tutorial-cnn, transfer, cifar10-fast, cifar10-best."""
+    """Start from a recipe: tutorial, tutorial-cnn, transfer, staged, finetune, cifar10-fast, cifar10-best."""
     spec_file: Annotated[str | None, tyro.conf.arg(name="spec")] = None
     """Start from a YAML file (such as a run's spec.yaml)."""
     as_json: Json = False
