@@ -20,7 +20,7 @@ def test_the_example_in_the_documentation() -> None:
     assert doctest.testmod(errors).failed == 0
 
 
-@given(NAMES, st.lists(st.text("QXZ", min_size=1), max_size=30), st.data())
+@given(NAMES, st.lists(st.text("ΩΨΞ", min_size=1), max_size=30), st.data())
 def test_a_slip_of_one_letter_finds_the_name(name: str, others: list[str], data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(name) - 1))
     slipped = name[:place] + name[place + 1 :]
@@ -35,6 +35,12 @@ def test_few_names_are_all_given_and_many_are_not(name: str, valid: list[str], l
     else:
         assert "Valid:" not in text
         assert "Did you mean" in text or text.endswith(f"{', '.join(valid[:limit])}, …")
+
+
+@pytest.mark.parametrize("name", ["Multi-Step", "MULTI_STEP", "multistep", "multi step", "MultiStep"])
+def test_case_and_hyphens_do_not_matter(name: str) -> None:
+    assert did_you_mean(name, ["step", "multi-step", "cosine"]).startswith("Did you mean 'multi-step'?")
+    assert did_you_mean("RESNET", ["resnet18", "vgg11"]).startswith("Did you mean 'resnet18'?")
 
 
 def test_nothing_is_said_where_nothing_is_valid() -> None:

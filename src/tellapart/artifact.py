@@ -25,6 +25,7 @@ from tellapart.preprocess import averaged, normalise
 
 FILE_NAME = "model.safetensors"
 _USUAL = 1024  # pixels of a side, or sixteenths of classes, up to which a network's memory is that of its own layers
+LAST_NAME = "last.safetensors"  # the last epoch's weights, where FILE_NAME has the chosen one's
 
 
 def save(path: Path, state: Mapping[str, torch.Tensor], card: Card) -> None:

@@ -38,7 +38,8 @@ from tellapart.commands import (
     Train,
 )
 from tellapart.errors import SpecError, TellapartError, UserError, did_you_mean, shown
-from tellapart.spec import Spec, flatten, update
+from tellapart.sections import choices
+from tellapart.spec import Spec, update
 
 if TYPE_CHECKING:
     from tellapart.predict import Classifier
@@ -50,7 +51,10 @@ T = TypeVar("T")
 def _train(args: Train) -> int:
     from tellapart import workflow
 
-    return _print_result(workflow.train(args.data_source, spec=args.spec, profile=args.profile), args.as_json)
+    return _print_result(
+        workflow.train(args.data_source, recipe=args.recipe, spec=args.spec, profile=args.profile),
+        args.as_json,
+    )
 
 
 def _resume(args: Resume) -> int:
@@ -88,7 +92,10 @@ def _find_lr(args: FindLr) -> int:
     for lr, loss in list(zip(curve.lrs, curve.losses, strict=True))[::every]:
         print(f"{lr:10.2e}  {loss:.4f}")
     if curve.suggestion is None:
-        print("The loss never fell: no suggestion.")
+        print(
+            f"Nothing reliable was found, so there is no suggestion: {curve.doubt}. Try more --steps, a larger "
+            "--training.batch-size, or weights that still have something to learn."
+        )
         return 1
     print(f"Suggestion: --training.lr {curve.suggestion:.2g}")
     return 0
@@ -106,6 +113,7 @@ def _evaluate(args: Evaluate) -> int:
         device=args.device,
         precision=args.precision,
         trust=args.trust,
+        epoch=args.epoch,
         **changes,
     )
     if args.as_json:
@@ -358,11 +366,15 @@ def _defaults(kind: type[T], argv: Sequence[str]) -> T | None:
 
 def _check_choices(argv: Sequence[str]) -> None:
     """Answer an impossible word for a field of the spec as YAML's is answered: with the nearest valid one."""
-    fields = flatten(Spec())
+    fields = choices(Spec())
     for place, word in enumerate(argv):
         flag, equals, value = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
-        if not flag.startswith("--") or "." not in name or not isinstance(fields.get(name), str):
+        if not flag.startswith("--") or name not in fields:
+            continue
+        if (value if equals else "".join(argv[place + 1 : place + 2])) in fields[
+            name
+        ]:  # None too, where it may be
             continue
         if equals or place + 1 < len(argv):
             update(Spec(), {name: value if equals else argv[place + 1]})

@@ -24,7 +24,7 @@ class FromSpec:
     data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
     """Folder, list, archive, annotation file or name (the same as --data.source)."""
     recipe: str | None = None
-    """Start from a recipe: tutorial, tutorial-cnn, transfer, cifar10-fast, cifar10-best."""
+    """Start from a recipe: tutorial, tutorial-cnn, transfer, staged, finetune, cifar10-fast, cifar10-best."""
     spec_file: Annotated[str | None, tyro.conf.arg(name="spec")] = None
     """Start from a YAML file (such as a run's spec.yaml)."""
     as_json: Json = False
@@ -74,6 +74,8 @@ class Evaluate:
     """auto, cpu, cuda, cuda:N or mps; for an ONNX file also tensorrt and tensorrt:N."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the network computes in; with less than fp32 the answers can differ a little."""
+    epoch: Literal["best", "last"] = "best"
+    """Of a run folder: the epoch that validation chose, or the last."""
     format: Literal["auto", "folder", "list", "voc", "createml", "yolo", "coco", "name"] = "auto"
     """How to read DATA."""
     boxes: Literal["image", "crop"] = "image"

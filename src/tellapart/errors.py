@@ -88,14 +88,20 @@ def shown(text: str, one_line: bool = False) -> str:
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
-def did_you_mean(name: str, valid: Iterable[str], limit: int = 12) -> str:
+def did_you_mean(name: str, valid: Iterable[str], limit: int = 12, meant: Iterable[str] = ()) -> str:
     """Return a sentence with the nearest valid names and, if there are few, all of them.
+
+    Case, hyphens, underscores and spaces do not matter. ``meant``: valid names known to be what ``name`` says.
 
     >>> did_you_mean("resnet", ["resnet18", "vgg11"])
     "Did you mean 'resnet18'? Valid: resnet18, vgg11."
     """
     names = list(dict.fromkeys(valid))
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = list(meant) or [known for known in names if _folded(known) == _folded(name)]
+    if not close:
+        folded = {known.casefold(): known for known in reversed(names)}
+        found = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
+        close = [folded[match] for match in found]
     parts = []
     if close:
         parts.append("Did you mean " + " or ".join(repr(match) for match in close) + "?")
@@ -104,3 +110,7 @@ def did_you_mean(name: str, valid: Iterable[str], limit: int = 12) -> str:
     elif names and not close:
         parts.append("Valid, among others: " + ", ".join(names[:limit]) + ", …")
     return " ".join(parts)
+
+
+def _folded(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter not in "-_ ")

@@ -44,6 +44,105 @@ Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
 
 
+# What other programs call the choices here: torch, torchvision, scikit-learn, Keras, Lightning; in small letters and
+# without hyphens. A name counts for each field that has the choice.
+_ELSEWHERE = {
+    "categoricalcrossentropy": "cross-entropy",
+    "ce": "cross-entropy",
+    "celoss": "cross-entropy",
+    "crossentropyloss": "cross-entropy",
+    "softmaxcrossentropy": "cross-entropy",
+    "sparsecategoricalcrossentropy": "cross-entropy",
+    "focalloss": "focal",
+    "sigmoidfocalloss": "focal",
+    "constantlr": "constant",
+    "fixed": "constant",
+    "none": "constant",
+    "cosineannealing": "cosine",
+    "cosineannealinglr": "cosine",
+    "cosineannealingwarmrestarts": "cosine",
+    "cosinedecay": "cosine",
+    "cosinelrscheduler": "cosine",
+    "steplr": "step",
+    "multisteplr": "multi-step",
+    "piecewiseconstantdecay": "multi-step",
+    "linearlr": "linear",
+    "onecycle": "one-cycle",
+    "onecyclelr": "one-cycle",
+    "1cycle": "one-cycle",
+    "plateaulr": "plateau",
+    "reducelronplateau": "plateau",
+    "balanced": "inverse",
+    "inversefrequency": "inverse",
+    "effectivenumber": "effective",
+    "classbalanced": "effective",
+    "randomoversampler": "oversample",
+    "oversampling": "oversample",
+    "randomundersampler": "undersample",
+    "undersampling": "undersample",
+    "weightedrandomsampler": "weighted",
+    "randomsampler": "shuffle",
+    "acc": "accuracy",
+    "top1": "accuracy",
+    "valacc": "accuracy",
+    "valaccuracy": "accuracy",
+    "f1": "macro-f1",
+    "f1macro": "macro-f1",
+    "f1score": "macro-f1",
+    "uar": "balanced-accuracy",
+    "balancedaccuracyscore": "balanced-accuracy",
+    "valloss": "loss",
+    "float32": "fp32",
+    "float": "fp32",
+    "32": "fp32",
+    "32true": "fp32",
+    "bfloat16": "bf16",
+    "bf16mixed": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "16": "fp16",
+    "16mixed": "fp16",
+    "amp": "auto",
+    "mixed": "auto",
+    "linearprobe": "head",
+    "frozen": "head",
+    "all": "full",
+    "gradual": "staged",
+    "interpolationmode.bilinear": "bilinear",
+    "interpolationmode.bicubic": "bicubic",
+    "centercrop": "crop",
+    "centrecrop": "crop",
+    "pad": "letterbox",
+    "stretch": "squash",
+    "randomcrop": "pad",
+    "randomresizedcrop": "resized",
+    "reflection": "reflect",
+    "black": "zeros",
+    "trivialaugmentwide": "trivialaugment",
+    "imagefolder": "folder",
+    "csv": "list",
+    "tsv": "list",
+    "jsonl": "list",
+    "pascalvoc": "voc",
+    "labelimg": "voc",
+    "cocojson": "coco",
+    "multiprocessing": "processes",
+    "multithreading": "threads",
+    "true": "on",
+    "yes": "on",
+    "false": "off",
+    "no": "off",
+}
+
+
+def _meant(value: Any, valid: list[str]) -> list[str]:
+    """Return the choice that another program calls ``value``, where there is one."""
+    word = "".join(letter for letter in str(value).casefold() if letter not in "-_ ")
+    word = word.removeprefix("torch.").removeprefix("optim.").removeprefix("nn.").removeprefix("lrscheduler.")
+    known = _ELSEWHERE.get(word)
+    return [known] if known in valid else []
+
+
 @functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
@@ -66,7 +165,9 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
             value = "on" if value else "off"  # what YAML 1.1 makes of these words
         if not any(value == choice and type(value) is type(choice) for choice in choices):
             valid = [str(choice) for choice in choices]
-            raise SpecError(f"{name} is {value!r}. {did_you_mean(str(value), valid)}")
+            raise SpecError(
+                f"{name} is {value!r}. {did_you_mean(str(value), valid, meant=_meant(value, valid))}"
+            )
         return value
     if origin in (types.UnionType, typing.Union):
         if value is None:
@@ -139,6 +240,24 @@ def flatten(spec: Section) -> dict[str, Any]:
         else:
             flat[item.name] = value
     return flat
+
+
+def choices(spec: Section) -> dict[str, tuple[str, ...]]:
+    """Return, by dotted name, the words that may be given for each field that takes one of some words."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, hint in _hints(typing.cast(Any, type(spec))).items():
+        value = getattr(spec, name, None)
+        if isinstance(value, Section):
+            found.update({f"{name}.{key}": inner for key, inner in choices(value).items()})
+            continue
+        parts = (
+            typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+        )
+        for part in parts:
+            words = typing.get_args(part) if typing.get_origin(part) is Literal else ()
+            if words and all(isinstance(word, str) for word in words):
+                found[name] = (*words, *(["None"] if type(None) in parts else []))
+    return found
 
 
 def update(spec: S, changes: Mapping[str, Any], where: str = "") -> S:

@@ -49,9 +49,9 @@ class DataSpec(Section, prefix="data."):
 
     source: str = "digits"
     """Folder, list (CSV, TSV, JSONL), archive (.tar, .zip), annotation file, Parquet, shards, or a known set's name."""
-    format: Literal["auto", "folder", "list", "voc", "createml", "yolo", "coco", "table", "webdataset", "name"] = (
-        "auto"
-    )
+    format: Literal[
+        "auto", "folder", "list", "voc", "createml", "yolo", "coco", "table", "webdataset", "name"
+    ] = "auto"
     """How to read the source; auto looks at it."""
     val_fraction: Annotated[float, Range(0, 0.9)] = 0.1
     """Part of train that becomes validation where there is none; 0 trains on everything."""
@@ -112,7 +112,7 @@ class AugmentSpec(Section, prefix="augment."):
     """Random changes of the training images; a preset, and any single value over it."""
 
     preset: Literal["auto", "none", "light", "tutorial", "cifar", "photo", "strong"] = "auto"
-    """A combination by name; auto: cifar for small images (digits: turned, not mirrored), photo for large."""
+    """A combination by name; auto: none for a head alone, cifar for small images (no mirrored digits), else photo."""
     crop: Literal["none", "pad", "resized"] | None = None
     """Random crop: of the padded image, or RandomResizedCrop."""
     crop_padding: CountOrZero | None = None
@@ -240,7 +240,7 @@ class TrainingSpec(Section, prefix="training."):
     focal_gamma: NonNegative = 2.0
     """focal: how far easy images are weighted down."""
     class_weights: Literal["none", "inverse", "effective"] = "none"
-    """Weight of each class in the loss: by inverse frequency, or by the effective number of samples."""
+    """Weight of an image in the loss, by its class: by inverse frequency, or by the effective number of samples."""
     effective_beta: Annotated[float, Range(0, 0.999999)] = 0.999
     """effective: beta of the effective number."""
     sampling: Literal["shuffle", "oversample", "undersample", "weighted"] = "shuffle"

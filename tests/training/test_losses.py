@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -29,10 +30,11 @@ def batch(seed: int = 0, size: int = 16, classes: int = 4) -> tuple[torch.Tensor
 def reference(
     logits: torch.Tensor, soft: torch.Tensor, weight: np.ndarray, gamma: float, smoothing: float
 ) -> torch.Tensor:
-    """The formula written out in float64."""
+    """The formula written out in float64: an image's loss, times the weight of its own class (or mix of classes)."""
     p = logits.double().softmax(1)
     t = (1 - smoothing) * soft.double() + smoothing / soft.shape[1]
-    return (t * torch.from_numpy(weight) * (1 - p) ** gamma * -p.log()).sum(1)
+    own = (soft.double() * torch.from_numpy(weight)).sum(1)
+    return own * (t * (1 - p) ** gamma * -p.log()).sum(1)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -41,14 +43,90 @@ def test_cross_entropy_is_torchs_for_labels_and_soft_targets(smoothing: float, w
     logits, labels, soft = batch()
     loss = build_loss(TrainingSpec(label_smoothing=smoothing, class_weights=weights), COUNTS)
     values = np.ones(4) if weights == "none" else class_weights(COUNTS, weights)
-    weight = torch.tensor(values, dtype=torch.float32)
-    for targets in (labels, soft):
-        expected = F.cross_entropy(
-            logits, targets, weight=weight, reduction="none", label_smoothing=smoothing
-        )
-        torch.testing.assert_close(loss(logits, targets), expected)
+    for targets, dense in ((labels, F.one_hot(labels, 4)), (soft, soft)):
+        plain = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+        own = torch.tensor(dense.numpy() @ values, dtype=torch.float32)
+        torch.testing.assert_close(loss(logits, targets), own * plain)
     formula = reference(logits, soft, values, 0.0, smoothing)
     torch.testing.assert_close(loss(logits, soft).double(), formula, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", ["inverse", "effective"])
+def test_weighted_labels_are_torchs_where_nothing_is_smoothed(weights: str) -> None:
+    logits, labels, _ = batch()
+    weight = torch.tensor(class_weights(COUNTS, weights), dtype=torch.float32)
+    expected = torch.nn.CrossEntropyLoss(weight, reduction="none")(logits, labels)
+    torch.testing.assert_close(
+        build_loss(TrainingSpec(class_weights=weights), COUNTS)(logits, labels), expected
+    )
+
+
+def minimum(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor) -> torch.Tensor:
+    """The probabilities [B, K] at the loss's minimum over the logits, found by L-BFGS."""
+    logits = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [logits],
+        lr=0.5,
+        max_iter=2000,
+        tolerance_grad=1e-9,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = loss(logits)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return logits.detach().softmax(1)
+
+
+RARE = np.array([300, 100, 10], dtype=np.int64)
+
+
+def _targets(mixed: bool) -> torch.Tensor:
+    """One image of each class [3, 3]; ``mixed``: as MixUp leaves it, with a share of a rarer or commoner class."""
+    ones = torch.eye(3)
+    return 0.8 * ones + 0.2 * ones.roll(1, 1) if mixed else ones
+
+
+@pytest.mark.parametrize("weights", ["none", "inverse", "effective"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_optimum_of_each_image_is_its_own_smoothed_target(weights: str, mixed: bool) -> None:
+    """Cross-entropy against t is least at p = t, whatever the image counts (Gibbs' inequality)."""
+    targets = _targets(mixed)
+    loss = build_loss(TrainingSpec(class_weights=weights, label_smoothing=0.1), RARE)
+    found = minimum(lambda logits: loss(logits, targets).sum(), torch.zeros(3, 3))
+    torch.testing.assert_close(found, 0.9 * targets + 0.1 / 3, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0, 5.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_weights_do_not_move_the_optimum_of_the_focal_loss(
+    gamma: float, smoothing: float, mixed: bool
+) -> None:
+    targets = _targets(mixed)
+    found = []
+    for weights in ("none", "inverse"):
+        spec = TrainingSpec(loss="focal", focal_gamma=gamma, class_weights=weights, label_smoothing=smoothing)
+        loss = build_loss(spec, RARE)
+        found.append(minimum(lambda logits, loss=loss: loss(logits, targets).sum(), torch.zeros(3, 3)))
+    assert found[1].argmax(1).tolist() == [0, 1, 2]
+    if smoothing:  # else it lies at infinity
+        torch.testing.assert_close(found[0], found[1], rtol=0, atol=5e-3)
+
+
+def test_torchs_weights_with_smoothing_would_make_the_rarest_class_the_best_answer() -> None:
+    """Why torch's own combination is not used: its minimum is p[c] in proportion to w[c] * t[c]."""
+    weight = torch.tensor(class_weights(RARE, "inverse"))
+    torchs = torch.nn.CrossEntropyLoss(weight, label_smoothing=0.1, reduction="sum")
+    found = minimum(lambda logits: torchs(logits, torch.arange(3)), torch.zeros(3, 3, dtype=torch.float64))
+    expected = weight * (0.9 * torch.eye(3, dtype=torch.float64) + 0.1 / 3)
+    torch.testing.assert_close(found, expected / expected.sum(1, keepdim=True), rtol=0, atol=1e-4)
+    assert found.argmax(1)[0] == 2
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])

@@ -65,7 +65,32 @@ def test_a_loss_that_is_no_number_ends_the_test(bad: float) -> None:
     curve = find_lr(told(losses), steps=20)
     assert curve.losses == (3.0, 2.9, 2.8, 2.5, 2.0)
     assert curve.suggestion == curve.lrs[-1]
-    assert find_lr(lambda lr: bad) == LrCurve((), (), (), None)
+    assert find_lr(lambda lr: bad) == LrCurve((), (), (), None, "the loss never fell")
+
+
+def _curves(kind: str, count: int = 100) -> Iterable[LrCurve]:
+    """Range tests of losses that only scatter (also up to where they diverge), or that fall under noise."""
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        seen = 0.0
+
+        def loss(lr: float, rng: np.random.Generator = rng) -> float:
+            nonlocal seen
+            seen += min(lr / 1e-3, 3) * 0.05
+            fall = 0.7 * math.exp(-seen) if kind == "falls" else 0.7
+            diverges = 3 * max(0.0, math.log10(lr) + 1) ** 2 if kind != "noise" else 0.0
+            return fall + 0.5 + 0.1 * float(rng.standard_normal()) + diverges
+
+        yield find_lr(loss)
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("noise", 0, 5), ("diverges", 0, 5), ("falls", 95, 100)])
+def test_a_loss_that_only_wanders_suggests_nothing(kind: str, low: int, high: int) -> None:
+    curves = list(_curves(kind))
+    assert low <= sum(curve.suggestion is not None for curve in curves) <= high
+    for curve in curves:
+        assert (curve.suggestion is None) == bool(curve.doubt)
+        assert not curve.doubt or "wandered" in curve.doubt or "never fell" in curve.doubt
 
 
 def test_smoothing_is_centred() -> None:

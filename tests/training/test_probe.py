@@ -48,7 +48,7 @@ def prepare(
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run counts as long, and the processor as one that has bf16."""
     monkeypatch.setattr(probe, "LEAST_STEPS", 0)
-    monkeypatch.setattr(probe, "LEAST_FLOPS", {"cpu": 0.0})
+    monkeypatch.setattr(probe, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(setup, "PLAIN_KERNELS_FLOPS", 0)
     monkeypatch.setattr(probe, "has_bf16", lambda device: True)
 
@@ -134,18 +134,63 @@ def test_the_probe_can_be_switched_off_or_have_nothing_to_do(
     assert probe.choose(prepared, model, CPU, print).spec == prepared.spec
 
 
-@pytest.mark.parametrize(
-    ("steps", "flops", "expected"), [(5, 0.0, True), (6, 0.0, False), (0, 1e30, False), (0, 0.0, True)]
-)
-def test_a_run_is_long_by_steps_and_by_work(
-    steps: int, flops: float, expected: bool, prepare: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("steps", "expected"), [(5, True), (6, False), (0, True)])
+def test_a_run_of_few_steps_is_not_measured(
+    steps: int, expected: bool, prepare: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "LEAST_STEPS", steps)
-    monkeypatch.setattr(probe, "LEAST_FLOPS", {"cpu": flops})
     monkeypatch.setattr(setup, "PLAIN_KERNELS_FLOPS", 0)
     prepared, model = prepare()  # 2 epochs of 80 images are 5 batches of 32
-    assert probe._is_long(prepared, model, torch.device("cpu")) == expected
-    assert not probe._is_long(prepared, model, torch.device("mps"))
+    assert probe._may_be_long(prepared, model, torch.device("cpu")) == expected
+    assert not probe._may_be_long(prepared, model, torch.device("mps"))
+    monkeypatch.setattr(setup, "PLAIN_KERNELS_FLOPS", 10**15)
+    assert not probe._may_be_long(prepared, model, torch.device("cpu"))
+
+
+# (seconds of the first step, of the next, for an image; steps that are measured; whether the run is long)
+PACES = [(0.5, 9.9, 1, False), (2.0, 0.7, 2, False), (2.0, 0.75, 2, True), (9.0, 8.0, 2, True)]
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize(("first", "second", "steps", "expected"), PACES)
+def test_a_run_is_long_by_a_measured_step(
+    first: float, second: float, steps: int, expected: bool, prepare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few operations a network has: 160 images at 0.75 s are the two minutes."""
+    monkeypatch.setattr(probe, "LEAST_SECONDS", 120.0)
+    clock = [first, second]
+    monkeypatch.setattr(probe._Bench, "seconds", lambda bench, network, way: clock.pop(0))
+    prepared, model = prepare()
+    assert probe._is_long(prepared, model, CPU) == expected
+    assert len(clock) == 2 - steps
+    assert probe._is_long(prepared, model, CPU) == expected, "as remembered"
+    assert len(clock) == 2 - steps
+
+
+@pytest.mark.usefixtures("always")
+def test_a_batch_that_does_not_fit_into_memory_counts_as_long(
+    prepare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> float:
+        raise MemoryError
+
+    monkeypatch.setattr(probe, "LEAST_SECONDS", 1e9)
+    monkeypatch.setattr(probe._Bench, "seconds", fail)
+    assert probe._is_long(*prepare(), CPU)
+
+
+@pytest.mark.usefixtures("always")
+def test_measuring_the_pace_changes_nothing(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "LEAST_SECONDS", 1e9)
+    monkeypatch.setattr(probe, "_measured", None)  # calling it fails
+    prepared, model = prepare()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    chosen = probe.choose(prepared, model, CPU, print)
+    assert (chosen.spec.training.precision, chosen.spec.training.accumulate) == ("fp32", 1)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 # ------------------------------------------------------------------------------------ measuring

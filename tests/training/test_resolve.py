@@ -68,9 +68,18 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
         {**LITE0, "model.finetune": "head", "model.stem": "standard", "input.size": 224, "input.channels": 3,
          "input.resize": "crop", "input.interpolation": "bicubic", "input.crop_fraction": 0.875,
          "input.mean": (0.5, 0.5, 0.5), "input.std": (0.5, 0.5, 0.5), "training.batch_size": 32,
-         "augment.preset": "photo"},
+         "augment.preset": "none"},
     ),
-    "many photographs": (PHOTOGRAPHS, 5000, {}, {**LITE0, "model.finetune": "full"}),
+    "a frozen head with augmentation that was asked for": (
+        PHOTOGRAPHS, 500, {"augment.preset": "photo"}, {"model.finetune": "head", "augment.preset": "photo"},
+    ),
+    "a frozen head with a flip that was asked for": (
+        PHOTOGRAPHS, 500, {"augment.hflip": 0.5}, {"model.finetune": "head", "augment.preset": "photo"},
+    ),
+    "a frozen head with several views of its features": (
+        PHOTOGRAPHS, 500, {"speed.feature_views": 4}, {"model.finetune": "head", "augment.preset": "photo"},
+    ),
+    "many photographs": (PHOTOGRAPHS, 5000, {}, {**LITE0, "model.finetune": "full", "augment.preset": "photo"}),
     "grey photographs with weights for colour": (GREY_PHOTOGRAPHS, 500, {}, {**LITE0, "input.channels": 3}),
     "photographs without weights": (
         PHOTOGRAPHS, 500, {"model.weights": "none"},

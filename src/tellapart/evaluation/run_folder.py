@@ -55,7 +55,9 @@ class RunFolder:
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch (from 1) whose weights are kept: the first best by the spec's metric, else the last."""
+        """The epoch (from 1) whose weights are kept: as the run says; of older runs the first best, else the last."""
+        if self.metrics.get("best-epoch"):
+            return int(self.metrics["best-epoch"][-1][1])
         metric = self.field("training.best_metric", "accuracy")
         series = dict(self.metrics.get(f"val/{metric}", ()))
         ends = dict(self.epoch_ends)

@@ -117,7 +117,7 @@ class Console:
             self._draw(head, step_in_epoch, _fit(parts, max(20, self._rich.width - len(head) - 10)))
 
     def epoch_done(self, epoch: int, values: Mapping[str, float], best: bool) -> None:
-        """Show an epoch's summary and mark the best so far.
+        """Show an epoch's summary and mark it where its weights are kept so far.
 
         values: any of train/epoch-loss and train/epoch-accuracy (else train/loss and train/accuracy),
         val/loss, val/accuracy, train/lr and seconds; what is missing is left out (seconds are measured).
@@ -136,7 +136,7 @@ class Console:
             _first(values, _share, "val/accuracy"),
             _first(values, "{:.1e}".format, "train/lr"),
         ]
-        head, mark = f"{epoch + 1}/{self._epochs}", "best" if best else ""
+        head, mark = f"{epoch + 1}/{self._epochs}", "kept" if best else ""
         if self._rich is not None:
             self._say(_table_row((head, *figures, _duration(seconds)), mark), "green" if best else "")
             return

@@ -70,6 +70,11 @@ class Processes:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Turn ``tensor``, on the device, into the sum over every process's; on CUDA nobody waits for it."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+
     def total(self, values: Sequence[Sequence[float]]) -> list[list[float]]:
         """Return the sums over every process's ``values``, in double precision."""
         if self.world == 1:

@@ -80,7 +80,7 @@ def offer(plan: Plan, prepared: setup.Prepared, processes: Processes, screen: Sc
     if split is None:
         screen.message(f"The frozen backbone runs in every epoch, since {obstacle}")
         return
-    views = spec.speed.feature_views if _changing(spec.augment) else 1
+    views = spec.speed.feature_views if changing(spec.augment) else 1
     maker = _Maker(plan, prepared, processes, screen, split, views)
     plan.on_features = functools.cache(maker.way)
 
@@ -99,16 +99,16 @@ def _obstacle(spec: Spec) -> str:
         return (
             "MixUp and CutMix mix images anew in each step; without them its features would be computed once."
         )
-    changing = _changing(spec.augment)
-    if changing and not spec.speed.feature_views:
+    changes = changing(spec.augment)
+    if changes and not spec.speed.feature_views:
         return (
-            f"augmentation changes the images ({changing}). Its features are computed once with --augment.preset "
+            f"augmentation changes the images ({changes}). Its features are computed once with --augment.preset "
             "none, or with --speed.feature-views K, of K augmented views of each image."
         )
     return ""
 
 
-def _changing(spec: AugmentSpec) -> str:
+def changing(spec: AugmentSpec) -> str:
     """Return what augmentation does to an image at random, or an empty text."""
     text = augmentation.describe(dataclasses.replace(spec, mixup=0.0, cutmix=0.0))
     return "" if text == "none" else text
@@ -231,7 +231,7 @@ class _Maker:
     def _key(self, images: ImageSet, views: int, digest: str, plain: bool) -> str:
         """Return a hash of everything that the features depend on."""
         spec = self.plan.spec
-        random = not plain and _changing(spec.augment)
+        random = not plain and changing(spec.augment)
         wanted = {
             "format": FORMAT,
             "model": [spec.model.name, spec.model.stem, digest],

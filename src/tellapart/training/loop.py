@@ -24,6 +24,7 @@ from tellapart.data.loader import RawBatch, batches
 from tellapart.devices import kernel_search, plain_kernels
 from tellapart.models import heads
 from tellapart.training import checkpoint, reporting, sampling
+from tellapart.training.choosing import Chooser
 from tellapart.training.compiled import Compiled, Graphs
 from tellapart.training.distributed import Processes
 from tellapart.training.interrupt import Interrupt
@@ -60,6 +61,7 @@ class Trainer:
         self.spec, self.training = plan.spec, plan.spec.training
         self.device = processes.device
         self.progress = Progress()
+        self.chooser = Chooser(self.training, plan.val_counts)
         self.best: State | None = None
         # Blocks that train, parameters that do not any more.
         self.stage: tuple[int, tuple[str, ...]] | None = None
@@ -275,24 +277,33 @@ class Trainer:
         values["seconds"] = progress.seconds
         best = self._keep_best(scores)
         if scores:
+            values["best-epoch"] = progress.best_epoch + 1
             plan.schedule.observe(progress.epoch, scores["loss"])
         if self.processes.first:
             self.report.log(progress.step, values)
             self.report.epoch_done(progress.epoch, {**values, "train/lr": self._lr()}, best)
         if plan.pruning:
             plan.pruning.end_epoch(self.processes)
-        last = progress.epoch + 1 >= self.training.epochs
-        if scores and self.training.patience and progress.stale >= self.training.patience and not last:
-            progress.finished = True
-            self.report.message(
-                f"Stopped early: {progress.stale} epochs without a better {self.training.best_metric}."
-            )
+        self._finish(right / seen, scores)
         progress.epoch += 1
         progress.step_in_epoch = 0
         progress.sums, progress.seconds = [0.0, 0.0, 0.0], 0.0
-        progress.finished = progress.finished or progress.epoch >= self.training.epochs
         if progress.finished or self.processes.from_first(self._worth_saving()):
             self.save()
+
+    def _finish(self, train_accuracy: float, scores: dict[str, float]) -> None:
+        """Note whether this epoch was the last; then say which was chosen, and whether images were learned by heart."""
+        progress = self.progress
+        last = progress.epoch + 1 >= self.training.epochs
+        stopped = "" if last or not scores else self.chooser.stops(progress)
+        if stopped:
+            self.report.message(stopped)
+        if last or stopped:
+            progress.finished = True
+            if text := self.chooser.explain(progress):
+                self.report.message(text)
+            if text := reporting.overfitted(self.plan, train_accuracy, scores):
+                self.report.warn(text)
 
     def _validate(self) -> dict[str, float]:
         way = self.way
@@ -304,21 +315,15 @@ class Trainer:
             return way.validate(way.model)
 
     def _keep_best(self, scores: dict[str, float]) -> bool:
-        """Keep this epoch's weights where they are the best so far (without validation: always the last)."""
-        progress = self.progress
-        if not scores:
-            better = True
-            value = -math.inf
-        else:
-            value = scores[self.training.best_metric]
-            value = -value if self.training.best_metric == "loss" else value
-            better = progress.best_epoch < 0 or value > progress.best_value
-            improved = progress.best_epoch < 0 or value > progress.best_value + self.training.min_delta
-            progress.stale = 0 if improved else progress.stale + 1
+        """Keep this epoch's weights where the rule chooses them (without validation: always)."""
+        better = self.chooser.judge(self.progress, scores)
         if better:
-            progress.best_value, progress.best_epoch = value, progress.epoch
-            progress.best_scores = dict(scores)
             self.best = self.weights()
+        if scores and not math.isfinite(scores["loss"]):
+            self.report.warn(
+                f"The validation loss of epoch {self.progress.epoch + 1} is {scores['loss']}: this epoch's weights are "
+                "never the best ones."
+            )
         return better
 
     def weights(self) -> State:
@@ -335,8 +340,12 @@ class Trainer:
         return max(float(group["lr"] / group["lr_scale"]) for group in groups)
 
     def _ask(self, norm: torch.Tensor | None, rate: float, factor: float, logged: bool) -> None:
-        """Begin to read where the epoch stands; `_tell` goes on when the device has answered."""
-        reading, step = self.tally.ask(norm), self.progress.step
+        """Begin to read where the epoch stands; `_tell` goes on when the device has answered.
+
+        Logged values are those of all processes, which log at the same steps; in between the first tells of its own.
+        """
+        total = self.processes.add_up if logged and self.processes.world > 1 else None
+        reading, step = self.tally.ask(norm, total), self.progress.step
         if logged:
             self.tally.clear_window()
         self._asked.append(_Asked(reading, step, rate, self.training.lr * factor, logged))

@@ -26,9 +26,14 @@ def build_loss(
     """Return the loss that ``spec`` describes.
 
     The loss takes logits [B, K] of any floating dtype and targets, int64 [B] or probabilities float [B, K]
-    (from MixUp or CutMix), and returns float32 [B]. Everything is defined for soft targets: cross-entropy and
-    class weights as ``torch.nn.functional.cross_entropy`` defines them, focal as a sum over classes (see
-    ``focal``).
+    (from MixUp or CutMix), and returns float32 [B]. Everything is defined for soft targets: cross-entropy as
+    ``torch.nn.functional.cross_entropy`` defines it, focal as a sum over classes (see ``focal``).
+
+    With class weights an image's whole loss is multiplied by the weight of its own class (of a mixed image: by
+    ``sum_c t[c] * w[c]``). So weights change how much an image counts, and never what would be its best answer.
+    torch's ``weight`` multiplies each class's term instead, so that with ``label_smoothing`` (or mixed labels) the
+    smoothed mass of a rare class counts more than the image's own class, and the rarest class is the best
+    answer to every image.
 
     ``class_counts`` are the training images of each class, int64 [K], as an epoch shows them: with balanced
     sampling give the balanced counts, or the rare classes are favoured twice.
@@ -37,7 +42,8 @@ def build_loss(
     if spec.class_weights != "none":
         values = class_weights(class_counts, spec.class_weights, spec.effective_beta)
         weight = torch.as_tensor(values, dtype=torch.float32, device=device)
-    return {"cross-entropy": _build_cross_entropy, "focal": _build_focal}[spec.loss](spec, weight)
+    loss = {"cross-entropy": _build_cross_entropy, "focal": _build_focal}[spec.loss](spec)
+    return loss if weight is None else _weighted(loss, weight)
 
 
 def class_weights(
@@ -52,9 +58,9 @@ def class_weights(
         "Class-Balanced Loss Based on Effective Number of Samples"). beta 0 weighs all classes the same; near
         1 it becomes the inverse frequency.
 
-    The mean of 1 keeps the scale of the loss, and so of the learning rate, whatever the imbalance. A class
-    with no training image gets weight 0: there is nothing to weigh, and label smoothing does not pull towards
-    it. Raises DataError where no class has an image.
+    The mean of 1 keeps the scale of the loss, and so of the learning rate, whatever the imbalance: the step divides
+    the weighted losses by the number of images (torch's weighted mean: by the sum of their weights). A class with no
+    training image gets weight 0: there is nothing to weigh. Raises DataError where no class has an image.
     """
     counts = np.asarray(counts, dtype=np.int64)
     present = counts > 0
@@ -72,16 +78,27 @@ def class_weights(
     return weights
 
 
-def _build_cross_entropy(spec: TrainingSpec, weight: torch.Tensor | None) -> Loss:
+def _weighted(loss: Loss, weight: torch.Tensor) -> Loss:
+    """Return ``loss`` with each image's value multiplied by the weight of its class."""
+
+    def weighted(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nonlocal weight
+        if weight.device != logits.device:
+            weight = weight.to(logits.device)
+        soft = targets.is_floating_point()
+        # Not a product of matrices, which autocast would round.
+        return loss(logits, targets) * ((targets.float() * weight).sum(1) if soft else weight[targets])
+
+    return weighted
+
+
+def _build_cross_entropy(spec: TrainingSpec) -> Loss:
     smoothing = spec.label_smoothing
-    if weight is None and smoothing == 0.0:
+    if smoothing == 0.0:
         return _plain_cross_entropy
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        nonlocal weight
-        if weight is not None and weight.device != logits.device:
-            weight = weight.to(logits.device)
-        return F.cross_entropy(logits.float(), targets, weight, reduction="none", label_smoothing=smoothing)
+        return F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
 
     return loss
 
@@ -91,42 +108,31 @@ def _plain_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.T
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def _build_focal(spec: TrainingSpec, weight: torch.Tensor | None) -> Loss:
+def _build_focal(spec: TrainingSpec) -> Loss:
     gamma, smoothing = spec.focal_gamma, spec.label_smoothing
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        nonlocal weight
-        if weight is not None and weight.device != logits.device:
-            weight = weight.to(logits.device)
-        return focal(logits, targets, gamma, smoothing, weight)
+        return focal(logits, targets, gamma, smoothing)
 
     return loss
 
 
 def focal(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    gamma: float,
-    label_smoothing: float = 0.0,
-    weight: torch.Tensor | None = None,
+    logits: torch.Tensor, targets: torch.Tensor, gamma: float, label_smoothing: float = 0.0
 ) -> torch.Tensor:
     """Return the focal loss of each sample, float32 [B], over a softmax (Lin et al. 2017, "Focal Loss").
 
-    For a label y it is ``-w[y] * (1 - p[y]) ** gamma * log(p[y])``. For soft targets t it is the sum over the
-    classes ``sum_c t[c] * -w[c] * (1 - p[c]) ** gamma * log(p[c])``, which is the same for one-hot t. Label
-    smoothing is that sum with ``t = (1 - s) * target + s / K``. With gamma 0 all of it is cross-entropy.
+    For a label y it is ``-(1 - p[y]) ** gamma * log(p[y])``. For soft targets t it is the sum over the classes
+    ``sum_c t[c] * -(1 - p[c]) ** gamma * log(p[c])``, which is the same for one-hot t. Label smoothing is that
+    sum with ``t = (1 - s) * target + s / K``. With gamma 0 all of it is cross-entropy.
 
-    logits [B, K]; targets int64 [B] or float [B, K]; weight float32 [K] or None.
+    logits [B, K]; targets int64 [B] or float [B, K].
     """
     log_p = F.log_softmax(logits.float(), dim=1)
     hard = not targets.is_floating_point()
     if hard and label_smoothing == 0.0:
-        index = targets.unsqueeze(1)
-        terms = _focal_terms(log_p.gather(1, index), gamma).squeeze(1)
-        return terms if weight is None else terms * weight[targets]
+        return _focal_terms(log_p.gather(1, targets.unsqueeze(1)), gamma).squeeze(1)
     terms = _focal_terms(log_p, gamma)
-    if weight is not None:
-        terms = terms * weight
     wanted = terms.gather(1, targets.unsqueeze(1)).squeeze(1) if hard else (terms * targets.float()).sum(1)
     return wanted if label_smoothing == 0.0 else torch.lerp(wanted, terms.mean(1), label_smoothing)
 

@@ -15,6 +15,10 @@ import numpy.typing as npt
 
 # Part of the steps over which the loss is smoothed for the suggestion.
 WINDOW = 0.05
+# What counts as a fall: below the mean of the first tenth by 5 standard errors of the smoothed loss, with no rise on
+# the way above an eighth of it and 4 such errors. In a simulation (100 steps) 1 or 2 of 100 curves of mere noise
+# pass, and 86 of 100 that fall by only three times the scatter of a step.
+FALL, RISES, WANDER, START = 5.0, 8.0, 4.0, 0.1
 # How much of the running mean of the loss, which decides when to stop, is kept at each step.
 MEMORY = 0.8
 
@@ -24,13 +28,15 @@ class LrCurve:
     """What the test saw: learning rates (rising), the loss before each step, and what it suggests.
 
     losses are as told; smoothed is their centred moving mean, as long as the others. suggestion is the
-    learning rate at which the smoothed loss falls most steeply over log(lr), or None where it never fell.
+    learning rate at which the smoothed loss falls most steeply over log(lr), or None where it never fell, or did not
+    fall by more than it wanders (`doubt` then says so: on such a curve the steepest place is anywhere).
     """
 
     lrs: tuple[float, ...]
     losses: tuple[float, ...]
     smoothed: tuple[float, ...]
     suggestion: float | None
+    doubt: str = ""
 
 
 def find_lr(
@@ -65,9 +71,32 @@ def find_lr(
         best = min(best, mean)
         if mean > diverged * best:
             break
-    smoothed = _centred_mean(np.array(losses), max(1, round(WINDOW * steps)))
+    window = max(1, round(WINDOW * steps))
+    smoothed = _centred_mean(np.array(losses), window)
     suggestion = _steepest(np.array(lrs), smoothed)
-    return LrCurve(tuple(lrs), tuple(losses), tuple(smoothed.tolist()), suggestion)
+    doubt = _doubt(np.array(losses), smoothed, window) if suggestion is not None else "the loss never fell"
+    return LrCurve(tuple(lrs), tuple(losses), tuple(smoothed.tolist()), None if doubt else suggestion, doubt)
+
+
+def _doubt(losses: npt.NDArray[np.float64], smoothed: npt.NDArray[np.float64], window: int) -> str:
+    """Return why the fall to the lowest loss may be chance, or an empty text.
+
+    The noise of a single loss is measured by second differences of neighbours, in which a steady fall does not count.
+    """
+    end = int(smoothed.argmin()) + 1
+    first = max(1, round(START * len(losses)))
+    fall = float(losses[:first].mean() - smoothed[end - 1])
+    before = smoothed[:end]
+    rise = float((before - np.minimum.accumulate(before)).max())
+    seen = losses[: max(end, len(losses) // 2)]
+    noise = math.sqrt(float(np.square(np.diff(seen, 2)).mean()) / 6) if len(seen) > 2 else 0.0
+    error = noise / math.sqrt(2 * (window // 2) + 1)
+    if fall > FALL * error and rise < fall / RISES + WANDER * error:
+        return ""
+    return (
+        f"the loss wandered: it fell by {max(fall, 0.0):.3g} in all, while single steps scatter by {noise:.3g} and it "
+        f"rose by {rise:.3g} on the way"
+    )
 
 
 def _centred_mean(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:

@@ -39,10 +39,11 @@ from tellapart.training.step import Plan
 
 Say = Callable[[str], None]
 
-# A probe takes about the time of 20 steps; a run must be 30 times as long.
-LEAST_STEPS = 600
-# Below this work (forward and backward passes of the whole run) there is nothing to win: under a minute on two cores.
-LEAST_FLOPS = {"cpu": 2e13, "cuda": 2e15}
+# A probe takes about the time of 20 steps; a run must be ten times as long.
+LEAST_STEPS = 200
+# Below this time, at the pace of a measured step, there is little to win.
+LEAST_SECONDS = 120.0
+DEVICES = ("cpu", "cuda")
 BF16_MARGIN = 1.15
 PARTS_MARGIN = 1.05
 SMALLEST_MICRO, SMALLEST_WITH_BATCH_NORM = 16, 128
@@ -78,10 +79,10 @@ def choose(
     ``model`` is the built network, which is not changed.
     """
     spec = prepared.spec
-    if not _is_open(spec) or not spec.speed.probe or not _is_long(prepared, model, processes.device):
+    if not _is_open(spec) or not spec.speed.probe or not _may_be_long(prepared, model, processes.device):
         return _with(prepared, setup.settle(prepared, model, processes))
     changes: dict[str, Any] = {}
-    if processes.first:
+    if processes.first and _is_long(prepared, model, processes):
         changes = _measured(prepared, model, processes, say)
     changes = processes.from_first(changes)
     prepared = _with(prepared, update(spec, changes))
@@ -97,14 +98,31 @@ def _is_open(spec: Spec) -> bool:
     return training.precision == "auto" or not training.accumulate or spec.speed.compile == "auto"
 
 
-def _is_long(prepared: setup.Prepared, model: torch.nn.Module, device: torch.device) -> bool:
-    """Return whether a probe can earn back its time; a function of the spec and the data, without any timing."""
-    batch_size, images = prepared.spec.training.batch_size, _images(prepared)
-    if device.type not in LEAST_FLOPS or images / batch_size < LEAST_STEPS:
+def _may_be_long(prepared: setup.Prepared, model: torch.nn.Module, device: torch.device) -> bool:
+    """Return whether it is worth while to measure a step at all; a function of the spec and the data."""
+    batch_size = prepared.spec.training.batch_size
+    if device.type not in DEVICES or _images(prepared) / batch_size < LEAST_STEPS:
         return False
-    work = setup.flops(prepared, model)
-    plain = device.type == "cpu" and work * batch_size < setup.PLAIN_KERNELS_FLOPS
-    return not plain and 3 * work * images >= LEAST_FLOPS[device.type]
+    return not (
+        device.type == "cpu" and setup.flops(prepared, model) * batch_size < setup.PLAIN_KERNELS_FLOPS
+    )
+
+
+def _is_long(prepared: setup.Prepared, model: torch.nn.Module, processes: Processes) -> bool:
+    """Return whether a probe can earn back its time, by the pace of a measured step; the pace is remembered.
+
+    Operations say little about time: those of depthwise convolutions take many times as long as others.
+    """
+    memory = remembered.Memory(prepared.spec.data, _key(prepared, processes))
+    known = memory.read("pace") or {}
+    pace = known.get("seconds")
+    if not isinstance(pace, float) or not pace > 0:
+        with _Bench(prepared, model, processes) as bench:
+            pace = bench.pace(_images(prepared) / processes.world)
+        if pace is None:  # memory does not suffice for the whole batch
+            return True
+        memory.write("pace", {"seconds": pace})
+    return pace * _images(prepared) / processes.world >= LEAST_SECONDS
 
 
 def _images(prepared: setup.Prepared) -> int:
@@ -280,6 +298,26 @@ class _Bench:
                 fastest = min(seconds.values(), default=0.0)
                 left = [way for way in left if seconds[way] < 1.5 * fastest]
         return {way: 1 / value for way, value in seconds.items()}
+
+    def pace(self, images: float) -> float | None:
+        """Return seconds for an image as the run would compute it without a probe; None where memory does not suffice.
+
+        Of the first step, which also prepares kernels, where ``images`` at that pace are a short run; else of the next.
+        """
+        training = self.prepared.spec.training
+        way = Setting(
+            "fp32" if training.precision == "auto" else training.precision, training.accumulate or 1
+        )
+        try:
+            first = self.seconds(self.network, way)
+            if first * images < LEAST_SECONDS:
+                return first
+            return self.seconds(self.network, way)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        release(self.device)
+        return None
 
     def _fits(self, way: Setting) -> bool:
         """Compute a part once, which also lets libraries prepare their kernels."""

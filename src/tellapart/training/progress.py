@@ -27,6 +27,11 @@ class Progress:
     stale: int = 0
     best_epoch: int = -1
     best_value: float = -math.inf
+    best_loss: float = math.inf
+    highest: float = -math.inf  # the highest figure of any epoch (see `choosing`); of a loss, less it
+    highest_epoch: int = -1
+    reference: float = -math.inf  # what early stopping wants to see surpassed
+    reference_epoch: int = -1
     finished: bool = False
     seconds: float = 0.0  # of training in this epoch, over all processes that had a part in it
     best_scores: dict[str, float] = field(default_factory=dict)
@@ -59,4 +64,9 @@ def take_up(plan: Plan, saved: dict[str, Any]) -> Progress:
         plan.scaler.load_state_dict(saved["scaler"])
     if plan.pruning:
         plan.pruning.load_state_dict(saved["pruning"])
-    return Progress(**saved["progress"])
+    known = saved["progress"]
+    if "highest" not in known:  # of an earlier version, which compared with the best in all respects
+        best = {"highest": known["best_value"], "reference": known["best_value"]}
+        best |= {"highest_epoch": known["best_epoch"], "reference_epoch": known["best_epoch"]}
+        known = {**best, "best_loss": known["best_scores"].get("loss", math.inf), **known}
+    return Progress(**known)

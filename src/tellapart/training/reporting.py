@@ -12,8 +12,12 @@ from typing import Protocol
 
 import torch
 
+from tellapart import augment
 from tellapart.errors import TrainingError
+from tellapart.training import choosing
 from tellapart.training.step import Plan
+
+_FAR = 0.1  # training's accuracy above validation's
 
 
 class Reporter(Protocol):
@@ -53,6 +57,26 @@ def window_values(sums: Sequence[float], lr: float, rate: float, norm: float) ->
     if not math.isnan(norm):
         values["train/grad-norm"] = norm
     return values
+
+
+def overfitted(plan: Plan, train_accuracy: float, scores: Mapping[str, float]) -> str:
+    """Return a warning where training without augmentation ended far above validation, else an empty text.
+
+    Far: by more than 10 points, and by more than three standard errors of the validation figure.
+    """
+    if not scores or plan.val_counts is None or augment.describe(plan.spec.augment) != "none":
+        return ""
+    accuracy = scores["accuracy"]
+    error = choosing.standard_error("accuracy", accuracy, plan.val_counts)
+    if train_accuracy - accuracy <= max(_FAR, 3 * error):
+        return ""
+    head = plan.spec.model.finetune == "head"
+    ways = "more images, or --training.weight-decay 0.05" if head else "--augment.preset auto or light"
+    fewer = "" if head or plan.spec.model.weights == "none" else ", or fewer layers (--model.finetune head)"
+    return (
+        f"Training without augmentation ended at {train_accuracy:.1%} on its own images and {accuracy:.1%} on "
+        f"validation: the network learned images by heart. What can help: {ways}{fewer}."
+    )
 
 
 def all_finite(model: torch.nn.Module) -> bool:

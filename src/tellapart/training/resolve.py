@@ -16,7 +16,7 @@ from tellapart.data.samples import Samples
 from tellapart.errors import SpecError
 from tellapart.models import weights, zoo
 from tellapart.preprocess import Preprocessing, Views
-from tellapart.spec import InputSpec, ModelSpec, Spec, update
+from tellapart.spec import AugmentSpec, InputSpec, ModelSpec, Spec, update
 from tellapart.training import distillation
 
 TINY_SIDE = 16  # smaller images are enlarged to this, so that a network has room for its layers
@@ -106,6 +106,8 @@ def resolve(spec: Spec, samples: Samples, seen: Look) -> tuple[Spec, weights.Wei
         signs: dict[str, Any] = {"hflip": 0.0, "rotation": 10.0, "scale": (0.9, 1.1)}
         free = {name: value for name, value in signs.items() if getattr(wanted, name) is None}
         wanted = dataclasses.replace(wanted, **free)
+    if _frozen_without_a_choice(spec, model):
+        wanted = AugmentSpec(preset="none")
     return (
         dataclasses.replace(
             spec,
@@ -118,6 +120,24 @@ def resolve(spec: Spec, samples: Samples, seen: Look) -> tuple[Spec, weights.Wei
         ),
         info,
     )
+
+
+def _frozen_without_a_choice(spec: Spec, model: ModelSpec) -> bool:
+    """Return whether only a head trains and nobody asked for augmentation.
+
+    Then there is none: the features of the frozen part are computed once and kept, in a fraction of the time, and the
+    head is as good.
+    """
+    return model.finetune == "head" and spec.augment == AugmentSpec() and not spec.speed.feature_views
+
+
+def check_device(spec: Spec, device: torch.device) -> None:
+    """Refuse what the device cannot do, before anything is read or made. Raises SpecError."""
+    if spec.training.sync_batch_norm and device.type != "cuda":
+        raise SpecError(
+            f"training.sync_batch_norm is on, and this run is on {device.type}: torch has synchronised batch norm for "
+            "CUDA only. Leave it out (batch norms then take their statistics in each process), or train on CUDA."
+        )
 
 
 def settle(spec: Spec, device: torch.device) -> Spec:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tellapart.augment import Augment
@@ -168,7 +169,7 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
             "which one at least must train."
         )
     labels = prepared.train.samples.labels
-    counts = np.bincount(labels, minlength=len(prepared.classes)).astype(np.int64)
+    counts = _counts(prepared.train, len(prepared.classes))
     if training.sampling != "shuffle":  # class weights must not favour again what sampling already balances
         counts = np.minimum(counts, 1)
     count = sampling.epoch_length(labels, training.sampling)
@@ -223,6 +224,7 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         channels_last=channels_last,
         graphs=spec.speed.cuda_graphs == "on" and _can_replay(spec, processes),
         search=spec.speed.kernel_search == "on" and device.type == "cuda",
+        val_counts=None if prepared.val is None else _counts(prepared.val, len(prepared.classes)),
     )
 
 
@@ -265,6 +267,11 @@ def _resizer(objective: Supervised, spec: Spec) -> Callable[[int], str | None]:
 def _resident(images: ImageSet, spec: Spec, device: torch.device) -> ImageSet:
     """Return the images in the memory of a GPU, where they fit and the spec allows it."""
     return images.on_device(device, resident_limit(device)) if spec.speed.on_device else images
+
+
+def _counts(images: ImageSet, classes: int) -> npt.NDArray[np.int64]:
+    """Return the images of each class, int64 [K]."""
+    return np.bincount(images.samples.labels, minlength=classes).astype(np.int64)
 
 
 def _has_batch_norm(model: torch.nn.Module) -> bool:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tellapart.data.loader import ImageSet, RawBatch
@@ -71,6 +73,7 @@ class Plan:
     graphs: bool = False  # replay whole steps as CUDA graphs
     search: bool = False  # let cuDNN try its kernels
     on_features: Callable[[], Way] | None = None
+    val_counts: npt.NDArray[np.int64] | None = None  # validation images of each class
 
     @property
     def whole(self) -> Way:

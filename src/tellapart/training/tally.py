@@ -7,7 +7,7 @@ way while the steps go on, so that no step waits for the device. Knows nothing o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,15 +61,25 @@ class Tally:
                 sums[place] += value
         return math.isfinite(values[0])
 
-    def ask(self, norm: torch.Tensor | None) -> Reading:
-        """Begin to read the sums as they are now, and a gradient's norm, a scalar on the device or None."""
+    def ask(
+        self, norm: torch.Tensor | None, total: Callable[[torch.Tensor], object] | None = None
+    ) -> Reading:
+        """Begin to read the sums as they are now, and a gradient's norm, a scalar on the device or None.
+
+        ``total``: what adds up a tensor over all processes, in place; it is given the sums. Each process has to ask.
+        """
         if self._on_cpu:
             measured = math.nan if norm is None else float(norm)
-            return Reading(torch.tensor([*self._lists[0], *self._lists[1], measured], dtype=torch.float64))
+            values = torch.tensor([*self._lists[0], *self._lists[1], measured], dtype=torch.float64)
+            if total is not None:
+                total(values[:-1])
+            return Reading(values)
         last = (
             self._tensor.new_full((1,), math.nan) if norm is None else norm.detach().to(self._tensor).view(1)
         )
         values = torch.cat([self._tensor.flatten(), last])
+        if total is not None:
+            total(values[:-1])
         if self._device.type != "cuda":
             return Reading(values.cpu())
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)

@@ -18,7 +18,7 @@ from tellapart.data import sources
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples, training_hashes
 from tellapart.devices import AMP_DTYPES, choose_device
-from tellapart.errors import DataError, SpecError, did_you_mean
+from tellapart.errors import DataError, RunError, SpecError, did_you_mean
 from tellapart.evaluation import compare as comparing
 from tellapart.evaluation import infer, metrics
 from tellapart.evaluation import report as reporting
@@ -100,6 +100,7 @@ def evaluate(
     out: str | os.PathLike[str] | None = None,
     device: str = "auto",
     precision: str = "fp32",
+    epoch: str = "best",
     quiet: bool = False,
     trust: bool = False,
     **data_changes: Any,
@@ -113,6 +114,7 @@ def evaluate(
         out: folder to write metrics.json, predictions.csv and the worst mistakes to (under evaluation/SPLIT).
         device: auto, cpu, cuda, cuda:N or mps; for an ONNX file auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N.
         precision: fp32, bf16 or fp16, by torch's autocast.
+        epoch: of a run folder: best (the epoch that validation chose) or last.
         quiet: no progress on standard error.
         trust: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are programs.
         data_changes: fields of the data section, such as ``format="coco"``.
@@ -122,6 +124,8 @@ def evaluate(
     if precision not in AMP_DTYPES:
         raise SpecError(f"precision is {precision!r}. {did_you_mean(precision, list(AMP_DTYPES))}")
     exported = runtime.is_export(model)
+    if exported and epoch != "best":
+        raise SpecError(f"{model} is an exported file; --epoch is for run folders.")
     if exported and precision != "fp32":
         raise SpecError(
             f"{model} computes in the precision that it was exported in; --precision is for artifacts."
@@ -132,7 +136,7 @@ def evaluate(
             backend = runtime.open_backend(model, device, trust=trust)
             part, spec, chosen = _part(model, data, split, backend.card.classes, data_changes)
             return evaluate_backend(backend, part, chosen, spec, target, console)
-        predictor = artifact.open_model(model, choose_device(device), precision)
+        predictor = artifact.open_model(of_epoch(model, epoch), choose_device(device), precision)
         part, spec, chosen = _part(model, data, split, predictor.classes, data_changes)
         with console.busy("Reading images", len(part)) as busy:
             images, bad = decoded.evaluation_images(part, predictor.preprocessing, spec, busy.advance)
@@ -143,6 +147,21 @@ def evaluate(
             raise DataError(f"None of the {chosen} images of {spec.source} can be read.")
         _warn_of_training_images(artifact.find(model).parent / runs.SAMPLES_FILE, images.samples, console)
         return evaluate_set(predictor, images, chosen, target, console)
+
+
+def of_epoch(model: str | os.PathLike[str], epoch: str) -> str | os.PathLike[str]:
+    """Return what to open for a run folder's chosen epoch (best) or its last. Raises SpecError, RunError."""
+    if epoch not in ("best", "last"):
+        raise SpecError(f"epoch is {epoch!r}. {did_you_mean(epoch, ['best', 'last'])}")
+    if epoch == "best":
+        return model
+    last = runs.require(model) / artifact.LAST_NAME
+    if not last.is_file():
+        raise RunError(
+            f"{model} has no {artifact.LAST_NAME}: the run has not finished, or is of an earlier version, which kept "
+            "the best epoch's weights only."
+        )
+    return last
 
 
 def _part(

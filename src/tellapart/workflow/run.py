@@ -22,7 +22,7 @@ from tellapart.data.streaming import StreamedStore
 from tellapart.evaluation import metrics, report
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, confusion_image
-from tellapart.training import checkpoint, features, loop, lr_finder, probe, resolve, setup
+from tellapart.training import checkpoint, features, ineffective, loop, lr_finder, probe, resolve, setup
 from tellapart.training.distributed import Processes, processes
 from tellapart.training.lr_finder import LrCurve
 from tellapart.training.profile import Profile
@@ -83,10 +83,15 @@ def train(
     Raises: errors of ``tellapart.errors``.
     """
     wanted = make_spec(data, recipe, spec, **changes)
+    ours = ineffective.given(wanted, make_spec(None, recipe))
     with processes(wanted.training.device) as procs, Console(quiet=quiet or not procs.first) as console:
+        resolve.check_device(wanted, procs.device)
         samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.message))
         prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
         prepared, plan, card = _plan(prepared, procs, console)
+        facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
+        for text in ineffective.without_effect(ours, plan.spec, facts) + ineffective.never(plan.spec, facts):
+            console.warn(text)
         made = runs.create(wanted.run.dir, prepared.spec.model.name) if procs.first else None
         folder = procs.from_first(made)
         assert folder is not None
@@ -209,6 +214,8 @@ def _run(
             return Result(folder, folder / artifact.FILE_NAME, "", {})
         assert trainer.best is not None
         artifact.save(folder / artifact.FILE_NAME, trainer.best, card)
+        last = artifact.with_scores(card, {"epoch": progress.epoch})
+        artifact.save(folder / artifact.LAST_NAME, trainer.weights(), last)
         known = {"val": trainer.way.known}
         return _finish(folder, prepared, card, progress, console, tracker, procs.device, known)
     finally:

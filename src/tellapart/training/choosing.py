@@ -1,0 +1,117 @@
+"""Which epoch's weights are kept, and when training stops early: two rules over the validation figures.
+
+The kept epoch is the last whose figure is within one standard error of the highest so far (Breiman et al. 1984 choose
+so among trees). On a small validation split the highest of several figures is mostly the luckiest, and the later epoch
+is as good there and better elsewhere. Where a later epoch has the same figure, the lower loss decides. Early stopping
+is Keras' and Lightning's rule. An epoch whose validation loss is not a finite number is never chosen.
+
+Knows nothing of weights, files or who is told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart.spec import TrainingSpec
+from tellapart.training.progress import Progress
+
+_SAME = 1e-12
+
+
+def standard_error(metric: str, value: float, counts: npt.NDArray[np.int64]) -> float:
+    """Return the standard error of a figure measured on ``counts`` images of each class, int64 [K]; 0 for the loss.
+
+    Of a proportion, with a success and a failure added, so that 36 right of 36 is not certainty. Macro F1 and the
+    balanced accuracy are means over the classes: few images of one class make them as uncertain as that class is.
+    """
+    counts = counts[counts > 0]
+    total = int(counts.sum())
+    if metric == "loss" or not total:
+        return 0.0
+    p = (min(max(value, 0.0), 1.0) * total + 1) / (total + 2)
+    images = total if metric == "accuracy" else len(counts) ** 2 / float((1 / counts).sum())
+    return math.sqrt(p * (1 - p) / images)
+
+
+class Chooser:
+    """Judges each epoch's validation figures; what it remembers lies in the progress, so a checkpoint has it.
+
+    ``counts``: validation images of each class, int64 [K]; None without validation, where the last epoch counts.
+    """
+
+    def __init__(self, spec: TrainingSpec, counts: npt.NDArray[np.int64] | None) -> None:
+        self.metric, self.patience, self.min_delta = spec.best_metric, spec.patience, spec.min_delta
+        self.counts = np.zeros(0, np.int64) if counts is None else counts
+
+    def judge(self, progress: Progress, scores: Mapping[str, float]) -> bool:
+        """Note an epoch's figures; return whether its weights are to be kept in the place of those before."""
+        if not scores:
+            return self._take(progress, -math.inf, math.inf, scores)
+        loss = scores["loss"]
+        value = -scores[self.metric] if self.metric == "loss" else scores[self.metric]
+        if not (math.isfinite(loss) and math.isfinite(value)):
+            progress.stale += 1
+            # Something has to be kept until an epoch comes that can be measured.
+            return progress.highest == -math.inf and self._take(progress, -math.inf, math.inf, scores)
+        if value - self.min_delta > progress.reference:
+            progress.reference, progress.reference_epoch, progress.stale = value, progress.epoch, 0
+        else:
+            progress.stale += 1
+        if value > progress.highest:
+            progress.highest, progress.highest_epoch = value, progress.epoch
+        if value < progress.highest - self._error(progress) - _SAME:
+            return False
+        same = abs(value - progress.best_value) <= _SAME
+        if same and loss > progress.best_loss:
+            return False
+        return self._take(progress, value, loss, scores)
+
+    def stops(self, progress: Progress) -> str:
+        """Return why training stops after this epoch, or an empty text where it goes on."""
+        if not self.patience or progress.stale < self.patience:
+            return ""
+        what = "fall" if self.metric == "loss" else "rise"
+        more = f" by more than {self.min_delta:g}" if self.min_delta else ""
+        since = f" since epoch {progress.reference_epoch + 1}" if progress.reference_epoch >= 0 else ""
+        before = f" ({self._figure(progress.reference)})" if since else ""
+        return (
+            f"Stopped early: validation {self.metric} did not {what}{more} for {progress.stale} "
+            f"epoch{'s' * (progress.stale != 1)}{since}{before}."
+        )
+
+    def explain(self, progress: Progress) -> str:
+        """Return which epoch was chosen and why; empty where there was nothing to choose."""
+        if progress.highest_epoch < 0:
+            return ""
+        chosen, highest = progress.best_epoch, progress.highest_epoch
+        figure = self._figure(progress.best_value)
+        if chosen == highest:
+            kind = "lowest" if self.metric == "loss" else "highest"
+            return f"Epoch {chosen + 1} is kept: validation {self.metric} {figure}, the {kind}."
+        if progress.best_value == progress.highest:
+            return (
+                f"Epoch {chosen + 1} is kept: validation {self.metric} {figure}, as in epoch {highest + 1}, and a loss "
+                "that is no higher."
+            )
+        return (
+            f"Epoch {chosen + 1} is kept: validation {self.metric} {figure}. The highest, "
+            f"{self._figure(progress.highest)} in epoch {highest + 1}, is within one standard error "
+            f"({self._error(progress):.2%}, {int(self.counts.sum()):,} images), which may be chance; then the later "
+            "epoch counts."
+        )
+
+    def _error(self, progress: Progress) -> float:
+        return standard_error(self.metric, progress.highest, self.counts)
+
+    def _figure(self, value: float) -> str:
+        return f"{-value:.4f}" if self.metric == "loss" else f"{value:.2%}"
+
+    @staticmethod
+    def _take(progress: Progress, value: float, loss: float, scores: Mapping[str, float]) -> bool:
+        progress.best_value, progress.best_loss, progress.best_epoch = value, loss, progress.epoch
+        progress.best_scores = dict(scores)
+        return True

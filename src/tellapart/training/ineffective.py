@@ -1,0 +1,260 @@
+"""Options that do nothing in this run, and drops of the learning rate that never come: to be said before it begins.
+
+Only what the user set is told, by what differs from the defaults or the recipe that the run started from. Each rule
+stands in one of the tables below: the fields, and a function that returns why they have no effect, or an empty text.
+Knows nothing of who is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tellapart.augment import resolve as resolve_augment
+from tellapart.models import heads
+from tellapart.spec import AugmentSpec, Spec, flatten
+from tellapart.training import features
+from tellapart.training.step import Plan
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a spec alone does not say."""
+
+    validation: bool
+    counts: tuple[int, ...]  # training images of each class
+    channels: int = 3
+    device: str = "cpu"
+    processes: int = 1
+    on_features: bool = False  # all of the run trains a head on features
+    batch_norm: bool = True
+    early: bool = False  # the network names parameters that train in the first epochs only
+    zeros: bool = False  # some weight of the network is zero
+
+
+Why = Callable[[Spec, Facts], str]
+
+
+def given(spec: Spec, base: Spec) -> set[str]:
+    """Return the dotted names of the fields in which a spec differs from what it began from."""
+    before = flatten(base)
+    return {name for name, value in flatten(spec).items() if value != before[name]}
+
+
+def facts(plan: Plan, channels: int, processes: int) -> Facts:
+    """Look at what will be trained."""
+    model = plan.model
+    kinds = torch.nn.modules.batchnorm._BatchNorm
+    layers = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    keeps = plan.spec.training.keep_zeros
+    return Facts(
+        validation=plan.validate is not None,
+        counts=tuple(np.bincount(plan.train.samples.labels).tolist()),
+        channels=channels,
+        device=next(model.parameters()).device.type,
+        processes=processes,
+        on_features=plan.on_features is not None and plan.spec.model.finetune == "head",
+        batch_norm=any(isinstance(module, kinds) for module in model.modules()),
+        early=bool(heads.early_names(model)),
+        zeros=keeps and any(bool((layer.weight == 0).any()) for layer in layers),
+    )
+
+
+def _when(condition: Callable[[Spec, Facts], bool], reason: str) -> Why:
+    return lambda spec, facts: reason if condition(spec, facts) else ""
+
+
+def _one_of(section: str, field: str, *values: object) -> Why:
+    """Return a reason for fields that only some values of another one look at."""
+    wanted = " or ".join(str(value) for value in values)
+
+    def why(spec: Spec, facts: Facts) -> str:
+        now = getattr(getattr(spec, section), field)
+        return "" if now in values else f"{section}.{field} is {now}, and only {wanted} looks at it"
+
+    return why
+
+
+def _on(section: str, field: str, what: str) -> Why:
+    """Return a reason for fields of something that is off."""
+    return _when(
+        lambda spec, _: not getattr(getattr(spec, section), field), f"{section}.{field} is off: {what}"
+    )
+
+
+def _schedule(*names: str) -> Why:
+    return _one_of("training", "schedule", *names)
+
+
+def _optimizer(*names: str) -> Why:
+    return _one_of("training", "optimizer", *names)
+
+
+_NO_VALIDATION = _when(lambda _, f: not f.validation, "there is no validation split")
+_NOT_CUDA = _when(lambda _, f: f.device != "cuda", "it is for CUDA, and this run is on another device")
+_LABELS_DO_NOT_COUNT = _when(
+    lambda s, _: bool(s.distill.teacher) and s.distill.weight == 1,
+    "distill.weight is 1: training follows the teacher alone, and not the labels",
+)
+_HEAD_ONLY = _when(lambda s, _: s.model.finetune == "head", "only the head trains (model.finetune head)")
+_NO_TEACHER = _when(lambda s, _: not s.distill.teacher, "there is no teacher (distill.teacher)")
+
+
+def _moved(spec: AugmentSpec) -> bool:
+    still = not (spec.rotation or spec.translate or spec.shear) and tuple(spec.scale or (1, 1)) == (1, 1)
+    return not still
+
+
+RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
+    (("training.patience", "training.best_metric", "training.plateau_patience"), _NO_VALIDATION),
+    (("training.min_delta",), _NO_VALIDATION),
+    (("training.min_delta",), _on("training", "patience", "there is no early stopping")),
+    (("training.step_epochs",), _schedule("step")),
+    (("training.milestones",), _schedule("multi-step")),
+    (("training.plateau_patience",), _schedule("plateau")),
+    (("training.gamma",), _schedule("step", "multi-step", "plateau")),
+    (("training.min_lr_factor",), _schedule("linear", "cosine", "plateau")),
+    (("training.focal_gamma",), _one_of("training", "loss", "focal")),
+    (("training.effective_beta",), _one_of("training", "class_weights", "effective")),
+    (("training.momentum",), _optimizer("sgd", "rmsprop", "muon", "muon-sgd")),
+    (("training.sgd_momentum",), _optimizer("muon-sgd")),
+    (("training.nesterov",), _optimizer("sgd", "muon", "muon-sgd")),
+    (("training.betas",), _optimizer("adam", "adamw", "muon")),
+    (
+        ("training.early_epochs",),
+        _when(lambda _, f: not f.early, "the network names nothing that trains early only"),
+    ),
+    (("training.size_epochs",), _on("training", "start_size", "images have one size in all epochs")),
+    (
+        ("training.prune_from", "training.prune_until"),
+        _on("training", "prune", "every epoch reads all images"),
+    ),
+    (("training.keep_zeros",), _when(lambda _, f: not f.zeros, "no weight is zero at the start")),
+    (("training.sync_batch_norm",), _when(lambda _, f: f.processes == 1, "there is one process only")),
+    (("training.sync_batch_norm",), _when(lambda _, f: not f.batch_norm, "the network has no batch norm")),
+    (
+        ("training.class_weights",),
+        _when(
+            lambda s, _: s.training.sampling != "shuffle",
+            "training.sampling shows every class equally often already, so all weights are the same",
+        ),
+    ),
+    (
+        ("training.class_weights",),
+        _when(lambda _, f: len(set(f.counts)) == 1, "all classes have the same number of training images"),
+    ),
+    (
+        ("training.label_smoothing", "training.class_weights", "training.loss", "training.focal_gamma"),
+        _LABELS_DO_NOT_COUNT,
+    ),
+    (("distill.temperature", "distill.weight", "distill.features"), _NO_TEACHER),
+    (
+        ("distill.temperature",),
+        _when(lambda s, _: bool(s.distill.teacher) and s.distill.weight == 0, "distill.weight is 0"),
+    ),
+    (("model.unfreeze",), _one_of("model", "finetune", "staged")),
+    (("model.freeze_from",), _on("model", "freeze_blocks", "no block stops training")),
+    (("model.freeze_blocks", "model.freeze_from", "model.layer_decay"), _HEAD_ONLY),
+    (("augment.crop_padding",), _one_of("augment", "crop", "pad")),
+    (("augment.crop_scale", "augment.crop_ratio"), _one_of("augment", "crop", "resized")),
+    (
+        ("augment.padding_mode",),
+        _when(
+            lambda s, _: s.augment.crop != "pad" and not _moved(s.augment),
+            "no crop with padding, rotation, shift, zoom or shear shows a border",
+        ),
+    ),
+    (("augment.hflip_mode",), _on("augment", "hflip", "no image is flipped")),
+    (("augment.policy_ops", "augment.policy_magnitude"), _one_of("augment", "policy", "randaugment")),
+    (("augment.saturation", "augment.hue"), _when(lambda _, f: f.channels == 1, "the images are grey")),
+    (("input.crop_fraction",), _one_of("input", "resize", "crop")),
+    (("input.views_below",), _when(lambda s, _: s.input.views == "one", "input.views is one")),
+    (
+        ("speed.feature_views",),
+        _when(
+            lambda s, _: s.model.finetune not in ("head", "staged"),
+            "no stage trains the head alone (model.finetune)",
+        ),
+    ),
+    (
+        ("speed.feature_views",),
+        _when(
+            lambda s, _: not features.changing(s.augment), "augmentation is off: all views would be the same"
+        ),
+    ),
+    (("speed.feature_views",), _on("speed", "features", "features are not computed once")),
+    (("speed.cuda_graphs", "speed.kernel_search"), _NOT_CUDA),
+    (
+        ("speed.compile", "speed.cuda_graphs"),
+        _when(lambda _, f: f.on_features, "the head trains on features, which is too little work for it"),
+    ),
+)
+_SWITCHES = ("speed.cuda_graphs", "speed.kernel_search", "speed.compile")
+
+
+def without_effect(names: Collection[str], spec: Spec, facts: Facts) -> list[str]:
+    """Return a sentence for each option among ``names`` that does nothing; ``spec`` is the run's, resolved."""
+    flat, found = flatten(spec), dict[str, list[str]]()
+    preset = flatten(resolve_augment(AugmentSpec(preset=spec.augment.preset), spec.input.size))
+    told: set[str] = set()
+    for fields, why in RULES:
+        for name in fields:
+            section, _, field = name.partition(".")
+            if name not in names or name in told:
+                continue
+            if (
+                section == "augment" and flat[name] == preset[field]
+            ):  # a resolved spec says what was not asked for
+                continue
+            if (name in _SWITCHES and flat[name] != "on") or (
+                name == "input.crop_fraction" and flat[name] == 1
+            ):
+                continue
+            if reason := why(spec, facts):
+                told.add(name)
+                found.setdefault(reason, []).append(name)
+    return [_sentence(fields, reason) for reason, fields in found.items()]
+
+
+def _sentence(names: list[str], reason: str) -> str:
+    return f"{' and '.join(names)} {'have' if len(names) > 1 else 'has'} no effect: {reason}."
+
+
+def never(spec: Spec, facts: Facts) -> list[str]:
+    """Return a sentence for each thing that a run's spec asks for at a time that the run does not reach."""
+    training, epochs = spec.training, spec.training.epochs
+    found = []
+    lasts = f"and the run has {epochs} epoch{'s' * (epochs != 1)}"
+    drops = training.schedule in ("step", "multi-step", "plateau")
+    if training.schedule == "plateau" and not facts.validation:
+        found.append(
+            "schedule plateau follows the validation loss, and there is no validation split: it never drops."
+        )
+    elif training.schedule == "plateau" and training.plateau_patience + 2 >= epochs:
+        found.append(
+            f"schedule plateau never drops: it waits for more than {training.plateau_patience} epochs without a better "
+            f"validation loss (training.plateau_patience), {lasts}."
+        )
+    if training.schedule == "step" and training.step_epochs >= epochs:
+        found.append(
+            f"schedule step never drops: its first drop is after epoch {training.step_epochs} "
+            f"(training.step_epochs), {lasts}."
+        )
+    late = [m for m in training.milestones if m >= epochs]
+    if training.schedule == "multi-step" and not training.milestones:
+        found.append("schedule multi-step never drops: training.milestones names no epoch.")
+    elif training.schedule == "multi-step" and late:
+        which = ", ".join(map(str, late))
+        none = "never drops" if len(late) == len(training.milestones) else "drops less often than it says"
+        found.append(f"schedule multi-step {none}: training.milestones has {which}, {lasts}.")
+    if drops and training.gamma == 1:
+        found.append(f"schedule {training.schedule} changes nothing: training.gamma is 1.")
+    if facts.validation and training.patience and training.patience >= epochs - 1:
+        found.append(f"Early stopping never happens: training.patience is {training.patience}, {lasts}.")
+    thaws = [epoch for epoch in spec.model.unfreeze if epoch >= epochs]
+    if spec.model.finetune == "staged" and thaws:
+        found.append(f"model.unfreeze has {', '.join(map(str, thaws))}, {lasts}: these blocks never train.")
+    return found
