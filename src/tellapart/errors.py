@@ -72,6 +72,13 @@ class ExportError(TellapartError):
     """An exported file does not give the artifact's answers, or could not be made."""
 
 
+class WriteError(TellapartError, OSError):
+    """A file cannot be written: the disk is full, a quota or a limit is reached, a folder may not be written to."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 def did_you_mean(name: str, valid: Iterable[str], limit: int = 12) -> str:
     """Return a sentence with the nearest valid names and, if there are few, all of them.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from tellapart import files
 from tellapart.errors import RunError, SpecError
 from tellapart.spec import Spec, to_dict, update
 
@@ -65,10 +66,8 @@ def require(path: str | os.PathLike[str]) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, complete or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a file, complete or not at all. Raises WriteError."""
+    files.write_text(path, text)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -7,12 +7,13 @@ stay. Knows nothing of what is in it.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tellapart import files
 
 KEPT = 2
 _NAME = re.compile(r"step-(\d+)\.pt")
@@ -28,30 +29,14 @@ def existing(folder: Path) -> list[Path]:
 
 def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
     """Write the checkpoint of ``step``, then drop all but the newest two and what an earlier kill left."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.pt"
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as stream:
+    folder.mkdir(parents=True, exist_ok=True)
+    files.sweep(folder, earlier_names=True)
+    with files.writing(path) as stream:
         torch.save(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    _sync_folder(folder)
     for old in existing(folder)[KEPT:]:
         old.unlink(missing_ok=True)
-    for left in folder.glob("*.tmp"):
-        left.unlink(missing_ok=True)
     return path
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system can (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:

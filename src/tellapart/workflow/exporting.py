@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import tellapart
-from tellapart import artifact, runs
+from tellapart import artifact, files, runs
 from tellapart.contract import Card
 from tellapart.data import sources
 from tellapart.data.samples import Samples
@@ -159,7 +159,7 @@ def _write_comparisons(
         "formats": [one.to_dict() for one in parities],
     }
     runs.write_json(folder / PARITY, content)
-    runs.write_text(folder / PAGE, text.page(parities, os.fspath(model), tellapart.__version__))
+    files.write_text(folder / PAGE, text.page(parities, os.fspath(model), tellapart.__version__))
 
 
 def _wanted(to: Sequence[str], precision: Sequence[str], options: Options) -> list[tuple[Exporter, Options]]:

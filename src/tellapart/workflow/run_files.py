@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tellapart import doctor, runs
+from tellapart import doctor, files, runs
 from tellapart.data import images as decoded
 from tellapart.data.samples import Samples, write_samples
 from tellapart.errors import RunError
@@ -41,7 +41,7 @@ def write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> Non
     decoded.write_bad_images(prepared.bad, folder / "bad-images.csv")
     if samples.conflicts:
         listed = folder / "conflicts.csv"
-        with open(listed, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        with files.writing(listed, text=True, errors="surrogateescape") as stream:
             writer = csv.writer(stream)
             writer.writerow(["path", "labels"])
             writer.writerows((item.path, " | ".join(item.labels)) for item in samples.conflicts)
