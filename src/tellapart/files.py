@@ -30,7 +30,9 @@ except ImportError:  # Windows
     fcntl = resource = None  # type: ignore[assignment]
 
 _TEMPORARY = re.compile(r"\.tellapart-[0-9a-f]{16}")
-_OTHERS = re.compile(r"\.export-\w{8}|[^/]+\.tmp")  # names that earlier versions wrote under
+# Names that earlier versions wrote under.
+EARLIER_EXPORTS = re.compile(r"\.export-[a-z0-9_]{8}")
+EARLIER_CHECKPOINTS = re.compile(r"step-\d+\.tmp")
 _DAY = 24 * 3600.0
 _PROBE = 1 << 18  # bytes that a disk must still take for it not to count as full
 _REASONS = {
@@ -258,21 +260,26 @@ def lock(path: Path, exclusive: bool = True, create: bool = True) -> Lock | None
     return Lock(descriptor, taken)
 
 
-def sweep(folder: Path, earlier_names: bool = False) -> int:
+def sweep(folder: Path, earlier: re.Pattern[str] | None = None) -> int:
     """Remove what killed processes left in ``folder`` under temporary names; return how many there were.
 
     What another process is writing is locked and stays; where there are no locks, what is younger than a day.
-    ``earlier_names``: also what earlier versions called their own; only for folders that hold nothing of others.
+    ``earlier``: names of an earlier version's, which go too.
     """
     count = 0
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
-            ours = _TEMPORARY.fullmatch(path.name) or (earlier_names and _OTHERS.fullmatch(path.name))
+            ours = is_temporary(path.name) or (earlier is not None and earlier.fullmatch(path.name))
             with contextlib.suppress(OSError):
                 if ours and not path.is_symlink() and _abandoned(path):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                     count += 1
     return count
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file of that name is one that is being written, or what a killed process left of it."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 class _Raw(io.FileIO):

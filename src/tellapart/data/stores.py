@@ -147,9 +147,15 @@ def hold(folder: Path, name: str) -> Lock | bool:
 
 
 def publish(temporary: Path, target: Path, held: Lock | None) -> None:
-    """Give a finished store its name; where another process was faster its store is as good, and this one goes."""
-    with contextlib.suppress(OSError):
+    """Give a finished store its name; where another process was faster its store is as good, and this one goes.
+
+    Raises WriteError where it cannot get its name otherwise.
+    """
+    try:
         temporary.rename(target)
+    except OSError as error:
+        if not target.is_dir():
+            raise files.failure(target, error) from error
     abandon(temporary, held)
 
 

@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +127,7 @@ def export(
     with Console(quiet=quiet) as console, _threads(threads) as used:
         cases = _cases(found, card, data, split, images, data_changes, console)
         folder.mkdir(parents=True, exist_ok=True)
+        files.sweep(folder, files.EARLIER_EXPORTS)
         results, errors = [], []
         for entry, options in wanted:
             try:
@@ -214,8 +213,7 @@ def _export_one(
     Raises what its exporter raises.
     """
     name = entry.file_name(options)
-    workplace = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
-    try:
+    with files.workplace(folder, folder / name) as workplace:
         with console.busy(f"Writing {name}"):
             written = entry.write(graph_of(found), artifact.read_card(found), workplace / name, options)
         job = apart.Job(entry.name, options, written, found, cases, threads, device, environments.chosen())
@@ -226,10 +224,7 @@ def _export_one(
         for target in targets:
             if os.path.lexists(target):
                 raise ArtifactError(f"{target} exists; choose another --out.")
-        for path, target in zip(written.files, targets, strict=True):
-            path.replace(target)
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        files.move(list(zip(written.files, targets, strict=True))[::-1])  # the model itself last
     return targets, outcome
 
 
