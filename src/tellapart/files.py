@@ -42,6 +42,7 @@ _REASONS = {
     errno.EIO: "the disk failed",
     errno.EROFS: "the disk can only be read",
 }
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _USERS = {
     errno.EACCES,
     errno.EPERM,
@@ -58,11 +59,18 @@ def failure(path: str | os.PathLike[str], error: OSError) -> WriteError:
     number = error.errno or 0
     reason = error.strerror or str(error)
     reason = f"{_REASONS[number]} ({reason})" if number in _REASONS else reason
-    told = WriteError(f"{os.fspath(path)!r} cannot be written: {reason}.")
-    told.errno, told.strerror = number, reason
+    made = WriteError(f"{os.fspath(path)!r} cannot be written: {reason}.")
+    made.errno, made.strerror = number, reason
     if number in _USERS:
-        told.exit_code = 2
-    return told
+        made.exit_code = 2
+    return made
+
+
+def told(error: OSError, place: Path) -> WriteError | None:
+    """Return a WriteError for what a full or failing disk did to a file below ``place``; None for other errors."""
+    if isinstance(error, WriteError):
+        return error
+    return failure(error.filename or place, error) if error.errno in _DISK else None
 
 
 @contextlib.contextmanager
@@ -402,13 +410,12 @@ def _sync_folder(folder: Path) -> None:
 
 def _cause(error: Exception, folder: Path) -> OSError | None:
     """Return the disk's error behind a library's, or None where it seems to be none."""
-    numbers = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, OSError) and found.errno in numbers:
+        if isinstance(found, OSError) and found.errno in _DISK:
             return found
         said = re.search(r"\bos error (\d+)\b", str(found))
-        if said and int(said[1]) in numbers:
+        if said and int(said[1]) in _DISK:
             return OSError(int(said[1]), os.strerror(int(said[1])))
         found = found.__cause__ or found.__context__
     if resource is not None:
@@ -421,5 +428,5 @@ def _cause(error: Exception, folder: Path) -> OSError | None:
             stream.write(bytes(min(_PROBE, limit) if resource is not None and limit > 0 else _PROBE))
             os.fsync(stream.fileno())
     except OSError as full:
-        return full if full.errno in numbers else None
+        return full if full.errno in _DISK else None
     return None

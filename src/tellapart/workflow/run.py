@@ -20,7 +20,7 @@ from tellapart.contract import Card
 from tellapart.data import sources
 from tellapart.data.samples import Samples
 from tellapart.data.streaming import StreamedStore
-from tellapart.errors import RunError, WriteError
+from tellapart.errors import RunError
 from tellapart.evaluation import metrics, report
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, confusion_image
@@ -134,8 +134,10 @@ def _resumable(folder: Path) -> Iterator[None]:
     """Say how to go on where a file cannot be written."""
     try:
         yield
-    except WriteError as error:
-        raise error.with_hint(f"When that is mended: tellapart resume {folder}") from error
+    except OSError as error:
+        if (failed := files.told(error, folder)) is None:
+            raise
+        raise failed.with_hint(f"When that is mended: tellapart resume {folder}") from error
 
 
 def _checkpoint(folder: Path, procs: Processes, console: Console) -> dict[str, Any] | None:
