@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -177,13 +178,14 @@ def test_a_failure_in_the_middle_leaves_the_old_file(
 
     target = {
         "save_file": (safetensors.torch, "save_file", half),
-        "fsync": (artifact.os, "fsync", fail),
-        "replace": (Path, "replace", fail),
+        "fsync": (os, "fsync", fail),
+        "replace": (os, "replace", fail),
     }[moment]
     monkeypatch.setattr(*target)
     with pytest.raises(OSError, match="No space left"):
         artifact.save(path, {"weight": torch.ones(3)}, a_card())
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_scores_are_added(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from tellapart import files
 from tellapart.contract import Card, Preprocessing
 from tellapart.devices import AMP_DTYPES, put
 from tellapart.errors import ArtifactError
@@ -29,13 +30,10 @@ LAST_NAME = "last.safetensors"  # the last epoch's weights, where FILE_NAME has 
 
 
 def save(path: Path, state: Mapping[str, torch.Tensor], card: Card) -> None:
-    """Write the artifact, complete or not at all."""
+    """Write the artifact, complete or not at all. Raises WriteError."""
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-    temporary = path.with_name(path.name + ".tmp")
-    safetensors.torch.save_file(plain, temporary, metadata={"tellapart": card.to_json()})
-    with open(temporary, "rb") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    with files.replacing(path) as beside:
+        safetensors.torch.save_file(plain, beside, metadata={"tellapart": card.to_json()})
 
 
 def find(path: str | os.PathLike[str]) -> Path:

@@ -2,7 +2,7 @@
 
 Loads no torch until a command needs it, so that ``--help`` and mistakes are answered at once. Results go to
 standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 the input must change,
-130 interrupted.
+128 + n stopped by signal n (130: Ctrl-C).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,7 +38,7 @@ from tellapart.commands import (
     Serve,
     Train,
 )
-from tellapart.errors import SpecError, TellapartError, UserError, did_you_mean, shown
+from tellapart.errors import SpecError, Stopped, TellapartError, UserError, did_you_mean, shown
 from tellapart.sections import choices
 from tellapart.spec import Spec, update
 
@@ -77,7 +78,7 @@ def _print_result(result: Result, as_json: bool) -> int:
         print(printing.as_json_line(content))
     elif not result.interrupted:
         print(printing.summary(result))
-    return 130 if result.interrupted else 0
+    return 128 + (result.signal or signal.SIGINT) if result.interrupted else 0
 
 
 def _find_lr(args: FindLr) -> int:
@@ -383,6 +384,7 @@ def _check_choices(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):  # names of files may be in no encoding that the terminal knows
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -397,11 +399,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TellapartError as error:
         print(shown(f"error: {error}"), file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader went away; what is left in the buffer must not fail at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt as stopped:
+        print(stopped if isinstance(stopped, Stopped) else "interrupted", file=sys.stderr)
+        return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
+    except BrokenPipeError:  # the reader went away
+        _drop_output()
+        return 1
+    except _OutputError as error:
+        _drop_output()
+        print(f"error: Standard output cannot be written: {error}.", file=sys.stderr)
         return 1
     except OSError as error:
         print(
@@ -409,6 +415,42 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+class _OutputError(Exception):
+    """Standard output takes no more, for another reason than that nobody reads it."""
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _OutputError(error.strerror or str(error)) from error
+
+
+def _drop_output() -> None:
+    """Let what is left in the buffer of standard output go nowhere: it must not fail at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_closed() -> None:
+    """Open what a caller has closed of standard input, output and error (``>&-``): no file may get their numbers."""
+    for number, name, flags in (
+        (0, "stdin", os.O_RDONLY),
+        (1, "stdout", os.O_WRONLY),
+        (2, "stderr", os.O_WRONLY),
+    ):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, flags)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 - until the end
 
 
 def _computes(args: Any) -> bool:
@@ -437,8 +479,11 @@ def _run(words: list[str]) -> int:
         from tellapart.devices import tune_allocator
 
         tune_allocator()
+        from tellapart.training.interrupt import stop_on_signals
+
+        stop_on_signals()
     code = call(args)
-    sys.stdout.flush()
+    _flush()
     return code
 
 

@@ -88,6 +88,27 @@ def shown(text: str, one_line: bool = False) -> str:
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal ends the program at once; ``number`` is the signal's. The command line returns 128 + number."""
+
+    def __init__(self, number: int, text: str = "interrupted") -> None:
+        super().__init__(text)
+        self.number = number
+
+
+class WriteError(TellapartError, OSError):
+    """A file cannot be written: the disk is full, a quota or a limit is reached, a folder may not be written to."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def with_hint(self, text: str) -> WriteError:
+        """Return the same error with a sentence added."""
+        told = WriteError(f"{self} {text}")
+        told.errno, told.strerror, told.exit_code = self.errno, self.strerror, self.exit_code
+        return told
+
+
 def did_you_mean(name: str, valid: Iterable[str], limit: int = 12, meant: Iterable[str] = ()) -> str:
     """Return a sentence with the nearest valid names and, if there are few, all of them.
 

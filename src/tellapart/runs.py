@@ -5,8 +5,10 @@ Knows nothing of training itself.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +16,129 @@ from typing import Any
 
 import yaml
 
-from tellapart import json_text, yaml_text
-from tellapart.errors import RunError, SpecError
+from tellapart import files, json_text, yaml_text
+from tellapart.errors import RunError, SpecError, WriteError
 from tellapart.spec import Spec, to_dict, update
 
 SPEC_FILE = "spec.yaml"
 SAMPLES_FILE = "samples.csv"
 CHECKPOINTS = "checkpoint"
+LOCK_FILE = ".tellapart-lock"
+COMPLETE = "environment.json"  # the last of the files that a run begins with
+_BEGINNING = {SPEC_FILE, SAMPLES_FILE, LOCK_FILE, "bad-images.csv", "conflicts.csv", "warnings.jsonl"}
+
+
+class Claim:
+    """A new run folder that this process alone writes to, for the time of the block.
+
+    directory: the folder, which is made and locked at once; empty: ``runs/DATE-TIME-MODEL``, which `make` makes, so
+    here it is only tried whether it could. What did not become a run is removed after the block. Raises RunError
+    where the folder is not empty (nothing that is there is ever overwritten), where another process writes to it, or
+    where it cannot be written to.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.folder = Path(directory) if directory else None
+        self._made: list[Path] = []
+        self._held: files.Lock | None = None
+
+    def __enter__(self) -> Claim:
+        try:
+            if self.folder is not None:
+                self._take(self.folder)
+            else:
+                self._make_folder(Path("runs"))
+                with files.workplace(Path("runs")):
+                    pass
+        except BaseException:
+            self._give_up()
+            raise
+        return self
+
+    def make(self, model_name: str) -> Path:
+        """Return the folder, now made in any case."""
+        if self.folder is None:
+            self.folder = create("", model_name)
+            self._made.append(self.folder)
+            self._held = hold(self.folder)
+        return self.folder
+
+    def __exit__(self, *error: object) -> None:
+        self._give_up()
+
+    def _take(self, folder: Path) -> None:
+        if not folder.is_dir() or not (folder / LOCK_FILE).exists():
+            _refuse_used(folder)
+        self._make_folder(folder)
+        self._held = hold(folder)
+        _refuse_used(folder)  # again, since another may have begun a run in it meanwhile
+        files.sweep(folder)
+        for path in folder.iterdir():  # of a run that was killed before it began
+            if path.name != LOCK_FILE:
+                path.unlink()
+
+    def _make_folder(self, folder: Path) -> None:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            for path in reversed(missing):
+                path.mkdir(exist_ok=True)
+                self._made.append(path)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+
+    def _give_up(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.folder is not None and self._held is not None and not is_run(self.folder):
+                (self.folder / LOCK_FILE).unlink()
+            for path in reversed(self._made):
+                path.rmdir()  # where it is empty
+        if self._held is not None:
+            self._held.release()
+
+
+def hold(folder: Path) -> files.Lock:
+    """Lock a run folder: only one process may write to it. Raises RunError where another has it."""
+    try:
+        held = files.lock(folder / LOCK_FILE)
+        if held is not None:
+            _sign(held)
+            return held
+        who = (folder / LOCK_FILE).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    raise RunError(
+        f"Another process is training in {folder}{f' ({who})' if who else ''}. Wait until it has ended, or end it."
+    )
+
+
+def _sign(held: files.Lock) -> None:
+    """Write down who has the lock, for people."""
+    assert held.descriptor is not None
+    text = f"process {os.getpid()} on {platform.node()}, since {datetime.datetime.now():%Y-%m-%d %H:%M:%S}\n"
+    with contextlib.suppress(OSError):  # a full disk, say: the lock holds nevertheless
+        os.ftruncate(held.descriptor, 0)
+        os.write(held.descriptor, text.encode())
+
+
+def _unwritable(folder: Path, error: OSError) -> Exception:
+    told = error if isinstance(error, WriteError) else files.failure(folder, error)
+    if told.exit_code == 1:
+        return told
+    return RunError(
+        f"The run folder {folder} cannot be written to: {told.strerror}. Choose another --run.dir."
+    )
+
+
+def _refuse_used(folder: Path) -> None:
+    """Raise RunError where ``folder`` is not empty. One killed before it began is taken."""
+    if not os.path.lexists(folder):
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    names -= {name for name in names if files.is_temporary(name)}
+    if not names or (LOCK_FILE in names and names <= _BEGINNING and folder.is_dir()):
+        return
+    hint = f" To go on with the run in it: tellapart resume {folder}" if is_run(folder) else ""
+    raise RunError(f"The run folder {folder} exists and is not empty; choose another --run.dir.{hint}")
 
 
 def create(directory: str, model_name: str) -> Path:
@@ -30,11 +148,7 @@ def create(directory: str, model_name: str) -> Path:
     """
     if directory:
         folder = Path(directory)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            hint = f" To go on with the run in it: tellapart resume {folder}" if is_run(folder) else ""
-            raise RunError(
-                f"The run folder {folder} exists and is not empty; choose another --run.dir.{hint}"
-            )
+        _refuse_used(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     short = re.sub(r"[^\w.-]+", "-", model_name.rpartition("/")[2])
@@ -49,6 +163,12 @@ def create(directory: str, model_name: str) -> Path:
     raise RunError(f"No free name like runs/{stem}")
 
 
+def has_begun(folder: Path) -> bool:
+    """Return whether a run folder has all the files that a run begins with, or a checkpoint."""
+    whole = (folder / SAMPLES_FILE).is_file() and (folder / COMPLETE).is_file()
+    return whole or any((folder / CHECKPOINTS).glob("step-*"))
+
+
 def is_run(folder: Path) -> bool:
     """Return whether ``folder`` is a run of ours."""
     return (folder / SPEC_FILE).is_file()
@@ -60,15 +180,15 @@ def require(path: str | os.PathLike[str]) -> Path:
     if not folder.exists():
         raise RunError(f"There is no run folder {folder}.")
     if not is_run(folder):
-        raise RunError(f"{folder} is not a run folder: it has no {SPEC_FILE}.")
+        begun = (folder / LOCK_FILE).exists()
+        hint = " Its training ended before it began; train into it again." if begun else ""
+        raise RunError(f"{folder} is not a run folder: it has no {SPEC_FILE}.{hint}")
     return folder
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, complete or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a file, complete or not at all. Raises WriteError."""
+    files.write_text(path, text)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart import packages
+from tellapart import files, packages
 from tellapart.runtime.onnx import DYNAMIC, IMAGES, LOGITS, PIXELS, PROBABILITIES, session, split
 
 _PURPOSE = "INT8 for ONNX Runtime"
@@ -293,9 +293,8 @@ def _write(onnx: Any, whole: Any, resizing: Any, network: Any, target: Path, pre
     for entry in whole.metadata_props:
         model.metadata_props.add(key=entry.key, value=precision if entry.key == "precision" else entry.value)
     onnx.checker.check_model(model)
-    temporary = target.with_name(target.name + ".tmp")
-    onnx.save(model, temporary)
-    temporary.replace(target)
+    with files.replacing(target) as beside:
+        onnx.save(model, beside)
 
 
 @contextlib.contextmanager

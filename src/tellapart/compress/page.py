@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tellapart import runs
+from tellapart import files
 from tellapart.compress.measuring import BATCHES, Row
 from tellapart.compress.table import NO_ENERGY, Comparison, best_of
 from tellapart.evaluation.charts import Tick, cells_of, nice_ticks
@@ -80,7 +80,7 @@ def write_page(comparison: Comparison) -> Path:
     )
     target = comparison.folder / FILE_NAME
     text = environment.get_template("compress.html.j2").render(_content(comparison))
-    runs.write_text(target, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    files.write_text(target, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
     return target
 
 

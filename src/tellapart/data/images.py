@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart import tables
+from tellapart import files, tables
 from tellapart.data import building, cache, stores, workers
 from tellapart.data.archives import cache_folder
 from tellapart.data.decoded import AsContracted, AsSource, Decode, decoded, pixels
@@ -210,9 +210,7 @@ def channel_statistics(images: ImageSet, limit: int = 10_000) -> tuple[tuple[flo
 
 def write_bad_images(bad: Iterable[Bad], path: str | os.PathLike[str]) -> None:
     """Write what was left out, as CSV: path, reason."""
-    temporary = Path(f"{os.fspath(path)}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+    with files.writing(path, text=True, errors="surrogateescape") as stream:
         writer = tables.Writer(stream, "\r\n")
         writer.writerow(["path", "reason"])
         writer.writerows((item.path, item.reason) for item in bad)
-    temporary.replace(path)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart import tables
+from tellapart import files, tables
 
 SPLITS = ("train", "val", "test")
 _PART = 1 << 26  # bytes of a file that the system does not give at once
@@ -123,8 +123,7 @@ def content_hash(content: bytes | npt.NDArray[np.uint8]) -> str:
 
 def write_samples(samples: Samples, path: str | os.PathLike[str]) -> None:
     """Write the table as CSV: path, label, split, hash, and group and box where there are any."""
-    temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+    with files.writing(path, text=True, errors="surrogateescape") as stream:
         writer = tables.Writer(stream, "\r\n")
         extra = [n for n in ("groups", "boxes") if getattr(samples, n) is not None]
         writer.writerow(
@@ -139,7 +138,6 @@ def write_samples(samples: Samples, path: str | os.PathLike[str]) -> None:
                 box = samples.boxes[row]
                 line.append("" if np.isnan(box).any() else " ".join(f"{value:g}" for value in box))
             writer.writerow(line)
-    os.replace(temporary, path)
 
 
 def training_hashes(path: str | os.PathLike[str]) -> set[str]:

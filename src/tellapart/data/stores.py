@@ -21,12 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tellapart import files
 from tellapart.errors import CacheError, UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 GIB = 1 << 30
 RESERVE = GIB // 2  # of the disk, that no store takes
@@ -35,6 +31,7 @@ INDEX, FEATURES = "index.npz", "features.npy"  # what a store of images, or of f
 _KEY = re.compile(r"[0-9a-f]{32}")
 _TEMPORARY = re.compile(r"\.(building|removing)-\w+")
 _DAY = 24 * 3600.0
+Lock = files.Lock
 
 
 @dataclass(frozen=True)
@@ -72,53 +69,12 @@ class Cleared:
     leftovers: int
 
 
-class Lock:
-    """A lock on a store's folder for as long as this object lives. ``certain``: the system really gave it."""
-
-    def __init__(self, descriptor: int, certain: bool) -> None:
-        self._descriptor: int | None = descriptor
-        self.certain = certain
-
-    def share(self) -> None:
-        """Turn an exclusive lock into a shared one."""
-        if self._descriptor is not None and fcntl is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
-
-    def is_of(self, folder: Path) -> bool:
-        """Return whether the locked file is (still) that of ``folder``."""
-        with contextlib.suppress(OSError):
-            ours, theirs = os.fstat(self._descriptor or 0), os.stat(folder / _IN_USE)
-            return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
-        return False
-
-    def release(self) -> None:
-        """Give the lock back."""
-        if self._descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._descriptor)
-            self._descriptor = None
-
-    def __del__(self) -> None:
-        self.release()
-
-
 def lock(folder: Path, exclusive: bool = False, create: bool = True) -> Lock | None:
     """Lock a folder without waiting. None: another has it, or (a folder that cannot be written) there is none."""
     try:
-        descriptor = os.open(folder / _IN_USE, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
+        return files.lock(folder / _IN_USE, exclusive, create)
     except OSError:
         return None
-    if fcntl is None:
-        return Lock(descriptor, False)
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:  # a disk without locks
-        return Lock(descriptor, False)
-    return Lock(descriptor, True)
 
 
 def touch(folder: Path) -> None:
@@ -184,16 +140,22 @@ def hold(folder: Path, name: str) -> Lock | bool:
         if held is None and os.access(folder, os.W_OK):  # another process is about to remove it
             time.sleep(0.02)
             continue
-        if held is None or held.is_of(folder):
+        if held is None or held.is_of(folder / _IN_USE):
             touch(folder)
             return held or True
     return False
 
 
 def publish(temporary: Path, target: Path, held: Lock | None) -> None:
-    """Give a finished store its name; where another process was faster its store is as good, and this one goes."""
-    with contextlib.suppress(OSError):
+    """Give a finished store its name; where another process was faster its store is as good, and this one goes.
+
+    Raises WriteError where it cannot get its name otherwise.
+    """
+    try:
         temporary.rename(target)
+    except OSError as error:
+        if not target.is_dir():
+            raise files.failure(target, error) from error
     abandon(temporary, held)
 
 
@@ -222,7 +184,9 @@ def remove(store: StoreInfo) -> bool:
         if held is not None:
             if not held.certain and time.time() - store.used < _DAY:
                 return False
-            if not held.is_of(store.path):  # removed and perhaps built anew by another in this moment
+            if not held.is_of(
+                store.path / _IN_USE
+            ):  # removed and perhaps built anew by another in this moment
                 return False
         aside = Path(tempfile.mkdtemp(prefix=".removing-", dir=store.path.parent))
         try:

@@ -7,7 +7,6 @@ knows nothing of training; pictures of the augmentation are given to it ready.
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import math
 import os
@@ -21,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from tellapart import files
 from tellapart.data.health import Health, Read
 from tellapart.data.samples import SPLITS, Samples
-from tellapart.errors import UserError
+from tellapart.errors import UserError, WriteError
 from tellapart.preprocess import MAX_PIXELS, BadImage, crop_box, decode, to_channels
 
 Pixels = npt.NDArray[np.uint8]
@@ -152,16 +152,14 @@ def write_check_page(
 
 
 def _write(path: pathlib.Path, page: str) -> None:
-    """Write the file in one step, its folder too. Raises UserError where that is not possible."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write the file in one step, its folder too. Raises UserError, WriteError."""
     page = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", page)  # in names
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(page.encode("utf-8", "backslashreplace"))  # names may hold other bytes
-        os.replace(temporary, path)
+        files.write_text(path, page, "backslashreplace")  # names may hold other bytes
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if isinstance(error, WriteError) and error.exit_code == 1:  # the disk's, not the user's
+            raise
         raise UserError(f"The page cannot be written to {str(path)!r}: {error.strerror or error}.") from error
 
 

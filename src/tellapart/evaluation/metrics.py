@@ -14,7 +14,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tellapart import tables
+from tellapart import files, tables
 from tellapart.errors import DataError
 
 WILSON_Z = 1.959963984540054  # the 97.5 % point of the normal distribution: a 95 % interval
@@ -275,8 +274,8 @@ def write_evaluation(
     """Write metrics.json, predictions.csv and mistakes/ into ``folder`` (RUN/evaluation/SPLIT).
 
     ``thumbnails(row)`` gives a row's picture, uint8 [H, W, 1 or 3]; it is called for the ``count`` most
-    confident mistakes. mistakes/index.json says what each picture shows. Each file is complete or absent: it
-    is written beside its place and renamed.
+    confident mistakes. mistakes/index.json says what each picture shows. They come together: where they
+    cannot be written, those of an earlier evaluation stay. Raises WriteError.
     """
     from PIL import Image
 
@@ -284,18 +283,6 @@ def write_evaluation(
     folder.mkdir(parents=True, exist_ok=True)
     columns = predictions(logits, labels, paths, evaluation.classes, boxes)
     shown = worst_mistakes(logits, labels, count) if thumbnails else []
-    fresh = folder / "mistakes.tmp"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    index = []
-    for number, row in enumerate(shown, 1):
-        assert thumbnails is not None
-        pixels = np.asarray(thumbnails(row))
-        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(fresh / f"{number:02}.png")
-        index.append({"image": f"{number:02}.png"} | {name: column[row] for name, column in columns.items()})
-    _write(fresh / "index.json", lambda stream: json.dump(index, stream, ensure_ascii=True, indent=1))
-    shutil.rmtree(folder / "mistakes", ignore_errors=True)
-    fresh.rename(folder / "mistakes")
 
     def table(stream: Any) -> None:
         writer = tables.Writer(stream)
@@ -303,8 +290,24 @@ def write_evaluation(
         for row in zip(*columns.values(), strict=True):
             writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
 
-    _write(folder / "predictions.csv", table)
-    _write(folder / "metrics.json", lambda stream: json.dump(evaluation.to_dict(), stream, allow_nan=False))
+    with files.workplace(folder) as fresh:
+        (fresh / "mistakes").mkdir()
+        index = []
+        for number, row in enumerate(shown, 1):
+            assert thumbnails is not None
+            pixels, name = np.asarray(thumbnails(row)), f"{number:02}.png"
+            Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(
+                fresh / "mistakes" / name
+            )
+            index.append({"image": name} | {key: column[row] for key, column in columns.items()})
+        _write(fresh / "mistakes" / "index.json", lambda stream: json.dump(index, stream, indent=1))
+        _write(fresh / "predictions.csv", table)
+        _write(
+            fresh / "metrics.json", lambda stream: json.dump(evaluation.to_dict(), stream, allow_nan=False)
+        )
+        files.move(
+            [(fresh / name, folder / name) for name in ("mistakes", "predictions.csv", "metrics.json")]
+        )
 
 
 def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
@@ -339,7 +342,5 @@ def _top(scores: npt.NDArray[np.float64], truth: npt.NDArray[np.int64], k: int) 
 
 
 def _write(path: pathlib.Path, content: Callable[[Any], None]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         content(stream)
-    os.replace(temporary, path)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart import files
 from tellapart import spec as specs
 from tellapart.errors import RunError
 from tellapart.evaluation import charts
@@ -61,10 +62,8 @@ def write_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | 
     ).decode()  # the only script that may run
     text = page.get_template("report.html.j2").render(_content(run), script=script, script_hash=digest)
     path = run.path / "report.html" if out is None else pathlib.Path(out)
-    temporary = path.with_name(f"{path.name}.tmp")
     # File names need not be valid UTF-8; what is not is shown with a replacement character.
-    temporary.write_bytes(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode())
-    os.replace(temporary, path)
+    files.write_bytes(path, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode())
     return path
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tellapart import packages
+from tellapart import files, packages
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -51,11 +51,9 @@ class CsvTracker:
         kept = [] if resume_step is None else _rows_until(pathlib.Path(path), resume_step)
         self._resume_step = resume_step
         self._known = {name for name, _, step in kept if int(step) == resume_step}
-        temporary = f"{os.fspath(path)}.tmp"
-        with open(temporary, "w", newline="", encoding="utf-8") as stream:
+        with files.writing(path, text=True) as stream:
             csv.writer(stream, lineterminator="\n").writerows([self.HEADER, *kept])
-        os.replace(temporary, path)
-        self._stream = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._stream = files.Appending(path)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append a row for each value."""
@@ -64,8 +62,7 @@ class CsvTracker:
         for name, value in values.items():
             if step != self._resume_step or name not in self._known:
                 writer.writerow((name, repr(float(value)), int(step)))
-        self._stream.write(text.getvalue())  # one write, so that a kill can cut the last line only
-        self._stream.flush()
+        self._stream.write(text.getvalue().encode())  # one write, so that a kill can cut the last line only
 
     def image(self, step: int, name: str, pixels: Pixels) -> None:
         """Ignore the picture: the file holds numbers."""

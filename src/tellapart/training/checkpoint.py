@@ -7,14 +7,19 @@ stay. Knows nothing of what is in it.
 
 from __future__ import annotations
 
-import os
 import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tellapart import files
+from tellapart.errors import RunError
+
 KEPT = 2
+Check = Callable[[dict[str, Any]], None]
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -28,38 +33,64 @@ def existing(folder: Path) -> list[Path]:
 
 def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
     """Write the checkpoint of ``step``, then drop all but the newest two and what an earlier kill left."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.pt"
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as stream:
+    folder.mkdir(parents=True, exist_ok=True)
+    files.sweep(folder, files.EARLIER_CHECKPOINTS)
+    with files.writing(path) as stream:
         torch.save(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    _sync_folder(folder)
     for old in existing(folder)[KEPT:]:
         old.unlink(missing_ok=True)
-    for left in folder.glob("*.tmp"):
-        left.unlink(missing_ok=True)
     return path
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system can (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def load_newest(folder: Path, check: Check | None = None) -> dict[str, Any] | None:
+    """Return the newest checkpoint that can be read, or None. A damaged one is passed over for the older.
+
+    Every byte of a checkpoint is compared with the check sum that its writer kept of it. ``check`` raises an error for
+    content that is of no use. Raises RunError where the system does not let a file be read.
+    """
+    return _newest(folder, check, lambda path, reason: None)
 
 
-def load_newest(folder: Path) -> dict[str, Any] | None:
-    """Return the newest checkpoint that can be read, or None. A damaged one is passed over for the older."""
+def take_newest(folder: Path, check: Check, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """Do as `load_newest` does, for going on from it: damaged ones are told, and get another name."""
+
+    def tell(path: Path, reason: str) -> None:
+        aside = path.with_name(f"{path.name}.damaged")
+        warn(
+            f"The checkpoint {path} is damaged ({reason}); it is now {aside.name}, and the one before it is used."
+        )
+        path.replace(aside)
+
+    return _newest(folder, check, tell)
+
+
+def _newest(folder: Path, check: Check | None, damaged: Callable[[Path, str], None]) -> dict[str, Any] | None:
     for path in existing(folder):
         try:
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError):
+            content = _read(path)
+            if check is not None:
+                check(content)
+        except PermissionError as error:
+            raise RunError(f"The checkpoint {path} cannot be read: {error.strerror}.") from error
+        except MemoryError:
+            raise
+        except (
+            Exception
+        ) as error:  # of the archive, of its pickle, of tensors: whatever random bytes can cause
+            lines = str(error).strip().splitlines()
+            damaged(path, lines[0][:200] if lines else type(error).__name__)
             continue
         return content
     return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        wrong = archive.testzip()  # torch does not compare the sums
+    if wrong is not None:
+        raise ValueError(f"the check sum of its part {wrong} is wrong")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no state of a training")
+    return content

@@ -1,4 +1,4 @@
-"""Ctrl-C without loss: the first asks the loop to stop after its step, the second stops at once."""
+"""Signals without loss: the first asks the loop to stop after its step; Ctrl-C or SIGTERM again stops at once."""
 
 from __future__ import annotations
 
@@ -7,20 +7,32 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from tellapart.errors import Stopped
 from tellapart.runtime.openvino import drop_signal_stack
+
+_FIRM = (signal.SIGINT, signal.SIGTERM)
+# What a closed terminal sends, and what batch systems such as Slurm send some time before they end a job.
+_SOFT = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
 class Interrupt:
-    """While entered, SIGINT and SIGTERM set ``asked`` instead of ending the program; a second one ends it."""
+    """While entered, SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 set ``asked`` instead of ending the program.
+
+    ``number`` is the first signal's. A second SIGINT or SIGTERM ends the program. SIGHUP, SIGUSR1 and SIGUSR2 stay
+    as they are where they are ignored (nohup) or have a handler of somebody else's.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.number = 0
+        self._firmly = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             drop_signal_stack()  # else Ctrl-C may crash where the same process used OpenVINO before
-            for number in (signal.SIGINT, signal.SIGTERM):
+            ours = (signal.SIG_DFL, stop)
+            for number in (*_FIRM, *(number for number in _SOFT if signal.getsignal(number) in ours)):
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -31,6 +43,21 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
+        if self._firmly and number in _FIRM:
+            raise Stopped(number)
+        self._firmly = self._firmly or number in _FIRM
+        self.number = self.number or number
         self.asked = True
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """End the program, but not before what it is about to write is whole or gone: a handler for signals."""
+    raise Stopped(number)
+
+
+def stop_on_signals() -> None:
+    """Have the signals that would end the program on the spot end it as Ctrl-C does, where nothing else was chosen."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, *_SOFT):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, stop)

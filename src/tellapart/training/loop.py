@@ -66,6 +66,7 @@ class Trainer:
         # Blocks that train, parameters that do not any more.
         self.stage: tuple[int, tuple[str, ...]] | None = None
         self.on_features: Way | None = None
+        self.interrupt = Interrupt()  # of the run, for who wants to know which signal stopped it
         self._save_seconds, self._saved_step = 0.0, -1
         self.stepper = Stepper(plan, processes, report.warn)
         self.log_every = self.spec.run.log_every or max(1, plan.steps_per_epoch // 10)
@@ -79,6 +80,7 @@ class Trainer:
         self.report.start(epochs, self.plan.steps_per_epoch, self.progress.step)
         profile = self.profile or contextlib.nullcontext()
         with Interrupt() as interrupt, profile:
+            self.interrupt = interrupt
             self._saved_at = time.monotonic()
             if self.profile:
                 self.profile.attach(self)

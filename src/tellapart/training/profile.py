@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from tellapart import files
+
 if TYPE_CHECKING:
     from tellapart.training.loop import Trainer
 
@@ -223,13 +225,11 @@ class Profile:
         lines = [*table, *(self._operations(profiler) if profiler else ())]
         self.folder.mkdir(parents=True, exist_ok=True)
         if profiler is not None:
-            temporary, trace = self.folder / "unfinished.json.gz", self.folder / "trace.json.gz"
-            profiler.export_chrome_trace(os.fspath(temporary))
-            temporary.replace(trace)
+            trace = self.folder / "trace.json.gz"
+            with files.replacing(trace) as beside:
+                profiler.export_chrome_trace(os.fspath(beside))
             lines += ["", f"Trace, for https://ui.perfetto.dev: {trace}"]
-        temporary = self.folder / "steps.txt.tmp"
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / "steps.txt")
+        files.write_text(self.folder / "steps.txt", "\n".join(lines) + "\n")
         self.say("\n".join(lines))
 
     def _times(self) -> list[str]:

@@ -53,6 +53,18 @@ def content(plan: Plan, progress: Progress, best: State | None) -> dict[str, Any
     }
 
 
+def check(saved: dict[str, Any]) -> None:
+    """Raise ValueError where a checkpoint lacks a part of what `content` puts into it."""
+    parts = ("model", "optimizer", "schedule", "ema", "scaler", "pruning", "progress", "best")
+    lacking = [name for name in parts if name not in saved]
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    for name in ("model", "optimizer", "schedule", "progress"):
+        if not isinstance(saved[name], dict):
+            raise ValueError(f"its part {name} is of another kind")
+    Progress(**saved["progress"])
+
+
 def take_up(plan: Plan, saved: dict[str, Any]) -> Progress:
     """Put a checkpoint's ``content`` back into a plan of the same spec; return where the run stood."""
     plan.model.load_state_dict(saved["model"])

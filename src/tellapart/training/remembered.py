@@ -12,18 +12,18 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tellapart import files
 from tellapart.data.archives import cache_folder
 from tellapart.data.stores import StoreInfo
 from tellapart.spec import DataSpec
 
 KEY = "measured"  # the folder, and its name where the cache is listed
-_FILE = re.compile(r"[0-9a-f]{24}\.json|tmp\w+\.tmp")
+_FILE = re.compile(r"[0-9a-f]{24}\.json|tmp\w+\.tmp|\.tellapart-\w+")
 _DAY = 24 * 3600.0
 
 
@@ -48,7 +48,7 @@ def clear(cache: Path, older_than: float | None = None) -> tuple[int, int]:
         if older_than is not None and time.time() - status.st_mtime <= older_than * _DAY:
             continue
         if (
-            path.suffix == ".tmp" and time.time() - status.st_mtime < _DAY
+            path.suffix != ".json" and time.time() - status.st_mtime < _DAY
         ):  # another process may be writing it
             continue
         with contextlib.suppress(OSError):
@@ -85,14 +85,7 @@ class Memory:
         content = {"key": self._key, "records": {**self._all(), name: dict(record)}}
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, suffix=".tmp")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                    json.dump(content, stream, indent=1)
-                os.replace(temporary, self.path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            files.write_text(self.path, json.dumps(content, indent=1))
 
     def _all(self) -> dict[str, Any]:
         try:

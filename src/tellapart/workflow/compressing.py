@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from tellapart.compress.measuring import Candidate
 from tellapart.compress.subject import Subject, open_subject
 from tellapart.compress.table import Comparison
 from tellapart.contract import Architecture
-from tellapart.errors import RunError, SpecError, did_you_mean
+from tellapart.errors import RunError, SpecError, Stopped, did_you_mean
 from tellapart.models import shrink, zoo
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console
@@ -278,9 +279,8 @@ class _Work:
         changes = {**changes, "training.epochs": epochs, "run.dir": str(place)}
         result = train(spec=update(spec, changes), quiet=self.quiet)
         if result.interrupted:
-            raise RunError(
-                f"Interrupted. What is there lies in {self.folder}; to finish this part: resume {place}."
-            )
+            text = f"Interrupted. What is there lies in {self.folder}; to finish this part: tellapart resume {place}"
+            raise Stopped(result.signal or signal.SIGINT, text)
         return result.artifact
 
     def _candidates(

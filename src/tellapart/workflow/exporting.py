@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 
 import tellapart
-from tellapart import artifact, packages, runs
+from tellapart import artifact, files, packages, runs
 from tellapart.contract import BadImage, Card, Pixels
 from tellapart.contract.resizing import load
 from tellapart.data import sources
@@ -133,6 +131,7 @@ def export(
     with Console(quiet=quiet) as console, _threads(threads) as used:
         cases = _cases(found, card, data, split, images, data_changes, console)
         folder.mkdir(parents=True, exist_ok=True)
+        files.sweep(folder, files.EARLIER_EXPORTS)
         results, errors = [], []
         for entry, options in wanted:
             try:
@@ -163,7 +162,7 @@ def _write_comparisons(
         "formats": [one.to_dict() for one in parities],
     }
     runs.write_json(folder / PARITY, content)
-    runs.write_text(folder / PAGE, text.page(parities, os.fspath(model), tellapart.__version__))
+    files.write_text(folder / PAGE, text.page(parities, os.fspath(model), tellapart.__version__))
 
 
 def _wanted(to: Sequence[str], precision: Sequence[str], options: Options) -> list[tuple[Exporter, Options]]:
@@ -229,8 +228,7 @@ def _export_one(
     Raises what its exporter raises.
     """
     name = entry.file_name(options)
-    workplace = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
-    try:
+    with files.workplace(folder, folder / name) as workplace:
         with console.busy(f"Writing {name}"):
             card = artifact.read_card(found)
             asked = dataclasses.replace(options, examples=_examples(cases, card, options.precision))
@@ -243,10 +241,7 @@ def _export_one(
         for target in targets:
             if os.path.lexists(target):
                 raise ArtifactError(f"{target} exists; choose another --out.")
-        for path, target in zip(written.files, targets, strict=True):
-            path.replace(target)
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        files.move(list(zip(written.files, targets, strict=True))[::-1])  # the model itself last
     return targets, outcome
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tellapart import artifact, runtime
+from tellapart import artifact, files, runtime
 from tellapart.compress import measuring, onnx_int8, openvino_int8
 from tellapart.compress.measuring import Candidate
 from tellapart.compress.subject import Subject
@@ -49,7 +49,9 @@ def exports(
         for precision in precisions:
             entry, options = formats.find(name), Options(precision=precision, examples=pixels)
             file = folder / entry.file_name(options)
-            entry.write(graph_of(subject.file), subject.card, file, options)
+            with files.workplace(folder, file) as place:
+                written = entry.write(graph_of(subject.file), subject.card, place / file.name, options)
+                files.move([(path, folder / path.name) for path in reversed(written.files)])
             backend = runtime.open_backend(file, threads=threads)
             given = runtime.probabilities(backend.logits(pixels), backend.card)
             difference = float(np.abs(given - wanted).max())
@@ -206,19 +208,17 @@ def _least_drop(
 
     ``attempts``: each network with its layers left in float.
     """
-    trial = target.with_name(f"trial{target.suffix}")
     tried: list[tuple[float, int]] = []
     lost, float_layers = math.inf, list[str]()
     for network, kept in attempts:
-        write(network, trial)
-        tried.append((drop(trial), len(kept)))
-        if tried[-1][0] < lost:
-            lost, float_layers = tried[-1][0], kept
-            for old, new in zip(measuring.files_of(trial), measuring.files_of(target), strict=True):
-                old.replace(new)
-        else:
-            for file in measuring.files_of(trial):
-                file.unlink()
+        with files.workplace(target.parent, target) as place:
+            trial = place / target.name
+            write(network, trial)
+            tried.append((drop(trial), len(kept)))
+            if tried[-1][0] < lost:
+                lost, float_layers = tried[-1][0], kept
+                pairs = zip(measuring.files_of(trial), measuring.files_of(target), strict=True)
+                files.move(list(pairs)[::-1])
         if lost <= max_drop:
             break
         say(f"{tried[-1][0]:.2f} points lost with {len(kept)} layers left in float.")
@@ -243,7 +243,9 @@ def _of_transformer(
     if name == "openvino":
         target = place / "model-int8-weights.xml"
         quantizer = openvino_int8.Quantizer(source, subject.card, batches)
-        quantizer.write(quantizer.weights_only(), target, "int8-weights")
+        with files.workplace(place, target) as aside:
+            quantizer.write(quantizer.weights_only(), aside / target.name, "int8-weights")
+            files.move([(path, place / path.name) for path in measuring.files_of(aside / target.name)[::-1]])
         return [Candidate("int8 weights OpenVINO", "int8", target, against, "int8-weights")]
     dynamic, weights = place / "model-int8-dynamic.onnx", place / "model-int8-weights.onnx"
     onnx_int8.dynamic(source, dynamic, reduce_range)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ import numpy as np
 import torch
 
 import tellapart
-from tellapart import artifact, recipes, runs
+from tellapart import artifact, files, recipes, runs
 from tellapart.contract import Card
 from tellapart.data import sources
 from tellapart.data.samples import Samples
 from tellapart.data.streaming import StreamedStore
+from tellapart.errors import RunError
 from tellapart.evaluation import metrics, report
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, confusion_image
 from tellapart.training import checkpoint, features, ineffective, loop, lr_finder, probe, resolve, setup
+from tellapart.training import progress as progressing
 from tellapart.training.distributed import Processes, processes
 from tellapart.training.lr_finder import LrCurve
 from tellapart.training.profile import Profile
@@ -43,6 +46,7 @@ class Result:
     split: str
     metrics: Mapping[str, Any]
     interrupted: bool = False
+    signal: int = 0  # that interrupted it
 
 
 def make_spec(
@@ -84,37 +88,69 @@ def train(
     """
     wanted = make_spec(data, recipe, spec, **changes)
     ours = ineffective.given(wanted, make_spec(None, recipe))
-    with processes(wanted.training.device) as procs, Console(quiet=quiet or not procs.first) as console:
+    with contextlib.ExitStack() as stack:
+        procs = stack.enter_context(processes(wanted.training.device))
+        console = stack.enter_context(Console(quiet=quiet or not procs.first))
         resolve.check_device(wanted, procs.device)
+        claim = stack.enter_context(runs.Claim(wanted.run.dir)) if procs.first else None
         samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.message))
         prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
         prepared, plan, card = _plan(prepared, procs, console)
         facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
         for text in ineffective.without_effect(ours, plan.spec, facts) + ineffective.never(plan.spec, facts):
             console.warn(text)
-        made = runs.create(wanted.run.dir, prepared.spec.model.name) if procs.first else None
-        folder = procs.from_first(made)
+        folder = procs.from_first(claim.make(prepared.spec.model.name) if claim else None)
         assert folder is not None
         if procs.first:
-            run_files.write_start(folder, prepared, samples)
+            with _resumable(folder):
+                run_files.write_start(folder, prepared, samples)
         looking = profile and procs.first
-        return _run(folder, prepared, plan, card, procs, console, None, looking)
+        with _resumable(folder):
+            return _run(folder, prepared, plan, card, procs, console, None, looking)
 
 
 def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
     """Go on exactly where a run was cut off; of a finished run, return the result. Raises RunError."""
     folder = runs.require(run)
     spec = runs.read_spec(folder / runs.SPEC_FILE)
-    with processes(spec.training.device) as procs, Console(quiet=quiet or not procs.first) as console:
+    with contextlib.ExitStack() as stack:
+        procs = stack.enter_context(processes(spec.training.device))
+        console = stack.enter_context(Console(quiet=quiet or not procs.first))
+        if procs.first:
+            stack.callback(runs.hold(folder).release)
+            files.sweep(folder)
+        begun = procs.from_first(runs.has_begun(folder) if procs.first else None)
         samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.message))
         prepared = _in_turn(procs, lambda: _prepare(spec, samples, console))
-        if procs.first:  # one writer; where it raises, the others end with it
+        if procs.first and begun:  # one writer; where it raises, the others end with it
             run_files.check_same_samples(folder, prepared)
-        content = checkpoint.load_newest(folder / runs.CHECKPOINTS)
+        elif procs.first:  # killed while these files were being written
+            run_files.write_start(folder, prepared, samples)
+        content = _checkpoint(folder, procs, console)
         if content is None:
             console.message(f"{folder} has no checkpoint yet: training starts at the beginning.")
         prepared, plan, card = _plan(prepared, procs, console)
-        return _run(folder, prepared, plan, card, procs, console, content)
+        with _resumable(folder):
+            return _run(folder, prepared, plan, card, procs, console, content)
+
+
+@contextlib.contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Say how to go on where a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if (failed := files.told(error, folder)) is None:
+            raise
+        raise failed.with_hint(f"When that is mended: tellapart resume {folder}") from error
+
+
+def _checkpoint(folder: Path, procs: Processes, console: Console) -> dict[str, Any] | None:
+    """Return the newest good checkpoint; the first process sets damaged ones aside before the others look."""
+    place = folder / runs.CHECKPOINTS
+    content = checkpoint.take_newest(place, progressing.check, console.warn) if procs.first else None
+    procs.wait()
+    return content if procs.first else checkpoint.load_newest(place, progressing.check)
 
 
 def _in_turn(procs: Processes, work: Any) -> Any:
@@ -199,7 +235,7 @@ def _run(
     trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter, looking)
     trainer.on_save = _keeper(trainer, folder / artifact.FILE_NAME, card)
     if content is not None:
-        trainer.restore(content)
+        _restore(trainer, content, folder)
         if trainer.progress.finished:
             console.message(f"{folder} is finished: nothing is left to train; measured again.")
     elif procs.first:
@@ -209,7 +245,8 @@ def _run(
         progress = trainer.run()
         if not progress.finished:
             console.message(f"Stopped after step {progress.step}. To go on: tellapart resume {folder}")
-            return Result(folder, folder / artifact.FILE_NAME, "", {}, interrupted=True)
+            number = trainer.interrupt.number
+            return Result(folder, folder / artifact.FILE_NAME, "", {}, interrupted=True, signal=number)
         if not procs.first:
             return Result(folder, folder / artifact.FILE_NAME, "", {})
         assert trainer.best is not None
@@ -220,6 +257,16 @@ def _run(
         return _finish(folder, prepared, card, progress, console, tracker, procs.device, known)
     finally:
         tracker.close()
+
+
+def _restore(trainer: loop.Trainer, content: dict[str, Any], folder: Path) -> None:
+    try:
+        trainer.restore(content)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"The checkpoint in {folder} does not fit {runs.SPEC_FILE} there ({error}): was one of them "
+            "changed, or made by another version? Train anew, into another folder."
+        ) from error
 
 
 def _keeper(trainer: loop.Trainer, path: Path, card: Card) -> Callable[[], None]:

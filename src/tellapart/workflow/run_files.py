@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tellapart import doctor, runs, tables
+from tellapart import doctor, files, runs, tables
 from tellapart.data import images as decoded
 from tellapart.data.samples import Samples, write_samples
 from tellapart.errors import RunError
@@ -22,7 +23,7 @@ from tellapart.training import setup
 
 
 def write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> None:
-    """Write the resolved spec, the table of samples, what was left out, and the environment."""
+    """Write the resolved spec, the table of samples, what was left out, and the environment (`runs.COMPLETE`)."""
     spec = prepared.spec
     # Paths are kept whole, since resume may be called from another folder.
     paths = {
@@ -40,20 +41,23 @@ def write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> Non
     decoded.write_bad_images(prepared.bad, folder / "bad-images.csv")
     if samples.conflicts:
         listed = folder / "conflicts.csv"
-        with open(listed, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        with files.writing(listed, text=True, errors="surrogateescape") as stream:
             writer = tables.Writer(stream, "\r\n")
             writer.writerow(["path", "labels"])
             writer.writerows((item.path, " | ".join(item.labels)) for item in samples.conflicts)
     environment = doctor.examine(quick=True).to_dict()
-    runs.write_json(folder / "environment.json", environment)
+    runs.write_json(folder / runs.COMPLETE, environment)
 
 
 def check_same_samples(folder: Path, prepared: setup.Prepared) -> None:
     """Raise RunError where the images are not those that the run began with."""
-    now = folder / f"{runs.SAMPLES_FILE}.now"
-    write_samples(_all_samples(prepared), now)
-    try:
-        with open(now, "rb") as new, open(folder / runs.SAMPLES_FILE, "rb") as old:
+    path = folder / runs.SAMPLES_FILE
+    if not path.is_file():
+        raise RunError(f"{path} is missing: it cannot be known whether the data of {folder} is what it was.")
+    with tempfile.TemporaryDirectory() as place:  # not in the folder, which may be on a full disk
+        now = Path(place) / path.name
+        write_samples(_all_samples(prepared), now)
+        with open(now, "rb") as new, open(path, "rb") as old:
             for number, (ours, theirs) in enumerate(itertools.zip_longest(new, old, fillvalue=b"")):
                 if ours != theirs:
                     raise RunError(
@@ -61,8 +65,6 @@ def check_same_samples(folder: Path, prepared: setup.Prepared) -> None:
                         f"{theirs.decode(errors='replace').strip()!r} and would be "
                         f"{ours.decode(errors='replace').strip()!r}. Restore the data, or train anew."
                     )
-    finally:
-        now.unlink()
 
 
 def _all_samples(prepared: setup.Prepared) -> Samples:
