@@ -67,7 +67,25 @@ def evaluation_text(evaluation: Evaluation) -> str:
             for value, space in ((score.precision, 11), (score.recall, 8), (score.f1, 8))
         )
         lines.append(f"{score.name[:width]:<{width}}  {score.support:>6}{figures}")
-    return "\n".join(lines)
+    return "\n".join(lines + _confusion_lines(evaluation))
+
+
+MATRIX_CLASSES = 12  # a terminal of 80 columns has room for the confusion matrix of so many
+
+
+def _confusion_lines(evaluation: Evaluation) -> list[str]:
+    """Return the confusion matrix, a row for each true class; nothing where there are too many classes."""
+    names = [score.name for score in evaluation.per_class]
+    if len(names) > MATRIX_CLASSES:
+        return []
+    counts = evaluation.confusion.tolist()
+    width = min(20, max(5, *(len(name) for name in names)))
+    cell = max(4, *(len(str(count)) + 1 for row in counts for count in row))
+    lines = ["", "confusion: rows true, columns predicted, in the same order"]
+    lines.append(" " * (width + 2) + "".join(f"{name[: cell - 1]:>{cell}}" for name in names))
+    for name, row in zip(names, counts, strict=True):
+        lines.append(f"{name[:width]:<{width}}  " + "".join(f"{count:>{cell}}" for count in row))
+    return lines
 
 
 def write_table(predictions: Any, out: TextIO) -> None:

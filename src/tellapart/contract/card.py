@@ -30,6 +30,8 @@ class Card:
     versions: Mapping[str, str] = field(default_factory=dict)
     views: Views = field(default_factory=Views)
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    """What training warned of."""
 
     @property
     def temperature(self) -> float:
@@ -49,6 +51,8 @@ class Card:
             "views": self.views.to_dict(),
             "calibration": dict(self.calibration),
         }
+        if self.warnings:
+            content["warnings"] = [text.encode(errors="replace").decode() for text in self.warnings]
         return json.dumps(content, ensure_ascii=False)
 
     @classmethod
@@ -66,4 +70,5 @@ class Card:
             versions=content.get("versions", {}),
             views=Views.from_dict(content.get("views", {})),
             calibration=content.get("calibration", {}),
+            warnings=tuple(str(text) for text in content.get("warnings", ())),
         )

@@ -234,7 +234,8 @@ def predictions(
     """Return the columns of predictions.csv, each of length N.
 
     path, label and predicted (class names), confidence (the highest probability), label_probability (that of
-    the true class), correct (0 or 1), and box ("x0 y0 x1 y1", "" for the whole image) where ``boxes`` is
+    the true class), correct (0 or 1), the probability of each class (``p:CLASS``), and box ("x0 y0 x1 y1", ""
+    for the whole image) where ``boxes`` is
     given. Probabilities are the softmax of the logits, in float64.
     """
     probabilities = logits.detach().cpu().double().softmax(1).numpy()
@@ -248,6 +249,7 @@ def predictions(
         "label_probability": probabilities[rows, truth].tolist(),
         "correct": (truth == guess).astype(int).tolist(),
     }
+    columns |= {f"p:{name}": probabilities[:, k].tolist() for k, name in enumerate(classes)}
     if boxes is not None:
         columns["box"] = [
             "" if np.isnan(box).any() else " ".join(f"{value:g}" for value in box) for box in boxes
@@ -292,7 +294,8 @@ def write_evaluation(
         assert thumbnails is not None
         pixels = np.asarray(thumbnails(row))
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(fresh / f"{number:02}.png")
-        index.append({"image": f"{number:02}.png"} | {name: column[row] for name, column in columns.items()})
+        shown_columns = {name: column[row] for name, column in columns.items() if not name.startswith("p:")}
+        index.append({"image": f"{number:02}.png"} | shown_columns)
     _write(fresh / "index.json", lambda stream: json.dump(index, stream, ensure_ascii=True, indent=1))
     shutil.rmtree(folder / "mistakes", ignore_errors=True)
     fresh.rename(folder / "mistakes")

@@ -128,9 +128,11 @@ def evaluate(
         if exported:
             backend = runtime.open_backend(model, device)
             part, spec, chosen = _part(model, data, split, backend.card.classes, data_changes)
+            _repeat_warnings(backend.card.warnings, console)
             return evaluate_backend(backend, part, chosen, spec, target, console)
         predictor = artifact.open_model(model, choose_device(device), precision)
         part, spec, chosen = _part(model, data, split, predictor.classes, data_changes)
+        _repeat_warnings(predictor.card.warnings, console)
         with console.busy("Reading images", len(part)) as busy:
             images, bad = decoded.evaluation_images(part, predictor.preprocessing, spec, busy.advance)
         if bad:
@@ -140,6 +142,12 @@ def evaluate(
             raise DataError(f"None of the {chosen} images of {spec.source} can be read.")
         _warn_of_training_images(artifact.find(model).parent / runs.SAMPLES_FILE, images.samples, console)
         return evaluate_set(predictor, images, chosen, target, console)
+
+
+def _repeat_warnings(warnings: Sequence[str], console: Console) -> None:
+    """Say what training warned of."""
+    for text in warnings:
+        console.warn(f"of training: {text}")
 
 
 def _part(

@@ -84,7 +84,7 @@ def train(
     """
     wanted = make_spec(data, recipe, spec, **changes)
     with processes(wanted.training.device) as procs, Console(quiet=quiet or not procs.first) as console:
-        samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.message))
+        samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.note))
         prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
         prepared, plan, card = _plan(prepared, procs, console)
         made = runs.create(wanted.run.dir, prepared.spec.model.name) if procs.first else None
@@ -101,7 +101,7 @@ def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
     folder = runs.require(run)
     spec = runs.read_spec(folder / runs.SPEC_FILE)
     with processes(spec.training.device) as procs, Console(quiet=quiet or not procs.first) as console:
-        samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.message))
+        samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.note))
         prepared = _in_turn(procs, lambda: _prepare(spec, samples, console))
         if procs.first:  # one writer; where it raises, the others end with it
             run_files.check_same_samples(folder, prepared)
@@ -188,6 +188,8 @@ def _run(
     profile: bool = False,
 ) -> Result:
     spec = prepared.spec
+    if procs.first:
+        console.keep_in(folder)
     tracker = trackers(spec, folder, content["progress"]["step"] if content else None, procs.first, console)
     reporter = RunReporter(console, tracker, spec.run.log_every, plan.steps_per_epoch)
     looking = Profile(folder / "profile", console.message) if profile else None
@@ -260,7 +262,9 @@ def _finish(
                 tracker.image(
                     progress.step, f"{split}/confusion", confusion_image(evaluation.confusion, card.classes)
                 )
-    artifact.save(folder / artifact.FILE_NAME, artifact.read_state(folder), artifact.with_scores(card, kept))
+    told = tuple(entry["text"] for entry in runs.read_warnings(folder) if entry["severity"] == "warning")
+    card = dataclasses.replace(artifact.with_scores(card, kept), warnings=told)
+    artifact.save(folder / artifact.FILE_NAME, artifact.read_state(folder), card)
     if prepared.spec.run.report:
         report.write_report(folder)
     return Result(folder, folder / artifact.FILE_NAME, final, scores.get(final, {}))
