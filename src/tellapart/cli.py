@@ -386,6 +386,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        print(
+            "error: this command needs torch, which is not installed; type: pip install torch",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:  # the reader went away; what is left in the buffer must not fail at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

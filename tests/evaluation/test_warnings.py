@@ -42,7 +42,7 @@ def test_a_leak_stands_everywhere(leaking: Path, capfd: pytest.CaptureFixture[st
     assert "12 of 12 test images are also in train" in first
     assert "played no part" not in page
     assert leak["text"] in artifact.read_card(leaking / "run").warnings
-    workflow.evaluate(leaking / "run", leaking / "data", **{"cache_dir": str(leaking / "cache")})
+    workflow.evaluate(leaking / "run", leaking / "data", cache_dir=str(leaking / "cache"))
     assert f"warning: of training: {leak['text']}" in capfd.readouterr().err
 
 

@@ -144,6 +144,15 @@ def evaluate(
         return evaluate_set(predictor, images, chosen, target, console)
 
 
+def _made_as_in_training(model: str | os.PathLike[str], spec: DataSpec) -> DataSpec:
+    """Return the spec with the fractions, seed and groups of the model's own run, where it lies in one; else defaults."""
+    given = Path(model)
+    beside = (given if given.is_dir() else given.parent) / runs.SPEC_FILE
+    own = runs.read_spec(beside).data if beside.is_file() else DataSpec()
+    names = ("val_fraction", "test_fraction", "split_seed", "group")
+    return update(spec, {name: getattr(own, name) for name in names})
+
+
 def _repeat_warnings(warnings: Sequence[str], console: Console) -> None:
     """Say what training warned of."""
     for text in warnings:
@@ -166,7 +175,14 @@ def _part(
         spec = update(runs.read_spec(runs.require(model) / runs.SPEC_FILE).data, changes)
     else:
         spec = update(DataSpec(source=os.fspath(data), val_fraction=0.0, test_fraction=0.0), changes)
-    samples = with_classes(sources.open_source(spec, lambda note: None), classes)
+    samples = sources.open_source(spec, lambda note: None)
+    if data is not None and split in ("train", "val", "test") and not (samples.splits == split).any():
+        # The split that training makes where the source has none.
+        made = _made_as_in_training(model, spec)
+        again = sources.open_source(made, lambda note: None)
+        if (again.splits == split).any():
+            spec, samples = made, again
+    samples = with_classes(samples, classes)
     chosen = split or next((name for name in ("test", "val") if (samples.splits == name).any()), "all")
     part = samples if chosen == "all" else samples.split(chosen)
     if not len(part):
@@ -187,8 +203,21 @@ def _warn_of_training_images(table: Path, samples: Samples, console: Console) ->
         )
 
 
+# CIFAR-10's official names, and those of PyTorch's tutorial.
+_ALIASES = {"plane": "airplane", "car": "automobile", "airplane": "plane", "automobile": "car"}
+
+
+def _other_name(name: str, classes: tuple[str, ...]) -> str:
+    """Return the model's word for a class, where it has another of the same meaning."""
+    other = _ALIASES.get(name, "")
+    return other if name not in classes and other in classes else name
+
+
 def with_classes(samples: Samples, classes: tuple[str, ...]) -> Samples:
     """Return the samples with labels as indices in the model's classes."""
+    renamed = tuple(_other_name(name, classes) for name in samples.classes)
+    if len(set(renamed)) == len(renamed):
+        samples = dataclasses.replace(samples, classes=renamed)
     unknown = sorted(set(samples.classes) - set(classes))
     if unknown:
         raise DataError(
