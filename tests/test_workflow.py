@@ -707,7 +707,9 @@ def test_the_tutorials_names_of_cifars_classes() -> None:
     assert _other_name("car", ("car", "automobile")) == "car"
 
 
-def test_evaluate_makes_the_split_that_training_made(trained: Any, tmp_path: Path) -> None:
+def test_evaluate_makes_the_split_that_training_made(
+    tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
     """A folder without splits: the same images are test as in a training on it."""
     flat = make_folder(tmp_path / "flat", splits=("train",)) / "train"
     run = train(flat, tmp_path / "run").run

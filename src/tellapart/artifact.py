@@ -64,7 +64,8 @@ def read_card(path: str | os.PathLike[str]) -> Card:
     if "tellapart" not in metadata:
         raise ArtifactError(
             f"{found} holds weights but not what tellapart needs with them (classes, preprocessing). "
-            f"To start training from it, use: tellapart train DATA --model.weights {found}; to make a model of it: tellapart import"
+            f"To start training from it, use: tellapart train DATA --model.weights {found}; "
+            "to make a model of it: tellapart import"
         )
     try:
         return Card.from_json(metadata["tellapart"])

@@ -145,7 +145,7 @@ def evaluate(
 
 
 def _made_as_in_training(model: str | os.PathLike[str], spec: DataSpec) -> DataSpec:
-    """Return the spec with the fractions, seed and groups of the model's own run, where it lies in one; else defaults."""
+    """Return the spec with the fractions, seed and groups of the run that the model lies in, if any."""
     given = Path(model)
     beside = (given if given.is_dir() else given.parent) / runs.SPEC_FILE
     own = runs.read_spec(beside).data if beside.is_file() else DataSpec()
