@@ -687,3 +687,31 @@ def _threads_stay() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     assert torch.get_num_threads() == before
+
+
+def test_a_state_dict_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"is a state dict(.|\n)*tellapart import"):
+        tellapart.load(_weights(tmp_path))
+
+
+def test_the_tutorials_names_of_cifars_classes() -> None:
+    from tellapart.workflow.measure import _other_name
+
+    assert [_other_name(n, ("plane", "car", "cat")) for n in ("airplane", "automobile", "cat", "ship")] == [
+        "plane",
+        "car",
+        "cat",
+        "ship",
+    ]
+    assert _other_name("car", ("automobile",)) == "automobile"
+    assert _other_name("car", ("car", "automobile")) == "car"
+
+
+def test_evaluate_makes_the_split_that_training_made(
+    tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
+    """A folder without splits: the same images are test as in a training on it."""
+    flat = make_folder(tmp_path / "flat", splits=("train",)) / "train"
+    run = train(flat, tmp_path / "run").run
+    again = workflow.evaluate(run / "model.safetensors", flat, split="test", quiet=True)
+    assert again.n == workflow.evaluate(run, split="test", quiet=True).n

@@ -27,6 +27,7 @@ from tellapart.preprocess import averaged, normalise
 FILE_NAME = "model.safetensors"
 _USUAL = 1024  # pixels of a side, or sixteenths of classes, up to which a network's memory is that of its own layers
 LAST_NAME = "last.safetensors"  # the last epoch's weights, where FILE_NAME has the chosen one's
+STATE_DICTS = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 
 
 def save(path: Path, state: Mapping[str, torch.Tensor], card: Card) -> None:
@@ -49,6 +50,12 @@ def find(path: str | os.PathLike[str]) -> Path:
 def read_card(path: str | os.PathLike[str]) -> Card:
     """Read what an artifact says of itself, without its weights."""
     found = find(path)
+    if found.suffix.lower() in STATE_DICTS:
+        raise ArtifactError(
+            f"{found} is a state dict or a trainer's checkpoint: tensors by name, without the network, the names of "
+            f"the classes and how images are prepared. Make a model of it: tellapart import {found} --model.name NAME "
+            "--classes A,B,… --out model.safetensors"
+        )
     try:
         with safetensors.safe_open(found, framework="pt") as stream:
             metadata = stream.metadata() or {}
@@ -57,7 +64,8 @@ def read_card(path: str | os.PathLike[str]) -> Card:
     if "tellapart" not in metadata:
         raise ArtifactError(
             f"{found} holds weights but not what tellapart needs with them (classes, preprocessing). "
-            f"To start training from it, use: tellapart train DATA --model.weights {found}"
+            f"To start training from it, use: tellapart train DATA --model.weights {found}; "
+            "to make a model of it: tellapart import"
         )
     try:
         return Card.from_json(metadata["tellapart"])

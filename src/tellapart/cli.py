@@ -402,6 +402,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print(stopped if isinstance(stopped, Stopped) else "interrupted", file=sys.stderr)
         return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        print(
+            "error: this command needs torch, which is not installed; type: pip install torch",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:  # the reader went away
         _drop_output()
         return 1

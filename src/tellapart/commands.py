@@ -285,9 +285,9 @@ class Import:
     """Bring in a state dict (.pth, .safetensors) from elsewhere as a model of ours."""
 
     weights: Positional[str]
-    """The file."""
-    classes: str
-    """Class names in the order of the outputs, with commas between."""
+    """The file, a trainer's checkpoint, or a folder of the Hugging Face hub with timm's config.json."""
     out: str
     """The artifact to write, such as model.safetensors."""
+    classes: str = ""
+    """Class names in the order of the outputs, with commas between; may be left out where config.json names them."""
     spec: Annotated[Spec, tyro.conf.arg(name="")] = field(default_factory=Spec)

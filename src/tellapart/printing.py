@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from rich.cells import cell_len, set_cell_size
+
 from tellapart import json_text, tables
 from tellapart.errors import shown
 
@@ -66,15 +68,40 @@ def evaluation_text(evaluation: Evaluation) -> str:
         lines.append(f"{evaluation.images_per_second:,.0f} images/s; one image at a time: {times}")
     lines.append("")
     names = [shown(score.name, one_line=True) for score in evaluation.per_class]
-    width = min(30, max(5, *(len(name) for name in names)))
+    width = min(30, max(5, *map(cell_len, names)))
     lines.append(f"{'class':<{width}}  images  precision  recall      F1")
     for name, score in zip(names, evaluation.per_class, strict=True):
         figures = "".join(
             f"{'-' if value is None else f'{value:.4f}':>{space}}"
             for value, space in ((score.precision, 11), (score.recall, 8), (score.f1, 8))
         )
-        lines.append(f"{name[:width]:<{width}}  {score.support:>6}{figures}")
-    return "\n".join(lines)
+        lines.append(f"{set_cell_size(name, width)}  {score.support:>6}{figures}")
+    return "\n".join(lines + _confusion_lines(evaluation))
+
+
+TERMINAL = 80  # columns
+MATRIX_CLASSES = 12  # so many have room there for the confusion matrix
+
+
+def _confusion_lines(evaluation: Evaluation) -> list[str]:
+    """Return the confusion matrix, a row for each true class; nothing where there are too many classes."""
+    names = [shown(score.name, one_line=True) for score in evaluation.per_class]
+    if len(names) > MATRIX_CLASSES:
+        return []
+    counts = evaluation.confusion.tolist()
+    width = min(20, max(5, *map(cell_len, names)))
+    room = (TERMINAL - width - 2) // len(names)
+    least = max(len(str(count)) + 1 for row in counts for count in row)
+    cell = max(least, min(room, max(map(cell_len, names)) + 1))
+    lines = ["", "confusion: rows true, columns predicted, in the same order"]
+    heads = (
+        " " * (cell - min(cell - 1, cell_len(name))) + set_cell_size(name, min(cell - 1, cell_len(name)))
+        for name in names
+    )
+    lines.append(" " * (width + 2) + "".join(heads))
+    for name, row in zip(names, counts, strict=True):
+        lines.append(f"{set_cell_size(name, width)}  " + "".join(f"{count:>{cell}}" for count in row))
+    return lines
 
 
 def write_table(predictions: Any, out: TextIO) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tellapart.spec import Spec, to_dict, update
 SPEC_FILE = "spec.yaml"
 SAMPLES_FILE = "samples.csv"
 CHECKPOINTS = "checkpoint"
+WARNINGS_FILE = "warnings.jsonl"
 LOCK_FILE = ".tellapart-lock"
 COMPLETE = "environment.json"  # the last of the files that a run begins with
 _BEGINNING = {SPEC_FILE, SAMPLES_FILE, LOCK_FILE, "bad-images.csv", "conflicts.csv", "warnings.jsonl"}
@@ -194,6 +196,38 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON, complete or not at all."""
     write_text(path, json_text.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_warnings(folder: Path) -> list[dict[str, str]]:
+    """Return what a run warned of: ``severity``, ``kind`` and ``text`` of each, without a line that was cut off."""
+    try:
+        lines = (folder / WARNINGS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("text"), str):
+            found.append({name: str(entry.get(name, "")) for name in ("severity", "kind", "text")})
+    return found
+
+
+def append_warnings(folder: Path, entries: Sequence[Mapping[str, str]]) -> None:
+    """Add what is not there yet, a line of JSON for each, in one write."""
+    known = {entry["text"] for entry in read_warnings(folder)}
+    path = folder / WARNINGS_FILE
+    fresh = {entry["text"]: dict(entry) for entry in entries if entry["text"] not in known}
+    if not fresh:
+        return
+    cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
+    lines = [
+        json.dumps(entry) + "\n" for entry in fresh.values()
+    ]  # ASCII: names of files may be no valid text
+    with open(path, "a", encoding="ascii") as stream:
+        stream.write("\n" * cut_off + "".join(lines))
 
 
 def write_spec(spec: Spec, path: Path) -> None:

@@ -19,6 +19,7 @@ from tellapart.errors import ModelError
 # 1: one view, no calibration; 2: views; 3: calibration. The lowest that says all is what is written.
 FORMAT = 3
 MOST_CLASSES = 100_000
+MOST_WARNINGS = 1000
 TEMPERATURES = (1e-3, 1e3)
 
 
@@ -34,6 +35,8 @@ class Card:
     versions: Mapping[str, str] = field(default_factory=dict)
     views: Views = field(default_factory=Views)
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    """What training warned of."""
 
     @property
     def temperature(self) -> float:
@@ -53,6 +56,8 @@ class Card:
             "views": self.views.to_dict(),
             "calibration": dict(self.calibration),
         }
+        if self.warnings:
+            content["warnings"] = [text.encode(errors="replace").decode() for text in self.warnings]
         return json_text.dumps(content, ensure_ascii=False)
 
     @classmethod
@@ -110,6 +115,14 @@ def _texts(value: Any, where: str) -> dict[str, str]:
     return {key: strict.conform(one, str, f"{where}.{key[:50]}") for key, one in found.items()}
 
 
+def _sentences(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > MOST_WARNINGS:
+        raise strict.StrictError(
+            f"{where} is {strict.shorten(value)}; it must be a list of at most {MOST_WARNINGS:,} texts"
+        )
+    return tuple(strict.conform(one, str, f"{where}[{place}]") for place, one in enumerate(value))
+
+
 def _weights(value: Any, where: str) -> dict[str, Any]:
     found = strict.mapping(value, where)
     for key, hint in (("source", str), ("tag", str | None), ("licence", str | None)):
@@ -149,5 +162,6 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "versions": _texts,
     "views": lambda value, where: Views.from_dict(strict.mapping(value, where)),
     "calibration": _calibration,
+    "warnings": _sentences,
 }
 """How each field of a card is read; a new field is a line here, and one in `Card`."""

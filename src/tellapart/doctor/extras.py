@@ -26,9 +26,6 @@ PACKAGES = (
     ("nncf", "nncf", "compress", "quantisation for OpenVINO"),
     ("torch-pruning", "torch_pruning", "compress", "pruning of channels"),
     ("fastapi", "fastapi", "serve", "an HTTP service"),
-    ("optuna", "optuna", "", "search of hyper-parameters"),
-    ("ray", "ray", "", "search on many machines"),
-    ("open_clip_torch", "open_clip", "", "classification without training"),
 )
 
 

@@ -233,7 +233,8 @@ def predictions(
     """Return the columns of predictions.csv, each of length N.
 
     path, label and predicted (class names), confidence (the highest probability), label_probability (that of
-    the true class), correct (0 or 1), and box ("x0 y0 x1 y1", "" for the whole image) where ``boxes`` is
+    the true class), correct (0 or 1), the probability of each class (``p:CLASS``), and box ("x0 y0 x1 y1", ""
+    for the whole image) where ``boxes`` is
     given. Probabilities are the softmax of the logits, in float64.
     """
     probabilities = logits.detach().cpu().double().softmax(1).numpy()
@@ -247,6 +248,7 @@ def predictions(
         "label_probability": probabilities[rows, truth].tolist(),
         "correct": (truth == guess).astype(int).tolist(),
     }
+    columns |= {f"p:{name}": probabilities[:, k].tolist() for k, name in enumerate(classes)}
     if boxes is not None:
         columns["box"] = [
             "" if np.isnan(box).any() else " ".join(f"{value:g}" for value in box) for box in boxes

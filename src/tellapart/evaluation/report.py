@@ -78,7 +78,8 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "split": run.split,
         "split_name": SPLIT_NAMES.get(run.split or "", run.split),
         "split_names": SPLIT_NAMES,
-        "meaning": _meaning(run.split or "", data["splits"]),
+        "meaning": _meaning(run, data["splits"]),
+        "warnings": run.warnings,
         "figures": figures,
         "others": [run.evaluations[name] for name in run.evaluations if name != run.split],
         "facts": _facts(run, figures),
@@ -96,9 +97,15 @@ def _content(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _meaning(split: str, splits: Sequence[str]) -> str:
+def _meaning(run: RunFolder, splits: Sequence[str]) -> str:
     """Return in plain words what the headline's figure is worth."""
+    split = run.split or ""
     meaning = MEANINGS.get(split, f"Measured on the images of {split}.")
+    if any(entry["kind"] == f"leak-{split}" for entry in run.warnings):
+        meaning = (
+            f"Measured on {SPLIT_NAMES.get(split, split)} images of which some are training images too: this says "
+            "more than is true of new images, so expect less."
+        )
     if split in ("val", "train"):
         waits = "test" in splits
         meaning += " The test split has not been evaluated yet." if waits else " This run has no test split."

@@ -10,10 +10,10 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from tellapart import tables, yaml_text
+from tellapart import runs, tables, yaml_text
 from tellapart.errors import RunError
 from tellapart.evaluation.metrics import Evaluation, read_evaluation
 
@@ -30,6 +30,7 @@ class RunFolder:
     metrics: dict[str, Series]
     evaluations: dict[str, Evaluation]
     environment: dict[str, Any]
+    warnings: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -99,7 +100,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunFolder:
         raise RunError(f"{path / 'spec.yaml'} cannot be read as YAML: {error}") from error
     if not isinstance(spec, dict):
         raise RunError(f"{path / 'spec.yaml'} must hold the fields of a spec by name.")
-    run = RunFolder(path, spec, {}, {}, _json(path / "environment.json"))
+    run = RunFolder(path, spec, {}, {}, _json(path / "environment.json"), runs.read_warnings(path))
     for row in run.rows("metrics.csv"):
         try:
             run.metrics.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))

@@ -20,17 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from tellapart.errors import ModelError
-from tellapart.models import heads, surgery
+from tellapart.models import heads, surgery, trainers
+from tellapart.models.trainers import Found, State
 
 SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt", ".safetensors")
 ARTIFACT = "model.safetensors"
-"""The name of the weights in a run folder."""
+"""The name of the weights in a run folder, and in a folder of the Hugging Face hub."""
+HUB_FILES = (ARTIFACT, "pytorch_model.bin")
 METADATA_KEY = "tellapart"
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
 _SHOWN = 4
-
-State = dict[str, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +49,11 @@ def is_path(weights: str) -> bool:
 
 
 def find(path: str | Path) -> Path:
-    """Return the file with the weights: ``path`` itself, or ``model.safetensors`` in the folder ``path``."""
+    """Return the file with the weights: ``path`` itself, or the one in the run or hub folder ``path``."""
     given = Path(path).expanduser()
-    file = given / ARTIFACT if given.is_dir() else given
+    file = given
+    if given.is_dir():
+        file = next((given / name for name in HUB_FILES if (given / name).is_file()), given / ARTIFACT)
     if not file.is_file():
         what = f"the folder {given} holds no {ARTIFACT}" if given.is_dir() else f"{given} does not exist"
         raise ModelError(
@@ -75,7 +75,7 @@ def read_metadata(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_state(file: Path) -> State:
+def read(file: Path) -> Found:
     """Return the tensors by name, on the CPU, without wrappers and the prefixes that wrapping modules add.
 
     Raises ModelError for a damaged file, one that holds pickled objects, or one without tensors.
@@ -84,39 +84,18 @@ def read_state(file: Path) -> State:
         if file.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(file)
         else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(trainers.harmless()):
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{file} is refused: it holds more than tensors (a whole pickled module, perhaps), and reading "
-            "that could run any code. Save the state dict instead: torch.save(model.state_dict(), FILE)."
-        ) from error
+        raise ModelError(trainers.refused(file, str(file))) from error
     except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ModelError(f"{file} cannot be read as weights: {' '.join(str(error).split())[:200]}") from error
-    return clean(content, str(file))
+    return trainers.find(content, str(file))
 
 
-def clean(content: Any, where: str) -> State:
-    """Return the state dict inside ``content``: unwrapped, prefixes of DDP and torch.compile removed."""
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        raise ModelError(f"{where} holds a {type(content).__name__}, not a state dict (tensors by name).")
-    state = {}
-    for name, value in content.items():
-        if isinstance(value, Tensor):
-            state[_without_prefixes(str(name))] = value
-    if not state:
-        keys = ", ".join(str(key) for key in list(content)[:_SHOWN])
-        raise ModelError(f"{where} holds no tensors by name; its keys: {keys or 'none'}.")
-    return state
-
-
-def _without_prefixes(name: str) -> str:
-    for prefix in _PREFIXES:
-        if name.startswith(prefix):
-            return _without_prefixes(name[len(prefix) :])
-    return name
+def read_state(file: Path) -> State:
+    """Return the tensors that `read` finds."""
+    return read(file).state
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor | None:

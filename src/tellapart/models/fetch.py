@@ -19,23 +19,27 @@ from torch import nn
 from tellapart import packages
 from tellapart.contract.architecture import Architecture
 from tellapart.errors import OfflineError, TellapartError
-from tellapart.models import checkpoints, efficientnet_lite0, heads, timm_zoo, torchvision_zoo
+from tellapart.models import checkpoints, efficientnet_lite0, heads, timm_zoo, torchvision_zoo, trainers
+from tellapart.models.trainers import Found, State
 
 T = TypeVar("T")
 
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+HUB_FILES = checkpoints.HUB_FILES
 
 
-def fetch(model: nn.Module, architecture: Architecture, weights: str, tag: str | None) -> checkpoints.State:
-    """Return the tensors under the names that ``model`` uses."""
+def fetch(model: nn.Module, architecture: Architecture, weights: str, tag: str | None) -> Found:
+    """Return the tensors under the names that ``model`` uses, and what is to be told of how they were found."""
     library, _, bare = architecture.name.rpartition("/")
     if weights == efficientnet_lite0.NAME:
-        return efficientnet_lite0.translate(checkpoints.read_state(efficientnet_lite0.file()))
+        return Found(efficientnet_lite0.translate(checkpoints.read_state(efficientnet_lite0.file())))
     if checkpoints.is_path(weights):
-        state = checkpoints.read_state(checkpoints.find(weights))
-        return _translate(model, state) if library == "timm" else _torchvision_size(model, state, library)
+        file = checkpoints.find(weights)
+        found = checkpoints.read(file)
+        state, notes = trainers.fit_names(found.state, model.state_dict(), str(file))
+        state = _translate(model, state) if library == "timm" else _torchvision_size(model, state, library)
+        return Found(state, (*found.notes, *notes), found.options)
     if library == "timm":
-        return _fetch_timm(bare, architecture, tag)
+        return Found(_fetch_timm(bare, architecture, tag))
     member = torchvision_zoo.weights_member(bare, tag or "pretrained")
     with contextlib.redirect_stdout(sys.stderr):  # torch.hub announces downloads on standard output
         state = _online(
@@ -43,10 +47,10 @@ def fetch(model: nn.Module, architecture: Architecture, weights: str, tag: str |
             f"torchvision/{bare}.{member.name}",
             member.url,
         )
-    return _torchvision_size(model, dict(state), library)
+    return Found(_torchvision_size(model, dict(state), library))
 
 
-def _translate(model: nn.Module, state: checkpoints.State) -> checkpoints.State:
+def _translate(model: nn.Module, state: State) -> checkpoints.State:
     """Give a timm network's file timm's own translation, if its names or shapes are not the network's."""
     translate = checkpoints.timm_filter(model)
     own = model.state_dict()
@@ -63,7 +67,7 @@ def _translate(model: nn.Module, state: checkpoints.State) -> checkpoints.State:
         return state  # not a checkpoint that it knows: merging tells what does not fit
 
 
-def _torchvision_size(model: nn.Module, state: checkpoints.State, library: str) -> checkpoints.State:
+def _torchvision_size(model: nn.Module, state: State, library: str) -> checkpoints.State:
     """Leave out the extra heads that we do not build, and fit ViT's position embedding to the image size."""
     if library != "torchvision":
         return state
@@ -77,7 +81,7 @@ def _torchvision_size(model: nn.Module, state: checkpoints.State, library: str) 
     return dict(fit(size, patch, kept))
 
 
-def _fetch_timm(bare: str, architecture: Architecture, tag: str | None) -> checkpoints.State:
+def _fetch_timm(bare: str, architecture: Architecture, tag: str | None) -> State:
     """Let timm load its weights into a network of the same shape (standard stem), and take them from there.
 
     timm itself fits position embeddings to the image size, the first convolution to the channels, and leaves

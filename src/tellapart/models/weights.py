@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,8 @@ from tellapart.models import (
     efficientnet_lite0,
     fetch,
     heads,
+    hub,
+    preparation,
     surgery,
     timm_zoo,
     torchvision_zoo,
@@ -33,7 +36,6 @@ SWAG_LICENCE = "CC-BY-NC-4.0 (SWAG)"
 NON_COMMERCIAL = ("nc", "noncommercial", "research", "amlr", "seer")
 """Words between the hyphens of a licence's name that forbid commercial use (Apple's AMLR and Meta's SEER are
 for research only)."""
-_POLICIES = {"center": "crop", "squash": "squash", "border": "letterbox"}
 _ALTERED_BY_SMALL_STEM = ("pos_embed", "encoder.pos_embedding", "pre_logits.fc1", "classifier.0")
 
 
@@ -42,8 +44,8 @@ class WeightsInfo:
     """Weights: their origin, their licence, and how their images were prepared (None: not known).
 
     ``mean`` and ``std`` are for values from 0 to 1; ``size`` is in pixels; ``resize`` is squash, crop or
-    letterbox. ``loaded`` (tensors), ``new`` (names of parameters that have random values) and ``notes`` are
-    filled by :func:`load`.
+    letterbox. ``prepared_as``, ``crop_floor`` and ``inexact``: see `preparation`. ``loaded`` (tensors), ``new`` (names
+    of parameters that have random values) and ``notes`` are filled by :func:`load`.
     """
 
     source: str
@@ -56,6 +58,9 @@ class WeightsInfo:
     interpolation: str | None = None
     crop_fraction: float | None = None
     resize: str | None = None
+    crop_floor: float | None = None
+    prepared_as: str = ""
+    inexact: str = ""
     loaded: int = 0
     new: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -64,6 +69,10 @@ class WeightsInfo:
         """Return plain values (tuples as lists)."""
         values = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    def fraction_at(self, size: int) -> float | None:
+        """Return the part of the short side that is kept of images of ``size`` pixels."""
+        return preparation.fraction_at(size, self.crop_fraction, self.crop_floor)
 
     def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Return (mean, std) for another number of channels: the average of the known ones, for each."""
@@ -88,7 +97,7 @@ def describe(name: str, weights: str) -> WeightsInfo | None:
     if weights == efficientnet_lite0.NAME:
         return _describe_lite0(name)
     if checkpoints.is_path(weights):
-        return _describe_file(name, weights)
+        return _describe_file(name, tag, weights)
     library, _, bare = name.rpartition("/")
     if library == "timm":
         return _describe_timm(bare, weights)
@@ -110,12 +119,14 @@ def load(model: nn.Module, architecture: Architecture, weights: str) -> WeightsI
     if info is None:
         raise ModelError("There are no weights to load: --model.weights is 'none'.")
     name, tag = zoo.split_tag(architecture.name)
-    state = fetch.fetch(model, dataclasses.replace(architecture, name=name), weights, info.tag or tag)
-    merged = checkpoints.merge(model, state, _may_be_new(model, architecture), info.source)
+    found = fetch.fetch(model, dataclasses.replace(architecture, name=name), weights, info.tag or tag)
+    merged = checkpoints.merge(model, found.state, _may_be_new(model, architecture), info.source)
     for head in heads.head_names(model):
         if any(heads.is_inside(new, (head,)) for new in merged.new):
             initialise_head(model.get_submodule(head))
-    return dataclasses.replace(info, loaded=merged.loaded, new=merged.new, notes=merged.notes)
+    return dataclasses.replace(
+        info, loaded=merged.loaded, new=merged.new, notes=(*info.notes, *found.notes, *merged.notes)
+    )
 
 
 def pruned(weights: str) -> Pruned:
@@ -157,7 +168,7 @@ def _describe_lite0(name: str) -> WeightsInfo:
     )
 
 
-def _describe_file(name: str, weights: str) -> WeightsInfo:
+def _describe_file(name: str, tag: str | None, weights: str) -> WeightsInfo:
     """Describe a file; an artifact of ours tells its preprocessing and its own weights' licence."""
     file = checkpoints.find(weights)
     metadata = checkpoints.read_metadata(file)
@@ -166,6 +177,8 @@ def _describe_file(name: str, weights: str) -> WeightsInfo:
         raise ModelError(f"{file} holds weights of {theirs}, not of {name}; give --model.name {theirs}.")
     contract = metadata.get("preprocessing") or {}
     origin = metadata.get("weights") or {}
+    if not contract:
+        return _describe_foreign(name, tag, file)
     return WeightsInfo(
         source=str(file),
         licence=origin.get("licence"),
@@ -176,7 +189,46 @@ def _describe_file(name: str, weights: str) -> WeightsInfo:
         interpolation=contract.get("interpolation"),
         crop_fraction=contract.get("crop_fraction"),
         resize=contract.get("resize"),
+        prepared_as=str(file),
     )
+
+
+def _describe_foreign(name: str, tag: str | None, file: Path) -> WeightsInfo:
+    """Describe a file from elsewhere: by ``config.json`` beside it, else as the network's library prepares images."""
+    beside = hub.describe(file)
+    if beside is not None and zoo.resolve(beside.name) != name:
+        raise ModelError(
+            f"{file} holds weights of {beside.name}, not of {name}; give --model.name {beside.name}."
+        )
+    prepared = beside.prepared if beside else known_preparation(name, tag)
+    notes = []
+    if prepared is None:
+        notes.append(
+            f"{file} does not say how its images were normalised: the mean and deviation of the training images are "
+            "taken. Where they were others, give --input.mean and --input.std."
+        )
+        return WeightsInfo(source=str(file), notes=tuple(notes))
+    notes.append(
+        f"Images are prepared as {prepared.prepared_as} says: {preparation.describe(prepared)}"
+        + ("." if beside else " (the file itself does not say). Other values: --input.size, --input.mean, …")
+    )
+    return WeightsInfo(source=str(file), notes=tuple(notes), **vars(prepared))
+
+
+def known_preparation(name: str, tag: str | None) -> preparation.Preparation | None:
+    """Return how timm or torchvision prepare a network's images, by its (default) weights; None: not known."""
+    library, _, bare = name.rpartition("/")
+    if library == "timm":
+        cfg = timm_zoo.timm_package().get_pretrained_cfg(f"{bare}.{tag}" if tag else bare)
+        if cfg is None:
+            return None
+        return preparation.of_timm(cfg.to_dict(), f"timm/{bare}.{cfg.tag}" if cfg.tag else f"timm/{bare}")
+    if library == "torchvision":
+        member = torchvision_zoo.weights_member(bare, tag) if tag else torchvision_zoo.default_weights(bare)
+        return (
+            preparation.of_torchvision(bare, member, f"torchvision/{bare}.{member.name}") if member else None
+        )
+    return None
 
 
 def _describe_timm(bare: str, weights: str) -> WeightsInfo:
@@ -191,17 +243,13 @@ def _describe_timm(bare: str, weights: str) -> WeightsInfo:
     cfg = timm.get_pretrained_cfg(bare if weights == "pretrained" else f"{bare}.{weights}")
     if cfg is None or not (cfg.hf_hub_id or cfg.url or cfg.file):
         raise ModelError(f"timm/{bare} has no default weights. {did_you_mean('', tags)}")
+    source = f"timm/{bare}.{cfg.tag}" if cfg.tag else f"timm/{bare}"
     return WeightsInfo(
-        source=f"timm/{bare}.{cfg.tag}" if cfg.tag else f"timm/{bare}",
+        source=source,
         tag=cfg.tag or None,
         licence=cfg.license,
         non_commercial=_forbids_commerce(cfg.license),
-        size=int(cfg.input_size[-1]),
-        mean=tuple(cfg.mean),
-        std=tuple(cfg.std),
-        interpolation="bicubic" if cfg.interpolation == "bicubic" else "bilinear",
-        crop_fraction=float(cfg.crop_pct),
-        resize=_POLICIES.get(cfg.crop_mode, "crop"),
+        **vars(preparation.of_timm(cfg.to_dict(), source)),
     )
 
 
@@ -211,24 +259,13 @@ def _forbids_commerce(licence: str | None) -> bool:
 
 def _describe_torchvision(bare: str, weights: str) -> WeightsInfo:
     member = torchvision_zoo.weights_member(bare, weights)
-    transform = member.transforms()
     # The only weights there with terms of their own, which they state, are SWAG's.
     licence = SWAG_LICENCE if "SWAG" in str(member.meta.get("license", "")) else TORCHVISION_LICENCE
-    if bare in ("googlenet", "inception_v3"):
-        # They were trained on values from -1 to 1; torchvision turns ImageNet's normalisation into that
-        # inside the network (transform_input), we give it at once.
-        mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    else:
-        mean, std = tuple(transform.mean), tuple(transform.std)
+    source = f"torchvision/{bare}.{member.name}"
     return WeightsInfo(
-        source=f"torchvision/{bare}.{member.name}",
+        source=source,
         tag=member.name,
         licence=licence,
         non_commercial=licence == SWAG_LICENCE,
-        size=int(transform.crop_size[0]),
-        mean=mean,
-        std=std,
-        interpolation="bicubic" if transform.interpolation.value == "bicubic" else "bilinear",
-        crop_fraction=transform.crop_size[0] / transform.resize_size[0],
-        resize="crop",
+        **vars(preparation.of_torchvision(bare, member, source)),
     )

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
@@ -19,6 +20,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from tellapart import runs
 from tellapart.errors import shown
 
 REDRAW_SECONDS = 0.1
@@ -47,6 +49,8 @@ class Console:
         self._epoch = -1
         self._drawn_at = 0.0
         self._printed_step = 0
+        self._kept: list[dict[str, str]] = []
+        self._folder: Path | None = None
 
     @property
     def interactive(self) -> bool:
@@ -64,9 +68,28 @@ class Console:
         if not self._quiet:
             self._say(text)
 
-    def warn(self, text: str) -> None:
-        """Say something that must not be missed, also where the console is quiet."""
+    def warn(self, text: str, kind: str = "") -> None:
+        """Say something that must not be missed, also where the console is quiet, and keep it.
+
+        ``kind`` is a word by which a reader of the run's warnings.jsonl knows it.
+        """
         self._say(f"warning: {text}", "yellow")
+        self._keep("warning", kind, text)
+
+    def note(self, text: str) -> None:
+        """Say something of the data that a reader of the run must know later too, and keep it."""
+        self.message(text)
+        self._keep("note", "data", text)
+
+    def keep_in(self, folder: Path) -> None:
+        """Write all warnings and notes, those before and those to come, into a run's folder."""
+        self._folder = folder
+        runs.append_warnings(folder, self._kept)
+
+    def _keep(self, severity: str, kind: str, text: str) -> None:
+        self._kept.append({"severity": severity, "kind": kind, "text": text})
+        if self._folder is not None:
+            runs.append_warnings(self._folder, self._kept[-1:])
 
     def start(self, epochs: int, steps_per_epoch: int, first_step: int = 0) -> None:
         """Begin ``epochs`` epochs, or go on where an earlier process had done ``first_step`` updates."""

@@ -76,7 +76,7 @@ def resolve_input(
     interpolation: str = spec.interpolation
     if interpolation == "auto":
         interpolation = info.interpolation if info and info.interpolation else "bilinear"
-    fraction = spec.crop_fraction or (info.crop_fraction if info and info.crop_fraction else 0.875)
+    fraction = spec.crop_fraction or ((info.fraction_at(size) if info else None) or 0.875)
     if resize != "crop":
         fraction = 1.0
     mean, std = spec.mean, spec.std

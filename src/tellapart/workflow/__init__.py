@@ -8,9 +8,10 @@ from __future__ import annotations
 from tellapart.workflow.cached import cache_clear, cache_list
 from tellapart.workflow.compressing import compress
 from tellapart.workflow.exporting import Export, export
+from tellapart.workflow.importing import import_weights
 from tellapart.workflow.inspect import check
 from tellapart.workflow.measure import compare, evaluate, report
-from tellapart.workflow.models import import_weights, load, model_summary, models
+from tellapart.workflow.models import load, model_summary, models
 from tellapart.workflow.run import Result, find_lr, make_spec, resume, train
 
 __all__ = [

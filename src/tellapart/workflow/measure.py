@@ -135,9 +135,11 @@ def evaluate(
         if exported:
             backend = runtime.open_backend(model, device, trust=trust)
             part, spec, chosen = _part(model, data, split, backend.card.classes, data_changes)
+            _repeat_warnings(backend.card.warnings, console)
             return evaluate_backend(backend, part, chosen, spec, target, console)
         predictor = artifact.open_model(of_epoch(model, epoch), choose_device(device), precision)
         part, spec, chosen = _part(model, data, split, predictor.classes, data_changes)
+        _repeat_warnings(predictor.card.warnings, console)
         with console.busy("Reading images", len(part)) as busy:
             images, bad = decoded.evaluation_images(part, predictor.preprocessing, spec, busy.advance)
         if bad:
@@ -164,6 +166,21 @@ def of_epoch(model: str | os.PathLike[str], epoch: str) -> str | os.PathLike[str
     return last
 
 
+def _made_as_in_training(model: str | os.PathLike[str], spec: DataSpec) -> DataSpec:
+    """Return the spec with the fractions, seed and groups of the run that the model lies in, if any."""
+    given = Path(model)
+    beside = (given if given.is_dir() else given.parent) / runs.SPEC_FILE
+    own = runs.read_spec(beside).data if beside.is_file() else DataSpec()
+    names = ("val_fraction", "test_fraction", "split_seed", "group")
+    return update(spec, {name: getattr(own, name) for name in names})
+
+
+def _repeat_warnings(warnings: Sequence[str], console: Console) -> None:
+    """Say what training warned of."""
+    for text in warnings:
+        console.warn(f"of training: {text}")
+
+
 def _part(
     model: str | os.PathLike[str],
     data: str | os.PathLike[str] | None,
@@ -180,7 +197,14 @@ def _part(
         spec = update(runs.read_spec(runs.require(model) / runs.SPEC_FILE).data, changes)
     else:
         spec = update(DataSpec(source=os.fspath(data), val_fraction=0.0, test_fraction=0.0), changes)
-    samples = with_classes(sources.open_source(spec, lambda note: None), classes)
+    samples = sources.open_source(spec, lambda note: None)
+    if data is not None and split in ("train", "val", "test") and not (samples.splits == split).any():
+        # The split that training makes where the source has none.
+        made = _made_as_in_training(model, spec)
+        again = sources.open_source(made, lambda note: None)
+        if (again.splits == split).any():
+            spec, samples = made, again
+    samples = with_classes(samples, classes)
     chosen = split or next((name for name in ("test", "val") if (samples.splits == name).any()), "all")
     part = samples if chosen == "all" else samples.split(chosen)
     if not len(part):
@@ -201,8 +225,21 @@ def _warn_of_training_images(table: Path, samples: Samples, console: Console) ->
         )
 
 
+# CIFAR-10's official names, and those of PyTorch's tutorial.
+_ALIASES = {"plane": "airplane", "car": "automobile", "airplane": "plane", "automobile": "car"}
+
+
+def _other_name(name: str, classes: tuple[str, ...]) -> str:
+    """Return the model's word for a class, where it has another of the same meaning."""
+    other = _ALIASES.get(name, "")
+    return other if name not in classes and other in classes else name
+
+
 def with_classes(samples: Samples, classes: tuple[str, ...]) -> Samples:
     """Return the samples with labels as indices in the model's classes."""
+    renamed = tuple(_other_name(name, classes) for name in samples.classes)
+    if len(set(renamed)) == len(renamed):
+        samples = dataclasses.replace(samples, classes=renamed)
     unknown = sorted(set(samples.classes) - set(classes))
     if unknown:
         raise DataError(

@@ -93,7 +93,7 @@ def train(
         console = stack.enter_context(Console(quiet=quiet or not procs.first))
         resolve.check_device(wanted, procs.device)
         claim = stack.enter_context(runs.Claim(wanted.run.dir)) if procs.first else None
-        samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.message))
+        samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.note))
         prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
         prepared, plan, card = _plan(prepared, procs, console)
         facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
@@ -120,7 +120,7 @@ def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
             stack.callback(runs.hold(folder).release)
             files.sweep(folder)
         begun = procs.from_first(runs.has_begun(folder) if procs.first else None)
-        samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.message))
+        samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.note))
         prepared = _in_turn(procs, lambda: _prepare(spec, samples, console))
         if procs.first and begun:  # one writer; where it raises, the others end with it
             run_files.check_same_samples(folder, prepared)
@@ -229,6 +229,8 @@ def _run(
     profile: bool = False,
 ) -> Result:
     spec = prepared.spec
+    if procs.first:
+        console.keep_in(folder)
     tracker = trackers(spec, folder, content["progress"]["step"] if content else None, procs.first, console)
     reporter = RunReporter(console, tracker, spec.run.log_every, plan.steps_per_epoch)
     looking = Profile(folder / "profile", console.message) if profile else None
@@ -314,7 +316,9 @@ def _finish(
                 tracker.image(
                     progress.step, f"{split}/confusion", confusion_image(evaluation.confusion, card.classes)
                 )
-    artifact.save(folder / artifact.FILE_NAME, artifact.read_state(folder), artifact.with_scores(card, kept))
+    told = tuple(entry["text"] for entry in runs.read_warnings(folder) if entry["severity"] == "warning")
+    card = dataclasses.replace(artifact.with_scores(card, kept), warnings=told)
+    artifact.save(folder / artifact.FILE_NAME, artifact.read_state(folder), card)
     if prepared.spec.run.report:
         report.write_report(folder)
     return Result(folder, folder / artifact.FILE_NAME, final, scores.get(final, {}))
@@ -347,7 +351,7 @@ def find_lr(
     """
     wanted = make_spec(data, recipe, spec, **changes)
     with processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
-        samples = sources.open_source(wanted.data, console.message)
+        samples = sources.open_source(wanted.data, console.note)
         prepared = _prepare(wanted, samples, console)
         prepared, plan, _ = _plan(prepared, procs, console)
         trainer = loop.Trainer(plan, procs, Path(os.devnull), RunReporter(console, Trackers([]), 0, 1))

@@ -91,5 +91,6 @@ def warn_of_leaks(prepared: setup.Prepared, console: Console) -> None:
         if copies:
             console.warn(
                 f"{copies} of {len(images)} {split} images are also in train, byte for byte; "
-                f"see: tellapart check {prepared.spec.data.source}"
+                f"see: tellapart check {prepared.spec.data.source}",
+                f"leak-{'val' if split == 'validation' else split}",
             )

@@ -1,0 +1,243 @@
+"""How the images of weights were prepared, in the contract's words: as timm, torchvision or a trainer's options say.
+
+The libraries' own rules decide (timm rounds the size before its crop down, torchvision states it), so that a contract
+made of this gives the library's own input. Knows nothing of files or networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tellapart.errors import ModelError
+from tellapart.models import timm_zoo
+
+MOST_PIXELS = 16_384
+"""The largest side that a description from elsewhere may ask for."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_POLICIES = {"center": "crop", "squash": "squash", "border": "letterbox"}
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_BORDER = 128  # the contract's own
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The contract's values as far as they are known, and who says so (``prepared_as``).
+
+    ``mean`` and ``std`` are for values from 0 to 1; ``crop_fraction`` is for images of ``size`` pixels; ``crop_floor``
+    is timm's crop_pct, which gives it for other sizes. ``inexact`` says what the contract cannot express, if anything.
+    """
+
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    resize: str | None = None
+    crop_fraction: float | None = None
+    crop_floor: float | None = None
+    prepared_as: str = ""
+    inexact: str = ""
+
+
+def fraction_at(size: int, crop_fraction: float | None, crop_floor: float | None) -> float | None:
+    """Return the part of the short side that is kept, so that the contract scales it to what the library does."""
+    if crop_floor:
+        return size / max(size, math.floor(size / crop_floor))
+    return crop_fraction
+
+
+def of_timm(cfg: Mapping[str, Any], said_by: str, options: Mapping[str, Any] | None = None) -> Preparation:
+    """Return what timm would do: a pretrained configuration's values, a training's ``options`` over them.
+
+    Raises ModelError where a value is not what timm takes.
+    """
+    timm_zoo.timm_package()
+    from timm.data import resolve_data_config
+
+    names = ("input_size", "img_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    given = {name: (options or {}).get(name) for name in names}
+    try:
+        found = resolve_data_config(given, pretrained_cfg=dict(cfg) or {"crop_mode": "center"})
+        height, width = (int(side) for side in found["input_size"][1:])
+        crop_pct, mode = float(found["crop_pct"]), str(found["crop_mode"])
+        mean, std = _floats(found["mean"]), _floats(found["std"])
+        if not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct is {crop_pct}")
+    except (AssertionError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"How images are prepared cannot be read from {said_by} ({error!r:.120}).") from None
+    resize = _POLICIES.get(mode, "crop")
+    inexact = []
+    if height != width:
+        inexact.append(f"images of {width}x{height} pixels, which are not square")
+    if resize == "squash" and math.floor(width / crop_pct) != width:
+        inexact.append(f"squashed images of which the centre is cut out (crop_pct {crop_pct:g})")
+    if resize == "letterbox" and (crop_pct != 1 or any(round(255 * value) != _BORDER for value in mean)):
+        inexact.append("a border of another shade or width")
+    interpolation = str(found["interpolation"])
+    return checked(
+        Preparation(
+            size=width,
+            mean=mean,
+            std=std,
+            interpolation=_interpolation(interpolation, inexact),
+            resize=resize,
+            crop_fraction=fraction_at(width, None, crop_pct) if resize == "crop" else 1.0,
+            crop_floor=crop_pct if resize == "crop" else None,
+            prepared_as=said_by,
+            inexact=" and ".join(inexact),
+        )
+    )
+
+
+def of_torchvision(bare: str, member: Any, said_by: str) -> Preparation:
+    """Return what the ``transforms()`` of a member of torchvision's weights do."""
+    transform = member.transforms()
+    mean, std = _floats(transform.mean), _floats(transform.std)
+    if bare in ("googlenet", "inception_v3"):
+        # They were trained on values from -1 to 1; torchvision turns ImageNet's normalisation into that
+        # inside the network (transform_input), we give it at once.
+        mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    size = int(transform.crop_size[0])
+    return checked(
+        Preparation(
+            size=size,
+            mean=mean,
+            std=std,
+            interpolation="bicubic" if transform.interpolation.value == "bicubic" else "bilinear",
+            resize="crop",
+            crop_fraction=size / int(transform.resize_size[0]),
+            prepared_as=said_by,
+        )
+    )
+
+
+def of_torchvision_options(options: Mapping[str, Any], said_by: str) -> Preparation:
+    """Return what torchvision's reference training does by its options (``val_crop_size`` and so on)."""
+    try:
+        size, edge = int(options["val_crop_size"]), int(options["val_resize_size"])
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(f"How images are prepared cannot be read from {said_by}.") from None
+    inexact: list[str] = []
+    if edge < size:
+        inexact.append(f"images scaled to {edge} pixels and padded to {size}")
+    found = Preparation(
+        size=size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        interpolation=_interpolation(str(options.get("interpolation", "bilinear")), inexact),
+        resize="crop",
+        crop_fraction=size / max(edge, size),
+        prepared_as=said_by,
+        inexact=" and ".join(inexact),
+    )
+    return checked(found)
+
+
+def of_processor(config: Mapping[str, Any], said_by: str) -> Preparation:
+    """Return what an image processor of transformers does, by its ``preprocessor_config.json``.
+
+    ``size`` is a short side, or a height and width to squash to; a centre may be cut out of either. ConvNeXt's kind
+    scales to size / crop_pct below 384 pixels and squashes from there on. Raises ModelError for what no contract has.
+    """
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    short, sides = _sides(config.get("size"), "ConvNext" in kind, said_by)
+    crop = _sides(config.get("crop_size"), False, said_by)[1] if config.get("do_center_crop") else 0
+    inexact: list[str] = []
+    if config.get("do_resize", True) is False or not (short or sides):
+        raise ModelError(f"{said_by} scales no image, which a contract always does. {_WAY_OUT}")
+    if abs(float(config.get("rescale_factor", 1 / 255)) * 255 - 1) > 1e-3 or not config.get(
+        "do_rescale", True
+    ):
+        raise ModelError(f"{said_by} does not bring the values to 0..1 before it normalises them. {_WAY_OUT}")
+    if "ConvNext" in kind:
+        size = short or sides
+        edge = int(size / float(config.get("crop_pct") or 224 / 256)) if size < 384 else size
+        resize, fraction = ("crop", size / edge) if size < 384 else ("squash", 1.0)
+    elif sides:
+        size, resize, fraction = crop or sides, "squash", 1.0
+        if crop and crop != sides:
+            inexact.append(f"images squashed to {sides} pixels of which {crop} are cut out")
+    else:
+        size, resize, fraction = crop or short, "crop", (crop or short) / short
+        if not crop:
+            inexact.append("images that are not square")
+        if fraction > 1:
+            inexact.append(f"images scaled to {short} pixels and padded to {crop}")
+    plain = config.get("do_normalize", True) is False
+    resample = config.get("resample", 2)
+    return checked(
+        Preparation(
+            size=size,
+            mean=(0.0,) * 3 if plain else _floats(config.get("image_mean") or (0.5, 0.5, 0.5)),
+            std=(1.0,) * 3 if plain else _floats(config.get("image_std") or (0.5, 0.5, 0.5)),
+            interpolation=_interpolation(_RESAMPLE.get(resample, str(resample)), inexact),
+            resize=resize,
+            crop_fraction=min(1.0, fraction),
+            prepared_as=said_by,
+            inexact=" and ".join(inexact),
+        )
+    )
+
+
+_WAY_OUT = "Say how images are prepared: --input.size, --input.resize, --input.mean and --input.std."
+
+
+def _sides(value: Any, shortest: bool, said_by: str) -> tuple[int, int]:
+    """Return (short side, or 0; side of a square, or 0) of a processor's ``size``."""
+    if isinstance(value, Mapping):
+        if "shortest_edge" in value:
+            return int(value["shortest_edge"]), 0
+        if value.get("height") and value.get("height") == value.get("width"):
+            return 0, int(value["height"])
+        raise ModelError(f"{said_by} has sizes that are not square ({dict(value)!r:.80}). {_WAY_OUT}")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, 0) if shortest else (0, value)
+    return 0, 0
+
+
+def _interpolation(name: str, inexact: list[str]) -> str:
+    """Return the contract's interpolation; another is told in ``inexact``."""
+    if name not in ("bilinear", "bicubic"):
+        inexact.append(f"{name} interpolation")
+    return "bilinear" if name == "bilinear" else "bicubic"
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    if isinstance(values, (int, float)):
+        return (float(values),)
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"{values!r:.60} is no list of numbers")
+    return tuple(float(value) for value in values)
+
+
+def checked(found: Preparation) -> Preparation:
+    """Return ``found``. Raises ModelError where a value is impossible, whoever wrote it."""
+    mean, std = found.mean or (), found.std or ()
+    right = (
+        found.size is not None
+        and 1 <= found.size <= MOST_PIXELS
+        and len(mean) == len(std)
+        and len(mean) in (1, 3)
+        and all(math.isfinite(value) for value in (*mean, *std))
+        and min(std) > 0
+        and found.crop_fraction is not None
+        and 0 < found.crop_fraction <= 1
+    )
+    if not right:
+        raise ModelError(
+            f"{found.prepared_as} says nothing possible of how images are prepared: size {found.size}, mean "
+            f"{found.mean}, deviation {found.std}, part that is kept {found.crop_fraction}."
+        )
+    return found
+
+
+def describe(found: Preparation) -> str:
+    """Return the values in a line."""
+    kept = f", {found.crop_fraction:.4g} of the short side" if found.resize == "crop" else ""
+    mean, std = (" ".join(f"{value:.4g}" for value in values or ()) for values in (found.mean, found.std))
+    return (
+        f"{found.size}x{found.size} pixels, {found.resize}{kept}, {found.interpolation}, mean {mean}, "
+        f"deviation {std}"
+    )

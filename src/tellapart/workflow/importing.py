@@ -1,0 +1,132 @@
+"""Weights from elsewhere made a model of ours: with the contract that their network's own configuration says."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import tellapart
+from tellapart import artifact
+from tellapart.contract import Card
+from tellapart.errors import ArtifactError, SpecError
+from tellapart.models import checkpoints, hub, weights, zoo
+from tellapart.preprocess import Preprocessing
+from tellapart.spec import Spec, update
+from tellapart.tracking import Console
+
+
+def import_weights(
+    file: str | os.PathLike[str],
+    classes: Sequence[str],
+    out: str | os.PathLike[str],
+    spec: Spec,
+    *,
+    quiet: bool = False,
+) -> Path:
+    """Make an artifact of a state dict from elsewhere; return its path.
+
+    ``spec`` must say what the file cannot: ``model.name``, unless ``config.json`` of a Hugging Face folder does, and
+    for networks that are neither timm's nor torchvision's ``input.mean`` and ``input.std``. What it leaves open of the
+    contract is as ``config.json`` says, else as the library prepares the network's images; which, is told. ``classes``
+    may be empty where ``config.json`` names them. Raises ModelError where the weights do not fit, SpecError where
+    something is not said.
+    """
+    target = Path(out)
+    if target.exists():
+        raise ArtifactError(f"{target} exists; choose another --out.")
+    where = os.fspath(file)
+    beside = (
+        None if checkpoints.read_metadata(found := checkpoints.find(os.fspath(file))) else hub.describe(found)
+    )
+    if spec.model.name == "auto":
+        if beside is None:
+            raise SpecError(
+                "model.name must be given: a state dict does not say which architecture it is of."
+            )
+        spec = update(spec, {"model.name": beside.name})
+    names = _classes(classes, beside, where)
+    name = zoo.resolve(spec.model.name)
+    contract, told = _contract(spec, name, where)
+    stem = zoo.choose_stem(name, contract.size, where) if spec.model.stem == "auto" else spec.model.stem
+    architecture = zoo.Architecture(
+        name, len(names), contract.channels, contract.size, batch_norm=spec.model.batch_norm, stem=stem
+    )
+    network = zoo.build(architecture)
+    info = weights.load(network, dataclasses.replace(architecture, name=spec.model.name), where)
+    if info.new:
+        raise SpecError(
+            f"{where} lacks {', '.join(info.new[:4])} for {len(names)} classes; are the classes right?"
+        )
+    versions = {"tellapart": tellapart.__version__, "torch": torch.__version__}
+    card = Card(architecture, names, contract, weights=info.to_dict(), versions=versions)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    artifact.save(target, network.state_dict(), card)
+    with Console(quiet=quiet) as console:
+        for note in (*(note for note in info.notes if not note.startswith("Images are prepared")), told):
+            console.message(note)
+    return target
+
+
+def _classes(given: Sequence[str], beside: hub.Described | None, where: str) -> tuple[str, ...]:
+    names = tuple(name for name in given if name) or (beside.classes if beside else ())
+    if not names:
+        raise SpecError(f"--classes must be given: {where} does not name its classes.")
+    if len(set(names)) != len(names):
+        raise SpecError(f"A class is given more than once: {', '.join(names)}.")
+    return names
+
+
+def _contract(spec: Spec, name: str, where: str) -> tuple[Preprocessing, str]:
+    """Return the contract, and in a sentence where it is from."""
+    given = spec.input
+    info = weights.describe(spec.model.name, where)
+    assert info is not None
+    channels = given.channels or (len(given.mean) if given.mean else 3)
+    known = info.statistics(channels)
+    mean, std = given.mean or (known[0] if known else ()), given.std or (known[1] if known else ())
+    if not mean or not std:
+        raise SpecError(
+            "input.mean and input.std must be given: the normalisation that the weights were trained with "
+            "(0.5 0.5 0.5 for both in PyTorch's CIFAR-10 tutorial)."
+        )
+    for field, values in (("mean", mean), ("std", std)):
+        if channels not in (1, 3) or len(values) not in (1, channels):
+            raise SpecError(
+                f"input.{field} has {len(values)} values; give 1, or one for each channel (1 or 3)."
+            )
+    if min(std) <= 0:
+        raise SpecError(f"input.std is {std}; its values must be above 0.")
+    if info.inexact and given.resize == "auto":
+        raise SpecError(
+            f"{info.prepared_as} asks for {info.inexact}, which a contract cannot say. What comes nearest has to be "
+            "chosen: --input.resize, --input.size and --input.interpolation."
+        )
+    size = given.size or info.size or zoo.default_size(name) or 32
+    resize = (info.resize or "squash") if given.resize == "auto" else given.resize
+    interpolation = info.interpolation or "bilinear" if given.interpolation == "auto" else given.interpolation
+    fraction = given.crop_fraction or info.fraction_at(size) or 0.875
+    contract = Preprocessing.from_dict(
+        {
+            "size": size,
+            "channels": channels,
+            "resize": resize,
+            "interpolation": interpolation,
+            "crop_fraction": fraction if resize == "crop" else 1.0,
+            "mean": mean * (channels if len(mean) == 1 else 1),
+            "std": std * (channels if len(std) == 1 else 1),
+        }
+    )
+    source = (
+        f"as {info.prepared_as} says, but for options given here"
+        if info.prepared_as
+        else "as the options say"
+    )
+    kept = f" ({contract.crop_fraction:.4g} of the short side)" if resize == "crop" else ""
+    return contract, (
+        f"Contract {source}: {size}x{size}x{channels}, {resize}{kept}, {interpolation}, mean {contract.mean}, "
+        f"std {contract.std}."
+    )

@@ -1,0 +1,76 @@
+"""What a run warned of: kept in its folder, on the report's first screen, in the model's file and in evaluate."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tellapart import artifact, printing, runs, workflow
+from tellapart.evaluation import metrics
+from tellapart.tracking import Console
+
+
+@pytest.fixture(scope="module")
+def leaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose test images are training images too."""
+    folder = tmp_path_factory.mktemp("leak")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for name in ("ant", "bee"):
+            (folder / "data" / split / name).mkdir(parents=True)
+            for k in range(6):
+                pixels = np.random.default_rng(k) if split == "test" or split == "train" else rng
+                content = pixels.integers(0, 256, (16, 16, 3), dtype=np.uint8) // (1 + (name == "bee"))
+                Image.fromarray(content).save(folder / "data" / split / name / f"{k}.png")
+    changes = {"run.dir": str(folder / "run"), "training.epochs": 1, "data.cache_dir": str(folder / "cache")}
+    changes |= {"run.tensorboard": False, "model.name": "simple-cnn"}
+    workflow.train(folder / "data", quiet=True, **changes)
+    return folder
+
+
+def test_a_leak_stands_everywhere(leaking: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    kept = runs.read_warnings(leaking / "run")
+    (leak,) = [entry for entry in kept if entry["kind"] == "leak-test"]
+    assert leak["severity"] == "warning"
+    assert leak["text"].startswith("12 of 12 test images are also in train")
+    page = (leaking / "run" / "report.html").read_text(encoding="utf-8")
+    first = page[: page.index("<h2>")]
+    assert "12 of 12 test images are also in train" in first
+    assert "played no part" not in page
+    assert leak["text"] in artifact.read_card(leaking / "run").warnings
+    workflow.evaluate(leaking / "run", leaking / "data", cache_dir=str(leaking / "cache"))
+    assert f"warning: of training: {leak['text']}" in capfd.readouterr().err
+
+
+def test_warnings_are_written_once_also_after_a_cut(tmp_path: Path) -> None:
+    entry = {"severity": "warning", "kind": "", "text": "a \udcff\n"}
+    runs.append_warnings(tmp_path, [entry, entry])
+    with open(tmp_path / runs.WARNINGS_FILE, "a") as stream:
+        stream.write('{"severity": "warn')
+    console = Console(io.StringIO())
+    console.warn("before")
+    console.keep_in(tmp_path)
+    console.warn("after")
+    console.warn("before")
+    console.note("of the data")
+    found = [(e["severity"], e["text"]) for e in runs.read_warnings(tmp_path)]
+    assert found == [
+        ("warning", "a \udcff\n"),
+        ("warning", "before"),
+        ("warning", "after"),
+        ("note", "of the data"),
+    ]
+
+
+def test_all_probabilities_and_the_matrix_in_the_terminal(leaking: Path) -> None:
+    lines = (leaking / "run/evaluation/test/predictions.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0].split(",")[-2:] == ["p:ant", "p:bee"]
+    assert sum(float(value) for value in lines[1].split(",")[-2:]) == pytest.approx(1, abs=1e-5)
+    evaluation = metrics.read_evaluation(leaking / "run/evaluation/test")
+    text = printing.evaluation_text(evaluation)
+    ant = evaluation.confusion[0]
+    assert f"ant    {ant[0]:>4}{ant[1]:>4}" in text

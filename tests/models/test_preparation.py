@@ -1,0 +1,274 @@
+"""The contract of weights from elsewhere, against what timm's and torchvision's own transforms make of a picture."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from tellapart import artifact, workflow
+from tellapart.contract.resizing import load, normalise
+from tellapart.errors import ModelError, SpecError
+from tellapart.models import checkpoints, preparation, timm_zoo, torchvision_zoo, weights, zoo
+from tellapart.models.zoo import Architecture
+from tellapart.spec import Spec, update
+
+LEVEL = 1 / 255
+
+
+def picture(width: int = 420, height: int = 300) -> Image.Image:
+    """A smooth picture with some noise, as photographs are."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    return Image.fromarray(np.clip(smooth + rng.integers(-9, 10, smooth.shape), 0, 255).astype(np.uint8))
+
+
+def png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def brought(tmp_path: Path, name: str, classes: int = 1000, content: Any = None, **changes: Any) -> Any:
+    """Return the card of an import of random weights."""
+    size = changes.get("input.size") or zoo.default_size(name) or 224
+    file = tmp_path / "weights.pth"
+    network = zoo.build(Architecture(zoo.resolve(name), classes, 3, size))
+    torch.save(network.state_dict() if content is None else content(network), file)
+    names = [f"c{k}" for k in range(classes)]
+    spec = update(Spec(), {"model.name": name, **changes})
+    return artifact.read_card(
+        workflow.import_weights(file, names, tmp_path / "m.safetensors", spec, quiet=True)
+    )
+
+
+def assert_same_input(card: Any, theirs: torch.Tensor, image: Image.Image) -> None:
+    """Within two levels, half of one on average: what the rounding of resizing allows.
+
+    Where an odd number of pixels is cut away, the libraries' crop may begin one pixel later than the contract's.
+    """
+    contract = card.preprocessing
+    ours = normalise(load(png(image), contract)[None], contract)[0]
+    assert ours.shape == theirs.shape
+    errors = []
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        height, width = ours.shape[1] - down, ours.shape[2] - right
+        off = np.abs(ours[:, down:, right:] - theirs.numpy()[:, :height, :width])
+        errors.append(off * np.array(contract.std)[:, None, None] / LEVEL)
+    least = min(errors, key=lambda off: float(off.mean()))
+    assert least.max() < 2.1
+    assert least.mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/resnet18",
+        "timm/resnet18.tv_in1k",
+        "timm/mobilenetv3_small_050",
+        "timm/test_vit",
+        "timm/resnet14t",
+    ],
+)
+def test_an_import_prepares_images_as_timm_does(tmp_path: Path, name: str) -> None:
+    timm = timm_zoo.timm_package()
+    cfg = timm.get_pretrained_cfg(name.partition("/")[2])
+    config = timm.data.resolve_data_config(pretrained_cfg=cfg.to_dict())
+    card = brought(tmp_path, name)
+    image = picture()
+    assert_same_input(card, timm.data.create_transform(**config)(image), image)
+
+
+@pytest.mark.parametrize("bare", ["resnet18", "resnet50", "mobilenet_v3_small"])
+def test_an_import_prepares_images_as_torchvision_does(tmp_path: Path, bare: str) -> None:
+    member = torchvision_zoo.default_weights(bare)
+    card = brought(tmp_path, f"torchvision/{bare}")
+    image = picture(480, 320)
+    assert_same_input(card, member.transforms()(image), image)
+
+
+@pytest.mark.parametrize("crop_pct", [0.8, 0.875, 0.9, 0.95, 1.0])
+@pytest.mark.parametrize("side", [96, 224, 288])
+def test_the_size_before_the_crop_is_timms(crop_pct: float, side: int) -> None:
+    found = preparation.of_timm({"input_size": (3, 224, 224), "crop_pct": crop_pct}, "x")
+    fraction = preparation.fraction_at(side, found.crop_fraction, found.crop_floor)
+    assert fraction is not None
+    assert round(side / fraction) == int(side / crop_pct)
+
+
+def test_what_the_contract_cannot_say_is_refused(tmp_path: Path) -> None:
+    found = preparation.of_timm({"input_size": (3, 224, 224), "crop_pct": 0.9, "crop_mode": "squash"}, "x")
+    assert "centre is cut out" in found.inexact
+    assert "lanczos" in preparation.of_timm({"interpolation": "lanczos"}, "x").inexact
+    timm = timm_zoo.timm_package()
+    bare = next(
+        name
+        for name in timm.list_pretrained()
+        if (cfg := timm.get_pretrained_cfg(name)).crop_mode == "squash" and cfg.crop_pct == 0.9
+    )
+    assert weights.known_preparation(f"timm/{bare.partition('.')[0]}", bare.partition(".")[2]).inexact  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {"mean": [float("nan")] * 3},
+        {"std": [0, 1, 1]},
+        {"input_size": [3, 10**9, 10**9]},
+        {"mean": "x"},
+        {"crop_pct": -1},
+        {"input_size": 3},
+    ],
+)
+def test_impossible_configurations(cfg: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="config"):
+        preparation.of_timm(cfg, "config.json")
+
+
+def test_a_files_training_uses_the_networks_own_normalisation(tmp_path: Path) -> None:
+    torch.save(zoo.build(Architecture("timm/resnet18", 5, 3, 64)).state_dict(), tmp_path / "a.pth")
+    info, own = (weights.describe("timm/resnet18", w) for w in (str(tmp_path / "a.pth"), "pretrained"))
+    assert info is not None
+    assert own is not None
+    assert (info.mean, info.std, info.size, info.resize) == (own.mean, own.std, own.size, own.resize)
+    assert "timm/resnet18.a1_in1k" in info.notes[0]
+
+
+def test_options_go_before_the_networks_own(tmp_path: Path) -> None:
+    changes = {
+        "input.size": 64,
+        "input.mean": [0.5] * 3,
+        "input.std": [0.25] * 3,
+        "input.interpolation": "bilinear",
+    }
+    contract = brought(tmp_path, "timm/resnet18", 3, **changes).preprocessing
+    assert (contract.size, contract.mean, contract.std) == (64, (0.5,) * 3, (0.25,) * 3)
+    assert (contract.interpolation, contract.resize, round(64 / contract.crop_fraction)) == (
+        "bilinear",
+        "crop",
+        67,
+    )
+
+
+# --- Trainers ----------------------------------------------------------------------------------------------
+
+
+def prefixed(network: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "prefix", ["model.", "net.", "backbone.", "model.module.", "model._orig_mod.", "a.b.c."]
+)
+def test_lightnings_wrapped_modules(tmp_path: Path, prefix: str) -> None:
+    network = zoo.build(Architecture("timm/resnet18", 4, 3, 64))
+    content = {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": {**prefixed(network, prefix), "criterion.weight": torch.ones(4)},
+        "hyper_parameters": {"lr": 0.1, "args": argparse.Namespace(path=tmp_path)},
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.9)}},
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    ours = zoo.build(Architecture("timm/resnet18", 4, 3, 64))
+    info = weights.load(ours, Architecture("timm/resnet18", 4, 3, 64), str(tmp_path / "last.ckpt"))
+    assert info.new == ()
+    assert all(torch.equal(t, network.state_dict()[n]) for n, t in ours.state_dict().items())
+    assert any("1 other tensors are left out: criterion.weight" in note for note in info.notes)
+
+
+@pytest.mark.parametrize("averaged", ["state_dict_ema", "model_ema"])
+def test_averaged_weights_go_first(tmp_path: Path, averaged: str) -> None:
+    raw, smooth = (zoo.build(Architecture("tutorial-net", 10)) for _ in range(2))
+    ema = {**prefixed(smooth, "module."), "n_averaged": torch.tensor(7)}
+    args = argparse.Namespace(model="tutorial-net", output=tmp_path)
+    torch.save({"state_dict": raw.state_dict(), averaged: ema, "args": args}, tmp_path / "model_best.pth.tar")
+    ours = zoo.build(Architecture("tutorial-net", 10))
+    info = weights.load(ours, Architecture("tutorial-net", 10), str(tmp_path / "model_best.pth.tar"))
+    assert torch.equal(ours.conv1.weight, smooth.conv1.weight)
+    assert any(averaged in note for note in info.notes)
+
+
+def test_timms_own_saver(tmp_path: Path) -> None:
+    timm = timm_zoo.timm_package()
+    network = timm.create_model("test_vit", num_classes=3)
+    saver = timm.utils.CheckpointSaver(
+        model=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        args=argparse.Namespace(model="test_vit", mean=None),
+        checkpoint_dir=str(tmp_path),
+    )
+    saver.save_checkpoint(0, metric=np.float64(81.5))
+    found = checkpoints.read(tmp_path / "model_best.pth.tar")
+    assert found.state.keys() == network.state_dict().keys()
+    assert found.options["arch"] == "test_vit"
+
+
+@pytest.mark.parametrize("key", ["net", "whatever"])
+def test_other_keys(tmp_path: Path, key: str) -> None:
+    network = zoo.build(Architecture("tutorial-net", 10))
+    torch.save({key: network.state_dict(), "acc": np.float64(94.1), "epoch": 3}, tmp_path / "ckpt.pth")
+    assert checkpoints.read(tmp_path / "ckpt.pth").state.keys() == network.state_dict().keys()
+
+
+def test_two_networks_in_one_file(tmp_path: Path) -> None:
+    state = zoo.build(Architecture("tutorial-net", 10)).state_dict()
+    torch.save({"generator": state, "critic": state}, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match="several state dicts: generator, critic"):
+        checkpoints.read(tmp_path / "a.pth")
+    network = zoo.build(Architecture("tutorial-net", 10))
+    torch.save({**prefixed(network, "student."), **prefixed(network, "teacher.")}, tmp_path / "b.pth")
+    with pytest.raises(ModelError, match="2 times"):
+        weights.load(network, Architecture("tutorial-net", 10), str(tmp_path / "b.pth"))
+
+
+def test_objects_in_a_refused_file_are_named(tmp_path: Path) -> None:
+    torch.save(zoo.build(Architecture("tutorial-net", 10)), tmp_path / "whole.pth")
+    with pytest.raises(ModelError, match=r"tellapart\.models\.small_cnn\.TutorialNet"):
+        checkpoints.read(tmp_path / "whole.pth")
+
+
+# --- Folders of the hub ------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_the_hub(tmp_path: Path) -> None:
+    timm = timm_zoo.timm_package()
+    network = timm.create_model("test_vit", num_classes=3)
+    config = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 0.8, "interpolation": "bilinear"}
+    timm.models._hub.save_for_hf(
+        network,
+        tmp_path / "hub",
+        model_config={"label_names": ["ant", "bee", "cat"]},
+        safe_serialization=True,
+        data_config=config,
+    )
+    path = workflow.import_weights(tmp_path / "hub", [], tmp_path / "m.safetensors", Spec(), quiet=True)
+    card = artifact.read_card(path)
+    assert card.classes == ("ant", "bee", "cat")
+    assert card.architecture.name == "timm/test_vit"
+    image = picture()
+    config = timm.data.resolve_data_config(config, model=network)
+    assert_same_input(card, timm.data.create_transform(**config)(image), image)
+
+
+def test_other_folders_of_the_hub_are_named(tmp_path: Path) -> None:
+    torch.save({"vit.x": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "id2label": {"0": "cat"}}))
+    with pytest.raises(ModelError, match=r"transformers \(vit\)"):
+        workflow.import_weights(tmp_path, [], tmp_path / "m.safetensors", Spec(), quiet=True)
+
+
+def test_classes_must_come_from_somewhere(tmp_path: Path) -> None:
+    torch.save(zoo.build(Architecture("timm/resnet18", 4, 3, 64)).state_dict(), tmp_path / "a.pth")
+    spec = update(Spec(), {"model.name": "timm/resnet18"})
+    with pytest.raises(SpecError, match="--classes"):
+        workflow.import_weights(tmp_path / "a.pth", [], tmp_path / "m.safetensors", spec, quiet=True)
