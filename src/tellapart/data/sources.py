@@ -7,6 +7,7 @@ here.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import warnings
@@ -15,9 +16,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.data import annotation_formats as formats
 from tellapart.data import archives, folders, known, lists, splits
-from tellapart.data.annotations import FORMATS, detect, json_format, read_annotations
+from tellapart.data.annotations import FORMATS, TITLES, detect, file_format, read_annotations
 from tellapart.data.listing import Listing, many, printable, some, split_of_stem
 from tellapart.data.samples import SPLITS, Samples
 from tellapart.data.text import check_encoding
@@ -62,6 +62,12 @@ def open_source(spec: DataSpec, say: Callable[[str], None]) -> Samples:
         path = _existing(spec)
         listing = _open_path(path, spec, notes)
         listing.name = listing.name or _title(path)
+    if listing.bad and spec.on_bad_image == "error":
+        raise DataError(
+            f"{many(len(listing.bad), 'image or annotation', 'images or annotations')} cannot be used, the first: "
+            f"{printable(listing.bad[0].path)}: {listing.bad[0].reason} Mend or remove them, or use "
+            "--data.on-bad-image skip."
+        )
     if not listing.paths:
         raise DataError(
             f"No image with a label can be used in {printable(spec.source)!r}. " + " ".join(notes)
@@ -115,8 +121,6 @@ def _open_path(path: str, spec: DataSpec, notes: Notes) -> Listing:
         return _open_folder(path, spec, notes)
     if archives.is_archive(path):
         return _open_folder(archives.extract(path, archives.cache_folder(spec), notes), spec, notes)
-    if spec.format == "list" or (spec.format == "auto" and lists.is_list(path)):
-        return lists.read_list(path, spec, notes)
     kind = _file_format(path, spec)
     if kind:
         folder, name = os.path.split(os.path.abspath(path))
@@ -125,6 +129,8 @@ def _open_path(path: str, spec: DataSpec, notes: Notes) -> Listing:
             folder, prefix = os.path.split(folder)
         only = f"{prefix}/{name}" if prefix else name
         return read_annotations(folders.walk(folder, notes), kind, spec, notes, only)
+    if spec.format == "list" or (spec.format == "auto" and lists.is_list(path)):
+        return lists.read_list(path, spec, notes)
     if folders.extension(path) in folders.IMAGE_EXTENSIONS or folders.looks_like_image(path):
         raise DataError(f"{printable(path)!r} is a single image. {_EXPECTED}.")
     raise DataError(f"{printable(path)!r} is not a kind of data that is known. {_EXPECTED}.")
@@ -134,12 +140,11 @@ def _file_format(path: str, spec: DataSpec) -> str:
     """Return the annotation format of a file, "" if it is of none."""
     if spec.format in FORMATS:
         return spec.format
+    if spec.format == "list":
+        return ""
     if spec.format != "auto":
         raise DataError(f"data.format is {spec.format!r}, but {printable(path)!r} is a file.")
-    kind = folders.extension(path)
-    if kind == ".xml" and formats.looks_like_voc(path):
-        return "voc"
-    return json_format(path) if kind == ".json" else ""
+    return file_format(path, spec.encoding)
 
 
 def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
@@ -149,7 +154,10 @@ def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
     tree = folders.walk(path, notes)
     kind: str = spec.format if spec.format in FORMATS else ""
     if not kind and spec.format == "auto":
-        kind = detect(tree)
+        kind = detect(tree, spec.encoding)
+        kept = _class_folders(tree, kind, spec, notes) if kind else None
+        if kept is not None:
+            return kept
     if kind:
         return read_annotations(tree, kind, spec, notes)
     found = [] if spec.format == "folder" else _lists_of(tree, spec)
@@ -165,6 +173,66 @@ def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
         if inner:
             return _open_folder(os.path.join(path, inner), spec, notes)
     return known.name_imagenet(folders.read_folder(tree, notes), notes)
+
+
+def _class_folders(tree: folders.Tree, kind: str, spec: DataSpec, notes: Notes) -> Listing | None:
+    """Return class folders that go before annotation files beside them, None where the annotations count.
+
+    They do where every image lies in a class folder, of two or more, and the annotations speak of fewer than half
+    of them, name one class alone, or name the folders' classes. Raises DataError where both name classes of their
+    own: nothing says which.
+    """
+    said: list[str] = []
+    try:
+        kept = folders.read_folder(tree, said.append)
+    except DataError:
+        return None
+    names = set(kept.labels)
+    if len(names) < 2 or len(kept.paths) < len(tree.images) or all(map(_is_container, names)):
+        return None
+    try:
+        listing = read_annotations(tree, kind, dataclasses.replace(spec, boxes="image"), said.append)
+    except DataError as error:
+        notes(f"Class folders are read, and the {TITLES[kind]} annotations are not: {error}")
+        return kept
+    prefix = os.path.relpath(kept.root, tree.root).replace(os.sep, "/")
+    label = {
+        os.path.normpath(os.path.join(prefix, p)): k for p, k in zip(kept.paths, kept.labels, strict=True)
+    }
+    covered = len(listing.paths) + len(listing.conflicts)
+    same = sum(
+        label[os.path.normpath(p)].casefold() == k.casefold()
+        for p, k in zip(listing.paths, listing.labels, strict=True)
+    )
+    few = 2 * covered < len(tree.images)
+    if few or len(set(listing.labels)) < 2 or 2 * same >= len(listing.paths):
+        why = f"they speak of {covered:,} of {many(len(tree.images), 'image')}"
+        if not few:
+            why = f"their labels are the folders' for {same:,} of {many(len(listing.paths), 'image')}"
+        notes(
+            f"Class folders are read, and the {TITLES[kind]} annotations beside them are not ({why}); --data.format "
+            f"{kind} reads those."
+        )
+        return kept
+    raise DataError(
+        f"{printable(tree.root)!r} holds class folders ({some(sorted(names), 5)}) and {TITLES[kind]} annotations with "
+        f"other labels ({some(sorted(set(listing.labels)), 5)}). Say which counts: --data.format folder or "
+        f"--data.format {kind}."
+    )
+
+
+def _is_container(name: str) -> bool:
+    """Return whether a folder's name says where its images come from, and not what they are."""
+    return (
+        bool(
+            re.fullmatch(
+                r"(voc|images?|jpegimages|imgs?|photos?|pictures?|pics|batch|part|task|job|data|set)?[\W\d_]*",
+                name,
+                re.IGNORECASE,
+            )
+        )
+        and not name.isdecimal()
+    )
 
 
 def _wrapped(tree: folders.Tree) -> str:
@@ -218,6 +286,7 @@ def _extend(whole: Listing, part: Listing) -> None:
     whole.labels += part.labels
     whole.splits += part.splits
     whole.conflicts += part.conflicts
+    whole.bad += part.bad
 
 
 # --- From a listing to the table --------------------------------------------------------------------------
@@ -242,6 +311,7 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
         pixels=listing.pixels,
         keys=listing.keys,
         conflicts=tuple(listing.conflicts),
+        unusable=tuple(listing.bad),
         notes=tuple(notes),
     )
 

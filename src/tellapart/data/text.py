@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Callable
 from encodings.aliases import aliases
 
 from tellapart.data.listing import Note, printable
+from tellapart.data.text_guess import guess
 from tellapart.errors import DataError, did_you_mean
 
 DEFAULT = "utf-8"
@@ -33,9 +35,6 @@ _WIDER = {  # what programs write under the narrower name
 }
 _NOT_OF_FILES = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "unicode_escape", "undefined")
 _USUAL = "gb18030, big5, shift_jis, euc-kr, windows-1251, windows-1252"
-_LIKELY = (  # what files are still written in; rarer relatives fit by chance, and more often wrongly
-    ["gb18030", "big5", "cp932", "cp949", "euc_jp", "koi8_r", "cp874"] + [f"cp125{n}" for n in range(9)]
-)
 _DECLARATION = re.compile(r"""\s*<\?xml[^>]*?\bencoding\s*=\s*["']([A-Za-z0-9._:-]+)["']""")
 _XML_STARTS = (
     (b"<\0\0\0", "utf-32-le"),
@@ -47,6 +46,10 @@ _XML_STARTS = (
 
 def _silent(_: str) -> None:
     pass
+
+
+class EncodingError(DataError):
+    """Text is not in the encoding that it should be in: of more than the one file, most likely."""
 
 
 def check_encoding(name: str) -> str:
@@ -176,7 +179,7 @@ def _strict(content: bytes, codec: str, name: str, says: str) -> str:
     if text is not None:
         return text
     if codec == DEFAULT and (wide := _without_mark(content)):
-        raise DataError(
+        raise EncodingError(
             f"{printable(name)!r} is {wide.upper()} text without a byte-order mark; --data.encoding {wide} reads it."
         )
     try:
@@ -188,7 +191,7 @@ def _strict(content: bytes, codec: str, name: str, says: str) -> str:
         start = 0
     place, bytes_ = _place(content, start)
     but = f", as {says}" if says else ""
-    raise DataError(
+    raise EncodingError(
         f"{printable(name)!r}, line {place}: the bytes {bytes_} are not {codec.upper()} text{but}. Name the file's "
         f"encoding with --data.encoding ({_USUAL}, …; auto guesses it and says what it took), or save it as "
         "UTF-8."
@@ -229,7 +232,7 @@ def _checked(text: str, content: bytes, name: str) -> str:
     if "\0" in text:
         wide = _without_mark(content)
         if wide:
-            raise DataError(
+            raise EncodingError(
                 f"{printable(name)!r} is {wide.upper()} text without a byte-order mark; --data.encoding {wide} "
                 "reads it."
             )
@@ -245,7 +248,7 @@ def _detected(content: bytes, name: str, note: Note) -> str:
     text = _fits(content, DEFAULT)
     if text is not None and "\0" not in text:
         return _checked(text, content, name)
-    codec = _without_mark(content) or _guess(content)
+    codec = _without_mark(content) or guess(content)
     text = _fits(content, codec) if codec else None
     if text is None:
         _strict(content, DEFAULT, name, "")  # raises, with the place
@@ -254,14 +257,64 @@ def _detected(content: bytes, name: str, note: Note) -> str:
     return _checked(text, content, name)
 
 
-def _guess(content: bytes) -> str:
-    """Return the encoding that charset-normalizer finds most likely, "" for none."""
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(content[: 1 << 20], cp_isolation=_LIKELY).best()
-    return best.encoding if best else ""
-
-
 def _begins(text: str) -> str:
     words = [word for word in re.findall(r"\w+", text) if not word.isascii()]
     return repr(", ".join(words[:3])[:60])
+
+
+class Texts:
+    """Reads the text files of one source in one encoding, and says once what holds for many.
+
+    With "auto", what one file was found to be holds for the next that is not UTF-8, if it fits.
+    """
+
+    def __init__(self, encoding: str = DEFAULT, note: Note = lambda text: None) -> None:
+        self._encoding, self._note = check_encoding(encoding), note
+        self._said: list[str] = []
+        self._guessed = ""
+        self._doubtful: list[tuple[str, bytes]] = []  # UTF-8, and perhaps by chance
+
+    def read(self, path: str) -> str:
+        """Return a text file's content. Raises DataError."""
+        return self._take(path, decode_text)
+
+    def xml(self, path: str) -> str:
+        """Return an XML file's content, decoded as it declares. Raises DataError."""
+        return self._take(path, decode_xml)
+
+    def _take(self, path: str, decode: Callable[[bytes, str, str, Note], str]) -> str:
+        content = read_bytes(path)
+        if self._encoding != AUTO or content.isascii() or _marked(content)[0]:
+            return decode(content, path, self._encoding, self._said.append)
+        if decode is decode_xml and declared_encoding(content):
+            return decode(content, path, self._encoding, self._said.append)
+        text = _fits(content, DEFAULT)
+        if text is not None:
+            if not re.search("[\u0800-\U0010ffff]", text) and len(self._doubtful) < 1000:
+                self._doubtful.append((path, content))
+            return _checked(text, content, path)
+        if self._guessed and _fits(content, self._guessed) is not None:
+            return decode(content, path, self._guessed, self._said.append)
+        text = decode(content, path, AUTO, self._said.append)
+        self._guessed = self._guessed or _without_mark(content) or guess(content)
+        return text
+
+    def finish(self) -> None:
+        """Say what is to be said of the files read so far. Raises DataError where "auto" cannot tell."""
+        for path, content in self._doubtful if self._guessed else ():
+            other = _fits(content, self._guessed)
+            if other is not None:
+                utf8 = content.decode()
+                raise EncodingError(
+                    f"{printable(path)!r} can be UTF-8 ({_begins(utf8)}) and {self._guessed} ({_begins(other)}), as "
+                    f"files beside it are. Name the encoding: --data.encoding {self._guessed}, or utf-8."
+                )
+        kinds: dict[str, list[str]] = {}
+        for text in self._said:
+            kinds.setdefault(
+                re.sub(r"^.*? (?=was read|is valid|declares)|: it begins.*", "", text), []
+            ).append(text)
+        for texts in kinds.values():
+            more = f" So it is with {len(texts) - 1:,} more." if len(texts) > 1 else ""
+            self._note(texts[0] + more)
+        self._said, self._doubtful = [], []
