@@ -144,7 +144,7 @@ def _file_format(path: str, spec: DataSpec) -> str:
         return ""
     if spec.format != "auto":
         raise DataError(f"data.format is {spec.format!r}, but {printable(path)!r} is a file.")
-    return file_format(path, spec.encoding)
+    return file_format(path)
 
 
 def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
@@ -154,10 +154,12 @@ def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
     tree = folders.walk(path, notes)
     kind: str = spec.format if spec.format in FORMATS else ""
     if not kind and spec.format == "auto":
-        kind = detect(tree, spec.encoding)
+        kind, *others = detect(tree) or [""]
         kept = _class_folders(tree, kind, spec, notes) if kind else None
         if kept is not None:
             return kept
+        for other in others:
+            notes(f"There are {TITLES[other]} annotations too; --data.format {other} reads those.")
     if kind:
         return read_annotations(tree, kind, spec, notes)
     found = [] if spec.format == "folder" else _lists_of(tree, spec)

@@ -170,6 +170,8 @@ def _fits(content: bytes, codec: str) -> str | None:
             continue
         if codec.startswith("iso8859") and attempt == codec and re.search("[\x80-\x9f]", text):
             continue  # control characters that no text has
+        if not codec.startswith("utf") and re.search("[\ue000-\uf8ff]", text):
+            continue  # "private use": what decoders make of bytes that are no characters
         return text
     return None
 

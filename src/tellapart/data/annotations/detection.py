@@ -12,7 +12,6 @@ from tellapart.data.annotations import json_files, label_studio, retinanet, via,
 from tellapart.data.annotations.entries import Files
 from tellapart.data.annotations.index import ImageIndex
 from tellapart.data.folders import Tree, extension
-from tellapart.data.text import DEFAULT
 from tellapart.errors import DataError
 
 TITLES = {
@@ -28,44 +27,59 @@ TITLES = {
 }
 FORMATS = tuple(TITLES)
 _LOOKS = 20  # files of each kind
+_HEAD = 1 << 16
+_WORDS = {  # of files that cannot be parsed
+    "coco": ('"images"', '"file_name"'),
+    "labelme": ('"shapes"', '"version"'),
+    "label-studio": ('"result"', '"from_name"'),
+    "via": ('"regions"', '"filename"'),
+    "createml": ('"annotations"', '"label"', '"image"'),
+}
 
 
-def detect(tree: Tree, encoding: str = DEFAULT) -> str:
-    """Return the annotation format that a folder holds, or "" for none."""
+def detect(tree: Tree) -> list[str]:
+    """Return the annotation formats that a folder holds, the one to read first."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for path in tree.others:
         kinds[extension(path)].append(path)
+    found: dict[str, None] = {}
     for kind in (".xml", ".json", ".csv", ".tsv"):
         for path in kinds[kind][:_LOOKS]:
-            found = file_format(os.path.join(tree.root, path), encoding)
-            if found:
-                return found
-    if not kinds[".txt"]:
-        return ""
-    index = ImageIndex(tree.images)
-    paired = (os.path.join(tree.root, path) for path in kinds[".txt"] if index.beside_or_twin(path))
-    filled = [path for path in itertools.islice(paired, _LOOKS) if os.stat(path).st_size]
-    return "yolo" if 2 * sum(map(yolo.looks_like_yolo, filled)) > len(filled) else ""
+            found |= dict.fromkeys({file_format(os.path.join(tree.root, path))} - {""})
+    if kinds[".txt"]:
+        index = ImageIndex(tree.images)
+        paired = (os.path.join(tree.root, path) for path in kinds[".txt"] if index.beside_or_twin(path))
+        filled = [path for path in itertools.islice(paired, _LOOKS) if os.stat(path).st_size]
+        if 2 * sum(map(yolo.looks_like_yolo, filled)) > len(filled):
+            found["yolo"] = None
+    return list(found)
 
 
-def file_format(path: str, encoding: str = DEFAULT) -> str:
-    """Return the annotation format of an XML, JSON, CSV or TSV file, "" for none."""
+def file_format(path: str) -> str:
+    """Return the annotation format of an XML, JSON, CSV or TSV file, "" for none.
+
+    A JSON file that is damaged, or in an encoding that is not known, is of the format whose words it holds: reading
+    it will say what is wrong.
+    """
     kind = extension(path)
     if kind == ".xml":
         return {"annotation": "voc", "annotations": "cvat", "": ""}[xml_files.root_name(path)]
     if kind == ".json":
-        return _json_format(path, encoding)
-    return _table_format(path, encoding) if kind in (".csv", ".tsv") else ""
+        return _json_format(path)
+    return _table_format(path) if kind in (".csv", ".tsv") else ""
 
 
-def _json_format(path: str, encoding: str) -> str:
+def _json_format(path: str) -> str:
     try:
         with open(path, "rb") as stream:
-            head = stream.read(64).lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\0")
-        if head[:1] not in (b"{", b"["):
+            head = stream.read(_HEAD)
+        start = head.lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\0")[:1]
+        if start not in (b"{", b"["):
             return ""
-        value = Files("", encoding).json(path)
-    except (DataError, OSError):
+        value = Files("").json(path)
+    except DataError:
+        return next((name for name, words in _WORDS.items() if all(w in _ascii(head) for w in words)), "")
+    except OSError:
         return ""
     tests = {
         "coco": json_files.is_coco,
@@ -77,13 +91,20 @@ def _json_format(path: str, encoding: str) -> str:
     return next((name for name, fits in tests.items() if fits(value)), "")
 
 
-def _table_format(path: str, encoding: str) -> str:
+def _ascii(head: bytes) -> str:
+    """Return what of a file's first bytes is ASCII in whatever encoding they are, with something for the rest."""
+    return head.replace(b"\0", b"").decode("latin-1").lstrip("\xef\xbb\xbf\xff\xfe")
+
+
+def _table_format(path: str) -> str:
     try:
-        text = Files("", encoding).text(path)
-    except DataError:
+        with open(path, "rb") as stream:
+            text = _ascii(stream.read(_HEAD))
+    except OSError:
         return ""
+    whole, end, _ = text.rpartition("\n")
     delimiter = "\t" if extension(path) == ".tsv" else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(whole + end or text, newline=""), delimiter=delimiter)
     try:
         rows = list(itertools.islice(reader, _LOOKS))
     except csv.Error:

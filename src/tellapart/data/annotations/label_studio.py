@@ -29,7 +29,7 @@ from tellapart.data.listing import printable, some
 from tellapart.errors import DataError
 
 _ABOUT = ("annotation_id", "annotator", "created_at", "updated_at", "lead_time", "agreement")
-_NEEDED = 3  # of those, with an image
+_NEEDED = 2  # of those, the first among them, with an image
 
 
 def is_full(value: Any) -> bool:
@@ -43,14 +43,12 @@ def is_full(value: Any) -> bool:
 
 def is_min(value: Any) -> bool:
     """Return whether a JSON value is a JSON-MIN export."""
-    return _all_objects(value) and all(
-        sum(key in row for key in _ABOUT) >= _NEEDED and _image_of(row) is not None for row in value
-    )
+    return _all_objects(value) and all(is_header(list(row)) and _image_of(row) is not None for row in value)
 
 
 def is_header(columns: Sequence[str]) -> bool:
     """Return whether these are the columns of a CSV export."""
-    return sum(key in columns for key in _ABOUT) >= _NEEDED and "annotation_id" in columns
+    return _ABOUT[0] in columns and sum(key in columns for key in _ABOUT) >= _NEEDED
 
 
 def _all_objects(value: Any) -> bool:

@@ -86,10 +86,14 @@ def _entries(
         reader = readers.get((kind, extension(source)))
         if reader is None:
             continue
-        if extension(source) != ".json" and len(several) > 1:
-            if file_format(files.path(source), spec.encoding) != kind:
-                continue
-        entries = list(reader(source))
+        if extension(source) != ".json" and len(several) > 1 and file_format(files.path(source)) != kind:
+            continue
+        try:
+            entries = list(reader(source))
+        except DataError:
+            if len(several) > 1 and file_format(files.path(source)) != kind:
+                continue  # damaged, and of something else
+            raise
         split = split_of_stem(source) if len(entries) > 1 else ""
         for entry in entries:
             entry.split = entry.split or split
@@ -108,7 +112,7 @@ def _of_images(tree: Tree, sources: Iterable[str], kind: str, files: Files, note
         paired = bool(index.beside_or_twin(source))
         if kind == "voc" and (xml_files.root_name(path) == "annotation" or paired):
             yield from xml_files.read_voc(files, source)
-        elif kind == "labelme":
+        elif kind == "labelme" and (paired or file_format(path) == kind):
             yield from (
                 entry for entry in json_files.read_labelme(files, source) if paired or not entry.problem
             )
@@ -176,7 +180,7 @@ def _tell(found: _Gathered, kind: str, note: Note) -> None:
         )
     if found.bad:
         note(
-            f"{many(len(found.bad), 'annotation')} cannot be used and are left out, listed with the bad images; the "
+            f"{many(len(found.bad), 'annotation')} that cannot be used left out, listed with the bad images; the "
             f"first: {found.bad[0].reason}"
         )
     if found.stale:

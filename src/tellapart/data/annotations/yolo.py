@@ -10,7 +10,7 @@ from typing import Any
 from tellapart.data.annotations.entries import Box, Entry, Files, attempt
 from tellapart.data.folders import Tree, extension
 from tellapart.data.listing import Note, clean_label, many, printable, some
-from tellapart.data.text import lines
+from tellapart.data.text import lines, read_bytes
 from tellapart.errors import DataError
 
 NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "_darknet.labels")
@@ -78,7 +78,7 @@ class Names:
         self.folders: dict[str, list[str]] = {}
         origin = ""
         for path in tree.others:
-            if extension(path) in (".yaml", ".yml"):
+            if extension(path) in (".yaml", ".yml") and _may_name(files.path(path)):
                 found = _yaml_names(files, path, note)
                 if found and self.common and found != self.common:
                     raise DataError(
@@ -99,6 +99,10 @@ class Names:
         if folder in self.folders:
             return self.folders[folder]
         return next(iter(self.folders.values())) if len(self.folders) == 1 else ()
+
+
+def _may_name(path: str) -> bool:
+    return b"names" in read_bytes(path).replace(b"\0", b"")
 
 
 def is_names(path: str) -> bool:
