@@ -82,6 +82,8 @@ def _entries(
         ("retinanet", ".csv"): lambda source: retinanet.read_csv(files, source),
     }
     several = list(sources)
+    damaged: DataError | None = None
+    any_read = False
     for source in several:
         reader = readers.get((kind, extension(source)))
         if reader is None:
@@ -90,14 +92,18 @@ def _entries(
             continue
         try:
             entries = list(reader(source))
-        except DataError:
-            if len(several) > 1 and file_format(files.path(source)) != kind:
-                continue  # damaged, and of something else
-            raise
+        except DataError as error:
+            if file_format(files.path(source)) == kind:
+                raise
+            damaged = damaged or error  # and of something else, if there is better
+            continue
+        any_read = any_read or bool(entries)
         split = split_of_stem(source) if len(entries) > 1 else ""
         for entry in entries:
             entry.split = entry.split or split
             yield entry
+    if damaged is not None and not any_read:
+        raise damaged
 
 
 def _of_images(tree: Tree, sources: Iterable[str], kind: str, files: Files, note: Note) -> Iterator[Entry]:
