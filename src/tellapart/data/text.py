@@ -7,8 +7,9 @@ theirs. Where the bytes do not fit, the error names file, line and bytes. Knows 
 from __future__ import annotations
 
 import codecs
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from encodings.aliases import aliases
 
 from tellapart.data.listing import Note, printable
@@ -36,6 +37,8 @@ _WIDER = {  # what programs write under the narrower name
 _NOT_OF_FILES = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "unicode_escape", "undefined")
 _USUAL = "gb18030, big5, shift_jis, euc-kr, windows-1251, windows-1252"
 _DECLARATION = re.compile(r"""\s*<\?xml[^>]*?\bencoding\s*=\s*["']([A-Za-z0-9._:-]+)["']""")
+_SURVEYED = 2000  # files
+_FEW = 4  # characters that can be UTF-8 by chance: 猫 in GBK is è
 _XML_STARTS = (
     (b"<\0\0\0", "utf-32-le"),
     (b"\0\0\0<", "utf-32-be"),
@@ -255,8 +258,12 @@ def _detected(content: bytes, name: str, note: Note) -> str:
     if text is None:
         _strict(content, DEFAULT, name, "")  # raises, with the place
         raise DataError(f"{printable(name)!r} is no text.")
-    note(f"{printable(name)!r} was read as {codec} text, which was guessed: it begins {_begins(text)}.")
+    note(_telling(name, codec, text))
     return _checked(text, content, name)
+
+
+def _telling(name: str, codec: str, text: str) -> str:
+    return f"{printable(name)!r} was read as {codec} text, which was guessed: it begins {_begins(text)}."
 
 
 def _begins(text: str) -> str:
@@ -276,6 +283,22 @@ class Texts:
         self._guessed = ""
         self._doubtful: list[tuple[str, bytes]] = []  # UTF-8, and perhaps by chance
 
+    def survey(self, paths: Iterable[str]) -> None:
+        """With "auto": guess from many files at once, as one of few words tells little."""
+        if self._encoding != AUTO:
+            return
+        parts = []
+        for path in itertools.islice(paths, _SURVEYED):
+            try:
+                with open(path, "rb") as stream:
+                    content = stream.read(1 << 16)
+            except OSError:
+                continue
+            if not content.isascii() and not _marked(content)[0] and not declared_encoding(content):
+                parts.append(content)
+        if any(_fits(part, DEFAULT) is None for part in parts):
+            self._guessed = guess(b"\n".join(part for part in parts if _fits(part, DEFAULT) is None))
+
     def read(self, path: str) -> str:
         """Return a text file's content. Raises DataError."""
         return self._take(path, decode_text)
@@ -292,21 +315,22 @@ class Texts:
             return decode(content, path, self._encoding, self._said.append)
         text = _fits(content, DEFAULT)
         if text is not None:
-            if not re.search("[\u0800-\U0010ffff]", text) and len(self._doubtful) < 1000:
+            if len({c for c in text if not c.isascii()}) <= _FEW and len(self._doubtful) < _SURVEYED:
                 self._doubtful.append((path, content))
             return _checked(text, content, path)
-        if self._guessed and _fits(content, self._guessed) is not None:
-            return decode(content, path, self._guessed, self._said.append)
-        text = decode(content, path, AUTO, self._said.append)
-        self._guessed = self._guessed or _without_mark(content) or guess(content)
-        return text
+        text = _fits(content, self._guessed) if self._guessed else None
+        if text is None:
+            self._guessed = self._guessed or _without_mark(content) or guess(content)
+            return decode(content, path, AUTO, self._said.append)
+        self._said.append(_telling(path, self._guessed, text))
+        return _checked(text, content, path)
 
     def finish(self) -> None:
         """Say what is to be said of the files read so far. Raises DataError where "auto" cannot tell."""
         for path, content in self._doubtful if self._guessed else ():
-            other = _fits(content, self._guessed)
-            if other is not None:
-                utf8 = content.decode()
+            other, utf8 = _fits(content, self._guessed), content.decode()
+            single = self._guessed.startswith(("cp12", "koi8"))  # all but any bytes are text of these
+            if other is not None and not (single and sum(not c.isascii() for c in utf8) > 1):
                 raise EncodingError(
                     f"{printable(path)!r} can be UTF-8 ({_begins(utf8)}) and {self._guessed} ({_begins(other)}), as "
                     f"files beside it are. Name the encoding: --data.encoding {self._guessed}, or utf-8."

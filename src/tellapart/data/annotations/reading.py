@@ -23,6 +23,7 @@ from tellapart.data.samples import Unusable
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 
+_TEXTS = (".xml", ".json", ".csv", ".tsv", ".txt", ".names", ".labels", ".yaml", ".yml")
 _STALE = 0.05  # part of the annotations that may name another image than that of their own name
 
 
@@ -47,6 +48,7 @@ def read_annotations(tree: Tree, kind: str, spec: DataSpec, note: Note, only: st
     file of many images. Raises DataError where no annotation can be used, or most cannot.
     """
     files = Files(tree.root, spec.encoding, note)
+    files.texts.survey(files.path(source) for source in tree.others if extension(source) in _TEXTS)
     found = _gather(tree, _entries(tree, [only] if only else tree.others, kind, files, spec, note), spec)
     splits = _image_sets(tree, files, found.splits) if kind == "voc" else found.splits
     files.texts.finish()
