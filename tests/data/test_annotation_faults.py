@@ -427,8 +427,12 @@ def coco(root: pathlib.Path, found: dict[str, str]) -> None:
 
 LEFT = {
     "of one image": ({"cat/0.jpg": "petal"}, "speak of 1 of 12 images"),
-    "of images that are gone": ({"x.jpg": "petal", "y.jpg": "leaf"}, "annotations are not: "),
-    "of one class": ({f"{NAMES[n % 3]}/{n}.jpg": "petal" for n in range(12)}, "for 0 of 12 images"),
+    "of images that are gone": ({"x.jpg": "petal", "y.jpg": "leaf"}, "annotations beside them are not: "),
+    "of one class": ({f"{NAMES[n % 3]}/{n}.jpg": "petal" for n in range(12)}, "name one class, petal"),
+    "that correspond": (
+        {f"{NAMES[n % 3]}/{n}.jpg": f"class {n % 3}" for n in range(12)},
+        "correspond to the folders'",
+    ),
     "that agree": (
         {f"{NAMES[n % 3]}/{n}.jpg": NAMES[n % 3].title() for n in range(12)},
         "for 12 of 12 images",

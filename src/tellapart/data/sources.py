@@ -7,7 +7,6 @@ here.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import warnings
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from tellapart.data import archives, folders, known, lists, splits
 from tellapart.data.annotations import FORMATS, TITLES, detect, file_format, read_annotations
+from tellapart.data.leftovers import class_folders_first
 from tellapart.data.listing import Listing, many, printable, some, split_of_stem
 from tellapart.data.samples import SPLITS, Samples
 from tellapart.data.text import check_encoding
@@ -155,9 +155,9 @@ def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
     kind: str = spec.format if spec.format in FORMATS else ""
     if not kind and spec.format == "auto":
         kind, *others = detect(tree) or [""]
-        kept = _class_folders(tree, kind, spec, notes) if kind else None
+        kept = class_folders_first(tree, kind, spec, notes) if kind else None
         if kept is not None:
-            return kept
+            return known.name_imagenet(kept, notes)
         for other in others:
             notes(f"There are {TITLES[other]} annotations too; --data.format {other} reads those.")
     if kind:
@@ -175,66 +175,6 @@ def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
         if inner:
             return _open_folder(os.path.join(path, inner), spec, notes)
     return known.name_imagenet(folders.read_folder(tree, notes), notes)
-
-
-def _class_folders(tree: folders.Tree, kind: str, spec: DataSpec, notes: Notes) -> Listing | None:
-    """Return class folders that go before annotation files beside them, None where the annotations count.
-
-    They do where every image lies in a class folder, of two or more, and the annotations speak of fewer than half
-    of them, name one class alone, or name the folders' classes. Raises DataError where both name classes of their
-    own: nothing says which.
-    """
-    said: list[str] = []
-    try:
-        kept = folders.read_folder(tree, said.append)
-    except DataError:
-        return None
-    names = set(kept.labels)
-    if len(names) < 2 or len(kept.paths) < len(tree.images) or all(map(_is_container, names)):
-        return None
-    try:
-        listing = read_annotations(tree, kind, dataclasses.replace(spec, boxes="image"), said.append)
-    except DataError as error:
-        notes(f"Class folders are read, and the {TITLES[kind]} annotations are not: {error}")
-        return kept
-    prefix = os.path.relpath(kept.root, tree.root).replace(os.sep, "/")
-    label = {
-        os.path.normpath(os.path.join(prefix, p)): k for p, k in zip(kept.paths, kept.labels, strict=True)
-    }
-    covered = len(listing.paths) + len(listing.conflicts)
-    same = sum(
-        label[os.path.normpath(p)].casefold() == k.casefold()
-        for p, k in zip(listing.paths, listing.labels, strict=True)
-    )
-    few = 2 * covered < len(tree.images)
-    if few or len(set(listing.labels)) < 2 or 2 * same >= len(listing.paths):
-        why = f"they speak of {covered:,} of {many(len(tree.images), 'image')}"
-        if not few:
-            why = f"their labels are the folders' for {same:,} of {many(len(listing.paths), 'image')}"
-        notes(
-            f"Class folders are read, and the {TITLES[kind]} annotations beside them are not ({why}); --data.format "
-            f"{kind} reads those."
-        )
-        return kept
-    raise DataError(
-        f"{printable(tree.root)!r} holds class folders ({some(sorted(names), 5)}) and {TITLES[kind]} annotations with "
-        f"other labels ({some(sorted(set(listing.labels)), 5)}). Say which counts: --data.format folder or "
-        f"--data.format {kind}."
-    )
-
-
-def _is_container(name: str) -> bool:
-    """Return whether a folder's name says where its images come from, and not what they are."""
-    return (
-        bool(
-            re.fullmatch(
-                r"(voc|images?|jpegimages|imgs?|photos?|pictures?|pics|batch|part|task|job|data|set)?[\W\d_]*",
-                name,
-                re.IGNORECASE,
-            )
-        )
-        and not name.isdecimal()
-    )
 
 
 def _wrapped(tree: folders.Tree) -> str:

@@ -7,6 +7,8 @@ import io
 import itertools
 import os
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 from tellapart.data.annotations import json_files, label_studio, retinanet, via, xml_files, yolo
 from tellapart.data.annotations.entries import Files
@@ -81,7 +83,7 @@ def _json_format(path: str) -> str:
         return next((name for name, words in _WORDS.items() if all(w in _ascii(head) for w in words)), "")
     except OSError:
         return ""
-    tests = {
+    tests: dict[str, Callable[[Any], bool]] = {
         "coco": json_files.is_coco,
         "createml": json_files.is_createml,
         "labelme": json_files.is_labelme,

@@ -77,7 +77,7 @@ def read_csv(files: Files, source: str, questions: Sequence[str]) -> Iterator[En
     delimiter = "\t" if source.lower().endswith(".tsv") else ","
     rows = [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)]
     for row in rows:
-        row.pop(None, None)  # type: ignore[call-overload]  # cells beyond the header's
+        row.pop(None, None)  # cells beyond the header's
     yield from _rows(rows, source, questions)
 
 
@@ -179,7 +179,7 @@ def _rows(rows: Sequence[Mapping[str, Any]], source: str, questions: Sequence[st
             str(row.get(key) or "") == image for row, image in zip(rows, images, strict=True) if image
         )
     ]
-    usual = [key for key in ("choice", "label", "class", "tag") if key in answers]
+    usual = [key for key in answers if key in ("choice", "label", "class", "tag")]
     if len(answers) > 1 and len(usual) == 1 and not questions:
         answers = usual
     chosen = _chosen(answers, questions, source)
