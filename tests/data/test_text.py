@@ -8,6 +8,7 @@ import pytest
 
 from tellapart.data import text
 from tellapart.data.sources import open_source
+from tellapart.data.text_guess import guess
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 
@@ -151,3 +152,35 @@ def test_auto_takes_utf8_without_a_word_and_says_what_it_guessed() -> None:
     assert "x.txt" in said[0]
     assert "cp1251" in said[0]
     assert "кот" in said[0]
+
+
+GUESSES = [
+    ("gb18030", "雏菊 玫瑰 月季"),
+    ("gb18030", "正常 异常"),
+    ("gb18030", "猫 狗"),
+    ("gb18030", "塑料 纸张 玻璃 金属"),
+    ("big5", "雛菊 玫瑰 月季"),
+    ("big5", "塑膠 紙類 玻璃"),
+    ("cp932", "薔薇 菫草 菊花"),
+    ("cp932", "バラ スミレ 菊"),
+    ("cp932", "可燃ごみ プラスチック 瓶"),
+    ("euc_jp", "バラ スミレ 菊"),
+    ("cp949", "장미 국화"),
+    ("cp949", "플라스틱 종이 유리 금속"),
+    ("cp1251", "роза мак лён"),
+    ("cp1251", "Кошка Собака"),
+    ("koi8_r", "роза мак лён"),
+    ("cp1250", "róża żonkil słonecznik"),
+    ("cp1252", "chien chât éléphant forêt"),
+    ("cp1252", "Löwe Läwe Bär"),
+    ("cp1252", "Äpfel Birnen"),
+    ("cp1253", "γάτα σκύλος"),
+    ("cp1256", "قطة كلب"),
+    ("cp874", "แมว สุนัข กุหลาบ"),
+]
+
+
+@pytest.mark.parametrize(("codec", "words"), GUESSES)
+def test_a_few_class_names_suffice_to_guess(codec: str, words: str) -> None:
+    content = words.replace(" ", "\n").encode(codec)
+    assert content.decode(guess(content)) == words.replace(" ", "\n")

@@ -120,7 +120,7 @@ def _open_path(path: str, spec: DataSpec, notes: Notes) -> Listing:
     if os.path.isdir(path):
         return _open_folder(path, spec, notes)
     if archives.is_archive(path):
-        return _open_folder(archives.extract(path, archives.cache_folder(spec), notes), spec, notes)
+        return _open_folder(_unpacked(path, spec, notes), spec, notes)
     kind = _file_format(path, spec)
     if kind:
         folder, name = os.path.split(os.path.abspath(path))
@@ -134,6 +134,10 @@ def _open_path(path: str, spec: DataSpec, notes: Notes) -> Listing:
     if folders.extension(path) in folders.IMAGE_EXTENSIONS or folders.looks_like_image(path):
         raise DataError(f"{printable(path)!r} is a single image. {_EXPECTED}.")
     raise DataError(f"{printable(path)!r} is not a kind of data that is known. {_EXPECTED}.")
+
+
+def _unpacked(path: str, spec: DataSpec, notes: Notes) -> str:
+    return archives.extract(path, archives.cache_folder(spec), notes, encoding=spec.encoding)
 
 
 def _file_format(path: str, spec: DataSpec) -> str:

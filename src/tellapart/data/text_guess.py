@@ -16,6 +16,10 @@ _DOUBLE = {  # first and second bytes of the characters that make up nearly all 
     "cp932": ("82-83,88-97", "40-fc"),
     "euc_jp": ("a4-a5,b0-cf", "a1-fe"),
 }
+_SYLLABLES = frozenset(  # of which most Korean words are made
+    "가간감강개거경계고공과관교구국그기나내는니다단당대도동라로를리마만말면명모무문물미민반발방보부분비사산상생서선성세소수"
+    "스시신실심아안양어에여연오용우원위유은을음의이인일자장재적전점정제조주중지진집차천카코크타토통트티파포프하한해호화"
+)
 _SINGLE = ["koi8_r", "cp874"] + [f"cp125{n}" for n in range(9)]
 _ORDER = ["gb18030", "cp932", "cp949", "big5", "euc_jp", "cp1252", "cp1251", "cp1250", *_SINGLE]
 _WORDS = re.compile(rb"[0-9A-Za-z@\[\\\]^_`{|}~\x80-\xff]*[\x80-\xff][0-9A-Za-z@\[\\\]^_`{|}~\x80-\xff]*")
@@ -45,7 +49,7 @@ def guess(content: bytes) -> str:
 def _usual_double(words: bytes, codec: str) -> float:
     """Return how many of the characters beyond ASCII are usual ones of a double-byte encoding, 0 to 1."""
     first, second = (_values(text) for text in _DOUBLE[codec])
-    usual = total = kana = 0
+    usual = total = kana = korean = 0
     for word in words.split(b"\n"):
         text = word.decode(codec, "ignore")
         for place, character in enumerate(text):
@@ -54,14 +58,18 @@ def _usual_double(words: bytes, codec: str) -> float:
             raw = character.encode(codec, "ignore")
             total += 1
             fits = len(raw) == 2 and raw[0] in first and raw[1] in second
-            between = place > 0 and text[place - 1].isascii() and text[place - 1].isalpha()
-            usual += fits and not between  # a lone one after a Latin letter is an accented letter
+            before, after = text[place - 1 : place], text[place + 1 : place + 2]
+            beside = _is_latin(before) or (raw[-1] < 0x80 and _is_latin(after))
+            usual += fits and not beside  # a lone one beside a Latin letter is an accented letter
             kana += "\u3041" <= character <= "\u30ff"
+            korean += character in _SYLLABLES
     part = usual / total if total else 0.0
-    telling = codec == "cp949" or (codec == "euc_jp" and 3 * kana >= total)
-    return (
-        part + 0.1 if telling and part == 1 and total >= 4 else part
-    )  # by chance, others' characters seldom all fit
+    telling = (codec == "cp949" and 2 * korean >= total) or (codec == "euc_jp" and 3 * kana >= total >= 4)
+    return part + 0.1 if telling and part == 1 else part - 0.1 * (codec == "cp949")
+
+
+def _is_latin(character: str) -> bool:
+    return character.isascii() and character.isalpha()
 
 
 def _usual_single(text: str) -> float:
