@@ -488,3 +488,45 @@ def test_damaged_files_of_something_else_are_ignored(tmp_path: pathlib.Path) -> 
     (tmp_path / "instances.json").write_text((tmp_path / "instances.json").read_text()[:-5])
     with pytest.raises(DataError, match=r"instances\.json' is not valid JSON"):
         read(tmp_path)
+
+
+# --- Splits beside ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["voc", "yolo"])
+def test_lists_of_images_give_the_splits(tmp_path: pathlib.Path, kind: str) -> None:
+    if kind == "voc":
+        write_voc(tmp_path, 12)
+        folder, line = tmp_path / "ImageSets/Main", "{} 1"
+        (tmp_path / "1x.jpg").write_bytes((tmp_path / "1.jpg").read_bytes())
+    else:
+        write_yolo(tmp_path, b"cat\ndog\nbird\n")
+        folder, line = tmp_path, "C:\\data\\images\\{}.jpg"
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, numbers in {"train": range(7), "valid": range(6, 9), "test": range(8, 12)}.items():
+        (folder / f"{split}.txt").write_text("\n".join(line.format(n) for n in numbers))
+    samples = read(tmp_path)
+    splits = dict(zip(samples.paths, samples.splits, strict=True))
+    expected = ["train"] * 6 + ["val"] * 2 + ["test"] * 4
+    assert splits == {f"{n}.jpg": split for n, split in enumerate(expected)}
+    assert "2 images listed in more than one split" in told(samples)
+
+
+def test_an_image_in_two_files_of_annotations_is_in_one_split(tmp_path: pathlib.Path) -> None:
+    for number in range(4):
+        picture(tmp_path / f"{number}.jpg")
+    coco(tmp_path, {f"{n}.jpg": NAMES[n % 2] for n in range(4)})
+    (tmp_path / "test.json").write_text((tmp_path / "instances.json").read_text())
+    (tmp_path / "instances.json").rename(tmp_path / "train.json")
+    samples = read(tmp_path)
+    assert samples.splits.tolist() == ["test"] * 4
+    assert "4 images listed in more than one split" in told(samples)
+
+
+def test_annotations_are_found_among_many_other_files(tmp_path: pathlib.Path) -> None:
+    for number in range(30):
+        picture(tmp_path / f"{number}.jpg")
+        (tmp_path / f"{number}.json").write_text('{"author": "me"}')
+    coco(tmp_path, {f"{n}.jpg": NAMES[n % 2] for n in range(30)})
+    (tmp_path / "instances.json").rename(tmp_path / "z.json")
+    assert len(read(tmp_path)) == 30

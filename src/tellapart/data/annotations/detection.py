@@ -45,13 +45,15 @@ def detect(tree: Tree) -> list[str]:
     for path in tree.others:
         kinds[extension(path)].append(path)
     found: dict[str, None] = {}
+    index = ImageIndex(tree.images)
     for kind in (".xml", ".json", ".csv", ".tsv"):
-        for path in kinds[kind][:_LOOKS]:
+        paired = [path for path in kinds[kind] if index.beside_or_twin(path)]
+        alone = sorted(set(kinds[kind]) - set(paired), key=lambda path: (path.count("/"), path))
+        for path in alone[:_LOOKS] + paired[:_LOOKS]:
             found |= dict.fromkeys({file_format(os.path.join(tree.root, path))} - {""})
     if kinds[".txt"]:
-        index = ImageIndex(tree.images)
-        paired = (os.path.join(tree.root, path) for path in kinds[".txt"] if index.beside_or_twin(path))
-        filled = [path for path in itertools.islice(paired, _LOOKS) if os.stat(path).st_size]
+        beside = (os.path.join(tree.root, path) for path in kinds[".txt"] if index.beside_or_twin(path))
+        filled = [path for path in itertools.islice(beside, _LOOKS) if os.stat(path).st_size]
         if 2 * sum(map(yolo.looks_like_yolo, filled)) > len(filled):
             found["yolo"] = None
     return list(found)

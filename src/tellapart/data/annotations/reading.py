@@ -6,8 +6,6 @@ reported and left out, never decided here. What cannot be used is listed with it
 
 from __future__ import annotations
 
-import posixpath
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from dataclasses import dataclass, field
 from tellapart.data.annotations import json_files, label_studio, retinanet, via, xml_files, yolo
 from tellapart.data.annotations.detection import TITLES, file_format
 from tellapart.data.annotations.entries import NO_BOX, Entry, Files, Labelled
+from tellapart.data.annotations.given_splits import image_lists, image_sets, one_split
 from tellapart.data.annotations.index import ImageIndex
 from tellapart.data.annotations.tables import crops, images
 from tellapart.data.folders import Tree, extension
@@ -33,7 +32,7 @@ class _Gathered:
 
     objects: dict[str, list[Labelled]] = field(default_factory=lambda: defaultdict(list))
     tags: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    splits: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     relative: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
     stale: list[tuple[str, str, str]] = field(default_factory=list)
@@ -50,7 +49,7 @@ def read_annotations(tree: Tree, kind: str, spec: DataSpec, note: Note, only: st
     files = Files(tree.root, spec.encoding, note)
     files.texts.survey(files.path(source) for source in tree.others if extension(source) in _TEXTS)
     found = _gather(tree, _entries(tree, [only] if only else tree.others, kind, files, spec, note), spec)
-    splits = _image_sets(tree, files, found.splits) if kind == "voc" else found.splits
+    splits = _splits(found, tree, files, kind, note)
     files.texts.finish()
     _check(found, tree, kind)
     if not only:
@@ -63,6 +62,17 @@ def read_annotations(tree: Tree, kind: str, spec: DataSpec, note: Note, only: st
     objects = _chosen_labels(found, spec.boxes == "crop", note)
     make = crops if spec.boxes == "crop" else images
     return make(listing, objects, splits, found.relative, note)
+
+
+def _splits(found: _Gathered, tree: Tree, files: Files, kind: str, note: Note) -> dict[str, str]:
+    """Return the split of each image: of its folder or annotation, else of lists that lie beside."""
+    beside: dict[str, set[str]] = {}
+    if kind == "voc":
+        beside = image_sets(tree, files, found.splits)
+    if kind == "yolo":
+        beside = image_lists(tree, files)
+    given = {image: splits - {""} or beside.get(image, {""}) for image, splits in found.splits.items()}
+    return one_split(given, note)
 
 
 def _entries(
@@ -149,7 +159,7 @@ def _gather(tree: Tree, entries: Iterable[Entry], spec: DataSpec) -> _Gathered:
                 found.stale.append((entry.source, meant.other, image))
             found.objects[image] += entry.objects
             found.tags[image] += entry.tags
-            found.splits[image] = split_of_folders(image) or split_of_folders(entry.source) or entry.split
+            found.splits[image].add(split_of_folders(image) or split_of_folders(entry.source) or entry.split)
             found.relative |= {image} if entry.relative else set()
     for item in found.bad:  # what another annotation says of it may not be all
         found.objects.pop(item.path, None)
@@ -222,13 +232,3 @@ def _chosen_labels(found: _Gathered, crop: bool, note: Note) -> dict[str, list[L
         kept = [label for label in labels if label[0] in names]
         whole[image] = [(tag, NO_BOX) for tag in tagged[image]] if image in tagged else kept
     return whole
-
-
-def _image_sets(tree: Tree, files: Files, splits: dict[str, str]) -> dict[str, str]:
-    """Return ``splits`` with what ``ImageSets/Main/{train,val,test}.txt`` says where no folder says anything."""
-    stems: dict[str, str] = {}
-    for path in tree.others:
-        name = re.search(r"(?:^|/)ImageSets/Main/(train|val|test)\.txt$", path)
-        if name:
-            stems.update(dict.fromkeys(files.text(path).split(), name[1]))
-    return {p: s or stems.get(posixpath.splitext(posixpath.basename(p))[0], "") for p, s in splits.items()}
