@@ -388,6 +388,15 @@ def test_names_of_yaml_are_text(tmp_path: pathlib.Path) -> None:
     assert "nc 4 and 3 names" in told(samples)
 
 
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_the_encoding_that_the_error_names_reads_the_source(tmp_path: pathlib.Path, codec: str) -> None:
+    write_yolo(tmp_path, "雏菊\n玫瑰\n月季\n".encode(codec))  # the label files are ASCII
+    with pytest.raises(DataError, match=f"--data.encoding {codec} reads it"):
+        read(tmp_path)
+    assert set(read(tmp_path, encoding=codec).classes) == {"雏菊", "玫瑰", "月季"}
+    assert set(read(tmp_path, encoding="auto").classes) == {"雏菊", "玫瑰", "月季"}
+
+
 def test_files_of_names_that_mislead(tmp_path: pathlib.Path) -> None:
     write_yolo(tmp_path, b"cat\ncat\ndog\n")
     assert "more than once (cat)" in told(read(tmp_path))
@@ -398,7 +407,14 @@ def test_files_of_names_that_mislead(tmp_path: pathlib.Path) -> None:
         read(tmp_path)
     (tmp_path / "classes.txt").write_bytes("\ufeffcat\n\ufeffdo\x85g\nfish\n".encode())
     assert read(tmp_path).classes == ("cat", "do\x85g", "fish")
+    (tmp_path / "a.yaml").write_text("names: [cat, fish, dog]")
+    assert read(tmp_path).classes == ("cat", "dog", "fish")
+    assert "a.yaml names the classes; there are files of class names that say otherwise" in told(
+        read(tmp_path)
+    )
     (tmp_path / "classes.txt").unlink()
+    (tmp_path / "a.yaml").unlink()
+    assert "they are numbers" in told(read(tmp_path))
     (tmp_path / "a.yaml").write_text("names: [a, b, c]")
     (tmp_path / "b.yaml").write_text("names: [c, b, a]")
     with pytest.raises(DataError, match=r"a\.yaml and b\.yaml name the classes differently"):

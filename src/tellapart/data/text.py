@@ -116,10 +116,10 @@ def decode_text(content: bytes, name: str, encoding: str = DEFAULT, note: Note =
     wanted = check_encoding(encoding)
     if wanted == AUTO:
         return _detected(content, name, note)
-    if wanted == DEFAULT:
+    if wanted == DEFAULT or _is_narrow(content, wanted):
         return _checked(_strict(content, DEFAULT, name, ""), content, name)
     text = _checked(_strict(content, wanted, name, "--data.encoding says"), content, name)
-    if not content.isascii() and wanted not in ("utf-16", "utf-32") and _fits(content, DEFAULT) is not None:
+    if not content.isascii() and not wanted.startswith("utf-") and _fits(content, DEFAULT) is not None:
         note(f"{printable(name)!r} is valid UTF-8 too, and was read as {wanted}, as --data.encoding says.")
     return text
 
@@ -138,7 +138,11 @@ def decode_xml(content: bytes, name: str, encoding: str = DEFAULT, note: Note = 
     if not declared:
         return decode_text(content, name, encoding, note)
     wanted = check_encoding(encoding)
-    if wanted in (DEFAULT, AUTO) or (declared == DEFAULT and _fits(content, DEFAULT) is not None):
+    if (
+        wanted in (DEFAULT, AUTO)
+        or _is_narrow(content, wanted)
+        or (declared == DEFAULT and _fits(content, DEFAULT) is not None)
+    ):
         if wanted == AUTO and _fits(content, declared) is None:
             return _detected(content, name, note)
         return _checked(_strict(content, declared, name, "its first line says"), content, name)
@@ -158,6 +162,15 @@ def declared_encoding(content: bytes) -> str:
                 return ""
             return "" if codec == AUTO or codec.startswith(("utf-16", "utf-32")) else codec
     return ""
+
+
+def _is_narrow(content: bytes, codec: str) -> bool:
+    """Return whether bytes are UTF-8 where a wider form of Unicode is named, as for other files of the source."""
+    return (
+        codec.startswith(("utf-16", "utf-32"))
+        and b"\0" not in content
+        and _fits(content, DEFAULT) is not None
+    )
 
 
 def _marked(content: bytes) -> tuple[str, int]:
@@ -294,7 +307,8 @@ class Texts:
                     content = stream.read(1 << 16)
             except OSError:
                 continue
-            if not content.isascii() and not _marked(content)[0] and not declared_encoding(content):
+            plain = content.isascii() or b"\0" in content or _marked(content)[0] or declared_encoding(content)
+            if not plain:
                 parts.append(content)
         if any(_fits(part, DEFAULT) is None for part in parts):
             self._guessed = guess(b"\n".join(part for part in parts if _fits(part, DEFAULT) is None))
@@ -309,7 +323,7 @@ class Texts:
 
     def _take(self, path: str, decode: Callable[[bytes, str, str, Note], str]) -> str:
         content = read_bytes(path)
-        if self._encoding != AUTO or content.isascii() or _marked(content)[0]:
+        if self._encoding != AUTO or content.isascii() or b"\0" in content or _marked(content)[0]:
             return decode(content, path, self._encoding, self._said.append)
         if decode is decode_xml and declared_encoding(content):
             return decode(content, path, self._encoding, self._said.append)
@@ -320,7 +334,7 @@ class Texts:
             return _checked(text, content, path)
         text = _fits(content, self._guessed) if self._guessed else None
         if text is None:
-            self._guessed = self._guessed or _without_mark(content) or guess(content)
+            self._guessed = self._guessed or guess(content)
             return decode(content, path, AUTO, self._said.append)
         self._said.append(_telling(path, self._guessed, text))
         return _checked(text, content, path)

@@ -88,6 +88,10 @@ class Names:
                 self.common, origin = (found, path) if found else (self.common, origin)
             if is_names(path) and not looks_like_yolo(files.path(path)):
                 self.folders.setdefault(posixpath.dirname(path), _names(files, path, note))
+        if self.common and any(dict(enumerate(names)) != self.common for names in self.folders.values()):
+            note(f"{printable(origin)} names the classes; there are files of class names that say otherwise.")
+        if not self.common and not self.folders:
+            note("Nothing names the classes (data.yaml, classes.txt): they are numbers.")
 
     def of(self, source: str) -> Mapping[int, str] | Sequence[str]:
         """Return the names for a label file, empty where there are none."""
