@@ -20,6 +20,7 @@ from tellapart.errors import DataError
 __all__ = ["NO_BOX", "Box", "Entry", "Files", "Labelled", "attempt", "number", "turned"]
 
 Labelled = tuple[str, Box]
+_HUGE = 1e9  # beyond every image, and far from where sums and squares overflow
 
 
 @dataclass
@@ -86,13 +87,13 @@ def attempt(entry: Entry, read: Callable[[], object]) -> Entry:
 
 
 def number(value: Any, where: str) -> float:
-    """Return a finite number. Raises DataError."""
+    """Return a coordinate. Raises DataError."""
     try:
         found = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         found = math.nan
-    if not math.isfinite(found):
-        raise DataError(f"{where}: {value!r} is not a number.")
+    if not abs(found) < _HUGE:
+        raise DataError(f"{where}: {value!r:.40} is not a number that a coordinate can be.")
     return found
 
 

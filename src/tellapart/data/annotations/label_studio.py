@@ -86,8 +86,8 @@ def _full(tasks: Sequence[Mapping[str, Any]], source: str, questions: Sequence[s
         str(result.get("from_name"))
         for task in tasks
         for annotation in _annotations(task)
-        for result in annotation.get("result") or ()
-        if isinstance(result, dict) and _labels(result) is not None
+        for result in _results(annotation)
+        if _labels(result) is not None
     }
     chosen = _chosen(sorted(results), questions, source)
     for task in tasks:
@@ -96,8 +96,10 @@ def _full(tasks: Sequence[Mapping[str, Any]], source: str, questions: Sequence[s
 
         def read(task: Mapping[str, Any] = task, entry: Entry = entry, where: str = where) -> None:
             for annotation in _annotations(task):
-                for result in annotation.get("result") or ():
-                    if isinstance(result, dict) and str(result.get("from_name")) in chosen:
+                if annotation.get("result") and not _results(annotation):
+                    raise DataError(f"{where}: the result is not a list of objects.")
+                for result in _results(annotation):
+                    if str(result.get("from_name")) in chosen:
                         _add(entry, result.get("value"), _labels(result), where)
 
         yield attempt(entry, read)
@@ -107,6 +109,11 @@ def _annotations(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     found = task.get("annotations", task.get("completions"))
     items = found if isinstance(found, list) else []
     return [item for item in items if isinstance(item, dict) and not item.get("was_cancelled")]
+
+
+def _results(annotation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found = annotation.get("result")
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def _labels(result: Mapping[str, Any]) -> list[Any] | None:
@@ -193,7 +200,7 @@ def _rows(rows: Sequence[Mapping[str, Any]], source: str, questions: Sequence[st
                     labels = value.get("choices") or next(
                         (v for k, v in value.items() if k.endswith("labels")), None
                     )
-                    _add(entry, value, [labels] if isinstance(labels, str) else labels, where)
+                    _add(entry, value, labels if isinstance(labels, list) else [labels], where)
 
         yield attempt(entry, read)
 

@@ -55,6 +55,7 @@ def read_json(files: Files, source: str, wanted: Sequence[str]) -> Iterator[Entr
     for item in images_of(value) or ():
         regions = item["regions"]
         regions = list(regions.values()) if isinstance(regions, dict) else regions or []
+        regions = regions if isinstance(regions, list) else [regions]  # told below
         records.append((item["filename"], item.get("file_attributes") or {}, regions))
     yield from _entries(records, source, wanted)
 
