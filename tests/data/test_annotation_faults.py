@@ -386,6 +386,12 @@ def test_names_of_yaml_are_text(tmp_path: pathlib.Path) -> None:
     samples = read(tmp_path)
     assert set(samples.classes) == {"on", "~", "cat"}
     assert "nc 4 and 3 names" in told(samples)
+    bomb = "a0: &a0 [x]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 30)
+    )
+    (tmp_path / "data.yaml").write_text(bomb + "names: [*a29, b, c]\n")
+    with pytest.raises(DataError, match="names must be a list of words"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be", "utf-32-le"])

@@ -149,7 +149,13 @@ def _yaml_names(files: Files, path: str, note: Note) -> dict[int, str]:
         names = {str(key): name for key, name in enumerate(names)}
     if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
         return {}
-    found = {int(key): clean_label(str(name)) for key, name in names.items()}
+    if not all(
+        isinstance(name, str) for name in names.values()
+    ):  # writing out what aliases hold could never end
+        raise DataError(
+            f"{printable(files.path(path))!r}: names must be a list of words, or of numbers and words."
+        )
+    found = {int(key): clean_label(name) for key, name in names.items()}
     count = value.get("nc")
     if isinstance(count, str) and count.isdecimal() and int(count) != len(found):
         note(f"{printable(path)} has nc {count} and {many(len(found), 'name')}.")
