@@ -50,9 +50,29 @@ class DataSpec(Section, prefix="data."):
     source: str = "digits"
     """Folder, list (CSV, TSV, JSONL), archive (.tar, .zip), annotation file, Parquet, shards, or a known set's name."""
     format: Literal[
-        "auto", "folder", "list", "voc", "createml", "yolo", "coco", "table", "webdataset", "name"
+        "auto",
+        "folder",
+        "list",
+        "voc",
+        "createml",
+        "yolo",
+        "coco",
+        "cvat",
+        "label-studio",
+        "labelme",
+        "via",
+        "retinanet",
+        "table",
+        "webdataset",
+        "name",
     ] = "auto"
     """How to read the source; auto looks at it."""
+    encoding: str = "utf-8"
+    """Encoding of lists and annotation files that have no byte-order mark and declare none; auto guesses it."""
+    label_column: tuple[str, ...] = ()
+    """Lists: the column with the label; several: one-hot columns, whose names are the classes; empty: guessed."""
+    match: Literal["auto", "stem", "name"] = "auto"
+    """Annotation files: the image of the same stem, or that named inside; auto: stem, an error where many differ."""
     val_fraction: Annotated[float, Range(0, 0.9)] = 0.1
     """Part of train that becomes validation where there is none; 0 trains on everything."""
     test_fraction: Annotated[float, Range(0, 0.9)] = 0.2

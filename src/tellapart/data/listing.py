@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.data.samples import Conflict
+from tellapart.data.samples import Conflict, Unusable
 
 Note = Callable[[str], None]
 Box = tuple[float, float, float, float]
@@ -50,6 +50,7 @@ class Listing:
     groups: list[str] | None = None
     boxes: list[Box] | None = None
     conflicts: list[Conflict] = field(default_factory=list)
+    bad: list[Unusable] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     pixels: npt.NDArray[np.uint8] | None = None
     keys: npt.NDArray[Any] | None = None

@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.data import annotation_formats as formats
 from tellapart.data import archives, folders, known, lists, splits
-from tellapart.data.annotations import FORMATS, detect, json_format, read_annotations
+from tellapart.data.annotations import FORMATS, TITLES, detect, file_format, read_annotations
 from tellapart.data.containers import tables, unread, webdataset
+from tellapart.data.leftovers import class_folders_first
 from tellapart.data.listing import Listing, many, printable, some, split_of_stem
 from tellapart.data.samples import SPLITS, Samples
+from tellapart.data.text import check_encoding
 from tellapart.errors import DataError, did_you_mean
 from tellapart.spec import DataSpec
 
@@ -54,6 +55,7 @@ def open_source(spec: DataSpec, say: Callable[[str], None]) -> Samples:
     saying what would be right.
     """
     notes = Notes(say)
+    check_encoding(spec.encoding)
     name = _known_name(spec, notes)
     if name:
         listing = known.open_known(name, spec, notes)
@@ -62,6 +64,12 @@ def open_source(spec: DataSpec, say: Callable[[str], None]) -> Samples:
         path = _existing(shards[0] if shards else spec.source)
         listing = _open_shards(shards, spec, notes) if shards else _open_path(path, spec, notes)
         listing.name = listing.name or _title(path)
+    if listing.bad and spec.on_bad_image == "error":
+        raise DataError(
+            f"{many(len(listing.bad), 'image or annotation', 'images or annotations')} cannot be used, the first: "
+            f"{printable(listing.bad[0].path)}: {listing.bad[0].reason} Mend or remove them, or use "
+            "--data.on-bad-image skip."
+        )
     if not listing.paths:
         raise DataError(
             f"No image with a label can be used in {printable(spec.source)!r}. " + " ".join(notes)
@@ -124,9 +132,7 @@ def _open_path(path: str, spec: DataSpec, notes: Notes) -> Listing:
     if container is not None:
         return container
     if archives.is_archive(path):
-        return _open_folder(archives.extract(path, archives.cache_folder(spec), notes), spec, notes)
-    if spec.format == "list" or (spec.format == "auto" and lists.is_list(path)):
-        return lists.read_list(path, spec, notes)
+        return _open_folder(_unpacked(path, spec, notes), spec, notes)
     kind = _file_format(path, spec)
     if kind:
         folder, name = os.path.split(os.path.abspath(path))
@@ -135,6 +141,8 @@ def _open_path(path: str, spec: DataSpec, notes: Notes) -> Listing:
             folder, prefix = os.path.split(folder)
         only = f"{prefix}/{name}" if prefix else name
         return read_annotations(folders.walk(folder, notes), kind, spec, notes, only)
+    if spec.format == "list" or (spec.format == "auto" and lists.is_list(path)):
+        return lists.read_list(path, spec, notes)
     if folders.extension(path) in folders.IMAGE_EXTENSIONS or folders.looks_like_image(path):
         raise DataError(f"{printable(path)!r} is a single image. {_EXPECTED}.")
     known_as = unread.explain_file(path)
@@ -169,16 +177,19 @@ def _open_containers(tree: folders.Tree, spec: DataSpec, notes: Notes) -> Listin
     return None
 
 
+def _unpacked(path: str, spec: DataSpec, notes: Notes) -> str:
+    return archives.extract(path, archives.cache_folder(spec), notes, encoding=spec.encoding)
+
+
 def _file_format(path: str, spec: DataSpec) -> str:
     """Return the annotation format of a file, "" if it is of none."""
     if spec.format in FORMATS:
         return spec.format
+    if spec.format == "list":
+        return ""
     if spec.format != "auto":
         raise DataError(f"data.format is {spec.format!r}, but {printable(path)!r} is a file.")
-    kind = folders.extension(path)
-    if kind == ".xml" and formats.looks_like_voc(path):
-        return "voc"
-    return json_format(path) if kind == ".json" else ""
+    return file_format(path)
 
 
 def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
@@ -188,7 +199,12 @@ def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
     tree = folders.walk(path, notes)
     kind: str = spec.format if spec.format in FORMATS else ""
     if not kind and spec.format == "auto":
-        kind = detect(tree)
+        kind, *others = detect(tree) or [""]
+        kept = class_folders_first(tree, kind, spec, notes) if kind else None
+        if kept is not None:
+            return known.name_imagenet(kept, notes)
+        for other in others:
+            notes(f"There are {TITLES[other]} annotations too; --data.format {other} reads those.")
     if kind:
         return read_annotations(tree, kind, spec, notes)
     found = [] if spec.format == "folder" else _lists_of(tree, spec)
@@ -260,6 +276,7 @@ def _extend(whole: Listing, part: Listing) -> None:
     whole.labels += part.labels
     whole.splits += part.splits
     whole.conflicts += part.conflicts
+    whole.bad += part.bad
 
 
 # --- From a listing to the table --------------------------------------------------------------------------
@@ -284,6 +301,7 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
         pixels=listing.pixels,
         keys=listing.keys,
         conflicts=tuple(listing.conflicts),
+        unusable=tuple(listing.bad),
         notes=tuple(notes),
     )
 

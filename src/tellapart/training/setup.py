@@ -85,6 +85,7 @@ def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> Pre
         spec = dataclasses.replace(spec, input=chosen)
         contract = resolve.contract(chosen)
         augment = Augment(spec.augment, contract, len(samples.classes), seed=spec.seed)
+    bad = [*(decoded.Bad(item.path, item.reason) for item in samples.unusable), *bad]
     others: dict[str, ImageSet | None] = {}
     for split in ("val", "test"):
         part = samples.split(split)

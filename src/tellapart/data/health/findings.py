@@ -69,6 +69,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "{count} cannot be read.",
         "Training lists them and goes on without (--data.on-bad-image error stops instead).",
     ),
+    "unusable": (
+        "{count} left out by the reader.",
+        "Mend or remove them; training lists them in bad-images.csv and goes on without.",
+    ),
     "grey": (
         "{count} greyscale among colour images.",
         "They become three equal channels. Look whether one class has most of them.",
@@ -110,6 +114,14 @@ def judge(health: Health, samples: Samples) -> Iterator[Finding]:
     if samples.conflicts:
         lines = [f"{conflict.path}: {', '.join(conflict.labels)}" for conflict in samples.conflicts]
         yield _finding("warning", "conflicts", lines, count=counted(len(lines), "image"))
+    if samples.unusable:
+        lines = [f"{item.path}: {item.reason}" for item in samples.unusable]
+        yield _finding(
+            "warning",
+            "unusable",
+            lines,
+            count=counted(len(lines), "image or annotation", "images or annotations"),
+        )
     if health.suspects:
         lines = [f"{suspect.image.path}: {', '.join(suspect.reasons)}" for suspect in health.suspects]
         yield _finding("info", "suspects", lines, count=counted(len(lines), "image"))
