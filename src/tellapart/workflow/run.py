@@ -23,7 +23,7 @@ from tellapart.data.streaming import StreamedStore
 from tellapart.errors import RunError
 from tellapart.evaluation import metrics, report
 from tellapart.spec import Spec, update
-from tellapart.tracking import Console, Tracker, Trackers, confusion_image
+from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
 from tellapart.training import checkpoint, features, loop, lr_finder, probe, resolve, setup
 from tellapart.training import progress as progressing
 from tellapart.training.distributed import Processes, processes
@@ -91,6 +91,8 @@ def train(
         procs = stack.enter_context(processes(wanted.training.device))
         console = stack.enter_context(Console(quiet=quiet or not procs.first))
         claim = stack.enter_context(runs.Claim(wanted.run.dir)) if procs.first else None
+        if procs.first and wanted.run.mlflow:
+            check_mlflow()
         samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.message))
         prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
         prepared, plan, card = _plan(prepared, procs, console)
@@ -114,6 +116,8 @@ def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
         if procs.first:
             stack.callback(runs.hold(folder).release)
             files.sweep(folder)
+            if spec.run.mlflow:
+                check_mlflow()
         begun = procs.from_first(runs.has_begun(folder) if procs.first else None)
         samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.message))
         prepared = _in_turn(procs, lambda: _prepare(spec, samples, console))
