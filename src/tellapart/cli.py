@@ -392,10 +392,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 1
     except _OutputError as error:
-        _drop_output()
-        print(f"error: Standard output cannot be written: {error}.", file=sys.stderr)
-        return 1
+        return _without_output(error)
     except OSError as error:
+        try:
+            _flush()  # print may have been what failed
+        except (_OutputError, BrokenPipeError) as failed:
+            return _without_output(failed)
         print(
             f"error: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr
         )
@@ -413,6 +415,12 @@ def _flush() -> None:
         raise
     except OSError as error:
         raise _OutputError(error.strerror or str(error)) from error
+
+
+def _without_output(error: Exception) -> int:
+    _drop_output()
+    print(f"error: Standard output cannot be written: {error}.", file=sys.stderr)
+    return 1
 
 
 def _drop_output() -> None:

@@ -141,7 +141,7 @@ def _mlflow() -> Any:
     for name, value in (("REQUEST_TIMEOUT", "5"), ("REQUEST_MAX_RETRIES", "1")):
         os.environ.setdefault(f"MLFLOW_HTTP_{name}", value)
     mlflow: Any = packages.require("mlflow", "mlflow", "Logging to MLflow")
-    chosen = os.environ.get("MLFLOW_TRACKING_URI") or mlflow.is_tracking_uri_set()
+    chosen = os.environ.get("MLFLOW_TRACKING_URI") or getattr(mlflow, "is_tracking_uri_set", lambda: True)()
     if not chosen and not packages.installed("sqlalchemy"):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         mlflow.set_tracking_uri(pathlib.Path("mlruns").absolute().as_uri())
