@@ -25,9 +25,9 @@ from tellapart.tracking import (
     confusion_image,
     picture_grid,
     pictures,
+    trackers,
 )
 from tellapart.tracking import console as console_module
-from tellapart.tracking import trackers
 
 
 def rows(path):
