@@ -394,10 +394,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _OutputError as error:
         return _without_output(error)
     except OSError as error:
-        try:
-            _flush()  # print may have been what failed
-        except (_OutputError, BrokenPipeError) as failed:
-            return _without_output(failed)
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        if error.filename is None and last is not None and last.tb_frame.f_code.co_filename == __file__:
+            return _without_output(_OutputError(error.strerror or str(error)))  # it was print that failed
         print(
             f"error: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), file=sys.stderr
         )
