@@ -23,7 +23,7 @@ from tellapart.data.streaming import StreamedStore
 from tellapart.errors import RunError
 from tellapart.evaluation import metrics, report
 from tellapart.spec import Spec, update
-from tellapart.tracking import Console, Tracker, Trackers, confusion_image
+from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
 from tellapart.training import checkpoint, features, ineffective, loop, lr_finder, probe, resolve, setup
 from tellapart.training import progress as progressing
 from tellapart.training.distributed import Processes, processes
@@ -93,6 +93,8 @@ def train(
         console = stack.enter_context(Console(quiet=quiet or not procs.first))
         resolve.check_device(wanted, procs.device)
         claim = stack.enter_context(runs.Claim(wanted.run.dir)) if procs.first else None
+        if procs.first and wanted.run.mlflow:
+            check_mlflow()
         samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.note))
         prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
         prepared, plan, card = _plan(prepared, procs, console)
@@ -119,6 +121,8 @@ def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
         if procs.first:
             stack.callback(runs.hold(folder).release)
             files.sweep(folder)
+            if spec.run.mlflow:
+                check_mlflow()
         begun = procs.from_first(runs.has_begun(folder) if procs.first else None)
         samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.note))
         prepared = _in_turn(procs, lambda: _prepare(spec, samples, console))
