@@ -51,6 +51,8 @@ class DataSpec(Section, prefix="data."):
     """Folder, list (CSV, TSV, JSONL), archive (.tar, .zip), annotation file, or a known data set's name."""
     format: Literal["auto", "folder", "list", "voc", "createml", "yolo", "coco", "name"] = "auto"
     """How to read the source; auto looks at it."""
+    encoding: str = "utf-8"
+    """Encoding of lists and annotation files that have no byte-order mark and declare none; auto guesses it."""
     val_fraction: Annotated[float, Range(0, 0.9)] = 0.1
     """Part of train that becomes validation where there is none; 0 trains on everything."""
     test_fraction: Annotated[float, Range(0, 0.9)] = 0.2

@@ -20,6 +20,7 @@ from tellapart.data import archives, folders, known, lists, splits
 from tellapart.data.annotations import FORMATS, detect, json_format, read_annotations
 from tellapart.data.listing import Listing, many, printable, some, split_of_stem
 from tellapart.data.samples import SPLITS, Samples
+from tellapart.data.text import check_encoding
 from tellapart.errors import DataError, did_you_mean
 from tellapart.spec import DataSpec
 
@@ -53,6 +54,7 @@ def open_source(spec: DataSpec, say: Callable[[str], None]) -> Samples:
     saying what would be right.
     """
     notes = Notes(say)
+    check_encoding(spec.encoding)
     name = _known_name(spec, notes)
     if name:
         listing = known.open_known(name, spec, notes)
