@@ -1,0 +1,268 @@
+"""Which folders of a tree are splits, which are classes, and which are neither: decided by names and structure.
+
+Counts images by folder; reads no file and makes no table. What cannot be decided is refused with a sentence
+that shows the folders and the options which decide it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from tellapart.data.listing import many, printable, some
+from tellapart.data.split_names import meaning, settle
+from tellapart.errors import DataError
+
+_CONTAINERS = """
+    images image imgs img pics pictures photos jpg jpeg jpegs jpegimages png data dataset frames rgb files raw
+    masks mask labels label annotations annotation segmentations ground_truth groundtruth gt 图片 图像 照片
+"""
+CONTAINERS = frozenset(_CONTAINERS.split())
+"""Folder names that say what kind of files lie in them, not what the images show."""
+
+UNLABELLED = frozenset(("unlabeled", "unlabelled", "unlab", "unannotated", "unsorted", "未标注", "无标签"))
+OPTIONS = (
+    "Name them with --data.train, --data.val and --data.test (folders of class folders, as many as there are), "
+    "or type --data.format classes if the top folders are the classes"
+)
+
+
+@dataclass
+class Node:
+    """A folder: ``direct`` is the number of images in it, ``inner`` are its folders with images below."""
+
+    direct: int = 0
+    inner: dict[str, Node] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Number of images in the folder and below."""
+        return self.direct + sum(node.total for node in self.inner.values())
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder of a split: where in it the class folders lie (``prefix`` ends with a slash), and them."""
+
+    prefix: str
+    classes: Mapping[str, Node]
+
+    def shared(self, other: Part) -> int:
+        """Return how many class folders both have (in any case of letters)."""
+        mine, theirs = ({name.casefold() for name in part.classes} - CONTAINERS for part in (self, other))
+        return len(mine & theirs)
+
+    def alike(self, other: Part) -> bool:
+        """Return whether both hold the same class folders: at least two, and half of the smaller's."""
+        common = self.shared(other)
+        return common >= 2 and 2 * common >= min(len(self.classes), len(other.classes))
+
+
+def grow(images: Iterable[str]) -> Node:
+    """Return the folders of a list of relative paths."""
+    root = Node()
+    folders: dict[str, Node] = {"": root}
+    for path in images:
+        folder = path.rpartition("/")[0]
+        node = folders.get(folder)
+        if node is None:
+            node = root
+            for name in folder.split("/"):
+                node = node.inner.setdefault(name, Node())
+            folders[folder] = node
+        node.direct += 1
+    return root
+
+
+def at(node: Node, prefix: str) -> Node:
+    """Return the folder at a prefix such as ``photos/train/`` or ""."""
+    for name in prefix.split("/")[:-1]:
+        node = node.inner[name]
+    return node
+
+
+def unwrapped(name: str, node: Node) -> Part:
+    """Return the class folders of one split's folder, looking through `train/train/` and `train/images/`."""
+    prefix = name + "/"
+    for _ in range(3):
+        if node.direct or len(node.inner) != 1:
+            break
+        inner, child = next(iter(node.inner.items()))
+        plain = inner.strip().casefold()
+        again = meaning(inner).pure and meaning(inner).split == meaning(name).split
+        if not child.inner or not (plain == name.strip().casefold() or plain in CONTAINERS or again):
+            break
+        prefix += inner + "/"
+        node = child
+    return Part(prefix, node.inner)
+
+
+def _holds_classes(part: Part) -> bool:
+    return any(name.strip().casefold() not in CONTAINERS for name in part.classes)
+
+
+def _sure(name: str, tops: Mapping[str, Node]) -> bool:
+    """Return whether a name says a split and nothing else; `valid` beside `invalid` does not."""
+    lower = {top.strip().casefold() for top in tops}
+    return meaning(name).pure and not (name.strip().casefold() == "valid" and "invalid" in lower)
+
+
+def is_no_class(name: str, tops: Mapping[str, Node]) -> bool:
+    """Return whether a folder without class folders is no class: a flat `test/`, `val_images/`, `unlabelled/`.
+
+    A flat `train/` among others is a class (of vehicles), unless a folder beside it is a split.
+    """
+    if _holds_classes(unwrapped(name, tops[name])):
+        return False
+    plain = name.strip().casefold()
+    if plain in UNLABELLED:
+        return True
+    if plain in ("train", "trains"):
+        return len(tops) == 1 or any(other != name and _sure(other, tops) for other in tops)
+    return _sure(name, tops)
+
+
+def find_splits(node: Node, where: str) -> dict[str, str]:
+    """Return the split of each folder directly in ``node`` that is one; {} if there are none.
+
+    A split's folder has class folders in it and a split's name, or (of several) a split's word in its name and
+    the same class folders as another. Raises DataError where folders hold the same class folders and their
+    names do not say which split they are, or where a lone `train` may be a split or a class.
+    """
+    tops = node.inner
+    deep = {name: part for name in tops if _holds_classes(part := unwrapped(name, tops[name]))}
+    named = {name for name in deep if meaning(name).split}
+    sure = {name for name in named if _sure(name, tops)}
+    kept = sure | {n for n in named if any(deep[n].shared(deep[o]) for o in named if o != n)}
+    splits = settle({name: meaning(name).split for name in tops if name in kept})
+    if len(set(splits.values())) > 1:
+        return splits
+    rest = [name for name in tops if name not in kept and not is_no_class(name, tops)]
+    if kept:
+        alike = [name for name in rest if name in deep and any(deep[name].alike(deep[k]) for k in kept)]
+        if alike:
+            raise _undecided([*kept, *alike], deep, where)
+        if len(rest) < 2 and (sure or not rest):
+            return splits
+        lone = next(iter(kept))
+        if len(kept) == 1 and sure and not tops[lone].direct and len(deep[lone].classes) > 1:
+            raise DataError(
+                f"{printable(lone)}/ in {printable(where)!r} may be the train split (it holds "
+                f"{some(deep[lone].classes, 4)}) or one of the classes {some(tops, 6)}. For a split: "
+                f"--data.train {printable(lone)}. For a class: --data.format classes."
+            )
+        return {}
+    if not rest and len(named) == 1 == len(tops):  # flowers_train/CLASS alone
+        return settle({name: meaning(name).split for name in named})
+    pure = {name: part for name, part in deep.items() if 10 * tops[name].direct < tops[name].total}
+    return _without_names(pure, len(tops), where)
+
+
+def _without_names(deep: Mapping[str, Part], tops: int, where: str) -> dict[str, str]:
+    """Refuse folders of the same class folders; return {}."""
+    often = Counter(inner.casefold() for part in deep.values() for inner in part.classes)
+    same = []
+    for name, part in deep.items():
+        common = [inner for inner in part.classes if often[inner.casefold()] > 1]
+        if len(common) > 1 and 2 * len(common) >= len(part.classes):
+            same.append(name)
+    if len(same) > 1 and 2 * len(same) >= tops:
+        raise _undecided(same, deep, where)
+    return {}
+
+
+def _undecided(names: list[str], deep: Mapping[str, Part], where: str) -> DataError:
+    first = deep[names[0]]
+    shown = some((deep[name].prefix for name in sorted(names)), 6)
+    return DataError(
+        f"The folders {shown} in {printable(where)!r} hold the same class folders ({some(first.classes, 4)}), "
+        "so they are splits or versions of one data set, and their names do not say which is train, val or "
+        f"test. {OPTIONS}. Or give one of them as DATA: {printable(os.path.join(where, first.prefix[:-1]))!r}."
+    )
+
+
+def find_base(node: Node, where: str) -> str:
+    """Return the wrapping folders to look through, as a prefix such as ``hymenoptera_data/`` or "".
+
+    Goes down while there is but one folder, or but one in which most images lie in splits of their own.
+    Raises DataError if several folders hold splits of their own.
+    """
+    prefix = ""
+    for _ in range(4):
+        here = os.path.join(where, prefix)
+        try:
+            if find_splits(node, here):
+                break
+        except DataError:
+            if not _holders(node):
+                raise
+        holders = _holders(node)
+        if len(holders) > 1:
+            raise DataError(
+                f"Several folders in {printable(here)!r} hold splits of their own: {some(holders, 6)}. Give one of "
+                f"them as DATA, such as {printable(os.path.join(here, holders[0]))!r}."
+            )
+        if holders and 2 * node.inner[holders[0]].total > node.total:
+            name = holders[0]
+        elif len(node.inner) == 1:
+            name, child = next(iter(node.inner.items()))
+            if child.direct or not child.inner or node.direct > child.total:
+                break
+        else:
+            break
+        prefix += name + "/"
+        node = node.inner[name]
+    return prefix
+
+
+def _holders(node: Node) -> list[str]:
+    """Return the folders in ``node`` that hold two or more splits with class folders in them."""
+    found = []
+    for name, child in node.inner.items():
+        try:
+            splits = find_splits(child, "")
+        except DataError:
+            continue
+        if len(set(splits.values())) > 1:
+            found.append(name)
+    return found
+
+
+def class_first(node: Node) -> dict[str, dict[str, str]]:
+    """Return the split of each inner folder of each class of `CLASS/train/*`, `CLASS/test/*`; {} otherwise."""
+    found: dict[str, dict[str, str]] = {}
+    for name, child in node.inner.items():
+        if child.direct or not child.inner or not all(_sure(inner, child.inner) for inner in child.inner):
+            return {}
+        if any(grand.inner for grand in child.inner.values()):
+            return {}
+        found[name] = settle({inner: meaning(inner).split for inner in child.inner})
+    several = len({split for splits in found.values() for split in splits.values()}) > 1
+    return found if several and len(found) > 1 else {}
+
+
+def only_containers(names: Iterable[str]) -> bool:
+    """Return whether no folder of these names can be a class: `images`, `masks`, `labels`."""
+    return all(name.strip().casefold() in CONTAINERS for name in names)
+
+
+def left_over(tops: Mapping[str, Node], taken: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield (folder, why) for each folder of images that is neither a split nor a class."""
+    parts = {name: unwrapped(name, tops[name]) for name in tops}
+    chosen = [parts[name] for name in taken]
+    for name, node in tops.items():
+        if name in taken:
+            continue
+        count = many(node.total, "image")
+        if not _holds_classes(parts[name]):
+            yield name, f"{count} in {printable(name)}/ left out: no class folder says what they show."
+        elif any(parts[name].alike(part) for part in chosen):
+            yield (
+                name,
+                f"{count} in {printable(name)}/ left out: it holds the same class folders, but its name says no "
+                f"split. --data.train, --data.val or --data.test {printable(name)} takes it.",
+            )
+        else:
+            yield name, f"{count} in {printable(name)}/ left out: it is no split."
