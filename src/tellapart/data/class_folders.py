@@ -213,7 +213,11 @@ def _find(name: str, where: str, split: str) -> str:
     for path in (os.path.join(where, given), given):
         if os.path.isdir(path):
             return os.path.abspath(path)
-    what = "is a file" if os.path.exists(given) else "does not exist"
+    what = (
+        "is a file"
+        if os.path.exists(given) or os.path.exists(os.path.join(where, given))
+        else "does not exist"
+    )
     raise DataError(
         f"data.{split} is {printable(name)!r}, which {what} (looked for at {printable(os.path.join(where, given))!r} "
         f"and {printable(os.path.abspath(given))!r}); expected a folder of class folders."

@@ -156,6 +156,8 @@ def find_splits(node: Node, where: str) -> dict[str, str]:
         return {}
     if not rest and len(named) == 1 == len(tops):  # flowers_train/CLASS alone
         return settle({name: meaning(name).split for name in named})
+    if class_first(node):
+        return {}
     pure = {name: part for name, part in deep.items() if 10 * tops[name].direct < tops[name].total}
     return _without_names(pure, len(tops), where)
 
