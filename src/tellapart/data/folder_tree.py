@@ -7,6 +7,7 @@ that shows the folders and the options which decide it.
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,10 +24,6 @@ CONTAINERS = frozenset(_CONTAINERS.split())
 """Folder names that say what kind of files lie in them, not what the images show."""
 
 UNLABELLED = frozenset(("unlabeled", "unlabelled", "unlab", "unannotated", "unsorted", "未标注", "无标签"))
-OPTIONS = (
-    "Name them with --data.train, --data.val and --data.test (folders of class folders, as many as there are), "
-    "or type --data.format classes if the top folders are the classes"
-)
 
 
 @dataclass
@@ -176,13 +173,22 @@ def _without_names(deep: Mapping[str, Part], tops: int, where: str) -> dict[str,
 
 
 def _undecided(names: list[str], deep: Mapping[str, Part], where: str) -> DataError:
+    names = sorted(names, key=lambda name: (meaning(name).split != "train", name))
     first = deep[names[0]]
-    shown = some((deep[name].prefix for name in sorted(names)), 6)
+    shown = some((deep[name].prefix for name in names), 6)
+    where = os.path.normpath(where)
     return DataError(
         f"The folders {shown} in {printable(where)!r} hold the same class folders ({some(first.classes, 4)}), "
         "so they are splits or versions of one data set, and their names do not say which is train, val or "
-        f"test. {OPTIONS}. Or give one of them as DATA: {printable(os.path.join(where, first.prefix[:-1]))!r}."
+        f"test. Say it: --data.train {_typed(names[0])} --data.test {_typed(names[1])} (--data.val likewise; "
+        "several folders each). Or give one of them alone as DATA: "
+        f"{_typed(os.path.join(where, first.prefix[:-1]))}. If the top folders are the classes: --data.format classes."
     )
+
+
+def _typed(path: str) -> str:
+    """Return a path as it is typed on a command line."""
+    return shlex.quote(printable(path))
 
 
 def find_base(node: Node, where: str) -> str:

@@ -145,19 +145,26 @@ class Finder:
         return exact or found
 
     def find(self, names: Sequence[str]) -> Found:
-        """Return where the images of cleaned ``names`` lie. Raises DataError if two folders hold them all."""
+        """Return where the images of cleaned ``names`` lie. Raises DataError if two folders hold them all.
+
+        A bare name is looked for in other folders only where at least half of the names are not as written: a
+        single image that is missing is not replaced by one of the same name elsewhere.
+        """
         found = Found({name: self.direct(name) for name in names})
-        open_ = [name for name, place in found.paths.items() if not place]
-        if not open_:
-            return found
-        open_ = self._below(found, {name: name for name in open_})
-        for group in _by_start(open_):
-            self._stripped(found, group, len(found.paths))
+        left = [name for name, place in found.paths.items() if not place]
+        many_left = 2 * len(left) >= len(found.paths)
+        tried = {name: name for name in left if many_left or "/" in name}
+        self._below(found, tried, many_left)
+        for group in _by_start([name for name in left if not found.paths[name]]):
+            self._stripped(found, group)
         _one_each(found)
         return found
 
-    def _below(self, found: Found, names: dict[str, str]) -> list[str]:
-        """Find ``names`` (name in the list: path to look for) below folders that hold many; return the rest."""
+    def _below(self, found: Found, names: dict[str, str], strict: bool) -> None:
+        """Find ``names`` (name in the list: path to look for) below folders that hold many.
+
+        Where two folders hold the same names: an error if ``strict``, else they are not found.
+        """
         places: dict[str, dict[str, str]] = {}
         for name, path in names.items():
             bases: dict[str, list[str]] = defaultdict(list)
@@ -172,16 +179,15 @@ class Finder:
         left = set(names)
         while any(holds.values()):
             base = self._best(holds)
-            doubtful = self._doubtful(base, holds)
+            doubtful = self._doubtful(base, holds, strict)
             for name in holds.pop(base) - doubtful:
                 found.paths[name] = places[name][base]
                 found.rules[_rule(names[name], name, places[name][base], base)] += 1
                 left.discard(name)
             for other in holds:
                 holds[other] &= left - doubtful
-        return [name for name in names if name in left]
 
-    def _doubtful(self, base: str, holds: dict[str, set[str]]) -> set[str]:
+    def _doubtful(self, base: str, holds: dict[str, set[str]], strict: bool) -> set[str]:
         """Return the names that a few images of another folder bear too; drop folders that hold much the same
         names (of another split, say). Raises DataError if one of these is as good as ``base``.
         """
@@ -192,6 +198,9 @@ class Finder:
                 doubtful |= both
                 continue
             if self._liking(base) == self._liking(other) and 10 * len(holds[other]) >= 9 * len(holds[base]):
+                if not strict:
+                    doubtful |= both
+                    continue
                 one, two = sorted((base or ".", other or "."))
                 raise DataError(
                     f"The names in {printable(self.list)!r} lie in {printable(one)}/ and in {printable(two)}/ of "
@@ -220,26 +229,36 @@ class Finder:
         fits = 1 if said == (split or "train") else -1 if said else 0
         return fits, int(own), int(not words or key(words[-1]) in CONTAINERS)
 
-    def _stripped(self, found: Found, names: list[str], total: int) -> None:
-        """Find ``names`` without the first of the folders that all of them share."""
+    def _stripped(self, found: Found, names: list[str]) -> None:
+        """Find ``names`` without the first of the folders that all of them share.
+
+        Those must be another machine's: a drive or a root, or a folder that is not there. Where no folder is left
+        before the file's name, the names must be at least half of the list.
+        """
         parts = {name: name.split("/") for name in names}
         shared = _shared([p[:-1] for p in parts.values()])
-        outside = _foreign(names[0]) or names[0].startswith("..")
-        if not outside and 10 * len(names) < total:
+        if not shared or (not _foreign(names[0]) and shared[0] != ".." and self._is_folder(shared[0])):
             return
+        most = 2 * len(names) >= len(found.paths)
         for depth in range(1, len(shared) + 1):
+            if not most and any(len(p) - depth < 2 for p in parts.values()):
+                return
             shorter = {name: "/".join(p[depth:]) for name, p in parts.items()}
             possible = sum(bool(self.direct(path) or self._alike(path)) for path in shorter.values())
             if 2 * possible < len(names):
                 continue
-            left = dict(shorter)
-            for name, path in shorter.items():
+            for name, path in list(shorter.items()):
                 if place := self.direct(path):
                     found.paths[name] = place
                     found.rules[_rule(path, name, place, "")] += 1
-                    del left[name]
-            self._below(found, left)
+                    del shorter[name]
+            self._below(found, shorter, most)
             return
+
+    def _is_folder(self, name: str) -> bool:
+        return any(
+            os.path.isdir(os.path.join(folder, name)) for folder in (self.given or self._folder, self.root)
+        )
 
 
 def _shared(lists: Sequence[Sequence[str]]) -> Sequence[str]:

@@ -44,7 +44,7 @@ def is_list_of_images(path: str) -> bool:
             lines = [line.split() for line in stream.read(4096).split("\n")[:5]]
     except OSError:
         return False
-    full = [line for line in lines if line]
+    full = [line for line in lines if line and not line[0].startswith("#")]
     return bool(full) and all(
         len(line) > 1 and folders.extension(" ".join(line[:-1])) in folders.IMAGE_EXTENSIONS for line in full
     )
