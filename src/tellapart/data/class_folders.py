@@ -94,7 +94,8 @@ def _read_splits(tree: Tree, base: str, node: Node, splits: Mapping[str, str], n
 
 def _read_classes(tree: Tree, base: str, node: Node, note: Note) -> Listing:
     out = {name for name in node.inner if folder_tree.is_no_class(name, node.inner)}
-    classes = {name: child for name, child in node.inner.items() if name not in out}
+    copies = {name for name in node.inner if name not in out and folder_tree.is_copy(name, node.inner)}
+    classes = {name: child for name, child in node.inner.items() if name not in out | copies}
     if not classes or folder_tree.only_containers(classes):
         raise _no_classes(tree, base)
     for name in sorted(out):
@@ -102,8 +103,19 @@ def _read_classes(tree: Tree, base: str, node: Node, note: Note) -> Listing:
             f"{many(node.inner[name].total, 'image')} in {printable(name)}/ left out: no class folder says what "
             "they show. (--data.format classes takes the folder as a class.)"
         )
+    for name in sorted(copies):
+        note(
+            f"{many(node.inner[name].total, 'image')} in {printable(name)}/ left out: its folders are named like those "
+            "beside it, as in a copy. (--data.format classes takes it as a class.)"
+        )
     if node.direct:
         note(f"{many(node.direct, 'image')} in the top folder without a class folder left out.")
+    nested = [f"{name}/{inner}" for name, child in classes.items() for inner in child.inner]
+    if len(nested) > len(classes) and not any(child.direct for child in classes.values()):
+        note(
+            f"The classes are the top folders ({some(classes, 4)}); the folders in them ({some(nested, 4)}) belong to "
+            "them."
+        )
     return _collect(tree, base, {"": Part("", classes)}, {"": ""}, note)
 
 
@@ -181,6 +193,8 @@ def _no_classes(tree: Tree, base: str) -> DataError:
             f". Their names begin with words ({some(usual, 5)}): if those are the classes, put each word's images "
             "into a folder of that name, or write a list with the columns path and label"
         )
+    if folders:
+        text += ". If these folders are the classes: --data.format classes"
     return DataError(f"{text}. {_EXPECTED}")
 
 
@@ -200,6 +214,10 @@ def read_named(folders: Mapping[str, Sequence[str]], where: str, note: Note) -> 
     for split, paths in found.items():
         for path in paths:
             tree = walk(path, note)
+            inside = tuple(
+                os.path.relpath(other, path).replace(os.sep, "/") + "/" for other in every if other != path
+            )
+            tree.images = [image for image in tree.images if not image.startswith(inside)]
             part = _one_split(tree, split, note)
             prefix = os.path.relpath(path, root).replace(os.sep, "/")
             prefix = "" if prefix == "." else f"{prefix}/"

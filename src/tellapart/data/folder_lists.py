@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tellapart.data import class_folders, lists
-from tellapart.data.folder_tree import CONTAINERS
+from tellapart.data.folder_tree import is_container
 from tellapart.data.folders import Tree, extension
 from tellapart.data.listing import Listing, Note, many, printable, some
 from tellapart.data.lists import Plan
@@ -107,6 +107,12 @@ def _choose(found: Lists, tree: Tree, spec: DataSpec) -> None:
             found.unused[path] = f"{some(named)} name their splits."
             del found.used[path]
         return
+    widest = _widest(found, tree, spec)
+    if widest:
+        for path in [path for path in found.used if path != widest]:
+            found.unused[path] = f"{printable(widest)} names most images."
+            del found.used[path]
+        return
     if spec.format == "list":
         raise DataError(
             f"{printable(tree.root)!r} holds several lists ({some(found.used)}); give the path of one."
@@ -116,10 +122,24 @@ def _choose(found: Lists, tree: Tree, spec: DataSpec) -> None:
     found.used.clear()
 
 
+def _widest(found: Lists, tree: Tree, spec: DataSpec) -> str:
+    """Return the list that names nearly all images, if none of the others names half as many; else ""."""
+    named: dict[str, int] = {}
+    for path, plan in found.used.items():
+        try:
+            part = lists.read_plan(plan, spec, lambda _: None)
+            named[path] = len(set(part.paths) - part.missing) + len(part.conflicts)
+        except DataError:
+            named[path] = 0
+    best = max(named, key=lambda path: named[path])
+    alone = all(2 * number < named[best] for path, number in named.items() if path != best)
+    return best if alone and named[best] >= 0.9 * len(tree.images) else ""
+
+
 def prefers_lists(found: Lists, tree: Tree, spec: DataSpec) -> bool:
     """Return whether the used lists are read, and not the class folders; notes why in ``found.unused``.
 
-    Splits that folders make go before lists, unless the lists label all of those images and more. Class folders
+    Splits that folders make go before lists, unless the lists label another split too. Class folders
     without splits go behind lists that name most of their images.
     """
     if not found.used or wanted(spec):
@@ -130,19 +150,21 @@ def prefers_lists(found: Lists, tree: Tree, spec: DataSpec) -> bool:
     except DataError:
         return True
     classes = set(listing.labels)
-    if len(classes) < 2 or any(name.casefold() in CONTAINERS for name in classes):
+    if len(classes) < 2 or any(map(is_container, classes)):
         return True
     start = os.path.relpath(listing.root, tree.root).replace(os.sep, "/")
     images = {path if start == "." else f"{start}/{path}" for path in listing.paths}
     try:
-        named = {
-            path for part in read_all(found, spec, quiet) for path in part.paths if path not in part.missing
-        }
+        parts = read_all(found, spec, quiet)
     except DataError as error:
         return _leave(found, str(error))
-    if any(listing.splits):
-        return named > images or _leave(found, "the folders make splits and classes.")
+    named = {path for part in parts for path in part.paths if path not in part.missing}
     common = len(named & images)
+    if any(listing.splits):
+        more = {split for part in parts for split in part.splits} - {"", *listing.splits}
+        return (bool(more) and 2 * common >= len(images)) or _leave(
+            found, "the folders make splits and classes."
+        )
     if common >= 0.9 * len(images):
         return True
     return _leave(found, f"it names {many(common, 'image')} of the {len(images):,} in class folders.")

@@ -7,13 +7,14 @@ that shows the folders and the options which decide it.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tellapart.data.listing import many, printable, some
-from tellapart.data.split_names import meaning, settle
+from tellapart.data.split_names import frame, meaning, settle
 from tellapart.errors import DataError
 
 _CONTAINERS = """
@@ -22,6 +23,7 @@ _CONTAINERS = """
 """
 CONTAINERS = frozenset(_CONTAINERS.split())
 """Folder names that say what kind of files lie in them, not what the images show."""
+_SHARDS = frozenset(("part", "batch", "chunk", "shard", "vol", "volume", "folder", "archive"))
 
 UNLABELLED = frozenset(("unlabeled", "unlabelled", "unlab", "unannotated", "unsorted", "未标注", "无标签"))
 
@@ -48,7 +50,7 @@ class Part:
 
     def shared(self, other: Part) -> int:
         """Return how many class folders both have (in any case of letters)."""
-        mine, theirs = ({name.casefold() for name in part.classes} - CONTAINERS for part in (self, other))
+        mine, theirs = ({n.casefold() for n in part.classes if not is_container(n)} for part in (self, other))
         return len(mine & theirs)
 
     def alike(self, other: Part) -> bool:
@@ -80,6 +82,30 @@ def at(node: Node, prefix: str) -> Node:
     return node
 
 
+def is_container(name: str) -> bool:
+    """Return whether a folder's name says no more than that images, masks or files lie in it (`images_001`)."""
+    if name.strip().casefold() in CONTAINERS:
+        return True
+    words = [word.casefold() for word in re.findall(r"[^\W\d_]+", name)]
+    return bool(words) and all(word in CONTAINERS or word in _SHARDS for word in words)
+
+
+def only_containers(names: Iterable[str]) -> bool:
+    """Return whether no folders of these names can be the classes: `images` and `masks`, or numbered parts of
+    one whole (`photos_part_1`, `photos_part_2`).
+    """
+    names = list(names)
+    if all(map(is_container, names)):
+        return True
+    words = {tuple(word.casefold() for word in re.findall(r"[^\W\d_]+", name)) for name in names}
+    numbered = all(re.search(r"\d", name) for name in names)
+    return (
+        numbered
+        and len(names) > 1 == len(words)
+        and any(w in CONTAINERS or w in _SHARDS for w in next(iter(words)))
+    )
+
+
 def unwrapped(name: str, node: Node) -> Part:
     """Return the class folders of one split's folder, looking through `train/train/` and `train/images/`."""
     prefix = name + "/"
@@ -89,7 +115,7 @@ def unwrapped(name: str, node: Node) -> Part:
         inner, child = next(iter(node.inner.items()))
         plain = inner.strip().casefold()
         again = meaning(inner).pure and meaning(inner).split == meaning(name).split
-        if not child.inner or not (plain == name.strip().casefold() or plain in CONTAINERS or again):
+        if not (plain == name.strip().casefold() or is_container(inner) or again):
             break
         prefix += inner + "/"
         node = child
@@ -97,13 +123,21 @@ def unwrapped(name: str, node: Node) -> Part:
 
 
 def _holds_classes(part: Part) -> bool:
-    return any(name.strip().casefold() not in CONTAINERS for name in part.classes)
+    return not only_containers(part.classes)
 
 
 def _sure(name: str, tops: Mapping[str, Node]) -> bool:
-    """Return whether a name says a split and nothing else; `valid` beside `invalid` does not."""
-    lower = {top.strip().casefold() for top in tops}
-    return meaning(name).pure and not (name.strip().casefold() == "valid" and "invalid" in lower)
+    """Return whether a name says a split and nothing else, or what another folder says with another split's word
+    (`asl_train` beside `asl_test`). `valid` beside `invalid` is no split.
+    """
+    found = meaning(name)
+    if found.pure:
+        return not (
+            name.strip().casefold() == "valid" and any(n.strip().casefold() == "invalid" for n in tops)
+        )
+    return bool(found.split) and any(
+        meaning(other).split not in ("", found.split) and frame(other) == frame(name) for other in tops
+    )
 
 
 def is_no_class(name: str, tops: Mapping[str, Node]) -> bool:
@@ -141,15 +175,12 @@ def find_splits(node: Node, where: str) -> dict[str, str]:
         alike = [name for name in rest if name in deep and any(deep[name].alike(deep[k]) for k in kept)]
         if alike:
             raise _undecided([*kept, *alike], deep, where)
-        if len(rest) < 2 and (sure or not rest):
+        flat = any(_sure(name, tops) for name in tops if name not in deep)
+        if (len(rest) < 2 or flat or len(sure) > 1) and (sure or not rest):
             return splits
         lone = next(iter(kept))
         if len(kept) == 1 and sure and not tops[lone].direct and len(deep[lone].classes) > 1:
-            raise DataError(
-                f"{printable(lone)}/ in {printable(where)!r} may be the train split (it holds "
-                f"{some(deep[lone].classes, 4)}) or one of the classes {some(tops, 6)}. For a split: "
-                f"--data.train {printable(lone)}. For a class: --data.format classes."
-            )
+            raise _lone(lone, splits[lone], deep[lone], tops, where)
         return {}
     if not rest and len(named) == 1 == len(tops):  # flowers_train/CLASS alone
         return settle({name: meaning(name).split for name in named})
@@ -157,6 +188,24 @@ def find_splits(node: Node, where: str) -> dict[str, str]:
         return {}
     pure = {name: part for name, part in deep.items() if 10 * tops[name].direct < tops[name].total}
     return _without_names(pure, len(tops), where)
+
+
+def _lone(name: str, split: str, part: Part, tops: Mapping[str, Node], where: str) -> DataError:
+    others = [other for other in tops if other != name]
+    inside = {inner.casefold() for inner in part.classes}
+    text = (
+        f"{printable(name)}/ in {printable(os.path.normpath(where))!r} may be the {split} split (it holds "
+        f"{some(part.classes, 4)}) or a class beside {some(others, 6)}. "
+    )
+    if split != "train" and all(other.casefold() in inside for other in others):
+        return DataError(
+            f"{text}If the folders beside it are the train split: --data.train . --data.{split} {_typed(name)}. "
+            "For a class: --data.format classes."
+        )
+    return DataError(
+        f"{text}For a split: --data.{split} {_typed(name)} (and likewise for the others). For a class: --data.format "
+        "classes."
+    )
 
 
 def _without_names(deep: Mapping[str, Part], tops: int, where: str) -> dict[str, str]:
@@ -229,13 +278,25 @@ def _holders(node: Node) -> list[str]:
     """Return the folders in ``node`` that hold two or more splits with class folders in them."""
     found = []
     for name, child in node.inner.items():
-        try:
-            splits = find_splits(child, "")
-        except DataError:
-            continue
-        if len(set(splits.values())) > 1:
-            found.append(name)
+        for _ in range(3):
+            try:
+                splits = find_splits(child, "")
+            except DataError:
+                break
+            if len(set(splits.values())) > 1:
+                found.append(name)
+                break
+            if child.direct or len(child.inner) != 1:
+                break
+            child = next(iter(child.inner.values()))
     return found
+
+
+def is_copy(name: str, tops: Mapping[str, Node]) -> bool:
+    """Return whether a folder holds folders of the same names as those beside it: the whole set once more."""
+    inner = {key.strip().casefold() for key in unwrapped(name, tops[name]).classes}
+    beside = {key.strip().casefold() for key in tops if key != name}
+    return len(inner) > 1 and inner <= beside and not tops[name].direct
 
 
 def class_first(node: Node) -> dict[str, dict[str, str]]:
@@ -251,11 +312,6 @@ def class_first(node: Node) -> dict[str, dict[str, str]]:
     return found if several and len(found) > 1 else {}
 
 
-def only_containers(names: Iterable[str]) -> bool:
-    """Return whether no folder of these names can be a class: `images`, `masks`, `labels`."""
-    return all(name.strip().casefold() in CONTAINERS for name in names)
-
-
 def left_over(tops: Mapping[str, Node], taken: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield (folder, why) for each folder of images that is neither a split nor a class."""
     parts = {name: unwrapped(name, tops[name]) for name in tops}
@@ -266,7 +322,7 @@ def left_over(tops: Mapping[str, Node], taken: Iterable[str]) -> Iterator[tuple[
         count = many(node.total, "image")
         if not _holds_classes(parts[name]):
             yield name, f"{count} in {printable(name)}/ left out: no class folder says what they show."
-        elif any(parts[name].alike(part) for part in chosen):
+        elif not is_container(name) and any(parts[name].alike(part) for part in chosen):
             yield (
                 name,
                 f"{count} in {printable(name)}/ left out: it holds the same class folders, but its name says no "

@@ -32,7 +32,21 @@ _PATH = _PATHS.split()
 _LABEL = _LABELS.split()
 _WEAK_LABEL = ("name", "id")
 _SPLIT = ("split", "subset", "partition")
-_WEAK_SPLIT = ("set", "fold", "usage", "phase", "dataset", "datasplit", "stage", "purpose", "mode", "kfold")
+_WEAK_SPLIT = (
+    "划分",
+    "数据划分",
+    "aufteilung",
+    "set",
+    "fold",
+    "usage",
+    "phase",
+    "dataset",
+    "datasplit",
+    "stage",
+    "purpose",
+    "mode",
+    "kfold",
+)
 _FLAGS = {
     "val": ("isvalid", "isval", "isvalidation", "valid", "val", "validation"),
     "test": ("istest", "istesting", "test"),
@@ -145,6 +159,8 @@ def _label_columns(table: Table, spec: DataSpec, path: str, used: set[str], note
     if named:
         return (_best_label(table, named, note),)
     rest = [column for column in free if not _is_index(table, column)]
+    if not rest and not table.header:
+        rest = free[-1:]  # as many rows as classes: a label may count too
     if not table.header and len(rest) == 5:  # path, four numbers, label (RetinaNet)
         numbers = [column for column in rest if _numeric(table, column)]
         rest = [column for column in rest if column not in numbers] if len(numbers) == 4 else rest
@@ -251,10 +267,11 @@ def _split_column(table: Table, spec: DataSpec, path: str, note: Note) -> tuple[
             "with --data.split-column, or none."
         )
     for column in free:
-        if table.header and plain(column) not in (*_WEAK_SPLIT, *flags):
+        named = table.header and plain(column) in (*_WEAK_SPLIT, *flags)
+        if not named and plain(column) in _LABEL:
             continue
-        splits = _splits_of(table, column, note, bare=not table.header)
-        if splits is not None and (len(set(table.cells(column))) > 1 or table.header):
+        splits = _splits_of(table, column, note, bare=not named)
+        if splits is not None and (named or len(set(splits.values())) > 1):
             return column, splits
         if table.header and plain(column) in _WEAK_SPLIT:
             note(

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tellapart.data.folder_tree import CONTAINERS
+from tellapart.data.folder_tree import is_container
 from tellapart.data.folders import IMAGE_EXTENSIONS, Tree, extension
 from tellapart.data.listing import Note, many, printable, some
 from tellapart.data.split_names import meaning, split_of_stem
@@ -227,7 +227,7 @@ class Finder:
         said = next((meaning(word).split for word in words if meaning(word).split), "")
         own = bool(words) and key(words[-1]) == key(stem)
         fits = 1 if said == (split or "train") else -1 if said else 0
-        return fits, int(own), int(not words or key(words[-1]) in CONTAINERS)
+        return fits, int(own), int(not words or is_container(words[-1]))
 
     def _stripped(self, found: Found, names: list[str]) -> None:
         """Find ``names`` without the first of the folders that all of them share.

@@ -94,6 +94,13 @@ def _word(word: str) -> str:
     return next((split for pattern, split in _GERMAN if pattern.fullmatch(word)), "")
 
 
+def frame(name: str) -> tuple[str, ...]:
+    """Return the words of a name without those that name a split: equal for `asl_train` and `asl_test`."""
+    text = functools.reduce(lambda text, pair: pair[0].sub(" ", text), _CHINESE, name)
+    text = _CHINESE_NOISE.sub("", text)
+    return tuple(word.casefold() for word in re.findall(r"[^\W\d_]+", text) if not _word(word.casefold()))
+
+
 def settle(splits: Mapping[str, str]) -> dict[str, str]:
     """Return ``splits`` with `EVAL` made test, or val where something else is test already."""
     other = "val" if "test" in splits.values() else "test"
