@@ -131,7 +131,7 @@ def test_without_a_test_part_the_note_says_whose_figure_it_is(tmp_path: pathlib.
 def test_a_source_without_train_can_be_evaluated(tmp_path: pathlib.Path) -> None:
     samples = read(put(tmp_path, "test/a/1.png", "test/b/1.png"))
     assert set(samples.splits) == {"test"}
-    assert noted(samples, "no train part")
+    assert noted(samples, "no train split")
 
 
 def test_one_wrapping_folder_is_looked_through(tmp_path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -188,7 +189,7 @@ def read_all(found: Lists, spec: DataSpec, note: Note) -> list[Listing]:
     return parts
 
 
-def read(found: Lists, spec: DataSpec, note: Note) -> Listing:
+def read(found: Lists, tree: Tree, spec: DataSpec, note: Note) -> Listing:
     """Return the listing of one list, or of several named train, val and test."""
     note(f"Read from {some(found.used)}; --data.format folder reads class folders instead.")
     said: set[str] = set()
@@ -201,8 +202,18 @@ def read(found: Lists, spec: DataSpec, note: Note) -> Listing:
     whole, *others = read_all(found, spec, once)
     for part in others:
         _extend(whole, part)
+    _say_unlisted(whole, tree, note)
     _keep_last(whole, note)
     return whole
+
+
+def _say_unlisted(whole: Listing, tree: Tree, note: Note) -> None:
+    """Say how many images of the folder no list names."""
+    named = {*whole.paths, *(conflict.path for conflict in whole.conflicts)}
+    places = Counter(f"{os.path.dirname(path)}/".lstrip("/") for path in tree.images if path not in named)
+    if whole.root == tree.root and places:
+        shown = some((place or "the top folder" for place, _ in places.most_common()), 3)
+        note(f"{many(sum(places.values()), 'image')} that no list gives a label left out (in {shown}).")
 
 
 def _extend(whole: Listing, part: Listing) -> None:

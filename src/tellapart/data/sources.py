@@ -46,7 +46,7 @@ class Notes(list[str]):
 def open_source(spec: DataSpec, say: Callable[[str], None]) -> Samples:
     """Return the samples of ``spec.source``, each with its split.
 
-    A source's own splits are kept; where it has a train part and no val, val is taken from train
+    A source's own splits are kept; where it has a train split and no val, val is taken from train
     (``val_fraction``); where it has no splits at all, val and test are taken (``test_fraction``): stratified,
     seeded, and never through a group (`splits.assign`). Classes are the union over all splits, sorted by name
     (a known set's: the official order). ``say`` receives each note, as it is found; all of them are in
@@ -184,7 +184,7 @@ def _open_tree(tree: folders.Tree, spec: DataSpec, notes: Notes) -> Listing:
         return known.name_imagenet(class_folders.read_folder(tree, notes, spec.format == "classes"), notes)
     found = folder_lists.look(tree, spec)
     if folder_lists.prefers_lists(found, tree, spec):
-        listing = folder_lists.read(found, spec, notes)
+        listing = folder_lists.read(found, tree, spec, notes)
     elif folder_lists.wanted(spec):
         raise DataError(
             f"{printable(tree.root)!r} holds no list (.csv, .tsv, .jsonl) of files that are there with columns "
@@ -329,11 +329,11 @@ def _deal(
 def _report_splits(column: Sequence[str], notes: Notes) -> None:
     present = set(column)
     if "train" not in present:
-        notes("There is no train part: good for evaluation only.")
+        notes("There is no train split: good for evaluation only.")
     elif "val" not in present:
-        notes("There is no validation part: training uses everything, and its last epoch counts.")
+        notes("There is no validation split: training uses everything, and its last epoch counts.")
     if "test" not in present and "val" in present:
-        notes("There is no test part: the final figures will be validation's.")
+        notes("There is no test split: the final figures will be validation's.")
 
 
 def _report_classes(
