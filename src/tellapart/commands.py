@@ -74,10 +74,22 @@ class Evaluate:
     """auto, cpu, cuda, cuda:N or mps; for an ONNX file also tensorrt and tensorrt:N."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the network computes in; with less than fp32 the answers can differ a little."""
-    format: Literal["auto", "folder", "list", "voc", "createml", "yolo", "coco", "name"] = "auto"
+    format: Literal["auto", "folder", "classes", "list", "voc", "createml", "yolo", "coco", "name"] = "auto"
     """How to read DATA."""
     boxes: Literal["image", "crop"] = "image"
     """Annotation files: one label for the image, or one crop for each box."""
+    encoding: str = "utf-8"
+    """Encoding of lists and annotation files that declare none; auto guesses it."""
+    path_column: str = ""
+    """Lists: the column with the images' paths, file names or ids; empty: guessed."""
+    label_column: tuple[str, ...] = ()
+    """Lists: the column with the label; several: one-hot columns; empty: guessed."""
+    split_column: str = ""
+    """Lists: the column with the split; empty: guessed; none: no column."""
+    root: str = ""
+    """Lists: the folder that the paths in a list start from; empty: the list's own, or where the images are."""
+    suffix: str = ""
+    """Lists: what is missing at the end of each path, such as .jpg; empty: looked for."""
     as_json: Json = False
     """Print one JSON object on standard output."""
 

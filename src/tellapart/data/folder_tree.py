@@ -199,12 +199,12 @@ def _lone(name: str, split: str, part: Part, tops: Mapping[str, Node], where: st
     )
     if split != "train" and all(other.casefold() in inside for other in others):
         return DataError(
-            f"{text}If the folders beside it are the train split: --data.train . --data.{split} {_typed(name)}. "
-            "For a class: --data.format classes."
+            f"{text}If the folders beside it are the train split: --data.train {_typed(where, '.')} "
+            f"--data.{split} {_typed(where, name)}. For a class: --data.format classes."
         )
     return DataError(
-        f"{text}For a split: --data.{split} {_typed(name)} (and likewise for the others). For a class: --data.format "
-        "classes."
+        f"{text}For a split: --data.{split} {_typed(where, name)} (and likewise for the others). "
+        "For a class: --data.format classes."
     )
 
 
@@ -229,15 +229,15 @@ def _undecided(names: list[str], deep: Mapping[str, Part], where: str) -> DataEr
     return DataError(
         f"The folders {shown} in {printable(where)!r} hold the same class folders ({some(first.classes, 4)}), "
         "so they are splits or versions of one data set, and their names do not say which is train, val or "
-        f"test. Say it: --data.train {_typed(names[0])} --data.test {_typed(names[1])} (--data.val likewise; "
-        "several folders each). Or give one of them alone as DATA: "
-        f"{_typed(os.path.join(where, first.prefix[:-1]))}. If the top folders are the classes: --data.format classes."
+        f"test. Say it: --data.train {_typed(where, names[0])} --data.test {_typed(where, names[1])} "
+        "(--data.val likewise; several folders each). Or give one of them alone as DATA: "
+        f"{_typed(where, first.prefix[:-1])}. If the top folders are the classes: --data.format classes."
     )
 
 
-def _typed(path: str) -> str:
-    """Return a path as it is typed on a command line."""
-    return shlex.quote(printable(path))
+def _typed(where: str, name: str) -> str:
+    """Return a folder as it is typed on a command line."""
+    return shlex.quote(printable(os.path.normpath(os.path.join(where, name))))
 
 
 def find_base(node: Node, where: str) -> str:
