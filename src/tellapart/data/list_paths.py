@@ -261,7 +261,7 @@ class Finder:
         )
 
 
-def _shared(lists: Sequence[Sequence[str]]) -> Sequence[str]:
+def _shared(lists: Sequence[list[str]]) -> list[str]:
     """Return the items that all of the lists begin with."""
     low, high = min(lists), max(lists)
     alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high, strict=False))

@@ -215,11 +215,11 @@ def _split_labels(rows: Sequence[_Row]) -> None:
             if len(parts) > 1 and (mark == "|" or all(part in known for part in parts)):
                 several[label] = tuple(dict.fromkeys(filter(None, parts))) or (label,)
     for row in rows:
-        parts = row.several or several.get(row.label, ())
-        if len(parts) == 1:
-            row.label = parts[0]
+        found = row.several or several.get(row.label, ())
+        if len(found) == 1:
+            row.label = found[0]
         else:
-            row.several = parts
+            row.several = found
 
 
 def _box(record: Mapping[str, Any], columns: tuple[str, ...], where: str) -> Box:
