@@ -334,3 +334,49 @@ def test_the_python_interface_takes_the_same_options(tmp_path: pathlib.Path) -> 
     spec = update(Spec(), {"data": {"train": ["x"], "test": "y", "label_column": ["a", "b"]}})
     assert spec.data.train == ("x",)
     assert spec.data.test == ("y",)
+
+
+def test_a_folder_that_holds_its_neighbours_once_more_is_no_class(tmp_path: pathlib.Path) -> None:
+    put(tmp_path, *(f"{start}{c}/1.png" for start in ("", "brain_tumor_dataset/") for c in ("yes", "no")))
+    samples = read(tmp_path)
+    assert samples.classes == ("no", "yes")
+    assert noted(samples, "2 images in brain_tumor_dataset/ left out", "copy")
+
+
+def test_a_flat_test_folder_is_known_by_its_twin(tmp_path: pathlib.Path) -> None:
+    put(tmp_path, *files("asl_train/asl_train", ("A", "B")), "asl_test/asl_test/A_test.jpg")
+    samples = read(tmp_path)
+    assert samples.classes == ("A", "B")
+    assert splits_of(samples) == {"train": 6}
+    assert noted(samples, "1 image in asl_test/ left out")
+
+
+def test_a_flat_folder_in_itself_is_no_class(tmp_path: pathlib.Path) -> None:
+    put(tmp_path, *files("train", ("A", "B")), "test/test/1.jpg", "test/test/2.jpg")
+    samples = read(tmp_path)
+    assert samples.classes == ("A", "B")
+    assert noted(samples, "2 images in test/ left out")
+
+
+@pytest.mark.parametrize("names", [("images_001", "images_002"), ("HAM_images_part_1", "HAM_images_part_2")])
+def test_numbered_parts_of_one_whole_are_no_classes(tmp_path: pathlib.Path, names: tuple[str, ...]) -> None:
+    put(tmp_path, *(f"{name}/{n}.png" for name in names for n in range(3)))
+    with pytest.raises(DataError, match=r"no class folders .*--data\.format classes"):
+        read(tmp_path)
+    assert read(tmp_path, format="classes").classes == names
+
+
+def test_sets_below_wrapping_folders_are_refused(tmp_path: pathlib.Path) -> None:
+    for size in ("100x100", "original"):
+        put(tmp_path, *files(f"fruits_{size}/fruits/Training"), *files(f"fruits_{size}/fruits/Test"))
+    with pytest.raises(DataError, match="hold splits of their own: fruits_100x100, fruits_original"):
+        read(tmp_path)
+
+
+def test_classes_beside_a_test_split_are_asked_about(tmp_path: pathlib.Path) -> None:
+    put(tmp_path, *files("x")[0:0], "a/1.png", "b/1.png", "c/1.png", *files("test"))
+    with pytest.raises(DataError, match=r"--data\.train \S+ --data\.test \S+/test\."):
+        read(tmp_path)
+    samples = read(tmp_path, train=(".",), test=("test",))
+    assert samples.classes == ABC
+    assert splits_of(samples) == {"train": 3, "test": 9}

@@ -510,3 +510,23 @@ def test_an_image_in_two_lists_counts_in_the_last_split(tmp_path: pathlib.Path) 
     assert len(samples) == 11
     assert noted(samples, "several lists name left out", "last of train, val, test")
     assert noted(samples, "1 image with different labels in several lists")
+
+
+def test_of_several_lists_the_one_of_all_images_is_read(tmp_path: pathlib.Path) -> None:
+    put(tmp_path, *(f"images_{n % 2:03d}/images/{s}.png" for n, (s, _) in enumerate(stems())))
+    write(
+        tmp_path / "Data_Entry.csv",
+        ["Image Index,Finding Labels,Age", *(f"{s}.png,{k},30" for s, k in stems())],
+    )
+    write(tmp_path / "BBox_List.csv", ["Image Index,label,x", f"{stems()[0][0]}.png,{stems()[0][1]},3"])
+    samples = read(tmp_path)
+    right(samples)
+    assert noted(samples, "BBox_List.csv is not used: Data_Entry.csv names most images")
+
+
+def test_images_that_no_list_names_are_counted(tmp_path: pathlib.Path) -> None:
+    put(tmp_path, *(f"train/{s}.png" for s, _ in stems()), "test/x.png", "test/y.png")
+    write(tmp_path / "labels.csv", ["id,label", *(f"{s},{k}" for s, k in stems())])
+    samples = read(tmp_path)
+    right(samples)
+    assert noted(samples, "2 images that no list gives a label left out (in test/)")

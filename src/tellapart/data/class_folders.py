@@ -51,7 +51,7 @@ def read_folder(tree: Tree, note: Note, classes_only: bool = False) -> Listing:
         raise DataError(f"No images were found in {printable(tree.root)!r}{others}.")
     node = folder_tree.grow(tree.images)
     if classes_only:
-        return _collect(tree, "", {"": Part("", node.inner)}, {"": ""}, note)
+        return _collect(tree, "", {"": Part("", node.inner)}, {"": ""}, note, any_name=True)
     base = folder_tree.find_base(node, tree.root)
     for prefix in _above(base):
         for name, count in _siblings(folder_tree.at(node, prefix[0]), prefix[1]):
@@ -138,7 +138,12 @@ def _root(tree: Tree, base: str) -> str:
 
 
 def _collect(
-    tree: Tree, base: str, parts: Mapping[str, Part], splits: Mapping[str, str], note: Note
+    tree: Tree,
+    base: str,
+    parts: Mapping[str, Part],
+    splits: Mapping[str, str],
+    note: Note,
+    any_name: bool = False,
 ) -> Listing:
     """Return the listing of all images in the class folders of ``parts`` (by top folder)."""
     listing = Listing(root=_root(tree, base))
@@ -165,7 +170,7 @@ def _collect(
     for top, number in sorted(loose.items()):
         if top and number:
             note(f"{many(number, 'image')} in {printable(top)}/ without a class folder left out.")
-    if folder_tree.only_containers(names):
+    if not any_name and folder_tree.only_containers(names):
         raise _no_classes(tree, base)
     _end(tree, note)
     return listing
