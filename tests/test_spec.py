@@ -37,7 +37,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     if origin is typing.Literal:
         return st.sampled_from(parts)
     if origin is tuple and parts[-1] is Ellipsis:
-        return st.lists(values_of(parts[0]), max_size=4).map(tuple)
+        items = TEXT.filter(lambda text: not text.startswith("-")) if parts[0] is str else values_of(parts[0])
+        return st.lists(items, max_size=4).map(tuple)
     if origin is tuple:
         return st.tuples(*(values_of(part) for part in parts))
     if type(None) in parts:
@@ -69,7 +70,7 @@ def as_flags(spec: Spec) -> list[str]:
             head, _, last = flag.rpartition(".")
             words.append(f"--{flag}" if value else f"--{head}.no-{last}")
         elif isinstance(value, tuple):
-            words += [f"--{flag}", *(repr(item) for item in value)]
+            words += [f"--{flag}", *(item if isinstance(item, str) else repr(item) for item in value)]
         else:
             words.append(f"--{flag}={value}")
     return words

@@ -105,7 +105,8 @@ def _find_lr(args: FindLr) -> int:
 def _evaluate(args: Evaluate) -> int:
     from tellapart import workflow
 
-    changes: dict[str, Any] = {"format": args.format, "boxes": args.boxes} if args.source else {}
+    names = ("format", "boxes", "encoding", "path_column", "label_column", "split_column", "root", "suffix")
+    changes: dict[str, Any] = {name: getattr(args, name) for name in names} if args.source else {}
     evaluation = workflow.evaluate(
         args.model,
         args.source,

@@ -52,6 +52,7 @@ class DataSpec(Section, prefix="data."):
     format: Literal[
         "auto",
         "folder",
+        "classes",
         "list",
         "voc",
         "createml",
@@ -66,11 +67,9 @@ class DataSpec(Section, prefix="data."):
         "webdataset",
         "name",
     ] = "auto"
-    """How to read the source; auto looks at it."""
+    """How to read the source; auto looks at it. classes: the top folders are classes, whatever their names."""
     encoding: str = "utf-8"
     """Encoding of lists and annotation files that have no byte-order mark and declare none; auto guesses it."""
-    label_column: tuple[str, ...] = ()
-    """Lists: the column with the label; several: one-hot columns, whose names are the classes; empty: guessed."""
     match: Literal["auto", "stem", "name"] = "auto"
     """Annotation files: the image of the same stem, or that named inside; auto: stem, an error where many differ."""
     val_fraction: Annotated[float, Range(0, 0.9)] = 0.1
@@ -81,6 +80,22 @@ class DataSpec(Section, prefix="data."):
     """Seed of the split, apart from the seed of training."""
     group: str = ""
     """Column, or regular expression on the path, whose value keeps images together in one split."""
+    train: tuple[str, ...] = ()
+    """Folders (in the source, or anywhere) of class folders that are the train split, whatever their names."""
+    val: tuple[str, ...] = ()
+    """Folders of class folders that are the val split."""
+    test: tuple[str, ...] = ()
+    """Folders of class folders that are the test split."""
+    path_column: str = ""
+    """Lists: the column with the images' paths, file names or ids; empty: by its name and what is there."""
+    label_column: tuple[str, ...] = ()
+    """Lists: the column with the label; several: one-hot columns, whose names are the classes; empty: guessed."""
+    split_column: str = ""
+    """Lists: the column with the split (also fold numbers, or yes and no); empty: guessed; none: no column."""
+    root: str = ""
+    """Lists: the folder that the paths in a list start from; empty: the list's own, or where the images are."""
+    suffix: str = ""
+    """Lists: what is missing at the end of each path, such as .jpg; empty: looked for."""
     boxes: Literal["image", "crop"] = "image"
     """Annotation files with boxes: one label for the image, or one crop for each box."""
     on_bad_image: Literal["skip", "error"] = "skip"

@@ -11,7 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from tellapart.data import folders
+from tellapart.data import class_folders
 from tellapart.data.annotations import TITLES, read_annotations
 from tellapart.data.folders import Tree
 from tellapart.data.listing import Listing, Note, many, printable, some
@@ -60,7 +60,7 @@ def class_folders_first(tree: Tree, kind: str, spec: DataSpec, note: Note) -> Li
 def _complete(tree: Tree, note: Note) -> Listing | None:
     """Return the class folders of a tree where they hold all of its images, and are of two classes or more."""
     try:
-        found = folders.read_folder(tree, note)
+        found = class_folders.read_folder(tree, note)
     except DataError:
         return None
     names = set(found.labels)

@@ -24,6 +24,7 @@ SHOWN = 8  # pictures of the grid before and after augmentation
 
 def check(
     data: str | os.PathLike[str] | None = None,
+    /,
     *,
     spec: Spec | str | os.PathLike[str] | None = None,
     html: str | os.PathLike[str] | None = None,

@@ -51,11 +51,17 @@ class Result:
 
 def make_spec(
     data: str | os.PathLike[str] | None = None,
+    /,
     recipe: str | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,
     **changes: Any,
 ) -> Spec:
-    """Return the spec of: the defaults or a recipe, a spec or YAML file over it, and ``changes`` over that."""
+    """Return the spec of: the defaults or a recipe, a spec or YAML file over it, and ``changes`` over that.
+
+    ``data`` is the source; ``data`` among the changes is the source too, or a mapping of the section's fields.
+    """
+    if isinstance(changes.get("data"), (str, os.PathLike)):
+        data = changes.pop("data")
     base = recipes.recipe(recipe) if recipe else Spec()
     if isinstance(spec, Spec):
         base = spec
@@ -67,6 +73,7 @@ def make_spec(
 
 def train(
     data: str | os.PathLike[str] | None = None,
+    /,
     *,
     recipe: str | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,
@@ -77,12 +84,14 @@ def train(
     """Train a classifier and measure it.
 
     Args:
-        data: folder, list, archive, annotation file or name; the embedded digits where None.
+        data: folder, list, archive, annotation file or name; the embedded digits where None. As the first argument, so
+            that ``data={"format": "folder"}`` can be among the changes.
         recipe: name of a recipe to start from.
         spec: a Spec, or the path of a YAML file.
         quiet: no progress on standard error.
         profile: tell where a step's time goes, and keep it, with a trace, under ``profile`` in the run's folder.
-        changes: fields of the spec, such as ``training={"epochs": 3}``, ``seed=1`` or ``**{"model.name": "resnet18"}``.
+        changes: fields of the spec, such as ``training={"epochs": 3}``, ``data={"val_fraction": 0.2}``, ``seed=1`` or
+            ``**{"model.name": "resnet18"}``.
 
     Raises: errors of ``tellapart.errors``.
     """
@@ -342,6 +351,7 @@ def _brief(evaluation: metrics.Evaluation) -> dict[str, Any]:
 
 def find_lr(
     data: str | os.PathLike[str] | None = None,
+    /,
     *,
     recipe: str | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,
