@@ -46,7 +46,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "The measured accuracy will be too good. Remove the copies, or keep them together with --data.group.",
     ),
     "leakage-near": (
-        "{count} in more than one split, nearly unchanged (resized, saved again, the next of a burst).",
+        "{count} in more than one split, nearly unchanged (saved again, cropped, mirrored, the next of a burst).",
         "The measured accuracy will be too good. Remove the copies, or keep them together with --data.group.",
     ),
     "labels-exact": (
@@ -225,4 +225,5 @@ def _copies(groups: Sequence[Group], field: str = "", limit: int = 4) -> Iterato
         marks = [f" ({_isolated(value)})" if field else "" for value in values]
         shown = [group.images[n].path + marks[n] for n in order[:limit]]
         rest = len(values) - len(shown)
-        yield " = ".join([*shown, f"{rest:,} more"] if rest else shown)
+        changes = f" [{', '.join(group.changes)}]" if group.changes else ""
+        yield " = ".join([*shown, f"{rest:,} more"] if rest else shown) + changes
