@@ -20,12 +20,9 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import itertools
-import os
 import resource
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 

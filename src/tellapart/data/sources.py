@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart.data import annotation_formats as formats
-from tellapart.data import archives, folders, known, lists, splits
+from tellapart.data import archives, copies, folders, known, lists, splits
 from tellapart.data.annotations import FORMATS, detect, json_format, read_annotations
 from tellapart.data.listing import Listing, many, printable, some, split_of_stem
 from tellapart.data.samples import SPLITS, Samples
@@ -299,13 +299,13 @@ def _fill_splits(
             column = listing.splits = [split or "train" for split in column]
         if "train" in column and "val" not in column and spec.val_fraction > 0:
             rows = np.flatnonzero(np.fromiter((split == "train" for split in column), bool, len(column)))
-            _deal(listing, labels, groups, rows, (spec.val_fraction, 0.0), spec)
+            _deal(listing, labels, groups, rows, (spec.val_fraction, 0.0), spec, notes)
         if groups is not None and (cut := splits.crossing(groups, listing.splits)):
             notes(f"The source's own splits cut through {many(cut, 'group')}: its figures may be too good.")
     else:
         rows = np.arange(len(column))
         listing.splits = ["train"] * len(column)
-        _deal(listing, labels, groups, rows, (spec.val_fraction, spec.test_fraction), spec)
+        _deal(listing, labels, groups, rows, (spec.val_fraction, spec.test_fraction), spec, notes)
         taken = [
             f"{listing.splits.count(split):,} as {split}"
             for split in ("val", "test")
@@ -325,10 +325,9 @@ def _deal(
     rows: npt.NDArray[np.intp],
     fractions: tuple[float, float],
     spec: DataSpec,
+    notes: Notes,
 ) -> None:
-    paths = [listing.paths[row] for row in rows]
-    chosen = None if groups is None else [groups[row] for row in rows]
-    dealt = splits.assign(labels[rows], paths, *fractions, spec.split_seed, chosen)
+    dealt = copies.deal(listing, labels, groups, rows, fractions, spec.split_seed, notes)
     for row, split in zip(rows.tolist(), dealt.tolist(), strict=True):
         listing.splits[row] = split
 
