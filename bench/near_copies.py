@@ -1,15 +1,16 @@
-"""How many near copies does `tellapart check` find, and how many that are none?
+"""Count how many near copies `tellapart check` finds, and how many that are none.
 
     python bench/near_copies.py --photos DIR                      plants: recall by kind, and precision
     python bench/near_copies.py --photos DIR --distractors DIR    among further pictures, enlarged to 256 pixels
-    python bench/near_copies.py --pairs LIST.csv --root DIR       judged pairs (test_path, train_path): average precision
+    python bench/near_copies.py --pairs LIST.csv --root DIR       judged pairs: average precision
     python bench/near_copies.py --hashes 1000000                  time and memory of the search by bands
 
 Plants are changed copies of the photographs, COUNT of each kind, each of another photograph. Every pair that is
 reported and is not a plant with its photograph (or two plants of one) counts as false, but for pairs that
 are reported without plants too; those are listed, for a person to look at (--sheet FILE.png shows them).
 
-Judged pairs: for each picture of the test part the training picture with the highest score. "pairs": a picture
+Judged pairs (a CSV with test_path and train_path):
+for each picture of the test part the training picture with the highest score. "pairs": a picture
 counts as right where that pair is in the list; "pictures": where the list has the test picture at all. What is
 not in the list counts as false, so the figure is a lower bound where the list lacks true pairs; with
 ``--share 0.5``, of a list known to hold a random half of them, an estimate for the whole is printed too.
@@ -113,7 +114,7 @@ def plants(options: argparse.Namespace) -> None:
             images.append(_saved(change(photos[n]), quality=85))
     _, table = _measured(images)
     start = time.process_time()
-    pairs, changes, complete = duplicates.near_copies(table, np.zeros(len(table), dtype=np.int64))
+    pairs, _, complete = duplicates.near_copies(table, np.zeros(len(table), dtype=np.int64))
     took = time.process_time() - start
     alone = [(i, j) for i, j in pairs.tolist() if i not in kind_of and j not in kind_of]
     alike = {origin[i]: {origin[i]} for i in range(len(images))}

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart.data import annotation_formats as formats
-from tellapart.data import archives, copies, folders, known, lists, splits
+from tellapart.data import archives, copies, folders, known, lists, lookalikes, splits
 from tellapart.data.annotations import FORMATS, detect, json_format, read_annotations
 from tellapart.data.listing import Listing, many, printable, some, split_of_stem
 from tellapart.data.samples import SPLITS, Samples
@@ -255,6 +255,9 @@ def _class_names(listing: Listing, notes: Notes) -> tuple[str, ...]:
     classes = listing.classes or tuple(sorted(found))
     if len(found) == 1:
         notes(f"There is only one class, {next(iter(found))!r}; training needs two.")
+    if not listing.classes:  # the names of a known set are what its authors meant
+        for warning in lookalikes.warnings(classes):
+            notes(warning)
     return classes
 
 

@@ -4,8 +4,9 @@ One pass reads every file once with a pool of threads and keeps some 1,300 bytes
 memory stays bounded for any number of images (200,000: about 350 MB). Everything is judged without a model.
 Knows nothing of training; its advice names flags of the spec. Pages with pictures are made elsewhere.
 
-`result` holds what is found, `measure` the numbers of one image, `near_copies`, `alignment`, `duplicates`, `suspects` and `findings` what
-is judged by them, `text` the words for a terminal; `examination` puts them together.
+`result` holds what is found, `measure` the numbers of one image, `near_copies` (candidates), `alignment` (their
+comparison), `duplicates`, `suspects` and `findings` what is judged by them, `text` the words for a terminal;
+`examination` puts them together.
 """
 
 from tellapart.data.health.examination import examine
