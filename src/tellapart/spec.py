@@ -59,6 +59,9 @@ class DataSpec(Section, prefix="data."):
     """Seed of the split, apart from the seed of training."""
     group: str = ""
     """Column, or regular expression on the path, whose value keeps images together in one split."""
+    copies: Literal["exact", "near"] = "exact"
+    """Which copies of a picture go to one split where splits are made: the same bytes, or near copies (saved again,
+    cropped, brighter, mirrored) too, for which every image is decoded once more."""
     boxes: Literal["image", "crop"] = "image"
     """Annotation files with boxes: one label for the image, or one crop for each box."""
     on_bad_image: Literal["skip", "error"] = "skip"

@@ -114,7 +114,9 @@ def test_the_order_of_rows_and_the_folder_do_not_matter(tmp_path: Path) -> None:
     for order in (np.arange(len(names)), np.random.default_rng(0).permutation(len(names))):
         listing.paths = [names[n] for n in order]
         labels = np.array([int(path[0] == "b") for path in listing.paths])
-        split = copies.deal(listing, labels, None, np.arange(len(names)), (0.2, 0.2), 0, lambda text: None)
+        split = copies.deal(
+            listing, labels, None, np.arange(len(names)), (0.2, 0.2), DataSpec(source="x"), lambda text: None
+        )
         dealt.append(dict(zip(listing.paths, split, strict=True)))
     assert dealt[0] == dealt[1]
 
@@ -124,7 +126,9 @@ def test_arrays_are_searched_too() -> None:
     pixels[30:] = pixels[:30]
     listing = Listing(root="", paths=[f"train/{n:02}" for n in range(60)], pixels=pixels)
     labels = np.arange(60) % 2
-    split = copies.deal(listing, labels, None, np.arange(60), (0.2, 0.2), 0, lambda text: None)
+    split = copies.deal(
+        listing, labels, None, np.arange(60), (0.2, 0.2), DataSpec(source="x"), lambda text: None
+    )
     assert (split[:30] == split[30:]).all()
     assert set(split) == {"train", "val", "test"}
 
@@ -133,7 +137,7 @@ def test_boxes_of_one_file_are_no_copies(tmp_path: Path) -> None:
     listing = Listing(root=str(_source(tmp_path, 5)), paths=["a/000.bmp"] * 3 + ["b/001.bmp"] * 3)
     said: list[str] = []
     labels = np.array([0, 1, 0, 1, 0, 1])
-    split = copies.deal(listing, labels, None, np.arange(6), (0.3, 0.0), 0, said.append)
+    split = copies.deal(listing, labels, None, np.arange(6), (0.3, 0.0), DataSpec(source="x"), said.append)
     assert len(set(split[:3])) == len(set(split[3:])) == 1
     assert said == []
 
@@ -177,3 +181,24 @@ def test_a_source_with_all_its_splits_is_not_searched(
         _source(tmp_path, 3, split)
     monkeypatch.setattr(copies, "same_bytes", lambda files: pytest.fail("searched"))
     assert dataclasses.asdict(_open(tmp_path))["name"]
+
+
+def _photo(seed: int) -> Image.Image:
+    cells = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((96, 96), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_near_copies_go_to_one_side_where_that_is_wanted(tmp_path: Path, near: bool) -> None:
+    for n in range(40):
+        photo = _photo(n)
+        (tmp_path / "ab"[n % 2]).mkdir(exist_ok=True)
+        photo.save(tmp_path / "ab"[n % 2] / f"{n:02}.png")
+        photo.crop((2, 1, 96, 95)).save(tmp_path / "ab"[n % 2] / f"{n:02}.jpg", quality=80)
+    samples = _open(tmp_path, copies="near" if near else "exact")
+    found: dict[str, set[str]] = {}
+    for path, split in _split_of(samples).items():
+        found.setdefault(path.partition(".")[0], set()).add(split)
+    assert all(len(splits) == 1 for splits in found.values()) is near
+    assert any("40 further images nearly a copy" in note for note in samples.notes) is near
+    assert set(samples.splits) == {"train", "val", "test"}

@@ -1,7 +1,7 @@
 """Copies of one picture among the rows that are about to be dealt to splits: they must go to one side.
 
-Looks at files' sizes, then at the bytes of those of equal size; decodes nothing. What deals, and by which
-rules, is `splits`. Copies that were changed (saved again, cropped) are what `check` finds.
+Looks at files' sizes, then at the bytes of those of equal size, and decodes nothing, unless near copies are
+wanted too (``--data.copies near``): `health.duplicates` finds these. What deals, and by which rules, is `splits`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import numpy.typing as npt
 
 from tellapart.data import splits
 from tellapart.data.listing import Listing, Note, many, printable
-from tellapart.data.samples import read_file
+from tellapart.data.samples import Samples, read_file
+from tellapart.preprocess import MAX_PIXELS
+from tellapart.spec import DataSpec
 
 Rows = npt.NDArray[np.int64]
 
@@ -34,7 +36,7 @@ def deal(
     groups: Sequence[str] | None,
     rows: npt.NDArray[np.intp],
     fractions: tuple[float, float],
-    seed: int,
+    spec: DataSpec,
     notes: Note,
 ) -> npt.NDArray[Any]:
     """Return the split of each of ``rows`` as `splits.assign` deals them, copies of one picture together.
@@ -45,10 +47,13 @@ def deal(
     """
     paths = [listing.paths[row] for row in rows]
     chosen = None if groups is None else [groups[row] for row in rows]
+    seed = spec.split_seed
     if not any(fractions):
         return splits.assign(labels[rows], paths, *fractions, seed, chosen)
     first = _first_copies(listing, paths, rows, notes)
     _tell(listing, paths, labels[rows], first, notes)
+    if spec.copies == "near":
+        first = _with_near_copies(listing, paths, labels, rows, first, notes)
     own = np.arange(len(rows))
     if (first == own).all():
         return splits.assign(labels[rows], paths, *fractions, seed, chosen)
@@ -81,6 +86,54 @@ def _first_copies(
     known = {n: of_path[k] for k, n in enumerate(places.values()) if of_path[k]}
     of_place = _firsts(paths, known)
     return np.fromiter((of_place[places[path]] for path in paths), np.int64, len(paths))
+
+
+def _with_near_copies(
+    listing: Listing,
+    paths: Sequence[str],
+    labels: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.intp],
+    first: npt.NDArray[np.int64],
+    notes: Note,
+) -> npt.NDArray[np.int64]:
+    """Return ``first`` with near copies joined too; which ones are found depends on no order."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    from tellapart.data.health.duplicates import near_copies
+    from tellapart.data.health.measure import measure_all
+
+    order = sorted(np.unique(first).tolist(), key=lambda n: paths[n])
+    chosen = np.asarray(order, dtype=np.int64)
+    samples = Samples(
+        paths=np.array([*paths, None], dtype=object)[:-1],
+        labels=labels[rows],
+        splits=np.full(len(rows), "train", dtype=object),
+        classes=(),
+        root=listing.root,
+        pixels=listing.pixels,
+        keys=np.asarray(rows if listing.keys is None else np.asarray(listing.keys)[rows]),
+    )
+    table, reasons = measure_all(samples, chosen, samples.read, None, MAX_PIXELS, 0)
+    fine = np.array([n not in reasons for n in range(len(chosen))], dtype=bool)
+    pairs, _, complete = near_copies(table[fine], samples.labels[chosen[fine]])
+    ends = chosen[fine][pairs]
+    edges = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(rows), len(rows)))
+    _, component = connected_components(edges, directed=False)
+    lead: dict[int, int] = {}
+    for n in order:
+        lead.setdefault(int(component[n]), n)
+    joined = np.array([lead[int(component[n])] for n in first.tolist()], dtype=np.int64)
+    together = len(order) - len(lead)
+    if together:
+        notes(
+            f"{many(together, 'further image')} nearly a copy of another: near copies go to the same split."
+        )
+    if not complete:
+        notes(
+            "So many images are alike that not all could be compared: some near copies may lie on both sides."
+        )
+    return joined
 
 
 def _firsts(paths: Sequence[str], contents: dict[int, bytes]) -> npt.NDArray[np.int64]:

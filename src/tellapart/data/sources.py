@@ -330,7 +330,7 @@ def _deal(
     spec: DataSpec,
     notes: Notes,
 ) -> None:
-    dealt = copies.deal(listing, labels, groups, rows, fractions, spec.split_seed, notes)
+    dealt = copies.deal(listing, labels, groups, rows, fractions, spec, notes)
     for row, split in zip(rows.tolist(), dealt.tolist(), strict=True):
         listing.splits[row] = split
 
