@@ -74,7 +74,8 @@ def _pictures(thumbs: Thumbs, pairs: Pairs, flips: npt.NDArray[np.int64]) -> tup
     for number, (across, down) in enumerate(FLIPS):
         chosen = flips == number
         second[chosen] = second[chosen][:, :: -1 if down else 1, :: -1 if across else 1]
-    return tuple(gaussian_filter(p, (0, 0.7, 0.7), mode="nearest") for p in (first, second))  # type: ignore[return-value]
+    blurred = [gaussian_filter(p, (0, 0.7, 0.7), mode="nearest") for p in (first, second)]
+    return blurred[0], blurred[1]
 
 
 def _halved(pictures: Floats) -> Floats:
@@ -169,8 +170,8 @@ def _edges(first: Floats, second: Floats, motion: Floats) -> Floats:
     middle = inside.copy()
     for side in (middle, middle.transpose(0, 2, 1)):
         side[:, :MARGIN] = side[:, -MARGIN:] = 0
-    agreement: Floats = np.minimum(*(_agreement(*gradients, part) for part in (inside, middle)))
-    return agreement
+    whole, inner = (_agreement(gradients[0], gradients[1], part) for part in (inside, middle))
+    return np.minimum(whole, inner)
 
 
 def _agreement(one: Gradient, other: Gradient, mask: Floats) -> Floats:

@@ -128,8 +128,8 @@ def _changes(
         "mirrored": flip == 1,
         "upside down": flip == 2,
         "turned by 180°": flip == 3,
-        "cropped": max(abs(scale_x), abs(scale_y)) > 0.35,  # 2 % of a side
-        "shifted": max(abs(scale_x), abs(scale_y)) <= 0.35 and max(abs(x), abs(y)) > 0.5,
+        "cropped": max(abs(scale_x), abs(scale_y)) > 0.2,  # 1.3 % of a side
+        "shifted": max(abs(scale_x), abs(scale_y)) <= 0.2 and max(abs(x), abs(y)) > 0.5,
         "turned": turned > np.radians(0.75),
         "brighter or darker": abs(fit.brightness[at]) > 8,
         "more or less contrast": abs(np.log(max(fit.contrast[at], 0.01))) > 0.15,
