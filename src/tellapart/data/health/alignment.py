@@ -165,13 +165,18 @@ def _edges(first: Floats, second: Floats, motion: Floats) -> Floats:
     The lower of two values: of the whole, and of the middle, since pictures in the same frame are no copies.
     """
     warped, mask = _warp(second, motion)
-    gradients = [np.gradient(p, axis=(1, 2)) for p in (first, warped.reshape(first.shape))]
+    one, other = (_gradient(p) for p in (first, warped.reshape(first.shape)))
     inside = mask.reshape(first.shape)
     middle = inside.copy()
     for side in (middle, middle.transpose(0, 2, 1)):
         side[:, :MARGIN] = side[:, -MARGIN:] = 0
-    whole, inner = (_agreement(gradients[0], gradients[1], part) for part in (inside, middle))
+    whole, inner = (_agreement(one, other, part) for part in (inside, middle))
     return np.minimum(whole, inner)
+
+
+def _gradient(pictures: Floats) -> Gradient:
+    down, across = (np.asarray(g, dtype=np.float32) for g in np.gradient(pictures, axis=(1, 2)))
+    return down, across
 
 
 def _agreement(one: Gradient, other: Gradient, mask: Floats) -> Floats:

@@ -56,8 +56,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "leakage-near": (
         "{count} in more than one split, nearly unchanged (saved again, cropped, mirrored, the next of a burst).",
-        "The measured accuracy will be too good. Remove the copies, or keep them together: --data.copies near where the "
-        "splits are not the source's own, else --data.group.",
+        "The measured accuracy will be too good. Remove the copies, or keep them together: --data.copies near where "
+        "the splits are not the source's own, else --data.group.",
     ),
     "labels-exact": (
         "{count} with different labels, byte for byte the same.",

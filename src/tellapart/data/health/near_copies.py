@@ -69,8 +69,7 @@ def _spectra(thumbs: Thumbs, count: int) -> Iterator[tuple[slice, Floats]]:
     for start in range(0, len(thumbs), 4_096):
         part = slice(start, start + 4_096)
         pictures = thumbs[part].reshape(-1, SIDE, SIDE).astype(np.float32)
-        spectra: Floats = basis @ pictures @ basis.T
-        yield part, spectra
+        yield part, np.asarray(basis @ pictures @ basis.T, dtype=np.float32)
 
 
 def signatures(thumbs: Thumbs, count: int = 8) -> Floats:
