@@ -96,6 +96,9 @@ class DataSpec(Section, prefix="data."):
     """Lists: the folder that the paths in a list start from; empty: the list's own, or where the images are."""
     suffix: str = ""
     """Lists: what is missing at the end of each path, such as .jpg; empty: looked for."""
+    copies: Literal["exact", "near"] = "exact"
+    """Which copies of a picture go to one split where splits are made: the same bytes, or near copies (saved again,
+    cropped, brighter, mirrored) too, for which every image is decoded once more."""
     boxes: Literal["image", "crop"] = "image"
     """Annotation files with boxes: one label for the image, or one crop for each box."""
     on_bad_image: Literal["skip", "error"] = "skip"

@@ -20,10 +20,12 @@ from tellapart.data import (
     class_folders,
     class_names,
     containers,
+    copies,
     folder_lists,
     folders,
     known,
     lists,
+    lookalikes,
     splits,
 )
 from tellapart.data.annotations import FORMATS, TITLES, detect, file_format, read_annotations
@@ -288,6 +290,9 @@ def _class_names(listing: Listing, notes: Notes) -> tuple[str, ...]:
     classes = listing.classes or tuple(sorted(found))
     if len(found) == 1:
         notes(f"There is only one class, {next(iter(found))!r}; training needs two.")
+    if not listing.classes:  # the names of a known set are what its authors meant
+        for warning in lookalikes.warnings(classes):
+            notes(warning)
     return classes
 
 
@@ -332,13 +337,13 @@ def _fill_splits(
             column = listing.splits = [split or "train" for split in column]
         if "train" in column and "val" not in column and spec.val_fraction > 0:
             rows = np.flatnonzero(_there(listing) & (_objects(column) == "train"))
-            _deal(listing, labels, groups, rows, (spec.val_fraction, 0.0), spec)
+            _deal(listing, labels, groups, rows, (spec.val_fraction, 0.0), spec, notes)
         if groups is not None and (cut := splits.crossing(groups, listing.splits)):
             notes(f"The source's own splits cut through {many(cut, 'group')}: its figures may be too good.")
     else:
         rows = np.flatnonzero(_there(listing))
         listing.splits = ["train"] * len(column)
-        _deal(listing, labels, groups, rows, (spec.val_fraction, spec.test_fraction), spec)
+        _deal(listing, labels, groups, rows, (spec.val_fraction, spec.test_fraction), spec, notes)
         taken = [
             f"{listing.splits.count(split):,} as {split}"
             for split in ("val", "test")
@@ -363,10 +368,9 @@ def _deal(
     rows: npt.NDArray[np.intp],
     fractions: tuple[float, float],
     spec: DataSpec,
+    notes: Notes,
 ) -> None:
-    paths = [listing.paths[row] for row in rows]
-    chosen = None if groups is None else [groups[row] for row in rows]
-    dealt = splits.assign(labels[rows], paths, *fractions, spec.split_seed, chosen)
+    dealt = copies.deal(listing, labels, groups, rows, fractions, spec, notes)
     for row, split in zip(rows.tolist(), dealt.tolist(), strict=True):
         listing.splits[row] = split
 

@@ -1,4 +1,4 @@
-"""One pass over the files: some 500 bytes of numbers for each image, whatever its size.
+"""One pass over the files: some 1,300 bytes of numbers for each image, whatever its size.
 
 These numbers are all that duplicates, suspects and findings are judged by. Judges nothing itself.
 """
@@ -56,8 +56,7 @@ RECORD = np.dtype(
         ("grey", bool),
         ("misnamed", bool),
         ("content", "S32"),
-        ("hash", np.uint64),
-        ("luma", np.uint8, 256),  # 16x16
+        ("luma", np.uint8, 1_024),  # 32x32
         ("colour", np.uint8, 48),  # 4x4x3
         ("features", np.float32, len(FEATURES)),
     ]
@@ -114,15 +113,16 @@ def _measure(content: bytes | Pixels, path: str, max_pixels: int) -> tuple[Any, 
         size = content.nbytes
     picture = PillowImage.fromarray(pixels)
     grey = picture.convert("L")
-    luma = np.asarray(grey.resize((16, 16), PillowImage.Resampling.BOX))
+    luma = np.asarray(grey.resize((32, 32), PillowImage.Resampling.BOX))
+    coarse = np.asarray(grey.resize((16, 16), PillowImage.Resampling.BOX))
     colour = np.asarray(picture.resize((4, 4), PillowImage.Resampling.BOX))
     points = _points(pixels)
     colourful = _colourfulness(points)
     is_grey = int(colourful.max()) <= 4  # JPEG's colour noise
     return (
         pixels.shape[1], pixels.shape[0], size, kind.encode(), mode.encode(), rotated, is_grey, misnamed,
-        content_hash(content).encode(), dhash(grey), luma.ravel(), colour.ravel(),
-        _features(points, colourful, luma, pixels.shape[0], pixels.shape[1]),
+        content_hash(content).encode(), luma.ravel(), colour.ravel(),
+        _features(points, colourful, coarse, pixels.shape[0], pixels.shape[1]),
     )  # fmt: skip
 
 
@@ -134,16 +134,6 @@ def _header(content: bytes) -> tuple[str, str, bool]:
             return image.format or "", image.mode, turned in range(2, 9)
     except Exception:  # decoded, so it counts; broken metadata raises nearly every kind of error
         return "", "", False
-
-
-def dhash(grey: PillowImage.Image) -> int:
-    """Return the 64-bit difference hash of a greyscale picture: where it gets brighter to the right.
-
-    Over 8 rows of 9 cells, row by row, most significant bit first. Neal Krawetz, "Kind of Like That", 2013
-    (hackerfactor.com/blog/archives/529-Kind-of-Like-That.html).
-    """
-    cells = np.asarray(grey.resize((9, 8), PillowImage.Resampling.BOX))
-    return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
 
 
 def _points(pixels: Pixels) -> Pixels:

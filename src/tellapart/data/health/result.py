@@ -39,10 +39,14 @@ class Bad:
 
 @dataclass(frozen=True)
 class Group:
-    """Copies of one picture: the same bytes (``exact``), or nearly the same pixels."""
+    """Copies of one picture: the same bytes (``exact``), or nearly the same picture.
+
+    changes: in words, what differs between near copies ("mirrored", "cropped"); empty for exact ones.
+    """
 
     images: tuple[Image, ...]
     exact: bool
+    changes: tuple[str, ...] = ()
 
     def differing(self, field: str, same_bytes: bool) -> bool:
         """Whether copies (with ``same_bytes``: byte for byte) differ in ``field``, "split" or "label"."""
@@ -134,7 +138,10 @@ class Health:
             "grey": [image.path for image in self.grey],
             "wrong_extension": [image.path for image in self.wrong_extension],
             "bad": [{**_public(item.image), "reason": item.reason} for item in self.bad],
-            "groups": [{"exact": g.exact, "images": [_public(i) for i in g.images]} for g in self.groups],
+            "groups": [
+                {"exact": g.exact, "changes": list(g.changes), "images": [_public(i) for i in g.images]}
+                for g in self.groups
+            ],
             "suspects": [
                 {**_public(s.image), "score": round(s.score, 2), "reasons": list(s.reasons)}
                 for s in self.suspects
