@@ -198,8 +198,11 @@ def test_sixteen_bit_grey_is_divided_by_257():
     for kind in ("PNG", "TIFF", "PPM"):
         np.testing.assert_array_equal(decode(encode(wide, kind), 1, LIMIT), expected)
         np.testing.assert_array_equal(decode(encode(wide, kind), 3, LIMIT), expected.repeat(3, 2))
-    big = encode(np.array([[-5, 0, 65535, 1_000_000]], np.int32), "TIFF")
-    assert decode(big, 1, LIMIT).ravel().tolist() == [0, 0, 255, 255]
+    big = encode(np.array([[0, 257, 65535]], np.int32), "TIFF")
+    assert decode(big, 1, LIMIT).ravel().tolist() == [0, 1, 255]
+    for beyond in (-5, 1_000_000):
+        with pytest.raises(BadImage, match=f"{beyond}.*no defined range.*--input.range"):
+            decode(encode(np.array([[0, beyond]], np.int32), "TIFF"), 1, LIMIT)
 
 
 def test_the_first_frame_of_an_animation_counts():
@@ -360,7 +363,7 @@ def test_policies_follow_their_definition(mode, shape):
 
     edge, short = round(64 / 0.875), min(shape)
     whole = reference_scale(image, edge * height // short, edge * width // short, mode)
-    top, left = (whole.shape[0] - 64) // 2, (whole.shape[1] - 64) // 2
+    top, left = (round((side - 64) / 2) for side in whole.shape[:2])  # as torchvision's CenterCrop
     cropped = resize(image, contract("crop", 64, mode))
     close(cropped, whole[top : top + 64, left : left + 64])
 

@@ -27,6 +27,16 @@ class BadImage(Exception):  # noqa: N818 - a finding that is caught and listed, 
         self.reason = reason
 
 
+def uses_little(largest: float) -> bool:
+    """Return whether images with this largest number use less than half of 16 bits, so that they become dark."""
+    return 0 < largest < (WHOLE + 1) // 2
+
+
+def likely_range(largest: float) -> str:
+    """Return the range of the sensor with the fewest bits that gives this number, such as 0-4095."""
+    return f"0-{(1 << max(1, int(largest).bit_length())) - 1}"
+
+
 @dataclass(frozen=True)
 class Deep:
     """An image's numbers, [H, W, 1 (grey), 3 (RGB) or 4 (CMYK)], as the file stores them.

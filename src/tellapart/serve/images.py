@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from tellapart.contract import BadImage, Pixels, Preprocessing, decode
+from tellapart.contract import BadImage, Pixels, Preprocessing
 from tellapart.contract.decoding import check_dimensions, recognise
+from tellapart.contract.resizing import open_pixels
 from tellapart.runtime import Backend
 from tellapart.serve.refusal import Refusal
 
@@ -88,8 +89,7 @@ class ImageReader:
             raise Refusal(422, "polyglot", f"the image is {other} as well")
         if _TEDIOUS.get(found, _never)(content):
             raise Refusal(422, "bad_image", f"bad image: {found} of very many parts")
-        suffices = contract.suffices if contract.decode == "scaled" else None
-        return decode(content, contract.channels, self._max_pixels, suffices)
+        return open_pixels(content, contract, self._max_pixels)
 
     def _check_declared(self, found: str, declared: str) -> None:
         kind, _, subtype = declared.lower().partition(";")[0].strip().partition("/")

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
+from tellapart.contract.decoding import largest
 from tellapart.data.health.result import Pixels, Read
 from tellapart.data.samples import Samples, content_hash
 from tellapart.doctor import processors
@@ -55,6 +56,7 @@ RECORD = np.dtype(
         ("rotated", bool),
         ("grey", bool),
         ("misnamed", bool),
+        ("largest", np.float64),  # number of an image of more than 8 bits; 0: it has no more
         ("content", "S32"),
         ("hash", np.uint64),
         ("luma", np.uint8, 256),  # 16x16
@@ -105,12 +107,14 @@ def _measure(content: bytes | Pixels, path: str, max_pixels: int) -> tuple[Any, 
     if isinstance(content, bytes):
         pixels = decode(content, 3, max_pixels)
         kind, mode, rotated = _header(content)
+        most = largest(content, max_pixels) or 0.0
         expected = _EXTENSIONS.get(os.path.splitext(path)[1].lower(), kind)
         misnamed = kind not in (expected, "", "MPO")
         size = len(content)
     else:
         pixels = to_channels(content, 3)
         kind, mode, rotated, misnamed = "array", "L" if content.ndim == 2 else "RGB", False, False
+        most = 0.0
         size = content.nbytes
     picture = PillowImage.fromarray(pixels)
     grey = picture.convert("L")
@@ -121,7 +125,7 @@ def _measure(content: bytes | Pixels, path: str, max_pixels: int) -> tuple[Any, 
     is_grey = int(colourful.max()) <= 4  # JPEG's colour noise
     return (
         pixels.shape[1], pixels.shape[0], size, kind.encode(), mode.encode(), rotated, is_grey, misnamed,
-        content_hash(content).encode(), dhash(grey), luma.ravel(), colour.ravel(),
+        most, content_hash(content).encode(), dhash(grey), luma.ravel(), colour.ravel(),
         _features(points, colourful, luma, pixels.shape[0], pixels.shape[1]),
     )  # fmt: skip
 
