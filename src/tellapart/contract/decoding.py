@@ -2,8 +2,8 @@
 
 The content decides, never the file's name:
 
-- Formats: JPEG (also the first picture of MPO), PNG, GIF, BMP, WebP, TIFF, PPM/PGM/PBM/PAM, ICO, and
-  JPEG 2000 and AVIF where Pillow was built with them. Nothing that needs an interpreter (EPS, PDF, SVG).
+- Formats: those of `formats` (JPEG also as the first picture of MPO), HEIF where pi-heif is installed, others where
+  Pillow was built with them. Nothing that needs an interpreter (EPS, PDF, SVG).
 - An animation or a file of several pages gives its first frame.
 - The EXIF orientation (or, without one, XMP's) is obeyed, as `PIL.ImageOps.exif_transpose` does.
 - CMYK, YCCK, YCbCr, LAB and HSV become RGB as Pillow converts them. Colour profiles are not applied.
@@ -40,6 +40,7 @@ from PIL import Image, JpegImagePlugin
 
 from tellapart.contract import jpeg, png, tiff
 from tellapart.contract.deep import BadImage, Deep, Levels
+from tellapart.contract.formats import BY_NAME, FORMATS, NOT_IMAGES, Format
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -55,38 +56,6 @@ class _Jpeg(JpegImagePlugin.JpegImageFile):
     def getexif(self) -> Image.Exif:
         return Image.Exif()
 
-
-# How a file begins, its format's name, and Pillow's reader of it.
-_SIGNATURES: tuple[tuple[re.Pattern[bytes], str, str, str], ...] = (
-    (re.compile(rb"\xff\xd8\xff"), "JPEG", "", ""),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG", "PngImagePlugin", "PngImageFile"),
-    (re.compile(rb"GIF8[79]a"), "GIF", "GifImagePlugin", "GifImageFile"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), "WebP", "WebPImagePlugin", "WebPImageFile"),
-    (re.compile(rb"BM"), "BMP", "BmpImagePlugin", "BmpImageFile"),
-    (re.compile(rb"II[*+]\x00|MM\x00[*+]"), "TIFF", "TiffImagePlugin", "TiffImageFile"),
-    (re.compile(rb"P[1-7f]\s|Py[1-7]|PyP|P0CMYK"), "PPM", "PpmImagePlugin", "PpmImageFile"),
-    (re.compile(rb"\x00\x00\x01\x00[^\x00]"), "ICO", "IcoImagePlugin", "IcoImageFile"),
-    (
-        re.compile(rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  "),
-        "JPEG 2000",
-        "Jpeg2KImagePlugin",
-        "Jpeg2KImageFile",
-    ),
-    (re.compile(rb"....ftypavi[fs]", re.DOTALL), "AVIF", "AvifImagePlugin", "AvifImageFile"),
-)
-
-# How a file begins that is something else, and what to call it.
-_NOT_IMAGES: tuple[tuple[re.Pattern[bytes], str], ...] = (
-    (re.compile(rb"\W*(<\?xml.*)?<(!doctype\s+html|html|head|body)\b", re.I | re.S),
-     "is a HTML/text page, not an image"),
-    (re.compile(rb"\W*(<\?xml.*)?<svg\b", re.I | re.S), "is an SVG drawing, which has no pixels"),
-    (re.compile(rb"version https://git-lfs"), "is a Git LFS pointer; the image itself was not fetched"),
-    (re.compile(rb"%PDF-"), "is a PDF document, not an image"),
-    (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "is a PostScript document, not an image"),
-    (re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf"), "is an archive, not an image"),
-    (re.compile(rb"....ftyp(hei[cxms]|hev[cm]|mif1|msf1)", re.S), "is HEIC/HEIF, which is not supported"),
-    (re.compile(rb"....ftyp", re.S), "is a video, not an image"),
-)  # fmt: skip
 
 _warnings_lock = threading.Lock()
 
@@ -109,34 +78,43 @@ def _quiet(format_name: str, content: bytes) -> Iterator[None]:
 
 def _recognise(content: bytes) -> tuple[str, Any]:
     """Return the format's name and Pillow's reader; raise BadImage where the content is no image."""
-    for pattern, name, module, reader in _SIGNATURES:
-        if pattern.match(content):
-            if name == "JPEG":
-                return name, _Jpeg
-            try:
-                return name, _reader(module, reader)
-            except ImportError:
-                raise BadImage(f"is {name}, which this Pillow cannot read") from None
-    if not content:
-        raise BadImage("empty file")
-    head = content[:2048]
-    for pattern, reason in _NOT_IMAGES:
-        if pattern.match(head):
-            raise BadImage(reason)
-    if not head.strip(b"\0"):
-        raise BadImage("holds only zeros")
-    if b"\0" not in head and sum(byte < 9 or 13 < byte < 32 for byte in head) == 0:
-        with contextlib.suppress(UnicodeDecodeError):
-            head[:-4].decode("utf-8")
-            raise BadImage(
-                "is a HTML/text page, not an image" if b"<html" in head.lower() else "is text, not an image"
-            )
-    raise BadImage("is not an image of a known format")
+    weak, head = BY_NAME["TGA"], content[:2048]
+    found = next((one for one in FORMATS if one is not weak and one.begins.match(content)), None)
+    if found is None:
+        if not content:
+            raise BadImage("empty file")
+        for pattern, reason in NOT_IMAGES:
+            if pattern.match(head):
+                raise BadImage(reason)
+        if not head.strip(b"\0"):
+            raise BadImage("holds only zeros")
+        if b"\0" not in head and sum(byte < 9 or 13 < byte < 32 for byte in head) == 0:
+            with contextlib.suppress(UnicodeDecodeError):
+                head[:-4].decode("utf-8")
+                raise BadImage(
+                    "is a HTML/text page, not an image"
+                    if b"<html" in head.lower()
+                    else "is text, not an image"
+                )
+        if not weak.begins.match(content):
+            raise BadImage("is not an image of a known format")
+        found = weak
+    if found.name == "JPEG":
+        return found.name, _Jpeg
+    reader = _reader(found)
+    if reader is None and found.package:
+        raise BadImage(f"is {found.name}, which needs a further package: pip install '{found.package}'")
+    if reader is None:
+        raise BadImage(f"is {found.name}, which this Pillow cannot read")
+    return found.name, reader
 
 
 @functools.cache
-def _reader(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(f"PIL.{module}"), name)
+def _reader(one: Format) -> Any:
+    for module, name in one.readers:
+        with contextlib.suppress(ImportError):
+            return getattr(importlib.import_module(module), name)
+    return None
 
 
 def recognise(content: bytes) -> str:
@@ -169,6 +147,8 @@ def _damage(name: str, error: Exception, content: bytes = b"") -> BadImage:
         return BadImage(f"truncated {name} file")
     if "codec" in text or "not available" in text:
         return BadImage(f"is {name}, which this Pillow cannot read")
+    if name == "JPEG" and "-bit layers" in text:
+        return BadImage("is a JPEG of 12 bits, which is not supported")
     if name == "TIFF" and "unknown pixel mode" in text:
         return BadImage(f"is a TIFF of {tiff.describe(content)}, which is not supported")
     return BadImage(f"damaged {name} file")

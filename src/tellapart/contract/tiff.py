@@ -23,7 +23,7 @@ from tellapart.contract.deep import BadImage, Deep
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL = 256, 257, 258, 259, 262, 266
 _OFFSETS, _ORIENTATION, _SAMPLES, _ROWS, _COUNTS, _PLANAR = 273, 274, 277, 278, 279, 284
 _PREDICTOR, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_COUNTS = 317, 322, 323, 324, 325
-_INKS, _EXTRA, _FORMAT = 332, 338, 339
+_INKS, _EXTRA, _FORMAT, _SUBFILE, _SUBDIRECTORIES = 332, 338, 339, 254, 330
 _TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _MOST_VALUES = 1 << 24  # of one tag
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # samples of a photometric interpretation
@@ -116,6 +116,8 @@ def read(content: bytes, max_pixels: int) -> Deep | None:
     tags = _read_tags(content)
     if tags is None or tags.samples < 1 or not tags.values.get(_BITS, (1,)):
         return None
+    if (tags.one(_SUBFILE, 0) & 1 and _SUBDIRECTORIES in tags.values) or content[8:10] == b"CR":
+        raise BadImage("is a camera's raw file, whose first picture is a preview; develop it to JPEG or TIFF")
     photometric, bits, extra = tags.one(_PHOTOMETRIC, 0), tags.bits[0], tags.values.get(_EXTRA, ())
     colours = _COLOURS.get(photometric, 0)
     if tags.one(_COMPRESSION, 1) == 6 and bits == 8:  # the older JPEG: Pillow knows what it is

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from tellapart.contract.decoding import largest
+from tellapart.contract.formats import BY_EXTENSION
 from tellapart.data.health.result import Pixels, Read
 from tellapart.data.samples import Samples, content_hash
 from tellapart.doctor import processors
@@ -25,14 +26,6 @@ from tellapart.preprocess import BadImage, decode, to_channels
 Table = npt.NDArray[Any]  # of RECORD
 
 _BLOCK = 512
-_EXTENSIONS = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".apng": "PNG",
-    ".gif": "GIF", ".bmp": "BMP", ".dib": "BMP", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
-    ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM", ".jp2": "JPEG2000", ".j2k": "JPEG2000",
-    ".jpx": "JPEG2000", ".avif": "AVIF", ".avifs": "AVIF", ".heic": "HEIF", ".heif": "HEIF", ".ico": "ICO",
-    ".tga": "TGA", ".pcx": "PCX", ".sgi": "SGI",
-}  # fmt: skip
-
 # Simple features of an image: weight in the score, words for an unusually low value and for a high one.
 FEATURES: dict[str, tuple[float, str, str]] = {
     "colours": (1.0, "few colours", "very many colours"),
@@ -108,8 +101,8 @@ def _measure(content: bytes | Pixels, path: str, max_pixels: int) -> tuple[Any, 
         pixels = decode(content, 3, max_pixels)
         kind, mode, rotated = _header(content)
         most = largest(content, max_pixels) or 0.0
-        expected = _EXTENSIONS.get(os.path.splitext(path)[1].lower(), kind)
-        misnamed = kind not in (expected, "", "MPO")
+        named = BY_EXTENSION.get(os.path.splitext(path)[1].lower())
+        misnamed = named is not None and kind not in (named.pillow, "", "MPO")
         size = len(content)
     else:
         pixels = to_channels(content, 3)
