@@ -82,11 +82,9 @@ def _scaled(values: npt.NDArray[Any], top: int, what: str, levels: Levels | None
     if top and top <= 255:
         return values.astype(np.uint8)
     if levels is None and not top:
-        top = _borrowed_range(values, what)
+        _check_sixteen_bits(values, what)
         values = values.astype(np.uint16)
     if levels is None:
-        if top < WHOLE:
-            return ((values.astype(np.uint32) * 510 + top) // (2 * top)).astype(np.uint8)
         if values.shape[-1] == 1 or values.ndim == 2:
             return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         return (values >> 8).astype(np.uint8)
@@ -105,12 +103,11 @@ def _in_levels(values: npt.NDArray[Any], levels: Levels) -> Pixels:
     return np.floor(np.clip(scaled, 0, 255) + 0.5).astype(np.uint8)
 
 
-def _borrowed_range(values: npt.NDArray[Any], what: str) -> int:
-    """Return 65535 where numbers without a range of their own lie within 16 bits. Raises BadImage."""
+def _check_sixteen_bits(values: npt.NDArray[Any], what: str) -> None:
+    """Raise BadImage where numbers without a range of their own do not lie within 16 bits."""
     advice = "give one with --input.range LOW-HIGH"
     if values.dtype.kind == "f":
         raise BadImage(f"floating-point pixels, which have no defined range ({what}); {advice}")
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > WHOLE or values.dtype.itemsize == 1:
         raise BadImage(f"pixels from {low} to {high}, which have no defined range ({what}); {advice}")
-    return WHOLE

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import TiffImagePlugin
 
-from tellapart.contract.deep import BadImage, Deep
+from tellapart.contract.deep import WHOLE, BadImage, Deep
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL = 256, 257, 258, 259, 262, 266
 _OFFSETS, _ORIENTATION, _SAMPLES, _ROWS, _COUNTS, _PLANAR = 273, 274, 277, 278, 279, 284
@@ -138,7 +138,7 @@ def read(content: bytes, max_pixels: int) -> Deep | None:
     alpha = values[..., colours] if used > colours else None
     return Deep(
         values=values[..., :colours],
-        top=(1 << bits) - 1 if tags.kind == "unsigned" and bits <= 16 else 0,
+        top=(255 if bits == 8 else WHOLE) if tags.kind == "unsigned" and bits <= 16 else 0,
         what=tags.describe(),
         alpha=alpha,
         premultiplied=alpha is not None and extra[0] == 1,
@@ -185,11 +185,12 @@ def _plane(content: bytes, tags: _Tags, number: int, together: int) -> npt.NDArr
     """Return one plane's numbers [H, W, together]."""
     width, height, bits = tags.one(_WIDTH, 0), tags.one(_HEIGHT, 0), tags.bits[0]
     rows = _rows_of_bytes(content, tags, number, together)
-    if bits not in (8, 16, 32, 64):  # packed, the highest bit first
+    if bits not in (8, 16, 32, 64):  # packed, the highest bit first; scaled to 16 bits
         single = np.unpackbits(rows, axis=1)[:, : width * together * bits].reshape(height, -1, bits)
-        return (
-            (single @ (1 << np.arange(bits - 1, -1, -1))).astype(np.uint16).reshape(height, width, together)
-        )
+        whole = (single @ (1 << np.arange(bits - 1, -1, -1))).reshape(height, width, together)
+        most = (1 << bits) - 1
+        scaled: npt.NDArray[np.uint16] = ((whole * (2 * WHOLE) + most) // (2 * most)).astype(np.uint16)
+        return scaled
     letter = {"unsigned": "u", "signed": "i", "floating-point": "f"}[tags.kind]
     values = (
         np.ascontiguousarray(rows).view(f"{tags.order}{letter}{bits // 8}").reshape(height, width, together)

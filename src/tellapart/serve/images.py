@@ -22,7 +22,8 @@ _TYPES = {
     "jpeg": "jpeg", "jpg": "jpeg", "pjpeg": "jpeg", "png": "png", "x-png": "png", "apng": "png", "gif": "gif",
     "webp": "webp", "bmp": "bmp", "x-bmp": "bmp", "x-ms-bmp": "bmp", "tiff": "tiff", "x-portable-pixmap": "ppm",
     "x-portable-anymap": "ppm", "x-portable-graymap": "ppm", "x-portable-bitmap": "ppm", "x-icon": "ico",
-    "vnd.microsoft.icon": "ico", "jp2": "jpeg2000", "jpx": "jpeg2000", "avif": "avif",
+    "vnd.microsoft.icon": "ico", "jp2": "jpeg2000", "jpx": "jpeg2000", "avif": "avif", "heic": "heif",
+    "heif": "heif",
 }  # fmt: skip
 _ZIP_END, _ZIP_END_BYTES, _ZIP_COMMENT = b"PK\x05\x06", 22, 65_535
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # neither a stuffed byte nor a restart
