@@ -39,7 +39,8 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin
 
 from tellapart.contract import jpeg, png, tiff
-from tellapart.contract.deep import BadImage, Deep, Levels
+from tellapart.contract.deep import BadImage as BadImage
+from tellapart.contract.deep import Deep, Levels
 from tellapart.contract.formats import BY_NAME, FORMATS, NOT_IMAGES, Format
 
 Pixels = npt.NDArray[np.uint8]

@@ -91,7 +91,8 @@ def _scaled(values: npt.NDArray[Any], top: int, what: str, levels: Levels | None
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise BadImage(f"has pixels that are no finite numbers ({what})")
     if values.dtype == np.uint16:
-        return _in_levels(np.arange(WHOLE + 1), levels)[values]
+        table: Pixels = _in_levels(np.arange(WHOLE + 1), levels)[values]
+        return table
     return np.concatenate(
         [_in_levels(part, levels) for part in np.array_split(values, max(1, len(values) // 64))]
     )

@@ -50,7 +50,7 @@ def _is_beyond(image: Image.Image, content: bytes) -> bool:
         return content[24] == 16 or (content[24] < 8 and content[25] == 0 and "transparency" in image.info)
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
-        return max(tags.get(_TIFF_BITS, (1,))) > 8 or tags.get(_TIFF_PLANES, 1) != 1
+        return bool(max(tags.get(_TIFF_BITS, (1,))) > 8 or tags.get(_TIFF_PLANES, 1) != 1)
     return image.format == "PPM" and image.mode == "RGB" and b" 255" not in content[:64].replace(b"\n", b" ")
 
 
