@@ -163,6 +163,9 @@ def test_floating_point_needs_a_range(kind: str, bands: int, planar: bool) -> No
     np.testing.assert_array_equal(
         decode(content, 3, levels=LEVELS), np.broadcast_to(expected, (HEIGHT, WIDTH, 3))
     )
+    for levels in ((0, 2_000_000), (-9, -1), (6000, 9000)):
+        with pytest.raises(BadImage, match="another scale than the range"):
+            decode(content, 3, levels=levels)
     values[3, 4] = np.nan
     with pytest.raises(BadImage, match="no finite numbers"):
         decode(tiff(values, photometric=2 if bands == 3 else 1), 3, levels=LEVELS)

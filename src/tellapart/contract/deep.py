@@ -90,6 +90,8 @@ def _scaled(values: npt.NDArray[Any], top: int, what: str, levels: Levels | None
         return (values >> 8).astype(np.uint8)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise BadImage(f"has pixels that are no finite numbers ({what})")
+    if values.dtype.kind == "f":
+        _check_scale(values, what, levels)
     if values.dtype == np.uint16:
         table: Pixels = _in_levels(np.arange(WHOLE + 1), levels)[values]
         return table
@@ -102,6 +104,16 @@ def _in_levels(values: npt.NDArray[Any], levels: Levels) -> Pixels:
     low, high = levels
     scaled = (values.astype(np.float64) - low) * (255 / (high - low))
     return np.floor(np.clip(scaled, 0, 255) + 0.5).astype(np.uint8)
+
+
+def _check_scale(values: npt.NDArray[Any], what: str, levels: Levels) -> None:
+    """Raise BadImage where floating-point numbers are of another scale than the range, such as 0..1 in 0-4095."""
+    low, high, level = float(values.min()), float(values.max()), (levels[1] - levels[0]) / 255
+    if high - low < level or low > levels[1] or high < levels[0]:
+        raise BadImage(
+            f"its numbers from {low:g} to {high:g} are of another scale than the range {levels[0]:g}-{levels[1]:g} "
+            f"({what})"
+        )
 
 
 def _check_sixteen_bits(values: npt.NDArray[Any], what: str) -> None:
