@@ -20,9 +20,24 @@ from tellapart import runs
 from tellapart import spec as spec_module
 from tellapart.cli import Train
 from tellapart.errors import SpecError
-from tellapart.spec import AugmentSpec, Range, Section, Spec, TrainingSpec, flatten, to_dict, update
+from tellapart.spec import (
+    AugmentSpec,
+    InputSpec,
+    Range,
+    Section,
+    Spec,
+    TrainingSpec,
+    flatten,
+    to_dict,
+    update,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=12)  # no line breaks
+
+
+CHECKED: dict[tuple[type, str], st.SearchStrategy[Any]] = {  # beyond what their annotations say
+    (InputSpec, "range"): st.sampled_from(["full", "max", "0-4095", "-1000-3000.5", "255"])
+}
 
 
 def values_of(hint: Any) -> st.SearchStrategy[Any]:
@@ -53,7 +68,11 @@ def sections(cls: type) -> st.SearchStrategy[Any]:
     return st.builds(
         cls,
         **{
-            name: sections(hint) if isinstance(hint, type) and issubclass(hint, Section) else values_of(hint)
+            name: CHECKED[cls, name]
+            if (cls, name) in CHECKED
+            else sections(hint)
+            if isinstance(hint, type) and issubclass(hint, Section)
+            else values_of(hint)
             for name, hint in hints.items()
         },
     )

@@ -10,9 +10,11 @@ with a run holds what was chosen.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from tellapart.errors import SpecError
 from tellapart.sections import (
     Count,
     CountOrZero,
@@ -41,6 +43,9 @@ __all__ = [
     "to_dict",
     "update",
 ]
+
+_NUMBER = r"(-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)"
+_LEVELS = re.compile(rf"(?:{_NUMBER}\s*-\s*)?{_NUMBER}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -133,8 +138,10 @@ class InputSpec(Section, prefix="input."):
     """How pixels are interpolated (always with anti-aliasing)."""
     crop_fraction: Fraction = 0.0
     """With crop: the part of the resized short side that is kept; 0: the model's own, else 0.875."""
-    decode: Literal["auto", "full", "scaled"] = "auto"
-    """Decode large JPEGs at 1/2, 1/4 or 1/8 where enough pixels are left (scaled, as auto), or at their full size."""
+    decode: Literal["auto", "full", "crops", "scaled"] = "auto"
+    """Large JPEGs at 1/2 to 1/8 where that suffices: for training's random crops (auto, crops), always, or never."""
+    range: str = "full"
+    """Of images of more than 8 bits, what becomes black to white: full (the file's range), max (train's), LOW-HIGH."""
     mean: tuple[float, ...] = ()
     """Mean of each channel (range 0 to 1); empty: the weights' own, else measured on train."""
     std: tuple[float, ...] = ()
@@ -143,6 +150,23 @@ class InputSpec(Section, prefix="input."):
     """Views of each image that the model averages: 1, 2 (mirrored too) or 6 (both shifted by a pixel too)."""
     views_below: Fraction = 1.0
     """With more views: only images whose best class leads by less than this probability get them; 1: all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.range not in ("full", "max"):
+            self.levels()
+
+    def levels(self) -> tuple[float, float] | None:
+        """Return what ``range`` makes black and white; None for full, and for max until it is measured."""
+        if self.range in ("full", "max"):
+            return None
+        found = _LEVELS.fullmatch(self.range.strip())
+        low, high = (float(found[1] or 0), float(found[2])) if found else (0.0, 0.0)
+        if not low < high < float("inf"):
+            raise SpecError(
+                f"input.range is {self.range!r}; it must be full, max, or LOW-HIGH, such as 0-4095."
+            )
+        return low, high
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,17 @@ import os
 import re
 from dataclasses import dataclass, field
 
+from tellapart.contract.formats import BY_EXTENSION, FORMATS
 from tellapart.data.listing import Note, printable, some
 from tellapart.errors import DataError
 
-_IMAGES = """
-    .jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .j2k .jpx
-    .avif .avifs .heic .heif .ico .tga .pcx .sgi
-"""
 _OTHERS = """
     .txt .csv .tsv .json .jsonl .ndjson .xml .yaml .yml .toml .ini .cfg .md .rst .html .htm .css .js .py
     .ipynb .sh .bat .log .pdf .doc .docx .xls .xlsx .zip .tar .gz .tgz .bz2 .xz .zst .7z .rar .npy .npz .pt
     .pth .pkl .mat .h5 .hdf5 .parquet .arrow .tfrecord .lmdb .db .sqlite .mp4 .avi .mov .mkv .webm .mp3 .wav
     .svg .psd .cache .md5 .sha256 .safetensors .onnx
 """
-IMAGE_EXTENSIONS = frozenset(_IMAGES.split())
+IMAGE_EXTENSIONS = frozenset(BY_EXTENSION)
 OTHER_EXTENSIONS = frozenset(_OTHERS.split())
 _HIDDEN = frozenset(
     name.casefold()
@@ -37,11 +34,8 @@ _HIDDEN = frozenset(
         "lost+found",
     )
 )
-_MAGIC = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP|P[1-6][\s#]"
-    rb"|\0\0\0\x0cjP  |.{4}ftyp(?:avi[fs]|hei[cx]|mif1|msf1)",
-    re.DOTALL,
-)
+_STRONG = [one.begins for one in FORMATS if one.name not in ("BMP", "TGA", "PCX", "ICO", "PPM")]
+_STRONG.append(re.compile(rb"P[1-6][\s#]|BM.{4}\0{4}", re.DOTALL))  # of the others a few bytes say too little
 
 
 @dataclass
@@ -72,7 +66,8 @@ def looks_like_image(path: str) -> bool:
     """Return whether the first bytes of a file are those of an image format."""
     try:
         with open(path, "rb") as stream:
-            return _MAGIC.match(stream.read(32)) is not None
+            head = stream.read(64)
+            return any(begins.match(head) for begins in _STRONG)
     except OSError:
         return False
 

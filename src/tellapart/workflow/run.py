@@ -186,6 +186,8 @@ def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.Prepared:
             f"{len(prepared.bad)} images cannot be read and are left out, listed in bad-images.csv; the first: "
             f"{prepared.bad[0].path}: {prepared.bad[0].reason}"
         )
+    if prepared.unused_range:
+        console.warn(prepared.unused_range)
     left = np.bincount(prepared.train.samples.labels, minlength=len(prepared.classes))
     empty = [name for name, count in zip(prepared.classes, left, strict=True) if not count]
     if empty:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tellapart.contract.deep import likely_range, uses_little
 from tellapart.data import lookalikes
 from tellapart.data.health.result import Finding, Group, Health, Level
 from tellapart.data.samples import Samples
@@ -86,6 +87,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "grey": (
         "{count} greyscale among colour images.",
         "They become three equal channels. Look whether one class has most of them.",
+    ),
+    "unused-range": (
+        "{count} of more than 8 bits with no number above {largest:,.0f} of 65,535: they become nearly black.",
+        "If that is all that their sensor gives, train with --input.range {range}, or --input.range max.",
     ),
     "rotated": ("{count} turned by EXIF data.", "They are turned upright, here and in training."),
     "extension": (
@@ -220,6 +225,16 @@ def _file_findings(health: Health, samples: Samples) -> Iterator[Finding]:
     if health.bad:
         lines = [f"{item.image.path}: {item.reason}" for item in health.bad]
         yield _finding("warning", "unreadable", lines, count=counted(len(lines), "image"))
+    if health.deep and uses_little(health.largest):
+        count = counted(len(health.deep), "image")
+        yield _finding(
+            "warning",
+            "unused-range",
+            (image.path for image in health.deep),
+            count=count,
+            largest=health.largest,
+            range=likely_range(health.largest),
+        )
     listed = {"grey": health.grey, "rotated": health.rotated, "extension": health.wrong_extension}
     for code, images in listed.items():
         if images:

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
+from tellapart.contract.decoding import largest
+from tellapart.contract.formats import BY_EXTENSION
 from tellapart.data.health.result import Pixels, Read
 from tellapart.data.samples import Samples, content_hash
 from tellapart.doctor import processors
@@ -24,14 +26,6 @@ from tellapart.preprocess import BadImage, decode, to_channels
 Table = npt.NDArray[Any]  # of RECORD
 
 _BLOCK = 512
-_EXTENSIONS = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".apng": "PNG",
-    ".gif": "GIF", ".bmp": "BMP", ".dib": "BMP", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
-    ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM", ".jp2": "JPEG2000", ".j2k": "JPEG2000",
-    ".jpx": "JPEG2000", ".avif": "AVIF", ".avifs": "AVIF", ".heic": "HEIF", ".heif": "HEIF", ".ico": "ICO",
-    ".tga": "TGA", ".pcx": "PCX", ".sgi": "SGI",
-}  # fmt: skip
-
 # Simple features of an image: weight in the score, words for an unusually low value and for a high one.
 FEATURES: dict[str, tuple[float, str, str]] = {
     "colours": (1.0, "few colours", "very many colours"),
@@ -55,6 +49,7 @@ RECORD = np.dtype(
         ("rotated", bool),
         ("grey", bool),
         ("misnamed", bool),
+        ("largest", np.float64),  # number of an image of more than 8 bits; 0: it has no more
         ("content", "S32"),
         ("luma", np.uint8, 1_024),  # 32x32
         ("colour", np.uint8, 48),  # 4x4x3
@@ -104,12 +99,14 @@ def _measure(content: bytes | Pixels, path: str, max_pixels: int) -> tuple[Any, 
     if isinstance(content, bytes):
         pixels = decode(content, 3, max_pixels)
         kind, mode, rotated = _header(content)
-        expected = _EXTENSIONS.get(os.path.splitext(path)[1].lower(), kind)
-        misnamed = kind not in (expected, "", "MPO")
+        most = largest(content, max_pixels) or 0.0
+        named = BY_EXTENSION.get(os.path.splitext(path)[1].lower())
+        misnamed = named is not None and kind not in (named.pillow, "", "MPO")
         size = len(content)
     else:
         pixels = to_channels(content, 3)
         kind, mode, rotated, misnamed = "array", "L" if content.ndim == 2 else "RGB", False, False
+        most = 0.0
         size = content.nbytes
     picture = PillowImage.fromarray(pixels)
     grey = picture.convert("L")
@@ -121,7 +118,7 @@ def _measure(content: bytes | Pixels, path: str, max_pixels: int) -> tuple[Any, 
     is_grey = int(colourful.max()) <= 4  # JPEG's colour noise
     return (
         pixels.shape[1], pixels.shape[0], size, kind.encode(), mode.encode(), rotated, is_grey, misnamed,
-        content_hash(content).encode(), luma.ravel(), colour.ravel(),
+        most, content_hash(content).encode(), luma.ravel(), colour.ravel(),
         _features(points, colourful, coarse, pixels.shape[0], pixels.shape[1]),
     )  # fmt: skip
 

@@ -82,8 +82,9 @@ class Health:
 
     counts: readable samples of each class in each split that has any. rows: int64 [M], rows of the readable
     images; widths, heights: int32 [M] in pixels, upright; sizes: int64 [M] in bytes. formats, modes: how many
-    images have each. grey: the greyscale images of a colour set. groups: duplicates, those across splits
-    first; ``complete`` is False where the search for near duplicates had to stop. findings: gravest first.
+    images have each. deep: the images of more than 8 bits; largest: the largest number in them. grey: the greyscale
+    images of a colour set. groups: duplicates, those across splits first; ``complete`` is False where the search for
+    near duplicates had to stop. findings: gravest first.
     """
 
     name: str
@@ -104,6 +105,8 @@ class Health:
     groups: tuple[Group, ...]
     complete: bool
     suspects: tuple[Suspect, ...]
+    deep: tuple[Image, ...] = ()
+    largest: float = 0.0
     notes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
