@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from tellapart.data import folder_tree
+from tellapart.data import folder_tree, lookalikes
 from tellapart.data.containers import unread
 from tellapart.data.folder_tree import Node, Part
 from tellapart.data.folders import Tree, walk
@@ -172,6 +172,8 @@ def _collect(
     for top, number in sorted(loose.items()):
         if top and number:
             note(f"{many(number, 'image')} in {printable(top)}/ without a class folder left out.")
+    for text in lookalikes.merged(names):
+        note(text)
     if not any_name and folder_tree.only_containers(names):
         raise _no_classes(tree, base)
     _end(tree, note)

@@ -38,12 +38,13 @@ def deal(
     fractions: tuple[float, float],
     spec: DataSpec,
     notes: Note,
+    warn: Note | None = None,
 ) -> npt.NDArray[Any]:
     """Return the split of each of ``rows`` as `splits.assign` deals them, copies of one picture together.
 
     Of each picture the copy whose path comes first is dealt, and the others follow it; so without copies the
     splits are what `splits.assign` makes, and with some, they are nearly that. Where there are groups, those that
-    share a picture become one.
+    share a picture become one. ``warn`` (None: ``notes``) is told of copies with different labels.
     """
     paths = [listing.paths[row] for row in rows]
     chosen = None if groups is None else [groups[row] for row in rows]
@@ -51,7 +52,7 @@ def deal(
     if not any(fractions):
         return splits.assign(labels[rows], paths, *fractions, seed, chosen)
     first = _first_copies(listing, paths, rows, notes)
-    _tell(listing, paths, labels[rows], first, notes)
+    _tell(listing, paths, labels[rows], first, notes, warn or notes)
     if spec.copies == "near":
         first = _with_near_copies(listing, paths, labels, rows, first, notes)
     own = np.arange(len(rows))
@@ -207,6 +208,7 @@ def _tell(
     labels: npt.NDArray[np.int64],
     first: npt.NDArray[np.int64],
     notes: Note,
+    warn: Note,
 ) -> None:
     """Say in one line how many pictures have copies, and in another which have more than one label."""
     names: dict[int, dict[str, int]] = defaultdict(dict)
@@ -224,7 +226,7 @@ def _tell(
     torn = [list(found) for found in copied.values() if len(set(found.values())) > 1]
     if torn and listing.boxes is None:
         example = " and ".join(printable(path) for path in torn[0][:2])
-        notes(
+        warn(
             f"{len(torn):,} of them with different labels, such as {example}: "
             "one of the labels is wrong. tellapart check lists them."
         )

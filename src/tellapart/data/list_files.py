@@ -1,4 +1,4 @@
-"""The files of lists: CSV, TSV, JSONL and `path label` text, each read to the same table of cells.
+"""The files of lists: CSV, TSV, JSONL, Parquet without images, `path label` text; each read to one kind of table.
 
 Finds the separator and whether there is a header; knows nothing of what the columns mean.
 """
@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tellapart.data.containers import tables
 from tellapart.data.folders import IMAGE_EXTENSIONS, extension
 from tellapart.data.listing import Note, printable
 from tellapart.data.text import read_text
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 
-EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson")
+EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _SEPARATOR = re.compile(r'\s*"?sep=(.)"?[;,\t]*\s*', re.IGNORECASE)
 _TEXT_LINE = re.compile(r"(?P<path>\S.*?)[ \t]+(?P<label>[^\s/\\]+)")
 
@@ -54,8 +55,11 @@ def is_list(path: str) -> bool:
 
 def read_table(path: str, spec: DataSpec, exists: Callable[[str], bool], note: Note) -> Table:
     """Return the table of a list; ``exists`` says whether a cell names an image. Raises DataError."""
-    text = read_text(path, spec.encoding, note)
     kind = extension(path)
+    if kind == ".parquet":
+        columns, cells = tables.plain_columns(path)
+        return Table(path, columns, list(enumerate(cells)))
+    text = read_text(path, spec.encoding, note)
     if kind in (".jsonl", ".ndjson"):
         records = list(_json_lines(text, path))
         names = dict.fromkeys(str(key) for _, record in records for key in record)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _DASHES = re.compile(r"[\u00ad\u058a\u2010-\u2015\u2043\u207b\u2212\u2e3a\u2e3b\ufe58\ufe63\uff0d-]")
 _UNDERSCORES = re.compile(r"[_\u203f\u2040\ufe33\ufe34\ufe4d-\ufe4f\uff3f]")
@@ -76,6 +76,19 @@ def spelt(group: Sequence[str]) -> str:
         hidden = f" ({', '.join(f'U+{ord(c):04X}' for c in odd[:4])})" if odd else ""
         parts.append(f"{shown!r}{hidden}")
     return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
+
+
+def merged(names: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each class that several folders are read as. ``names``: folder -> class."""
+    folders: dict[str, list[str]] = defaultdict(list)
+    for folder, name in names.items():
+        folders[name].append(folder)
+    return [
+        f"The folders {spelt(group)} are read as one class, {name!r}: their names differ in outer spaces or in the "
+        "form of Unicode only."
+        for name, group in sorted(folders.items())
+        if len(group) > 1
+    ]
 
 
 def warnings(classes: Sequence[str]) -> list[str]:

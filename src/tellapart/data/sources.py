@@ -46,27 +46,34 @@ _EXPECTED = (
 class Notes(list[str]):
     """What is to be told to the person: said at once, and kept for the table."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], warn: Callable[[str], None] | None = None) -> None:
         super().__init__()
-        self._say = say
+        self._say, self._warn = say, warn or say
 
     def __call__(self, text: str) -> None:
         """Say and keep a note."""
         self.append(text)
         self._say(text)
 
+    def warn(self, text: str) -> None:
+        """Say and keep that something is probably wrong."""
+        self.append(text)
+        self._warn(text)
 
-def open_source(spec: DataSpec, say: Callable[[str], None]) -> Samples:
+
+def open_source(
+    spec: DataSpec, say: Callable[[str], None], warn: Callable[[str], None] | None = None
+) -> Samples:
     """Return the samples of ``spec.source``, each with its split.
 
     A source's own splits are kept; where it has a train split and no val, val is taken from train
     (``val_fraction``); where it has no splits at all, val and test are taken (``test_fraction``): stratified,
     seeded, and never through a group (`splits.assign`). Classes are the union over all splits, sorted by name
-    (a known set's: the official order). ``say`` receives each note, as it is found; all of them are in
-    ``Samples.notes`` too. Raises DataError (and OfflineError, MissingPackageError for known names), each
-    saying what would be right.
+    (a known set's: the official order). ``say`` receives each note, as it is found, and ``warn`` (None: ``say``) what
+    is probably wrong; all of them are in ``Samples.notes`` too. Raises DataError (and OfflineError, MissingPackageError
+    for known names), each saying what would be right.
     """
-    notes = Notes(say)
+    notes = Notes(say, warn)
     check_encoding(spec.encoding)
     named = {split: names for split in SPLITS if (names := getattr(spec, split))}
     name = "" if named else _known_name(spec, notes)
@@ -292,7 +299,7 @@ def _class_names(listing: Listing, notes: Notes) -> tuple[str, ...]:
         notes(f"There is only one class, {next(iter(found))!r}; training needs two.")
     if not listing.classes:  # the names of a known set are what its authors meant
         for warning in lookalikes.warnings(classes):
-            notes(warning)
+            notes.warn(warning)
     return classes
 
 
@@ -339,7 +346,9 @@ def _fill_splits(
             rows = np.flatnonzero(_there(listing) & (_objects(column) == "train"))
             _deal(listing, labels, groups, rows, (spec.val_fraction, 0.0), spec, notes)
         if groups is not None and (cut := splits.crossing(groups, listing.splits)):
-            notes(f"The source's own splits cut through {many(cut, 'group')}: its figures may be too good.")
+            notes.warn(
+                f"The source's own splits cut through {many(cut, 'group')}: its figures may be too good."
+            )
     else:
         rows = np.flatnonzero(_there(listing))
         listing.splits = ["train"] * len(column)
@@ -370,7 +379,7 @@ def _deal(
     spec: DataSpec,
     notes: Notes,
 ) -> None:
-    dealt = copies.deal(listing, labels, groups, rows, fractions, spec, notes)
+    dealt = copies.deal(listing, labels, groups, rows, fractions, spec, notes, notes.warn)
     for row, split in zip(rows.tolist(), dealt.tolist(), strict=True):
         listing.splits[row] = split
 

@@ -104,7 +104,7 @@ def train(
         claim = stack.enter_context(runs.Claim(wanted.run.dir)) if procs.first else None
         if procs.first and wanted.run.mlflow:
             check_mlflow()
-        samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.note))
+        samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.note, console.warn))
         prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
         prepared, plan, card = _plan(prepared, procs, console)
         facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
@@ -133,7 +133,7 @@ def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
             if spec.run.mlflow:
                 check_mlflow()
         begun = procs.from_first(runs.has_begun(folder) if procs.first else None)
-        samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.note))
+        samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.note, console.warn))
         prepared = _in_turn(procs, lambda: _prepare(spec, samples, console))
         if procs.first and begun:  # one writer; where it raises, the others end with it
             run_files.check_same_samples(folder, prepared)

@@ -15,10 +15,14 @@ from tellapart.data.listing import Listing, Note, split_of_stem
 from tellapart.spec import DataSpec
 
 
+def _is_table(path: str) -> bool:
+    return tables.is_table(path) and (not path.lower().endswith(".parquet") or tables.holds_images(path))
+
+
 def open_file(path: str, spec: DataSpec, note: Note) -> Listing | None:
     """Return the listing of a file that holds images with labels, None if it is no such file."""
     folder, name = os.path.split(path)
-    if spec.format == "table" or (spec.format == "auto" and tables.is_table(path)):
+    if spec.format == "table" or (spec.format == "auto" and _is_table(path)):
         return tables.read_tables(folder, [(name, split_of_stem(name))], spec, note)
     shard = spec.format == "webdataset"
     if shard or (spec.format == "auto" and webdataset.is_tar(path) and webdataset.is_webdataset(path)):
