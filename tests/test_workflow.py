@@ -252,7 +252,7 @@ def test_an_unknown_class_is_named(trained: Any, tmp_path: Path) -> None:
 
 
 def test_a_split_without_images_is_named(trained: Any, tmp_path: Path) -> None:
-    shutil.copytree(trained.data / "test" / "cat", tmp_path / "cat")
+    shutil.copytree(trained.data / "test", tmp_path / "test")
     with pytest.raises(DataError, match="has no val images"):
         workflow.evaluate(trained.run, tmp_path, split="val", quiet=True)
 
