@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import Positional
 
 from tellapart.serve.options import Options
-from tellapart.spec import Spec
+from tellapart.spec import DataFormat, Spec
 
 Json = Annotated[bool, tyro.conf.arg(name="json")]
 
@@ -78,24 +78,7 @@ class Evaluate:
     """Of a run folder: the epoch that validation chose, or the last."""
     trust: bool = False
     """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs."""
-    format: Literal[
-        "auto",
-        "folder",
-        "classes",
-        "list",
-        "voc",
-        "createml",
-        "yolo",
-        "coco",
-        "cvat",
-        "label-studio",
-        "labelme",
-        "via",
-        "retinanet",
-        "table",
-        "webdataset",
-        "name",
-    ] = "auto"
+    format: DataFormat = "auto"
     """How to read DATA."""
     boxes: Literal["image", "crop"] = "image"
     """Annotation files: one label for the image, or one crop for each box."""

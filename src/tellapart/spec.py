@@ -30,6 +30,7 @@ from tellapart.sections import (
 
 __all__ = [
     "AugmentSpec",
+    "DataFormat",
     "DataSpec",
     "InputSpec",
     "ModelSpec",
@@ -48,30 +49,34 @@ _NUMBER = r"(-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)"
 _LEVELS = re.compile(rf"(?:{_NUMBER}\s*-\s*)?{_NUMBER}", re.IGNORECASE)
 
 
+DataFormat = Literal[
+    "auto",
+    "folder",
+    "classes",
+    "list",
+    "voc",
+    "createml",
+    "yolo",
+    "coco",
+    "cvat",
+    "label-studio",
+    "labelme",
+    "via",
+    "retinanet",
+    "table",
+    "webdataset",
+    "name",
+]
+"""How data can be laid out."""
+
+
 @dataclass(frozen=True)
 class DataSpec(Section, prefix="data."):
     """The images: where they are, how they are split, and what happens to bad ones."""
 
     source: str = "digits"
     """Folder, list (CSV, TSV, JSONL), archive (.tar, .zip), annotation file, Parquet, shards, or a known set's name."""
-    format: Literal[
-        "auto",
-        "folder",
-        "classes",
-        "list",
-        "voc",
-        "createml",
-        "yolo",
-        "coco",
-        "cvat",
-        "label-studio",
-        "labelme",
-        "via",
-        "retinanet",
-        "table",
-        "webdataset",
-        "name",
-    ] = "auto"
+    format: DataFormat = "auto"
     """How to read the source; auto looks at it. classes: the top folders are classes, whatever their names."""
     encoding: str = "utf-8"
     """Encoding of lists and annotation files that have no byte-order mark and declare none; auto guesses it."""
