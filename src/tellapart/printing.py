@@ -54,7 +54,9 @@ def _worth(result: Result) -> str:
     on = {"test": "on the test split", "val": "on validation"}[result.split]
     known = runs.honesty(runs.read_warnings(result.run), result.split)
     if known == "trained":
-        return f"{on}, but some of these images are also in train (see the warning): expect less of new images"
+        return (
+            f"{on}, but some of these images are also in train (see the warning): expect less of new images"
+        )
     if known == "chose":
         return f"{on}, but some of these images are also in validation, which chose the epoch: expect a little less"
     if result.split == "test":

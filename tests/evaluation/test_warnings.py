@@ -80,9 +80,7 @@ def test_test_images_that_chose_the_epoch(tmp_path: Path, capfd: pytest.CaptureF
             (tmp_path / "data" / split / name).mkdir(parents=True)
             for k in seeds:
                 content = np.random.default_rng(k).integers(0, 200, (16, 16, 3), dtype=np.uint8)
-                Image.fromarray(content + (name == "bee")).save(
-                    tmp_path / "data" / split / name / f"{k}.png"
-                )
+                Image.fromarray(content + (name == "bee")).save(tmp_path / "data" / split / name / f"{k}.png")
     changes = {"run.dir": str(tmp_path / "run"), "training.epochs": 1, "data.cache_dir": str(tmp_path / "c")}
     result = workflow.train(
         tmp_path / "data", quiet=True, **changes, **{"run.tensorboard": False, "model.name": "simple-cnn"}

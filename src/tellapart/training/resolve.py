@@ -122,6 +122,30 @@ def resolve(spec: Spec, samples: Samples, seen: Look) -> tuple[Spec, weights.Wei
     )
 
 
+def doubts(given: InputSpec, chosen: Spec, info: weights.WeightsInfo | None) -> list[str]:
+    """Return what a user must know of how images are prepared for the weights: what is not as it was for them.
+
+    ``given``: the options as they were before anything was chosen.
+    """
+    found: list[str] = []
+    if info is None:
+        return found
+    now = chosen.input
+    if info.inexact and given.resize == "auto":
+        found.append(
+            f"{info.prepared_as or info.source} asks for {info.inexact}, which a contract cannot say: images are "
+            f"prepared as {now.size}x{now.size} pixels, {now.resize}, {now.interpolation}. Where something else comes "
+            "nearer: --input.resize, --input.size and --input.interpolation."
+        )
+    frozen = chosen.model.finetune == "head" or chosen.model.freeze_blocks > 0
+    if frozen and info.mean is None and not (given.mean and given.std):
+        found.append(
+            f"{info.source} does not say how its images were normalised, and the layers that stay frozen know no other "
+            "way: the mean and deviation of the training images are a guess. Give --input.mean and --input.std."
+        )
+    return found
+
+
 def _frozen_without_a_choice(spec: Spec, model: ModelSpec) -> bool:
     """Return whether only a head trains and nobody asked for augmentation.
 
