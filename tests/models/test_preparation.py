@@ -440,7 +440,7 @@ def test_a_folder_of_the_hub(safe: bool, tmp_path: Path) -> None:
     card = artifact.read_card(path)
     assert card.classes == ("ant", "bee", "cat")
     assert card.architecture.name == "timm/test_vit"
-    with pytest.raises(ModelError, match="give --model.name timm/test_vit"):
+    with pytest.raises(ModelError, match=r"give --model\.name timm/test_vit"):
         weights.describe("timm/test_resnet", str(tmp_path / "hub"))
     image = picture()
     config = timm.data.resolve_data_config(config, model=network)
