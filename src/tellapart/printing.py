@@ -100,9 +100,10 @@ def _confusion_lines(evaluation: Evaluation) -> list[str]:
     if len(names) > MATRIX_CLASSES:
         return []
     counts = evaluation.confusion.tolist()
-    width = min(20, max(5, *map(cell_len, names)))
-    room = (TERMINAL - width - 2) // len(names)
     least = max(len(str(count)) + 1 for row in counts for count in row)
+    spare = max(5, TERMINAL - 2 - least * len(names))
+    width = min(20, spare, max(5, *map(cell_len, names)))
+    room = (TERMINAL - width - 2) // len(names)
     cell = max(least, min(room, max(map(cell_len, names)) + 1))
     lines = ["", "confusion: rows true, columns predicted, in the same order"]
     heads = (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from rich.cells import cell_len
 
 from tellapart import artifact, printing, runs, workflow
 from tellapart.evaluation import metrics
@@ -137,3 +140,23 @@ def test_all_probabilities_and_the_matrix_in_the_terminal(leaking: Path) -> None
     text = printing.evaluation_text(evaluation)
     ant = evaluation.confusion[0]
     assert f"ant    {ant[0]:>4}{ant[1]:>4}" in text
+
+
+@pytest.mark.parametrize("most", [9, 4_000, 40_000])
+@pytest.mark.parametrize("length", [1, 4, 8, 30])
+def test_the_matrix_of_twelve_classes_fits_a_terminal(most: int, length: int) -> None:
+    """Also with names whose letters take two columns."""
+    names = tuple(chr(0x4E00 + k) + "花" * (length - 1) for k in range(12))
+    evaluation = metrics.evaluate(torch.eye(12), torch.arange(12), names, "test")
+    evaluation = dataclasses.replace(evaluation, confusion=np.full((12, 12), most))
+    lines = printing.evaluation_text(evaluation).splitlines()
+    matrix = lines[next(k for k, line in enumerate(lines) if line.startswith("confusion")) + 1 :]
+    assert len(matrix) == 13
+    assert {cell_len(line) for line in matrix} == {cell_len(matrix[0])}
+    assert max(map(cell_len, lines)) <= 80
+    assert all(row.split()[-1] == str(most) for row in matrix[1:])
+
+
+def test_no_matrix_for_more_classes_than_fit() -> None:
+    evaluation = metrics.evaluate(torch.eye(13), torch.arange(13), tuple("abcdefghijklm"), "test")
+    assert "confusion" not in printing.evaluation_text(evaluation)
