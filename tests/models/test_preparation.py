@@ -377,10 +377,11 @@ def test_a_published_file_is_known_by_its_name(name: str, tmp_path: Path) -> Non
     ("finetune", "inexact", "given", "words"),
     [
         ("full", "", {}, ""),
-        ("head", "", {}, "a guess. Give --input.mean"),
+        ("head", "", {}, "frozen do not learn another way"),
         ("head", "", {"mean": (0.5,), "std": (0.5,)}, ""),
         ("full", "lanczos interpolation", {}, "asks for lanczos interpolation"),
         ("full", "lanczos interpolation", {"resize": "crop"}, ""),
+        ("head", "lanczos interpolation", {"resize": "crop", "mean": (0.5,), "std": (0.5,)}, ""),
     ],
 )
 def test_what_is_doubtful_is_warned_of(finetune: str, inexact: str, given: Any, words: str) -> None:
@@ -389,7 +390,19 @@ def test_what_is_doubtful_is_warned_of(finetune: str, inexact: str, given: Any, 
         asked, {"model.finetune": finetune, "input.size": 32, "input.resize": "crop", "input.mean": (0.4,)}
     )
     told = resolve.doubts(asked.input, resolved, weights.WeightsInfo("a.pth", inexact=inexact))
-    assert [words in text for text in told] == ([True] if words else [])
+    assert [words in doubt.text for doubt in told if doubt.serious] == ([True] if words else [])
+    assert len(told) == (bool(inexact) and "resize" not in given) + ("mean" not in given)
+
+
+def test_an_import_with_all_that_is_needed_says_nothing_of_guesses(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(zoo.build(Architecture("tutorial-net", 10)).state_dict(), tmp_path / "a.pth")
+    spec = update(Spec(), {"model.name": "tutorial-net", "input.mean": (0.5,) * 3, "input.std": (0.5,) * 3})
+    names = [f"c{k}" for k in range(10)]
+    workflow.import_weights(tmp_path / "a.pth", names, tmp_path / "m.safetensors", spec)
+    said = " ".join(capfd.readouterr().err.split())
+    assert said.startswith("Contract as the options say: 32x32x3")
 
 
 def test_training_on_a_frozen_network_of_unknown_images_warns(tmp_path: Path) -> None:
@@ -401,7 +414,7 @@ def test_training_on_a_frozen_network_of_unknown_images_warns(tmp_path: Path) ->
     }
     changes |= {"run.dir": str(tmp_path / "run"), "data.cache_dir": str(tmp_path / "c"), "training.epochs": 1}
     workflow.train(quiet=True, **changes, **{"run.tensorboard": False, "run.report": False})
-    assert any("are a guess" in entry["text"] for entry in runs.read_warnings(tmp_path / "run"))
+    assert any("do not learn another way" in entry["text"] for entry in runs.read_warnings(tmp_path / "run"))
 
 
 def test_two_networks_in_one_file(tmp_path: Path) -> None:

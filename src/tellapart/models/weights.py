@@ -203,22 +203,13 @@ def _describe_foreign(name: str, tag: str | None, file: Path) -> WeightsInfo:
     options = {} if beside else checkpoints.read_options(file)
     saved = preparation.of_options(name, _timm_cfg(name, tag), options, str(file)) if options else None
     prepared = beside.prepared if beside else saved or known_preparation(name, tag or _published(name, file))
-    notes = []
     if prepared is None:
-        notes.append(
-            f"{file} does not say how its images were normalised: the mean and deviation of the training images are "
-            "taken. Where they were others, give --input.mean and --input.std."
-        )
-        return WeightsInfo(source=str(file), notes=tuple(notes))
-    notes.append(
-        f"Images are prepared as {prepared.prepared_as} says: {preparation.describe(prepared)}"
-        + (
-            "."
-            if beside or saved
-            else " (the file itself does not say). Other values: --input.size, --input.mean, …"
-        )
+        return WeightsInfo(source=str(file))
+    note = (
+        f"The images of {file} were prepared as {prepared.prepared_as} says: {preparation.describe(prepared)}"
+        + ("." if beside or saved else " (the file itself does not say).")
     )
-    return WeightsInfo(source=str(file), notes=tuple(notes), **vars(prepared))
+    return WeightsInfo(source=str(file), notes=(note,), **vars(prepared))
 
 
 def _published(name: str, file: Path) -> str | None:

@@ -66,7 +66,10 @@ def import_weights(
     target.parent.mkdir(parents=True, exist_ok=True)
     artifact.save(target, network.state_dict(), card)
     with Console(quiet=quiet) as console:
-        for note in (*(note for note in info.notes if not note.startswith("Images are prepared")), told):
+        described = weights.describe(
+            spec.model.name, where
+        )  # what it says of the images is told as the contract
+        for note in (*info.notes[len(described.notes) if described else 0 :], told):
             console.message(note)
     return target
 

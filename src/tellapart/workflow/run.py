@@ -99,8 +99,8 @@ def train(
         facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
         for text in ineffective.without_effect(ours, plan.spec, facts) + ineffective.never(plan.spec, facts):
             console.warn(text)
-        for text in resolve.doubts(wanted.input, prepared.spec, prepared.weights):
-            console.warn(text)
+        for doubt in resolve.doubts(wanted.input, prepared.spec, prepared.weights):
+            (console.warn if doubt.serious else console.message)(doubt.text)
         folder = procs.from_first(claim.make(prepared.spec.model.name) if claim else None)
         assert folder is not None
         if procs.first:
