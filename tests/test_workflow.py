@@ -314,7 +314,10 @@ def test_bad_images_do_not_count_in_an_evaluation(
     shutil.copytree(trained.data / "test", tmp_path / "data")
     (tmp_path / "data/ant/003.png").write_bytes(b"")
     assert workflow.evaluate(trained.run, tmp_path / "data", quiet=True).n == 35
-    assert "cannot be read and do not count; the first: ant/003.png: empty file" in capfd.readouterr().err
+    assert (
+        "1 image cannot be read, left out of the figures; the first: ant/003.png: empty file"
+        in capfd.readouterr().err
+    )
     for path in (tmp_path / "data").rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"None of the all images of .*data can be read"):

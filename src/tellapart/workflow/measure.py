@@ -15,6 +15,7 @@ import torch
 from tellapart import artifact, runs, runtime
 from tellapart.data import images as decoded
 from tellapart.data import sources
+from tellapart.data.listing import many
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import SPLITS, Samples, training_hashes
 from tellapart.devices import AMP_DTYPES, choose_device
@@ -144,7 +145,9 @@ def evaluate(
             images, bad = decoded.evaluation_images(part, predictor.preprocessing, spec, busy.advance)
         if bad:
             first = f"{bad[0].path}: {bad[0].reason}"
-            console.warn(f"{len(bad)} images cannot be read and do not count; the first: {first}")
+            console.warn(
+                f"{many(len(bad), 'image')} cannot be read, left out of the figures; the first: {first}"
+            )
         if not len(images):
             raise DataError(f"None of the {chosen} images of {spec.source} can be read.")
         _warn_of_training_images(artifact.find(model).parent / runs.SAMPLES_FILE, images.samples, console)

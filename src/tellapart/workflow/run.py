@@ -18,6 +18,7 @@ import tellapart
 from tellapart import artifact, files, recipes, runs
 from tellapart.contract import Card
 from tellapart.data import sources
+from tellapart.data.listing import many
 from tellapart.data.samples import Samples
 from tellapart.data.streaming import StreamedStore
 from tellapart.errors import RunError
@@ -172,7 +173,7 @@ def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.Prepared:
         )
     if prepared.bad:
         console.warn(
-            f"{len(prepared.bad)} images cannot be read and are left out, listed in bad-images.csv; the first: "
+            f"{many(len(prepared.bad), 'image')} cannot be read, left out and listed in bad-images.csv; the first: "
             f"{prepared.bad[0].path}: {prepared.bad[0].reason}"
         )
     left = np.bincount(prepared.train.samples.labels, minlength=len(prepared.classes))
