@@ -22,7 +22,7 @@ import tellapart
 from tellapart import runs, workflow
 from tellapart.errors import ArtifactError, DataError, ModelError, RunError, SpecError
 from tellapart.preprocess import load
-from tellapart.spec import Spec, update
+from tellapart.spec import DataSpec, Spec, update
 from tellapart.training import objectives
 
 TINY: dict[str, Any] = {
@@ -56,6 +56,14 @@ def test_the_order_of_what_makes_a_spec(tmp_path: Path) -> None:
     assert made.data.source == "there"
     assert workflow.make_spec(None, "tutorial", file).data.source == "here"
     assert workflow.make_spec() == Spec()
+    assert workflow.make_spec("there", data={"format": "folder", "train": ["x"]}).data == DataSpec(
+        source="there", format="folder", train=("x",)
+    )
+    assert (
+        workflow.make_spec(data="there")
+        == workflow.make_spec(data={"source": "there"})
+        == workflow.make_spec("there")
+    )
     given = update(Spec(), {"seed": 3})
     assert workflow.make_spec(Path("x"), spec=given).seed == 3
     with pytest.raises(SpecError, match="'epochs'"):

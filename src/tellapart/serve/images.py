@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tellapart.contract import BadImage, Pixels, Preprocessing, decode
+from tellapart.contract import BadImage, Pixels, Preprocessing
 from tellapart.contract.decoding import check_dimensions, recognise
+from tellapart.contract.resizing import open_pixels
 from tellapart.runtime import Backend
 from tellapart.serve.refusal import Refusal
 
@@ -20,7 +21,8 @@ _TYPES = {
     "jpeg": "jpeg", "jpg": "jpeg", "pjpeg": "jpeg", "png": "png", "x-png": "png", "apng": "png", "gif": "gif",
     "webp": "webp", "bmp": "bmp", "x-bmp": "bmp", "x-ms-bmp": "bmp", "tiff": "tiff", "x-portable-pixmap": "ppm",
     "x-portable-anymap": "ppm", "x-portable-graymap": "ppm", "x-portable-bitmap": "ppm", "x-icon": "ico",
-    "vnd.microsoft.icon": "ico", "jp2": "jpeg2000", "jpx": "jpeg2000", "avif": "avif",
+    "vnd.microsoft.icon": "ico", "jp2": "jpeg2000", "jpx": "jpeg2000", "avif": "avif", "heic": "heif",
+    "heif": "heif",
 }  # fmt: skip
 _ZIP_END, _ZIP_END_BYTES, _ZIP_COMMENT = b"PK\x05\x06", 22, 65_535
 _HEAD = 1024  # PDF's readers look for its signature so far, and browsers for HTML
@@ -82,8 +84,7 @@ class ImageReader:
         other = also(content)
         if other:
             raise Refusal(422, "polyglot", f"the image is {other} as well")
-        suffices = contract.suffices if contract.decode == "scaled" else None
-        return decode(content, contract.channels, self._max_pixels, suffices)
+        return open_pixels(content, contract, self._max_pixels)
 
     def _check_declared(self, found: str, declared: str) -> None:
         kind, _, subtype = declared.lower().partition(";")[0].strip().partition("/")
