@@ -12,6 +12,7 @@ import torch
 import tellapart
 from tellapart import artifact
 from tellapart.contract import Card
+from tellapart.contract.preprocessing import VERSION
 from tellapart.errors import ArtifactError, SpecError
 from tellapart.models import checkpoints, hub, weights, zoo
 from tellapart.preprocess import Preprocessing
@@ -114,6 +115,7 @@ def _contract(spec: Spec, name: str, where: str) -> tuple[Preprocessing, str]:
     fraction = given.crop_fraction or info.fraction_at(size) or 0.875
     contract = Preprocessing.from_dict(
         {
+            "version": VERSION,
             "size": size,
             "channels": channels,
             "resize": resize,
