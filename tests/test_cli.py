@@ -254,7 +254,7 @@ def test_only_the_first_process_prints(call: Call, monkeypatch: pytest.MonkeyPat
     assert call("train", "--json").out == call("train").out == ""
     monkeypatch.setenv("RANK", "0")
     assert one_object(call("train", "--json"))["run"] == str(tmp_path)
-    assert "no validation and no test part" in call("train").out
+    assert "no validation and no test split" in call("train").out
 
 
 # --- Flags --------------------------------------------------------------------------------------------------

@@ -252,7 +252,7 @@ def test_an_unknown_class_is_named(trained: Any, tmp_path: Path) -> None:
 
 
 def test_a_split_without_images_is_named(trained: Any, tmp_path: Path) -> None:
-    shutil.copytree(trained.data / "test", tmp_path / "test")
+    shutil.copytree(trained.data / "test", tmp_path / "test")  # of which training makes no validation
     with pytest.raises(DataError, match="has no val images"):
         workflow.evaluate(trained.run, tmp_path, split="val", quiet=True)
 
@@ -322,7 +322,10 @@ def test_bad_images_do_not_count_in_an_evaluation(
     shutil.copytree(trained.data / "test", tmp_path / "data")
     (tmp_path / "data/ant/003.png").write_bytes(b"")
     assert workflow.evaluate(trained.run, tmp_path / "data", quiet=True).n == 35
-    assert "cannot be read and do not count; the first: ant/003.png: empty file" in capfd.readouterr().err
+    assert (
+        "1 image cannot be read, left out of the figures; the first: ant/003.png: empty file"
+        in capfd.readouterr().err
+    )
     for path in (tmp_path / "data").rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"None of the all images of .*data can be read"):
@@ -716,10 +719,34 @@ def test_the_tutorials_names_of_cifars_classes() -> None:
 
 
 def test_evaluate_makes_the_split_that_training_made(
-    tmp_path: Path, make_folder: Callable[..., Path]
+    tmp_path: Path, make_folder: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A folder without splits: the same images are test as in a training on it."""
     flat = make_folder(tmp_path / "flat", splits=("train",)) / "train"
-    run = train(flat, tmp_path / "run").run
-    again = workflow.evaluate(run / "model.safetensors", flat, split="test", quiet=True)
-    assert again.n == workflow.evaluate(run, split="test", quiet=True).n
+    run = train(flat, tmp_path / "run", **{"data.test_fraction": 0.4, "data.split_seed": 3}).run
+    shutil.copy(run / "model.safetensors", tmp_path / "alone.safetensors")
+    capfd.readouterr()
+    with open(run / "samples.csv", newline="", encoding="utf-8") as stream:
+        trained = list(csv.DictReader(stream))
+    for split in ("train", "val", "test"):
+        out = tmp_path / f"measured-{split}"
+        workflow.evaluate(run / "model.safetensors", flat, split=split, out=out)
+        with open(out / "evaluation" / split / "predictions.csv", newline="", encoding="utf-8") as stream:
+            measured = sorted(row["path"] for row in csv.DictReader(stream))
+        assert measured == sorted(row["path"] for row in trained if row["split"] == split)
+        said = capfd.readouterr().err
+        assert f"does not say which images are its {split} split: measured on the split that training" in said
+        assert f"{len(measured)} of {len(trained)} images (seed 3, by {run / 'spec.yaml'})" in said
+    workflow.evaluate(tmp_path / "alone.safetensors", flat, split="test")
+    assert "(seed 0, by the default options: no run's folder lies around" in capfd.readouterr().err
+
+
+def test_splits_that_the_source_has_are_taken_as_they_are(
+    tmp_path: Path, make_folder: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder(tmp_path / "whole", splits=("train", "val", "test"))
+    run = train(folder, tmp_path / "run").run
+    capfd.readouterr()
+    for split in ("train", "val", "test"):
+        workflow.evaluate(run / "model.safetensors", folder, split=split)
+    assert "does not say" not in capfd.readouterr().err

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-from tellapart import json_text, tables
+from tellapart import json_text, runs, tables
 from tellapart.errors import shown
 
 _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -36,21 +36,32 @@ def summary(result: Result) -> str:
     lines = []
     if result.split:
         accuracy, (low, high) = result.metrics["accuracy"], result.metrics["accuracy_interval"]
-        words = {
-            "test": "on the test part, which played no part in choosing the epoch",
-            "val": "on validation, which also chose the epoch (there is no test part): expect a little less",
-        }[result.split]
         lines.append(
             f"Accuracy {accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {result.metrics['n']:,} images)"
         )
-        lines.append(f"  {words}")
+        lines.append(f"  {_worth(result)}")
     else:
-        lines.append("Trained on everything: there was no validation and no test part to measure.")
+        lines.append("Trained on everything: there was no validation and no test split to measure.")
     lines.append(f"Model    {result.artifact}")
     if (result.run / "report.html").exists():
         lines.append(f"Report   {result.run / 'report.html'}")
     lines.append(f"Next     tellapart predict {shlex.quote(str(result.run))} IMAGE…")
     return shown("\n".join(lines))
+
+
+def _worth(result: Result) -> str:
+    """Return what the accuracy is of, and what to think of it, by the run's warnings."""
+    on = {"test": "on the test split", "val": "on validation"}[result.split]
+    known = runs.honesty(runs.read_warnings(result.run), result.split)
+    if known == "trained":
+        return (
+            f"{on}, but some of these images are also in train (see the warning): expect less of new images"
+        )
+    if known == "chose":
+        return f"{on}, but some of these images are also in validation, which chose the epoch: expect a little less"
+    if result.split == "test":
+        return f"{on}, which played no part in choosing the epoch"
+    return f"{on}, which also chose the epoch (there is no test split): expect a little less"
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
@@ -89,9 +100,10 @@ def _confusion_lines(evaluation: Evaluation) -> list[str]:
     if len(names) > MATRIX_CLASSES:
         return []
     counts = evaluation.confusion.tolist()
-    width = min(20, max(5, *map(cell_len, names)))
-    room = (TERMINAL - width - 2) // len(names)
     least = max(len(str(count)) + 1 for row in counts for count in row)
+    spare = max(5, TERMINAL - 2 - least * len(names))
+    width = min(20, spare, max(5, *map(cell_len, names)))
+    room = (TERMINAL - width - 2) // len(names)
     cell = max(least, min(room, max(map(cell_len, names)) + 1))
     lines = ["", "confusion: rows true, columns predicted, in the same order"]
     heads = (

@@ -215,6 +215,14 @@ def read_warnings(folder: Path) -> list[dict[str, str]]:
     return found
 
 
+def honesty(warnings: Sequence[Mapping[str, str]], split: str) -> str:
+    """Return what takes from a split's figures by a run's warnings: "trained", "chose" (the epoch), or ""."""
+    kinds = {entry["kind"] for entry in warnings}
+    if f"leak-{split}" in kinds:
+        return "trained"
+    return "chose" if f"shared-{split}" in kinds else ""
+
+
 def append_warnings(folder: Path, entries: Sequence[Mapping[str, str]]) -> None:
     """Add what is not there yet, a line of JSON for each, in one write."""
     known = {entry["text"] for entry in read_warnings(folder)}

@@ -27,6 +27,7 @@ PACKAGES = (
     ("nncf", "nncf", "compress", "quantisation for OpenVINO"),
     ("torch-pruning", "torch_pruning", "compress", "pruning of channels"),
     ("fastapi", "fastapi", "serve", "an HTTP service"),
+    ("pyarrow", "pyarrow", "parquet", "images and labels in Parquet files"),
 )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart import files
+from tellapart import files, runs
 from tellapart import spec as specs
 from tellapart.errors import RunError
 from tellapart.evaluation import charts
@@ -38,6 +38,13 @@ MEANINGS = {
     "so expect a little less on new images.",
     "train": "Measured on the very images that trained the network: this says nothing about new images.",
 }
+
+KNOWN_ALREADY = {
+    "trained": "some of which are training images too: expect less of new images",
+    "chose": "some of which are validation images too and helped to choose the epoch: expect a little less of new "
+    "images",
+}
+"""What is said instead where a run's warnings tell of such images (`runs.honesty`)."""
 
 
 def write_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> pathlib.Path:
@@ -101,11 +108,8 @@ def _meaning(run: RunFolder, splits: Sequence[str]) -> str:
     """Return in plain words what the headline's figure is worth."""
     split = run.split or ""
     meaning = MEANINGS.get(split, f"Measured on the images of {split}.")
-    if any(entry["kind"] == f"leak-{split}" for entry in run.warnings):
-        meaning = (
-            f"Measured on {SPLIT_NAMES.get(split, split)} images of which some are training images too: this says "
-            "more than is true of new images, so expect less."
-        )
+    if (known := runs.honesty(run.warnings, split)) in KNOWN_ALREADY:
+        meaning = f"Measured on {SPLIT_NAMES.get(split, split)} images, {KNOWN_ALREADY[known]}."
     if split in ("val", "train"):
         waits = "test" in splits
         meaning += " The test split has not been evaluated yet." if waits else " This run has no test split."

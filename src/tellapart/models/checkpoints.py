@@ -10,6 +10,7 @@ import dataclasses
 import json
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,21 @@ def read(file: Path) -> Found:
     except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ModelError(f"{file} cannot be read as weights: {' '.join(str(error).split())[:200]}") from error
     return trainers.find(content, str(file))
+
+
+def read_options(file: Path) -> Mapping[str, Any]:
+    """Return the options that a trainer saved beside the weights; empty where there are none, or none can be read.
+
+    Of files in torch's present format no tensor is read for that.
+    """
+    if file.suffix == ".safetensors" or not zipfile.is_zipfile(file):
+        return {}
+    try:
+        with torch.serialization.safe_globals(trainers.harmless()):
+            content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # loading the weights tells what is wrong
+        return {}
+    return trainers.options(content)
 
 
 def read_state(file: Path) -> State:

@@ -15,7 +15,7 @@ from typing import Any
 from tellapart.errors import ModelError
 from tellapart.models import preparation
 
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
 _MOST_BYTES = 16 << 20
 
 

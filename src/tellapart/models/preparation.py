@@ -17,8 +17,9 @@ from tellapart.models import timm_zoo
 MOST_PIXELS = 16_384
 """The largest side that a description from elsewhere may ask for."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FROM_MINUS_ONE = ("googlenet", "inception_v3")
+"""Networks that torchvision's own weights give values from -1 to 1."""
 _POLICIES = {"center": "crop", "squash": "squash", "border": "letterbox"}
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _BORDER = 128  # the contract's own
 
 
@@ -65,7 +66,7 @@ def of_timm(cfg: Mapping[str, Any], said_by: str, options: Mapping[str, Any] | N
         mean, std = _floats(found["mean"]), _floats(found["std"])
         if not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct is {crop_pct}")
-    except (AssertionError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (AssertionError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(f"How images are prepared cannot be read from {said_by} ({error!r:.120}).") from None
     resize = _POLICIES.get(mode, "crop")
     inexact = []
@@ -95,7 +96,7 @@ def of_torchvision(bare: str, member: Any, said_by: str) -> Preparation:
     """Return what the ``transforms()`` of a member of torchvision's weights do."""
     transform = member.transforms()
     mean, std = _floats(transform.mean), _floats(transform.std)
-    if bare in ("googlenet", "inception_v3"):
+    if bare in FROM_MINUS_ONE:
         # They were trained on values from -1 to 1; torchvision turns ImageNet's normalisation into that
         # inside the network (transform_input), we give it at once.
         mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -113,88 +114,51 @@ def of_torchvision(bare: str, member: Any, said_by: str) -> Preparation:
     )
 
 
-def of_torchvision_options(options: Mapping[str, Any], said_by: str) -> Preparation:
-    """Return what torchvision's reference training does by its options (``val_crop_size`` and so on)."""
+def of_options(
+    name: str, cfg: Mapping[str, Any], options: Mapping[str, Any], where: str
+) -> Preparation | None:
+    """Return what the script that trained the network ``name`` did to its images, by the options that it saved.
+
+    ``cfg`` is timm's configuration of the network, over which timm's script lays its options. None: the options are
+    neither of timm's script nor of torchvision's. Raises ModelError where a value is not what these scripts take.
+    """
+    said_by = f"{where} (the options that its trainer saved)"
+    if options.keys() >= {"val_crop_size", "val_resize_size"}:
+        return _of_torchvision_options(name.rpartition("/")[2], options, said_by)
+    if name.startswith("timm/") and options.keys() >= {
+        "img_size",
+        "crop_pct",
+        "mean",
+        "std",
+        "interpolation",
+    }:
+        return of_timm(cfg, said_by, options)
+    return None
+
+
+def _of_torchvision_options(bare: str, options: Mapping[str, Any], said_by: str) -> Preparation:
+    """Return what torchvision's reference script evaluates on."""
     try:
         size, edge = int(options["val_crop_size"]), int(options["val_resize_size"])
-    except (KeyError, TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ModelError(f"How images are prepared cannot be read from {said_by}.") from None
     inexact: list[str] = []
     if edge < size:
         inexact.append(f"images scaled to {edge} pixels and padded to {size}")
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if bare in FROM_MINUS_ONE and options.get("weights"):  # else it trained without transform_input
+        mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     found = Preparation(
         size=size,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=mean,
+        std=std,
         interpolation=_interpolation(str(options.get("interpolation", "bilinear")), inexact),
         resize="crop",
-        crop_fraction=size / max(edge, size),
+        crop_fraction=size / max(edge, size, 1),
         prepared_as=said_by,
         inexact=" and ".join(inexact),
     )
     return checked(found)
-
-
-def of_processor(config: Mapping[str, Any], said_by: str) -> Preparation:
-    """Return what an image processor of transformers does, by its ``preprocessor_config.json``.
-
-    ``size`` is a short side, or a height and width to squash to; a centre may be cut out of either. ConvNeXt's kind
-    scales to size / crop_pct below 384 pixels and squashes from there on. Raises ModelError for what no contract has.
-    """
-    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
-    short, sides = _sides(config.get("size"), "ConvNext" in kind, said_by)
-    crop = _sides(config.get("crop_size"), False, said_by)[1] if config.get("do_center_crop") else 0
-    inexact: list[str] = []
-    if config.get("do_resize", True) is False or not (short or sides):
-        raise ModelError(f"{said_by} scales no image, which a contract always does. {_WAY_OUT}")
-    if abs(float(config.get("rescale_factor", 1 / 255)) * 255 - 1) > 1e-3 or not config.get(
-        "do_rescale", True
-    ):
-        raise ModelError(f"{said_by} does not bring the values to 0..1 before it normalises them. {_WAY_OUT}")
-    if "ConvNext" in kind:
-        size = short or sides
-        edge = int(size / float(config.get("crop_pct") or 224 / 256)) if size < 384 else size
-        resize, fraction = ("crop", size / edge) if size < 384 else ("squash", 1.0)
-    elif sides:
-        size, resize, fraction = crop or sides, "squash", 1.0
-        if crop and crop != sides:
-            inexact.append(f"images squashed to {sides} pixels of which {crop} are cut out")
-    else:
-        size, resize, fraction = crop or short, "crop", (crop or short) / short
-        if not crop:
-            inexact.append("images that are not square")
-        if fraction > 1:
-            inexact.append(f"images scaled to {short} pixels and padded to {crop}")
-    plain = config.get("do_normalize", True) is False
-    resample = config.get("resample", 2)
-    return checked(
-        Preparation(
-            size=size,
-            mean=(0.0,) * 3 if plain else _floats(config.get("image_mean") or (0.5, 0.5, 0.5)),
-            std=(1.0,) * 3 if plain else _floats(config.get("image_std") or (0.5, 0.5, 0.5)),
-            interpolation=_interpolation(_RESAMPLE.get(resample, str(resample)), inexact),
-            resize=resize,
-            crop_fraction=min(1.0, fraction),
-            prepared_as=said_by,
-            inexact=" and ".join(inexact),
-        )
-    )
-
-
-_WAY_OUT = "Say how images are prepared: --input.size, --input.resize, --input.mean and --input.std."
-
-
-def _sides(value: Any, shortest: bool, said_by: str) -> tuple[int, int]:
-    """Return (short side, or 0; side of a square, or 0) of a processor's ``size``."""
-    if isinstance(value, Mapping):
-        if "shortest_edge" in value:
-            return int(value["shortest_edge"]), 0
-        if value.get("height") and value.get("height") == value.get("width"):
-            return 0, int(value["height"])
-        raise ModelError(f"{said_by} has sizes that are not square ({dict(value)!r:.80}). {_WAY_OUT}")
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value, 0) if shortest else (0, value)
-    return 0, 0
 
 
 def _interpolation(name: str, inexact: list[str]) -> str:

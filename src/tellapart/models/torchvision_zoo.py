@@ -80,6 +80,11 @@ def default_weights(bare: str) -> Any:
     return getattr(enum, "DEFAULT", None)
 
 
+def all_weights(bare: str) -> list[Any]:
+    """Return the members of torchvision's enum of a network's weights."""
+    return list(models_package().get_model_weights(bare))
+
+
 def interpolate_embeddings() -> Any:
     """Return torchvision's function that fits a ViT's position embedding to another image size."""
     return packages.require(

@@ -102,7 +102,7 @@ class Found:
 def find(content: Any, where: str) -> Found:
     """Return the state dict inside what a file holds. Raises ModelError where there is none, or no one."""
     notes: list[str] = []
-    options = _options(content)
+    said = options(content)
     path: list[str] = []
     for _ in range(_PARTS):
         key = _next_key(content, where)
@@ -122,10 +122,10 @@ def find(content: Any, where: str) -> Found:
         notes.append(f"The weights of {where} are those under {'.'.join(path)!r}.")
     if any(name.startswith(PREFIXES) for name in state):
         state.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel counts in it
-    return Found({without_wrappers(name): tensor for name, tensor in state.items()}, tuple(notes), options)
+    return Found({without_wrappers(name): tensor for name, tensor in state.items()}, tuple(notes), said)
 
 
-def _options(content: Any) -> Mapping[str, Any]:
+def options(content: Any) -> Mapping[str, Any]:
     """Return the options that the trainer was started with, and ``arch``, as far as they are plain values."""
     if not isinstance(content, Mapping):
         return {}

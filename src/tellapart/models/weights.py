@@ -200,35 +200,53 @@ def _describe_foreign(name: str, tag: str | None, file: Path) -> WeightsInfo:
         raise ModelError(
             f"{file} holds weights of {beside.name}, not of {name}; give --model.name {beside.name}."
         )
-    prepared = beside.prepared if beside else known_preparation(name, tag)
-    notes = []
+    options = {} if beside else checkpoints.read_options(file)
+    saved = preparation.of_options(name, _timm_cfg(name, tag), options, str(file)) if options else None
+    prepared = beside.prepared if beside else saved or known_preparation(name, tag or _published(name, file))
     if prepared is None:
-        notes.append(
-            f"{file} does not say how its images were normalised: the mean and deviation of the training images are "
-            "taken. Where they were others, give --input.mean and --input.std."
-        )
-        return WeightsInfo(source=str(file), notes=tuple(notes))
-    notes.append(
-        f"Images are prepared as {prepared.prepared_as} says: {preparation.describe(prepared)}"
-        + ("." if beside else " (the file itself does not say). Other values: --input.size, --input.mean, …")
+        return WeightsInfo(source=str(file))
+    note = (
+        f"The images of {file} were prepared as {prepared.prepared_as} says: {preparation.describe(prepared)}"
+        + ("." if beside or saved else " (the file itself does not say).")
     )
-    return WeightsInfo(source=str(file), notes=tuple(notes), **vars(prepared))
+    return WeightsInfo(source=str(file), notes=(note,), **vars(prepared))
+
+
+def _published(name: str, file: Path) -> str | None:
+    """Return which of a network's weights a file is by the name under which they are published; None: none of them."""
+    library, _, bare = name.rpartition("/")
+    urls: dict[str, str] = {}
+    if library == "torchvision":
+        urls = {member.name: member.url for member in torchvision_zoo.all_weights(bare)}
+    elif library == "timm":
+        timm = timm_zoo.timm_package()
+        cfgs = [timm.get_pretrained_cfg(full) for full in timm.list_pretrained(f"{bare}.*")]
+        urls = {cfg.tag: cfg.url for cfg in cfgs if cfg is not None and cfg.url}
+    return next((tag for tag, url in urls.items() if url.rpartition("/")[2] == file.name), None)
 
 
 def known_preparation(name: str, tag: str | None) -> preparation.Preparation | None:
     """Return how timm or torchvision prepare a network's images, by its (default) weights; None: not known."""
     library, _, bare = name.rpartition("/")
     if library == "timm":
-        cfg = timm_zoo.timm_package().get_pretrained_cfg(f"{bare}.{tag}" if tag else bare)
-        if cfg is None:
-            return None
-        return preparation.of_timm(cfg.to_dict(), f"timm/{bare}.{cfg.tag}" if cfg.tag else f"timm/{bare}")
+        cfg = _timm_cfg(name, tag)
+        said_by = f"timm/{bare}.{cfg['tag']}" if cfg.get("tag") else f"timm/{bare}"
+        return preparation.of_timm(cfg, said_by) if cfg else None
     if library == "torchvision":
         member = torchvision_zoo.weights_member(bare, tag) if tag else torchvision_zoo.default_weights(bare)
         return (
             preparation.of_torchvision(bare, member, f"torchvision/{bare}.{member.name}") if member else None
         )
     return None
+
+
+def _timm_cfg(name: str, tag: str | None) -> dict[str, Any]:
+    """Return timm's configuration of a network's (default) weights; empty where it has none."""
+    library, _, bare = name.rpartition("/")
+    if library != "timm":
+        return {}
+    cfg = timm_zoo.timm_package().get_pretrained_cfg(f"{bare}.{tag}" if tag else bare)
+    return {} if cfg is None else {**cfg.to_dict(), "tag": cfg.tag}
 
 
 def _describe_timm(bare: str, weights: str) -> WeightsInfo:

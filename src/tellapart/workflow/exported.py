@@ -14,6 +14,7 @@ import torch
 
 from tellapart.contract import BadImage, Pixels, Preprocessing, decode
 from tellapart.contract.decoding import crop_box
+from tellapart.data.listing import many
 from tellapart.data.samples import Samples
 from tellapart.errors import DataError
 from tellapart.evaluation import metrics
@@ -104,7 +105,7 @@ def _tell(bad: list[tuple[int, str]], samples: Samples, spec: DataSpec, console:
     first = f"{samples.file(bad[0][0])}: {bad[0][1]}"
     if spec.on_bad_image == "error":
         raise DataError(f"{len(bad)} images cannot be used, the first: {first}.")
-    console.warn(f"{len(bad)} images cannot be read and do not count; the first: {first}")
+    console.warn(f"{many(len(bad), 'image')} cannot be read, left out of the figures; the first: {first}")
 
 
 def content_of(samples: Samples, row: int, contract: Preprocessing, max_pixels: int) -> bytes | Pixels:

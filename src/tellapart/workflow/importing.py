@@ -12,6 +12,7 @@ import torch
 import tellapart
 from tellapart import artifact
 from tellapart.contract import Card
+from tellapart.contract.preprocessing import VERSION
 from tellapart.errors import ArtifactError, SpecError
 from tellapart.models import checkpoints, hub, weights, zoo
 from tellapart.preprocess import Preprocessing
@@ -66,7 +67,10 @@ def import_weights(
     target.parent.mkdir(parents=True, exist_ok=True)
     artifact.save(target, network.state_dict(), card)
     with Console(quiet=quiet) as console:
-        for note in (*(note for note in info.notes if not note.startswith("Images are prepared")), told):
+        described = weights.describe(
+            spec.model.name, where
+        )  # what it says of the images is told as the contract
+        for note in (*info.notes[len(described.notes) if described else 0 :], told):
             console.message(note)
     return target
 
@@ -111,6 +115,7 @@ def _contract(spec: Spec, name: str, where: str) -> tuple[Preprocessing, str]:
     fraction = given.crop_fraction or info.fraction_at(size) or 0.875
     contract = Preprocessing.from_dict(
         {
+            "version": VERSION,
             "size": size,
             "channels": channels,
             "resize": resize,

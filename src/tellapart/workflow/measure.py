@@ -15,8 +15,9 @@ import torch
 from tellapart import artifact, runs, runtime
 from tellapart.data import images as decoded
 from tellapart.data import sources
+from tellapart.data.listing import many
 from tellapart.data.loader import ImageSet
-from tellapart.data.samples import Samples, training_hashes
+from tellapart.data.samples import SPLITS, Samples, training_hashes
 from tellapart.devices import AMP_DTYPES, choose_device
 from tellapart.errors import DataError, RunError, SpecError, did_you_mean
 from tellapart.evaluation import compare as comparing
@@ -134,17 +135,19 @@ def evaluate(
     with Console(quiet=quiet) as console:
         if exported:
             backend = runtime.open_backend(model, device, trust=trust)
-            part, spec, chosen = _part(model, data, split, backend.card.classes, data_changes)
+            part, spec, chosen = _part(model, data, split, backend.card.classes, data_changes, console)
             _repeat_warnings(backend.card.warnings, console)
             return evaluate_backend(backend, part, chosen, spec, target, console)
         predictor = artifact.open_model(of_epoch(model, epoch), choose_device(device), precision)
-        part, spec, chosen = _part(model, data, split, predictor.classes, data_changes)
+        part, spec, chosen = _part(model, data, split, predictor.classes, data_changes, console)
         _repeat_warnings(predictor.card.warnings, console)
         with console.busy("Reading images", len(part)) as busy:
             images, bad = decoded.evaluation_images(part, predictor.preprocessing, spec, busy.advance)
         if bad:
             first = f"{bad[0].path}: {bad[0].reason}"
-            console.warn(f"{len(bad)} images cannot be read and do not count; the first: {first}")
+            console.warn(
+                f"{many(len(bad), 'image')} cannot be read, left out of the figures; the first: {first}"
+            )
         if not len(images):
             raise DataError(f"None of the {chosen} images of {spec.source} can be read.")
         _warn_of_training_images(artifact.find(model).parent / runs.SAMPLES_FILE, images.samples, console)
@@ -166,13 +169,33 @@ def of_epoch(model: str | os.PathLike[str], epoch: str) -> str | os.PathLike[str
     return last
 
 
-def _made_as_in_training(model: str | os.PathLike[str], spec: DataSpec) -> DataSpec:
-    """Return the spec with the fractions, seed and groups of the run that the model lies in, if any."""
+def _made_as_in_training(model: str | os.PathLike[str], spec: DataSpec) -> tuple[DataSpec, str]:
+    """Return the spec with the fractions, seed and groups of the run that the model lies in, if any, and whose."""
     given = Path(model)
     beside = (given if given.is_dir() else given.parent) / runs.SPEC_FILE
     own = runs.read_spec(beside).data if beside.is_file() else DataSpec()
     names = ("val_fraction", "test_fraction", "split_seed", "group")
-    return update(spec, {name: getattr(own, name) for name in names})
+    return update(spec, {name: getattr(own, name) for name in names}), (
+        f"by {beside}"
+        if beside.is_file()
+        else "by the default options: no run's folder lies around the model"
+    )
+
+
+def _split_of_training(
+    model: str | os.PathLike[str], spec: DataSpec, samples: Samples, split: str, console: Console
+) -> tuple[DataSpec, Samples]:
+    """Return the samples with the splits that training makes of them, and say so where the source does not."""
+    made, by = _made_as_in_training(model, spec)
+    again = sources.open_source(made, lambda note: None)
+    ours, theirs = again.splits == split, samples.splits == split
+    if np.array_equal(ours, theirs) or not ours.any():
+        return spec, samples
+    console.message(
+        f"{spec.source} does not say which images are its {split} split: measured on the split that training makes of "
+        f"it, {ours.sum():,} of {len(again):,} images (seed {made.split_seed}, {by})."
+    )
+    return made, again
 
 
 def _repeat_warnings(warnings: Sequence[str], console: Console) -> None:
@@ -187,6 +210,7 @@ def _part(
     split: str,
     classes: tuple[str, ...],
     changes: Mapping[str, Any],
+    console: Console,
 ) -> tuple[Samples, DataSpec, str]:
     """Return the samples to measure on, where they are from, and the name of their part."""
     if data is None:
@@ -198,12 +222,8 @@ def _part(
     else:
         spec = update(DataSpec(source=os.fspath(data), val_fraction=0.0, test_fraction=0.0), changes)
     samples = sources.open_source(spec, lambda note: None)
-    if data is not None and split in ("train", "val", "test") and not (samples.splits == split).any():
-        # The split that training makes where the source has none.
-        made = _made_as_in_training(model, spec)
-        again = sources.open_source(made, lambda note: None)
-        if (again.splits == split).any():
-            spec, samples = made, again
+    if data is not None and split in SPLITS:
+        spec, samples = _split_of_training(model, spec, samples, split, console)
     samples = with_classes(samples, classes)
     chosen = split or next((name for name in ("test", "val") if (samples.splits == name).any()), "all")
     part = samples if chosen == "all" else samples.split(chosen)

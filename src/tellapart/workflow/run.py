@@ -18,6 +18,7 @@ import tellapart
 from tellapart import artifact, files, recipes, runs
 from tellapart.contract import Card
 from tellapart.data import sources
+from tellapart.data.listing import many
 from tellapart.data.samples import Samples
 from tellapart.data.streaming import StreamedStore
 from tellapart.errors import RunError
@@ -110,6 +111,8 @@ def train(
         facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
         for text in ineffective.without_effect(ours, plan.spec, facts) + ineffective.never(plan.spec, facts):
             console.warn(text)
+        for doubt in resolve.doubts(wanted.input, prepared.spec, prepared.weights):
+            (console.warn if doubt.serious else console.message)(doubt.text)
         folder = procs.from_first(claim.make(prepared.spec.model.name) if claim else None)
         assert folder is not None
         if procs.first:
@@ -183,7 +186,7 @@ def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.Prepared:
         )
     if prepared.bad:
         console.warn(
-            f"{len(prepared.bad)} images cannot be read and are left out, listed in bad-images.csv; the first: "
+            f"{many(len(prepared.bad), 'image')} cannot be read, left out and listed in bad-images.csv; the first: "
             f"{prepared.bad[0].path}: {prepared.bad[0].reason}"
         )
     if prepared.unused_range:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tellapart import packages
+from tellapart.data.loader import ImageSet
 from tellapart.spec import Spec, flatten
 from tellapart.tracking import Console, CsvTracker, MlflowTracker, TensorBoardTracker, Tracker, Trackers
 from tellapart.training import setup
@@ -82,15 +83,27 @@ def headline(prepared: setup.Prepared, name: str, plan: Plan) -> str:
 
 
 def warn_of_leaks(prepared: setup.Prepared, console: Console) -> None:
-    """Say how many evaluation images are, byte for byte, training images too."""
-    known = set(prepared.train.samples.hashes if prepared.train.samples.hashes is not None else ())
-    for split, images in (("validation", prepared.val), ("test", prepared.test)):
-        if images is None or images.samples.hashes is None or images.samples.boxes is not None:
-            continue
-        copies = sum(value in known for value in images.samples.hashes)
-        if copies:
+    """Say how many evaluation images are, byte for byte, in another split too (kinds: see `runs.honesty`)."""
+    train, val, test = prepared.train, prepared.val, prepared.test
+    for kind, images, words, others, where in (
+        ("leak-val", val, "validation", train, "train"),
+        ("leak-test", test, "test", train, "train"),
+        ("shared-test", test, "test", val, "validation, which chooses the epoch"),
+    ):
+        copies = _copies(images, others)
+        if images is not None and copies:
             console.warn(
-                f"{copies} of {len(images)} {split} images are also in train, byte for byte; "
+                f"{copies} of {len(images)} {words} images are also in {where}, byte for byte; "
                 f"see: tellapart check {prepared.spec.data.source}",
-                f"leak-{'val' if split == 'validation' else split}",
+                kind,
             )
+
+
+def _copies(images: ImageSet | None, others: ImageSet | None) -> int:
+    """Return how many images are among the others, byte for byte (crops of pictures are not compared)."""
+    if images is None or others is None or images.samples.hashes is None or others.samples.hashes is None:
+        return 0
+    if images.samples.boxes is not None:
+        return 0
+    known = set(others.samples.hashes)
+    return sum(value in known for value in images.samples.hashes)
