@@ -321,7 +321,7 @@ def _head(method: str, path: str, *headers: str, host: str = "127.0.0.1") -> byt
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 
-def _http(max_bytes: int) -> list[Bad]:
+def _http(model: str, max_bytes: int) -> list[Bad]:
     """What is wrong with the request itself."""
     good, predict, kind = image(), "/v1/predict", "image/png"
     text = base64.b64encode(good).decode()
@@ -375,13 +375,17 @@ def _http(max_bytes: int) -> list[Bad]:
             (405,),
         ),
         "a model of TorchServe's that is not there": (put("/predictions/none", kind, good), (404,)),
-        "a version of TorchServe's that is not there": (put("/predictions/m/9.9", kind, good), (404,)),
+        "a version of TorchServe's that is not there": (put(f"/predictions/{model}/9.9", kind, good), (404,)),
         "an address that leads outside": (put("/predictions/..%2f..%2fetc", kind, good), (404,)),
         "a body of another model than the address": (
-            post("/predictions/m", "application/json", json.dumps({"data": text, "model": "other"}).encode()),
+            post(
+                f"/predictions/{model}",
+                "application/json",
+                json.dumps({"data": text, "model": "other"}).encode(),
+            ),
             (400,),
         ),
-        "DELETE at TorchServe's address": (_head("DELETE", "/predictions/m"), (405,)),
+        "DELETE at TorchServe's address": (_head("DELETE", f"/predictions/{model}"), (405,)),
         "a query that is no number": (post(predict + "?top=%F0%9F%92%A9", kind, good), (422,)),
         "a deadline that is none": (post(predict, kind, good, "Deadline-Ms: soon"), (400,)),
         "an unknown model": (post(predict + "?model=none", kind, good), (404,)),
@@ -398,7 +402,7 @@ def all_kinds(
         *_json(max_images),
         *_forms(max_images),
         *_tensors(model),
-        *_http(max_bytes),
+        *_http(model, max_bytes),
     ]
 
 
