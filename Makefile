@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: setup demo test check format bench bench-peers bench-gpu
+.PHONY: setup demo test test-lowest check format bench bench-peers bench-gpu
 
 setup: .venv/ready
 
@@ -25,6 +25,21 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest -n 2 --dist worksteal -q
+
+# The fast tests with the lowest versions that pyproject.toml allows, in an environment of their own.
+#   make test-lowest [KEEP="torch==2.13.0 torchvision==0.28.0"]: versions that are not to be lowered
+KEEP ?=
+test-lowest: .venv-lowest/ready
+	.venv-lowest/bin/pytest -q -m 'not slow' -p no:cacheprovider
+
+.venv-lowest/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	printf '%s\n' $(KEEP) > .venv-lowest/keep.txt
+	.venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev --override .venv-lowest/keep.txt --output-file .venv-lowest/lowest.txt pyproject.toml
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --requirement .venv-lowest/lowest.txt
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --no-deps --editable .
+	touch $@
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -180,7 +180,14 @@ def test_files_that_are_named_exist(page):
         at_root = word.startswith(FOLDERS) or re.fullmatch(r"\w[\w.-]*\.(md|txt|toml)", word)
         if not re.fullmatch(r"[\w./-]+", word) or "//" in word or word.startswith("/"):
             continue
-        if word in ("classes.txt", "classnames.txt"):  # the user's
+        if word in (
+            "classes.txt",
+            "classnames.txt",
+            "labels.txt",
+            "train.txt",
+            "val.txt",
+            "test.txt",
+        ):  # the user's
             continue
         if at_root:
             assert (ROOT / word).exists(), f"{page}: {word}"

@@ -161,3 +161,14 @@ def test_usual_images_have_few_parts() -> None:
     assert decode(many_chunks(9000), 3).shape == (8, 8, 3)
     film = many_scans(0) + b"\0\0\0\x18ftypmp42" + b"\xff\xda\0\2" * 5000
     assert decode(film, 3).shape == (64, 64, 3)
+
+
+def test_a_csv_on_a_terminal_steers_it_not() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    printing.write_csv([Prediction(f"a{ESCAPE}", CLASSES, (0.5, 0.3, 0.2))], stream)
+    assert not steers(stream.getvalue())
+    assert "\\x1b" in stream.getvalue()

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
+from tellapart import packages
 from tellapart.contract import resizing
 from tellapart.preprocess import (
     BadImage,
@@ -198,8 +199,11 @@ def test_sixteen_bit_grey_is_divided_by_257():
     for kind in ("PNG", "TIFF", "PPM"):
         np.testing.assert_array_equal(decode(encode(wide, kind), 1, LIMIT), expected)
         np.testing.assert_array_equal(decode(encode(wide, kind), 3, LIMIT), expected.repeat(3, 2))
-    big = encode(np.array([[-5, 0, 65535, 1_000_000]], np.int32), "TIFF")
-    assert decode(big, 1, LIMIT).ravel().tolist() == [0, 0, 255, 255]
+    big = encode(np.array([[0, 257, 65535]], np.int32), "TIFF")
+    assert decode(big, 1, LIMIT).ravel().tolist() == [0, 1, 255]
+    for beyond in (-5, 1_000_000):
+        with pytest.raises(BadImage, match=f"{beyond}.*no defined range.*--input.range"):
+            decode(encode(np.array([[0, beyond]], np.int32), "TIFF"), 1, LIMIT)
 
 
 def test_the_first_frame_of_an_animation_counts():
@@ -225,7 +229,7 @@ def test_what_is_no_image_is_named():
     assert "PostScript" in reason(b"%!PS-Adobe-3.0 EPSF-3.0\n")
     assert "LFS" in reason(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     assert "archive" in reason(b"PK\x03\x04" + bytes(40))
-    assert "HEIC" in reason(b"\0\0\0\x18ftypheic" + bytes(40))
+    assert "HEIF" in reason(b"\0\0\0\x18ftypheic" + bytes(40))
     assert "video" in reason(b"\0\0\0\x18ftypisom" + bytes(40))
     assert reason(bytes(5000)) == "holds only zeros"
     noise = np.random.default_rng(0).bytes(5000)
@@ -360,7 +364,7 @@ def test_policies_follow_their_definition(mode, shape):
 
     edge, short = round(64 / 0.875), min(shape)
     whole = reference_scale(image, edge * height // short, edge * width // short, mode)
-    top, left = (whole.shape[0] - 64) // 2, (whole.shape[1] - 64) // 2
+    top, left = (round((side - 64) / 2) for side in whole.shape[:2])  # as torchvision's CenterCrop
     cropped = resize(image, contract("crop", 64, mode))
     close(cropped, whole[top : top + 64, left : left + 64])
 
@@ -371,6 +375,35 @@ def test_policies_follow_their_definition(mode, shape):
     close(inner, reference_scale(image, h, w, mode))
     boxed[top : top + h, left : left + w] = 7
     assert (boxed == 7).all()
+
+
+@pytest.mark.parametrize("size", [24, 31, 32])
+@pytest.mark.parametrize("fraction", [0.5, 0.875, 0.9, 1.0])
+def test_the_centre_is_torchvisions(size, fraction):
+    """Of every length that the scaled image can have, also those that leave an odd border."""
+    functional = packages.require("torchvision.transforms.v2.functional", "models", "a test")
+    made = contract("crop", size, crop_fraction=fraction)
+    for longer in range(made.edge, made.edge + 9):
+        image = picture(made.edge, longer)  # it is scaled already, so only the cut is left
+        expected = functional.center_crop(torch.from_numpy(image).permute(2, 0, 1), [size, size])
+        np.testing.assert_array_equal(resize(image, made), expected.permute(1, 2, 0).numpy())
+        turned = np.ascontiguousarray(image.transpose(1, 0, 2))
+        expected = functional.center_crop(torch.from_numpy(turned).permute(2, 0, 1), [size, size])
+        np.testing.assert_array_equal(resize(turned, made), expected.permute(1, 2, 0).numpy())
+    assert made.edge == int(size / fraction + 1e-9), "timm's rule"
+
+
+def test_contracts_of_before_keep_their_centre():
+    values = contract("crop", 20, crop_fraction=0.9).to_dict()
+    assert values["version"] == 2
+    del values["version"], values["range"]
+    old = Preprocessing.from_dict(values)
+    assert (old.version, old.edge) == (1, round(20 / 0.9))
+    image = picture(old.edge, old.edge + 1)
+    top, left = (old.edge - 20) // 2, (old.edge + 1 - 20) // 2
+    np.testing.assert_array_equal(resize(image, old), image[top : top + 20, left : left + 20])
+    with pytest.raises(ValueError, match="version is 3"):
+        Preprocessing.from_dict({**values, "version": 3})
 
 
 def test_scaling_down_looks_like_pillows():

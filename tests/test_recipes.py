@@ -46,11 +46,10 @@ def test_recipes_name_models_that_exist(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "way"), [("transfer", "head"), ("staged", "staged"), ("finetune", "full")])
 def test_each_way_of_fine_tuning_has_a_recipe(name: str, way: str) -> None:
-    """What trains more than a head is augmented; new layers learn faster than those that are trained already."""
+    """What trains more than a head is augmented."""
     spec = recipes.recipe(name)
     assert spec.model.finetune == way
     assert (spec.augment.preset == "none") == (way == "head")
-    assert way == "head" or spec.training.head_lr > spec.training.lr
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:

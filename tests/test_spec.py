@@ -20,9 +20,24 @@ from tellapart import runs
 from tellapart import spec as spec_module
 from tellapart.cli import Train
 from tellapart.errors import SpecError
-from tellapart.spec import AugmentSpec, Range, Section, Spec, TrainingSpec, flatten, to_dict, update
+from tellapart.spec import (
+    AugmentSpec,
+    InputSpec,
+    Range,
+    Section,
+    Spec,
+    TrainingSpec,
+    flatten,
+    to_dict,
+    update,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=12)  # no line breaks
+
+
+CHECKED: dict[tuple[type, str], st.SearchStrategy[Any]] = {  # beyond what their annotations say
+    (InputSpec, "range"): st.sampled_from(["full", "max", "0-4095", "-1000-3000.5", "255"])
+}
 
 
 def values_of(hint: Any) -> st.SearchStrategy[Any]:
@@ -37,7 +52,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     if origin is typing.Literal:
         return st.sampled_from(parts)
     if origin is tuple and parts[-1] is Ellipsis:
-        return st.lists(values_of(parts[0]), max_size=4).map(tuple)
+        items = TEXT.filter(lambda text: not text.startswith("-")) if parts[0] is str else values_of(parts[0])
+        return st.lists(items, max_size=4).map(tuple)
     if origin is tuple:
         return st.tuples(*(values_of(part) for part in parts))
     if type(None) in parts:
@@ -52,7 +68,11 @@ def sections(cls: type) -> st.SearchStrategy[Any]:
     return st.builds(
         cls,
         **{
-            name: sections(hint) if isinstance(hint, type) and issubclass(hint, Section) else values_of(hint)
+            name: CHECKED[cls, name]
+            if (cls, name) in CHECKED
+            else sections(hint)
+            if isinstance(hint, type) and issubclass(hint, Section)
+            else values_of(hint)
             for name, hint in hints.items()
         },
     )
@@ -69,7 +89,7 @@ def as_flags(spec: Spec) -> list[str]:
             head, _, last = flag.rpartition(".")
             words.append(f"--{flag}" if value else f"--{head}.no-{last}")
         elif isinstance(value, tuple):
-            words += [f"--{flag}", *(repr(item) for item in value)]
+            words += [f"--{flag}", *(item if isinstance(item, str) else repr(item) for item in value)]
         else:
             words.append(f"--{flag}={value}")
     return words

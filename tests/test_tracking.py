@@ -5,6 +5,7 @@ import io
 import re
 import sys
 import threading
+import time
 import types
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tellapart import packages
-from tellapart.errors import MissingPackageError
+from tellapart.errors import MissingPackageError, RunError
 from tellapart.tracking import (
     Console,
     CsvTracker,
@@ -24,6 +25,7 @@ from tellapart.tracking import (
     confusion_image,
     picture_grid,
     pictures,
+    trackers,
 )
 from tellapart.tracking import console as console_module
 
@@ -429,3 +431,21 @@ def test_busy_work_that_fails_gives_the_terminal_back(terminal, clock):
     with pytest.raises(OSError, match="gone"):
         work()
     assert terminal.getvalue().endswith("\x1b[?25h") or terminal.getvalue().count("\x1b[?25h") == 1
+
+
+@pytest.mark.parametrize("kind", ["refused", "silent"])
+def test_an_mlflow_store_that_cannot_be_used_is_told_before_the_run(kind, monkeypatch):
+    fake_mlflow(monkeypatch)
+
+    def search_experiments(max_results):
+        if kind == "silent":
+            time.sleep(1)
+        raise OSError("connection refused\nand more")
+
+    client = types.SimpleNamespace(search_experiments=search_experiments)
+    monkeypatch.setattr(sys.modules["mlflow"], "MlflowClient", lambda: client, raising=False)
+    monkeypatch.setattr(sys.modules["mlflow"], "get_tracking_uri", lambda: "http://server", raising=False)
+    monkeypatch.setattr(trackers, "_MLFLOW_SECONDS", 0.1)
+    said = "connection refused" if kind == "refused" else "no answer within 0.1 seconds"
+    with pytest.raises(RunError, match=rf"MLflow cannot be used at http://server: {said}\. Start its server"):
+        trackers.check_mlflow()

@@ -22,7 +22,7 @@ import tellapart
 from tellapart import runs, workflow
 from tellapart.errors import ArtifactError, DataError, ModelError, RunError, SpecError
 from tellapart.preprocess import load
-from tellapart.spec import Spec, update
+from tellapart.spec import DataSpec, Spec, update
 from tellapart.training import objectives
 
 TINY: dict[str, Any] = {
@@ -56,6 +56,14 @@ def test_the_order_of_what_makes_a_spec(tmp_path: Path) -> None:
     assert made.data.source == "there"
     assert workflow.make_spec(None, "tutorial", file).data.source == "here"
     assert workflow.make_spec() == Spec()
+    assert workflow.make_spec("there", data={"format": "folder", "train": ["x"]}).data == DataSpec(
+        source="there", format="folder", train=("x",)
+    )
+    assert (
+        workflow.make_spec(data="there")
+        == workflow.make_spec(data={"source": "there"})
+        == workflow.make_spec("there")
+    )
     given = update(Spec(), {"seed": 3})
     assert workflow.make_spec(Path("x"), spec=given).seed == 3
     with pytest.raises(SpecError, match="'epochs'"):
@@ -244,7 +252,7 @@ def test_an_unknown_class_is_named(trained: Any, tmp_path: Path) -> None:
 
 
 def test_a_split_without_images_is_named(trained: Any, tmp_path: Path) -> None:
-    shutil.copytree(trained.data / "test" / "cat", tmp_path / "cat")
+    shutil.copytree(trained.data / "test", tmp_path / "test")
     with pytest.raises(DataError, match="has no val images"):
         workflow.evaluate(trained.run, tmp_path, split="val", quiet=True)
 

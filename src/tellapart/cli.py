@@ -105,7 +105,8 @@ def _find_lr(args: FindLr) -> int:
 def _evaluate(args: Evaluate) -> int:
     from tellapart import workflow
 
-    changes: dict[str, Any] = {"format": args.format, "boxes": args.boxes} if args.source else {}
+    names = ("format", "boxes", "encoding", "path_column", "label_column", "split_column", "root", "suffix")
+    changes: dict[str, Any] = {name: getattr(args, name) for name in names} if args.source else {}
     evaluation = workflow.evaluate(
         args.model,
         args.source,
@@ -414,10 +415,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 1
     except _OutputError as error:
-        _drop_output()
-        print(f"error: Standard output cannot be written: {error}.", file=sys.stderr)
-        return 1
+        return _without_output(error)
     except OSError as error:
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        if error.filename is None and last is not None and last.tb_frame.f_code.co_filename == __file__:
+            return _without_output(_OutputError(error.strerror or str(error)))  # it was print that failed
         print(
             shown(f"error: {error.filename or ''}: {error.strerror or error}".replace(": :", ":")),
             file=sys.stderr,
@@ -436,6 +440,12 @@ def _flush() -> None:
         raise
     except OSError as error:
         raise _OutputError(error.strerror or str(error)) from error
+
+
+def _without_output(error: Exception) -> int:
+    _drop_output()
+    print(f"error: Standard output cannot be written: {error}.", file=sys.stderr)
+    return 1
 
 
 def _drop_output() -> None:

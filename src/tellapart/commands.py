@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import Positional
 
 from tellapart.serve.options import Options
-from tellapart.spec import Spec
+from tellapart.spec import DataFormat, Spec
 
 Json = Annotated[bool, tyro.conf.arg(name="json")]
 
@@ -76,12 +76,24 @@ class Evaluate:
     """What the network computes in; with less than fp32 the answers can differ a little."""
     epoch: Literal["best", "last"] = "best"
     """Of a run folder: the epoch that validation chose, or the last."""
-    format: Literal["auto", "folder", "list", "voc", "createml", "yolo", "coco", "name"] = "auto"
+    trust: bool = False
+    """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs."""
+    format: DataFormat = "auto"
     """How to read DATA."""
     boxes: Literal["image", "crop"] = "image"
     """Annotation files: one label for the image, or one crop for each box."""
-    trust: bool = False
-    """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs."""
+    encoding: str = "utf-8"
+    """Encoding of lists and annotation files that declare none; auto guesses it."""
+    path_column: str = ""
+    """Lists: the column with the images' paths, file names or ids; empty: guessed."""
+    label_column: tuple[str, ...] = ()
+    """Lists: the column with the label; several: one-hot columns; empty: guessed."""
+    split_column: str = ""
+    """Lists: the column with the split; empty: guessed; none: no column."""
+    root: str = ""
+    """Lists: the folder that the paths in a list start from; empty: the list's own, or where the images are."""
+    suffix: str = ""
+    """Lists: what is missing at the end of each path, such as .jpg; empty: looked for."""
     as_json: Json = False
     """Print one JSON object on standard output."""
 

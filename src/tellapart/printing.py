@@ -118,9 +118,19 @@ def write_jsonl(predictions: Any, out: TextIO) -> None:
         out.write(as_json_line(p.to_dict()) + "\n")
 
 
+class _Spelt:
+    """A terminal that gets nothing that would steer it."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> None:
+        self._out.write(shown(text))
+
+
 def write_csv(predictions: Any, out: TextIO) -> None:
     """Write a row for each of an image's labels, the best first; a bad image has one, with the error."""
-    writer = tables.Writer(out)
+    writer = tables.Writer(_Spelt(out) if out.isatty() else out)  # a file gets the very names
     writer.writerow(["path", "rank", "label", "probability", "error"])
     for p in predictions:
         rows: list[Any] = [(p.path, "", "", "", p.error)] if p.error else []

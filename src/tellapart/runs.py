@@ -238,7 +238,7 @@ def write_spec(spec: Spec, path: Path) -> None:
 def read_spec(path: str | os.PathLike[str], base: Spec | None = None) -> Spec:
     """Read a spec from YAML over ``base`` (the defaults where None). Raises SpecError."""
     try:
-        content = yaml_text.load(Path(path).read_text(encoding="utf-8"))
+        content = yaml_text.load(Path(path).read_bytes())  # UTF-8, or by its mark UTF-16; strictly
     except OSError as error:
         raise SpecError(f"The spec {os.fspath(path)} cannot be read: {error.strerror}") from None
     except ValueError as error:

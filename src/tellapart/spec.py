@@ -10,9 +10,11 @@ with a run holds what was chosen.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from tellapart.errors import SpecError
 from tellapart.sections import (
     Count,
     CountOrZero,
@@ -28,6 +30,7 @@ from tellapart.sections import (
 
 __all__ = [
     "AugmentSpec",
+    "DataFormat",
     "DataSpec",
     "InputSpec",
     "ModelSpec",
@@ -42,6 +45,30 @@ __all__ = [
     "update",
 ]
 
+_NUMBER = r"(-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)"
+_LEVELS = re.compile(rf"(?:{_NUMBER}\s*-\s*)?{_NUMBER}", re.IGNORECASE)
+
+
+DataFormat = Literal[
+    "auto",
+    "folder",
+    "classes",
+    "list",
+    "voc",
+    "createml",
+    "yolo",
+    "coco",
+    "cvat",
+    "label-studio",
+    "labelme",
+    "via",
+    "retinanet",
+    "table",
+    "webdataset",
+    "name",
+]
+"""How data can be laid out."""
+
 
 @dataclass(frozen=True)
 class DataSpec(Section, prefix="data."):
@@ -49,10 +76,12 @@ class DataSpec(Section, prefix="data."):
 
     source: str = "digits"
     """Folder, list (CSV, TSV, JSONL), archive (.tar, .zip), annotation file, Parquet, shards, or a known set's name."""
-    format: Literal[
-        "auto", "folder", "list", "voc", "createml", "yolo", "coco", "table", "webdataset", "name"
-    ] = "auto"
-    """How to read the source; auto looks at it."""
+    format: DataFormat = "auto"
+    """How to read the source; auto looks at it. classes: the top folders are classes, whatever their names."""
+    encoding: str = "utf-8"
+    """Encoding of lists and annotation files that have no byte-order mark and declare none; auto guesses it."""
+    match: Literal["auto", "stem", "name"] = "auto"
+    """Annotation files: the image of the same stem, or that named inside; auto: stem, an error where many differ."""
     val_fraction: Annotated[float, Range(0, 0.9)] = 0.1
     """Part of train that becomes validation where there is none; 0 trains on everything."""
     test_fraction: Annotated[float, Range(0, 0.9)] = 0.2
@@ -61,6 +90,25 @@ class DataSpec(Section, prefix="data."):
     """Seed of the split, apart from the seed of training."""
     group: str = ""
     """Column, or regular expression on the path, whose value keeps images together in one split."""
+    train: tuple[str, ...] = ()
+    """Folders (in the source, or anywhere) of class folders that are the train split, whatever their names."""
+    val: tuple[str, ...] = ()
+    """Folders of class folders that are the val split."""
+    test: tuple[str, ...] = ()
+    """Folders of class folders that are the test split."""
+    path_column: str = ""
+    """Lists: the column with the images' paths, file names or ids; empty: by its name and what is there."""
+    label_column: tuple[str, ...] = ()
+    """Lists: the column with the label; several: one-hot columns, whose names are the classes; empty: guessed."""
+    split_column: str = ""
+    """Lists: the column with the split (also fold numbers, or yes and no); empty: guessed; none: no column."""
+    root: str = ""
+    """Lists: the folder that the paths in a list start from; empty: the list's own, or where the images are."""
+    suffix: str = ""
+    """Lists: what is missing at the end of each path, such as .jpg; empty: looked for."""
+    copies: Literal["exact", "near"] = "exact"
+    """Which copies of a picture go to one split where splits are made: the same bytes, or near copies (saved again,
+    cropped, brighter, mirrored) too, for which every image is decoded once more."""
     boxes: Literal["image", "crop"] = "image"
     """Annotation files with boxes: one label for the image, or one crop for each box."""
     on_bad_image: Literal["skip", "error"] = "skip"
@@ -95,8 +143,10 @@ class InputSpec(Section, prefix="input."):
     """How pixels are interpolated (always with anti-aliasing)."""
     crop_fraction: Fraction = 0.0
     """With crop: the part of the resized short side that is kept; 0: the model's own, else 0.875."""
-    decode: Literal["auto", "full", "scaled"] = "auto"
-    """Decode large JPEGs at 1/2, 1/4 or 1/8 where enough pixels are left (scaled, as auto), or at their full size."""
+    decode: Literal["auto", "full", "crops", "scaled"] = "auto"
+    """Large JPEGs at 1/2 to 1/8 where that suffices: for training's random crops (auto, crops), always, or never."""
+    range: str = "full"
+    """Of images of more than 8 bits, what becomes black to white: full (the file's range), max (train's), LOW-HIGH."""
     mean: tuple[float, ...] = ()
     """Mean of each channel (range 0 to 1); empty: the weights' own, else measured on train."""
     std: tuple[float, ...] = ()
@@ -105,6 +155,23 @@ class InputSpec(Section, prefix="input."):
     """Views of each image that the model averages: 1, 2 (mirrored too) or 6 (both shifted by a pixel too)."""
     views_below: Fraction = 1.0
     """With more views: only images whose best class leads by less than this probability get them; 1: all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.range not in ("full", "max"):
+            self.levels()
+
+    def levels(self) -> tuple[float, float] | None:
+        """Return what ``range`` makes black and white; None for full, and for max until it is measured."""
+        if self.range in ("full", "max"):
+            return None
+        found = _LEVELS.fullmatch(self.range.strip())
+        low, high = (float(found[1] or 0), float(found[2])) if found else (0.0, 0.0)
+        if not low < high < float("inf"):
+            raise SpecError(
+                f"input.range is {self.range!r}; it must be full, max, or LOW-HIGH, such as 0-4095."
+            )
+        return low, high
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,17 @@ class YamlError(ValueError):
     """A text is not YAML, or not YAML that is read here; says where."""
 
 
-def load(text: str) -> Any:
-    """Return the value of a YAML text. Raises YamlError."""
+def load(text: str | bytes, words: bool = False) -> Any:
+    """Return the value of a YAML text (bytes: UTF-8, or by its mark UTF-16). Raises YamlError.
+
+    ``words``: scalars stay the text that they are written as, so that ``no`` is a word and not False.
+    """
     import yaml
 
     if len(text) > MOST_TEXT:
         raise YamlError(f"it has more than {MOST_TEXT >> 20} million characters")
     try:
-        return _loader()(text).get_single_data()
+        return _loader(words)(text).get_single_data()
     except yaml.YAMLError as error:
         raise YamlError(" ".join(str(error).split())) from None
     except RecursionError:
@@ -38,14 +41,16 @@ def load(text: str) -> Any:
         raise YamlError(str(error)) from None
 
 
-def _loader() -> Any:
+def _loader(words: bool) -> Any:
     """Return the class that reads; made when needed, because yaml takes a moment to import."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    base: Any = yaml.BaseLoader if words else yaml.SafeLoader
+
+    class Loader(base):  # type: ignore[misc]
         """Counts what aliases stand for, and levels."""
 
-        def __init__(self, stream: str) -> None:
+        def __init__(self, stream: str | bytes) -> None:
             super().__init__(stream)
             self._depth = self._values = 0
             self._sizes: dict[int, int] = {}  # of a finished node: how many values it stands for

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import zlib
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -31,7 +32,8 @@ def picture(path: pathlib.Path, orientation: int = 1) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.new("RGB", SIZE).save(path, exif=exif)
+    colour = zlib.crc32(path.name.encode()) & 0xFFFFFF  # no two names are copies of one picture
+    Image.new("RGB", SIZE, f"#{colour:06x}").save(path, exif=exif)
 
 
 def voc(name: str, boxes: Boxes, head: str = "") -> str:

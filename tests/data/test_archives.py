@@ -365,3 +365,48 @@ def test_deep_paths_in_a_zip_are_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError, match="Nothing of it was kept"):
         extract(str(path), str(tmp_path / "cache"), quiet)
     assert left(tmp_path) == []
+
+
+def inside(folder: str) -> list[str]:
+    return sorted(path.name for path in pathlib.Path(folder).iterdir())
+
+
+def unmarked_zip(path: pathlib.Path, folders: tuple[str, ...], codec: str) -> None:
+    """Write a zip as old programs do: names in ``codec``, and no mark that says so."""
+    raw = io.BytesIO()
+    stand_ins = {chr(65 + n) * len(name.encode(codec)): name.encode(codec) for n, name in enumerate(folders)}
+    with zipfile.ZipFile(raw, "w") as archive:
+        for stand_in in stand_ins:
+            archive.writestr(f"{stand_in}/0.txt", b"x")
+    content = raw.getvalue()
+    for stand_in, name in stand_ins.items():
+        content = content.replace(f"{stand_in}/".encode(), name + b"/")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("codec", "folders"),
+    [
+        ("gbk", ("雏菊", "玫瑰", "cat")),
+        ("shift_jis", ("薔薇", "表")),
+        ("cp1251", ("роза", "мак")),
+        ("cp437", ("né", "ür")),
+    ],
+)
+def test_names_in_a_zip_that_does_not_say_their_encoding(
+    tmp_path: pathlib.Path, codec: str, folders: tuple[str, ...]
+) -> None:
+    file, cache = tmp_path / "a.zip", str(tmp_path / "cache")
+    unmarked_zip(file, folders, codec)
+    with pytest.raises(DataError, match=r"a\.zip' are not in UTF-8.*--data\.encoding"):
+        extract(str(file), cache, quiet)
+    assert inside(extract(str(file), cache, quiet, encoding=codec)) == sorted(folders)
+    said: list[str] = []
+    if codec != "cp437":
+        assert inside(extract(str(file), cache, said.append, encoding="auto")) == sorted(folders)
+        assert "which was guessed" in " ".join(said)
+
+
+def test_utf8_names_need_no_mark(tmp_path: pathlib.Path) -> None:
+    unmarked_zip(tmp_path / "a.zip", ("雏菊", "é"), "utf-8")
+    assert inside(extract(str(tmp_path / "a.zip"), str(tmp_path / "c"), quiet)) == ["é", "雏菊"]

@@ -146,7 +146,7 @@ def test_a_changed_file_is_read_anew(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (pa.table({"image": ["a.png"], "label": ["x"]}), "no column with the bytes of images"),
+        (pa.table({"image": ["a.png"], "label": ["x"]}), "None of the images"),
         (pa.table({"image": [b"1"], "weight": [1.0]}), "no column for the label"),
         (pa.table({"left": [b"1"], "right": [b"2"], "label": ["x"]}), "several columns of images"),
         (pa.table({"image": [b"1"], "label": [["x", "y"]]}), "expected one class"),
@@ -260,3 +260,29 @@ def test_formats_that_are_not_read_are_named_with_the_way_out(
     for source in (tmp_path / "set" / name, tmp_path / "set"):
         with pytest.raises(DataError, match=words):
             opened(source, tmp_path)
+
+
+# --- Parquet as a list ------------------------------------------------------------------------------------
+
+
+def written(folder: pathlib.Path) -> list[str]:
+    """The rows' images as files below img/; return their names."""
+    (folder / "img").mkdir(parents=True)
+    for number, (content, _) in enumerate(ROWS):
+        (folder / f"img/{number:03d}.png").write_bytes(content)
+    return [f"{number:03d}.png" for number in range(len(ROWS))]
+
+
+@pytest.mark.parametrize("given", ["set", "set/list.parquet"])
+def test_a_parquet_file_of_paths_and_labels_is_a_list(tmp_path: pathlib.Path, given: str) -> None:
+    names = written(tmp_path / "set")
+    table = pa.table({"file_name": names, "label": [NAMES[k] for _, k in ROWS], "weight": [0.5] * len(names)})
+    pq.write_table(table, tmp_path / "set/list.parquet")
+    assert answers(opened(tmp_path / given, tmp_path)) == expected()
+
+
+def test_a_parquet_file_beside_images_that_says_nothing_of_them_is_named(tmp_path: pathlib.Path) -> None:
+    written(tmp_path / "set")
+    pq.write_table(pa.table({"x": [1], "y": [2]}), tmp_path / "set/other.parquet")
+    with pytest.raises(DataError, match=r"other\.parquet"):
+        opened(tmp_path / "set", tmp_path)

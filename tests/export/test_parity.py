@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from tellapart.contract import Architecture, BadImage, Card, Preprocessing, decode
 from tellapart.contract.resizing import open_pixels, resize
 from tellapart.errors import DataError, ExportError
 from tellapart.evaluation.metrics import wilson_interval
-from tellapart.export import parity, synthetic, text
+from tellapart.export import outside, parity, synthetic, text
 from tellapart.export.base import Tolerance
 from tellapart.export.onnx_layers import locate
 from tellapart.export.parity import Case, Cases, Measured
@@ -67,6 +69,74 @@ class Whole(Linear):
 
         logits = self.logits(np.stack([resize(image, CARD.preprocessing) for image in images]))
         return probabilities(logits, CARD) + self.lie, logits
+
+
+def jpegs(count: int = 6) -> Cases:
+    """Smooth photographs of 64 pixels, which a contract of 8 pixels decodes at an eighth of their size."""
+    made = []
+    for number in range(count):
+        small = np.random.default_rng(number).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(small).resize((96, 128), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
+        made.append(Case(f"{number}.jpg", stream.getvalue))
+    return Cases(made, "a test")
+
+
+def test_the_outside_view_decodes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of our decoder shows, though both sides decode with it."""
+    assert compare(Whole(), jpegs()).passed
+    correct = parity.open_pixels
+    monkeypatch.setattr("tests.export.test_parity.open_pixels", lambda *given: 255 - correct(*given))
+    done = compare(Whole(), jpegs())
+    assert done.max_difference == 0
+    assert not done.passed
+    assert "run as one graph" in done.reasons[0]
+
+
+def test_reduced_decoding_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compare(Whole(), jpegs()).full_difference is None
+    reduced = dataclasses.replace(
+        CARD, preprocessing=dataclasses.replace(CARD.preprocessing, decode="scaled")
+    )
+    monkeypatch.setattr("tests.export.test_parity.CARD", reduced)
+    for side in (Linear, Whole):
+        monkeypatch.setattr(side, "card", reduced)
+    done = compare(Whole(), jpegs())
+    assert done.passed, "as one graph it gets what the contract's rule gives in plain Pillow"
+    assert done.full_difference is not None
+    assert done.full_difference > 1e-3
+    assert done.notes[0] == "A note."
+    for page in (text.render([done]), text.page([done], "a run", "1")):
+        assert "A program that decodes them whole gets other answers: a probability differed by up to" in page
+        assert f"{done.full_difference:.2e}" in page
+    assert "A program that decodes them whole gets other answers." in compare(Linear(), jpegs()).notes[1]
+
+
+def test_what_plain_pillow_does_not_give_is_counted() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20) * 160).save(stream, "PNG")
+    done = compare(Whole(), Cases([*jpegs(2).images, Case("deep.png", stream.getvalue)], "a test"))
+    assert done.passed
+    assert "1 images have more than 8 bits" in done.notes[1]
+
+
+@pytest.mark.parametrize("name", ["PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG", "JPEG2000"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_outside_view_and_ours_agree(name: str, mode: str, orientation: int) -> None:
+    """Two implementations of one set of rules, of which one is not ours."""
+    picture = Image.effect_mandelbrot((40, 30), (-2, -1.5, 1, 1.5), 60).convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize((40, 30)))
+    stream, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    try:
+        picture.convert(mode).save(stream, name, exif=exif)
+    except (OSError, KeyError, ValueError):
+        pytest.skip("the format has no such pixels")
+    for channels in (1, 3):
+        contract = Preprocessing(8, channels, "squash", "bilinear", 1.0, (0.5,) * channels, (0.5,) * channels)
+        found = outside.pixels(stream.getvalue(), contract)
+        np.testing.assert_array_equal(found, decode(stream.getvalue(), channels))
 
 
 def cases(count: int = 40, labels: bool = True) -> Cases:

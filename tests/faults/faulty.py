@@ -268,8 +268,7 @@ class Export(Evaluate):
 
     def check(self) -> None:
         for path in (self.place / "out").glob("*.rejected"):
-            if ".pth" in path.name or path.suffixes[0] == ".pt":
-                torch.load(path, weights_only=False) if "state" in path.name else torch.jit.load(path)
+            torch.load(path, weights_only=True) if ".pth" in path.name else torch.jit.load(path)
         if (self.place / "out/parity.json").exists():
             json.loads((self.place / "out/parity.json").read_text())
 

@@ -128,7 +128,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(
     _wait_for_step(process, run, 220)  # in the second epoch
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert output == ""
     assert "Traceback" not in errors
     content = checkpoint.load_newest(run / "checkpoint")
@@ -159,7 +159,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, make_folder: Callable[...,
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)  # the same signal twice might arrive as one
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM)
     assert time.monotonic() - started < 20
     assert "interrupted" in errors
     assert "Traceback" not in errors

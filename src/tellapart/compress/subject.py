@@ -134,10 +134,11 @@ def _fine_tuning(spec: Spec, card: Card, file: Path, data: str | os.PathLike[str
     size = spec.training.batch_size
     changes: dict[str, Any] = {
         "input": {
-            **{
-                name: getattr(contract, name)
-                for name in ("size", "channels", "resize", "interpolation", "decode")
-            },
+            **{name: getattr(contract, name) for name in ("size", "channels", "resize", "interpolation")},
+            "decode": contract.decode
+            if spec.input.decode != "crops" or contract.decode != "full"
+            else "crops",
+            "range": "full" if contract.range is None else "-".join(f"{v:.17g}" for v in contract.range),
             "crop_fraction": contract.crop_fraction,
             "mean": contract.mean,
             "std": contract.std,

@@ -2,15 +2,17 @@
 
 The content decides, never the file's name:
 
-- Formats: JPEG (also the first picture of MPO), PNG, GIF, BMP, WebP, TIFF, PPM/PGM/PBM/PAM, ICO, and
-  JPEG 2000 and AVIF where Pillow was built with them. Nothing that needs an interpreter (EPS, PDF, SVG).
+- Formats: those of `formats` (JPEG also as the first picture of MPO), HEIF where pi-heif is installed, others where
+  Pillow was built with them. Nothing that needs an interpreter (EPS, PDF, SVG).
 - An animation or a file of several pages gives its first frame.
 - The EXIF orientation (or, without one, XMP's) is obeyed, as `PIL.ImageOps.exif_transpose` does.
 - CMYK, YCCK, YCbCr, LAB and HSV become RGB as Pillow converts them. Colour profiles are not applied.
 - Transparency (alpha channel, palette or a transparent colour) is composited on white.
-- 16-bit greyscale (also 32-bit integers, clipped to 0..65535) is divided by 257 and rounded: 65535 becomes
-  255. 16-bit colour keeps its upper byte, as Pillow reads it. 1-bit becomes 0 and 255. Floating point is
-  refused: it has no defined range.
+- More than 8 bits (PNG, TIFF, PPM, and what Pillow reads so): without ``levels``, 16-bit greyscale is divided by 257
+  and rounded (65535 becomes 255), and 16-bit colour keeps its upper byte; signed and 32-bit numbers count as 16-bit
+  ones where all lie in 0..65535. With ``levels`` (low, high), low becomes 0, high 255, and what lies beyond is clipped.
+  What has no range (floating point; other numbers outside 0..65535) is refused without levels. 1-bit becomes 0 and 255.
+- A TIFF whose bands have no stated meaning is refused; `tiff` says by which tags.
 - Greyscale becomes three equal channels where three are wanted; colour becomes Rec. 601 luma where one is.
 - A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (by its DCT coefficients, as libjpeg does) where the
   caller says that this suffices; its header's size is what the limits below are about.
@@ -22,6 +24,7 @@ The content decides, never the file's name:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import io
@@ -36,7 +39,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin
 
-from tellapart.contract import jpeg
+from tellapart.contract import jpeg, png, tiff
+from tellapart.contract.deep import BadImage as BadImage
+from tellapart.contract.deep import Deep, Levels
+from tellapart.contract.formats import BY_NAME, FORMATS, NOT_IMAGES, Format
 from tellapart.contract.tedious import tedious
 
 Pixels = npt.NDArray[np.uint8]
@@ -47,52 +53,12 @@ MAX_ASPECT = 200
 _FACTORS = (8, 4, 2)
 
 
-class BadImage(Exception):  # noqa: N818 - a finding that is caught and listed, not an error of the program
-    """An image that cannot be read; ``reason`` is a short phrase for people."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 class _Jpeg(JpegImagePlugin.JpegImageFile):
     """Pillow's JPEG reader, except that it parses no EXIF on opening (broken EXIF would warn)."""
 
     def getexif(self) -> Image.Exif:
         return Image.Exif()
 
-
-# How a file begins, its format's name, and Pillow's reader of it.
-_SIGNATURES: tuple[tuple[re.Pattern[bytes], str, str, str], ...] = (
-    (re.compile(rb"\xff\xd8\xff"), "JPEG", "", ""),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG", "PngImagePlugin", "PngImageFile"),
-    (re.compile(rb"GIF8[79]a"), "GIF", "GifImagePlugin", "GifImageFile"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), "WebP", "WebPImagePlugin", "WebPImageFile"),
-    (re.compile(rb"BM"), "BMP", "BmpImagePlugin", "BmpImageFile"),
-    (re.compile(rb"II[*+]\x00|MM\x00[*+]"), "TIFF", "TiffImagePlugin", "TiffImageFile"),
-    (re.compile(rb"P[1-7f]\s|Py[1-7]|PyP|P0CMYK"), "PPM", "PpmImagePlugin", "PpmImageFile"),
-    (re.compile(rb"\x00\x00\x01\x00[^\x00]"), "ICO", "IcoImagePlugin", "IcoImageFile"),
-    (
-        re.compile(rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  "),
-        "JPEG 2000",
-        "Jpeg2KImagePlugin",
-        "Jpeg2KImageFile",
-    ),
-    (re.compile(rb"....ftypavi[fs]", re.DOTALL), "AVIF", "AvifImagePlugin", "AvifImageFile"),
-)
-
-# How a file begins that is something else, and what to call it.
-_NOT_IMAGES: tuple[tuple[re.Pattern[bytes], str], ...] = (
-    (re.compile(rb"\W*(<\?xml.*)?<(!doctype\s+html|html|head|body)\b", re.I | re.S),
-     "is a HTML/text page, not an image"),
-    (re.compile(rb"\W*(<\?xml.*)?<svg\b", re.I | re.S), "is an SVG drawing, which has no pixels"),
-    (re.compile(rb"version https://git-lfs"), "is a Git LFS pointer; the image itself was not fetched"),
-    (re.compile(rb"%PDF-"), "is a PDF document, not an image"),
-    (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "is a PostScript document, not an image"),
-    (re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf"), "is an archive, not an image"),
-    (re.compile(rb"....ftyp(hei[cxms]|hev[cm]|mif1|msf1)", re.S), "is HEIC/HEIF, which is not supported"),
-    (re.compile(rb"....ftyp", re.S), "is a video, not an image"),
-)  # fmt: skip
 
 _warnings_lock = threading.Lock()
 
@@ -115,34 +81,43 @@ def _quiet(format_name: str, content: bytes) -> Iterator[None]:
 
 def _recognise(content: bytes) -> tuple[str, Any]:
     """Return the format's name and Pillow's reader; raise BadImage where the content is no image."""
-    for pattern, name, module, reader in _SIGNATURES:
-        if pattern.match(content):
-            if name == "JPEG":
-                return name, _Jpeg
-            try:
-                return name, _reader(module, reader)
-            except ImportError:
-                raise BadImage(f"is {name}, which this Pillow cannot read") from None
-    if not content:
-        raise BadImage("empty file")
-    head = content[:2048]
-    for pattern, reason in _NOT_IMAGES:
-        if pattern.match(head):
-            raise BadImage(reason)
-    if not head.strip(b"\0"):
-        raise BadImage("holds only zeros")
-    if b"\0" not in head and sum(byte < 9 or 13 < byte < 32 for byte in head) == 0:
-        with contextlib.suppress(UnicodeDecodeError):
-            head[:-4].decode("utf-8")
-            raise BadImage(
-                "is a HTML/text page, not an image" if b"<html" in head.lower() else "is text, not an image"
-            )
-    raise BadImage("is not an image of a known format")
+    weak, head = BY_NAME["TGA"], content[:2048]
+    found = next((one for one in FORMATS if one is not weak and one.begins.match(content)), None)
+    if found is None:
+        if not content:
+            raise BadImage("empty file")
+        for pattern, reason in NOT_IMAGES:
+            if pattern.match(head):
+                raise BadImage(reason)
+        if not head.strip(b"\0"):
+            raise BadImage("holds only zeros")
+        if b"\0" not in head and sum(byte < 9 or 13 < byte < 32 for byte in head) == 0:
+            with contextlib.suppress(UnicodeDecodeError):
+                head[:-4].decode("utf-8")
+                raise BadImage(
+                    "is a HTML/text page, not an image"
+                    if b"<html" in head.lower()
+                    else "is text, not an image"
+                )
+        if not weak.begins.match(content):
+            raise BadImage("is not an image of a known format")
+        found = weak
+    if found.name == "JPEG":
+        return found.name, _Jpeg
+    reader = _reader(found)
+    if reader is None and found.package:
+        raise BadImage(f"is {found.name}, which needs a further package: pip install '{found.package}'")
+    if reader is None:
+        raise BadImage(f"is {found.name}, which this Pillow cannot read")
+    return found.name, reader
 
 
 @functools.cache
-def _reader(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(f"PIL.{module}"), name)
+def _reader(one: Format) -> Any:
+    for module, name in one.readers:
+        with contextlib.suppress(ImportError):
+            return getattr(importlib.import_module(module), name)
+    return None
 
 
 def recognise(content: bytes) -> str:
@@ -162,7 +137,7 @@ def check_dimensions(width: int, height: int, max_pixels: int) -> None:
         raise BadImage(f"absurd dimensions: {width}x{height}, more than {MAX_ASPECT}:1")
 
 
-def _damage(name: str, error: Exception) -> BadImage:
+def _damage(name: str, error: Exception, content: bytes = b"") -> BadImage:
     """Return the reason for which Pillow's reader of a recognised format gave up."""
     text = str(error).lower()
     if "decompression bomb" in text:
@@ -175,6 +150,10 @@ def _damage(name: str, error: Exception) -> BadImage:
         return BadImage(f"truncated {name} file")
     if "codec" in text or "not available" in text:
         return BadImage(f"is {name}, which this Pillow cannot read")
+    if name == "JPEG" and "-bit layers" in text:
+        return BadImage("is a JPEG of 12 bits, which is not supported")
+    if name == "TIFF" and "unknown pixel mode" in text:
+        return BadImage(f"is a TIFF of {tiff.describe(content)}, which is not supported")
     return BadImage(f"damaged {name} file")
 
 
@@ -193,6 +172,7 @@ def decode(
     channels: int,
     max_pixels: int = MAX_PIXELS,
     suffices: Callable[[int, int], bool] | None = None,
+    levels: Levels | None = None,
 ) -> Pixels:
     """Decode an image by the rules that this module states.
 
@@ -202,6 +182,7 @@ def decode(
         max_pixels: the most pixels that an image may have.
         suffices: whether a JPEG decoded to this height and width (before EXIF's orientation turns it) is large
             enough; without it every image is decoded at its own size.
+        levels: of images of more than 8 bits, what becomes 0 and what 255; None: the file's whole range.
 
     Returns: uint8 [H, W, channels], upright, writable. Raises BadImage. Safe to call from many threads.
     """
@@ -209,6 +190,9 @@ def decode(
     if tedious(name, content):
         raise BadImage(f"{name} of very many parts")
     try:
+        deep = _deep(name, content, reader, max_pixels, levels is not None)
+        if deep is not None:
+            return _upright(_levelled(deep, channels, levels), deep.orientation)
         with _quiet(name, content), reader(io.BytesIO(content)) as image:
             check_dimensions(image.width, image.height, max_pixels)
             if name == "JPEG" and not (suffices is not None and _reduce(image, suffices)):
@@ -216,20 +200,81 @@ def decode(
                 if pixels is not None:
                     return _upright(to_channels(pixels, channels), _orientation(image.info))
             image.load()
-            return _to_pixels(image, channels, 1 if name == "TIFF" else _orientation(image.info))
+            if name == "PNG":
+                png.mend_transparency(content, image)
+            return _to_pixels(image, channels, 1 if name == "TIFF" else _orientation(image.info), levels)
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise nearly every kind of error on damaged data
-        raise _damage(name, error) from error
+        raise _damage(name, error, content) from error
 
 
-def _to_pixels(image: Image.Image, channels: int, orientation: int) -> Pixels:
-    """Return a loaded image's pixels [H, W, channels]: its mode converted, turned upright."""
+def largest(content: bytes, max_pixels: int = MAX_PIXELS) -> float | None:
+    """Return the largest number in an image of more than 8 bits; None for any other. Raises BadImage."""
+    name, reader = _recognise(content)
+    if name not in _DEEP:
+        return None
+    try:
+        deep = _deep(name, content, reader, max_pixels, True)
+        if deep is not None:
+            return deep.largest
+        with _quiet(name, content), reader(io.BytesIO(content)) as image:
+            check_dimensions(image.width, image.height, max_pixels)
+            if image.mode[0] not in "IF":
+                return None
+            image.load()
+            return _numbers(image).largest
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:
+        raise _damage(name, error, content) from error
+
+
+_DEEP = ("PNG", "TIFF", "PPM", "JPEG 2000")  # formats that hold more than 8 bits, and that Pillow gives so
+
+
+def _deep(name: str, content: bytes, reader: Any, max_pixels: int, all_bits: bool) -> Deep | None:
+    """Return an image's numbers where Pillow would not give them, or not rightly; with ``all_bits`` not in full.
+
+    Raises BadImage, and what Pillow's readers raise.
+    """
+    if name == "TIFF":
+        width, height = tiff.dimensions(content)
+        if width and height:
+            check_dimensions(width, height, max_pixels)
+        return tiff.read(content, max_pixels)
+    if name == "PNG" and png.is_deep(content):
+        width, height = png.dimensions(content)
+        check_dimensions(width, height, max_pixels)
+        found = png.read(content, reader, all_bits)
+        return dataclasses.replace(found[0], orientation=_orientation(found[1])) if found else None
+    if name == "PPM" and all_bits:
+        return png.read_ppm(content, reader, lambda w, h: check_dimensions(w, h, max_pixels))
+    return None
+
+
+def _levelled(deep: Deep, channels: int, levels: Levels | None) -> Pixels:
+    """Return an image's numbers as [H, W, channels]."""
+    pixels = deep.pixels(levels)
+    if deep.values.shape[2] == 4:
+        return _to_pixels(Image.fromarray(pixels, "CMYK"), channels, 1)
+    return to_channels(pixels, channels)
+
+
+def _numbers(image: Image.Image) -> Deep:
+    """Return a loaded image of mode I;16, I;16B, I or F as numbers."""
+    values = np.asarray(image)[:, :, None]
     if image.mode == "F":
-        raise BadImage("floating-point pixels, which have no defined range")
-    if image.mode[0] == "I":  # I;16, I;16B, I
-        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        return _upright(to_channels(((wide + 128) // 257).astype(np.uint8), channels), orientation)
+        return Deep(values, 0, "32-bit floating-point grey")
+    if image.mode == "I":
+        return Deep(values, 0, "32-bit grey")
+    return Deep(values.astype(np.uint16), 65_535, "16-bit grey")
+
+
+def _to_pixels(image: Image.Image, channels: int, orientation: int, levels: Levels | None = None) -> Pixels:
+    """Return a loaded image's pixels [H, W, channels]: its mode converted, turned upright."""
+    if image.mode[0] in "IF":
+        return _upright(to_channels(_numbers(image).pixels(levels), channels), orientation)
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")

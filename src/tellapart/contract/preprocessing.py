@@ -1,11 +1,15 @@
 """The preprocessing contract as data: how an image's pixels become a network's input.
 
+Version 2 places the centre crop as torchvision and timm do; artifacts without a version were made by version 1 and stay
+with it.
+
 Applied by `tellapart.preprocess`, and by the graph of every export. Standard library only; knows nothing of
 how it is computed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -18,19 +22,24 @@ from tellapart.errors import SpecError
 # decoding by 2.3 levels on average (root mean square 4.2) at 1, 1.4 (2.7) at 1.5 and 1.1 (2.1) at 2.
 REDUCED_MARGIN = 1.5
 MOST_EDGE = 65_535
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """The contract's data. ``mean``, ``std`` are for values of 0..1; ``fill`` (0..255) is letterbox's border.
 
-    resize: ``squash`` scales both sides to ``size``; ``crop`` scales the short side to round(size /
-    crop_fraction) and keeps the centre; ``letterbox`` scales the long side to ``size`` (the short one to at least 2
-    pixels), centred on ``fill``.
+    resize: ``squash`` scales both sides to ``size``; ``crop`` scales the short side to ``edge`` and keeps the centre;
+    ``letterbox`` scales the long side to ``size`` (the short one to at least 2 pixels), centred on ``fill``.
 
     decode: ``full`` decodes every image at its own size; ``scaled`` decodes a JPEG of which the whole is used at
     the smallest of 1/8, 1/4, 1/2 and 1 at which every side that `resize` scales down is still REDUCED_MARGIN
     times as long as after it.
+
+    range: of images of more than 8 bits, the numbers that become black and white; None: the file's whole range.
+
+    version: 1 cut the centre at floor((scaled - size) / 2) of a short side of round(size / crop_fraction); 2 at
+    round((scaled - size) / 2), halves to even, of floor(size / crop_fraction).
 
     Raises SpecError for an impossible value.
     """
@@ -44,6 +53,8 @@ class Preprocessing:
     std: tuple[float, ...]
     fill: int = 128
     decode: Literal["full", "scaled"] = "full"
+    range: tuple[float, float] | None = None
+    version: int = VERSION
 
     def __post_init__(self) -> None:
         for name, valid in _VALID.items():
@@ -61,6 +72,21 @@ class Preprocessing:
             raise SpecError(
                 "mean must be from -1e6 to 1e6 and std from 1e-6 to 1e6: they are for values of 0..1"
             )
+        if self.range is not None and not (
+            len(self.range) == 2 and all(map(math.isfinite, self.range)) and self.range[0] < self.range[1]
+        ):
+            raise SpecError(f"range is {self.range!r}; it must be two numbers, the lower first, or null")
+
+    @property
+    def edge(self) -> int:
+        """The length to which ``crop`` scales the short side."""
+        exact = self.size / self.crop_fraction
+        return round(exact) if self.version == 1 else math.floor(exact + 1e-6)
+
+    def start(self, scaled: Any) -> Any:
+        """Return where ``crop`` cuts a scaled side: how many of its pixels come before. Also for a graph's symbols."""
+        rest = scaled - self.size
+        return rest // 2 if self.version == 1 else (rest + rest // 2 % 2) // 2
 
     def suffices(self, height: int, width: int) -> bool:
         """Return whether a reduced JPEG of this size is large enough for the resize policy."""
@@ -71,12 +97,16 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        return {**values, "range": None if self.range is None else list(self.range)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Return the contract that `to_dict` wrote; one without ``decode`` (an older one) means ``full``."""
-        return cls(**strict.fields(cls, values, "preprocessing"))
+        """Return the contract that `to_dict` wrote.
+
+        An older one without ``decode`` means ``full``, one without ``version`` the first.
+        """
+        return cls(**{"version": 1, **strict.fields(cls, values, "preprocessing")})
 
 
 _VALID: dict[str, tuple[Any, ...]] = {
@@ -84,4 +114,5 @@ _VALID: dict[str, tuple[Any, ...]] = {
     "resize": ("squash", "crop", "letterbox"),
     "interpolation": ("bilinear", "bicubic"),
     "decode": ("full", "scaled"),
+    "version": (1, 2),
 }

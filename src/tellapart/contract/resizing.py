@@ -37,7 +37,7 @@ def open_pixels(content: bytes | Pixels, contract: Preprocessing, max_pixels: in
     if isinstance(content, np.ndarray):
         return to_channels(content, contract.channels)
     suffices = contract.suffices if contract.decode == "scaled" else None
-    return decode(content, contract.channels, max_pixels, suffices)
+    return decode(content, contract.channels, max_pixels, suffices, contract.range)
 
 
 def load(
@@ -63,7 +63,7 @@ def scaled_size(height: int, width: int, contract: Preprocessing) -> tuple[int, 
     if contract.resize == "squash":
         return size, size
     if contract.resize == "crop":
-        edge, short = round(size / contract.crop_fraction), min(height, width)
+        edge, short = contract.edge, min(height, width)
         return edge * height // short, edge * width // short
     long, least = max(height, width), min(2, size)
     rounded = ((2 * size * side + long) // (2 * long) for side in (height, width))
@@ -75,14 +75,13 @@ def resize(image_HWC: Pixels, contract: Preprocessing) -> Pixels:
     """Apply the resize policy: uint8 [H, W, C] -> [size, size, C].
 
     Where the policy's scaled height and width are the image's own, no pixel changes. ``crop`` gives exactly the
-    centre of the whole scaled image, its upper left corner at floor((scaled - size) / 2).
+    centre of the whole scaled image, from where `Preprocessing.start` says.
     """
     size = contract.size
     height, width = scaled_size(image_HWC.shape[0], image_HWC.shape[1], contract)
     rows, columns = (size, size) if contract.resize != "letterbox" else (height, width)
-    inner = scale(
-        image_HWC, (height, width), ((height - rows) // 2, (width - columns) // 2), (rows, columns), contract
-    )
+    corner = (contract.start(height), contract.start(width)) if contract.resize == "crop" else (0, 0)
+    inner = scale(image_HWC, (height, width), corner, (rows, columns), contract)
     if (rows, columns) == (size, size):
         return inner
     canvas = np.full((size, size, image_HWC.shape[2]), contract.fill, np.uint8)

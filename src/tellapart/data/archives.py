@@ -19,12 +19,13 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from lzma import LZMAError
 from typing import IO
 
 from tellapart.data.listing import Note, printable
+from tellapart.data.text import DEFAULT, EncodingError, decode_text
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 
@@ -62,14 +63,15 @@ def cache_folder(spec: DataSpec) -> str:
     return platformdirs.user_cache_dir("tellapart", appauthor=False)
 
 
-def extract(path: str, cache: str, say: Note, limit: int | None = None) -> str:
+def extract(path: str, cache: str, say: Note, limit: int | None = None, encoding: str = DEFAULT) -> str:
     """Return a folder below ``cache`` with the archive's contents, unpacking it if that was not done before.
 
     The folder's name holds the archive's path, size and time of change, so that a changed archive is unpacked
     anew. Contents appear whole or not at all: they are unpacked beside and then renamed, which also lets two
     processes do it at once. ``limit`` bounds the bytes written; by default nine tenths of the free disk
-    space. Raises DataError for a damaged archive, and for one with members that lead out of the folder,
-    devices, links to the outside, or more than ``limit`` bytes.
+    space. ``encoding``: of a zip's names that are not marked as UTF-8. Raises DataError for a damaged archive,
+    and for one with members that lead out of the folder, devices, links to the outside, or more than ``limit``
+    bytes.
     """
     absolute = os.path.abspath(path)
     try:
@@ -80,8 +82,9 @@ def extract(path: str, cache: str, say: Note, limit: int | None = None) -> str:
         raise DataError(
             f"{printable(path)!r} cannot be unpacked into {printable(cache)!r}: {error}."
         ) from error
+    named = "" if encoding == DEFAULT else f"\0{encoding}"
     key = hashlib.blake2b(
-        f"{absolute}\0{status.st_size}\0{status.st_mtime_ns}".encode("utf-8", "surrogateescape"),
+        f"{absolute}\0{status.st_size}\0{status.st_mtime_ns}{named}".encode("utf-8", "surrogateescape"),
         digest_size=6,
     ).hexdigest()
     stem = re.sub(r"[^\w.-]", "_", printable(os.path.basename(absolute)))[:80]
@@ -91,7 +94,8 @@ def extract(path: str, cache: str, say: Note, limit: int | None = None) -> str:
     say(f"Unpacking {printable(path)} into {printable(target)}.")
     with fresh_folder(target) as temporary:
         try:
-            _unpack(absolute, temporary, int(free * 0.9) if limit is None else limit)
+            members = _members(absolute, encoding, say)
+            _unpack(members, absolute, temporary, int(free * 0.9) if limit is None else limit)
         except _DAMAGE as error:
             raise DataError(
                 f"The archive {printable(path)!r} is damaged or of an unknown kind: {error}."
@@ -127,11 +131,14 @@ def fresh_folder(target: str) -> Iterator[str]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _unpack(path: str, target: str, limit: int) -> None:
+def _members(path: str, encoding: str, say: Note) -> Generator[_Member, None, None]:
+    return _zip_members(path, encoding, say) if path.lower().endswith(".zip") else _tar_members(path)
+
+
+def _unpack(opened: Generator[_Member, None, None], path: str, target: str, limit: int) -> None:
     written = 0
     links: list[tuple[str, str]] = []
-    reader = _zip_members if path.lower().endswith(".zip") else _tar_members
-    with contextlib.closing(reader(path)) as members:
+    with contextlib.closing(opened) as members:
         for member in members:
             place = os.path.join(target, *_parts(member.name, path))
             if member.link is not None:
@@ -264,10 +271,11 @@ def _stream(archive: tarfile.TarFile, item: tarfile.TarInfo) -> IO[bytes]:
     return stream
 
 
-def _zip_members(path: str) -> Generator[_Member, None, None]:
+def _zip_members(path: str, encoding: str, say: Note) -> Generator[_Member, None, None]:
     with zipfile.ZipFile(path) as archive:
-        for item in archive.infolist():
-            name, mode = _zip_name(item), item.external_attr >> 16
+        items = archive.infolist()
+        for item, name in zip(items, _zip_names(items, path, encoding, say), strict=True):
+            mode = item.external_attr >> 16
             if item.flag_bits & 1:
                 raise DataError(f"The archive {printable(path)!r} is encrypted; unpack it first.")
             if item.is_dir():
@@ -283,11 +291,28 @@ def _zip_members(path: str) -> Generator[_Member, None, None]:
                 yield _Member(name, open=lambda item=item: archive.open(item))  # type: ignore[misc]
 
 
-def _zip_name(item: zipfile.ZipInfo) -> str:
-    """Return a member's name; many programs write UTF-8 without the flag that says so."""
-    if item.flag_bits & 0x800 or item.filename.isascii():
-        return item.filename
+def _zip_names(items: Sequence[zipfile.ZipInfo], path: str, encoding: str, say: Note) -> list[str]:
+    """Return the members' names. Many programs write UTF-8, or their system's encoding, without saying so."""
+    names = [item.filename for item in items]
+    plain = [n for n, item in enumerate(items) if not (item.flag_bits & 0x800 or item.filename.isascii())]
+    content = b"\n".join(names[n].encode("cp437") for n in plain)
     try:
-        return item.filename.encode("cp437").decode("utf-8")
-    except UnicodeError:
-        return item.filename
+        found = decode_text(content, path, encoding, say).split("\n") if plain else []
+    except EncodingError as error:
+        first = next(names[n].encode("cp437") for n in plain if not _is_utf8(names[n].encode("cp437")))
+        raise DataError(
+            f"The names in {printable(path)!r} are not in UTF-8, and it does not say in what: {first!r}. Name their "
+            "encoding with --data.encoding (gb18030, cp932, windows-1251, …; cp437 is that of old zips; auto guesses), "
+            "or unpack it first."
+        ) from error
+    for number, name in zip(plain, found, strict=True):
+        names[number] = name
+    return names
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

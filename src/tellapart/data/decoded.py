@@ -64,12 +64,13 @@ class AsSource:
     short_side: int
     max_pixels: int
     reduced: bool  # whether a JPEG may be decoded at a part of its size
+    levels: tuple[float, float] | None = None  # see `decode`
 
     def __call__(self, content: bytes | Pixels, box: Box) -> Pixels:
         """Return the image. Raises BadImage."""
         whole = box is None or bool(np.isnan(box).any())
         reduce = self._suffices if whole and self.reduced else None
-        image = pixels(content, self.channels, self.max_pixels, reduce)
+        image = pixels(content, self.channels, self.max_pixels, reduce, self.levels)
         image = image if box is None else crop_box(image, box)
         if min(image.shape[:2]) <= self.short_side:
             return image
@@ -86,11 +87,12 @@ def pixels(
     channels: int,
     max_pixels: int,
     suffices: Callable[[int, int], bool] | None = None,
+    levels: tuple[float, float] | None = None,
 ) -> Pixels:
     """Return uint8 [H, W, channels] of a file's bytes (see `decode`), or of pixels. Raises BadImage."""
     if isinstance(content, np.ndarray):
         return to_channels(content, channels)
-    return decode(content, channels, max_pixels, suffices)
+    return decode(content, channels, max_pixels, suffices, levels)
 
 
 def bytes_of(results: list[Any]) -> int:

@@ -1,30 +1,25 @@
-"""Folders of images: the walk over the files, what counts as an image, and class and split folders.
+"""The walk over a folder's files, and what counts as an image.
 
-Knows nothing of lists, annotation files or archives, and decodes nothing.
+Knows nothing of classes, splits, lists, annotation files or archives, and decodes nothing.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from dataclasses import dataclass, field
 
-from tellapart.data.containers import unread
-from tellapart.data.listing import Listing, Note, clean_label, many, printable, some, split_name
+from tellapart.contract.formats import BY_EXTENSION, FORMATS
+from tellapart.data.listing import Note, printable, some
 from tellapart.errors import DataError
 
-_IMAGES = """
-    .jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .j2k .jpx
-    .avif .avifs .heic .heif .ico .tga .pcx .sgi
-"""
 _OTHERS = """
     .txt .csv .tsv .json .jsonl .ndjson .xml .yaml .yml .toml .ini .cfg .md .rst .html .htm .css .js .py
     .ipynb .sh .bat .log .pdf .doc .docx .xls .xlsx .zip .tar .gz .tgz .bz2 .xz .zst .7z .rar .npy .npz .pt
     .pth .pkl .mat .h5 .hdf5 .parquet .arrow .tfrecord .lmdb .db .sqlite .mp4 .avi .mov .mkv .webm .mp3 .wav
     .svg .psd .cache .md5 .sha256 .safetensors .onnx
 """
-IMAGE_EXTENSIONS = frozenset(_IMAGES.split())
+IMAGE_EXTENSIONS = frozenset(BY_EXTENSION)
 OTHER_EXTENSIONS = frozenset(_OTHERS.split())
 _HIDDEN = frozenset(
     name.casefold()
@@ -39,11 +34,8 @@ _HIDDEN = frozenset(
         "lost+found",
     )
 )
-_MAGIC = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP|P[1-6][\s#]"
-    rb"|\0\0\0\x0cjP  |.{4}ftyp(?:avi[fs]|hei[cx]|mif1|msf1)",
-    re.DOTALL,
-)
+_STRONG = [one.begins for one in FORMATS if one.name not in ("BMP", "TGA", "PCX", "ICO", "PPM")]
+_STRONG.append(re.compile(rb"P[1-6][\s#]|BM.{4}\0{4}", re.DOTALL))  # of the others a few bytes say too little
 
 
 @dataclass
@@ -74,7 +66,8 @@ def looks_like_image(path: str) -> bool:
     """Return whether the first bytes of a file are those of an image format."""
     try:
         with open(path, "rb") as stream:
-            return _MAGIC.match(stream.read(32)) is not None
+            head = stream.read(64)
+            return any(begins.match(head) for begins in _STRONG)
     except OSError:
         return False
 
@@ -170,99 +163,3 @@ def _file(tree: Tree, prefix: str, entry: os.DirEntry[str]) -> bool:
     else:
         tree.others.append(prefix + entry.name)
     return True
-
-
-@dataclass
-class _Level:
-    """The folders at one level: ``tops`` are those with images below, and how many are directly in each."""
-
-    tops: dict[str, int]
-    deep: set[str]
-    loose: int
-
-    @property
-    def splits(self) -> dict[str, str]:
-        """Split folders, if this level has them.
-
-        A split folder bears a split's name and has class folders in it. A lone `train` among two or more
-        other folders of images is a class (of vehicles, say).
-        """
-        found = {top: split_name(top) for top in self.tops if split_name(top) and top in self.deep}
-        rest = [top for top in self.tops if not split_name(top)]
-        return found if len(set(found.values())) > 1 or len(rest) < 2 else {}
-
-
-def _level(images: list[str], prefix: str) -> _Level:
-    tops: Counter[str] = Counter()
-    deep: set[str] = set()
-    loose = 0
-    start = len(prefix)
-    for path in images:
-        if not path.startswith(prefix):
-            continue
-        top, slash, rest = path[start:].partition("/")
-        if not slash:
-            loose += 1
-        elif "/" in rest:
-            deep.add(top)
-            tops[top] += 0
-        else:
-            tops[top] += 1
-    return _Level(dict(tops), deep, loose)
-
-
-def find_prefix(tree: Tree) -> str:
-    """Return the wrapping folders to look through, as a prefix such as ``hymenoptera_data/`` or ""."""
-    prefix = ""
-    for _ in range(3):
-        level = _level(tree.images, prefix)
-        if level.splits or level.loose or len(level.tops) != 1:
-            break
-        top, direct = next(iter(level.tops.items()))
-        if direct or top not in level.deep:
-            break
-        prefix += top + "/"
-    return prefix
-
-
-def has_split_folders(tree: Tree) -> bool:
-    """Return whether the folder has class folders inside folders for train, val or test."""
-    return bool(_level(tree.images, find_prefix(tree)).splits)
-
-
-def read_folder(tree: Tree, note: Note) -> Listing:
-    """Return the listing of `train/val/test/CLASS/*` (any of the splits) or of a flat `CLASS/*`.
-
-    Folders inside a class belong to the class. Raises DataError where there are no images or no class
-    folders.
-    """
-    if not tree.images:
-        others = f" ({many(len(tree.others), 'other file')} there)" if tree.others else ""
-        known = unread.explain_folder(tree.root, tree.others)
-        raise DataError(f"No images were found in {printable(tree.root)!r}{others}. {known}".rstrip())
-    prefix = find_prefix(tree)
-    level = _level(tree.images, prefix)
-    if not level.tops or (not level.splits and all(map(split_name, level.tops))):
-        raise DataError(
-            f"The images in {printable(tree.root)!r} lie in no class folders. Expected CLASS/image or "
-            "train/CLASS/image, a list (CSV, TSV, JSONL) or annotation files."
-        )
-    splits = level.splits
-    listing = Listing(root=os.path.join(tree.root, *prefix.split("/")[:-1]))
-    outside: Counter[str] = Counter()
-    names: dict[str, str] = {}
-    for path in tree.images:
-        parts = path[len(prefix) :].split("/", 2)
-        split = splits.get(parts[0], "")
-        if len(parts) < (3 if splits else 2) or (splits and not split):
-            outside[parts[0] + "/" if len(parts) > 1 else "the top folder"] += 1
-            continue
-        label = parts[1] if splits else parts[0]
-        if label not in names:
-            names[label] = clean_label(label)
-        listing.add(path[len(prefix) :], names[label], split)
-    for place, number in sorted(outside.items()):
-        note(f"{many(number, 'image')} in {printable(place)} without a class folder left out.")
-    if tree.others:
-        note(f"{many(len(tree.others), 'file')} that are no images ignored.")
-    return listing

@@ -5,6 +5,7 @@ Bad images are listed and left out here, so that nothing later meets one. Knows 
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import errno
 import functools
@@ -18,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart import files, tables
+from tellapart.contract.decoding import largest as largest_number
+from tellapart.contract.deep import likely_range, uses_little
 from tellapart.data import building, cache, stores, workers
 from tellapart.data.archives import cache_folder
 from tellapart.data.decoded import AsContracted, AsSource, Decode, decoded, pixels
@@ -50,19 +53,27 @@ def evaluation_images(
         if shape == probe.shape[:2] and (contract.resize != "crop" or contract.crop_fraction == 1):
             return _from_pixels(samples, contract.channels), []
     named = {name: value for name, value in contract.to_dict().items() if name not in ("mean", "std")}
-    policy = f"contract 2 {named}"
+    policy = f"contract 3 {named}"
     kind = _Kind(policy, f"{contract.resize} {contract.size}", contract.channels, contract.size**2)
     return _stored(samples, AsContracted(contract, spec.max_pixels), kind, spec, advance)
 
 
 def augmentation_sources(
-    samples: Samples, contract: Preprocessing, spec: DataSpec, advance: Advance = lambda count: None
+    samples: Samples,
+    contract: Preprocessing,
+    spec: DataSpec,
+    advance: Advance = lambda count: None,
+    reduced: bool = False,
 ) -> tuple[ImageSet, list[Bad]]:
-    """Return the images in their own shape, scaled down to what random resized crops need."""
-    short = round(contract.size * SOURCE_MARGIN)
-    policy = f"sources 2, short side {short} {contract.channels} {contract.decode}"
+    """Return the images in their own shape, scaled down to what random resized crops need.
+
+    ``reduced``: large JPEGs are decoded at a part of their size where that leaves enough pixels.
+    """
+    reduced = reduced or contract.decode == "scaled"
+    short, how = round(contract.size * SOURCE_MARGIN), "scaled" if reduced else "full"
+    policy = f"sources 3, short side {short} {contract.channels} {how} {contract.range}"
     kind = _Kind(policy, f"random crops, short side {short}", contract.channels)
-    decode = AsSource(contract.channels, short, spec.max_pixels, reduced=contract.decode == "scaled")
+    decode = AsSource(contract.channels, short, spec.max_pixels, reduced, contract.range)
     return _stored(samples, decode, kind, spec, advance)
 
 
@@ -162,22 +173,42 @@ def _estimate(samples: Samples, decode: Decode) -> int:
 
 @dataclass(frozen=True)
 class Look:
-    """What a few images of a source are like: sides in pixels, and whether all are grey."""
+    """What a few images of a source are like: sides in pixels, whether all are grey, and of ``deep`` ones of more
+    than 8 bits the largest number.
+    """
 
     longest: int
     shortest: int
     grey: bool
     same: bool
+    deep: int = 0
+    largest: float = 0.0
+
+    def unused_range(self) -> str:
+        """Return a warning where images of more than 8 bits use less than half of their range; else nothing."""
+        if not self.deep or not uses_little(self.largest):
+            return ""
+        return (
+            f"Of the {self.deep} images of more than 8 bits that were looked at, the largest number is "
+            f"{self.largest:,.0f} of 65,535, so they become nearly black. If that is all their sensor gives, use "
+            f"--input.range {likely_range(self.largest)}, or --input.range max."
+        )
 
 
-def look(samples: Samples, spec: DataSpec, count: int = 48) -> Look:
+def look(
+    samples: Samples, spec: DataSpec, count: int = 48, levels: tuple[float, float] | None = None
+) -> Look:
     """Decode a few images, evenly over the table, to choose by. Raises DataError where none is good."""
     sides: list[int] = []
     shapes: set[tuple[int, ...]] = set()
     grey, first = True, ""
+    peaks: list[float] = []
     for row in np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)):
         try:
-            image = pixels(samples.read(row), 3, spec.max_pixels)
+            content = samples.read(row)
+            image = pixels(content, 3, spec.max_pixels, levels=levels)
+            peak = largest_number(content, spec.max_pixels) if isinstance(content, bytes) else None
+            peaks += [] if peak is None else [peak]
             if samples.boxes is not None:
                 image = crop_box(image, samples.boxes[row])
         except (OSError, BadImage) as error:
@@ -190,7 +221,24 @@ def look(samples: Samples, spec: DataSpec, count: int = 48) -> Look:
         )
     if not sides:
         raise DataError(f"None of the images that were tried can be read, for example {first}")
-    return Look(max(sides), min(sides), grey, len(shapes) == 1)
+    return Look(max(sides), min(sides), grey, len(shapes) == 1, len(peaks), max(peaks, default=0.0))
+
+
+def largest(samples: Samples, spec: DataSpec) -> float:
+    """Return the largest number in the images of more than 8 bits; 65535 where there are none, or only zeros.
+
+    Images that cannot be read do not count here.
+    """
+
+    def of(row: int) -> float:
+        try:
+            content = samples.read(row)
+            return (isinstance(content, bytes) and largest_number(content, spec.max_pixels)) or 0.0
+        except (OSError, BadImage, MemoryError):
+            return 0.0
+
+    with concurrent.futures.ThreadPoolExecutor(spec.workers or None) as pool:
+        return max(pool.map(of, range(len(samples))), default=0.0) or 65_535.0
 
 
 def channel_statistics(images: ImageSet, limit: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:

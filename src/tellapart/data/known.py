@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from tellapart.data import arrays, torchvision_sets
 from tellapart.data.archives import cache_folder, extract
-from tellapart.data.folders import read_folder, walk
+from tellapart.data.class_folders import read_folder
+from tellapart.data.folders import walk
 from tellapart.data.listing import Listing, Note, printable
 from tellapart.errors import OfflineError
 from tellapart.packages import installed, require

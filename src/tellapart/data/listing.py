@@ -6,8 +6,6 @@ for names that they share; knows nothing of any format.
 
 from __future__ import annotations
 
-import pathlib
-import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,7 +14,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.data.samples import Conflict
+from tellapart.data.samples import Conflict, Unusable
+from tellapart.data.split_names import split_name, split_of_folders, split_of_stem
+
+__all__ = [
+    "NO_BOX",
+    "Box",
+    "Listing",
+    "Note",
+    "clean_label",
+    "many",
+    "printable",
+    "some",
+    "split_name",
+    "split_of_folders",
+    "split_of_stem",
+]
 
 Note = Callable[[str], None]
 Box = tuple[float, float, float, float]
@@ -24,23 +37,14 @@ Box = tuple[float, float, float, float]
 NO_BOX: Box = (float("nan"),) * 4
 """Stands for the whole image."""
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-
 
 @dataclass
 class Listing:
     """Columns of equal length, as lists.
 
     ``splits`` holds "" where the source does not say. ``classes`` is the official order of class names; when
-    empty, classes are the names found, sorted. ``pixels`` and ``keys`` as in `Samples`.
+    empty, classes are the names found, sorted. ``missing``: paths
+    without a file. ``pixels`` and ``keys`` as in `Samples`.
     """
 
     root: str
@@ -50,6 +54,8 @@ class Listing:
     groups: list[str] | None = None
     boxes: list[Box] | None = None
     conflicts: list[Conflict] = field(default_factory=list)
+    bad: list[Unusable] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
     classes: tuple[str, ...] = ()
     pixels: npt.NDArray[np.uint8] | None = None
     keys: npt.NDArray[Any] | None = None
@@ -60,29 +66,6 @@ class Listing:
         self.paths.append(path)
         self.labels.append(label)
         self.splits.append(split)
-
-
-def split_name(text: str) -> str:
-    """Return "train", "val" or "test" for any of their usual names (any case), else ""."""
-    return _SPLIT_NAMES.get(text.strip().casefold(), "")
-
-
-def split_of_folders(path: str) -> str:
-    """Return the split that a folder of ``path`` names (``train2017`` counts too), the outermost first, "
-    "else "".
-    """
-    for part in path.split("/")[:-1]:
-        found = split_name(re.sub(r"\d+$", "", part))
-        if found:
-            return found
-    return ""
-
-
-def split_of_stem(path: str) -> str:
-    """Return the split named by a word of the file's own name (``instances_val2017.json``), else ""."""
-    words = re.findall(r"[^\W\d_]+", pathlib.PurePosixPath(path).stem)
-    found = {name for name in map(split_name, words) if name}
-    return found.pop() if len(found) == 1 else ""
 
 
 def clean_label(text: str) -> str:

@@ -1,34 +1,53 @@
-"""Lists of images: CSV, TSV and JSONL with a path, a label and, if there, split, group and box.
+"""Lists of images: CSV, TSV, JSONL and text with a path, a label and, if there, split, group and box.
 
-Knows nothing of folders of classes or of annotation formats, and opens no image.
+Puts together what `list_files` reads, `list_columns` chooses and `list_paths` finds. Knows nothing of folders of
+classes or of annotation formats, and opens no image.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import itertools
-import json
 import math
 import os
-import posixpath
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tellapart.data.listing import NO_BOX, Box, Listing, Note, clean_label, many, printable, some, split_name
+from tellapart.data import folders, list_columns, list_files, list_paths
+from tellapart.data.folders import Tree
+from tellapart.data.list_columns import Columns
+from tellapart.data.list_files import Table, is_list
+from tellapart.data.list_paths import Finder
+from tellapart.data.listing import NO_BOX, Box, Listing, Note, clean_label, many, printable, some
 from tellapart.data.samples import Conflict
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 
-EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson")
-_PATH = ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "image_path")
-_LABEL = ("label", "class", "category", "target", "class_name")
-_SPLIT = ("split", "subset", "partition", "set", "fold")
-_CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x0", "y0", "x1", "y1"))
+__all__ = ["Plan", "is_list", "is_list_of_images", "names_images", "plan", "read_list", "read_plan"]
+
 _RANK = {"test": 3, "val": 2, "train": 1, "": 0}
+_MISSING = frozenset(("nan", "NaN", "NAN", "n/a", "N/A", "#N/A", "<NA>", "NA", "#NA", "-nan"))
+_BESIDE = re.compile(
+    r"labels?|annotations?|lists?|csvs?|meta(?:data)?|splits?|.*ground_?truth", re.IGNORECASE
+)
+
+
+def is_list_of_images(path: str) -> bool:
+    """Return whether a file is a list by its name, or by its first lines (`path label` text)."""
+    if is_list(path):
+        return True
+    if folders.extension(path) != ".txt":
+        return False
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            lines = [line.split() for line in stream.read(4096).split("\n")[:5]]
+    except OSError:
+        return False
+    full = [line for line in lines if line and not line[0].startswith("#")]
+    return bool(full) and all(
+        len(line) > 1 and folders.extension(" ".join(line[:-1])) in folders.IMAGE_EXTENSIONS for line in full
+    )
 
 
 @dataclass
@@ -38,174 +57,169 @@ class _Row:
     split: str
     group: str
     box: Box
+    several: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Columns:
-    path: str
-    label: str
-    split: str
-    group: str
-    box: tuple[str, ...]
+class Plan:
+    """A list that can be read: its cells, its columns, and how its images are found."""
 
-
-def is_list(path: str) -> bool:
-    """Return whether a file's name is a list's."""
-    return path.lower().endswith(EXTENSIONS)
+    table: Table
+    columns: Columns
+    finder: Finder
+    notes: tuple[str, ...]
 
 
 def read_list(path: str, spec: DataSpec, note: Note) -> Listing:
-    """Return the listing of one list; paths in it are relative to its folder, or absolute.
+    """Return the listing of one list; paths in it are relative to its folder, or absolute, or found near.
 
     One image with two labels is a conflict: listed, and left out. With ``spec.boxes`` "crop" that holds for
     each box. Raises DataError for missing columns, unreadable lines, or when none of the images exists.
     """
     folder = os.path.dirname(os.path.abspath(path))
-    rows: list[_Row] = []
-    empty = 0
-    columns, records = _records(path, folder)
-    found = _find_columns(columns, spec, path)
-    for line, record in records:
-        row = _row(record, found, f"{printable(path)}, line {line}", folder)
-        if row is None:
-            empty += 1
-        else:
-            rows.append(row)
-    if empty:
-        note(f"{many(empty, 'row')} without a path or a label left out.")
+    trees: list[Tree] = []
+
+    def tree() -> Tree:
+        if not trees:
+            trees.append(folders.walk(root, lambda _: None))
+        return trees[0]
+
+    root = folder
+    if _BESIDE.fullmatch(os.path.basename(folder)) and not folders.walk(folder, lambda _: None).images:
+        root = os.path.dirname(folder)
+    return read_plan(plan(path, root, tree, spec), spec, note)
+
+
+def plan(path: str, root: str, tree: Callable[[], Tree], spec: DataSpec) -> Plan:
+    """Return how a list would be read, with its paths relative to ``root``. Raises DataError if it cannot be."""
+    notes: list[str] = []
+    given = os.path.expanduser(spec.root)
+    if given and not os.path.isdir(given):
+        given = os.path.join(root, given)
+    if given and not os.path.isdir(given):
+        raise DataError(f"data.root is {spec.root!r}, and there is no such folder.")
+    given = os.path.abspath(given) if given else ""
+    if given and not _inside(given, root):
+        root, outside = given, folders.walk(given, lambda _: None)
+        finder = Finder(path, root, given, spec.suffix, lambda: outside)
+    else:
+        finder = Finder(path, root, given, spec.suffix, tree)
+    table = list_files.read_table(path, spec, finder.is_file, notes.append)
+    columns = list_columns.choose(table, spec, finder.share, notes.append)
+    return Plan(table, columns, finder, tuple(notes))
+
+
+def _inside(path: str, root: str) -> bool:
+    one, other = os.path.realpath(path), os.path.realpath(root)
+    return one == other or one.startswith(other.rstrip(os.sep) + os.sep)
+
+
+def names_images(found: Plan) -> bool:
+    """Return whether the list names images that are there."""
+    return found.finder.share([c for c in found.table.cells(found.columns.path) if c]) > 0
+
+
+def read_plan(found: Plan, spec: DataSpec, note: Note) -> Listing:
+    """Return the listing of a list that `plan` looked at. Raises DataError."""
+    for text in found.notes:
+        note(text)
+    rows = _rows(found, note)
+    path = found.table.path
     if not rows:
         raise DataError(f"{printable(path)!r} lists no image with a label.")
-    _check_files(rows, folder, path)
-    listing = _table(rows, bool(found.box), spec, folder, note)
-    if not found.group:
+    if not spec.label_column:
+        _split_labels(rows)
+    places = found.finder.find(list(dict.fromkeys(row.path for row in rows)))
+    if not any(places.paths.values()):
+        first = os.path.join(found.finder.given or os.path.dirname(os.path.abspath(path)), rows[0].path)
+        raise DataError(
+            f"None of the images that {printable(path)!r} lists exists; the first would be {printable(first)!r}. "
+            "Paths must be absolute or relative to the list's folder, or --data.root must name the folder they "
+            "start from (and --data.suffix what is missing at their ends)."
+        )
+    list_paths.report(places, path, note)
+    missing = set()
+    for row in rows:
+        place = places.paths[row.path]
+        if not place:
+            missing.add(row.path)
+        row.path = place or row.path
+    listing = _table(rows, bool(found.columns.box), spec, found.finder.root, note)
+    listing.missing = missing & set(listing.paths)
+    if not found.columns.group:
         listing.groups = None
     return listing
 
 
-def _text(path: str) -> str:
-    try:
-        with open(path, "rb") as stream:
-            content = stream.read()
-    except OSError as error:
-        raise DataError(f"{printable(path)!r} cannot be read: {error.strerror}.") from error
-    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape")
-
-
-def _records(path: str, folder: str) -> tuple[list[str], Iterator[tuple[int, Mapping[str, Any]]]]:
-    """Return the names of the columns, and (line number, row) for each row."""
-    text = _text(path)
-    if path.lower().endswith((".jsonl", ".ndjson")):
-        records = list(_json_lines(text, path))
-        names = dict.fromkeys(str(key) for _, record in records for key in record)
-        return list(names), iter(records)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, path))
-    try:
-        lines = [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
-    except csv.Error as error:
-        raise DataError(f"{printable(path)}, line {reader.line_num}: {error}.") from error
-    if not lines:
-        raise DataError(f"{printable(path)!r} is empty.")
-    first = lines[0][1]
-    if len(first) == 2 and _exists(folder, _clean_path(first[0], folder)):
-        header = ["path", "label"]
-    else:
-        header, lines = [cell.strip() for cell in first], lines[1:]
-    return header, ((number, dict(zip(header, line, strict=False))) for number, line in lines)
-
-
-def _json_lines(text: str, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{printable(path)}, line {number}: not JSON ({error}).") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{printable(path)}, line {number}: expected an object with a path and a label.")
-        yield number, record
-
-
-def _delimiter(text: str, path: str) -> str:
-    if path.lower().endswith(".tsv"):
-        return "\t"
-    head = text.lstrip().partition("\n")[0]
-    return max(",;\t", key=lambda mark: (head.count(mark), mark == ","))
-
-
-def _pick(columns: Sequence[str], names: Sequence[str]) -> str:
-    lower = {column.strip().casefold(): column for column in reversed(columns)}
-    return next((lower[name] for name in names if name in lower), "")
-
-
-def _find_columns(columns: Sequence[str], spec: DataSpec, path: str) -> _Columns:
-    file, label = _pick(columns, _PATH), _pick(columns, _LABEL)
-    if not file or not label:
-        missing = " and ".join(
-            f"a {kind} column ({', '.join(names)})"
-            for kind, column, names in (("path", file, _PATH), ("label", label, _LABEL))
-            if not column
+def _rows(found: Plan, note: Note) -> list[_Row]:
+    rows: list[_Row] = []
+    empty: Counter[str] = Counter()
+    for line, record in found.table.rows:
+        row = _row(record, found, f"{printable(found.table.path)}, line {line}", empty)
+        if row is not None:
+            rows.append(row)
+    if empty[""]:
+        note(f"{many(empty.pop(''), 'row')} without a path or a label left out.")
+    words = [word for word in sorted(empty) if word]
+    if words:
+        note(
+            f"{many(sum(empty[word] for word in words), 'row')} left out, whose label is {some(map(repr, words))}: no "
+            "label is known."
         )
-        raise DataError(f"{printable(path)!r} lacks {missing}. It has the columns: {some(columns, 20)}.")
-    group = _pick(columns, (spec.group.casefold(),)) if spec.group else ""
-    if spec.group and not group and spec.group.isidentifier():
-        raise DataError(
-            f"data.group is {spec.group!r}, and {printable(path)!r} has no such column. It has: "
-            f"{some(columns, 20)}."
-        )
-    box: tuple[str, ...] = (_pick(columns, ("box",)),)
-    for corners in _CORNERS:
-        if not box[0] and all(_pick(columns, (corner,)) for corner in corners):
-            box = tuple(_pick(columns, (corner,)) for corner in corners)
-    return _Columns(file, label, _pick(columns, _SPLIT), group, box if box[0] else ())
+    doubtful = {row.label for row in rows if row.label.casefold() in ("none", "null", "unknown", "?", "-")}
+    if doubtful:
+        note(f"The labels {some(sorted(map(repr, doubtful)))} count as classes, as others do.")
+    return rows
 
 
-def is_usable(path: str) -> bool:
-    """Return whether a list has a path and a label column (or no header), and one of its first 20 files "
-    "exists.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    try:
-        columns, records = _records(path, folder)
-    except DataError:
-        return False
-    column = _pick(columns, _PATH)
-    first = [_clean_path(_cell(record, column), folder) for _, record in itertools.islice(records, 20)]
-    return bool(column and _pick(columns, _LABEL)) and any(_exists(folder, name) for name in first)
-
-
-def _clean_path(text: str, folder: str) -> str:
-    """Return a path with forward slashes and no needless parts; backslashes separate unless such a file "
-    "exists.
-    """
-    text = text.strip()
-    if "\\" in text and not _exists(folder, text):
-        text = text.replace("\\", "/")
-    return posixpath.normpath(text) if text else ""
-
-
-def _exists(folder: str, path: str) -> bool:
-    try:
-        return bool(path) and os.path.lexists(os.path.join(folder, path))
-    except ValueError:  # a NUL in the name
-        return False
-
-
-def _cell(record: Mapping[str, Any], column: str) -> str:
-    value = record.get(column) if column else None
-    return "" if value is None else str(value).strip()
-
-
-def _row(record: Mapping[str, Any], columns: _Columns, where: str, folder: str) -> _Row | None:
-    path, label = _clean_path(_cell(record, columns.path), folder), clean_label(_cell(record, columns.label))
-    if not path or not label:
+def _row(record: Mapping[str, Any], found: Plan, where: str, empty: Counter[str]) -> _Row | None:
+    columns = found.columns
+    raw = record.get(columns.path)
+    path = found.finder.clean("" if raw is None else str(raw))
+    labels = _labels(record, columns, where)
+    label = labels[0] if labels else ""
+    if not path or not label or (label in _MISSING and len(labels) == 1):
+        empty[label if path and label else ""] += 1
         return None
-    given = _cell(record, columns.split)
-    split = split_name(given)
-    if given and not split:
-        raise DataError(f"{where}: {columns.split} is {given!r}; expected train, val or test.")
-    return _Row(path, label, split, _cell(record, columns.group), _box(record, columns.box, where))
+    split = (columns.splits or {}).get(list_files.cell(record, columns.split), "")
+    group = list_files.cell(record, columns.group)
+    box = _box(record, columns.box, where)
+    return _Row(path, label, split, group, box, labels if len(labels) > 1 else ())
+
+
+def _labels(record: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, ...]:
+    """Return the labels of a row: one, or those of its one-hot columns that say yes."""
+    if len(columns.labels) == 1:
+        label = clean_label(list_files.cell(record, columns.labels[0]))
+        return (label,) if label else ()
+    found = []
+    for column in columns.labels:
+        text = list_files.cell(record, column)
+        if text and not list_columns.is_yes_or_no(text):
+            raise DataError(
+                f"{where}: the one-hot column {column.strip()!r} is {text!r}; expected 0 or 1. Probabilities and "
+                "ratings are no labels."
+            )
+        if list_columns.is_yes(text):
+            found.append(clean_label(column))
+    return tuple(found)
+
+
+def _split_labels(rows: Sequence[_Row]) -> None:
+    """Find rows with several labels in one cell ("cat dog", "cat|dog"): each is the label of other rows."""
+    known = {row.label for row in rows}
+    several: dict[str, tuple[str, ...]] = {}
+    for label in known:
+        for mark in "|;, /":
+            parts = [part.strip() for part in label.split(mark)]
+            if len(parts) > 1 and (mark == "|" or all(part in known for part in parts)):
+                several[label] = tuple(dict.fromkeys(filter(None, parts))) or (label,)
+    for row in rows:
+        found = row.several or several.get(row.label, ())
+        if len(found) == 1:
+            row.label = found[0]
+        else:
+            row.several = found
 
 
 def _box(record: Mapping[str, Any], columns: tuple[str, ...], where: str) -> Box:
@@ -224,22 +238,12 @@ def _box(record: Mapping[str, Any], columns: tuple[str, ...], where: str) -> Box
     return x0, y0, x1, y1
 
 
-def _check_files(rows: Sequence[_Row], folder: str, path: str) -> None:
-    sample = rows[:: max(1, len(rows) // 200)]
-    if not any(_exists(folder, row.path) for row in sample):
-        first = os.path.join(folder, rows[0].path)
-        raise DataError(
-            f"None of the images that {printable(path)!r} lists exists; the first would be "
-            f"{printable(first)!r}. Paths must be absolute or relative to the list's folder."
-        )
-
-
 def _table(rows: Sequence[_Row], has_boxes: bool, spec: DataSpec, folder: str, note: Note) -> Listing:
     crop = has_boxes and spec.boxes == "crop"
     labels: dict[tuple[str, str], set[str]] = defaultdict(set)
     splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        labels[row.path, str(row.box) if crop else ""].add(row.label)
+        labels[row.path, str(row.box) if crop else ""].update(row.several or (row.label,))
         splits[row.path].add(row.split)
     bad = sorted({path for (path, _), found in labels.items() if len(found) > 1})
     listing = Listing(root=folder, groups=[], boxes=[] if crop else None)

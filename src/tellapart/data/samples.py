@@ -31,6 +31,14 @@ class Conflict:
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """One image (or annotation without one) that the source does not let us use, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Samples:
     """Columns of equal length N.
 
@@ -53,6 +61,7 @@ class Samples:
     keys: npt.NDArray[np.int64] | None = None
     hashes: npt.NDArray[Any] | None = None
     conflicts: tuple[Conflict, ...] = ()
+    unusable: tuple[Unusable, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def __len__(self) -> int:

@@ -10,17 +10,30 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.data import annotation_formats as formats
-from tellapart.data import archives, folders, known, lists, splits
-from tellapart.data.annotations import FORMATS, detect, json_format, read_annotations
-from tellapart.data.containers import tables, unread, webdataset
-from tellapart.data.listing import Listing, many, printable, some, split_of_stem
+from tellapart.data import (
+    archives,
+    class_folders,
+    class_names,
+    containers,
+    copies,
+    folder_lists,
+    folders,
+    known,
+    lists,
+    lookalikes,
+    splits,
+)
+from tellapart.data.annotations import FORMATS, TITLES, detect, file_format, read_annotations
+from tellapart.data.containers import unread, webdataset
+from tellapart.data.leftovers import class_folders_first
+from tellapart.data.listing import Listing, many, printable, some
 from tellapart.data.samples import SPLITS, Samples
+from tellapart.data.text import check_encoding
 from tellapart.errors import DataError, did_you_mean
 from tellapart.spec import DataSpec
 
@@ -33,35 +46,52 @@ _EXPECTED = (
 class Notes(list[str]):
     """What is to be told to the person: said at once, and kept for the table."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], warn: Callable[[str], None] | None = None) -> None:
         super().__init__()
-        self._say = say
+        self._say, self._warn = say, warn or say
 
     def __call__(self, text: str) -> None:
         """Say and keep a note."""
         self.append(text)
         self._say(text)
 
+    def warn(self, text: str) -> None:
+        """Say and keep that something is probably wrong."""
+        self.append(text)
+        self._warn(text)
 
-def open_source(spec: DataSpec, say: Callable[[str], None]) -> Samples:
+
+def open_source(
+    spec: DataSpec, say: Callable[[str], None], warn: Callable[[str], None] | None = None
+) -> Samples:
     """Return the samples of ``spec.source``, each with its split.
 
-    A source's own splits are kept; where it has a train part and no val, val is taken from train
+    A source's own splits are kept; where it has a train split and no val, val is taken from train
     (``val_fraction``); where it has no splits at all, val and test are taken (``test_fraction``): stratified,
     seeded, and never through a group (`splits.assign`). Classes are the union over all splits, sorted by name
-    (a known set's: the official order). ``say`` receives each note, as it is found; all of them are in
-    ``Samples.notes`` too. Raises DataError (and OfflineError, MissingPackageError for known names), each
-    saying what would be right.
+    (a known set's: the official order). ``say`` receives each note, as it is found, and ``warn`` (None: ``say``) what
+    is probably wrong; all of them are in ``Samples.notes`` too. Raises DataError (and OfflineError, MissingPackageError
+    for known names), each saying what would be right.
     """
-    notes = Notes(say)
-    name = _known_name(spec, notes)
-    if name:
+    notes = Notes(say, warn)
+    check_encoding(spec.encoding)
+    named = {split: names for split in SPLITS if (names := getattr(spec, split))}
+    name = "" if named else _known_name(spec, notes)
+    if named:
+        listing = _open_named(named, spec, notes)
+    elif name:
         listing = known.open_known(name, spec, notes)
     else:
         shards = webdataset.expand(spec.source)
         path = _existing(shards[0] if shards else spec.source)
         listing = _open_shards(shards, spec, notes) if shards else _open_path(path, spec, notes)
         listing.name = listing.name or _title(path)
+    if listing.bad and spec.on_bad_image == "error":
+        raise DataError(
+            f"{many(len(listing.bad), 'image or annotation', 'images or annotations')} cannot be used, the first: "
+            f"{printable(listing.bad[0].path)}: {listing.bad[0].reason} Mend or remove them, or use "
+            "--data.on-bad-image skip."
+        )
     if not listing.paths:
         raise DataError(
             f"No image with a label can be used in {printable(spec.source)!r}. " + " ".join(notes)
@@ -94,6 +124,19 @@ def _known_name(spec: DataSpec, notes: Notes) -> str:
     return name
 
 
+def _open_named(named: Mapping[str, Sequence[str]], spec: DataSpec, notes: Notes) -> Listing:
+    """Return the listing of the folders that the spec names for the splits, in the source or anywhere."""
+    if known.canonical(spec.source) and not os.path.exists(os.path.expanduser(spec.source)):
+        where = os.getcwd()
+    else:
+        where = _existing(spec.source)
+        if archives.is_archive(where):
+            where = _unpacked(where, spec, notes)
+    listing = class_folders.read_named(named, where, notes)
+    listing.name = _title(where)
+    return listing
+
+
 def _existing(given: str) -> str:
     source = os.path.expanduser(given)
     if not source.strip():
@@ -120,13 +163,11 @@ def _open_shards(shards: Sequence[str], spec: DataSpec, notes: Notes) -> Listing
 def _open_path(path: str, spec: DataSpec, notes: Notes) -> Listing:
     if os.path.isdir(path):
         return _open_folder(path, spec, notes)
-    container = _open_container(path, spec, notes)
-    if container is not None:
-        return container
+    packed = containers.open_file(path, spec, notes)
+    if packed is not None:
+        return packed
     if archives.is_archive(path):
-        return _open_folder(archives.extract(path, archives.cache_folder(spec), notes), spec, notes)
-    if spec.format == "list" or (spec.format == "auto" and lists.is_list(path)):
-        return lists.read_list(path, spec, notes)
+        return _open_folder(_unpacked(path, spec, notes), spec, notes)
     kind = _file_format(path, spec)
     if kind:
         folder, name = os.path.split(os.path.abspath(path))
@@ -135,6 +176,11 @@ def _open_path(path: str, spec: DataSpec, notes: Notes) -> Listing:
             folder, prefix = os.path.split(folder)
         only = f"{prefix}/{name}" if prefix else name
         return read_annotations(folders.walk(folder, notes), kind, spec, notes, only)
+    if spec.format == "list" or (spec.format == "auto" and lists.is_list_of_images(path)):
+        listing = lists.read_list(path, spec, notes)
+        with os.scandir(listing.root) as entries:
+            beside = sorted(entry.name for entry in entries if entry.name != os.path.basename(path))
+        return class_names.name_numbers(listing, listing.root, beside, spec.encoding, notes)
     if folders.extension(path) in folders.IMAGE_EXTENSIONS or folders.looks_like_image(path):
         raise DataError(f"{printable(path)!r} is a single image. {_EXPECTED}.")
     known_as = unread.explain_file(path)
@@ -145,40 +191,19 @@ def _open_path(path: str, spec: DataSpec, notes: Notes) -> Listing:
     )
 
 
-def _open_container(path: str, spec: DataSpec, notes: Notes) -> Listing | None:
-    """Return the listing of a file that holds images with labels, None if it is no such file."""
-    folder, name = os.path.split(path)
-    if spec.format == "table" or (spec.format == "auto" and tables.is_table(path)):
-        return tables.read_tables(folder, [(name, split_of_stem(name))], spec, notes)
-    shard = spec.format == "webdataset"
-    if shard or (spec.format == "auto" and webdataset.is_tar(path) and webdataset.is_webdataset(path)):
-        return webdataset.read_shards(folder, [name], spec, notes)
-    return None
-
-
-def _open_containers(tree: folders.Tree, spec: DataSpec, notes: Notes) -> Listing | None:
-    """Return the listing of a folder that consists of Parquet or Arrow files, or of shards; else None."""
-    found = tables.tables_of(tree) if spec.format in ("auto", "table") else []
-    if found:
-        return tables.read_tables(tree.root, found, spec, notes)
-    if spec.format not in ("auto", "webdataset") or tree.images:
-        return None
-    shards = [path for path in tree.others if webdataset.is_tar(path)]
-    if shards and webdataset.is_webdataset(os.path.join(tree.root, shards[0])):
-        return webdataset.read_shards(tree.root, shards, spec, notes)
-    return None
+def _unpacked(path: str, spec: DataSpec, notes: Notes) -> str:
+    return archives.extract(path, archives.cache_folder(spec), notes, encoding=spec.encoding)
 
 
 def _file_format(path: str, spec: DataSpec) -> str:
     """Return the annotation format of a file, "" if it is of none."""
     if spec.format in FORMATS:
         return spec.format
+    if spec.format == "list":
+        return ""
     if spec.format != "auto":
         raise DataError(f"data.format is {spec.format!r}, but {printable(path)!r} is a file.")
-    kind = folders.extension(path)
-    if kind == ".xml" and formats.looks_like_voc(path):
-        return "voc"
-    return json_format(path) if kind == ".json" else ""
+    return file_format(path)
 
 
 def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
@@ -188,78 +213,50 @@ def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
     tree = folders.walk(path, notes)
     kind: str = spec.format if spec.format in FORMATS else ""
     if not kind and spec.format == "auto":
-        kind = detect(tree)
+        kind, *others = detect(tree) or [""]
+        kept = class_folders_first(tree, kind, spec, notes) if kind else None
+        if kept is not None:
+            return known.name_imagenet(kept, notes)
+        for other in others:
+            notes(f"There are {TITLES[other]} annotations too; --data.format {other} reads those.")
     if kind:
         return read_annotations(tree, kind, spec, notes)
-    found = [] if spec.format == "folder" else _lists_of(tree, spec)
-    if found:
-        return _open_lists(tree, found, spec, notes)
-    if spec.format == "list":
-        raise DataError(
-            f"{printable(path)!r} holds no list (.csv, .tsv, .jsonl) of files that are there with columns "
-            "for a path and a label."
-        )
-    containers = _open_containers(tree, spec, notes)
-    if containers is not None:
-        return containers
+    packed = containers.open_folder(tree, spec, notes)
+    if packed is not None:
+        return packed
     if not tree.images:
         inner = _wrapped(tree)
         if inner:
             return _open_folder(os.path.join(path, inner), spec, notes)
-    return known.name_imagenet(folders.read_folder(tree, notes), notes)
+    return class_names.name_numbers(_open_tree(tree, spec, notes), path, tree.others, spec.encoding, notes)
+
+
+def _open_tree(tree: folders.Tree, spec: DataSpec, notes: Notes) -> Listing:
+    """Return the listing of a folder's lists or class folders, and say which lists are not used."""
+    if spec.format in ("folder", "classes"):
+        return known.name_imagenet(class_folders.read_folder(tree, notes, spec.format == "classes"), notes)
+    found = folder_lists.look(tree, spec)
+    if folder_lists.prefers_lists(found, tree, spec):
+        listing = folder_lists.read(found, tree, spec, notes)
+    elif folder_lists.wanted(spec):
+        raise DataError(
+            f"{printable(tree.root)!r} holds no list (.csv, .tsv, .jsonl) of files that are there with columns "
+            f"for a path and a label. {found.reasons()}".rstrip()
+        )
+    else:
+        try:
+            listing = known.name_imagenet(class_folders.read_folder(tree, notes), notes)
+        except DataError as error:
+            raise DataError(f"{found.failures()} {error}".strip()) from error
+    if found.unused:
+        notes(found.reasons())
+    return listing
 
 
 def _wrapped(tree: folders.Tree) -> str:
     """Return the only folder of a tree without images (a packed set of arrays in one folder), else ""."""
     tops = {path.partition("/")[0] for path in tree.others if "/" in path}
     return tops.pop() if len(tops) == 1 else ""
-
-
-def _lists_of(tree: folders.Tree, spec: DataSpec) -> list[str]:
-    """Return the lists that describe the folder: at its top or in one wrapping folder, with columns.
-
-    Unless ``spec.format`` says list, folders of splits with classes go before lists, and so do class folders
-    where a list names no file that is there, or where there are several lists without a split in their names.
-    """
-    given = spec.format == "list"
-    if not given and tree.images and folders.has_split_folders(tree):
-        return []
-    candidates = [path for path in tree.others if lists.is_list(path)]
-    depth = min((path.count("/") for path in candidates), default=0)
-    top = [path for path in candidates if path.count("/") == depth < 2]
-    usable = [path for path in top if lists.is_usable(os.path.join(tree.root, path))]
-    several = len(usable) > 1 and not all(map(split_of_stem, usable))
-    if several and given:
-        raise DataError(
-            f"{printable(tree.root)!r} holds several lists ({some(usable)}); give the path of one."
-        )
-    return [] if several else usable
-
-
-def _open_lists(tree: folders.Tree, found: Sequence[str], spec: DataSpec, notes: Notes) -> Listing:
-    """Return the listing of one list, or of several named train, val and test."""
-    notes(f"Read from {some(found)}; --data.format folder reads class folders instead.")
-    parts = [lists.read_list(os.path.join(tree.root, path), spec, notes) for path in found]
-    whole = parts[0]
-    for path, part in zip(found, parts, strict=True):
-        if split_of_stem(path) and not any(part.splits):
-            part.splits = [split_of_stem(path)] * len(part.paths)
-        if part is not whole:
-            _extend(whole, part)
-    return whole
-
-
-def _extend(whole: Listing, part: Listing) -> None:
-    for column in ("groups", "boxes"):
-        one, other = getattr(whole, column), getattr(part, column)
-        if (one is None) != (other is None):
-            raise DataError(f"Some of the lists have a column for {column} and others have not.")
-        if one is not None:
-            one += other
-    whole.paths += part.paths
-    whole.labels += part.labels
-    whole.splits += part.splits
-    whole.conflicts += part.conflicts
 
 
 # --- From a listing to the table --------------------------------------------------------------------------
@@ -284,6 +281,7 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
         pixels=listing.pixels,
         keys=listing.keys,
         conflicts=tuple(listing.conflicts),
+        unusable=tuple(listing.bad),
         notes=tuple(notes),
     )
 
@@ -299,6 +297,9 @@ def _class_names(listing: Listing, notes: Notes) -> tuple[str, ...]:
     classes = listing.classes or tuple(sorted(found))
     if len(found) == 1:
         notes(f"There is only one class, {next(iter(found))!r}; training needs two.")
+    if not listing.classes:  # the names of a known set are what its authors meant
+        for warning in lookalikes.warnings(classes):
+            notes.warn(warning)
     return classes
 
 
@@ -342,14 +343,16 @@ def _fill_splits(
             notes(f"{many(unknown, 'image')} without a split count as train.")
             column = listing.splits = [split or "train" for split in column]
         if "train" in column and "val" not in column and spec.val_fraction > 0:
-            rows = np.flatnonzero(np.fromiter((split == "train" for split in column), bool, len(column)))
-            _deal(listing, labels, groups, rows, (spec.val_fraction, 0.0), spec)
+            rows = np.flatnonzero(_there(listing) & (_objects(column) == "train"))
+            _deal(listing, labels, groups, rows, (spec.val_fraction, 0.0), spec, notes)
         if groups is not None and (cut := splits.crossing(groups, listing.splits)):
-            notes(f"The source's own splits cut through {many(cut, 'group')}: its figures may be too good.")
+            notes.warn(
+                f"The source's own splits cut through {many(cut, 'group')}: its figures may be too good."
+            )
     else:
-        rows = np.arange(len(column))
+        rows = np.flatnonzero(_there(listing))
         listing.splits = ["train"] * len(column)
-        _deal(listing, labels, groups, rows, (spec.val_fraction, spec.test_fraction), spec)
+        _deal(listing, labels, groups, rows, (spec.val_fraction, spec.test_fraction), spec, notes)
         taken = [
             f"{listing.splits.count(split):,} as {split}"
             for split in ("val", "test")
@@ -362,6 +365,11 @@ def _fill_splits(
     _report_splits(listing.splits, notes)
 
 
+def _there(listing: Listing) -> npt.NDArray[np.bool_]:
+    """Return which rows have a file: what is missing takes no place in a split."""
+    return np.fromiter((path not in listing.missing for path in listing.paths), bool, len(listing.paths))
+
+
 def _deal(
     listing: Listing,
     labels: npt.NDArray[np.int64],
@@ -369,10 +377,9 @@ def _deal(
     rows: npt.NDArray[np.intp],
     fractions: tuple[float, float],
     spec: DataSpec,
+    notes: Notes,
 ) -> None:
-    paths = [listing.paths[row] for row in rows]
-    chosen = None if groups is None else [groups[row] for row in rows]
-    dealt = splits.assign(labels[rows], paths, *fractions, spec.split_seed, chosen)
+    dealt = copies.deal(listing, labels, groups, rows, fractions, spec, notes, notes.warn)
     for row, split in zip(rows.tolist(), dealt.tolist(), strict=True):
         listing.splits[row] = split
 
@@ -380,11 +387,11 @@ def _deal(
 def _report_splits(column: Sequence[str], notes: Notes) -> None:
     present = set(column)
     if "train" not in present:
-        notes("There is no train part: good for evaluation only.")
+        notes("There is no train split: good for evaluation only.")
     elif "val" not in present:
-        notes("There is no validation part: training uses everything, and its last epoch counts.")
+        notes("There is no validation split: training uses everything, and its last epoch counts.")
     if "test" not in present and "val" in present:
-        notes("There is no test part: the final figures will be validation's.")
+        notes("There is no test split: the final figures will be validation's.")
 
 
 def _report_classes(

@@ -61,7 +61,7 @@ def assign(
         )
     if groups is None and len(set(paths)) == len(paths):
         return _deal_samples(labels, paths, val_fraction, test_fraction, seed)
-    merged = list(paths) if groups is None else _merge(paths, groups)
+    merged = list(paths) if groups is None else merge(paths, groups)
     return _deal_groups(labels, merged, val_fraction, test_fraction, seed)
 
 
@@ -89,7 +89,7 @@ def _deal_samples(
     return splits
 
 
-def _merge(paths: Sequence[str], groups: Sequence[str]) -> list[str]:
+def merge(paths: Sequence[str], groups: Sequence[str]) -> list[str]:
     """Return groups in which all rows of one path are together: groups that share a path become one."""
     parent: dict[str, str] = {}
 

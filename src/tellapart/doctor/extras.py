@@ -18,6 +18,7 @@ PACKAGES = (
     ("timm", "timm", "models", "more models and pretrained weights"),
     ("torchvision", "torchvision", "models", "more models and pretrained weights"),
     ("simplejpeg", "simplejpeg", "jpeg", "faster decoding of JPEG files"),
+    ("pi-heif", "pi_heif", "heif", "HEIC and HEIF photographs"),
     ("tensorboard", "tensorboard", "tensorboard", "curves and pictures in the browser"),
     ("mlflow-skinny", "mlflow", "mlflow", "tracking of runs on a server"),
     ("onnx", "onnx", "onnx", "export to ONNX"),

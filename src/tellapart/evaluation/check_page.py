@@ -271,6 +271,7 @@ def _groups(health: Health, thumbnails: Thumbnails) -> list[dict[str, Any]]:
             "images": [(image, thumbnails.of(image.row)) for image in group.images[:MAX_COPIES]],
             "more": max(0, len(group.images) - MAX_COPIES),
             "exact": group.exact,
+            "changes": group.changes,
             "splits": [split for split in SPLITS if any(image.split == split for image in group.images)],
             "crosses": group.differing("split", same_bytes=False),
             "conflicts": group.differing("label", same_bytes=False),

@@ -255,7 +255,7 @@ def _scaled(op: Any, sides: list[Any], contract: Preprocessing) -> list[Any]:
     if contract.resize == "squash":
         return [_ints(op, size), _ints(op, size)]
     if contract.resize == "crop":
-        edge, short = _ints(op, round(size / contract.crop_fraction)), op.minimum(*sides)
+        edge, short = _ints(op, contract.edge), op.minimum(*sides)
         return [op.divide(op.multiply(edge, side), short) for side in sides]
     long = op.maximum(*sides)
     doubled = [op.add(op.multiply(_ints(op, 2 * size), side), long) for side in sides]
@@ -269,7 +269,10 @@ def _start(op: Any, scaled: Any, contract: Preprocessing) -> Any:
     if contract.resize == "squash":
         return _ints(op, 0)
     if contract.resize == "crop":
-        return op.divide(op.subtract(scaled, size), _ints(op, 2))
+        rest, two = op.subtract(scaled, size), _ints(op, 2)
+        if contract.version > 1:  # `Preprocessing.start`: halves to even
+            rest = op.add(rest, op.floor_mod(op.divide(rest, two), two))
+        return op.divide(rest, two)
     return op.subtract(_ints(op, 0), op.divide(op.subtract(size, scaled), _ints(op, 2)))
 
 

@@ -1,5 +1,6 @@
 """Whether an exported file gives the artifact's answers: both run over the same images, from the files' bytes.
 
+A file that is one graph is also run as a program would that has nothing of ours, which decodes by itself (`outside`).
 Works on two backends and a list of images; knows no format, and nothing of where images come from.
 """
 
@@ -19,6 +20,7 @@ from tellapart.contract import BadImage, Pixels
 from tellapart.contract.resizing import open_pixels
 from tellapart.errors import DataError, ExportError
 from tellapart.evaluation.metrics import wilson_interval
+from tellapart.export import outside
 from tellapart.export.base import Tolerance
 from tellapart.runtime import Backend, probabilities, timing
 
@@ -73,8 +75,10 @@ class Parity:
 
     Fractions in [0, 1]. ``agreement``: images with the same most probable class, of all. ``ties``: those that differ
     but whose two classes lie within the tolerance of each other in the artifact; they do not count against it.
-    ``whole_difference``: the largest difference where the file ran as one graph on the decoded image (None: it is no
-    such file). ``pixels``: the share of values of the network's input that differ, and by how many levels at most.
+    ``whole_difference``: the largest difference where the file ran as one graph on the image as plain Pillow decodes it
+    (None: it is no such file). ``full_difference``: the same where JPEG files were decoded whole although the contract
+    takes a part (None: it does not). ``pixels``: the share of values of the network's input that differ, and by how
+    many levels at most.
     ``where``: where a difference begins; only after a failed comparison.
     """
 
@@ -100,6 +104,7 @@ class Parity:
     where: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    full_difference: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -150,6 +155,8 @@ class Measured:
     worst: Pixels
     unreadable: int
     found: str = ""
+    full: Floats | None = None
+    inside: int = 0  # images that only our decoder reads, so that even the graph got its pixels
 
 
 def measure(
@@ -166,7 +173,8 @@ def measure(
     """
     found = ""
     parts: list[tuple[Floats, Floats]] = []
-    whole: list[Floats] = []
+    whole, full = list[Floats](), list[Floats]()
+    inside = 0
     names: list[str] = []
     labels: list[int | None] = []
     pixels = {"share": 0.0, "levels": 0.0}
@@ -186,7 +194,13 @@ def measure(
                 inputs.append((expected, export.prepare(content)))
             except BadImage as error:
                 raise ExportError(f"it cannot take the image {case.name}: {error}") from error
-            whole += _whole(export, content)
+            if hasattr(export, "whole"):
+                own = _outside(content, artifact)
+                inside += own is None
+                whole.append(_whole(export, _ours(content, artifact) if own is None else own))
+                if artifact.card.preprocessing.decode == "scaled":
+                    other = _outside(content, artifact, decode_whole=True)
+                    full.append(whole[-1] if other is None else _whole(export, other))
             names.append(case.name)
             labels.append(case.label)
         if inputs:
@@ -209,16 +223,24 @@ def measure(
     pixels["share"] /= values
     first, second = (np.concatenate(side) for side in zip(*parts, strict=True))
     chosen = np.stack([image for _, image in worst])
-    answers = np.concatenate(whole) if whole else None
-    return Measured(first, second, answers, names, labels, pixels, chosen, unreadable, found)
+    graph, unreduced = (np.concatenate(answers) if answers else None for answers in (whole, full))
+    return Measured(first, second, graph, names, labels, pixels, chosen, unreadable, found, unreduced, inside)
 
 
-def _whole(export: Backend, content: bytes | Pixels) -> list[Floats]:
-    """Return the file's own probabilities for one decoded image, [1, K], in a list; none where it has no such way."""
-    run = getattr(export, "whole", None)
-    if run is None:
-        return []
-    return [np.asarray(run(open_pixels(content, export.card.preprocessing)[None])[0], np.float64)]
+def _whole(export: Any, pixels: Pixels) -> Floats:
+    """Return the file's own probabilities for one decoded image, [1, K]."""
+    return np.asarray(export.whole(pixels[None])[0], np.float64)
+
+
+def _ours(content: bytes | Pixels, artifact: Backend) -> Pixels:
+    return open_pixels(content, artifact.card.preprocessing)
+
+
+def _outside(content: bytes | Pixels, artifact: Backend, decode_whole: bool = False) -> Pixels | None:
+    """Return an image as a program without anything of ours decodes it; None where that does not read it."""
+    if not isinstance(content, bytes):
+        return _ours(content, artifact)
+    return outside.pixels(content, artifact.card.preprocessing, decode_whole)
 
 
 def _distance(first: Floats, second: Floats) -> Floats:
@@ -319,7 +341,10 @@ def compare(
     mean = float(np.abs(measured.artifact - measured.export).mean())
     whole = None if measured.whole is None else float(_distance(measured.artifact, measured.whole).max())
     return Parity(
-        **about,
+        **{
+            **about,
+            "notes": (*about.get("notes", ()), *_notes(measured, artifact.card.preprocessing.decode)),
+        },
         n=len(distance),
         origin=cases.origin,
         real=cases.real,
@@ -337,7 +362,34 @@ def compare(
         threads=threads,
         largest=_largest(measured, distance, artifact.card.classes),
         where=_where(measured, locate) if reasons else "",
+        full_difference=_finite(float(_distance(measured.artifact, measured.full).max()))
+        if measured.full is not None
+        else None,
     )
+
+
+def _notes(measured: Measured, decode: str) -> list[str]:
+    """Return in sentences what a program that has nothing of ours must know of decoding."""
+    notes = []
+    if decode == "scaled":
+        text = (
+            "The contract decodes large JPEG files at 1/2, 1/4 or 1/8 of their size (--input.decode scaled), as the "
+            "card says. A program that decodes them whole gets other answers"
+        )
+        if measured.full is not None:
+            furthest = float(_distance(measured.artifact, measured.full).max())
+            flips = int((measured.artifact.argmax(1) != measured.full.argmax(1)).sum())
+            text += (
+                f": a probability differed by up to {furthest:.2g}, and {flips} of {len(measured.full)} images got "
+                "another class"
+            )
+        notes.append(text + ".")
+    if measured.inside:
+        notes.append(
+            f"{measured.inside} images have more than 8 bits or another form that plain Pillow does not give by the "
+            "contract's rules; as one graph, the file got them as tellapart decodes them."
+        )
+    return notes
 
 
 def _finite(value: float) -> float:

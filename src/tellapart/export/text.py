@@ -30,9 +30,9 @@ def _failure(one: Uncompared) -> str:
 
 def _block(parity: Parity) -> str:
     lines = [f"{parity.file}: {verdict(parity)} ({parity.format}, {parity.precision})"]
-    lines += [f"  {name:<26}{value}" for name, value in summary(parity)]
-    head = f"  {'':<26}{'artifact':>20}{'export':>20}"
-    lines += [head, *(f"  {name:<26}{ours:>20}{theirs:>20}" for name, ours, theirs in rows(parity))]
+    lines += [f"  {name:<30}{value}" for name, value in summary(parity)]
+    head = f"  {'':<30}{'artifact':>20}{'export':>20}"
+    lines += [head, *(f"  {name:<30}{ours:>20}{theirs:>20}" for name, ours, theirs in rows(parity))]
     lines += [f"  {reason}" for reason in parity.reasons]
     lines += [f"  {text}" for text in (parity.where, *parity.notes) if text]
     return "\n".join(lines)
@@ -49,6 +49,8 @@ def summary(parity: Parity) -> list[tuple[str, str]]:
     ]
     if parity.whole_difference is not None:
         found.append(("as one graph", f"{parity.whole_difference:.2e}"))
+    if parity.full_difference is not None:
+        found.append(("the same, JPEG decoded whole", f"{parity.full_difference:.2e}"))
     share, levels = parity.pixels["share"], parity.pixels["levels"]
     found.append(
         ("input values that differ", f"{share:.4%}" + (f", by up to {levels:.0f}/255" if share else ""))

@@ -99,7 +99,8 @@ class _Resize(nn.Module):
         self.policy: str = contract.resize
         self.mode: str = contract.interpolation
         self.size: int = contract.size
-        self.edge: int = round(contract.size / contract.crop_fraction)
+        self.edge: int = contract.edge
+        self.rounds: bool = contract.version > 1
         self.fill: float = float(contract.fill)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -116,6 +117,8 @@ class _Resize(nn.Module):
         top, left = 0, 0
         if self.policy == "crop":
             top, left = (height - size) // 2, (width - size) // 2
+            if self.rounds:  # `Preprocessing.start`: halves to even
+                top, left = (height - size + top % 2) // 2, (width - size + left % 2) // 2
         elif self.policy == "letterbox":
             top, left = -((size - height) // 2), -((size - width) // 2)
         rows, columns = int(images.shape[1]), int(images.shape[2])

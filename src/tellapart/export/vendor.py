@@ -236,12 +236,13 @@ def _atlas_text(card: Card, target: Path, settings: Path, options: Options) -> s
 
 def _host(contract: Preprocessing) -> list[str]:
     """Return what the program before the model has to do, in words."""
-    size = contract.size
+    size, corner = contract.size, "round" if contract.version > 1 else "floor"
     steps = {
         "squash": [f"Scale both sides to {size}."],
         "crop": [
-            f"Scale so that the short side is {round(size / contract.crop_fraction)}; the long side is rounded down.",
-            f"Cut out the centre, {size}x{size}, its upper left corner at floor((scaled - {size}) / 2).",
+            f"Scale so that the short side is {contract.edge}; the long side is rounded down.",
+            f"Cut out the centre, {size}x{size}, its upper left corner at {corner}((scaled - {size}) / 2)"
+            + (", halves to even." if contract.version > 1 else "."),
         ],
         "letterbox": [
             f"Scale so that the long side is {size}; the short side is rounded, at least 2.",
@@ -249,10 +250,13 @@ def _host(contract: Preprocessing) -> list[str]:
         ],
     }[contract.resize]
     reduced = (
-        " A JPEG may be decoded at a part of its size, as the card says."
+        " A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as the card says."
         if contract.decode == "scaled"
         else ""
     )
+    if contract.range is not None:
+        low, high = contract.range
+        reduced += f" Of images of more than 8 bits, {low:g} becomes 0 and {high:g} becomes 255."
     return [
         "Outside the graph, for the program that calls it:",
         f"  1. Decode; turn upright by EXIF; transparency on white; {contract.channels} channels.{reduced}",

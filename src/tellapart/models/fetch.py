@@ -50,7 +50,7 @@ def fetch(model: nn.Module, architecture: Architecture, weights: str, tag: str |
     return Found(_torchvision_size(model, dict(state), library))
 
 
-def _translate(model: nn.Module, state: State) -> checkpoints.State:
+def _translate(model: nn.Module, state: State) -> State:
     """Give a timm network's file timm's own translation, if its names or shapes are not the network's."""
     translate = checkpoints.timm_filter(model)
     own = model.state_dict()
@@ -67,7 +67,7 @@ def _translate(model: nn.Module, state: State) -> checkpoints.State:
         return state  # not a checkpoint that it knows: merging tells what does not fit
 
 
-def _torchvision_size(model: nn.Module, state: State, library: str) -> checkpoints.State:
+def _torchvision_size(model: nn.Module, state: State, library: str) -> State:
     """Leave out the extra heads that we do not build, and fit ViT's position embedding to the image size."""
     if library != "torchvision":
         return state

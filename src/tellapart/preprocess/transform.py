@@ -30,7 +30,7 @@ def _scaled(height: Any, width: Any, contract: Preprocessing) -> tuple[Any, Any]
     if contract.resize == "squash":
         return size, size
     if contract.resize == "crop":
-        edge = round(size / contract.crop_fraction)
+        edge = contract.edge
         short = _sym_min(height, width)
         return edge * height // short, edge * width // short
     long = _sym_max(height, width)
@@ -169,7 +169,7 @@ class PreprocessModule(nn.Module):
         size, policy = self.contract.size, self.contract.resize
         if policy == "squash":
             return 0
-        return (scaled - size) // 2 if policy == "crop" else -((size - scaled) // 2)
+        return self.contract.start(scaled) if policy == "crop" else -((size - scaled) // 2)
 
 
 def matrix(length: int, scaled: int, larger: int, start: int, count: int, mode: str) -> Tensor:

@@ -99,8 +99,8 @@ def embedded(pixels_NHWC: Pixels, contract: Preprocessing) -> Pixels:
     """
     if contract.resize != "crop":
         return pixels_NHWC
-    size, edge = contract.size, round(contract.size / contract.crop_fraction)
-    start = (edge - size) // 2
+    size, edge = contract.size, contract.edge
+    start = contract.start(edge)
     canvas = np.zeros((len(pixels_NHWC), edge, edge, contract.channels), np.uint8)
     canvas[:, start : start + size, start : start + size] = pixels_NHWC
     return canvas

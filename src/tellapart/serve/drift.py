@@ -125,7 +125,7 @@ def _predicted(scores: Any, classes: Sequence[str]) -> Shares | None:
 
 def _of_option(option: str, classes: Sequence[str]) -> Shares:
     try:
-        content = json.loads(Path(option).read_text("utf-8"))
+        content = json.loads(Path(option).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ServeError(f"--class-mix {option} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict) or set(content) - set(classes):

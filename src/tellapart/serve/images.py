@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tellapart.contract import BadImage, Pixels, Preprocessing, decode
+from tellapart.contract import BadImage, Pixels, Preprocessing
 from tellapart.contract.decoding import check_dimensions, recognise
+from tellapart.contract.resizing import open_pixels
 from tellapart.runtime import Backend
 from tellapart.serve.refusal import Refusal
 
@@ -75,8 +76,7 @@ class ImageReader:
         other = also(content)
         if other:
             raise Refusal(422, "polyglot", f"the image is {other} as well")
-        suffices = contract.suffices if contract.decode == "scaled" else None
-        return decode(content, contract.channels, self._max_pixels, suffices)
+        return open_pixels(content, contract, self._max_pixels)
 
 
 def _prepared(backend: Backend, image: Pixels) -> Pixels:

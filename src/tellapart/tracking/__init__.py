@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from tellapart.tracking.console import Busy, Console
 from tellapart.tracking.pictures import confusion_image, picture_grid
-from tellapart.tracking.trackers import CsvTracker, MlflowTracker, TensorBoardTracker, Tracker, Trackers
+from tellapart.tracking.trackers import (
+    CsvTracker,
+    MlflowTracker,
+    TensorBoardTracker,
+    Tracker,
+    Trackers,
+    check_mlflow,
+)
 
 __all__ = [
     "Busy",
@@ -14,6 +21,7 @@ __all__ = [
     "TensorBoardTracker",
     "Tracker",
     "Trackers",
+    "check_mlflow",
     "confusion_image",
     "picture_grid",
 ]

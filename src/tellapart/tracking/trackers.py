@@ -9,10 +9,12 @@ and forgets what it has beyond it.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart import files, packages
+from tellapart.errors import RunError
 
+_MLFLOW_SECONDS = 8.0  # that its server may take to answer before a run begins
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -111,6 +115,49 @@ class TensorBoardTracker:
         self._writer.close()
 
 
+def check_mlflow() -> None:
+    """Ask MLflow's store for an answer, ten seconds at most. Raises RunError with what to do, MissingPackageError."""
+    mlflow = _mlflow()
+    answer: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            mlflow.MlflowClient().search_experiments(max_results=1)
+            answer.append(None)
+        except Exception as error:  # MLflow raises its own, requests' and the store's errors
+            answer.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)  # a name server may take minutes, whatever is set
+    thread.start()
+    thread.join(_MLFLOW_SECONDS)
+    if not answer:
+        raise _no_mlflow(mlflow, f"no answer within {_MLFLOW_SECONDS:g} seconds")
+    if answer[0] is not None:
+        raise _no_mlflow(mlflow, answer[0]) from answer[0]
+
+
+def _mlflow() -> Any:
+    """Return the package, set to give up soon, and to use a folder where it has no database (mlflow-skinny)."""
+    for name, value in (("REQUEST_TIMEOUT", "5"), ("REQUEST_MAX_RETRIES", "1")):
+        os.environ.setdefault(f"MLFLOW_HTTP_{name}", value)
+    mlflow: Any = packages.require("mlflow", "mlflow", "Logging to MLflow")
+    chosen = os.environ.get("MLFLOW_TRACKING_URI") or getattr(mlflow, "is_tracking_uri_set", lambda: True)()
+    if not chosen and not packages.installed("sqlalchemy"):
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        mlflow.set_tracking_uri(pathlib.Path("mlruns").absolute().as_uri())
+    return mlflow
+
+
+def _no_mlflow(mlflow: Any, reason: object) -> RunError:
+    with contextlib.suppress(Exception):
+        place = str(mlflow.get_tracking_uri())
+    said = str(reason).strip().partition("\n")[0][:300].rstrip(".")
+    return RunError(
+        f"MLflow cannot be used at {place}: {said}. Start its server, set MLFLOW_TRACKING_URI to another place (stores "
+        "in databases need the whole package: pip install mlflow), or leave out --run.mlflow."
+    )
+
+
 class MlflowTracker:
     """An MLflow run; needs the extra "mlflow". MLflow's environment variables say where it is kept.
 
@@ -118,7 +165,7 @@ class MlflowTracker:
     None a new one begins. MLflow cannot take values back: those after the cut come twice, with equal steps.
     params (the flattened spec) are logged once. A tracking server that fails must not end hours of training:
     the first failure is told through ``warn``, and nothing more is sent. Raises MissingPackageError, and
-    MLflow's own error where the run cannot be opened at all.
+    RunError where the run cannot be opened at all.
     """
 
     def __init__(
@@ -129,20 +176,26 @@ class MlflowTracker:
         run_name: str | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        self._mlflow: Any = packages.require("mlflow", "mlflow", "Logging to MLflow")
+        self._mlflow: Any = _mlflow()
         self._warn = warn
         self._failed = False
         path = pathlib.Path(id_file)
         if resume_step is not None and path.is_file():
-            self._mlflow.start_run(run_id=path.read_text(encoding="utf-8").strip())
+            self._open(run_id=path.read_text(encoding="utf-8").strip())
             return
-        run = self._mlflow.start_run(run_name=run_name)
-        path.write_text(str(run.info.run_id), encoding="utf-8")
+        run = self._open(run_name=run_name)
+        files.write_text(path, str(run.info.run_id))
         rows = [(name, str(value)[:500]) for name, value in (params or {}).items()]
         for start in range(
             0, len(rows), 100
         ):  # MLflow takes at most 100 parameters of 500 characters at once
             self._try(self._mlflow.log_params, dict(rows[start : start + 100]))
+
+    def _open(self, **options: Any) -> Any:
+        try:
+            return self._mlflow.start_run(**options)
+        except Exception as error:
+            raise _no_mlflow(self._mlflow, error) from error
 
     def _try(self, call: Callable[..., Any], *args: Any, **options: Any) -> None:
         if self._failed:

@@ -61,7 +61,7 @@ def resolve_input(
     Size: the weights' own, else the images' where they are small (at least 16), else the model's own, else 224.
     Channels: 3, or 1 where the images are grey and there are no weights. Small images of one size are
     taken as they are (squash); others have their centre cropped, keeping 0.875 unless the weights say otherwise.
-    Large JPEGs are decoded at a reduced scale (`Preprocessing` says when) unless the spec says full.
+    JPEGs are decoded at a reduced scale (`Preprocessing` says when) for training's random crops alone.
     """
     small = seen.longest <= SMALL_SIDE
     size = spec.size or (info.size if info and info.size else 0)
@@ -83,7 +83,7 @@ def resolve_input(
     known = info.statistics(channels) if info else None
     if known:
         mean, std = mean or known[0], std or known[1]
-    decode = "scaled" if spec.decode == "auto" else spec.decode
+    decode = "crops" if spec.decode == "auto" else spec.decode
     chosen = {"size": size, "channels": channels, "resize": resize, "interpolation": interpolation}
     return update(spec, {**chosen, "crop_fraction": fraction, "decode": decode, "mean": mean, "std": std})
 
@@ -170,7 +170,8 @@ def contract(spec: InputSpec) -> Preprocessing:
         resize=spec.resize,
         interpolation=spec.interpolation,
         crop_fraction=spec.crop_fraction,
-        decode="full" if spec.decode == "full" else "scaled",
+        decode="scaled" if spec.decode == "scaled" else "full",
+        range=spec.levels(),
         mean=_per_channel(spec.mean, channels, 0.0, "mean"),
         std=_per_channel(spec.std, channels, 1.0, "std"),
     )

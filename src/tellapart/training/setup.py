@@ -56,6 +56,7 @@ class Prepared:
     test: ImageSet | None
     bad: tuple[decoded.Bad, ...]
     weights: weights.WeightsInfo | None
+    unused_range: str = ""  # a warning: the images use a small part of the numbers that their files can hold
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -72,11 +73,17 @@ def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> Pre
     training = samples.split("train")
     if not len(training):
         raise DataError(f"{samples.root or samples.name} has no training images.")
-    spec, info = resolve.resolve(spec, samples, decoded.look(training, spec.data))
+    if spec.input.range == "max":
+        spec = update(spec, {"input.range": f"0-{decoded.largest(training, spec.data):.17g}"})
+    seen = decoded.look(training, spec.data, levels=spec.input.levels())
+    spec, info = resolve.resolve(spec, samples, seen)
     contract = resolve.contract(spec.input)
     augment = Augment(spec.augment, contract, len(samples.classes), seed=spec.seed)
-    make = decoded.augmentation_sources if augment.needs_large_source else decoded.evaluation_images
-    train, bad = make(training, contract, spec.data, advance)
+    if augment.needs_large_source:
+        reduced = spec.input.decode != "full"
+        train, bad = decoded.augmentation_sources(training, contract, spec.data, advance, reduced)
+    else:
+        train, bad = decoded.evaluation_images(training, contract, spec.data, advance)
     if not len(train):
         raise DataError(f"None of the {len(training)} training images can be read; the first: {bad[0]}")
     if not spec.input.mean or not spec.input.std:
@@ -85,6 +92,7 @@ def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> Pre
         spec = dataclasses.replace(spec, input=chosen)
         contract = resolve.contract(chosen)
         augment = Augment(spec.augment, contract, len(samples.classes), seed=spec.seed)
+    bad = [*(decoded.Bad(item.path, item.reason) for item in samples.unusable), *bad]
     others: dict[str, ImageSet | None] = {}
     for split in ("val", "test"):
         part = samples.split(split)
@@ -95,7 +103,8 @@ def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> Pre
     for split, images in others.items():
         if images is not None and not len(images):
             raise DataError(f"None of the {split} images can be read.")
-    return Prepared(spec, contract, augment, train, others["val"], others["test"], tuple(bad), info)
+    unused = seen.unused_range() if contract.range is None else ""
+    return Prepared(spec, contract, augment, train, others["val"], others["test"], tuple(bad), info, unused)
 
 
 def build_model(prepared: Prepared) -> tuple[torch.nn.Module, zoo.Architecture, weights.WeightsInfo | None]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tellapart.contract import BadImage, Pixels, decode
+from tellapart.contract import BadImage, Pixels, Preprocessing, decode
 from tellapart.contract.decoding import crop_box
 from tellapart.data.samples import Samples
 from tellapart.errors import DataError
@@ -37,7 +37,7 @@ def evaluate_backend(
     """
 
     def read(table: Samples, row: int) -> bytes | Pixels:
-        return content_of(table, row, backend.card.preprocessing.channels, spec.max_pixels)
+        return content_of(table, row, backend.card.preprocessing, spec.max_pixels)
 
     logits, good, seconds, one = _answers(backend, samples, read, split, spec, console)
     kept = samples.select(good)
@@ -107,11 +107,11 @@ def _tell(bad: list[tuple[int, str]], samples: Samples, spec: DataSpec, console:
     console.warn(f"{len(bad)} images cannot be read and do not count; the first: {first}")
 
 
-def content_of(samples: Samples, row: int, channels: int, max_pixels: int) -> bytes | Pixels:
+def content_of(samples: Samples, row: int, contract: Preprocessing, max_pixels: int) -> bytes | Pixels:
     """Return an image's bytes, or its pixels where the source has pixels or a box. Raises OSError, BadImage."""
     content = samples.read(row)
     if samples.boxes is None or np.isnan(samples.boxes[row]).any():
         return content
     if isinstance(content, bytes):
-        content = decode(content, channels, max_pixels)
+        content = decode(content, contract.channels, max_pixels, levels=contract.range)
     return crop_box(content, samples.boxes[row])

@@ -304,7 +304,7 @@ def _of_source(spec: DataSpec, card: Card, split: str, count: int, console: Cons
     cases = [
         Case(
             str(used.paths[row]),
-            functools.partial(content_of, used, row, card.preprocessing.channels, spec.max_pixels),
+            functools.partial(content_of, used, row, card.preprocessing, spec.max_pixels),
             int(used.labels[row]),
         )
         for row in range(len(used))

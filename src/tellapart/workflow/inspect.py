@@ -24,6 +24,7 @@ SHOWN = 8  # pictures of the grid before and after augmentation
 
 def check(
     data: str | os.PathLike[str] | None = None,
+    /,
     *,
     spec: Spec | str | os.PathLike[str] | None = None,
     html: str | os.PathLike[str] | None = None,
@@ -62,7 +63,10 @@ def _augmented(spec: Spec, samples: Any, console: Console) -> list[tuple[str, An
     few = np.sort(np.random.default_rng(spec.seed).permutation(rows)[: 8 * SHOWN])
     spec = update(spec, {"data.on_bad_image": "skip"})
     try:
-        spec, _ = resolve.resolve(spec, samples, decoded.look(samples.select(rows), spec.data))
+        if spec.input.range == "max":
+            spec = update(spec, {"input.range": f"0-{decoded.largest(samples.select(rows), spec.data):.17g}"})
+        seen = decoded.look(samples.select(rows), spec.data, levels=spec.input.levels())
+        spec, _ = resolve.resolve(spec, samples, seen)
         with console.busy("Reading images", len(few)) as busy:
             prepared = setup.prepare(spec, samples.select(few), busy.advance)
     except DataError:  # none of them can be read: the findings say so

@@ -23,7 +23,7 @@ from tellapart.data.streaming import StreamedStore
 from tellapart.errors import RunError
 from tellapart.evaluation import metrics, report
 from tellapart.spec import Spec, update
-from tellapart.tracking import Console, Tracker, Trackers, confusion_image
+from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
 from tellapart.training import checkpoint, features, ineffective, loop, lr_finder, probe, resolve, setup
 from tellapart.training import progress as progressing
 from tellapart.training.distributed import Processes, processes
@@ -51,11 +51,17 @@ class Result:
 
 def make_spec(
     data: str | os.PathLike[str] | None = None,
+    /,
     recipe: str | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,
     **changes: Any,
 ) -> Spec:
-    """Return the spec of: the defaults or a recipe, a spec or YAML file over it, and ``changes`` over that."""
+    """Return the spec of: the defaults or a recipe, a spec or YAML file over it, and ``changes`` over that.
+
+    ``data`` is the source; ``data`` among the changes is the source too, or a mapping of the section's fields.
+    """
+    if isinstance(changes.get("data"), (str, os.PathLike)):
+        data = changes.pop("data")
     base = recipes.recipe(recipe) if recipe else Spec()
     if isinstance(spec, Spec):
         base = spec
@@ -67,6 +73,7 @@ def make_spec(
 
 def train(
     data: str | os.PathLike[str] | None = None,
+    /,
     *,
     recipe: str | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,
@@ -77,12 +84,14 @@ def train(
     """Train a classifier and measure it.
 
     Args:
-        data: folder, list, archive, annotation file or name; the embedded digits where None.
+        data: folder, list, archive, annotation file or name; the embedded digits where None. As the first argument, so
+            that ``data={"format": "folder"}`` can be among the changes.
         recipe: name of a recipe to start from.
         spec: a Spec, or the path of a YAML file.
         quiet: no progress on standard error.
         profile: tell where a step's time goes, and keep it, with a trace, under ``profile`` in the run's folder.
-        changes: fields of the spec, such as ``training={"epochs": 3}``, ``seed=1`` or ``**{"model.name": "resnet18"}``.
+        changes: fields of the spec, such as ``training={"epochs": 3}``, ``data={"val_fraction": 0.2}``, ``seed=1`` or
+            ``**{"model.name": "resnet18"}``.
 
     Raises: errors of ``tellapart.errors``.
     """
@@ -93,7 +102,9 @@ def train(
         console = stack.enter_context(Console(quiet=quiet or not procs.first))
         resolve.check_device(wanted, procs.device)
         claim = stack.enter_context(runs.Claim(wanted.run.dir)) if procs.first else None
-        samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.note))
+        if procs.first and wanted.run.mlflow:
+            check_mlflow()
+        samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.note, console.warn))
         prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
         prepared, plan, card = _plan(prepared, procs, console)
         facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
@@ -119,8 +130,10 @@ def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
         if procs.first:
             stack.callback(runs.hold(folder).release)
             files.sweep(folder)
+            if spec.run.mlflow:
+                check_mlflow()
         begun = procs.from_first(runs.has_begun(folder) if procs.first else None)
-        samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.note))
+        samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.note, console.warn))
         prepared = _in_turn(procs, lambda: _prepare(spec, samples, console))
         if procs.first and begun:  # one writer; where it raises, the others end with it
             run_files.check_same_samples(folder, prepared)
@@ -173,6 +186,8 @@ def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.Prepared:
             f"{len(prepared.bad)} images cannot be read and are left out, listed in bad-images.csv; the first: "
             f"{prepared.bad[0].path}: {prepared.bad[0].reason}"
         )
+    if prepared.unused_range:
+        console.warn(prepared.unused_range)
     left = np.bincount(prepared.train.samples.labels, minlength=len(prepared.classes))
     empty = [name for name, count in zip(prepared.classes, left, strict=True) if not count]
     if empty:
@@ -338,6 +353,7 @@ def _brief(evaluation: metrics.Evaluation) -> dict[str, Any]:
 
 def find_lr(
     data: str | os.PathLike[str] | None = None,
+    /,
     *,
     recipe: str | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,

@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from tellapart.data.health import dhash, duplicates, examine, near_pairs, render
+from tellapart.data.health import duplicates, examine, render
 from tellapart.data.samples import Samples
 
 Make = Callable[..., Any]
@@ -114,48 +112,84 @@ def test_data_in_which_all_is_alike_needs_more_likeness(photo: Make, encoded: Ma
     ]
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(0, 7), st.integers(0, 2**32 - 1), st.integers(2, 120))
-def test_near_pairs_are_those_of_a_comparison_of_all(radius: int, seed: int, count: int) -> None:
-    rng = np.random.default_rng(seed)
-    hashes = rng.integers(0, 2**64, count, dtype=np.uint64)
-    for n in range(1, count, 2):  # plant neighbours at every distance up to 9
-        bits = rng.choice(64, int(rng.integers(0, 10)), replace=False)
-        hashes[n] = hashes[n - 1] ^ np.uint64(sum(1 << int(bit) for bit in bits))
-    expected = {
-        (i, j) for i in range(count) for j in range(i + 1, count)
-        if (int(hashes[i]) ^ int(hashes[j])).bit_count() <= radius
-    }  # fmt: skip
-    pairs, complete = near_pairs(hashes, radius=radius)
-    assert complete
-    assert [tuple(pair) for pair in pairs.tolist()] == sorted(expected)
-
-
-def test_near_pairs_of_nothing_and_of_a_radius_that_bands_cannot_hold() -> None:
-    pairs, complete = near_pairs(np.zeros(0, dtype=np.uint64))
-    assert pairs.shape == (0, 2)
-    assert complete
-    with pytest.raises(ValueError, match="radius is 8"):
-        near_pairs(np.zeros(2, dtype=np.uint64), radius=8)
-
-
 def test_a_search_without_end_is_stopped_and_told(
-    run: Make, codes: Make, good: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    encoded: Make, run: Make, codes: Make, good: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, complete = near_pairs(
-        np.zeros(5000, dtype=np.uint64), lambda pairs: np.zeros(len(pairs), bool), budget=1000
-    )
-    assert not complete
-    real = duplicates.near_pairs
-    monkeypatch.setattr(duplicates, "near_pairs", lambda hashes, alike: real(hashes, alike, budget=0))
-    assert "search-stopped" in codes(run(good))
+    again = encoded(Image.open(io.BytesIO(good["train/a/3.jpg"])), quality=50)
+    monkeypatch.setattr(duplicates, "VERIFIED", 0)
+    assert "search-stopped" in codes(run({**good, "train/a/again.jpg": again}))
 
 
-def test_dhash_is_the_sign_of_the_differences_of_cell_means(photo: Make) -> None:
-    grey = photo(7, 144, 80).convert("L")  # cells of exactly 16x10 pixels
-    means = np.asarray(grey, dtype=np.float64).reshape(8, 10, 9, 16).mean(axis=(1, 3))
-    steps = means[:, 1:] - means[:, :-1]
-    bits = np.array([int(bit) for bit in f"{dhash(grey):064b}"]).reshape(8, 8)
-    clear = np.abs(steps) > 1  # rounding of the means to integers may change the others
-    assert clear.mean() > 0.8
-    assert (bits[clear] == (steps[clear] > 0)).all()
+CHANGES: dict[str, tuple[Callable[[Image.Image], Image.Image], str]] = {
+    "brighter": (lambda image: image.point(lambda v: min(255, round(v * 1.25))), "brighter or darker"),
+    "gamma": (lambda image: image.point(lambda v: round(255 * (v / 255) ** 0.6)), "brighter or darker"),
+    "cropped": (lambda image: image.crop((3, 2, 157, 118)), "cropped"),
+    "turned": (lambda image: image.rotate(1.5, Image.Resampling.BICUBIC), "turned"),
+    "mirrored": (ImageOps.mirror, "mirrored"),
+    "upside down": (ImageOps.flip, "upside down"),
+    "by 180": (lambda image: image.rotate(180), "turned by 180°"),
+    "grey": (lambda image: image.convert("L"), "without colour"),
+    "halved": (lambda image: image.resize((80, 60), Image.Resampling.BOX), "resized"),
+    "again": (lambda image: image, "saved again"),
+    "flat": (lambda image: image.point(lambda v: 64 + v // 2), "more or less contrast"),
+    "mirrored and cropped": (lambda image: ImageOps.mirror(image).crop((3, 2, 157, 118)), "mirrored"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_copies_are_found_and_the_change_is_named(
+    change: str, encoded: Make, run: Make, good: dict[str, bytes]
+) -> None:
+    make, words = CHANGES[change]
+    image = Image.open(io.BytesIO(good["train/a/3.jpg"])).convert("RGB")
+    found = run({**good, "val/a/changed.jpg": encoded(make(image), quality=85)})
+    (group,) = found.groups
+    assert {image.path for image in group.images} == {"train/a/3.jpg", "val/a/changed.jpg"}
+    assert not group.exact
+    assert words in group.changes
+    (line,) = next(finding.paths for finding in found.findings if finding.code == "leakage-near")
+    assert words in line
+    assert words in found.to_dict()["groups"][0]["changes"]
+
+
+def test_copies_and_their_changes_are_found_whatever_the_order(
+    encoded: Make, run: Make, good: dict[str, bytes]
+) -> None:
+    image = Image.open(io.BytesIO(good["train/a/3.jpg"]))
+    changed = {"train/a/0 mirrored.jpg": encoded(ImageOps.mirror(image), quality=85)}
+    one, other = run({**changed, **good}).groups, run({**good, **changed}).groups
+    assert len(one) == len(other) == 1
+    assert one[0].changes == other[0].changes == ("mirrored",)
+
+
+def test_different_pictures_in_one_frame_are_no_copies(photo: Make, encoded: Make, run: Make) -> None:
+    files = {}
+    for n in range(30):
+        framed = Image.new("RGB", (160, 120), "white")
+        framed.paste(Image.new("RGB", (148, 108), "black"), (6, 6))
+        framed.paste(photo(n, 136, 96).point(lambda v: 90 + v // 4), (12, 12))
+        files[f"train/{'ab'[n % 2]}/{n}.png"] = encoded(framed, "PNG")
+    assert run(files).groups == ()
+
+
+def test_many_copies_of_one_picture_are_one_group(encoded: Make, run: Make, good: dict[str, bytes]) -> None:
+    """Copies must not make each other look usual."""
+    image = Image.open(io.BytesIO(good["train/a/3.jpg"]))
+    copies = {
+        f"train/a/copy{n}.jpg": encoded(image.crop((n % 4, n % 3, 160, 120)), quality=50 + n)
+        for n in range(40)
+    }
+    more = {f"train/b/more{n}.jpg": content for n, content in enumerate(_photos(80))}
+    (group,) = run({**good, **copies, **more}).groups
+    assert len(group.images) == 41
+
+
+def _photos(count: int) -> list[bytes]:
+    generator = np.random.default_rng(9)
+    contents = []
+    for _ in range(count):
+        small = Image.fromarray(generator.integers(0, 256, (7, 7, 3), dtype=np.uint8))
+        stream = io.BytesIO()
+        small.resize((96, 96), Image.Resampling.BICUBIC).save(stream, "JPEG")
+        contents.append(stream.getvalue())
+    return contents

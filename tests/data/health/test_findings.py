@@ -92,3 +92,16 @@ def test_far_smaller_images_are_listed_with_their_size(
     tiny = next(finding for finding in run({**good, **small}).findings if finding.code == "tiny")
     assert tiny.paths == ("train/a/5x5.png: 5x5", "train/a/12x12.png: 12x12")
     assert tiny.message == "2 images far smaller than the rest."
+
+
+def test_classes_that_look_alike_are_a_warning(photos: Make, run: Make, codes: Make) -> None:
+    files = {
+        **photos("train", "Daisy", 20),
+        **photos("train", "daisy", 21, 50),
+        **photos("train", "n-a", 20, 90),
+    }
+    found = run({**files, **photos("train", "NaN", 20, 120)})
+    assert codes(found)["classes-alike"] == codes(found)["class-missing-value"] == "warning"
+    (alike,) = (finding for finding in found.findings if finding.code == "classes-alike")
+    assert alike.paths == ("'Daisy' and 'daisy': 20, 21 images",)
+    assert "'NaN'" in render(found)

@@ -108,6 +108,36 @@ def _one_configuration(root: str, tables: Sequence[tuple[str, str]]) -> None:
         )
 
 
+def holds_images(path: str) -> bool:
+    """Return whether a table has a column with the bytes of images; else it may be a list of their paths.
+
+    Raises DataError for a damaged file, MissingPackageError without pyarrow.
+    """
+    packages.require("pyarrow.parquet", "parquet", _PURPOSE)
+    schema = _schema(path)
+    features = _features(schema, path)
+    return any(_kind(features.get(name)) == "Image" or _holds_bytes(schema, name) for name in schema.names)
+
+
+def plain_columns(path: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the names and rows of a table's columns of texts, numbers and truth values. Errors as `holds_images`."""
+    packages.require("pyarrow.parquet", "parquet", _PURPOSE)
+    import pyarrow
+
+    kinds = pyarrow.types
+    names = [
+        str(field.name)
+        for field in _schema(path)
+        if kinds.is_string(field.type)
+        or kinds.is_large_string(field.type)
+        or kinds.is_dictionary(field.type)
+        or kinds.is_integer(field.type)
+        or kinds.is_floating(field.type)
+        or kinds.is_boolean(field.type)
+    ]
+    return names, [row for rows in _batches(path, names) for row in rows]
+
+
 # --- Opening ----------------------------------------------------------------------------------------------
 
 
@@ -187,17 +217,18 @@ def _kind(feature: Any) -> str:
     return str(feature.get("_type", "")) if isinstance(feature, dict) else ""
 
 
-def _image_column(schema: Any, features: Mapping[str, Any], path: str) -> str:
+def _holds_bytes(schema: Any, name: str) -> bool:
     import pyarrow
 
-    def holds_bytes(name: str) -> bool:
-        kind = schema.field(name).type
-        if pyarrow.types.is_struct(kind):
-            return any(kind.field(k).name in ("bytes", "path") for k in range(kind.num_fields))
-        return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
+    kind = schema.field(name).type
+    if pyarrow.types.is_struct(kind):
+        return any(kind.field(k).name in ("bytes", "path") for k in range(kind.num_fields))
+    return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
 
+
+def _image_column(schema: Any, features: Mapping[str, Any], path: str) -> str:
     declared = [name for name in schema.names if _kind(features.get(name)) == "Image"]
-    candidates = declared or [name for name in schema.names if holds_bytes(name)]
+    candidates = declared or [name for name in schema.names if _holds_bytes(schema, name)]
     named = [name for name in candidates if name.casefold() in _IMAGE]
     best = candidates if len(candidates) == 1 else named
     if len(best) == 1:

@@ -1,24 +1,24 @@
-"""Copies of one picture: byte for byte, or resized, saved again, slightly cropped.
+"""Copies of one picture: byte for byte, or resized, saved again, brighter, cropped, turned, mirrored.
 
-Works on the table of `measure`; reads no file.
+Works on the table of `measure`; reads no file. `near_copies` finds candidates, `alignment` compares them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import collections
 
 import numpy as np
 import numpy.typing as npt
 
+from tellapart.data.health.alignment import Alignment, align
 from tellapart.data.health.measure import Table
+from tellapart.data.health.near_copies import FLIPS, Pairs, find_candidates
 from tellapart.data.health.result import Group, image_at
 from tellapart.data.samples import Samples
 
-Pairs = npt.NDArray[np.int64]  # [P, 2]
-
-HASH_RADIUS = 7  # bits of 64; measured on re-encoded, halved and slightly cropped photographs
-BANDS = 4
-PAIR_BUDGET = 200_000_000  # comparisons of hashes (about 10 s)
+SCORE = 0.85  # of `alignment.Alignment`; looked at on photographs and on CIFAR-10, see docs/data.md
+COLOUR = 40  # mean difference of the colour (red less green, green less blue), in levels
+VERIFIED = 1_000_000  # candidates that are compared (about 10 minutes of one core)
 
 
 def find_duplicates(
@@ -31,131 +31,111 @@ def find_duplicates(
     if len(rows) == 0:
         return (), True
     _, first, of_content = np.unique(table["content"], return_index=True, return_inverse=True)
-    pairs, complete = near_pairs(table["hash"][first], _Alike(table, first))
+    pairs, changes, complete = near_copies(table[first], samples.labels[rows[first]])
     edges = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(first), len(first)))
     _, component = connected_components(edges, directed=False)
+    kinds: dict[int, set[str]] = collections.defaultdict(set)
+    for place, words in zip(component[pairs[:, 0]].tolist(), changes, strict=True):
+        kinds[place].update(words)
     group_of = component[of_content]
     groups = []
     repeated = np.flatnonzero(np.bincount(group_of) > 1)
     order = np.argsort(group_of, kind="stable")
     starts = np.searchsorted(group_of[order], repeated)
     ends = np.searchsorted(group_of[order], repeated, side="right")
-    for start, end in zip(starts, ends, strict=True):
+    for number, start, end in zip(repeated.tolist(), starts, ends, strict=True):
         members = order[start:end]
         images = tuple(image_at(samples, rows[m], table["content"][m].decode()) for m in members)
-        groups.append(Group(images, exact=len({image.content for image in images}) == 1))
+        exact = len({image.content for image in images}) == 1
+        groups.append(Group(images, exact, tuple(word for word in WORDS if word in kinds[number])))
     groups.sort(key=lambda g: (-g.differing("split", False), -g.differing("label", False), not g.exact))
     return tuple(groups), complete
 
 
-def near_pairs(
-    hashes: npt.NDArray[np.uint64],
-    alike: Callable[[Pairs], npt.NDArray[np.bool_]] | None = None,
-    radius: int = HASH_RADIUS,
-    budget: int = PAIR_BUDGET,
-) -> tuple[Pairs, bool]:
-    """Return the pairs i < j whose hashes differ in at most ``radius`` bits, int64 [P, 2], and whether all.
+def near_copies(table: Table, labels: npt.NDArray[np.int64]) -> tuple[Pairs, list[tuple[str, ...]], bool]:
+    """Return the pairs i < j of near copies [P, 2], what was changed in each, and whether all were compared.
 
-    Multi-index hashing (Norouzi, Punjani, Fleet, "Fast Search in Hamming Space with Multi-Index Hashing",
-    CVPR 2012): two hashes within 7 bits agree in one of four 16-bit bands but for one bit at most, so only
-    entries of equal or one-bit-different bands are compared. ``alike`` keeps some of a batch of pairs.
-    Small buckets come first; after ``budget`` comparisons the search stops and says so.
+    In some data all images are much alike (trousers at 28x28), so the score must also be far above what
+    random pairs of one class have.
     """
-    if not 0 <= radius < 2 * BANDS:
-        raise ValueError(f"radius is {radius}; it must be from 0 to {2 * BANDS - 1}")
-    probes = [0] if radius < BANDS else [0, *(1 << bit for bit in range(16))]
-    share = budget // (BANDS * len(probes))
-    found = [np.zeros((0, 2), dtype=np.int64)]
-    complete = True
-    for band in range(BANDS):
-        keys = ((hashes >> np.uint64(16 * band)) & np.uint64(0xFFFF)).astype(np.int64)
-        order = np.argsort(keys, kind="stable")
-        counts = np.bincount(keys, minlength=1 << 16)
-        starts = np.cumsum(counts) - counts
-        for probe in probes:
-            buckets = np.flatnonzero(counts)
-            buckets = buckets[(counts[buckets ^ probe] > 0) & (buckets <= buckets ^ probe)]
-            sizes = counts[buckets] * counts[buckets ^ probe]
-            by_size = np.argsort(sizes, kind="stable")
-            buckets, sizes = buckets[by_size], sizes[by_size]
-            allowed = int(np.searchsorted(np.cumsum(sizes), share, side="right"))
-            complete = complete and allowed == len(buckets)
-            for chunk in _chunks(buckets[:allowed], sizes[:allowed]):
-                i, j = _cross(chunk, probe, order, starts, counts)
-                near = (i < j) if probe == 0 else (i != j)
-                near &= _ones(hashes[i] ^ hashes[j]) <= radius
-                pairs = np.stack([np.minimum(i, j)[near], np.maximum(i, j)[near]], axis=1)
-                found.append(pairs if alike is None else pairs[alike(pairs)])
-    return np.unique(np.concatenate(found), axis=0), complete
+    thumbs = table["luma"]
+    found = find_candidates(thumbs)
+    pairs, flips, complete = found.pairs, found.flips, found.complete
+    if len(pairs) > VERIFIED:
+        kept = np.sort(np.random.default_rng(0).permutation(len(pairs))[:VERIFIED])
+        pairs, flips, complete = pairs[kept], flips[kept], False
+    fit = align(thumbs, pairs, flips)
+    good = np.flatnonzero(fit.score > max(SCORE, 1 - (1 - _usual_score(table, labels)) / 5))
+    good = good[_alike_in_colour(table, pairs[good], flips[good])]
+    # A symmetric picture fits mirrored too: the better fit counts, at a tie the unmirrored one.
+    good = good[np.lexsort((flips[good], -fit.score[good], pairs[good, 1], pairs[good, 0]))]
+    good = good[np.r_[True, (np.diff(pairs[good], axis=0) != 0).any(axis=1)][: len(good)]]
+    changes = [_changes(fit, table, pairs[n], int(flips[n]), n) for n in good.tolist()]
+    return pairs[good], changes, complete
 
 
-def _chunks(buckets: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
-    """Cut ``buckets`` so that each part makes about 250,000 comparisons (25 MB), or is one bucket."""
-    if len(buckets):
-        parts = np.cumsum(sizes) // 250_000
-        yield from np.split(buckets, np.flatnonzero(np.diff(parts)) + 1)
+def _usual_score(table: Table, labels: npt.NDArray[np.int64], count: int = 2_000) -> float:
+    """Return a score that few of the pairs of one class reach by chance; 0 for small data.
 
-
-def _cross(
-    buckets: npt.NDArray[np.int64],
-    probe: int,
-    order: npt.NDArray[np.int64],
-    starts: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return all pairs of an entry of bucket b and one of bucket b ^ probe, for every b of ``buckets``."""
-    others = buckets ^ probe
-    sizes = counts[buckets] * counts[others]
-    which = np.repeat(np.arange(len(buckets)), sizes)
-    within = np.arange(len(which)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    a, b = np.divmod(within, counts[others][which])
-    return order[starts[buckets][which] + a], order[starts[others][which] + b]
-
-
-def _ones(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-    """Count the bits that are set (numpy has this from version 2 only)."""
-    table = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
-    counts: npt.NDArray[np.uint8] = table[np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8)].sum(
-        axis=1, dtype=np.uint8
-    )
-    return counts
-
-
-class _Alike:
-    """Verifies candidates on their thumbnails: correlation of luma, and mean difference of luma and colour.
-
-    In some data all images are much alike (trousers at 28x28), so the correlation must also be far above
-    what random pairs of the same data have.
+    From the median and the lower tail, since the upper one may hold copies; at most 0.95.
     """
+    if len(table) <= 100:
+        return 0.0
+    generator = np.random.default_rng(0)
+    order = np.lexsort((generator.random(len(labels)), labels))
+    neighbours = np.stack([order[:-1], order[1:]], axis=1)
+    neighbours = neighbours[labels[order[:-1]] == labels[order[1:]]]
+    if len(neighbours) == 0:
+        return 0.0
+    chosen = np.sort(generator.permutation(len(neighbours))[:count])
+    score = align(table["luma"], neighbours[chosen], np.zeros(len(chosen), dtype=np.int64)).score
+    low, middle = np.quantile(score, (0.1, 0.5))
+    return float(min(0.95, middle + 3 * (middle - low)))
 
-    def __init__(self, table: Table, rows: npt.NDArray[np.intp]) -> None:
-        self.table, self.rows = table, rows  # views only: the table is large
-        self.mean = table["luma"].mean(axis=1, dtype=np.float32)[rows]
-        random = np.random.default_rng(0).integers(0, len(rows), (4_000, 2))
-        random = random[random[:, 0] != random[:, 1]]
-        usual = np.quantile(self._compare(random)[0], 0.999) if len(rows) > 100 else 0.0
-        self.required = max(0.95, 1 - (1 - usual) / 5)
 
-    def __call__(self, pairs: Pairs) -> npt.NDArray[np.bool_]:
-        """Return which pairs [P, 2] show nearly the same picture, bool [P]."""
-        # The difference of means is a lower bound of the mean difference, and quick to compare.
-        result: npt.NDArray[np.bool_] = np.abs(self.mean[pairs[:, 0]] - self.mean[pairs[:, 1]]) < 24
-        left = np.flatnonzero(result)
-        for part in np.split(left, range(4_000, len(left), 4_000)):
-            correlation, difference = self._compare(pairs[part])
-            result[part] = (correlation > self.required) & (difference < 24)
-        return result
+def _colours(table: Table, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return red less green and green less blue, float32 [P, 4, 4, 2]."""
+    cells = table["colour"][rows].reshape(-1, 4, 4, 3).astype(np.float32)
+    return cells[..., :2] - cells[..., 1:]
 
-    def _compare(self, pairs: Pairs) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return the correlation and the larger mean difference of each pair, float32 [P]."""
-        sides = [self.rows[pairs[:, side]] for side in (0, 1)]
-        x, y = (self.table["luma"][side].astype(np.float32) for side in sides)
-        colours = [self.table["colour"][side].astype(np.float32) for side in sides]
-        colour = np.abs(colours[0] - colours[1]).mean(axis=1)
-        difference = np.maximum(np.abs(x - y).mean(axis=1), colour)
-        x -= x.mean(axis=1, keepdims=True)
-        y -= y.mean(axis=1, keepdims=True)
-        spread = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
-        # Below a deviation of 2 there is nothing in a picture that could agree.
-        correlation = np.where(spread < 4 * 256, 0, (x * y).sum(axis=1) / np.maximum(spread, 1))
-        return correlation.astype(np.float32), difference
+
+def _alike_in_colour(table: Table, pairs: Pairs, flips: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which pairs have nearly the same colours, or of which one picture has none, bool [P]."""
+    one, other = (_colours(table, pairs[:, n]) for n in (0, 1))
+    for number, (across, down) in enumerate(FLIPS):
+        chosen = flips == number
+        other[chosen] = other[chosen][:, :: -1 if down else 1, :: -1 if across else 1]
+    grey = table["grey"][pairs[:, 0]] | table["grey"][pairs[:, 1]]
+    alike: npt.NDArray[np.bool_] = grey | (np.abs(one - other).mean(axis=(1, 2, 3)) < COLOUR)
+    return alike
+
+
+WORDS = (
+    "mirrored", "upside down", "turned by 180°", "cropped", "shifted", "turned", "brighter or darker",
+    "more or less contrast", "without colour", "resized", "saved again",
+)  # fmt: skip
+
+
+def _changes(
+    fit: Alignment, table: Table, pair: npt.NDArray[np.int64], flip: int, at: int
+) -> tuple[str, ...]:
+    """Return in words what differs between two near copies; it cannot be told which came first."""
+    one, other = table[pair[0]], table[pair[1]]
+    x, y, scale_x, shear_x, shear_y, scale_y = fit.motion[at].tolist()
+    aspect = one["width"] / max(one["height"], 1)
+    turned = abs(shear_y / aspect - shear_x * aspect) / 2 / 15.5  # radians
+    tests = {
+        "mirrored": flip == 1,
+        "upside down": flip == 2,
+        "turned by 180°": flip == 3,
+        "cropped": max(abs(scale_x), abs(scale_y)) > 0.2,  # 1.3 % of a side
+        "shifted": max(abs(scale_x), abs(scale_y)) <= 0.2 and max(abs(x), abs(y)) > 0.5,
+        "turned": turned > np.radians(0.75),
+        "brighter or darker": abs(fit.brightness[at]) > 8,
+        "more or less contrast": abs(np.log(max(fit.contrast[at], 0.01))) > 0.15,
+        "without colour": bool(one["grey"] != other["grey"]),
+    }
+    words = tuple(word for word, is_so in tests.items() if is_so)
+    if (one["width"], one["height"]) != (other["width"], other["height"]) and "cropped" not in words:
+        words += ("resized",)
+    return words or ("saved again",)

@@ -77,6 +77,8 @@ def _assemble(samples: Samples, table: Table, rows: npt.NDArray[np.int64], bad: 
         is_colour=is_colour,
         rotated=images_at(samples, rows[table["rotated"]]),
         grey=images_at(samples, rows[table["grey"]]) if is_colour else (),
+        deep=images_at(samples, rows[table["largest"] > 0]),
+        largest=float(table["largest"].max(initial=0.0)),
         wrong_extension=images_at(samples, rows[table["misnamed"]]),
         bad=bad,
         groups=groups,

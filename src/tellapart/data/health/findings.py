@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tellapart.contract.deep import likely_range, uses_little
+from tellapart.data import lookalikes
 from tellapart.data.health.result import Finding, Group, Health, Level
 from tellapart.data.samples import Samples
 
@@ -27,6 +29,14 @@ TEXTS: dict[str, tuple[str, str]] = {
     "class-missing": (
         "No image in {split} of: {names}.",
         "Nothing is measured for these classes in {split}; move some of their images there.",
+    ),
+    "classes-alike": (
+        "{count} of names that look alike.",
+        "Each counts as a class of its own; if they are one class, give them one name.",
+    ),
+    "class-missing-value": (
+        "A class is named like a missing value: {names}.",
+        "If these images have no label, take them out of the data.",
     ),
     "imbalance": (
         "Classes are unequal in train: {most} has {high:,} images, {least} {low:,} ({ratio:.1f} times).",
@@ -46,8 +56,9 @@ TEXTS: dict[str, tuple[str, str]] = {
         "The measured accuracy will be too good. Remove the copies, or keep them together with --data.group.",
     ),
     "leakage-near": (
-        "{count} in more than one split, nearly unchanged (resized, saved again, the next of a burst).",
-        "The measured accuracy will be too good. Remove the copies, or keep them together with --data.group.",
+        "{count} in more than one split, nearly unchanged (saved again, cropped, mirrored, the next of a burst).",
+        "The measured accuracy will be too good. Remove the copies, or keep them together: --data.copies near where "
+        "the splits are not the source's own, else --data.group.",
     ),
     "labels-exact": (
         "{count} with different labels, byte for byte the same.",
@@ -69,9 +80,17 @@ TEXTS: dict[str, tuple[str, str]] = {
         "{count} cannot be read.",
         "Training lists them and goes on without (--data.on-bad-image error stops instead).",
     ),
+    "unusable": (
+        "{count} left out by the reader.",
+        "Mend or remove them; training lists them in bad-images.csv and goes on without.",
+    ),
     "grey": (
         "{count} greyscale among colour images.",
         "They become three equal channels. Look whether one class has most of them.",
+    ),
+    "unused-range": (
+        "{count} of more than 8 bits with no number above {largest:,.0f} of 65,535: they become nearly black.",
+        "If that is all that their sensor gives, train with --input.range {range}, or --input.range max.",
     ),
     "rotated": ("{count} turned by EXIF data.", "They are turned upright, here and in training."),
     "extension": (
@@ -104,12 +123,21 @@ def judge(health: Health, samples: Samples) -> Iterator[Finding]:
         yield _finding("error", "no-images")
     else:
         yield from _class_findings(health)
+        yield from _name_findings(health)
         yield from _balance_findings(health)
     yield from _leakage_findings(health, has_boxes=samples.boxes is not None)
     yield from _file_findings(health, samples)
     if samples.conflicts:
         lines = [f"{conflict.path}: {', '.join(conflict.labels)}" for conflict in samples.conflicts]
         yield _finding("warning", "conflicts", lines, count=counted(len(lines), "image"))
+    if samples.unusable:
+        lines = [f"{item.path}: {item.reason}" for item in samples.unusable]
+        yield _finding(
+            "warning",
+            "unusable",
+            lines,
+            count=counted(len(lines), "image or annotation", "images or annotations"),
+        )
     if health.suspects:
         lines = [f"{suspect.image.path}: {', '.join(suspect.reasons)}" for suspect in health.suspects]
         yield _finding("info", "suspects", lines, count=counted(len(lines), "image"))
@@ -131,6 +159,20 @@ def _class_findings(health: Health) -> Iterator[Finding]:
             yield _finding("error", "class-not-in-train", names=_some(missing))
         elif missing:
             yield _finding("warning", "class-missing", split=split, names=_some(missing))
+
+
+def _name_findings(health: Health) -> Iterator[Finding]:
+    groups = lookalikes.look_alike(health.classes)
+    if groups:
+        total = dict(zip(health.classes, health.total().tolist(), strict=True))
+        lines = [
+            f"{lookalikes.spelt(group)}: {', '.join(f'{total[name]:,}' for name in group)} images"
+            for group in groups
+        ]
+        yield _finding("warning", "classes-alike", lines, count=counted(len(groups), "group"))
+    missing = lookalikes.missing_values(health.classes)
+    if missing:
+        yield _finding("warning", "class-missing-value", names=_some([repr(name) for name in missing]))
 
 
 def _balance_findings(health: Health) -> Iterator[Finding]:
@@ -183,6 +225,16 @@ def _file_findings(health: Health, samples: Samples) -> Iterator[Finding]:
     if health.bad:
         lines = [f"{item.image.path}: {item.reason}" for item in health.bad]
         yield _finding("warning", "unreadable", lines, count=counted(len(lines), "image"))
+    if health.deep and uses_little(health.largest):
+        count = counted(len(health.deep), "image")
+        yield _finding(
+            "warning",
+            "unused-range",
+            (image.path for image in health.deep),
+            count=count,
+            largest=health.largest,
+            range=likely_range(health.largest),
+        )
     listed = {"grey": health.grey, "rotated": health.rotated, "extension": health.wrong_extension}
     for code, images in listed.items():
         if images:
@@ -225,4 +277,5 @@ def _copies(groups: Sequence[Group], field: str = "", limit: int = 4) -> Iterato
         marks = [f" ({_isolated(value)})" if field else "" for value in values]
         shown = [group.images[n].path + marks[n] for n in order[:limit]]
         rest = len(values) - len(shown)
-        yield " = ".join([*shown, f"{rest:,} more"] if rest else shown)
+        changes = f" [{', '.join(group.changes)}]" if group.changes else ""
+        yield " = ".join([*shown, f"{rest:,} more"] if rest else shown) + changes

@@ -1,4 +1,4 @@
-"""One pass over the files: some 500 bytes of numbers for each image, whatever its size.
+"""One pass over the files: some 1,300 bytes of numbers for each image, whatever its size.
 
 These numbers are all that duplicates, suspects and findings are judged by. Judges nothing itself.
 """
@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
+from tellapart.contract.decoding import largest
+from tellapart.contract.formats import BY_EXTENSION
 from tellapart.data.health.result import Pixels, Read
 from tellapart.data.samples import Samples, content_hash
 from tellapart.doctor import processors
@@ -24,14 +26,6 @@ from tellapart.preprocess import BadImage, decode, to_channels
 Table = npt.NDArray[Any]  # of RECORD
 
 _BLOCK = 512
-_EXTENSIONS = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".apng": "PNG",
-    ".gif": "GIF", ".bmp": "BMP", ".dib": "BMP", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
-    ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM", ".jp2": "JPEG2000", ".j2k": "JPEG2000",
-    ".jpx": "JPEG2000", ".avif": "AVIF", ".avifs": "AVIF", ".heic": "HEIF", ".heif": "HEIF", ".ico": "ICO",
-    ".tga": "TGA", ".pcx": "PCX", ".sgi": "SGI",
-}  # fmt: skip
-
 # Simple features of an image: weight in the score, words for an unusually low value and for a high one.
 FEATURES: dict[str, tuple[float, str, str]] = {
     "colours": (1.0, "few colours", "very many colours"),
@@ -55,9 +49,9 @@ RECORD = np.dtype(
         ("rotated", bool),
         ("grey", bool),
         ("misnamed", bool),
+        ("largest", np.float64),  # number of an image of more than 8 bits; 0: it has no more
         ("content", "S32"),
-        ("hash", np.uint64),
-        ("luma", np.uint8, 256),  # 16x16
+        ("luma", np.uint8, 1_024),  # 32x32
         ("colour", np.uint8, 48),  # 4x4x3
         ("features", np.float32, len(FEATURES)),
     ]
@@ -105,24 +99,27 @@ def _measure(content: bytes | Pixels, path: str, max_pixels: int) -> tuple[Any, 
     if isinstance(content, bytes):
         pixels = decode(content, 3, max_pixels)
         kind, mode, rotated = _header(content)
-        expected = _EXTENSIONS.get(os.path.splitext(path)[1].lower(), kind)
-        misnamed = kind not in (expected, "", "MPO")
+        most = largest(content, max_pixels) or 0.0
+        named = BY_EXTENSION.get(os.path.splitext(path)[1].lower())
+        misnamed = named is not None and kind not in (named.pillow, "", "MPO")
         size = len(content)
     else:
         pixels = to_channels(content, 3)
         kind, mode, rotated, misnamed = "array", "L" if content.ndim == 2 else "RGB", False, False
+        most = 0.0
         size = content.nbytes
     picture = PillowImage.fromarray(pixels)
     grey = picture.convert("L")
-    luma = np.asarray(grey.resize((16, 16), PillowImage.Resampling.BOX))
+    luma = np.asarray(grey.resize((32, 32), PillowImage.Resampling.BOX))
+    coarse = np.asarray(grey.resize((16, 16), PillowImage.Resampling.BOX))
     colour = np.asarray(picture.resize((4, 4), PillowImage.Resampling.BOX))
     points = _points(pixels)
     colourful = _colourfulness(points)
     is_grey = int(colourful.max()) <= 4  # JPEG's colour noise
     return (
         pixels.shape[1], pixels.shape[0], size, kind.encode(), mode.encode(), rotated, is_grey, misnamed,
-        content_hash(content).encode(), dhash(grey), luma.ravel(), colour.ravel(),
-        _features(points, colourful, luma, pixels.shape[0], pixels.shape[1]),
+        most, content_hash(content).encode(), luma.ravel(), colour.ravel(),
+        _features(points, colourful, coarse, pixels.shape[0], pixels.shape[1]),
     )  # fmt: skip
 
 
@@ -134,16 +131,6 @@ def _header(content: bytes) -> tuple[str, str, bool]:
             return image.format or "", image.mode, turned in range(2, 9)
     except Exception:  # decoded, so it counts; broken metadata raises nearly every kind of error
         return "", "", False
-
-
-def dhash(grey: PillowImage.Image) -> int:
-    """Return the 64-bit difference hash of a greyscale picture: where it gets brighter to the right.
-
-    Over 8 rows of 9 cells, row by row, most significant bit first. Neal Krawetz, "Kind of Like That", 2013
-    (hackerfactor.com/blog/archives/529-Kind-of-Like-That.html).
-    """
-    cells = np.asarray(grey.resize((9, 8), PillowImage.Resampling.BOX))
-    return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
 
 
 def _points(pixels: Pixels) -> Pixels:

@@ -39,10 +39,14 @@ class Bad:
 
 @dataclass(frozen=True)
 class Group:
-    """Copies of one picture: the same bytes (``exact``), or nearly the same pixels."""
+    """Copies of one picture: the same bytes (``exact``), or nearly the same picture.
+
+    changes: in words, what differs between near copies ("mirrored", "cropped"); empty for exact ones.
+    """
 
     images: tuple[Image, ...]
     exact: bool
+    changes: tuple[str, ...] = ()
 
     def differing(self, field: str, same_bytes: bool) -> bool:
         """Whether copies (with ``same_bytes``: byte for byte) differ in ``field``, "split" or "label"."""
@@ -78,8 +82,9 @@ class Health:
 
     counts: readable samples of each class in each split that has any. rows: int64 [M], rows of the readable
     images; widths, heights: int32 [M] in pixels, upright; sizes: int64 [M] in bytes. formats, modes: how many
-    images have each. grey: the greyscale images of a colour set. groups: duplicates, those across splits
-    first; ``complete`` is False where the search for near duplicates had to stop. findings: gravest first.
+    images have each. deep: the images of more than 8 bits; largest: the largest number in them. grey: the greyscale
+    images of a colour set. groups: duplicates, those across splits first; ``complete`` is False where the search for
+    near duplicates had to stop. findings: gravest first.
     """
 
     name: str
@@ -100,6 +105,8 @@ class Health:
     groups: tuple[Group, ...]
     complete: bool
     suspects: tuple[Suspect, ...]
+    deep: tuple[Image, ...] = ()
+    largest: float = 0.0
     notes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
@@ -134,7 +141,10 @@ class Health:
             "grey": [image.path for image in self.grey],
             "wrong_extension": [image.path for image in self.wrong_extension],
             "bad": [{**_public(item.image), "reason": item.reason} for item in self.bad],
-            "groups": [{"exact": g.exact, "images": [_public(i) for i in g.images]} for g in self.groups],
+            "groups": [
+                {"exact": g.exact, "changes": list(g.changes), "images": [_public(i) for i in g.images]}
+                for g in self.groups
+            ],
             "suspects": [
                 {**_public(s.image), "score": round(s.score, 2), "reasons": list(s.reasons)}
                 for s in self.suspects

@@ -1,0 +1,65 @@
+"""An image file's pixels as a program decodes them that has nothing of ours: plain Pillow, by the documented rules.
+
+It exists to be compared with, so it shares no code with `contract.decoding`. What plain Pillow does not give (more than
+8 bits, TIFF files that it does not know) it leaves out.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from tellapart.contract import Pixels, Preprocessing
+
+_TIFF_BITS, _TIFF_PLANES = 258, 284
+
+
+def pixels(content: bytes, contract: Preprocessing, whole: bool = False) -> Pixels | None:
+    """Return uint8 [H, W, channels], upright; None where plain Pillow does not give it.
+
+    ``whole``: a JPEG at its own size, also where the contract takes a part.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as opened:
+            warnings.simplefilter("ignore")
+            if _is_beyond(opened, content):
+                return None
+            if contract.decode == "scaled" and opened.format == "JPEG" and not whole:
+                _reduce(opened, contract)
+            image = ImageOps.exif_transpose(opened)
+            if image.has_transparency_data:
+                layers = image.convert("RGBA")
+                image = Image.new("RGBA", layers.size, "white")
+                image.alpha_composite(layers)
+            if image.mode not in ("L", "RGB"):
+                image = image.convert("L" if image.mode == "1" else "RGB")
+            found = np.asarray(image.convert("L" if contract.channels == 1 else "RGB"))
+            return found.reshape(image.height, image.width, contract.channels)
+    except Exception:  # Pillow's readers raise nearly every kind of error
+        return None
+
+
+def _is_beyond(image: Image.Image, content: bytes) -> bool:
+    """Return whether an image has more than 8 bits, or another thing that Pillow's conversion does not keep."""
+    if image.mode[0] in "IF" or image.format not in _PLAIN:
+        return True
+    if image.format == "PNG":
+        return content[24] == 16 or (content[24] < 8 and content[25] == 0 and "transparency" in image.info)
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        return bool(max(tags.get(_TIFF_BITS, (1,))) > 8 or tags.get(_TIFF_PLANES, 1) != 1)
+    return image.format == "PPM" and image.mode == "RGB" and b" 255" not in content[:64].replace(b"\n", b" ")
+
+
+_PLAIN = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF")
+
+
+def _reduce(image: Image.Image, contract: Preprocessing) -> None:
+    for factor in (8, 4, 2):
+        rows, columns = (-(-side // factor) for side in (image.height, image.width))
+        if min(image.size) >= factor and contract.suffices(rows, columns):
+            image.draft(None, (image.width // factor, image.height // factor))
+            return

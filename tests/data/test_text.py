@@ -1,0 +1,186 @@
+"""Text in the encodings that people's files have: read as it is, or refused with file, line and bytes."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from tellapart.data import text
+from tellapart.data.sources import open_source
+from tellapart.data.text_guess import guess
+from tellapart.errors import DataError
+from tellapart.spec import DataSpec
+
+NAMES = {
+    "gbk": "雏菊\n玫瑰\n月季\n",
+    "big5": "雛菊\n玫瑰\n月季\n",
+    "shift_jis": "薔薇\n表ソ\n菊花\n",  # with bytes that are backslashes in ASCII
+    "euc_kr": "장미\n국화\n",
+    "cp1251": "роза\nмак\nлён\n",
+    "cp1252": "Löwe\nLäwe\nBär\n",
+    "latin-1": "cat\xe9\n",
+    "koi8-r": "роза\n",
+    "cp037": "rose é\n",
+}
+
+
+@pytest.mark.parametrize("codec", sorted(NAMES))
+def test_a_named_encoding_is_obeyed_and_nothing_else_is_taken_for_utf8(
+    tmp_path: pathlib.Path, codec: str
+) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_bytes(
+        b"first\n" + NAMES[codec].encode(codec) if codec != "cp037" else NAMES[codec].encode(codec)
+    )
+    content = file.read_bytes()
+    said: list[str] = []
+    assert text.read_text(str(file), codec, said.append) == content.decode(codec)
+    assert said == []
+    with pytest.raises(DataError, match=r"classes\.txt.*--data\.encoding") as caught:
+        text.read_text(str(file))
+    if codec != "cp037":
+        assert "line 2: the bytes " in str(caught.value)
+    assert NAMES[codec].encode(codec)[:1].hex() in str(caught.value) or codec in (
+        "cp1252",
+        "latin-1",
+        "cp037",
+    )
+
+
+@pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("option", ["utf-8", "gbk", "auto"])
+def test_a_byte_order_mark_goes_before_the_option(codec: str, option: str) -> None:
+    assert text.decode_text("雏菊\n玫瑰\n".encode(codec), "x", option) == "雏菊\n玫瑰\n"
+    for codec, mark in (("utf-16-be", b"\xfe\xff"), ("utf-32-be", b"\0\0\xfe\xff")):
+        assert text.decode_text(mark + "猫".encode(codec), "x", option) == "猫"
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("words", ["cat\ndog\n", "雏菊\n玫瑰\n", "Löwe\r\nBär"])
+def test_wide_text_without_a_mark_is_recognised(codec: str, words: str) -> None:
+    content = words.encode(codec)
+    with pytest.raises(DataError, match=f"without a byte-order mark; --data.encoding {codec} "):
+        text.decode_text(content, "classes.txt")
+    assert text.decode_text(content, "classes.txt", codec) == words
+    said: list[str] = []
+    assert text.decode_text(content, "classes.txt", "auto", said.append) == words
+    assert codec in said[0]
+
+
+def test_zero_bytes_are_no_text() -> None:
+    with pytest.raises(DataError, match=r"line 2: a zero byte"):
+        text.decode_text(b"cat\ndo\0g\n", "classes.txt")
+
+
+def test_a_mark_in_the_middle_of_joined_files_is_no_part_of_a_name() -> None:
+    assert text.decode_text(b"\xef\xbb\xbfcat\n\xef\xbb\xbfdog\n", "x") == "cat\ndog\n"
+    assert text.decode_text(b"\xef\xbb\xbf\xef\xbb\xbfcat\r\n\xef\xbb\xbfdog", "x") == "cat\r\ndog"
+
+
+def test_lines_end_at_line_ends_only() -> None:
+    assert text.lines("a\x85b\r\nc\u2028d\re\n\nf") == ["a\x85b", "c\u2028d", "e", "", "f"]
+    assert text.lines("") == []
+
+
+@pytest.mark.parametrize(
+    ("narrow", "word", "wide"),
+    [
+        ("gb2312", "镕", "gbk"),
+        ("shift_jis", "①", "cp932"),
+        ("iso-8859-1", "naïve “x”", "cp1252"),
+        ("euc-kr", "똠", "cp949"),
+    ],
+)
+def test_what_programs_write_under_a_narrower_name(narrow: str, word: str, wide: str) -> None:
+    assert text.decode_text(word.encode(wide), "x", narrow) == word
+
+
+def xml(name: str, codec: str, declared: str = "") -> bytes:
+    head = f'<?xml version="1.0" encoding="{declared}"?>' if declared else ""
+    return f"{head}<annotation><name>{name}</name></annotation>".encode(codec)
+
+
+@pytest.mark.parametrize(
+    "codec", ["gbk", "big5", "shift_jis", "euc-jp", "cp1251", "iso-8859-15", "utf-8", "cp500"]
+)
+def test_an_xml_declaration_is_obeyed(codec: str) -> None:
+    name = {"big5": "玫瑰", "cp1251": "роза", "iso-8859-15": "€", "cp500": "é"}.get(codec, "花")
+    assert f"<name>{name}<" in text.decode_xml(xml(name, codec, codec), "a.xml")
+
+
+@pytest.mark.parametrize("declared", ["utf-8", "utf-16", "no-such-code", ""])
+def test_a_wrong_xml_declaration_is_an_error_and_the_option_the_way_out(declared: str) -> None:
+    content = xml("雏菊", "gbk", declared)
+    with pytest.raises(DataError, match=r"a\.xml', line 1: the bytes b3 .*--data\.encoding"):
+        text.decode_xml(content, "a.xml")
+    assert "雏菊" in text.decode_xml(content, "a.xml", "gbk")
+    assert "雏菊" in text.decode_xml(xml("雏菊", "utf-8", "utf-16"), "a.xml")
+
+
+def test_wide_xml_needs_no_mark() -> None:
+    for codec in ("utf-16-le", "utf-16-be", "utf-16"):
+        assert "雏菊" in text.decode_xml(xml("雏菊", codec, "utf-16"), "a.xml")
+
+
+def test_a_file_that_is_utf8_too_is_said() -> None:
+    said: list[str] = []
+    assert text.decode_text("猫".encode("gbk"), "c.txt", "gbk", said.append) == "猫"  # "è" in UTF-8
+    assert "valid UTF-8 too" in said[0]
+    assert text.decode_xml(xml("雏", "utf-8", "utf-8"), "a.xml", "cp1252").count("雏") == 1
+
+
+@pytest.mark.parametrize("name", ["gb18031", "base64", "rot13", "unicode_escape", "", "a\0b"])
+def test_unknown_encodings_are_named(name: str) -> None:
+    with pytest.raises(DataError, match=r"data\.encoding is .* no encoding of text"):
+        open_source(DataSpec(source="digits", encoding=name), lambda _: None)
+
+
+def test_the_nearest_encoding_is_suggested() -> None:
+    with pytest.raises(DataError, match=r"Did you mean.*'windows-1251'"):
+        text.check_encoding("window-1251")
+    with pytest.raises(DataError, match=r"Did you mean.*'gb18030'"):
+        text.check_encoding("gb1830")
+
+
+def test_auto_takes_utf8_without_a_word_and_says_what_it_guessed() -> None:
+    said: list[str] = []
+    assert text.decode_text("猫\n狗\n".encode(), "x", "auto", said.append) == "猫\n狗\n"
+    assert said == []
+    words = "кот\nсобака\nлошадь\nовца\nкорова\nкурица\nутка\nгусь\nтигр\nлев\nслон\n"
+    assert text.decode_text(words.encode("cp1251"), "x.txt", "auto", said.append) == words
+    assert "x.txt" in said[0]
+    assert "cp1251" in said[0]
+    assert "кот" in said[0]
+
+
+GUESSES = [
+    ("gb18030", "雏菊 玫瑰 月季"),
+    ("gb18030", "正常 异常"),
+    ("gb18030", "猫 狗"),
+    ("gb18030", "塑料 纸张 玻璃 金属"),
+    ("big5", "雛菊 玫瑰 月季"),
+    ("big5", "塑膠 紙類 玻璃"),
+    ("cp932", "薔薇 菫草 菊花"),
+    ("cp932", "バラ スミレ 菊"),
+    ("cp932", "可燃ごみ プラスチック 瓶"),
+    ("euc_jp", "バラ スミレ 菊"),
+    ("cp949", "장미 국화"),
+    ("cp949", "플라스틱 종이 유리 금속"),
+    ("cp1251", "роза мак лён"),
+    ("cp1251", "Кошка Собака"),
+    ("koi8_r", "роза мак лён"),
+    ("cp1250", "róża żonkil słonecznik"),
+    ("cp1252", "chien chât éléphant forêt"),
+    ("cp1252", "Löwe Läwe Bär"),
+    ("cp1252", "Äpfel Birnen"),
+    ("cp1253", "γάτα σκύλος"),
+    ("cp1256", "قطة كلب"),
+    ("cp874", "แมว สุนัข กุหลาบ"),
+]
+
+
+@pytest.mark.parametrize(("codec", "words"), GUESSES)
+def test_a_few_class_names_suffice_to_guess(codec: str, words: str) -> None:
+    content = words.replace(" ", "\n").encode(codec)
+    assert content.decode(guess(content)) == words.replace(" ", "\n")
