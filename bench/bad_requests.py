@@ -61,6 +61,11 @@ def post(path: str, content_type: str, body: bytes, *headers: str, length: int |
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 
+def put(path: str, content_type: str, body: bytes) -> bytes:
+    """Return a PUT request as bytes."""
+    return post(path, content_type, body).replace(b"POST", b"PUT", 1)
+
+
 def image(kind: str = "PNG", size: tuple[int, int] = (24, 24)) -> bytes:
     """Return a small good image."""
     buffer = io.BytesIO()
@@ -164,7 +169,14 @@ def _images(max_pixels: int) -> list[Bad]:
         "polyglot of GIF and JavaScript": (b"GIF89a/*" + bytes(9) + b"*/=1;alert(1)//", "image/gif", (422,)),
         "polyglot of JPEG and ZIP": (jpeg + _zipped(), "image/jpeg", (422,)),
         "polyglot of PNG and HTML": (good[:8] + b"<html><script>" + good[8:], "image/png", (422,)),
-        "JPEG sent as PNG": (jpeg, "image/png", (415,)),
+        "text as a form of curl": (b"hello=world", "application/x-www-form-urlencoded", (415,)),
+        "base64 as a form": (b"image=" + base64.b64encode(good), "application/x-www-form-urlencoded", (415,)),
+        "HTML as a form": (b"<html><script>", "application/x-www-form-urlencoded; charset=utf-8", (415,)),
+        "half a JPEG as a form": (jpeg[: len(jpeg) // 3], "application/x-www-form-urlencoded", (422,)),
+        "JSON that is none as a form": (b" {nope", "application/x-www-form-urlencoded", (400,)),
+        "an empty body as a form": (b"", "application/x-www-form-urlencoded", (400,)),
+        "text without a type": (b"hello world", "", (415,)),
+        "a program without a type": (b"\x7fELF\x02\x01\x01" + bytes(200), "", (415,)),
         "a format that is not accepted": (image("TIFF"), "image/tiff", (415,)),
         "text as content type": (good, "text/plain", (415,)),
         "no known content type": (good, "nonsense", (415,)),
@@ -187,6 +199,17 @@ def _json(max_images: int) -> list[Bad]:
         "JSON that is a list": b"[1,2,3]",
         "JSON with very many items": b'{"images":[' + b"0," * 50_000 + b"0]}",
         "base64 that is none": b'{"image":"@@@@"}',
+        "base64 with a space": json.dumps({"image": good[:50] + " " + good[50:]}).encode(),
+        "base64 with a space and lines": json.dumps(
+            {"image": good[:50] + "\n" + good[50:80] + " " + good[80:]}
+        ).encode(),
+        "base64 of very many spaces": b'{"image":"A' + b" " * 500_000 + b'A"}',
+        "base64 of an impossible length": b'{"image":"AAAAA"}',
+        "base64 with padding in the middle": b'{"image":"AA==AAAA"}',
+        "base64 of padding": b'{"image":"===="}',
+        "base64 with a letter of another script": '{"image":"AAAа"}'.encode(),
+        "base64 and a zero byte": b'{"image":"AAAA\0"}',
+        "two images by two names, one bad": json.dumps({"image": good, "data": "@"}).encode(),
         "base64 of text": b'{"image":"aGVsbG8gd29ybGQ="}',
         "an image that is a number": b'{"image":5}',
         "an unknown key": json.dumps({"image": good, "path": "/etc/passwd"}).encode(),
@@ -217,6 +240,8 @@ def _forms(max_images: int) -> list[Bad]:
         "a form with very many fields": (kind, _form([(field % "image", b"")] * 9999), (413,)),
         "a form with an unknown field": (kind, _form([(_file(), good), (field % "path", b"/etc")]), (400,)),
         "a form with a bad top": (kind, _form([(_file(), good), (field % "top", b"x")]), (400,)),
+        "a form with a name instead of a file": (kind, _form([(field % "image", b"cat.png")]), (400,)),
+        "a form with an empty field": (kind, _form([(field % "data", b"")]), (422,)),
         "a form whose second image is bad": (kind, _form([(_file(), good), (_file(), b"GIF89a")]), (415, 422)),
         "a content type of very many quotes": ('multipart/form-data;"' + ";a" * 25_000, b"", (400,)),
         "a boundary of many characters": ("multipart/form-data; boundary=" + "b" * 3000, b"", (400,)),
@@ -243,6 +268,11 @@ def _tensors(model: str) -> list[Bad]:
         "a tensor with an overflowing shape": _tensor([1, 2**32, 2**32, 3], 0, b"", model),
         "a tensor with a negative shape": _tensor([1, -1, -9, 3], 27, bytes(27), model),
         "a tensor with a shape of zero": _tensor([1, 0, 5, 3], 0, b"", model),
+        "no images of no size": _tensor([0, 0, 5, 3], 0, b"", model),
+        "no images of a huge size": _tensor([0, 2**40, 2**40, 3], 0, b"", model),
+        "no images, and bytes": _tensor([0, 2, 2, 3], 12, bytes(12), model),
+        "no images, and numbers": _json_tensor(model, [1, 2, 3], shape=[0, 1, 1, 3]),
+        "no images, and files": _tensor([0], 8, struct.pack("<I", 4) + b"abcd", model, datatype="BYTES"),
         "a tensor with five channels": _tensor([1, 2, 2, 5], 20, bytes(20), model),
         "a tensor one pixel high": _tensor([1, 1, 900, 3], 2700, bytes(2700), model),
         "a tensor of floats": _tensor([1, 2, 2, 3], 48, bytes(48), model, datatype="FP32"),
@@ -291,9 +321,10 @@ def _head(method: str, path: str, *headers: str, host: str = "127.0.0.1") -> byt
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 
-def _http(max_bytes: int) -> list[Bad]:
+def _http(model: str, max_bytes: int) -> list[Bad]:
     """What is wrong with the request itself."""
     good, predict, kind = image(), "/v1/predict", "image/png"
+    text = base64.b64encode(good).decode()
     chunks = [b"10000\r\n" + bytes(65536) + b"\r\n"] * (max_bytes // 65536 + 2)
     chunked = _head("POST", predict, "Content-Type: image/png", "Transfer-Encoding: chunked")
     cases: dict[str, tuple[bytes, tuple[int, ...]]] = {
@@ -339,6 +370,22 @@ def _http(max_bytes: int) -> list[Bad]:
         "a method that is none": (_head("BREW", predict), (405,)),
         "GET where POST is right": (_head("GET", predict), (405,)),
         "a name that is not ours": (_head("GET", "/v1/models", host="evil.example"), (421,)),
+        "whether another's page may post": (
+            _head("OPTIONS", predict, "Origin: http://a.example", "Access-Control-Request-Method: POST"),
+            (405,),
+        ),
+        "a model of TorchServe's that is not there": (put("/predictions/none", kind, good), (404,)),
+        "a version of TorchServe's that is not there": (put(f"/predictions/{model}/9.9", kind, good), (404,)),
+        "an address that leads outside": (put("/predictions/..%2f..%2fetc", kind, good), (404,)),
+        "a body of another model than the address": (
+            post(
+                f"/predictions/{model}",
+                "application/json",
+                json.dumps({"data": text, "model": "other"}).encode(),
+            ),
+            (400,),
+        ),
+        "DELETE at TorchServe's address": (_head("DELETE", f"/predictions/{model}"), (405,)),
         "a query that is no number": (post(predict + "?top=%F0%9F%92%A9", kind, good), (422,)),
         "a deadline that is none": (post(predict, kind, good, "Deadline-Ms: soon"), (400,)),
         "an unknown model": (post(predict + "?model=none", kind, good), (404,)),
@@ -355,7 +402,7 @@ def all_kinds(
         *_json(max_images),
         *_forms(max_images),
         *_tensors(model),
-        *_http(max_bytes),
+        *_http(model, max_bytes),
     ]
 
 

@@ -92,7 +92,7 @@ def ask(judge: Judge, client: httpx.Client, draw: random.Random) -> str:
         if not given:
             return "heat map, refused because there was another"
     else:
-        version, given = _images(client, form, files)
+        version, given = _images(client, form, files, draw)
     judge.check(version, places, given)
     return form
 
@@ -107,14 +107,18 @@ def _by_label(top: list[dict[str, Any]]) -> dict[str, float]:
     return {one["label"]: one["probability"] for one in top}
 
 
-def _images(client: httpx.Client, form: str, files: list[bytes]) -> tuple[int, list[dict[str, float]]]:
-    url = "/v1/predict?top=1000"
+def _images(
+    client: httpx.Client, form: str, files: list[bytes], draw: random.Random
+) -> tuple[int, list[dict[str, float]]]:
+    url = draw.choice(("/v1/predict", "/predict", "/predictions/m")) + "?top=1000"
     if form == "raw":
-        content = _content(client.post(url, content=files[0], headers={"content-type": "image/*"}))
+        declared = draw.choice(("image/*", "image/gif", "", "application/x-www-form-urlencoded"))
+        content = _content(client.post(url, content=files[0], headers={"content-type": declared}))
     elif form == "form":
         content = _content(client.post(url, files=[("image", file) for file in files]))
     else:
-        texts = [base64.b64encode(file).decode() for file in files]
+        encode = draw.choice((base64.b64encode, base64.encodebytes, base64.urlsafe_b64encode))
+        texts = [encode(file).decode() for file in files]
         content = _content(client.post("/v1/predict", json={"images": texts, "top": 1000}))
     return content["version"], [_by_label(row["top"]) for row in content["predictions"]]
 

@@ -242,6 +242,15 @@ class Export:
 
 
 @dataclass(frozen=True)
+class ServeOptions(Options):
+    """How to serve, as flags."""
+
+    allow_origin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Origin of a page elsewhere whose scripts may ask, such as https://pages.example; can be given several times.
+    *: every page of the web."""
+
+
+@dataclass(frozen=True)
 class Serve:
     """Answer over HTTP, with a page to try it: labels for images, also by the Open Inference Protocol."""
 
@@ -251,7 +260,7 @@ class Serve:
     """A model as name=path; can be given several times."""
     as_json: Json = False
     """Print one JSON object on standard output when requests are taken."""
-    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+    options: Annotated[ServeOptions, tyro.conf.arg(name="")] = field(default_factory=ServeOptions)
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,18 @@ def test_an_open_address_without_a_key_is_warned_of(call: Callable[..., Any], tm
     assert "can be reached" not in quiet.err
 
 
+def test_origins_are_given_one_by_one(call: Callable[..., Any], tmp_path: Path) -> None:
+    """None is lost where the flag is given again, and * without a key is warned of."""
+    (tmp_path / "text.onnx").write_text("not a model", "utf-8")
+    origins = ["--allow-origin", "https://a.example", "--allow-origin"]
+    words = ["serve", "text.onnx", "--port", "0", *origins]
+    assert "'nonsense'; it must be one page's origin" in call(*words, "nonsense").err
+    assert "'nonsense'" in call(*words[:5], "nonsense", "--allow-origin", "https://a.example").err
+    assert "every page" in call(*words, "*").err
+    assert "every page" not in call(*words, "https://b.example").err
+    assert "every page" not in call(*words, "*", "--api-key", "k").err
+
+
 def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TELLAPART_API_KEY", "hidden")
     assert Options().with_key_of_environment().api_key == "hidden"

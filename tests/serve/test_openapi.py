@@ -35,6 +35,8 @@ def test_answers_are_those_of_the_document(document: Any, mode: Any) -> None:
         def check(case: Any) -> None:
             if case.headers and mode is schemathesis.GenerationMode.POSITIVE:
                 case.headers.pop("Deadline-Ms", None)  # a millisecond is allowed, and too short
+            if isinstance(case.body, dict) and [] in case.body.values() and "form" in (case.media_type or ""):
+                return  # in a form nothing is left of an empty list, so that what breaks the description is not sent
             answer = case.call(timeout=20)
             left_out = [checks.positive_data_acceptance]  # a description cannot say which bytes are an image
             if answer.status_code == 413:  # right for too much, and unknown to the check

@@ -86,6 +86,32 @@ def test_classification(remote: Any, shared: Running, binary: bool) -> None:
             assert float(value) == pytest.approx(expected[index], abs=1e-5)
 
 
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("shape", [(0, SIZE, SIZE, 3), (0, 11, 17, 3), (0, 5, 5, 1)])
+def test_a_batch_of_no_images(remote: Any, shape: tuple[int, ...], binary: bool) -> None:
+    """Gets outputs of no rows, as from Triton, and the next request its own answer."""
+    wanted = [
+        triton.InferRequestedOutput(name, binary_data=binary)
+        for name in ("probabilities", "logits", "labels")
+    ]
+    answer = remote.infer("m", [tensor(pixels(shape), "UINT8", binary)], outputs=wanted)
+    assert [answer.as_numpy(name).shape for name in ("probabilities", "logits", "labels")] == [
+        (0, 3),
+        (0, 3),
+        (0,),
+    ]
+    best = [triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=2)]
+    answer = remote.infer("m", [tensor(pixels(shape), "UINT8", binary)], outputs=best)
+    assert answer.get_response()["outputs"][0]["shape"] == [0, 2]
+    assert remote.infer("m", [tensor(pixels((1, 5, 5, 3)), "UINT8", True)]).as_numpy("logits").shape == (1, 3)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_no_image_files(remote: Any, binary: bool) -> None:
+    answer = remote.infer("m", [tensor(np.zeros(0, np.object_), "BYTES", binary)])
+    assert answer.as_numpy("probabilities").shape == (0, 3)
+
+
 def test_asynchronous(remote: Any, shared: Running) -> None:
     images = [pixels((1, SIZE, SIZE, 3), seed) for seed in range(5)]
     asked = [remote.async_infer("m", [tensor(image, "UINT8", True)]) for image in images]

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
 from tellapart import packages
-from tellapart.serve import page, schemas, v1, v2
+from tellapart.serve import aliases, page, schemas, v1, v2
 from tellapart.serve.guard import Guard
 from tellapart.serve.metrics import CONTENT_TYPE, Metrics
 from tellapart.serve.models import Repository
@@ -61,7 +61,7 @@ def create(
         license_info={"name": "MIT", "identifier": "MIT"},
     )  # fmt: skip
     app.state.service = service
-    for routes in (v1.router(service), v2.router(service)):
+    for routes in (v1.router(service), aliases.router(service), v2.router(service)):
         app.include_router(routes)
     _add_operations(app, service)
     _add_errors(app, service)

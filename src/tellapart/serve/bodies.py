@@ -1,12 +1,12 @@
-"""What a request to /v1 holds: images as multipart, as raw bytes, or in base64 in JSON.
+"""What a request for labels holds: images as multipart, as raw bytes, or in base64 in JSON.
 
-Knows nothing of models. Owner of python-multipart.
+What an image is, its content decides: no declared type, no name. Knows nothing of models. Owner of python-multipart.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.message import Message
@@ -15,32 +15,45 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
+from tellapart.contract import BadImage
+from tellapart.contract.decoding import recognise
 from tellapart.serve import strict_json
 from tellapart.serve.refusal import Refusal
 
 _FIELD_BYTES = 1000
 _TYPE_CHARACTERS = 1000  # the time to parse a content type grows with its square
 _FIELDS = ("top", "model")
-_KEYS = ("image", "images", *_FIELDS)
+_SINGLE = ("image", "data")  # the second is TorchServe's name
+_KEYS = (*_SINGLE, "images", *_FIELDS)
+_RAW = "application/octet-stream"
+_UNSAID = "application/x-www-form-urlencoded"  # what curl and urllib send where nobody names a type
+_SPACED = re.compile(rb"\S[ \t]+\S")
+_IN_PERCENTS = {
+    b"%2B": b"+", b"%2b": b"+", b"%2F": b"/", b"%2f": b"/", b"%3D": b"=", b"%3d": b"=", b"%0A": b"", b"%0a": b"",
+    b"%0D": b"", b"%0d": b"",
+}  # fmt: skip
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 @dataclass
 class Asked:
-    """Images as (content, declared type or ""), and the fields that came with them."""
+    """Images as they came, and the fields that came with them."""
 
-    files: list[tuple[bytes, str]] = field(default_factory=list)
+    files: list[bytes] = field(default_factory=list)
     fields: dict[str, Any] = field(default_factory=dict)
 
 
 def parse(body: bytes, content_type: str, max_images: int) -> Asked:
     """Return the images in a body. Raises Refusal."""
     kind, parameters = _media_type(content_type)
+    if not content_type.strip() or kind == _UNSAID:
+        kind = _kind_by_content(body)
     if kind == "multipart/form-data":
         asked = _multipart(body, parameters.get("boundary", ""), max_images)
     elif kind == "application/json":
         asked = _json(body, max_images)
-    elif kind.startswith("image/") or kind == "application/octet-stream":
-        asked = Asked([(body, kind)] if body else [])
+    elif kind.startswith("image/") or kind == _RAW:
+        asked = Asked([body] if body else [])
     else:
         raise Refusal(
             415,
@@ -65,6 +78,23 @@ def _media_type(content_type: str) -> tuple[str, Mapping[str, str]]:
     return message.get_content_type(), parameters
 
 
+def _kind_by_content(body: bytes) -> str:
+    """Return the type of a body that came without one. Raises Refusal."""
+    if body[:1000].lstrip()[:1] == b"{":
+        return "application/json"
+    try:
+        if body:
+            recognise(body)
+    except BadImage:
+        raise Refusal(
+            415,
+            "content_type",
+            "the body is neither an image nor JSON, and no content type says what it is; send an image as it is "
+            "(curl --data-binary @FILE, not -d) or in a form (curl -F image=@FILE)",
+        ) from None
+    return _RAW
+
+
 def _too_many(max_images: int) -> Refusal:
     return Refusal(413, "too_many_images", f"the request holds more than {max_images} images")
 
@@ -77,28 +107,55 @@ def _json(body: bytes, max_images: int) -> Asked:
     given = content.get("images", [])
     if not isinstance(given, list):
         raise Refusal(400, "bad_json", "images must be a list of base64 strings")
-    if "image" in content:
-        given = [content["image"], *given]
+    given = [*(content[key] for key in _SINGLE if key in content), *given]
     if len(given) > max_images:
         raise _too_many(max_images)
     fields = {name: content[name] for name in _FIELDS if name in content}
     return Asked([decode_text(text, place) for place, text in enumerate(given)], fields)
 
 
-def decode_text(text: Any, place: int) -> tuple[bytes, str]:
-    """Return the bytes of base64 text or of a data URL, and its declared type or "". Raises Refusal."""
+def decode_text(text: Any, place: int) -> bytes:
+    """Return the bytes of base64 text or of a data URL. Raises Refusal.
+
+    Line breaks (and spaces beside them), the URL-safe alphabet and missing padding are taken; a space within a line is
+    not: it is what becomes of a "+" that was sent as part of a form.
+    """
     if not isinstance(text, str):
         raise Refusal(400, "bad_base64", "an image must be a base64 string", image=place)
-    declared = ""
-    if text[:5].lower() == "data:":
-        head, comma, text = text[5:].partition(",")
-        if not comma or not head.lower().endswith(";base64"):
+    data = text.strip().encode("ascii", "replace")  # what is not ASCII becomes "?", no more base64 than that
+    if data[:5].lower() == b"data:":
+        head, comma, data = data[5:].partition(b",")
+        if not comma or not head.lower().endswith(b";base64"):
             raise Refusal(400, "bad_base64", "a data URL must be base64", image=place)
-        declared = head.partition(";")[0]
+        if b"%" in data:
+            for code, character in _IN_PERCENTS.items():
+                data = data.replace(code, character)
+    if (b" " in data or b"\t" in data) and _SPACED.search(data):
+        raise Refusal(400, "bad_base64", "a base64 string has a space; was it a + once?", image=place)
+    data = data.translate(_URL_SAFE, b" \t\r\n\f\v")
+    digits = data.rstrip(b"=")
     try:
-        return base64.b64decode(text, validate=True), declared
-    except (binascii.Error, ValueError):
+        if len(data) - len(digits) > 3:
+            raise ValueError
+        return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
+    except ValueError:  # binascii.Error is one
         raise Refusal(400, "bad_base64", "an image is not base64", image=place) from None
+
+
+def _file_or_text(content: bytes, place: int) -> bytes:
+    """Return the image of a form's field without a file name: the file itself, or base64 of it. Raises Refusal."""
+    try:
+        recognise(content)
+        return content
+    except BadImage:
+        pass
+    try:
+        return decode_text(content.decode("latin-1"), place)
+    except Refusal:
+        raise Refusal(
+            400, "bad_base64", "a field is neither an image nor base64 (curl sends a file with -F image=@FILE)",
+            image=place,
+        ) from None  # fmt: skip
 
 
 class _Form:
@@ -152,8 +209,7 @@ class _Form:
             return
         if len(self.asked.files) == self._max_images:
             raise _too_many(self._max_images)
-        declared = self._headers.get("content-type", "")
-        self.asked.files.append((content, declared))
+        self.asked.files.append(content if is_file else _file_or_text(content, len(self.asked.files)))
 
 
 def _multipart(body: bytes, boundary: str, max_images: int) -> Asked:

@@ -1,4 +1,5 @@
-"""What stands before every route: the key, the names that the service goes by, the count of requests, and the end.
+"""What stands before every route: the key, the names that the service goes by, whose pages may ask, the count of
+requests, and the end.
 
 Also what to do with a body that nobody read: it is read on for a moment, so that the sender gets to see the answer,
 and then the connection is closed. Plain ASGI. Knows nothing of models.
@@ -15,6 +16,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tellapart.serve.origins import PERMISSION, Origins
 from tellapart.serve.refusal import Refusal
 from tellapart.serve.service import Service
 
@@ -37,6 +39,7 @@ class Guard:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
         self._key = service.options.api_key.encode()
+        self._origins = Origins(service.options.allow_origin)
         self._local_only = service.options.loopback and not self._key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,11 +54,14 @@ class Guard:
             scope = {**scope, "method": "GET"}
         metrics = self._service.metrics
         started = time.monotonic()
-        exchange = _Exchange(self._service, scope, receive, send)
+        headers = dict(scope["headers"])
+        exchange = _Exchange(self._service, headers, receive, send, self._origins.told(headers))
         metrics.in_flight.inc()
         try:
-            refusal = self._refusal(scope)
-            if refusal is None:
+            refusal = self._refusal(scope, headers)
+            if refusal is None and self._origins.asks(scope["method"], headers):
+                await exchange.permit()
+            elif refusal is None:
                 await self._app(scope, exchange.receive, exchange.send)
             else:
                 await exchange.refuse(refusal)
@@ -69,15 +75,15 @@ class Guard:
             if exchange.status:
                 metrics.request(_route(scope), exchange.status, time.monotonic() - started)
 
-    def _refusal(self, scope: Scope) -> Refusal | None:
-        headers = dict(scope["headers"])
+    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
         if b"transfer-encoding" in headers and (
             b"content-length" in headers or scope["http_version"] != "1.1"
         ):
             return Refusal(
                 400, "bad_http", "give Content-Length or, in HTTP/1.1, Transfer-Encoding, not both"
             )
-        if self._key and scope["path"] not in OPEN and not self._knows_key(headers):
+        asks = self._origins.asks(scope["method"], headers)  # which a browser does without the key
+        if self._key and scope["path"] not in OPEN and not asks and not self._knows_key(headers):
             return Refusal(401, "api_key", "the API key is missing or wrong")
         if self._local_only:
             # A page on the web whose name is made to lead here (DNS rebinding) still sends its own name.
@@ -86,8 +92,13 @@ class Guard:
             if name and name not in _LOCAL and name != self._service.options.host:
                 return Refusal(421, "host", "this service answers only to names of this machine")
             # And a page of another name may have a form or a script that posts here, though it gets no answer.
-            if scope["method"] not in _READING and _from_a_foreign_page(headers, host):
+            foreign = not self._origins.allows(headers) and _from_a_foreign_page(headers, host)
+            if scope["method"] not in _READING and foreign:
                 return Refusal(403, "origin", "this service takes nothing from the pages of others")
+        if asks and not self._origins.allows(headers):
+            return Refusal(
+                403, "origin", "pages of this origin are not among those that --allow-origin names"
+            )
         return None
 
     def _knows_key(self, headers: Mapping[bytes, bytes]) -> bool:
@@ -116,10 +127,16 @@ def _from_a_foreign_page(headers: Mapping[bytes, bytes], host: str) -> bool:
 class _Exchange:
     """One request and its answer: what was read of the one, and what the other's status was."""
 
-    def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
-        self._service, self._receive, self._send = service, receive, send
+    def __init__(
+        self,
+        service: Service,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        told: list[tuple[bytes, bytes]],
+    ) -> None:
+        self._service, self._receive, self._send, self._told = service, receive, send, told
         self.status = 0
-        headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
         self._length = int(length[:20]) if length.isdigit() else 0
         self._unread = b"transfer-encoding" in headers or self._length > 0
@@ -138,7 +155,7 @@ class _Exchange:
         """Send a part of the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [*message.get("headers", []), *_HEADERS]
+            headers = [*message.get("headers", []), *_HEADERS, *self._told]
             if (self._unread and not await self._read_on()) or self._doubtful or self._service.draining:
                 headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
@@ -155,6 +172,11 @@ class _Exchange:
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": refusal.status, "headers": pairs})
         await self.send({"type": "http.response.body", "body": refusal.body})
+
+    async def permit(self) -> None:
+        """Answer a browser that asks whether a page may ask."""
+        await self.send({"type": "http.response.start", "status": 204, "headers": PERMISSION})
+        await self.send({"type": "http.response.body", "body": b""})
 
     async def _read_on(self) -> bool:
         """Read and forget the rest of a body, for a while; return whether all of it came."""

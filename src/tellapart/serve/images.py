@@ -1,8 +1,8 @@
 """From what a stranger sent to pixels that a model takes, within limits. Knows nothing of HTTP.
 
 What is checked before a pixel is decoded: that the content is one of the accepted formats (the content decides, never
-a name), that it agrees with a declared image type, that the file is not an archive or a document as well, and, by the
-contract's own decoder, how many parts a JPEG or PNG has, the number of pixels and the proportions.
+a name or a declared type, which programs take from the name), that the file is not an archive or a document as well,
+and, by the contract's own decoder, how many parts a JPEG or PNG has, the number of pixels and the proportions.
 """
 
 from __future__ import annotations
@@ -17,13 +17,6 @@ from tellapart.contract.resizing import open_pixels
 from tellapart.runtime import Backend
 from tellapart.serve.refusal import Refusal
 
-_TYPES = {
-    "jpeg": "jpeg", "jpg": "jpeg", "pjpeg": "jpeg", "png": "png", "x-png": "png", "apng": "png", "gif": "gif",
-    "webp": "webp", "bmp": "bmp", "x-bmp": "bmp", "x-ms-bmp": "bmp", "tiff": "tiff", "x-portable-pixmap": "ppm",
-    "x-portable-anymap": "ppm", "x-portable-graymap": "ppm", "x-portable-bitmap": "ppm", "x-icon": "ico",
-    "vnd.microsoft.icon": "ico", "jp2": "jpeg2000", "jpx": "jpeg2000", "avif": "avif", "heic": "heif",
-    "heif": "heif",
-}  # fmt: skip
 _ZIP_END, _ZIP_END_BYTES, _ZIP_COMMENT = b"PK\x05\x06", 22, 65_535
 _HEAD = 1024  # PDF's readers look for its signature so far, and browsers for HTML
 
@@ -35,19 +28,19 @@ class ImageReader:
         self._formats, self._max_pixels = frozenset(formats), max_pixels
 
     def files(
-        self, files: Sequence[tuple[bytes, str]], backend: Backend, late: Callable[[], bool], first: int = 0
+        self, files: Sequence[bytes], backend: Backend, late: Callable[[], bool], first: int = 0
     ) -> Pixels:
-        """Return images sized by the contract, uint8 [n, S, S, C], of (content, declared type or "").
+        """Return images sized by the contract, uint8 [n, S, S, C], of image files.
 
         Gives up with 504 as soon as ``late()``. Raises Refusal, which names the image by its place from ``first``.
         """
         contract = backend.card.preprocessing
         images = np.empty((len(files), contract.size, contract.size, contract.channels), np.uint8)
-        for place, (content, declared) in enumerate(files):
+        for place, content in enumerate(files):
             if late():
                 raise Refusal(504, "deadline", "the deadline passed before there was an answer")
             try:
-                images[place] = _prepared(backend, self._decode(content, declared, contract))
+                images[place] = _prepared(backend, self._decode(content, contract))
             except BadImage as error:
                 raise Refusal(422, "bad_image", f"bad image: {error.reason}", image=first + place) from None
             except Refusal as refusal:
@@ -75,24 +68,15 @@ class ImageReader:
         except BadImage as error:
             raise Refusal(422, "bad_image", f"bad image: {error.reason}") from None
 
-    def _decode(self, content: bytes, declared: str, contract: Preprocessing) -> Pixels:
+    def _decode(self, content: bytes, contract: Preprocessing) -> Pixels:
         found = recognise(content).lower().replace(" ", "")
         if found not in self._formats:
             valid = ", ".join(sorted(self._formats))
             raise Refusal(415, "format", f"the image is {found}; accepted are {valid}")
-        self._check_declared(found, declared)
         other = also(content)
         if other:
             raise Refusal(422, "polyglot", f"the image is {other} as well")
         return open_pixels(content, contract, self._max_pixels)
-
-    def _check_declared(self, found: str, declared: str) -> None:
-        kind, _, subtype = declared.lower().partition(";")[0].strip().partition("/")
-        if kind != "image" or subtype == "*":
-            return
-        if _TYPES.get(subtype) != found:
-            shown = subtype if subtype in _TYPES else "another type"
-            raise Refusal(415, "content_type", f"the image is {found} but was sent as {shown}")
 
 
 def _prepared(backend: Backend, image: Pixels) -> Pixels:

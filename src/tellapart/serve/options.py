@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from tellapart.errors import ServeError
+from tellapart.serve.origins import normal
 
 FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "ppm", "ico", "jpeg2000", "avif", "heif")
 KEY_VARIABLE = "TELLAPART_API_KEY"
@@ -50,6 +51,8 @@ class Options:
     """Port to listen on; 0 takes a free one."""
     api_key: str = ""
     """Key that requests must carry; better in the environment as TELLAPART_API_KEY, where others cannot see it."""
+    allow_origin: tuple[str, ...] = ()
+    """Origin of a page elsewhere that may ask by script, such as https://pages.example; *: every page of the web."""
     max_batch: int = 0
     """Most images that are computed at once; 0: up to 32, by what is measured to pay when the service starts."""
     max_wait_ms: float = 2.0
@@ -106,6 +109,8 @@ class Options:
                 raise ServeError(f"--{name.replace('_', '-')} is {value}; it must be at least {least:g}.")
         if self.port > 65535:
             raise ServeError(f"--port is {self.port}; it must be at most 65535.")
+        for origin in self.allow_origin:
+            normal(origin)
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown or not self.formats:
             raise ServeError(f"--formats has {unknown}; valid are {', '.join(FORMATS)}.")

@@ -75,8 +75,8 @@ MODELS = _object(models=_list(_object(name=_TEXT, version=_COUNT, classes=_list(
 
 _BASE64 = {
     "type": "string",
-    "description": "An image file in base64, or a data URL.",
-    "pattern": "^(data:[a-zA-Z0-9/+.-]*;base64,)?[A-Za-z0-9+/]*=*$",
+    "description": "An image file in base64 (also URL-safe, in lines, or without padding), or a data URL.",
+    "pattern": "^\\s*([dD][aA][tT][aA]:[^,]*;[bB][aA][sS][eE]64,)?[A-Za-z0-9+/_=%\\s-]*$",
 }
 _FILE = {"type": "string", "format": "binary"}
 _TOP = {"type": "integer", "minimum": 1, "maximum": 1000}
@@ -85,11 +85,11 @@ _TOP = {"type": "integer", "minimum": 1, "maximum": 1000}
 def images(many: bool) -> dict[str, Any]:
     """Return the description of a body with one or many images."""
     fields: dict[str, Any] = {"top": _TOP, "model": _TEXT}
-    in_json: dict[str, Any] = {"image": _BASE64, **fields}
-    in_form: dict[str, Any] = {"image": _FILE, **fields}
+    in_json: dict[str, Any] = {"image": _BASE64, "data": _BASE64, **fields}
+    in_form: dict[str, Any] = {"image": _FILE, "data": _FILE, **fields}
     if many:
         in_json["images"] = _list(_BASE64)
-        in_form["image"] = _list(_FILE)
+        in_form["image"] = in_form["data"] = _list(_FILE)
     content = {
         "multipart/form-data": {"schema": {**_object(False, **in_form), "additionalProperties": False}},
         "application/json": {"schema": {**_object(False, **in_json), "additionalProperties": False}},

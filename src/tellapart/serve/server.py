@@ -26,6 +26,7 @@ from tellapart.errors import ServeError
 from tellapart.serve import door
 from tellapart.serve.app import create
 from tellapart.serve.options import KEY_VARIABLE, Options
+from tellapart.serve.origins import ANY
 from tellapart.serve.refusal import Refusal
 from tellapart.serve.service import Service
 
@@ -222,6 +223,10 @@ def run(
         notify(
             f"warning: {options.host} can be reached from other machines, and no key is asked for; "
             f"set {KEY_VARIABLE} or --api-key"
+        )
+    if ANY in options.allow_origin and not options.api_key:
+        notify(
+            "warning: with --allow-origin * every page that a browser here opens may ask, and no key is asked for"
         )
     # With a pool for each thread memory grows for an hour and images are decoded into pages that the system must clear
     # anew each time.

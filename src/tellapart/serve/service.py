@@ -82,8 +82,8 @@ class Service:
         except TimeoutError:
             raise Refusal(504, "deadline", "the deadline passed before there was an answer") from None
 
-    async def files(self, files: Sequence[tuple[bytes, str]], model: Model, deadline: float) -> Pixels:
-        """Return images sized by the model's contract of (content, declared type or ""). Raises Refusal.
+    async def files(self, files: Sequence[bytes], model: Model, deadline: float) -> Pixels:
+        """Return images sized by the model's contract of image files. Raises Refusal.
 
         A few are decoded in one go, so that a request of many large ones lets others come in between.
         """

@@ -101,8 +101,8 @@ def _images(
         or not all(_is_count(side) for side in shape)
     ):
         raise _bad("shape must be a list of whole numbers")
-    if not 1 <= shape[0] <= max_images:
-        raise Refusal(413, "too_many_images", f"a request must hold 1 to {max_images} images")
+    if shape[0] > max_images:
+        raise Refusal(413, "too_many_images", f"a request must hold at most {max_images} images")
     parameters = strict_json.mapping(given.get("parameters", {}), "parameters")
     if any(name.startswith("shared_memory") for name in parameters):
         raise _bad("shared memory is not supported")
@@ -126,7 +126,7 @@ def _images(
 def _pixels(
     given: dict[str, Any], data: memoryview | None, shape: tuple[int, ...], max_pixels: int
 ) -> Pixels:
-    if len(shape) != 4 or shape[3] not in (1, 3, 4) or 0 in shape:
+    if len(shape) != 4 or shape[3] not in (1, 3, 4) or 0 in shape[1:]:
         raise _bad("pixels must have the shape [images, height, width, 1, 3 or 4]")
     if shape[1] * shape[2] > max_pixels:
         raise Refusal(422, "bad_image", f"an image has more than {max_pixels} pixels")
@@ -146,7 +146,7 @@ def _numbers(data: list[Any], count: int) -> bytes:
         if not all(isinstance(row, list) and len(row) == len(data[0]) for row in data):
             raise _bad("the data is not rectangular")
         data = list(itertools.chain.from_iterable(data))
-    if len(data) != count or set(map(type, data)) != {int}:
+    if len(data) != count or not set(map(type, data)) <= {int}:
         raise _bad("the data must be as many whole numbers as the shape says")
     try:
         return bytes(data)
@@ -163,7 +163,7 @@ def _files(given: dict[str, Any], data: memoryview | None, shape: Sequence[int])
         rows = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in given["data"]]
         if len(rows) != shape[0]:
             raise _bad("the data does not fit its shape")
-        files = [decode_text(text, place)[0] for place, text in enumerate(rows)]
+        files = [decode_text(text, place) for place, text in enumerate(rows)]
     if len(files) != shape[0]:
         raise _bad("the data does not fit its shape")
     return files
@@ -226,7 +226,11 @@ def render(
         if one.classes:
             value = _best(value, min(one.classes, len(classes)), classes)
         numeric = isinstance(value, np.ndarray)
-        shape = list(value.shape) if numeric else [len(value), *([len(value[0])] if one.classes else [])]
+        shape = (
+            list(value.shape)
+            if numeric
+            else [len(value), *([min(one.classes, len(classes))] if one.classes else [])]
+        )
         output: dict[str, Any] = {
             "name": one.name,
             "datatype": "FP32" if numeric else "BYTES",

@@ -63,9 +63,13 @@ def router(service: Service) -> APIRouter:
         | schemas.refusals(),
         openapi_extra={**schemas.images(many=True), "parameters": [Deadline]},
     )
-    async def predict(request: Request, top: Top = 5, model: Name = None) -> Response:
-        """Label images: multipart form, raw bytes, or base64 in JSON; one or many."""
-        return await _predict(service, request, top, model)
+    async def predict_images(request: Request, top: Top = 5, model: Name = None) -> Response:
+        """Label images: multipart form, raw bytes, or base64 in JSON; one or many.
+
+        A body that comes without a content type, or with the one of forms that curl sends then, is taken for what it
+        begins like: an image or JSON.
+        """
+        return await predict(service, request, top, model)
 
     @routes.post(
         "/explain",
@@ -86,14 +90,27 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def _predict(service: Service, request: Request, top: int, name: str | None) -> Response:
+async def predict(
+    service: Service,
+    request: Request,
+    top: int,
+    name: str | None,
+    version: str | None = None,
+    addressed: bool = False,
+) -> Response:
+    """Return labels for a request's images. ``addressed``: the address names the model, so no field may name another.
+
+    Raises Refusal.
+    """
     deadline = service.deadline(request)
     expected = service.repository.get(name).batcher.expect()
     try:
         async with service.intake.body(request) as body:
             asked = await _asked(service, request, body, service.options.max_images, deadline)
-            top, name = _fields(asked, top, name)
-            with service.repository.lease(name) as model:
+            top, given = _fields(asked, top, name)
+            if addressed and given != name:
+                raise Refusal(400, "bad_model", "the body names another model than the address")
+            with service.repository.lease(given, version) as model:
                 images = await service.files(asked.files, model, deadline)
                 logits = await _queued(service, model, images, deadline, expected)
                 values = probabilities(logits, model.card)
