@@ -36,7 +36,7 @@ def pixels(content: bytes, contract: Preprocessing, whole: bool = False) -> Pixe
                 image.alpha_composite(layers)
             if image.mode not in ("L", "RGB"):
                 image = image.convert("L" if image.mode == "1" else "RGB")
-            found = np.asarray(image.convert("L" if contract.channels == 1 else "RGB"))
+            found = np.array(image.convert("L" if contract.channels == 1 else "RGB"))
             return found.reshape(image.height, image.width, contract.channels)
     except Exception:  # Pillow's readers raise nearly every kind of error
         return None
