@@ -19,6 +19,8 @@ hypothesis.settings.register_profile(  # other programs may be busy: how long an
 )
 hypothesis.settings.load_profile("tellapart")
 
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # started by nohup: tests send it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background: tests send Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -22,7 +22,8 @@ from tellapart.errors import DataError, ExportError
 from tellapart.evaluation.metrics import wilson_interval
 from tellapart.export import outside
 from tellapart.export.base import Tolerance
-from tellapart.runtime import Backend, probabilities, timing
+from tellapart.runtime import Backend, timing
+from tellapart.runtime.base import softmax
 
 Floats = npt.NDArray[np.float64]
 _BATCH = 32
@@ -211,7 +212,7 @@ def measure(
             pixels["levels"] = max(pixels["levels"], float(distance.max()))
             values += distance.size
             pair = tuple(
-                probabilities(side.logits(x), side.card) for side, x in ((artifact, ours), (export, theirs))
+                softmax(side.logits(x), side.card) for side, x in ((artifact, ours), (export, theirs))
             )
             parts.append((pair[0], pair[1]))
             furthest = _distance(pair[0], pair[1])

@@ -73,7 +73,12 @@ def is_large(image_HWC: Pixels) -> bool:
 
 def probabilities(logits: npt.NDArray[np.float32], card: Card) -> npt.NDArray[np.float64]:
     """Return the softmax of the logits over the card's temperature: [B, K] -> float64 [B, K]. Raises ArtifactError."""
-    scaled = checked(logits, card).astype(np.float64) / card.temperature
+    return softmax(checked(logits, card), card)
+
+
+def softmax(logits: npt.NDArray[np.float32], card: Card) -> npt.NDArray[np.float64]:
+    """Return the same as `probabilities`, also of logits that are no answer: not a number then."""
+    scaled = logits.astype(np.float64) / card.temperature
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     result: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return result
