@@ -530,3 +530,21 @@ def test_images_that_no_list_names_are_counted(tmp_path: pathlib.Path) -> None:
     samples = read(tmp_path)
     right(samples)
     assert noted(samples, "2 images that no list gives a label left out (in test/)")
+
+
+@pytest.mark.parametrize("cell", ["", "unassigned", "-"])
+@pytest.mark.parametrize("told", ["", "split"])
+def test_a_column_of_splits_that_decides_nothing_leaves_them_to_be_dealt(
+    cell: str, told: str, tmp_path: pathlib.Path
+) -> None:
+    put(tmp_path, *(f"{stem}.png" for stem, _ in stems()))
+    write(tmp_path / "labels.csv", ["path,label,split", *(f"{s}.png,{kind},{cell}" for s, kind in stems())])
+    samples = read(tmp_path / "labels.csv", split_column=told)
+    right(samples)
+    assert noted(samples, "'split'", "names no split")
+
+
+def test_a_list_of_a_header_alone_is_told(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "labels.csv", ["path,label,split"])
+    with pytest.raises(DataError):
+        read(tmp_path / "labels.csv")

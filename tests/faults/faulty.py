@@ -60,7 +60,9 @@ class Faults:
                 Path(f"{self.root}.fault").write_text(what)
                 os.kill(os.getpid(), signal.SIGKILL)
             number = KINDS[self.kind]
-            named = () if path is None else (os.fspath(path),)  # as the system's calls do that are given a name
+            named = (
+                () if path is None else (os.fspath(path),)
+            )  # as the system's calls do that are given a name
             raise OSError(number, os.strerror(number), *named)
         self.count += 1
 

@@ -248,17 +248,11 @@ def _split_column(table: Table, spec: DataSpec, path: str, note: Note) -> tuple[
         return "", None
     if spec.split_column:
         column = told(table, spec.split_column, "split_column")
-        splits = _splits_of(table, column, note)
-        if splits is None:
-            raise _not_split(table, column)
-        return column, splits
+        return column, _splits_wanted(table, column, note)
     free = [column for column in table.columns if column != path and column not in spec.label_column]
     strong = pick(free, _SPLIT)
     if strong:
-        splits = _splits_of(table, strong, note)
-        if splits is None:
-            raise _not_split(table, strong)
-        return strong, splits
+        return strong, _splits_wanted(table, strong, note)
     flags = tuple(name for names in _FLAGS.values() for name in names)
     flagged = [c for c in free if plain(c) in flags and all(is_yes_or_no(v) for v in table.cells(c) if v)]
     if len(flagged) > 1:
@@ -286,6 +280,19 @@ def _say_splits(table: Table, column: str, splits: dict[str, str], note: Note) -
     if any(cell and not is_plain(cell) for cell in splits):
         said = (f"{cell} is {split or 'no split'}" for cell, split in sorted(splits.items()) if cell)
         note(f"Splits by the column {printable(column)!r} of {printable(_name(table))!r}: {some(said)}.")
+
+
+def _splits_wanted(table: Table, column: str, note: Note) -> dict[str, str]:
+    """Return the split of each cell of a column that is one of splits. Raises DataError where a cell says no split."""
+    splits = _splits_of(table, column, note)
+    if splits is not None:
+        return splits
+    undecided = split_cells(table.cells(column))
+    if not set(table.cells(column)) <= set(undecided):
+        raise _not_split(table, column)
+    if table.rows:
+        note(f"The column {printable(column)!r} of {printable(_name(table))!r} is there and names no split.")
+    return undecided
 
 
 def _not_split(table: Table, column: str) -> DataError:
