@@ -404,6 +404,20 @@ def test_every_byte_of_a_checkpoint_may_be_wrong(checkpoints: Path) -> None:
         _taken(checkpoints, good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :], good)
 
 
+def test_a_part_of_a_checkpoint_that_is_marked_as_a_folder(checkpoints: Path) -> None:
+    """torch would read nothing for it, and leave the tensor as the memory happens to be; no check sum tells."""
+    good = (checkpoints / "step-000000024.pt").read_bytes()
+    start = good.index(b"archive/data/1", good.index(b"PK\x01\x02")) - 46
+    place = start + 38  # the outer attributes
+    content = good[:place] + b"\x10" + good[place + 1 :]
+    _taken(checkpoints, content, good)
+    (checkpoints / "step-000000024.pt").write_bytes(content)
+    found = checkpoint.load_newest(checkpoints)
+    (checkpoints / "step-000000024.pt").write_bytes(good)
+    assert found is not None
+    assert found["step"] == 12
+
+
 def test_a_checkpoint_with_another_before_or_behind_it(checkpoints: Path) -> None:
     old, good = (checkpoints / f"step-{step:09d}.pt" for step in (12, 24))
     content, before = good.read_bytes(), old.read_bytes()
