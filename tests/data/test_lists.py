@@ -548,3 +548,10 @@ def test_a_list_of_a_header_alone_is_told(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "labels.csv", ["path,label,split"])
     with pytest.raises(DataError):
         read(tmp_path / "labels.csv")
+
+
+def test_one_hot_columns_of_one_name_are_refused(tmp_path: pathlib.Path) -> None:
+    put(tmp_path, "a.png", "b.png", "c.png")
+    rows = ["image,cat,dog,cat", "a.png,1,0,0", "b.png,0,1,0", "c.png,0,0,1"]
+    with pytest.raises(DataError, match="more than one column 'cat'"):
+        read(write(tmp_path / "labels.csv", rows))

@@ -169,6 +169,13 @@ def _label_columns(table: Table, spec: DataSpec, path: str, used: set[str], note
             note(f"Labels are the column {printable(rest[0])!r} of {printable(_name(table))!r}.")
         return (rest[0],)
     hot = one_hot(table, rest)
+    twice = sorted(table.doubled.intersection(hot))
+    if twice:
+        raise DataError(
+            f"{printable(table.path)!r} has more than one column {twice[0].rpartition('.')[0]!r}: as one-hot labels "
+            "they would be two classes of one name. Rename or remove one, or name the columns with "
+            "--data.label-column."
+        )
     if hot:
         note(f"One-hot labels of {printable(_name(table))!r}: {some((c.strip() for c in hot), 6)}.")
         return hot
