@@ -33,7 +33,7 @@ KEEP ?=
 TESTS ?=
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 test-lowest: .venv-lowest/ready
-	.venv-lowest/bin/pytest -q -m 'not slow' -p no:cacheprovider $(if $(KEEP),-W 'ignore:.torch.jit:DeprecationWarning') $(TESTS)
+	.venv-lowest/bin/pytest -q -m 'not slow' -p no:cacheprovider $(if $(KEEP),-W 'ignore:`torch.jit:DeprecationWarning') $(TESTS)
 
 .venv-lowest/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
