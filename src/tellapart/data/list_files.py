@@ -93,7 +93,9 @@ def _csv_table(text: str, path: str, exists: Callable[[str], bool]) -> Table:
     else:
         lines = lines[1:]
     written, head = head, _distinct(head)
-    rows = [(number, dict(zip(head, line, strict=False))) for number, line in lines]
+    rows: list[tuple[int, Mapping[str, Any]]] = [
+        (number, dict(zip(head, line, strict=False))) for number, line in lines
+    ]
     return Table(path, head, rows, header=not bare, doubled=frozenset(head) - frozenset(written))
 
 
