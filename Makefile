@@ -27,16 +27,19 @@ test: setup
 	$(BIN)/pytest -n 2 --dist worksteal -q
 
 # The fast tests with the lowest versions that pyproject.toml allows, in an environment of their own.
-#   make test-lowest [KEEP="torch==2.13.0 torchvision==0.28.0"]: versions that are not to be lowered
+#   make test-lowest [KEEP="torch==2.13.0 torchvision==0.28.0"] [TESTS="tests/data"]: versions that are not to be
+#   lowered, and what to run. With a newer torch than an old package knows, torch's words on torch.jit are no fault.
 KEEP ?=
+TESTS ?=
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 test-lowest: .venv-lowest/ready
-	.venv-lowest/bin/pytest -q -m 'not slow' -p no:cacheprovider
+	.venv-lowest/bin/pytest -q -m 'not slow' -p no:cacheprovider $(if $(KEEP),-W 'ignore:`torch.jit:DeprecationWarning') $(TESTS)
 
 .venv-lowest/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet uv
 	printf '%s\n' $(KEEP) > .venv-lowest/keep.txt
-	.venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev --override .venv-lowest/keep.txt --output-file .venv-lowest/lowest.txt pyproject.toml
+	.venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev --override .venv-lowest/keep.txt --python .venv-lowest/bin/python --output-file .venv-lowest/lowest.txt pyproject.toml
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --requirement .venv-lowest/lowest.txt
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --no-deps --editable .
 	touch $@

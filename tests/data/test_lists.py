@@ -530,3 +530,28 @@ def test_images_that_no_list_names_are_counted(tmp_path: pathlib.Path) -> None:
     samples = read(tmp_path)
     right(samples)
     assert noted(samples, "2 images that no list gives a label left out (in test/)")
+
+
+@pytest.mark.parametrize("cell", ["", "unassigned", "-"])
+@pytest.mark.parametrize("told", ["", "split"])
+def test_a_column_of_splits_that_decides_nothing_leaves_them_to_be_dealt(
+    cell: str, told: str, tmp_path: pathlib.Path
+) -> None:
+    put(tmp_path, *(f"{stem}.png" for stem, _ in stems()))
+    write(tmp_path / "labels.csv", ["path,label,split", *(f"{s}.png,{kind},{cell}" for s, kind in stems())])
+    samples = read(tmp_path / "labels.csv", split_column=told)
+    right(samples)
+    assert noted(samples, "'split'", "names no split")
+
+
+def test_a_list_of_a_header_alone_is_told(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "labels.csv", ["path,label,split"])
+    with pytest.raises(DataError):
+        read(tmp_path / "labels.csv")
+
+
+def test_one_hot_columns_of_one_name_are_refused(tmp_path: pathlib.Path) -> None:
+    put(tmp_path, "a.png", "b.png", "c.png")
+    rows = ["image,cat,dog,cat", "a.png,1,0,0", "b.png,0,1,0", "c.png,0,0,1"]
+    with pytest.raises(DataError, match="more than one column 'cat'"):
+        read(write(tmp_path / "labels.csv", rows))

@@ -51,7 +51,7 @@ class Faults:
         self.count, self.what = 0, ""
         self._real: dict[str, Any] = {}
 
-    def _point(self, what: str, half: Callable[[], object] = lambda: None) -> None:
+    def _point(self, what: str, half: Callable[[], object] = lambda: None, path: Any = None) -> None:
         if self.count == self.at:
             self.count += 1
             self.what = what
@@ -60,7 +60,10 @@ class Faults:
                 Path(f"{self.root}.fault").write_text(what)
                 os.kill(os.getpid(), signal.SIGKILL)
             number = KINDS[self.kind]
-            raise OSError(number, os.strerror(number))
+            named = (
+                () if path is None else (os.fspath(path),)
+            )  # as the system's calls do that are given a name
+            raise OSError(number, os.strerror(number), *named)
         self.count += 1
 
     def _ours(self, path: Any) -> bool:
@@ -80,7 +83,7 @@ class Faults:
         def opened(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **options: Any) -> Any:
             if not any(letter in mode for letter in "wxa+") or not faults._ours(file):
                 return _OPEN(file, mode, buffering, *rest, **options)
-            faults._point(f"open {os.path.basename(os.fspath(file))}")
+            faults._point(f"open {os.path.basename(os.fspath(file))}", path=file)
             raw = Raw(file, mode.replace("b", "").replace("t", ""))
             if buffering == 0:
                 return raw
@@ -102,9 +105,8 @@ class Faults:
                         if name == "write"
                         else lambda: None
                     )
-                    faults._point(
-                        f"{name} {'' if isinstance(args[0], int) else os.path.basename(args[0])}", half
-                    )
+                    named = None if isinstance(args[0], int) else args[0]
+                    faults._point(f"{name} {os.path.basename(named or '')}", half, named)
                 return real(*args, **options)
 
             return call

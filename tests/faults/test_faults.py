@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).with_name("faulty.py")
 
 
@@ -41,7 +43,6 @@ def test_a_run_of_which_a_write_fails_goes_on_to_the_same_end(kind: str, start: 
     _check(_faults("train", tmp_path, kind, start, 65), 150)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "kind", "start", "step", "least"),
     [

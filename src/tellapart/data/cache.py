@@ -232,7 +232,8 @@ def open_or_build(
     has their sizes and hashes, and no images. ``room`` is asked before building. Raises NoRoom where it says
     no, OSError where the disk is full; an unreadable image only marks its row.
     """
-    target = folder / "decoded" / store_key(samples, policy if pixels else f"{policy} index")
+    policy = policy if pixels else f"{policy} index"
+    target = folder / "decoded" / store_key(samples, policy)
     store = open_store(target)
     if store is not None and (not _readable_now(samples, store) or not _removed(target, store)):
         return store

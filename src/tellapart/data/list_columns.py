@@ -169,6 +169,13 @@ def _label_columns(table: Table, spec: DataSpec, path: str, used: set[str], note
             note(f"Labels are the column {printable(rest[0])!r} of {printable(_name(table))!r}.")
         return (rest[0],)
     hot = one_hot(table, rest)
+    twice = sorted(table.doubled.intersection(hot))
+    if twice:
+        raise DataError(
+            f"{printable(table.path)!r} has more than one column {twice[0].rpartition('.')[0]!r}: as one-hot labels "
+            "they would be two classes of one name. Rename or remove one, or name the columns with "
+            "--data.label-column."
+        )
     if hot:
         note(f"One-hot labels of {printable(_name(table))!r}: {some((c.strip() for c in hot), 6)}.")
         return hot
@@ -248,17 +255,11 @@ def _split_column(table: Table, spec: DataSpec, path: str, note: Note) -> tuple[
         return "", None
     if spec.split_column:
         column = told(table, spec.split_column, "split_column")
-        splits = _splits_of(table, column, note)
-        if splits is None:
-            raise _not_split(table, column)
-        return column, splits
+        return column, _splits_wanted(table, column, note)
     free = [column for column in table.columns if column != path and column not in spec.label_column]
     strong = pick(free, _SPLIT)
     if strong:
-        splits = _splits_of(table, strong, note)
-        if splits is None:
-            raise _not_split(table, strong)
-        return strong, splits
+        return strong, _splits_wanted(table, strong, note)
     flags = tuple(name for names in _FLAGS.values() for name in names)
     flagged = [c for c in free if plain(c) in flags and all(is_yes_or_no(v) for v in table.cells(c) if v)]
     if len(flagged) > 1:
@@ -286,6 +287,19 @@ def _say_splits(table: Table, column: str, splits: dict[str, str], note: Note) -
     if any(cell and not is_plain(cell) for cell in splits):
         said = (f"{cell} is {split or 'no split'}" for cell, split in sorted(splits.items()) if cell)
         note(f"Splits by the column {printable(column)!r} of {printable(_name(table))!r}: {some(said)}.")
+
+
+def _splits_wanted(table: Table, column: str, note: Note) -> dict[str, str]:
+    """Return the split of each cell of a column that is one of splits. Raises DataError where a cell says no split."""
+    splits = _splits_of(table, column, note)
+    if splits is not None:
+        return splits
+    undecided = split_cells(table.cells(column))
+    if not set(table.cells(column)) <= set(undecided):
+        raise _not_split(table, column)
+    if table.rows:
+        note(f"The column {printable(column)!r} of {printable(_name(table))!r} is there and names no split.")
+    return undecided
 
 
 def _not_split(table: Table, column: str) -> DataError:

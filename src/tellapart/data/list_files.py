@@ -36,6 +36,9 @@ class Table:
     columns: list[str]
     rows: list[tuple[int, Mapping[str, Any]]] = field(repr=False)
     header: bool = True
+    doubled: frozenset[str] = (
+        frozenset()
+    )  # names that a number was put behind, as they are in the head already
 
     def cells(self, column: str, limit: int | None = None) -> list[str]:
         """Return the text of a column's cells (of the first ``limit`` rows)."""
@@ -89,10 +92,11 @@ def _csv_table(text: str, path: str, exists: Callable[[str], bool]) -> Table:
         head = [str(number) for number in range(1, len(head) + 1)]
     else:
         lines = lines[1:]
-    head = _distinct(head)
-    return Table(
-        path, head, [(number, dict(zip(head, line, strict=False))) for number, line in lines], header=not bare
-    )
+    written, head = head, _distinct(head)
+    rows: list[tuple[int, Mapping[str, Any]]] = [
+        (number, dict(zip(head, line, strict=False))) for number, line in lines
+    ]
+    return Table(path, head, rows, header=not bare, doubled=frozenset(head) - frozenset(written))
 
 
 def _distinct(head: list[str]) -> list[str]:

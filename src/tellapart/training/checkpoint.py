@@ -87,7 +87,14 @@ def _newest(folder: Path, check: Check | None, damaged: Callable[[Path, str], No
 
 def _read(path: Path) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
         wrong = archive.testzip()  # torch does not compare the sums
+    if not parts or min(part.header_offset for part in parts):
+        raise ValueError("something else stands before it")
+    if any(part.external_attr or part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise ValueError(
+            "its directory is wrong"
+        )  # torch reads nothing for a part that is marked as a folder
     if wrong is not None:
         raise ValueError(f"the check sum of its part {wrong} is wrong")
     content = torch.load(path, map_location="cpu", weights_only=True)
