@@ -2,8 +2,8 @@
 
     python bench/layouts.py SETS --truth PICTURES
 
-SETS holds a data set in each of its folders; PICTURES the pictures that they were made of, in a folder for each class. A
-picture is known by its bytes, so a wrong label shows: a set is read wrongly where a class that is named like one of
+SETS holds a data set in each of its folders; PICTURES the pictures that they were made of, in a folder for each class.
+A picture is known by its bytes, so a wrong label shows: a set is read wrongly where a class that is named like one of
 PICTURES holds another one's, or where names of two splits are classes. Exit code 1 if any is.
 """
 
