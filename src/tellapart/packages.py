@@ -10,7 +10,6 @@ import contextlib
 import functools
 import gc
 import importlib
-import importlib.metadata
 import importlib.util
 import pathlib
 from collections.abc import Iterator
@@ -87,7 +86,9 @@ def prepare_torchvision() -> None:
 
 def version(package: str) -> str | None:
     """Return the installed version of the distribution ``package``, or None."""
+    from importlib import metadata  # takes a moment, and help need not wait for it
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-from tellapart import json_text, runs, tables
+from tellapart import json_text, tables
 from tellapart.errors import shown
 
 _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -52,6 +52,8 @@ def summary(result: Result) -> str:
 def _worth(result: Result) -> str:
     """Return what the accuracy is of, and what to think of it, by the run's warnings."""
     on = {"test": "on the test split", "val": "on validation"}[result.split]
+    from tellapart import runs  # not for help, which would wait for it
+
     known = runs.honesty(runs.read_warnings(result.run), result.split)
     if known == "trained":
         return (
