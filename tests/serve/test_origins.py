@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -173,8 +173,8 @@ class _Page(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[int]:
-    """The port of another server, whose page asks."""
-    with HTTPServer(("127.0.0.1", 0), _Page) as other:
+    """The port of another server, whose page asks. It has threads: browsers open connections that they do not use yet."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Page) as other:
         thread = threading.Thread(target=other.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         yield other.server_address[1]
