@@ -19,7 +19,7 @@ from tellapart.data.folders import Tree
 from tellapart.data.list_columns import Columns
 from tellapart.data.list_files import Table, is_list
 from tellapart.data.list_paths import Finder
-from tellapart.data.listing import NO_BOX, Box, Listing, Note, clean_label, many, printable, some
+from tellapart.data.listing import NO_BOX, Box, Listing, Note, many, printable, some
 from tellapart.data.samples import Conflict
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
@@ -27,7 +27,6 @@ from tellapart.spec import DataSpec
 __all__ = ["Plan", "is_list", "is_list_of_images", "names_images", "plan", "read_list", "read_plan"]
 
 _RANK = {"test": 3, "val": 2, "train": 1, "": 0}
-_MISSING = frozenset(("nan", "NaN", "NAN", "n/a", "N/A", "#N/A", "<NA>", "NA", "#NA", "-nan"))
 _BESIDE = re.compile(
     r"labels?|annotations?|lists?|csvs?|meta(?:data)?|splits?|.*ground_?truth", re.IGNORECASE
 )
@@ -176,33 +175,15 @@ def _row(record: Mapping[str, Any], found: Plan, where: str, empty: Counter[str]
     columns = found.columns
     raw = record.get(columns.path)
     path = found.finder.clean("" if raw is None else str(raw))
-    labels = _labels(record, columns, where)
+    labels = list_columns.labels_of(record, columns, where)
     label = labels[0] if labels else ""
-    if not path or not label or (label in _MISSING and len(labels) == 1):
+    if not path or not label or (label in list_columns.MISSING and len(labels) == 1):
         empty[label if path and label else ""] += 1
         return None
     split = (columns.splits or {}).get(list_files.cell(record, columns.split), "")
     group = list_files.cell(record, columns.group)
     box = _box(record, columns.box, where)
     return _Row(path, label, split, group, box, labels if len(labels) > 1 else ())
-
-
-def _labels(record: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, ...]:
-    """Return the labels of a row: one, or those of its one-hot columns that say yes."""
-    if len(columns.labels) == 1:
-        label = clean_label(list_files.cell(record, columns.labels[0]))
-        return (label,) if label else ()
-    found = []
-    for column in columns.labels:
-        text = list_files.cell(record, column)
-        if text and not list_columns.is_yes_or_no(text):
-            raise DataError(
-                f"{where}: the one-hot column {column.strip()!r} is {text!r}; expected 0 or 1. Probabilities and "
-                "ratings are no labels."
-            )
-        if list_columns.is_yes(text):
-            found.append(clean_label(column))
-    return tuple(found)
 
 
 def _split_labels(rows: Sequence[_Row]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from tellapart.data import table_files
 from tellapart.data.containers import tables, webdataset
 from tellapart.data.folders import Tree
 from tellapart.data.listing import Listing, Note, split_of_stem
@@ -16,7 +17,9 @@ from tellapart.spec import DataSpec
 
 
 def _is_table(path: str) -> bool:
-    return tables.is_table(path) and (not path.lower().endswith(".parquet") or tables.holds_images(path))
+    return table_files.is_table(path) and (
+        not path.lower().endswith(".parquet") or table_files.holds_images(path)
+    )
 
 
 def open_file(path: str, spec: DataSpec, note: Note) -> Listing | None:
@@ -25,7 +28,7 @@ def open_file(path: str, spec: DataSpec, note: Note) -> Listing | None:
     if spec.format == "table" or (spec.format == "auto" and _is_table(path)):
         return tables.read_tables(folder, [(name, split_of_stem(name))], spec, note)
     shard = spec.format == "webdataset"
-    if shard or (spec.format == "auto" and webdataset.is_tar(path) and webdataset.is_webdataset(path)):
+    if shard or (spec.format == "auto" and webdataset.is_tar(path) and webdataset.is_webdataset(path, spec)):
         return webdataset.read_shards(folder, [name], spec, note)
     return None
 
@@ -38,6 +41,6 @@ def open_folder(tree: Tree, spec: DataSpec, note: Note) -> Listing | None:
     if spec.format not in ("auto", "webdataset") or tree.images:
         return None
     shards = [path for path in tree.others if webdataset.is_tar(path)]
-    if shards and webdataset.is_webdataset(os.path.join(tree.root, shards[0])):
+    if shards and webdataset.is_webdataset(os.path.join(tree.root, shards[0]), spec):
         return webdataset.read_shards(tree.root, shards, spec, note)
     return None
