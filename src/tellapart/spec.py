@@ -97,7 +97,7 @@ class DataSpec(Section, prefix="data."):
     test: tuple[str, ...] = ()
     """Folders of class folders that are the test split."""
     path_column: str = ""
-    """Lists: the column with the images' paths, file names or ids (of bytes, in Parquet); empty: by name and content."""
+    """Lists: the column with the images' paths, file names or ids (Parquet: of bytes); empty: by name and content."""
     label_column: tuple[str, ...] = ()
     """Lists: the column with the label; several: one-hot columns, whose names are the classes; empty: guessed."""
     split_column: str = ""

@@ -20,6 +20,7 @@ from tellapart.data.split_names import split_name, split_of_folders, split_of_st
 __all__ = [
     "NO_BOX",
     "Box",
+    "Guess",
     "Listing",
     "Note",
     "clean_label",
@@ -33,6 +34,13 @@ __all__ = [
 
 Note = Callable[[str], None]
 Box = tuple[float, float, float, float]
+
+
+class Guess(str):
+    """A note of a guess that may be wrong without a sign, so that it is told as a warning, with what came of it."""
+
+    __slots__ = ()
+
 
 NO_BOX: Box = (float("nan"),) * 4
 """Stands for the whole image."""

@@ -31,7 +31,7 @@ from tellapart.data import (
 from tellapart.data.annotations import FORMATS, TITLES, detect, file_format, read_annotations
 from tellapart.data.containers import unread, webdataset
 from tellapart.data.leftovers import class_folders_first
-from tellapart.data.listing import Listing, many, printable, some
+from tellapart.data.listing import Guess, Listing, many, printable, some
 from tellapart.data.samples import SPLITS, Samples
 from tellapart.data.text import check_encoding
 from tellapart.errors import DataError, did_you_mean
@@ -49,9 +49,13 @@ class Notes(list[str]):
     def __init__(self, say: Callable[[str], None], warn: Callable[[str], None] | None = None) -> None:
         super().__init__()
         self._say, self._warn = say, warn or say
+        self.guesses: list[str] = []
 
     def __call__(self, text: str) -> None:
-        """Say and keep a note."""
+        """Say and keep a note; a guess waits until it is known what came of it."""
+        if isinstance(text, Guess):
+            self.guesses.append(text)
+            return
         self.append(text)
         self._say(text)
 
@@ -59,6 +63,14 @@ class Notes(list[str]):
         """Say and keep that something is probably wrong."""
         self.append(text)
         self._warn(text)
+
+    def tell_guesses(self, classes: Sequence[str] = ()) -> None:
+        """Warn of each guess, with class names by which a person sees whether it is right."""
+        telling = [name for name in classes if not name.isascii()]
+        names = f" The classes are then: {some(telling or classes, 6)}." if classes else ""
+        for text in self.guesses:
+            self.warn(f"{text}{names} If that is wrong, --data.encoding names the encoding.")
+        self.guesses = []
 
 
 def open_source(
@@ -75,17 +87,12 @@ def open_source(
     """
     notes = Notes(say, warn)
     check_encoding(spec.encoding)
-    named = {split: names for split in SPLITS if (names := getattr(spec, split))}
-    name = "" if named else _known_name(spec, notes)
-    if named:
-        listing = _open_named(named, spec, notes)
-    elif name:
-        listing = known.open_known(name, spec, notes)
-    else:
-        shards = webdataset.expand(spec.source)
-        path = _existing(shards[0] if shards else spec.source)
-        listing = _open_shards(shards, spec, notes) if shards else _open_path(path, spec, notes)
-        listing.name = listing.name or _title(path)
+    try:
+        listing = _read(spec, notes)
+    except DataError:
+        notes.tell_guesses()  # one may be the reason
+        raise
+    notes.tell_guesses(sorted(set(listing.labels)))
     if listing.bad and spec.on_bad_image == "error":
         raise DataError(
             f"{many(len(listing.bad), 'image or annotation', 'images or annotations')} cannot be used, the first: "
@@ -100,6 +107,21 @@ def open_source(
 
 
 # --- Which source -----------------------------------------------------------------------------------------
+
+
+def _read(spec: DataSpec, notes: Notes) -> Listing:
+    named = {split: names for split in SPLITS if (names := getattr(spec, split))}
+    name = "" if named else _known_name(spec, notes)
+    if named:
+        listing = _open_named(named, spec, notes)
+    elif name:
+        listing = known.open_known(name, spec, notes)
+    else:
+        shards = webdataset.expand(spec.source)
+        path = _existing(shards[0] if shards else spec.source)
+        listing = _open_shards(shards, spec, notes) if shards else _open_path(path, spec, notes)
+        listing.name = listing.name or _title(path)
+    return listing
 
 
 def _title(path: str) -> str:

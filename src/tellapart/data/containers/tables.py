@@ -118,7 +118,7 @@ def _shape(schema: Any, path: str, spec: DataSpec) -> _Shape:
     image = _image_column(schema, features, path, spec)
     names = {}
     for name in schema.names:
-        feature = features.get(name)
+        feature = features.get(name) or {}
         if name != image and table_files.kind_of(feature) == "ClassLabel":
             given = feature.get("names")
             names[name] = tuple(map(str, given)) if isinstance(given, list) else ()
