@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,24 @@ def hold(folder: Path) -> files.Lock:
     raise RunError(
         f"Another process is training in {folder}{f' ({who})' if who else ''}. Wait until it has ended, or end it."
     )
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make a folder, if need be, that this process alone writes results to, for the time of the block.
+
+    Raises RunError where another has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = files.lock_folder(folder)
+    if held is None:
+        raise RunError(
+            f"Another process is writing to {folder}. Wait until it has ended, or choose another --out."
+        )
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def _sign(held: files.Lock) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tellapart import artifact, doctor, runtime
+from tellapart import artifact, doctor, runs, runtime
 from tellapart.compress import channels, masks, measuring, page
 from tellapart.compress.measuring import Candidate
 from tellapart.compress.subject import Subject, open_subject
@@ -103,15 +103,16 @@ def compress(
     folder = _new_folder(out)
     with Console(quiet=quiet) as console:
         subject = open_subject(model, data, changes, spec, console)
-    folder.mkdir(parents=True, exist_ok=True)
-    work = _Work(subject, folder, chosen, quiet)
-    candidates = [work.base()]
-    for method in dict.fromkeys(methods):
-        candidates += work.methods[method]()
-    with Console(quiet=quiet) as console:
-        comparison = _compare(subject, folder, candidates, chosen, console)
-    comparison.write()
-    page.write_page(comparison)
+    with runs.alone(folder):
+        _new_folder(out)  # another may have filled it in the meantime
+        work = _Work(subject, folder, chosen, quiet)
+        candidates = [work.base()]
+        for method in dict.fromkeys(methods):
+            candidates += work.methods[method]()
+        with Console(quiet=quiet) as console:
+            comparison = _compare(subject, folder, candidates, chosen, console)
+        comparison.write()
+        page.write_page(comparison)
     return comparison
 
 

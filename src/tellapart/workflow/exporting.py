@@ -128,9 +128,12 @@ def export(
     folder, found = Path(out), artifact.find(model)
     _refuse_existing(folder, wanted)
     card = artifact.read_card(found)
-    with Console(quiet=quiet) as console, _threads(threads) as used:
+    with contextlib.ExitStack() as stack:
+        console = stack.enter_context(Console(quiet=quiet))
+        used = stack.enter_context(_threads(threads))
         cases = _cases(found, card, data, split, images, data_changes, console)
-        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(runs.alone(folder))
+        _refuse_existing(folder, wanted)  # what another wrote in the meantime
         files.sweep(folder, files.EARLIER_EXPORTS)
         results, errors = [], []
         for entry, options in wanted:
