@@ -33,7 +33,7 @@ import numpy as np
 
 import common
 from tellapart import recipes
-from tellapart.data import sources
+from tellapart.data.sources import opening
 from tellapart.devices import tune_allocator
 from tellapart.spec import update
 from tellapart.training import setup
@@ -90,7 +90,7 @@ def our_way(data: Path, cache: str, steps: int) -> tuple[Callable[[], float], in
     own = {"data.source": str(data), "data.cache_dir": cache, "training.start_size": 0}
     spec = update(recipes.recipe("cifar10-fast"), own)
     batch = spec.training.batch_size
-    train = sources.open_source(spec.data, lambda text: None).split("train")
+    train = opening.open_source(spec.data, lambda text: None).split("train")
     few = train.select(np.linspace(0, len(train) - 1, 4 * batch).astype(int))
     prepared = setup.prepare(spec, few, lambda count: None)
     trainer = common.trainer(prepared, steps + 1, Path(cache))

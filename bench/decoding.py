@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 
 import common
-from tellapart.data import building, sources, workers
-from tellapart.data.cache import ImageStore
-from tellapart.data.decoded import AsContracted, AsSource, Decode
-from tellapart.data.images import SOURCE_MARGIN
 from tellapart.data.loader import ImageSet, batches
 from tellapart.data.samples import Samples
-from tellapart.data.streaming import StreamedStore
+from tellapart.data.sources import opening
+from tellapart.data.stores import building, workers
+from tellapart.data.stores.cache import ImageStore
+from tellapart.data.stores.decoded import AsContracted, AsSource, Decode
+from tellapart.data.stores.images import SOURCE_MARGIN
+from tellapart.data.stores.streaming import StreamedStore
 from tellapart.devices import tune_allocator
 from tellapart.preprocess import MAX_PIXELS, Preprocessing
 from tellapart.spec import DataSpec
@@ -81,7 +82,7 @@ def once(kind: str, samples: Samples, decode: Decode, count: int) -> tuple[float
 
 def table(folder: Path, count: int) -> Samples:
     spec = DataSpec(source=str(folder), format="folder", val_fraction=0, test_fraction=0)
-    samples = sources.open_source(spec, lambda text: None)
+    samples = opening.open_source(spec, lambda text: None)
     return samples.select(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int))
 
 

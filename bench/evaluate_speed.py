@@ -32,8 +32,8 @@ import common
 from common import fresh
 from tellapart import artifact
 from tellapart.contract import Card
-from tellapart.data import images as decoded
-from tellapart.data import sources
+from tellapart.data.sources import opening
+from tellapart.data.stores import images as decoded
 from tellapart.devices import tune_allocator
 from tellapart.evaluation import infer
 from tellapart.models import weights, zoo
@@ -107,7 +107,7 @@ def ours(predictor: artifact.Predictor, folder: Path, cache: Path) -> tuple[floa
     """Return (images a second, accuracy) from the folder to the accuracy, as `tellapart evaluate` gets there."""
     started = time.perf_counter()
     spec = DataSpec(source=str(folder), cache_dir=str(cache), val_fraction=0.0, test_fraction=0.0)
-    samples = sources.open_source(spec, lambda text: None)
+    samples = opening.open_source(spec, lambda text: None)
     images, _ = decoded.evaluation_images(samples, predictor.preprocessing, spec)
     batch_size = infer.batch_that_pays(SIZE, predictor.device)
     logits = infer.collect_logits(predictor, images, batch_size=batch_size)

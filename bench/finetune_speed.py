@@ -37,7 +37,7 @@ import torch
 
 import common
 from common import fresh
-from tellapart.data import sources
+from tellapart.data.sources import opening
 from tellapart.devices import tune_allocator
 from tellapart.packages import require
 from tellapart.spec import Spec, update
@@ -77,7 +77,7 @@ def tellapart_ways(args: argparse.Namespace, cache: str) -> dict[str, Measure]:
         "speed.compile": args.compile,
     }
     spec = update(Spec(), changes)
-    samples = sources.open_source(spec.data, lambda text: None)
+    samples = opening.open_source(spec.data, lambda text: None)
     prepared = setup.prepare(spec, samples, lambda count: None)
     model = setup.build_model(prepared)[0]
     chosen = probe.choose(

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 import common
-from tellapart.data import sources
+from tellapart.data.sources import opening
 from tellapart.devices import AMP_DTYPES, release, tune_allocator
 from tellapart.spec import Spec, update
 from tellapart.training import setup
@@ -79,7 +79,7 @@ def prepared(args: argparse.Namespace, data: Path, cache: Path, **changes: Any) 
         **changes,
     }
     spec = update(Spec(), chosen)
-    return setup.prepare(spec, sources.open_source(spec.data, lambda text: None), lambda count: None)
+    return setup.prepare(spec, opening.open_source(spec.data, lambda text: None), lambda count: None)
 
 
 def measured(work: Callable[[], float]) -> Found:

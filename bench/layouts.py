@@ -17,8 +17,8 @@ from collections import Counter
 from pathlib import Path
 
 from tellapart.data.samples import Samples
-from tellapart.data.sources import open_source
-from tellapart.data.split_names import split_name
+from tellapart.data.sources.folders.split_names import split_name
+from tellapart.data.sources.opening import open_source
 from tellapart.errors import TellapartError
 from tellapart.spec import DataSpec
 

@@ -37,8 +37,9 @@ import common
 from common import fresh
 from tellapart import augment, packages
 from tellapart.contract import jpeg
-from tellapart.data import images, sources
 from tellapart.data.loader import ImageSet, batches, source_sizes
+from tellapart.data.sources import opening
+from tellapart.data.stores import images
 from tellapart.data.transfer import resident_limit
 from tellapart.devices import tune_allocator
 from tellapart.preprocess import Preprocessing
@@ -92,7 +93,7 @@ def read(folder: str, size: int, cache: str, mode: str) -> ImageSet:
     spec = DataSpec(
         source=folder, format="folder", val_fraction=0, test_fraction=0, cache_dir=cache, cache=mode
     )
-    samples = sources.open_source(spec, lambda text: None)
+    samples = opening.open_source(spec, lambda text: None)
     contract = Preprocessing(size, 3, "crop", "bilinear", 0.875, MEAN, STD, decode="scaled")
     found, bad = images.augmentation_sources(samples, contract, spec)
     assert not bad

@@ -28,8 +28,8 @@ from PIL import Image
 import common
 from common import Silent, fresh
 from tellapart import packages, recipes
-from tellapart.data import sources
 from tellapart.data.samples import Samples
+from tellapart.data.sources import opening
 from tellapart.devices import tune_allocator
 from tellapart.models import zoo
 from tellapart.spec import Spec, update
@@ -113,7 +113,7 @@ def measure(name: str, data: dict[str, str], args: argparse.Namespace) -> None:
     if args.batch_size:
         changes["training.batch_size"] = args.batch_size
     spec = update(recipes.recipe(name), changes)
-    samples = subset(sources.open_source(spec.data, lambda text: None), args.images)
+    samples = subset(opening.open_source(spec.data, lambda text: None), args.images)
     prepared = setup.prepare(spec, samples, lambda count: None)
     rows = np.arange(len(prepared.train))
     images = prepared.train.batch(rows).images.numpy()

@@ -15,7 +15,7 @@ from PIL import Image
 
 import tellapart
 from tellapart import cli, devices, recipes
-from tellapart.data.sources import open_source
+from tellapart.data.sources.opening import open_source
 from tellapart.spec import DataSpec
 
 ROOT = Path(__file__).resolve().parent.parent

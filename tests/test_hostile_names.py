@@ -18,7 +18,7 @@ from PIL import Image
 
 from tellapart import artifact, printing
 from tellapart.contract import Architecture, BadImage, Card, Preprocessing, decode
-from tellapart.data.images import Bad, write_bad_images
+from tellapart.data.stores.images import Bad, write_bad_images
 from tellapart.models import zoo
 from tellapart.predict import Prediction
 from tellapart.tracking import Console

@@ -132,8 +132,8 @@ def test_a_range_goes_from_the_option_to_the_answer(
 
 
 def test_an_unused_range_is_said(sensor: Path, tmp_path: Path) -> None:
-    from tellapart.data import sources
-    from tellapart.data.images import look
+    from tellapart.data.sources import opening
+    from tellapart.data.stores.images import look
     from tellapart.spec import DataSpec
 
     findings = {finding.code: finding for finding in tellapart.check(sensor, quiet=True).findings}
@@ -142,7 +142,7 @@ def test_an_unused_range_is_said(sensor: Path, tmp_path: Path) -> None:
         in findings["unused-range"].message
     )
     assert "--input.range 0-4095" in findings["unused-range"].advice
-    samples = sources.open_source(DataSpec(source=str(sensor)), lambda note: None)
+    samples = opening.open_source(DataSpec(source=str(sensor)), lambda note: None)
     seen = look(samples, DataSpec())
     assert "the largest number is 4,080 of 65,535, so they become nearly black" in seen.unused_range()
     assert "--input.range 0-4095, or --input.range max" in seen.unused_range()

@@ -204,13 +204,14 @@ def test_logits_that_are_known_count_where_a_sample_confirms_them(
     trained: Any, right: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tellapart import artifact
-    from tellapart.data import images, sources
+    from tellapart.data.sources import opening
+    from tellapart.data.stores import images
     from tellapart.evaluation import infer
     from tellapart.spec import DataSpec
     from tellapart.workflow import measure
 
     predictor = artifact.open_model(trained.run)
-    samples = sources.open_source(DataSpec(source=str(trained.data)), lambda text: None).split("test")
+    samples = opening.open_source(DataSpec(source=str(trained.data)), lambda text: None).split("test")
     found, _ = images.evaluation_images(samples, predictor.preprocessing, DataSpec())
     known = infer.collect_logits(predictor, found)
     expected = measure.evaluate_set(predictor, found, "test", None, tellapart.tracking.Console(quiet=True))

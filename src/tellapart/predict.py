@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart.contract import BadImage, Card
-from tellapart.data import folders
+from tellapart.data.sources.folders import walk
 from tellapart.errors import UserError
 from tellapart.runtime import Backend, probabilities
 
@@ -89,7 +89,7 @@ def expand(inputs: Sequence[str], urls: bool = False) -> Iterator[str]:
 
 def _walk(folder: str) -> Iterator[str]:
     """Yield what training would take for an image, by extension or content; no pipes, no endless links."""
-    tree = folders.walk(folder, lambda note: None)
+    tree = walk.walk(folder, lambda note: None)
     return (os.path.join(folder, path) for path in tree.images)
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from tellapart.contract import BadImage, decode, decoding
 from tellapart.contract.decoding import recognise
 from tellapart.contract.formats import BY_EXTENSION, FORMATS
-from tellapart.data import folders
+from tellapart.data.sources.folders import walk
 from tellapart.serve.options import Options
 
 HEIC = base64.b64decode(  # 16x12, a red square on grey
@@ -53,7 +53,7 @@ def test_every_format_that_is_walked_is_decoded(one: object, tmp_path: Path) -> 
         np.testing.assert_array_equal(pixels, np.asarray(picture()))
     for extension in one.extensions:  # type: ignore[attr-defined]
         (tmp_path / f"a{extension}").write_bytes(content)
-    found = folders.walk(str(tmp_path), lambda note: None).images
+    found = walk.walk(str(tmp_path), lambda note: None).images
     assert sorted(found) == sorted(f"a{extension}" for extension in one.extensions)  # type: ignore[attr-defined]
 
 

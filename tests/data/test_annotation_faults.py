@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from tellapart.data.health import examine
-from tellapart.data.images import write_bad_images
 from tellapart.data.samples import Samples
-from tellapart.data.sources import open_source
+from tellapart.data.sources.opening import open_source
+from tellapart.data.stores.images import write_bad_images
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec, Spec, update
 from tellapart.training import setup

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tellapart.data.annotations import json_files, label_studio, via
-from tellapart.data.annotations.entries import Entry, Files
+from tellapart.data.sources.annotations import json_files, label_studio, via
+from tellapart.data.sources.annotations.entries import Entry, Files
 from tellapart.errors import DataError
 
 RECTANGLE = {"x": 1, "y": 2, "width": 3, "height": 4, "rotation": 5, "rectanglelabels": ["b"]}

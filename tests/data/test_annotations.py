@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tellapart.data.samples import Conflict, Samples
-from tellapart.data.sources import open_source
+from tellapart.data.sources.opening import open_source
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 

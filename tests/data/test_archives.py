@@ -14,9 +14,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from tellapart.data import archives
-from tellapart.data.archives import extract
-from tellapart.data.sources import open_source
+from tellapart.data.sources import archives
+from tellapart.data.sources.archives import extract
+from tellapart.data.sources.opening import open_source
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 

@@ -20,10 +20,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tellapart.data import building, cache
-from tellapart.data.cache import ImageStore, open_or_build, store_key
 from tellapart.data.samples import Samples, content_hash
-from tellapart.data.workers import Threads
+from tellapart.data.stores import building, cache
+from tellapart.data.stores.cache import ImageStore, open_or_build, store_key
+from tellapart.data.stores.workers import Threads
 from tellapart.preprocess import BadImage, as_tensor
 
 
@@ -382,8 +382,8 @@ import sys, time, pathlib
 import numpy as np
 sys.path.insert(0, {tests!r})
 from test_cache import Decoder, table
-from tellapart.data.cache import open_or_build
-from tellapart.data.workers import Threads
+from tellapart.data.stores.cache import open_or_build
+from tellapart.data.stores.workers import Threads
 here, me, other = map(pathlib.Path, sys.argv[1:])
 def decode(content, box):
     me.touch()

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tellapart.data import copies, splits
-from tellapart.data.copies import same_bytes
-from tellapart.data.listing import Listing
 from tellapart.data.samples import Samples
-from tellapart.data.sources import open_source
+from tellapart.data.sources import copies, splits
+from tellapart.data.sources.copies import same_bytes
+from tellapart.data.sources.listing import Listing
+from tellapart.data.sources.opening import open_source
 from tellapart.spec import DataSpec
 
 

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from tellapart.data import cache, decoded, images
-from tellapart.data.images import (
+from tellapart.data.loader import ImageSet, batches
+from tellapart.data.samples import Samples, content_hash
+from tellapart.data.stores import cache, decoded, images
+from tellapart.data.stores.images import (
     Bad,
     augmentation_sources,
     channel_statistics,
@@ -27,9 +29,7 @@ from tellapart.data.images import (
     look,
     write_bad_images,
 )
-from tellapart.data.loader import ImageSet, batches
-from tellapart.data.samples import Samples, content_hash
-from tellapart.data.streaming import StreamedStore
+from tellapart.data.stores.streaming import StreamedStore
 from tellapart.errors import DataError, TellapartError
 from tellapart.preprocess import Preprocessing, fit_short_side, load
 from tellapart.spec import DataSpec

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from tellapart import packages
-from tellapart.data import arrays, known, torchvision_sets
 from tellapart.data.samples import Samples
-from tellapart.data.sources import open_source
+from tellapart.data.sources import arrays, known, torchvision_sets
+from tellapart.data.sources.opening import open_source
 from tellapart.errors import DataError, MissingPackageError, OfflineError, SpecError
 from tellapart.spec import DataSpec
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pytest
 
 from tellapart.data.samples import Samples
-from tellapart.data.sources import open_source
+from tellapart.data.sources.opening import open_source
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 

@@ -10,7 +10,7 @@ import unicodedata
 import pytest
 
 from tellapart.data.samples import Conflict, Samples
-from tellapart.data.sources import open_source
+from tellapart.data.sources.opening import open_source
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 

@@ -12,10 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tellapart.data import cache, loader
+from tellapart.data import loader
 from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
 from tellapart.data.samples import Samples
-from tellapart.data.workers import Threads
+from tellapart.data.stores import cache
+from tellapart.data.stores.workers import Threads
 
 Sets = Callable[[bool], ImageSet]
 SIDES = [(5, 3), (2, 6), (4, 4), (1, 1), (6, 2)]

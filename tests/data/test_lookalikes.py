@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tellapart.data.lookalikes import look_alike, missing_values, spelt, warnings
-from tellapart.data.sources import open_source
+from tellapart.data.sources.lookalikes import look_alike, missing_values, spelt, warnings
+from tellapart.data.sources.opening import open_source
 from tellapart.spec import DataSpec
 
 ALIKE = [
@@ -61,7 +61,7 @@ def test_names_that_differ(pair: tuple[str, str]) -> None:
 
 
 def test_names_of_usual_sets_do_not_look_alike() -> None:
-    from tellapart.data import known
+    from tellapart.data.sources import known
 
     for names in (list("0123456789ABCDEFabcdef"), [f"n{n:08}" for n in range(500)], known.names()):
         assert look_alike(names) == []

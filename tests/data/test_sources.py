@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tellapart.data.samples import Conflict, Samples, write_samples
-from tellapart.data.sources import open_source
+from tellapart.data.sources.opening import open_source
 from tellapart.errors import DataError, TellapartError
 from tellapart.spec import DataSpec
 
@@ -193,7 +193,7 @@ def test_files_are_taken_by_extension_else_by_their_first_bytes(tmp_path: pathli
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"])
 def test_first_bytes_of_every_common_format_are_known(tmp_path: pathlib.Path, kind: str) -> None:
-    from tellapart.data.folders import looks_like_image
+    from tellapart.data.sources.folders.walk import looks_like_image
 
     Image.new("RGB", (40, 30)).save(tmp_path / "file", kind)
     assert looks_like_image(str(tmp_path / "file"))

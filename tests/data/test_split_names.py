@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tellapart.data.split_names import (
+from tellapart.data.sources.folders.split_names import (
     EVAL,
     meaning,
     settle,

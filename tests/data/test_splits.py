@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
-from tellapart.data.splits import assign, crossing, quotas
+from tellapart.data.sources.splits import assign, crossing, quotas
 from tellapart.errors import DataError
 
 FRACTIONS = st.sampled_from(

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from tellapart import cli
-from tellapart.data import cache, stores
-from tellapart.data.cache import ImageStore, NoRoom, open_or_build, store_key
 from tellapart.data.samples import Samples
-from tellapart.data.workers import Threads
+from tellapart.data.stores import cache, housekeeping
+from tellapart.data.stores.cache import ImageStore, NoRoom, open_or_build, store_key
+from tellapart.data.stores.workers import Threads
 from tellapart.errors import UserError
 
 DAY = 24 * 3600.0
@@ -49,7 +49,7 @@ def three(tmp_path: Path) -> list[str]:
 
 
 def test_stores_are_listed_by_last_use_and_say_what_they_are_of(tmp_path: Path, three: list[str]) -> None:
-    found = stores.list_stores(tmp_path / "decoded")
+    found = housekeeping.list_stores(tmp_path / "decoded")
     assert [store.key for store in found] == [three[1], three[2], three[0]]
     described = found[0].to_dict()
     assert described["source"] == "set 1"
@@ -58,7 +58,7 @@ def test_stores_are_listed_by_last_use_and_say_what_they_are_of(tmp_path: Path, 
     assert described["bytes"] == sum(f.stat().st_size for f in found[0].path.iterdir()) > 4 * 16 * 16 * 3
     assert not any(store.in_use for store in found)
     held = build(tmp_path, 1)
-    found = stores.list_stores(tmp_path / "decoded")
+    found = housekeeping.list_stores(tmp_path / "decoded")
     assert [store.key for store in found] == [three[2], three[0], three[1]], "opening counts as use"
     assert [store.in_use for store in found] == [False, False, True]
     assert held.image(0).max() == 1
@@ -73,7 +73,7 @@ def test_what_is_not_ours_is_neither_listed_nor_removed(tmp_path: Path, three: l
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "index.npz").write_text("x")
     (decoded / ("e" * 32)).symlink_to(tmp_path / "elsewhere")
-    cleared = stores.clear(decoded)
+    cleared = housekeeping.clear(decoded)
     assert sorted(cleared.removed) == sorted(three)
     assert cleared.freed > 3 * 4 * 16 * 16 * 3
     assert sorted(path.name for path in decoded.iterdir()) == sorted(["mine", "e" * 32, "f" * 32])
@@ -82,24 +82,24 @@ def test_what_is_not_ours_is_neither_listed_nor_removed(tmp_path: Path, three: l
 
 def test_clear_takes_keys_and_age_and_spares_what_is_in_use(tmp_path: Path, three: list[str]) -> None:
     decoded = tmp_path / "decoded"
-    assert stores.clear(decoded, older_than=2.5).removed == (three[1],)
-    assert stores.clear(decoded, [three[0][:8]], older_than=2.5).removed == ()
+    assert housekeeping.clear(decoded, older_than=2.5).removed == (three[1],)
+    assert housekeeping.clear(decoded, [three[0][:8]], older_than=2.5).removed == ()
     held = build(tmp_path, 2)
-    cleared = stores.clear(decoded)
+    cleared = housekeeping.clear(decoded)
     assert cleared.removed == (three[0],)
     assert cleared.kept == (three[2],)
     assert held.image(3).min() == 2
     del held
-    assert stores.clear(decoded, [three[2]]).removed == (three[2],)
+    assert housekeeping.clear(decoded, [three[2]]).removed == (three[2],)
     with pytest.raises(UserError, match="key of no store"):
-        stores.clear(decoded, [three[2]])
+        housekeeping.clear(decoded, [three[2]])
 
 
 def test_another_process_keeps_its_store(tmp_path: Path, three: list[str]) -> None:
     path = tmp_path / "decoded" / three[0]
     program = (
-        "import sys, pathlib; from tellapart.data import stores\n"
-        "held = stores.lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from tellapart.data.stores import housekeeping\n"
+        "held = housekeeping.lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -107,39 +107,39 @@ def test_another_process_keeps_its_store(tmp_path: Path, three: list[str]) -> No
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        assert stores.clear(path.parent, [three[0]]).kept == (three[0],)
+        assert housekeeping.clear(path.parent, [three[0]]).kept == (three[0],)
     finally:
         process.kill()
         process.communicate()
-    assert stores.clear(path.parent, [three[0]]).removed == (three[0],)
+    assert housekeeping.clear(path.parent, [three[0]]).removed == (three[0],)
 
 
 def test_room_is_made_by_the_least_recently_used(tmp_path: Path, three: list[str]) -> None:
     decoded = tmp_path / "decoded"
-    size = {store.key: store.size for store in stores.list_stores(decoded)}
-    total, gib = sum(size.values()), stores.GIB
-    assert stores.make_room(decoded, 1000, 0)
-    assert stores.make_room(decoded, 1000, (total + 1001) / gib)
-    assert len(stores.list_stores(decoded)) == 3
-    assert not stores.make_room(decoded, 1000, 900 / gib), "more than is allowed at all"
-    assert len(stores.list_stores(decoded)) == 3, "nothing goes in vain"
+    size = {store.key: store.size for store in housekeeping.list_stores(decoded)}
+    total, gib = sum(size.values()), housekeeping.GIB
+    assert housekeeping.make_room(decoded, 1000, 0)
+    assert housekeeping.make_room(decoded, 1000, (total + 1001) / gib)
+    assert len(housekeeping.list_stores(decoded)) == 3
+    assert not housekeeping.make_room(decoded, 1000, 900 / gib), "more than is allowed at all"
+    assert len(housekeeping.list_stores(decoded)) == 3, "nothing goes in vain"
     held = build(tmp_path, 1)  # the oldest is in use now
-    assert stores.make_room(decoded, 1000, (total + 999) / gib)
-    assert {store.key for store in stores.list_stores(decoded)} == {three[0], three[1]}
-    assert not stores.make_room(decoded, total, (total + size[three[1]] - 1) / gib)
+    assert housekeeping.make_room(decoded, 1000, (total + 999) / gib)
+    assert {store.key for store in housekeeping.list_stores(decoded)} == {three[0], three[1]}
+    assert not housekeeping.make_room(decoded, total, (total + size[three[1]] - 1) / gib)
     assert held.image(0).max() == 1
 
 
 def test_a_disk_that_is_nearly_full_counts(
     tmp_path: Path, three: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = stores.shutil.disk_usage(tmp_path)
-    tight = usage._replace(free=stores.RESERVE + 999)
-    monkeypatch.setattr(stores.shutil, "disk_usage", lambda path: tight)
-    assert stores.make_room(tmp_path / "decoded", 999, 0)
-    assert len(stores.list_stores(tmp_path / "decoded")) == 3
-    assert stores.make_room(tmp_path / "decoded", 1000, 0)
-    assert [store.key for store in stores.list_stores(tmp_path / "decoded")] == [three[2], three[0]]
+    usage = housekeeping.shutil.disk_usage(tmp_path)
+    tight = usage._replace(free=housekeeping.RESERVE + 999)
+    monkeypatch.setattr(housekeeping.shutil, "disk_usage", lambda path: tight)
+    assert housekeeping.make_room(tmp_path / "decoded", 999, 0)
+    assert len(housekeeping.list_stores(tmp_path / "decoded")) == 3
+    assert housekeeping.make_room(tmp_path / "decoded", 1000, 0)
+    assert [store.key for store in housekeeping.list_stores(tmp_path / "decoded")] == [three[2], three[0]]
 
 
 def test_building_asks_for_room_and_an_open_store_does_not(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_building_asks_for_room_and_an_open_store_does_not(tmp_path: Path) -> No
 
 def test_leftovers_go_when_their_process_is_gone(tmp_path: Path) -> None:
     decoded = tmp_path / "decoded"
-    alive, held = stores.begin(decoded)
-    dead, lost = stores.begin(decoded)
+    alive, held = housekeeping.begin(decoded)
+    dead, lost = housekeeping.begin(decoded)
     (dead / "pixels.bin").write_bytes(b"12345")
     assert lost is not None
     lost.release()
@@ -160,18 +160,18 @@ def test_leftovers_go_when_their_process_is_gone(tmp_path: Path) -> None:
     for folder in (new, old):
         folder.mkdir()
     age(old, 1.1)
-    assert stores.sweep(decoded) == (2, 5)
+    assert housekeeping.sweep(decoded) == (2, 5)
     assert sorted(path.name for path in decoded.iterdir()) == sorted([alive.name, new.name])
     assert held is not None
 
 
 def test_a_removed_store_is_built_anew(tmp_path: Path) -> None:
     first = build(tmp_path, 3)
-    stores_before = stores.list_stores(tmp_path / "decoded")
-    assert not stores.remove(stores_before[0])
+    stores_before = housekeeping.list_stores(tmp_path / "decoded")
+    assert not housekeeping.remove(stores_before[0])
     del first
-    assert stores.remove(stores_before[0])
-    assert not stores.remove(stores_before[0])
+    assert housekeeping.remove(stores_before[0])
+    assert not housekeeping.remove(stores_before[0])
     assert build(tmp_path, 3).image(0).max() == 3
 
 
@@ -180,7 +180,7 @@ def test_an_older_store_without_lock_and_about_is_used(tmp_path: Path) -> None:
     target = tmp_path / "decoded" / store_key(table(3), "p")
     (target / "in-use").unlink()
     (target / "about.json").write_text("{broken")
-    (listed,) = stores.list_stores(tmp_path / "decoded")
+    (listed,) = housekeeping.list_stores(tmp_path / "decoded")
     assert listed.to_dict()["source"] is None
     assert build(tmp_path, 3, room=lambda: False).image(0).max() == 3
     assert cache.open_store(target) is not None
@@ -189,11 +189,11 @@ def test_an_older_store_without_lock_and_about_is_used(tmp_path: Path) -> None:
 def test_without_locks_recent_use_protects(
     tmp_path: Path, three: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores.files, "fcntl", None)
+    monkeypatch.setattr(housekeeping.files, "fcntl", None)
     build(tmp_path, 0)
-    found = {store.key: store.in_use for store in stores.list_stores(tmp_path / "decoded")}
+    found = {store.key: store.in_use for store in housekeeping.list_stores(tmp_path / "decoded")}
     assert found == {three[0]: True, three[1]: False, three[2]: False}
-    cleared = stores.clear(tmp_path / "decoded")
+    cleared = housekeeping.clear(tmp_path / "decoded")
     assert set(cleared.removed) == set(three[1:])
     assert cleared.kept == (three[0],)
 
@@ -223,8 +223,8 @@ SLOW = """
 import sys, time, pathlib
 sys.path.insert(0, {tests!r})
 from test_stores import table
-from tellapart.data.cache import open_or_build
-from tellapart.data.workers import Threads
+from tellapart.data.stores.cache import open_or_build
+from tellapart.data.stores.workers import Threads
 def decode(one, box):
     sys.stdout.write("decoding\\n"); sys.stdout.flush()
     time.sleep(0.05)
@@ -245,13 +245,13 @@ def test_a_stopped_build_leaves_nothing_wrong(how: signal.Signals, tmp_path: Pat
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "decoding\n"
-        assert stores.sweep(tmp_path / "decoded") == (0, 0), "its process lives"
+        assert housekeeping.sweep(tmp_path / "decoded") == (0, 0), "its process lives"
         process.send_signal(how)
         started = time.monotonic()
         process.communicate(timeout=60)
     assert time.monotonic() - started < 10, "what waits to be decoded is given up"
     left = list((tmp_path / "decoded").iterdir())
     assert len(left) == (how == signal.SIGKILL)
-    assert stores.list_stores(tmp_path / "decoded") == []
-    assert stores.sweep(tmp_path / "decoded")[0] == len(left)
+    assert housekeeping.list_stores(tmp_path / "decoded") == []
+    assert housekeeping.sweep(tmp_path / "decoded")[0] == len(left)
     assert list((tmp_path / "decoded").iterdir()) == []

@@ -6,9 +6,9 @@ import pathlib
 
 import pytest
 
-from tellapart.data import text
-from tellapart.data.sources import open_source
-from tellapart.data.text_guess import guess
+from tellapart.data.sources import text
+from tellapart.data.sources.opening import open_source
+from tellapart.data.sources.text_guess import guess
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 

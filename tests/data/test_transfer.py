@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from tellapart.data import transfer
-from tellapart.data.cache import open_or_build
 from tellapart.data.loader import ImageSet, RawBatch, batches
 from tellapart.data.samples import Samples
+from tellapart.data.stores.cache import open_or_build
+from tellapart.data.stores.workers import Threads
 from tellapart.data.transfer import Transfer, resident_limit
-from tellapart.data.workers import Threads
 
 META = torch.device("meta")
 
@@ -57,7 +57,7 @@ def test_batches_arrive_on_the_device(ragged: bool, tmp_path: Path) -> None:
 def test_images_that_live_on_a_device_give_the_same_batches(
     ragged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tellapart.data.cache._PART", 100)
+    monkeypatch.setattr("tellapart.data.stores.cache._PART", 100)
     here = images(tmp_path, ragged)
     size = int((here.store.heights * here.store.widths).sum()) * 3
     assert here.on_device(torch.device("cpu"), size - 1).store is here.store

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tellapart.data import building, workers
-from tellapart.data.cache import ImageStore, open_or_build
-from tellapart.data.decoded import AsContracted, AsSource
 from tellapart.data.loader import ImageSet, batches
 from tellapart.data.samples import Samples
-from tellapart.data.streaming import StreamedStore
-from tellapart.data.workers import Processes, Threads
+from tellapart.data.stores import building, workers
+from tellapart.data.stores.cache import ImageStore, open_or_build
+from tellapart.data.stores.decoded import AsContracted, AsSource
+from tellapart.data.stores.streaming import StreamedStore
+from tellapart.data.stores.workers import Processes, Threads
 from tellapart.errors import DataError, SpecError
 from tellapart.preprocess import Preprocessing, as_tensor
 from tellapart.spec import DataSpec
@@ -301,8 +301,8 @@ def test_nothing_is_left(deadly: Any, tmp_path: Path) -> None:
 PLAIN = """
 import pathlib, sys, time
 import numpy as np
-from tellapart.data import building, workers
-from tellapart.data.decoded import AsSource
+from tellapart.data.stores import building, workers
+from tellapart.data.stores.decoded import AsSource
 from tellapart.data.samples import Samples
 here = pathlib.Path(sys.argv[1])
 with open(here / "log", "a") as log:
@@ -405,8 +405,8 @@ def test_a_process_loads_no_torch_by_itself() -> None:
     program = (
         "import sys\n"
         "before = set(sys.modules)\n"  # a coverage tool's, which starts with the process
-        "import tellapart.data.decoding_worker\n"
-        "from tellapart.data.decoded import AsContracted, AsSource\n"
+        "import tellapart.data.stores.decoding_worker\n"
+        "from tellapart.data.stores.decoded import AsContracted, AsSource\n"
         "assert not {'torch', 'scipy', 'multiprocessing'} & (set(sys.modules) - before)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tellapart.data.cache import ImageStore
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
+from tellapart.data.stores.cache import ImageStore
 from tellapart.evaluation.infer import batch_that_pays, collect_logits
 
 

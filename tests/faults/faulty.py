@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 from tellapart import artifact, files, runs, workflow
-from tellapart.data import stores
+from tellapart.data.stores import housekeeping
 from tellapart.errors import TellapartError
 from tellapart.export import apart
 from tellapart.export.parity import Uncompared
@@ -309,7 +309,7 @@ JOBS: dict[str, type[Job]] = {"train": Train, "evaluate": Evaluate, "export": Ex
 
 
 def _whole_stores(cache: Path) -> None:
-    for store in stores.list_stores(cache / "decoded"):
+    for store in housekeeping.list_stores(cache / "decoded"):
         with np.load(store.path / "index.npz") as index:
             size = int((index["heights"].astype(np.int64) * index["widths"]).sum()) * int(index["channels"])
         if not str(store.about.get("policy")).endswith(" index"):  # that is what a full disk has room for

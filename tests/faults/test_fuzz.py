@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tellapart.data.sources import open_source
+from tellapart.data.sources.opening import open_source
 from tellapart.errors import UserError
 from tellapart.spec import DataSpec
 from tellapart.training import checkpoint

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from tellapart import augment
 from tellapart.augment import Augment
-from tellapart.data.images import augmentation_sources, evaluation_images
 from tellapart.data.loader import ImageSet, RawBatch
+from tellapart.data.stores.images import augmentation_sources, evaluation_images
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import AugmentSpec, DataSpec
 from tellapart.training.objectives import Prepared, Supervised
@@ -84,7 +84,7 @@ def test_processes_prepare_parts_of_the_same_batch(world: int, count: int, image
 
 def test_large_sources_are_cropped_by_their_own_sizes(tmp_path: Any, make_folder: Any) -> None:
     """Images of several sizes lie on one canvas; slices and processes do not change what is cut out."""
-    from tellapart.data.sources import open_source
+    from tellapart.data.sources.opening import open_source
 
     root = make_folder(tmp_path / "small", ("a", "b", "c"), 3, ("train",), size=20)
     make_folder(root, ("a", "b", "c"), 2, ("train",), size=33)

@@ -11,8 +11,8 @@ import torch
 
 from tellapart import packages
 from tellapart.contract import Card
-from tellapart.data.images import Look, look
 from tellapart.data.samples import Samples
+from tellapart.data.stores.images import Look, look
 from tellapart.errors import ModelError, SpecError
 from tellapart.spec import DataSpec, Spec, flatten, update
 from tellapart.training import resolve

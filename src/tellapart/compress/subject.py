@@ -18,10 +18,10 @@ from torch import Tensor
 
 from tellapart import artifact, runs
 from tellapart.contract import Card
-from tellapart.data import images as decoded
-from tellapart.data import sources
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
+from tellapart.data.sources import opening
+from tellapart.data.stores import images as decoded
 from tellapart.errors import DataError, SpecError
 from tellapart.preprocess import normalise
 from tellapart.spec import Spec, update
@@ -89,14 +89,14 @@ def open_subject(
     if given is not None:
         spec = runs.read_spec(given, spec)
     spec = update(spec, changes)
-    samples = sources.open_source(spec.data, lambda note: None)
+    samples = opening.open_source(spec.data, lambda note: None)
     if not (samples.splits == "val").any() and not spec.data.val_fraction:
         console.warn(
             f"There are no validation images; {HELD_OUT:.0%} of the training images take their part. They trained the "
             "model, so the drop measured on them is an optimistic one."
         )
         spec = update(spec, {"data.val_fraction": HELD_OUT})
-        samples = sources.open_source(spec.data, lambda note: None)
+        samples = opening.open_source(spec.data, lambda note: None)
     return Subject(file, card, spec, _parts(samples, spec, card, console))
 
 

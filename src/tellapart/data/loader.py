@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tellapart.data.cache import ImageStore
 from tellapart.data.samples import Samples
-from tellapart.data.streaming import StreamedStore
+from tellapart.data.stores.cache import ImageStore
+from tellapart.data.stores.streaming import StreamedStore
 from tellapart.data.transfer import Transfer, exclusive
 from tellapart.devices import put
 from tellapart.preprocess import Images, as_tensor

@@ -26,9 +26,9 @@ import torch
 
 from tellapart import augment as augmentation
 from tellapart.augment import Augment
-from tellapart.data import cache, stores
-from tellapart.data.archives import cache_folder
 from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
+from tellapart.data.sources.archives import cache_folder
+from tellapart.data.stores import cache, housekeeping
 from tellapart.devices import is_out_of_memory, release
 from tellapart.errors import CacheError, ModelError, TrainingError
 from tellapart.evaluation.infer import batch_that_pays
@@ -262,8 +262,8 @@ class _Maker:
     ) -> None:
         """Compute all features into a store at ``path``, each process its share of the chunks."""
         processes = self.processes
-        begun = stores.begin(path.parent) if processes.first else None
-        shared = processes.from_first(str(begun[0] / stores.FEATURES) if begun else "")
+        begun = housekeeping.begin(path.parent) if processes.first else None
+        shared = processes.from_first(str(begun[0] / housekeeping.FEATURES) if begun else "")
         try:
             if processes.first:
                 _reserve(shared, shape)
@@ -278,13 +278,13 @@ class _Maker:
             processes.wait()
             if begun:
                 if path.exists():  # with a damaged file, which another process may have open
-                    os.replace(shared, path / stores.FEATURES)
-                stores.write_about(begun[0], about)
-                stores.publish(begun[0], path, begun[1])
+                    os.replace(shared, path / housekeeping.FEATURES)
+                housekeeping.write_about(begun[0], about)
+                housekeeping.publish(begun[0], path, begun[1])
             processes.wait()
         except BaseException:
             if begun:
-                stores.abandon(*begun)
+                housekeeping.abandon(*begun)
             raise
 
     def _chunk(
@@ -329,7 +329,7 @@ def _reserve(path: str, shape: tuple[int, ...]) -> None:
 
 def _make_way(path: Path, needed: int, limit: float) -> None:
     """Remove other stores where the cache has a limit. Raises CacheError where there is no room."""
-    if not stores.make_room(path.parent, needed, limit):
+    if not housekeeping.make_room(path.parent, needed, limit):
         raise _cannot_keep(
             path.parent, f"they would not fit ({limit:g} GiB are allowed, or the disk is full)"
         )
@@ -342,24 +342,24 @@ def _cannot_keep(folder: Path, reason: str) -> CacheError:
     )
 
 
-def _open(path: Path, shape: tuple[int, ...]) -> tuple[Any, stores.Lock | None] | None:
+def _open(path: Path, shape: tuple[int, ...]) -> tuple[Any, housekeeping.Lock | None] | None:
     """Return the store's values, mapped copy-on-write (torch wants writable), and its lock.
 
     None where it is not there or damaged.
     """
-    held = stores.hold(path, stores.FEATURES)
+    held = housekeeping.hold(path, housekeeping.FEATURES)
     if held is False:
         return None
     try:
-        values = np.load(path / stores.FEATURES, mmap_mode="c")
+        values = np.load(path / housekeeping.FEATURES, mmap_mode="c")
     except (FileNotFoundError, ValueError, EOFError):
         return None
     if values.shape != shape or values.dtype != np.float32:
         return None
-    return values, held if isinstance(held, stores.Lock) else None
+    return values, held if isinstance(held, housekeeping.Lock) else None
 
 
-def _as_set(images: ImageSet, values: Any, held: stores.Lock | None) -> ImageSet:
+def _as_set(images: ImageSet, values: Any, held: housekeeping.Lock | None) -> ImageSet:
     """Return the samples of ``images`` with row i of ``values`` in the place of image i."""
     count = len(images)
     ones = np.ones(count, np.int32)

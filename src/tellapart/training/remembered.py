@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tellapart import files
-from tellapart.data.archives import cache_folder
-from tellapart.data.stores import StoreInfo
+from tellapart.data.sources.archives import cache_folder
+from tellapart.data.stores.housekeeping import StoreInfo
 from tellapart.spec import DataSpec
 
 KEY = "measured"  # the folder, and its name where the cache is listed

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from tellapart import augment, packages
-from tellapart.data.images import Look
 from tellapart.data.samples import Samples
+from tellapart.data.stores.images import Look
 from tellapart.errors import SpecError
 from tellapart.models import weights, zoo
 from tellapart.preprocess import Preprocessing, Views

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 
 from tellapart.augment import Augment
-from tellapart.data import images as decoded
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
+from tellapart.data.stores import images as decoded
 from tellapart.data.transfer import resident_limit
 from tellapart.devices import AMP_DTYPES, put, seed_device
 from tellapart.errors import DataError, SpecError

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tellapart.data import stores
-from tellapart.data.archives import cache_folder
+from tellapart.data.sources.archives import cache_folder
+from tellapart.data.stores import housekeeping
 from tellapart.errors import UserError
 from tellapart.spec import DataSpec
 from tellapart.training import remembered
@@ -17,21 +17,21 @@ def _folder(cache_dir: str | os.PathLike[str]) -> Path:
     return Path(cache_folder(DataSpec(cache_dir=os.fspath(cache_dir))))
 
 
-def cache_list(cache_dir: str | os.PathLike[str] = "") -> list[stores.StoreInfo]:
+def cache_list(cache_dir: str | os.PathLike[str] = "") -> list[housekeeping.StoreInfo]:
     """Return the stores of decoded images, the least recently used first; leftovers of killed builds are removed.
 
     What was measured on this machine comes last, as one entry with the key ``measured``.
     ``cache_dir``: as ``data.cache_dir``; the user's cache folder where empty.
     """
     folder = _folder(cache_dir)
-    stores.sweep(folder / "decoded")
+    housekeeping.sweep(folder / "decoded")
     measured = remembered.describe(folder)
-    return stores.list_stores(folder / "decoded") + ([measured] if measured else [])
+    return housekeeping.list_stores(folder / "decoded") + ([measured] if measured else [])
 
 
 def cache_clear(
     keys: Sequence[str] = (), older_than: float | None = None, cache_dir: str | os.PathLike[str] = ""
-) -> stores.Cleared:
+) -> housekeeping.Cleared:
     """Remove what nobody uses: all, what is named, what was not used for so many days.
 
     ``keys``: keys, or their beginnings, as `cache_list` gives them; ``measured`` for what was measured on this machine.
@@ -42,11 +42,11 @@ def cache_clear(
     others = [key for key in keys if key not in named]
     if named and remembered.describe(folder) is None:
         raise UserError(f"{named[0]!r} is the key of no store; see: tellapart cache list")
-    cleared = stores.Cleared((), 0, (), 0)
+    cleared = housekeeping.Cleared((), 0, (), 0)
     if others or not keys:
-        cleared = stores.clear(folder / "decoded", others, older_than)
+        cleared = housekeeping.clear(folder / "decoded", others, older_than)
     if named or not keys:
         count, freed = remembered.clear(folder, older_than)
         removed = (*cleared.removed, remembered.KEY) if count else cleared.removed
-        cleared = stores.Cleared(removed, cleared.freed + freed, cleared.kept, cleared.leftovers)
+        cleared = housekeeping.Cleared(removed, cleared.freed + freed, cleared.kept, cleared.leftovers)
     return cleared

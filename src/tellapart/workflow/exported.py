@@ -14,8 +14,8 @@ import torch
 
 from tellapart.contract import BadImage, Pixels, Preprocessing, decode
 from tellapart.contract.decoding import crop_box
-from tellapart.data.listing import many
 from tellapart.data.samples import Samples
+from tellapart.data.sources.listing import many
 from tellapart.errors import DataError
 from tellapart.evaluation import metrics
 from tellapart.runtime import Backend, checked, timing

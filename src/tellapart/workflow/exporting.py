@@ -18,8 +18,8 @@ import tellapart
 from tellapart import artifact, files, packages, runs
 from tellapart.contract import BadImage, Card, Pixels
 from tellapart.contract.resizing import load
-from tellapart.data import sources
 from tellapart.data.samples import Samples
+from tellapart.data.sources import opening
 from tellapart.errors import (
     ArtifactError,
     DataError,
@@ -294,7 +294,7 @@ def _cases(
 
 
 def _of_source(spec: DataSpec, card: Card, split: str, count: int, console: Console) -> Cases:
-    samples = with_classes(sources.open_source(spec, lambda note: None), card.classes)
+    samples = with_classes(opening.open_source(spec, lambda note: None), card.classes)
     present = set(samples.splits.tolist())
     chosen = split or next((name for name in ("val", "test") if name in present), "all")
     part = samples if chosen == "all" else samples.split(chosen)

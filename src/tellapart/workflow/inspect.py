@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tellapart.data import health as checking
-from tellapart.data import images as decoded
-from tellapart.data import sources
+from tellapart.data.sources import opening
+from tellapart.data.stores import images as decoded
 from tellapart.errors import DataError
 from tellapart.evaluation.check_page import write_check_page
 from tellapart.spec import Spec, update
@@ -38,7 +38,7 @@ def check(
     """
     wanted = make_spec(data, None, spec, **changes)
     with Console(quiet=quiet) as console:
-        samples = sources.open_source(wanted.data, console.message)
+        samples = opening.open_source(wanted.data, console.message)
         with console.busy("Checking images", len(samples)) as busy:
             done = 0
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from tellapart import artifact, runs, runtime
-from tellapart.data import images as decoded
-from tellapart.data import sources
-from tellapart.data.listing import many
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import SPLITS, Samples, training_hashes
+from tellapart.data.sources import opening
+from tellapart.data.sources.listing import many
+from tellapart.data.stores import images as decoded
 from tellapart.devices import AMP_DTYPES, choose_device
 from tellapart.errors import DataError, RunError, SpecError, did_you_mean
 from tellapart.evaluation import compare as comparing
@@ -187,7 +187,7 @@ def _split_of_training(
 ) -> tuple[DataSpec, Samples]:
     """Return the samples with the splits that training makes of them, and say so where the source does not."""
     made, by = _made_as_in_training(model, spec)
-    again = sources.open_source(made, lambda note: None)
+    again = opening.open_source(made, lambda note: None)
     ours, theirs = again.splits == split, samples.splits == split
     if np.array_equal(ours, theirs) or not ours.any():
         return spec, samples
@@ -221,7 +221,7 @@ def _part(
         spec = update(runs.read_spec(runs.require(model) / runs.SPEC_FILE).data, changes)
     else:
         spec = update(DataSpec(source=os.fspath(data), val_fraction=0.0, test_fraction=0.0), changes)
-    samples = sources.open_source(spec, lambda note: None)
+    samples = opening.open_source(spec, lambda note: None)
     if data is not None and split in SPLITS:
         spec, samples = _split_of_training(model, spec, samples, split, console)
     samples = with_classes(samples, classes)

@@ -17,10 +17,10 @@ import torch
 import tellapart
 from tellapart import artifact, files, recipes, runs
 from tellapart.contract import Card
-from tellapart.data import sources
-from tellapart.data.listing import many
 from tellapart.data.samples import Samples
-from tellapart.data.streaming import StreamedStore
+from tellapart.data.sources import opening
+from tellapart.data.sources.listing import many
+from tellapart.data.stores.streaming import StreamedStore
 from tellapart.errors import RunError
 from tellapart.evaluation import metrics, report
 from tellapart.spec import Spec, update
@@ -105,7 +105,7 @@ def train(
         claim = stack.enter_context(runs.Claim(wanted.run.dir)) if procs.first else None
         if procs.first and wanted.run.mlflow:
             check_mlflow()
-        samples = _in_turn(procs, lambda: sources.open_source(wanted.data, console.note, console.warn))
+        samples = _in_turn(procs, lambda: opening.open_source(wanted.data, console.note, console.warn))
         prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
         prepared, plan, card = _plan(prepared, procs, console)
         facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
@@ -136,7 +136,7 @@ def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
             if spec.run.mlflow:
                 check_mlflow()
         begun = procs.from_first(runs.has_begun(folder) if procs.first else None)
-        samples = _in_turn(procs, lambda: sources.open_source(spec.data, console.note, console.warn))
+        samples = _in_turn(procs, lambda: opening.open_source(spec.data, console.note, console.warn))
         prepared = _in_turn(procs, lambda: _prepare(spec, samples, console))
         if procs.first and begun:  # one writer; where it raises, the others end with it
             run_files.check_same_samples(folder, prepared)
@@ -370,7 +370,7 @@ def find_lr(
     """
     wanted = make_spec(data, recipe, spec, **changes)
     with processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
-        samples = sources.open_source(wanted.data, console.note)
+        samples = opening.open_source(wanted.data, console.note)
         prepared = _prepare(wanted, samples, console)
         prepared, plan, _ = _plan(prepared, procs, console)
         trainer = loop.Trainer(plan, procs, Path(os.devnull), RunReporter(console, Trackers([]), 0, 1))

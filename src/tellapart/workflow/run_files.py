@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from tellapart import doctor, files, runs, tables
-from tellapart.data import images as decoded
 from tellapart.data.samples import Samples, write_samples
+from tellapart.data.stores import images as decoded
 from tellapart.errors import RunError
 from tellapart.spec import update
 from tellapart.training import setup

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from tellapart.contract.deep import likely_range, uses_little
-from tellapart.data import lookalikes
 from tellapart.data.health.result import Finding, Group, Health, Level
 from tellapart.data.samples import Samples
+from tellapart.data.sources import lookalikes
 
 # code -> what was found, and what to do about it
 TEXTS: dict[str, tuple[str, str]] = {

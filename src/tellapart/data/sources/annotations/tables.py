@@ -1,0 +1,98 @@
+"""From labelled boxes of images to the rows of a listing: one for each image, or one for each box."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+
+from PIL import Image
+
+from tellapart.data.samples import Conflict
+from tellapart.data.sources.annotations.entries import Labelled
+from tellapart.data.sources.listing import NO_BOX, Box, Listing, Note, many, some
+
+
+def images(
+    listing: Listing,
+    objects: Mapping[str, list[Labelled]],
+    splits: Mapping[str, str],
+    _: set[str],
+    note: Note,
+) -> Listing:
+    """Fill the listing with one row for each image that has one label."""
+    empty = 0
+    for image, found in sorted(objects.items()):
+        labels = {label for label, _ in found}
+        if not labels:
+            empty += 1
+        elif len(labels) > 1:
+            listing.conflicts.append(Conflict(image, tuple(sorted(labels))))
+        else:
+            listing.add(image, labels.pop(), splits[image])
+    if empty:
+        note(f"{many(empty, 'image')} without a labelled box left out.")
+    if listing.conflicts:
+        note(
+            f"{many(len(listing.conflicts), 'image')} with boxes of more than one label left out "
+            f"({some([c.path for c in listing.conflicts], 3)}). --data.boxes crop makes a sample of each box."
+        )
+    return listing
+
+
+def crops(
+    listing: Listing,
+    objects: Mapping[str, list[Labelled]],
+    splits: Mapping[str, str],
+    relative: set[str],
+    note: Note,
+) -> Listing:
+    """Fill the listing with one row for each box; the same box twice is one row, with two labels a "
+    "conflict.
+    """
+    listing.boxes = []
+    empty = hollow = 0
+    for image, found in sorted(objects.items()):
+        empty += not found
+        size = _upright_size(listing, image) if image in relative and found else None
+        labels: dict[str, set[str]] = defaultdict(set)
+        boxes: dict[str, Box] = {}
+        for label, box in found:
+            pixels = _in_pixels(box, size) if image in relative else box
+            if pixels[0] >= pixels[2] or pixels[1] >= pixels[3]:
+                hollow += 1
+                continue
+            labels[str(pixels)].add(label)
+            boxes[str(pixels)] = pixels
+        for key, names in labels.items():
+            if len(names) > 1:
+                listing.conflicts.append(Conflict(image, tuple(sorted(names))))
+            else:
+                listing.add(image, names.pop(), splits[image])
+                listing.boxes.append(boxes[key])
+    for number, text in ((empty, "image"), (hollow, "box")):
+        if number:
+            note(f"{many(number, text, 'boxes' if text == 'box' else '')} without content left out.")
+    if listing.conflicts:
+        note(f"{many(len(listing.conflicts), 'box', 'boxes')} with more than one label left out.")
+    return listing
+
+
+def _upright_size(listing: Listing, image: str) -> tuple[int, int] | None:
+    """Return width and height after EXIF orientation, or None if unreadable (decoding will list the "
+    "image).
+    """
+    try:
+        with Image.open(os.path.join(listing.root, image)) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(0x0112) in (5, 6, 7, 8)
+    except Exception:  # Pillow raises many kinds for damaged files; which one is decoding's to say
+        return None
+    return (height, width) if turned else (width, height)
+
+
+def _in_pixels(box: Box, size: tuple[int, int] | None) -> Box:
+    if size is None:
+        return NO_BOX
+    width, height = size
+    return box[0] * width, box[1] * height, box[2] * width, box[3] * height

@@ -1,0 +1,1 @@
+"""Folders of images: which folder is a split, which a class, and which is neither."""

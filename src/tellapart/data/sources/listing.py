@@ -1,0 +1,98 @@
+"""What a reader found in a source, before splits are filled in and class indices are given.
+
+Every reader of this package (folders, lists, annotations, named sets) returns a `Listing`. Knows the rules
+for names that they share; knows nothing of any format.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart.data.samples import Conflict, Unusable
+from tellapart.data.sources.folders.split_names import split_name, split_of_folders, split_of_stem
+
+__all__ = [
+    "NO_BOX",
+    "Box",
+    "Listing",
+    "Note",
+    "clean_label",
+    "many",
+    "printable",
+    "some",
+    "split_name",
+    "split_of_folders",
+    "split_of_stem",
+]
+
+Note = Callable[[str], None]
+Box = tuple[float, float, float, float]
+
+NO_BOX: Box = (float("nan"),) * 4
+"""Stands for the whole image."""
+
+
+@dataclass
+class Listing:
+    """Columns of equal length, as lists.
+
+    ``splits`` holds "" where the source does not say. ``classes`` is the official order of class names; when
+    empty, classes are the names found, sorted. ``missing``: paths
+    without a file. ``pixels`` and ``keys`` as in `Samples`.
+    """
+
+    root: str
+    paths: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    groups: list[str] | None = None
+    boxes: list[Box] | None = None
+    conflicts: list[Conflict] = field(default_factory=list)
+    bad: list[Unusable] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
+    classes: tuple[str, ...] = ()
+    pixels: npt.NDArray[np.uint8] | None = None
+    keys: npt.NDArray[Any] | None = None
+    name: str = ""
+
+    def add(self, path: str, label: str, split: str) -> None:
+        """Append a row."""
+        self.paths.append(path)
+        self.labels.append(label)
+        self.splits.append(split)
+
+
+def clean_label(text: str) -> str:
+    r"""Return a class name as it is kept: no outer white space, Unicode NFC, only encodable characters.
+
+    One name can be spelt in two Unicode forms (macOS writes decomposed ones); both must be one class. Bytes
+    of a file name that are no UTF-8 are written as ``\xNN``.
+    """
+    text = text.strip()
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", printable(text))
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` with undecodable bytes of file names written as ``\xNN``, safe to print in UTF-8."""
+    spelt = "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+    return spelt.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def some(names: Iterable[str], limit: int = 8) -> str:
+    """Return names joined by commas, at most ``limit`` of them and how many more there are."""
+    items = [printable(name) for name in names]
+    more = f" and {len(items) - limit:,} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+def many(number: int, one: str, several: str = "") -> str:
+    """Return "1 file", "1,234 files"."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
