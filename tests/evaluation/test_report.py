@@ -56,9 +56,9 @@ def test_the_page_of_a_tested_run(make_run):
     assert path == run / "report.html"
     page = Page(path)
     found = read_evaluation(run / "evaluation" / "test")
-    assert f"accuracy on 600 test images {100 * found.accuracy:.1f} %" in page.text
+    assert f"accuracy on 600 test images {100 * found.accuracy:.2f} %" in page.text
     low, high = found.accuracy_interval
-    assert f"95 % interval {100 * low:.1f} to {100 * high:.1f} %" in page.text
+    assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in page.text
     assert "played no part in training or in choosing the epoch" in page.text
     assert "2 min 05 s" in page.text
     assert "8 of 12" in page.text
@@ -96,9 +96,8 @@ def test_numbers_of_the_class_table_are_those_of_the_evaluation(make_run):
     order = sorted(scores, key=lambda score: score.f1)
     places = []
     for score in order:
-        row = f"{score.name} {score.support} {score.recall:.1%} {score.precision:.1%} {score.f1:.1%}".replace(
-            "%", " %"
-        )
+        shares = " ".join(f"{100 * share:.2f} %" for share in (score.recall, score.precision, score.f1))
+        row = f"{score.name} {score.support} {shares}"
         assert row in page.text
         places.append(page.text.index(row))
     assert places == sorted(places)
