@@ -25,7 +25,7 @@ class Page(HTMLParser):
         super().__init__()
         self.source = path.read_text(encoding="utf-8")
         self.open, self.words, self.attributes, self.tags = [], [], [], []
-        self.feed(self.source)
+        self.feed(self.source.replace("<wbr>", ""))  # where a name may break
         assert self.open == []
         self.text = re.sub(r"\s+", " ", " ".join(self.words))
 
@@ -66,7 +66,7 @@ def test_the_page_of_a_tested_run(make_run):
         assert name in page.text
     assert "b" not in page.tags or "<b>&amp;amp;" not in page.source
     assert "<script>alert" not in page.source
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page.source
+    assert "&lt;script&gt;alert(1)&lt;/<wbr>script&gt;" in page.source
     assert len([v for v in page.values("img", "src") if v.startswith("data:image/png;base64,")]) == 24
     assert "lr 0.02 default 0.001" in page.text
     assert "packages.torch 2.13.0" in page.text
