@@ -21,7 +21,7 @@ SCROLL_CSS = """\
     linear-gradient(to right, var(--edge), transparent) scroll left / 14px 100%,
     linear-gradient(to left, var(--edge), transparent) scroll right / 14px 100%;
   background-repeat: no-repeat; }
-.scroll > * { flex: 1 0 auto; }
+.scroll > * { flex: 1 1 auto; }
 .scroll > svg { flex: none; }
 .scroll:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
 @media (prefers-color-scheme: dark) { .scroll { --edge: rgba(255, 255, 255, 0.3); } }
