@@ -315,7 +315,8 @@ def test_forms_of_printing(trained: Any, pictures: Path, call: Call) -> None:
     table = call(*words)
     assert (table.code, table.err) == (0, "")
     pairs = ", ".join(
-        f"{label} {value:.1%}" for label, value in zip(expected.labels, expected.probabilities, strict=True)
+        f"{label} {100 * value:.1f} %"
+        for label, value in zip(expected.labels, expected.probabilities, strict=True)
     )
     assert table.out.splitlines() == [f"{path}: {pairs}" for path in paths]
     lines = [json.loads(line) for line in call(*words, "--format", "jsonl").out.splitlines()]
@@ -599,7 +600,7 @@ def test_the_whole_way(tmp_path: Path, make_folder: Callable[..., Path], run_cli
     assert [f"{line['probability']:.6g}" for line in lines] == [row["confidence"] for row in answers]
     with open(tmp_path / "my data" / answers[0]["path"], "rb") as picture:
         piped = run_cli("predict", "run", "-", stdin=picture)
-    assert piped.stdout == f"-: {lines[0]['label']} {lines[0]['probability']:.1%}\n"
+    assert piped.stdout == f"-: {lines[0]['label']} {100 * lines[0]['probability']:.1f} %\n"
 
     page = call("report", "run", "--out", "page.html")
     assert (page.code, page.out) == (0, "page.html\n")

@@ -299,8 +299,8 @@ def test_plain_lines(clock):
         train(console, clock)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 3 * (4 + 1)
-    assert lines[0] == "epoch 1/3 step 10/40  loss 2.000 acc 50.0%  14,402 img/s  left 0:15, run 0:55"
-    assert lines[4] == "epoch 1/3  loss 0.500 acc 75.0%  val 0.400 acc 80.0%  lr 1.0e-03  24 s"
+    assert lines[0] == "epoch 1/3 step 10/40  loss 2.000 acc 50.00 %  14,402 img/s  left 0:15, run 0:55"
+    assert lines[4] == "epoch 1/3  loss 0.500 acc 75.00 %  val 0.400 acc 80.00 %  lr 1.0e-03  24 s"
     assert lines[9].endswith("  kept")
     assert max(map(len, lines)) <= 80
     assert not re.search(r"[\x1b\r]", stream.getvalue())
@@ -364,7 +364,7 @@ def test_bars_on_a_terminal(terminal, clock):
         train(console, clock)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert "[bold]not markup[/bold]" in text
-    assert "loss 2.000 acc 50.0%" in text
+    assert "loss 2.000 acc 50.00 %" in text
     assert "kept" in text
     assert max(len(line) for line in re.split(r"[\r\n]", text)) <= 80
     shown = terminal.getvalue()

@@ -20,7 +20,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from tellapart import runs
+from tellapart import numerals, runs
 from tellapart.errors import shown
 
 REDRAW_SECONDS = 0.1
@@ -127,8 +127,8 @@ class Console:
             return
         parts = [f"loss {_number(loss)}"]
         if accuracy is not None and math.isfinite(accuracy):
-            parts[0] += f" acc {accuracy:.1%}"
-        parts.append(f"{_rate(images_per_second)} img/s")
+            parts[0] += f" acc {numerals.percent(accuracy)}"
+        parts.append(f"{numerals.rate(images_per_second)} img/s")
         parts.append(self._time_left(now, epoch, step_in_epoch))
         head = f"epoch {epoch + 1}/{self._epochs}"
         if self._rich is None:
@@ -154,20 +154,20 @@ class Console:
         self._stop_bar()
         figures = [
             _first(values, _number, "train/epoch-loss", "train/loss"),
-            _first(values, _share, "train/epoch-accuracy", "train/accuracy"),
+            _first(values, numerals.percent, "train/epoch-accuracy", "train/accuracy"),
             _first(values, _number, "val/loss"),
-            _first(values, _share, "val/accuracy"),
+            _first(values, numerals.percent, "val/accuracy"),
             _first(values, "{:.1e}".format, "train/lr"),
         ]
         head, mark = f"{epoch + 1}/{self._epochs}", "kept" if best else ""
         if self._rich is not None:
-            self._say(_table_row((head, *figures, _duration(seconds)), mark), "green" if best else "")
+            self._say(_table_row((head, *figures, numerals.elapsed(seconds)), mark), "green" if best else "")
             return
         words = ("loss ", "acc ", "val ", "acc ", "lr ")
         loss, accuracy, val, val_accuracy, lr = (
             word + figure if figure else "" for word, figure in zip(words, figures, strict=True)
         )
-        pairs = (f"{loss} {accuracy}".strip(), f"{val} {val_accuracy}".strip(), lr, _duration(seconds))
+        pairs = (f"{loss} {accuracy}".strip(), f"{val} {val_accuracy}".strip(), lr, numerals.elapsed(seconds))
         line = _fit([f"epoch {head}", *(part for part in pairs if part)], PLAIN_WIDTH - 6)
         self._say(line + (f"  {mark}" if mark else ""))
 
@@ -223,7 +223,7 @@ class Console:
         done = epoch * self._steps_per_epoch + step_in_epoch
         epoch_left = _estimate(self._epoch_mark, now, done, (epoch + 1) * self._steps_per_epoch)
         run_left = _estimate(self._run_mark, now, done, self._epochs * self._steps_per_epoch)
-        return f"left {_clock(epoch_left)}, run {_clock(max(run_left, epoch_left))}"
+        return f"left {numerals.clock(epoch_left)}, run {numerals.clock(max(run_left, epoch_left))}"
 
 
 class Busy:
@@ -251,7 +251,9 @@ class Busy:
         if console._rich is not None:
             console._stop_bar()
         if kind is None and time.monotonic() - self._began >= PLAIN_SECONDS:
-            console._say(f"{self._label}: {self._done:,} in {_duration(time.monotonic() - self._began)}")
+            console._say(
+                f"{self._label}: {self._done:,} in {numerals.elapsed(time.monotonic() - self._began)}"
+            )
 
     def advance(self, n: int = 1) -> None:
         """Say that ``n`` more are done."""
@@ -265,9 +267,9 @@ class Busy:
             self._shown_at = now
             rate = self._done / (now - self._began)
             of = f" of {self._total:,}" if self._total else ""
-            parts = [f"{self._done:,}{of}", f"{_rate(rate)}/s"]
+            parts = [f"{self._done:,}{of}", f"{numerals.rate(rate)}/s"]
             if self._total:
-                parts.append(f"left {_clock(max(0, self._total - self._done) / rate)}")
+                parts.append(f"left {numerals.clock(max(0, self._total - self._done) / rate)}")
             if console._rich is None:
                 console._say(_fit([self._label, *parts], PLAIN_WIDTH))
             else:
@@ -306,28 +308,4 @@ def _first(values: Mapping[str, float], show: Callable[[float], str], *names: st
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) and abs(value) < 1000 else f"{value:.3g}"
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}" if math.isfinite(value) else "–"
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def _clock(seconds: float) -> str:
-    """Return 0:07, 12:34 or 1:02:03."""
-    if not math.isfinite(seconds):
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _duration(seconds: float) -> str:
-    """Return 0.42 s, 12 s, 12:34 or 1:02:03."""
-    if seconds < 10:
-        return f"{seconds:.2f} s"
-    return f"{seconds:.0f} s" if seconds < 100 else _clock(seconds)
+    return numerals.loss(value, 3) if math.isfinite(value) else str(value)
