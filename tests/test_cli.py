@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tyro
 from PIL import Image
 
 import tellapart
-from tellapart import cli
-from tellapart.spec import Spec, flatten
+from tellapart import cli, values
+from tellapart.spec import Spec, flatten, update
 
 Call = Callable[..., Any]
 QUICK = (
@@ -93,6 +94,40 @@ def test_every_command_explains_itself(command: str, call: Call) -> None:
     assert summary.split(".")[0].split(":")[0] in plain
 
 
+USAGE = {
+    "train": "[DATA]", "find-lr": "[DATA]", "check": "[DATA]", "resume": "RUN", "report": "RUN", "compare": "RUN RUN…",
+    "evaluate": "MODEL [DATA]", "compress": "MODEL [DATA]", "predict": "MODEL IMAGE…", "export": "MODEL",
+    "serve": "[MODEL]", "import": "WEIGHTS", "models": "[PATTERN]", "cache": "{list,clear} [KEY…]", "doctor": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_usage_names_what_to_give(command: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = call(command, "--help").out
+    assert max(map(len, text.splitlines())) <= 80
+    usage = " ".join(re.sub(r"\[(-h|OPTIONS|--[^]]*)\] ?", "", text.splitlines()[0]).split())
+    assert usage == f"usage: tellapart {command} {USAGE[command]}".rstrip()
+    assert not re.search(r"\bSTR\b|\{None\}", text)
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--augment.crop-scale", "0.1", "0.9"], {"augment.crop_scale": (0.1, 0.9)}),
+        (["--augment.crop-scale", "None", "--augment.hflip", "0.25"], {"augment.crop_scale": None, "augment.hflip": 0.25}),
+        (["--augment.hflip", "None", "--data.root", "None"], {"augment.hflip": None, "data.root": "None"}),
+        (["--augment.policy-ops", "3"], {"augment.policy_ops": 3}),
+        (["--augment.crop", "None"], {"augment.crop": None}),
+    ],
+)  # fmt: skip
+def test_a_value_that_may_be_none(words: list[str], value: dict[str, Any]) -> None:
+    default = cli.Train(spec=update(Spec(), {"augment.crop_scale": (0.5, 1), "augment.hflip": 0.5}))
+    args = tyro.cli(cli.Train, args=words, default=default, registry=values.named())
+    flat = flatten(args.spec)
+    assert {name: flat[name] for name in value} == value
+
+
 def test_help_lists_every_field_of_the_spec(call: Call) -> None:
     text = call("train", "--help").out
     for name in flatten(Spec()):
@@ -146,14 +181,20 @@ def test_running_as_a_module(run_cli: Call) -> None:
         (["find-lr", "nowhere"], ["There is no 'nowhere'"]),
         (["resume", "nowhere"], ["There is no run folder nowhere"]),
         (["resume", "empty"], ["empty is not a run folder"]),
-        (["resume"], ["The run folder"]),
+        (["resume"], ["RUN", "The run folder"]),
+        (["import"], ["WEIGHTS", "--out FILE"]),
         (["evaluate", "nowhere"], ["No model: nowhere does not exist"]),
         (["evaluate", "empty"], ["the folder empty has no model.safetensors in it"]),
         (["evaluate", "broken.yaml"], ["broken.yaml cannot be read as safetensors"]),
         (["predict", "nowhere", "broken.yaml"], ["No model: nowhere does not exist"]),
         (["report", "empty"], ["empty is not a run folder"]),
         (["compare", "empty", "nowhere"], ["empty is not a run folder"]),
-        (["compare"], ["at least two runs"]),
+        (["compare"], ["two run folders or more", "RUN RUN…"]),
+        (["predict", "nowhere"], ["IMAGE…"]),
+        (["evaluate"], ["MODEL", "Run folder, artifact or exported file"]),
+        (["cache", "clear", "--older-than", "x"], ["--older-than DAYS", "could not convert string to float: 'x'"]),
+        (["train", "--augment.hflip", "x"], ["--augment.hflip FLOAT", "could not convert string to float: 'x'"]),
+        (["train", "--augment.crop-scale", "1"], ["--augment.crop-scale FLOAT FLOAT", "2 values", "not 1"]),
         (["check", "nowhere"], ["There is no 'nowhere'"]),
         (["models", "zzz"], ["No model matches 'zzz'"]),
         (["models", "--summary", "simple-cmm"], ["'simple-cnn'"]),
