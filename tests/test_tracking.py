@@ -83,24 +83,56 @@ def test_resume_without_a_file(tmp_path):
     assert rows(tmp_path / "metrics.csv") == [["name", "value", "step"]]
 
 
+def curves(folder):
+    """Return {tag: {run: [(step, value), …]}} of a folder, as TensorBoard's own reader finds them: a chart for each tag."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+    found = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
+    charts = {}
+    for run, kinds in found.Runs().items():
+        for tag in kinds["scalars"]:
+            points = [(event.step, event.value) for event in found.Scalars(run, tag)]
+            charts.setdefault(tag, {})[run] = points
+    return charts
+
+
+def test_tensorboard_has_both_splits_in_one_chart_and_no_straight_line(tmp_path):
+    pytest.importorskip("tensorboard")
+    tracker = TensorBoardTracker(tmp_path)
+    for step in (1, 2):
+        tracker.log(step, {"train/loss": step, "train/lr": 0.5})
+    tracker.log(2, {"train/epoch-loss": 1.5, "val/loss": 4, "epoch": 1, "best-epoch": 1, "seconds": 7})
+    tracker.log(2, {"final/val-accuracy": 0.5, "final/test-accuracy": 0.25})
+    expected = {
+        "loss": {"train": [(1, 1.0), (2, 2.0)], "validation": [(2, 4.0)]},
+        "lr": {"train": [(1, 0.5), (2, 0.5)]},
+        "seconds": {"train": [(2, 7.0)]},
+        "final-accuracy": {"validation": [(2, 0.5)], "test": [(2, 0.25)]},
+    }
+    assert curves(tmp_path) == expected, "also while the run goes on, as after a kill"
+    tracker.close()
+    assert curves(tmp_path) == expected
+
+
 def test_tensorboard_purges_what_comes_once_more(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     first = TensorBoardTracker(tmp_path)
     for step in (1, 2, 3):
-        first.log(step, {"train/loss": step})
+        first.log(step, {"train/loss": step, "val/loss": 2 * step, "final/test-accuracy": 1})
     first.close()
-    second = TensorBoardTracker(tmp_path, resume_step=2)
+    second = TensorBoardTracker(tmp_path, resume_step=2, known={"val/loss"})
+    second.log(2, {"val/loss": 4.0})
     second.log(3, {"train/loss": 30})
-    second.image(3, "samples", np.full((4, 6, 3), 200, np.uint8))
+    second.image(3, "train/samples", np.full((4, 6, 3), 200, np.uint8))
     second.close()
-    found = EventAccumulator(str(tmp_path)).Reload()
-    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [
-        (1, 1.0),
-        (2, 2.0),
-        (3, 30.0),
-    ]
+    assert curves(tmp_path) == {
+        "loss": {"train": [(1, 1.0), (2, 2.0), (3, 30.0)], "validation": [(1, 2.0), (2, 4.0)]},
+        "final-accuracy": {"test": [(1, 1.0), (2, 1.0)]},
+    }
+    found = EventAccumulator(str(tmp_path / "train")).Reload()
     picture = np.asarray(Image.open(io.BytesIO(found.Images("samples")[0].encoded_image_string)))
     assert picture.shape == (4, 6, 3)
     assert picture.min() == 200

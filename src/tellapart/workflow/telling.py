@@ -61,9 +61,10 @@ def trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool, con
     """Return where a run's values go, by its spec: nowhere but in the first process."""
     if not first:
         return Trackers([])
-    kept: list[Tracker] = [CsvTracker(folder / "metrics.csv", resume_step)]
+    table = CsvTracker(folder / "metrics.csv", resume_step)
+    kept: list[Tracker] = [table]
     if spec.run.tensorboard and packages.installed("tensorboard"):
-        kept.append(TensorBoardTracker(folder / "tensorboard", resume_step))
+        kept.append(TensorBoardTracker(folder / "tensorboard", resume_step, table.known))
     if spec.run.mlflow:
         kept.append(
             MlflowTracker(folder / "mlflow-run.txt", resume_step, flatten(spec), folder.name, console.warn)
