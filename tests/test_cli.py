@@ -484,12 +484,27 @@ def test_models_as_json(words: list[str], call: Call) -> None:
 
 def test_models_as_text(call: Call) -> None:
     assert [line.split()[0] for line in call("models", "*-cnn").out.splitlines()] == [
+        "model",
         "simple-cnn",
         "fast-cnn",
         "whitened-cnn",
     ]
     text = call("models", "--summary", "tutorial-net", "--num-classes", "7").out
     assert "61,751" in text, "62,006 parameters of the tutorial's network, less those of three classes"
+
+
+def test_the_table_of_models(call: Call) -> None:
+    pytest.importorskip("torchvision")
+    answer = call("models")
+    lines = answer.out.splitlines()
+    assert lines[0].split() == ["model", "px", "params", "top-1", "licence"]
+    assert max(map(len, [*lines, *answer.err.splitlines()])) <= 80
+    rows = {line.split()[0]: line.split()[1:] for line in lines}
+    assert rows["torchvision/resnet18"] == ["224", "11.69M", "69.8", "BSD-3-Clause"]
+    assert rows["tutorial-net"] == ["32", "0.06M", "MIT", "(untrained)"]
+    assert "torchvision states" in answer.err
+    (info,) = one_object(call("models", "torchvision/resnet18", "--json"))["models"]
+    assert (info["parameters"], info["accuracy"]) == (11_689_512, 69.758)
 
 
 def test_find_lr(trained: Any, call: Call) -> None:

@@ -28,6 +28,7 @@ from tellapart.tracking import (
     trackers,
 )
 from tellapart.tracking import console as console_module
+from tellapart.tracking.remaining import Ahead, EpochCost, Remaining
 
 
 def rows(path):
@@ -370,6 +371,48 @@ def test_lines_stay_narrow_whatever_the_numbers(clock):
     assert max(map(len, lines)) <= 80
     assert "nan" in lines[1]
     assert "acc" not in lines[1]
+
+
+KINDS = {
+    "one kind": ([EpochCost()] * 6, [0.1] * 6),
+    "features, then images": ([EpochCost("features", 3)] * 2 + [EpochCost("images", 3)] * 4, [0.01] * 2 + [0.7] * 4),
+    "deeper": ([EpochCost("images", 1 + 2 * k / 5) for k in range(6)], [0.1 * (1 + 2 * k / 5) for k in range(6)]),
+    "slow first step": ([EpochCost()] * 6, [0.1] * 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_time_left_is_not_told_before_it_is_known(kind):
+    costs, seconds = KINDS[kind]
+    steps, validation = 30, 8 * 0.1
+    warm = {0: 60.0}  # the first step compiles, or waits for features
+    total = sum(steps * s + validation for s in seconds)
+    remaining = Remaining(6, steps, 0.0, 0, Ahead(tuple(costs), 8.0))
+    now, spent, told = 0.0, 0.0, []
+    for epoch, each in enumerate(seconds):
+        for step in range(1, steps + 1):
+            now += each + warm.pop(0, 0.0)
+            spent += each
+            remaining.step(now, epoch, step)
+            _, run = remaining.left(now, epoch, step)
+            if np.isfinite(run):
+                told.append((epoch, run / (total - spent)))
+        now += validation
+        spent += validation
+        remaining.epoch_done(now, epoch)
+    assert all(0.6 < ratio < 1.6 for _, ratio in told), told
+    assert told[0][0] == (2 if kind == "features, then images" else 0)
+    assert len(told) > 100
+
+
+def test_one_slow_step_does_not_change_the_time_left():
+    remaining = Remaining(1, 100, 0.0)
+    now = 0.0
+    for step in range(1, 41):
+        now += 30 if step in (1, 20) else 0.5
+        remaining.step(now, 0, step)
+    assert remaining.left(now, 0, 40) == (30.0, 30.0)
+    assert remaining.left(now + 10, 0, 40) == (20.0, 20.0)
 
 
 def test_no_lines_inside_an_epoch_when_none_are_asked_for(clock):

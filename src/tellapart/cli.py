@@ -203,11 +203,10 @@ def _models(args: Models) -> int:
     if args.as_json:
         print(printing.as_json_line({"models": [dataclasses.asdict(info) for info in found]}))
         return 0
-    for info in found:
-        size = f"{info.size}px" if info.size else "any size"
-        print(f"{info.name:<58}{size:>9}  {info.licence or ''}".rstrip())
     if not found:
         raise UserError(f"No model matches {args.pattern!r}.")
+    print(printing.models_text(found))
+    print(printing.MODELS_NOTE, file=sys.stderr)
     return 0
 
 

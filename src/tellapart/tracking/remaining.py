@@ -82,7 +82,7 @@ class Remaining:
         """Return the measured seconds of a step, NaN where there are too few."""
         taken = sorted(self._taken.get(cost, ()), key=lambda pair: pair[0] / pair[1])
         seconds, steps = sum(pair[0] for pair in taken), sum(pair[1] for pair in taken)
-        if len(taken) < _LEAST_INTERVALS or seconds < _LEAST_SECONDS:
+        if len(taken) < _LEAST_INTERVALS or (len(taken) < _RECENT and seconds < _LEAST_SECONDS):
             return math.nan
         return (seconds - taken[-1][0]) / (steps - taken[-1][1])
 
