@@ -120,9 +120,9 @@ def _confusion_lines(evaluation: Evaluation) -> list[str]:
 
 
 MODELS_NOTE = (
-    "px: the size that a network was made for. Parameters: with 1,000 classes, tellapart's\n"
-    "own with 10. Top-1: ImageNet-1K accuracy in %, as torchvision states it of its\n"
-    "default weights. What a library does not state is left blank (timm: both)."
+    "px: the size a network was made for. params: with 1,000 classes (tellapart's\n"
+    "own: 10). top-1: accuracy on ImageNet-1K in %, as torchvision states it of its\n"
+    "default weights. Blank: not stated (timm's package states neither)."
 )
 
 
