@@ -20,6 +20,7 @@ _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 if TYPE_CHECKING:
     from tellapart.evaluation.metrics import Evaluation
+    from tellapart.models.zoo import ModelInfo
     from tellapart.workflow import Result
 
 
@@ -119,6 +120,26 @@ def _confusion_lines(evaluation: Evaluation) -> list[str]:
     for name, row in zip(names, counts, strict=True):
         lines.append(f"{set_cell_size(name, width)}  " + "".join(f"{count:>{cell}}" for count in row))
     return lines
+
+
+MODELS_NOTE = (
+    "px: the size a network was made for. params: with 1,000 classes (tellapart's\n"
+    "own: 10). top-1: accuracy on ImageNet-1K in %, as torchvision states it of its\n"
+    "default weights. Blank: not stated (timm's package states neither)."
+)
+
+
+def models_text(models: Sequence[ModelInfo]) -> str:
+    """Return a line for each model, below a header: whole names, and licences as long as there is room."""
+    width = max(len("model"), *(len(info.name) for info in models))
+    lines = [f"{'model':<{width}} {'px':>4} {'params':>7} {'top-1':>5}  licence"]
+    for info in models:
+        size = str(info.size or "any")
+        count = f"{info.parameters / 1e6:.2f}M" if info.parameters else ""
+        accuracy = "" if info.accuracy is None else f"{info.accuracy:.1f}"
+        line = f"{info.name:<{width}} {size:>4} {count:>7} {accuracy:>5}  {info.licence or ''}".rstrip()
+        lines.append(line if len(line) <= TERMINAL else line[: TERMINAL - 1] + "…")
+    return "\n".join(lines)
 
 
 def write_table(predictions: Any, out: TextIO) -> None:

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from tellapart import numerals, runs
 from tellapart.errors import shown
+from tellapart.tracking.remaining import Ahead, Remaining
 
 REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 10.0  # between the plain lines of other long work
@@ -45,7 +46,8 @@ class Console:
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._epochs = self._steps_per_epoch = 1
-        self._run_mark = self._epoch_mark = (time.monotonic(), 0)  # a moment and the steps done by then
+        self._epoch_began = time.monotonic()
+        self._remaining = Remaining(1, 1, self._epoch_began)
         self._epoch = -1
         self._drawn_at = 0.0
         self._printed_step = 0
@@ -91,13 +93,23 @@ class Console:
         if self._folder is not None:
             runs.append_warnings(self._folder, self._kept[-1:])
 
-    def start(self, epochs: int, steps_per_epoch: int, first_step: int = 0) -> None:
-        """Begin ``epochs`` epochs, or go on where an earlier process had done ``first_step`` updates."""
+    def start(
+        self, epochs: int, steps_per_epoch: int, first_step: int = 0, ahead: Ahead | None = None
+    ) -> None:
+        """Begin ``epochs`` epochs, or go on where an earlier process had done ``first_step`` updates.
+
+        ``ahead``: what the epochs cost; without it one as the other.
+        """
         self._epochs, self._steps_per_epoch = max(1, epochs), max(1, steps_per_epoch)
-        self._run_mark = self._epoch_mark = (time.monotonic(), first_step)
+        self._epoch_began = time.monotonic()
+        self._remaining = Remaining(self._epochs, self._steps_per_epoch, self._epoch_began, first_step, ahead)
         self._epoch, self._printed_step = divmod(first_step, self._steps_per_epoch)
         if self._rich is not None and not self._quiet:
             self._say(_table_row(("epoch", "loss", "accuracy", "val loss", "val acc", "lr", "time")), "bold")
+
+    def passed(self, epoch: int, step_in_epoch: int) -> None:
+        """Note that a step is done, whether it is shown or not: by these moments the time that is left is told."""
+        self._remaining.step(time.monotonic(), epoch, step_in_epoch)
 
     def step(
         self,
@@ -116,8 +128,8 @@ class Console:
         if self._quiet:
             return
         now = time.monotonic()
+        self.passed(epoch, step_in_epoch)
         if epoch != self._epoch:
-            self._epoch_mark = (now, epoch * self._steps_per_epoch + step_in_epoch - 1)
             self._epoch, self._printed_step = epoch, 0
         last = step_in_epoch >= self._steps_per_epoch
         if self._rich is None:
@@ -129,7 +141,7 @@ class Console:
         if accuracy is not None and math.isfinite(accuracy):
             parts[0] += f" acc {numerals.percent(accuracy)}"
         parts.append(f"{numerals.rate(images_per_second)} img/s")
-        parts.append(self._time_left(now, epoch, step_in_epoch))
+        parts += _time_left(*self._remaining.left(now, epoch, step_in_epoch))
         head = f"epoch {epoch + 1}/{self._epochs}"
         if self._rich is None:
             self._printed_step = step_in_epoch
@@ -146,8 +158,9 @@ class Console:
         val/loss, val/accuracy, train/lr and seconds; what is missing is left out (seconds are measured).
         """
         now = time.monotonic()
-        seconds = values.get("seconds", now - self._epoch_mark[0])
-        self._epoch_mark = (now, (epoch + 1) * self._steps_per_epoch)
+        seconds = values.get("seconds", now - self._epoch_began)
+        self._epoch_began = now
+        self._remaining.epoch_done(now, epoch)
         self._epoch, self._printed_step = epoch + 1, 0
         if self._quiet:
             return
@@ -219,12 +232,6 @@ class Console:
                 self._bar.stop()
                 self._bar = None
 
-    def _time_left(self, now: float, epoch: int, step_in_epoch: int) -> str:
-        done = epoch * self._steps_per_epoch + step_in_epoch
-        epoch_left = _estimate(self._epoch_mark, now, done, (epoch + 1) * self._steps_per_epoch)
-        run_left = _estimate(self._run_mark, now, done, self._epochs * self._steps_per_epoch)
-        return f"left {numerals.clock(epoch_left)}, run {numerals.clock(max(run_left, epoch_left))}"
-
 
 class Busy:
     """Long work outside the epochs, such as decoding images: see `Console.busy`."""
@@ -277,10 +284,11 @@ class Busy:
                 console._draw(label, self._done, _fit(parts, console._rich.width // 2), self._total or 0)
 
 
-def _estimate(mark: tuple[float, int], now: float, done: int, end: int) -> float:
-    """Return the seconds from ``done`` to ``end`` steps at the pace since ``mark``, NaN where unknown."""
-    since, before = mark
-    return (now - since) / (done - before) * (end - done) if done > before else math.nan
+def _time_left(epoch: float, run: float) -> list[str]:
+    """Return what is left of the epoch and of all epochs, or nothing where that is not known yet."""
+    parts = [("left", epoch), ("run", run)]
+    known = ", ".join(f"{word} {numerals.clock(seconds)}" for word, seconds in parts if math.isfinite(seconds))
+    return [known] if known else []
 
 
 def _fit(parts: Sequence[str], width: int) -> str:

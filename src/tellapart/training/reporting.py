@@ -14,6 +14,7 @@ import torch
 
 from tellapart import augment, numerals
 from tellapart.errors import TrainingError
+from tellapart.tracking.remaining import Ahead
 from tellapart.training import choosing
 from tellapart.training.step import Plan
 
@@ -23,8 +24,8 @@ _FAR = 0.1  # training's accuracy above validation's
 class Reporter(Protocol):
     """What the loop tells while it runs."""
 
-    def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
-        """Training begins, or goes on after ``first_step`` steps."""
+    def start(self, epochs: int, steps_per_epoch: int, first_step: int, ahead: Ahead) -> None:
+        """Training begins, or goes on after ``first_step`` steps; ``ahead``: what the epochs will cost."""
 
     def message(self, text: str) -> None:
         """Something to know."""
