@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 import tellapart
-from tellapart import packages, printing
+from tellapart import packages, printing, values
 from tellapart.commands import (
     Cache,
     Check,
@@ -131,7 +131,7 @@ def _predict(args: Predict) -> int:
     if args.top < 1:
         raise SpecError(f"--top is {args.top}; it must be at least 1.")
     if not args.images:
-        raise UserError("Nothing to label: give IMAGES (files, folders, patterns, or - for standard input).")
+        raise UserError("Nothing to label: give IMAGE… (files, folders, patterns, or - for standard input).")
     images = list(expand(args.images, args.urls))
     classifier = _classifier(args.model, args.device, args.trust)
     write = {"table": printing.write_table, "jsonl": printing.write_jsonl, "csv": printing.write_csv}[
@@ -174,6 +174,8 @@ def _report(args: Report) -> int:
 def _compare(args: Compare) -> int:
     from tellapart import workflow
 
+    if len(args.runs) < 2:
+        raise UserError("A comparison needs two run folders or more: give RUN RUN….")
     comparison = workflow.compare(args.runs)
     print(printing.as_json_line(comparison.to_dict()) if args.as_json else shown(comparison.to_text()))
     return 0
@@ -201,11 +203,10 @@ def _models(args: Models) -> int:
     if args.as_json:
         print(printing.as_json_line({"models": [dataclasses.asdict(info) for info in found]}))
         return 0
-    for info in found:
-        size = f"{info.size}px" if info.size else "any size"
-        print(f"{info.name:<58}{size:>9}  {info.licence or ''}".rstrip())
     if not found:
         raise UserError(f"No model matches {args.pattern!r}.")
+    print(printing.models_text(found))
+    print(printing.MODELS_NOTE, file=sys.stderr)
     return 0
 
 
@@ -488,7 +489,7 @@ def _run(words: list[str]) -> int:
     _check_choices(rest)
     default = _defaults(kind, rest)
     options: dict[str, Any] = {} if default is None else {"default": default}
-    args = tyro.cli(kind, prog=f"tellapart {name}", args=rest, **options)
+    args = tyro.cli(kind, prog=f"tellapart {name}", args=rest, registry=values.named(), **options)
     if _computes(args):
         with packages.no_collection():
             from tellapart import workflow  # noqa: F401 - loads torch

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-from tellapart import json_text, tables
+from tellapart import json_text, numerals, tables
 from tellapart.errors import shown
 
 _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 if TYPE_CHECKING:
     from tellapart.evaluation.metrics import Evaluation
+    from tellapart.models.zoo import ModelInfo
     from tellapart.workflow import Result
 
 
@@ -37,7 +38,8 @@ def summary(result: Result) -> str:
     if result.split:
         accuracy, (low, high) = result.metrics["accuracy"], result.metrics["accuracy_interval"]
         lines.append(
-            f"Accuracy {accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {result.metrics['n']:,} images)"
+            f"Accuracy {numerals.percent(accuracy)} (95 % interval {numerals.interval(low, high)}, "
+            f"{result.metrics['n']:,} images)"
         )
         lines.append(f"  {_worth(result)}")
     else:
@@ -70,23 +72,25 @@ def evaluation_text(evaluation: Evaluation) -> str:
     """Return an evaluation's figures and its table of classes."""
     low, high = evaluation.accuracy_interval
     lines = [
-        f"Accuracy {evaluation.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%})",
+        f"Accuracy {numerals.percent(evaluation.accuracy)} (95 % interval {numerals.interval(low, high)})",
         f"on {evaluation.n:,} images ({evaluation.split})",
-        f"balanced accuracy {evaluation.balanced_accuracy:.4f}   macro F1 {evaluation.macro.f1:.4f}   "
-        f"loss {'-' if evaluation.loss is None else f'{evaluation.loss:.4f}'}"
-        + ("" if evaluation.top5 is None else f"   top-5 {evaluation.top5:.2%}"),
+        f"balanced accuracy {numerals.percent(evaluation.balanced_accuracy)}   "
+        f"macro F1 {numerals.percent(evaluation.macro.f1)}   loss {numerals.loss(evaluation.loss)}"
+        + ("" if evaluation.top5 is None else f"   top-5 {numerals.percent(evaluation.top5)}"),
     ]
     if evaluation.images_per_second and evaluation.latency_ms:
-        times = "  ".join(f"{name} {value:.1f} ms" for name, value in evaluation.latency_ms.items())
-        lines.append(f"{evaluation.images_per_second:,.0f} images/s; one image at a time: {times}")
+        times = "  ".join(
+            f"{name} {numerals.milliseconds(value)}" for name, value in evaluation.latency_ms.items()
+        )
+        lines.append(f"{numerals.rate(evaluation.images_per_second)} images/s; one image at a time: {times}")
     lines.append("")
     names = [shown(score.name, one_line=True) for score in evaluation.per_class]
     width = min(30, max(5, *map(cell_len, names)))
-    lines.append(f"{'class':<{width}}  images  precision  recall      F1")
+    lines.append(f"{'class':<{width}}  images  precision    recall        F1")
     for name, score in zip(names, evaluation.per_class, strict=True):
         figures = "".join(
-            f"{'-' if value is None else f'{value:.4f}':>{space}}"
-            for value, space in ((score.precision, 11), (score.recall, 8), (score.f1, 8))
+            f"{numerals.percent(value):>{space}}"
+            for value, space in ((score.precision, 11), (score.recall, 10), (score.f1, 10))
         )
         lines.append(f"{set_cell_size(name, width)}  {score.support:>6}{figures}")
     return "\n".join(lines + _confusion_lines(evaluation))
@@ -118,11 +122,31 @@ def _confusion_lines(evaluation: Evaluation) -> list[str]:
     return lines
 
 
+MODELS_NOTE = (
+    "px: the size a network was made for. params: with 1,000 classes (tellapart's\n"
+    "own: 10). top-1: accuracy on ImageNet-1K in %, as torchvision states it of its\n"
+    "default weights. Blank: not stated (timm's package states neither)."
+)
+
+
+def models_text(models: Sequence[ModelInfo]) -> str:
+    """Return a line for each model, below a header: whole names, and licences as long as there is room."""
+    width = max(len("model"), *(len(info.name) for info in models))
+    lines = [f"{'model':<{width}} {'px':>4} {'params':>7} {'top-1':>5}  licence"]
+    for info in models:
+        size = str(info.size or "any")
+        count = f"{info.parameters / 1e6:.2f}M" if info.parameters else ""
+        accuracy = "" if info.accuracy is None else f"{info.accuracy:.1f}"
+        line = f"{info.name:<{width}} {size:>4} {count:>7} {accuracy:>5}  {info.licence or ''}".rstrip()
+        lines.append(line if len(line) <= TERMINAL else line[: TERMINAL - 1] + "…")
+    return "\n".join(lines)
+
+
 def write_table(predictions: Any, out: TextIO) -> None:
     """Write one line for each image: labels with their probabilities, or what was wrong."""
     for p in predictions:
         pairs = zip(p.labels, p.probabilities, strict=True)
-        answer = p.error or ", ".join(f"{label} {value:.1%}" for label, value in pairs)
+        answer = p.error or ", ".join(f"{label} {numerals.probability(value)}" for label, value in pairs)
         out.write(shown(f"{p.path}: {answer}", one_line=True) + "\n")
 
 

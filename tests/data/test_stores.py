@@ -98,8 +98,8 @@ def test_clear_takes_keys_and_age_and_spares_what_is_in_use(tmp_path: Path, thre
 def test_another_process_keeps_its_store(tmp_path: Path, three: list[str]) -> None:
     path = tmp_path / "decoded" / three[0]
     program = (
-        "import sys, pathlib; from tellapart.data import stores\n"
-        "held = stores.lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from tellapart.data.stores import housekeeping\n"
+        "held = housekeeping.lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -301,7 +301,7 @@ def test_nothing_is_left(deadly: Any, tmp_path: Path) -> None:
 PLAIN = """
 import pathlib, sys, time
 import numpy as np
-from tellapart.data import building, workers
+from tellapart.data.stores import building, workers
 from tellapart.data.stores.decoded import AsSource
 from tellapart.data.samples import Samples
 here = pathlib.Path(sys.argv[1])

@@ -79,7 +79,7 @@ class Recorder:
     warnings: list[str] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
 
-    def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
+    def start(self, epochs: int, steps_per_epoch: int, first_step: int, ahead: Any) -> None:
         self.first_step = first_step
 
     def message(self, text: str) -> None:

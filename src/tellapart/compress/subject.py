@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tellapart import artifact, runs
+from tellapart import artifact, numerals, runs
 from tellapart.contract import Card
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
@@ -92,8 +92,8 @@ def open_subject(
     samples = opening.open_source(spec.data, lambda note: None)
     if not (samples.splits == "val").any() and not spec.data.val_fraction:
         console.warn(
-            f"There are no validation images; {HELD_OUT:.0%} of the training images take their part. They trained the "
-            "model, so the drop measured on them is an optimistic one."
+            f"There are no validation images; {numerals.percent(HELD_OUT, 0)} of the training images take "
+            "their part. They trained the model, so the drop measured on them is an optimistic one."
         )
         spec = update(spec, {"data.val_fraction": HELD_OUT})
         samples = opening.open_source(spec.data, lambda note: None)

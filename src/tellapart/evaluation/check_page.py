@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tellapart import files
+from tellapart import files, pages
 from tellapart.data.health import Health, Read
 from tellapart.data.samples import SPLITS, Samples
 from tellapart.errors import UserError, WriteError
@@ -119,18 +119,10 @@ def write_check_page(
 
     Raises UserError where the file cannot be written.
     """
-    import jinja2
-
     path = pathlib.Path(out_path)
     budget = max(0, max_bytes - TEXT_RESERVE)
     thumbnails = Thumbnails(samples, read or samples.read, thumbnail, budget, max_pixels)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tellapart.evaluation", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment("tellapart.evaluation")
     environment.filters["flags"] = _mark_flags
     page = environment.get_template("check.html.j2").render(
         health=health,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart import numerals
 from tellapart.contract import BadImage, Pixels
 from tellapart.contract.resizing import open_pixels
 from tellapart.errors import DataError, ExportError
@@ -283,8 +284,8 @@ def judge(measured: Measured, tolerance: Tolerance) -> tuple[float, int, list[st
     counted = float((~differ | ties).mean())
     if counted < tolerance.agreement:
         reasons.append(
-            f"{int((differ & ~ties).sum())} of {len(first)} images get another class ({counted:.2%} agree; "
-            f"{tolerance.agreement:.0%} are needed)"
+            f"{int((differ & ~ties).sum())} of {len(first)} images get another class "
+            f"({numerals.percent(counted)} agree; {numerals.percent(tolerance.agreement)} are needed)"
         )
     if measured.whole is not None:
         furthest = float(_distance(first, measured.whole).max())
@@ -419,8 +420,8 @@ def _where(measured: Measured, locate: Callable[[Pixels], str] | None) -> str:
     pixels = measured.pixels
     if pixels["levels"] > 2 or pixels["share"] > 0.02:
         return (
-            f"The difference starts before the network: {pixels['share']:.1%} of its input's values differ, by up "
-            f"to {pixels['levels']:.0f} of 255 levels."
+            f"The difference starts before the network: {numerals.percent(pixels['share'])} of its input's values "
+            f"differ, by up to {pixels['levels']:.0f} of 255 levels."
         )
     return (
         locate(measured.worst)

@@ -74,6 +74,12 @@ def info(bare: str) -> tuple[int | None, str | None]:
     return int(weights.transforms.keywords["crop_size"]), "BSD-3-Clause"
 
 
+def stated(bare: str) -> tuple[int | None, float | None]:
+    """Return what torchvision states of the default weights: parameters, and top-1 on ImageNet-1K in %."""
+    meta = getattr(default_weights(bare), "meta", {})
+    return meta.get("num_params"), meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+
+
 def default_weights(bare: str) -> Any:
     """Return the member of torchvision's enum that ``DEFAULT`` stands for, or None where there is none."""
     enum = models_package().get_model_weights(bare)

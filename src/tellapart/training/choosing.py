@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from tellapart import numerals
 from tellapart.spec import TrainingSpec
 from tellapart.training.progress import Progress
 
@@ -75,7 +76,7 @@ class Chooser:
         if not self.patience or progress.stale < self.patience:
             return ""
         what = "fall" if self.metric == "loss" else "rise"
-        more = f" by more than {self.min_delta:g}" if self.min_delta else ""
+        more = f" by more than {numerals.setting(self.min_delta)}" if self.min_delta else ""
         since = f" since epoch {progress.reference_epoch + 1}" if progress.reference_epoch >= 0 else ""
         before = f" ({self._figure(progress.reference)})" if since else ""
         return (
@@ -100,15 +101,15 @@ class Chooser:
         return (
             f"Epoch {chosen + 1} is kept: validation {self.metric} {figure}. The highest, "
             f"{self._figure(progress.highest)} in epoch {highest + 1}, is within one standard error "
-            f"({self._error(progress):.2%}, {int(self.counts.sum()):,} images), which may be chance; then the later "
-            "epoch counts."
+            f"({numerals.percent(self._error(progress))}, {int(self.counts.sum()):,} images), which may be "
+            "chance; then the later epoch counts."
         )
 
     def _error(self, progress: Progress) -> float:
         return standard_error(self.metric, progress.highest, self.counts)
 
     def _figure(self, value: float) -> str:
-        return f"{-value:.4f}" if self.metric == "loss" else f"{value:.2%}"
+        return numerals.loss(-value) if self.metric == "loss" else numerals.percent(value)
 
     @staticmethod
     def _take(progress: Progress, value: float, loss: float, scores: Mapping[str, float]) -> bool:

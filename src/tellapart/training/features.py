@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from tellapart import augment as augmentation
+from tellapart import numerals
 from tellapart.augment import Augment
 from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
 from tellapart.data.sources.archives import cache_folder
@@ -331,7 +332,8 @@ def _make_way(path: Path, needed: int, limit: float) -> None:
     """Remove other stores where the cache has a limit. Raises CacheError where there is no room."""
     if not housekeeping.make_room(path.parent, needed, limit):
         raise _cannot_keep(
-            path.parent, f"they would not fit ({limit:g} GiB are allowed, or the disk is full)"
+            path.parent,
+            f"they would not fit ({numerals.setting(limit)} GiB are allowed, or the disk is full)",
         )
 
 

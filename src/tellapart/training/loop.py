@@ -23,7 +23,7 @@ import torch
 from tellapart.data.loader import RawBatch, batches
 from tellapart.devices import kernel_search, plain_kernels
 from tellapart.models import heads
-from tellapart.training import checkpoint, reporting, sampling
+from tellapart.training import checkpoint, foreseen, reporting, sampling
 from tellapart.training.choosing import Chooser
 from tellapart.training.compiled import Compiled, Graphs
 from tellapart.training.distributed import Processes
@@ -77,7 +77,7 @@ class Trainer:
     def run(self) -> Progress:
         """Train until the last epoch, early stopping, or an interruption. Raises TrainingError."""
         epochs = self.training.epochs
-        self.report.start(epochs, self.plan.steps_per_epoch, self.progress.step)
+        self.report.start(epochs, self.plan.steps_per_epoch, self.progress.step, foreseen.costs(self.plan))
         profile = self.profile or contextlib.nullcontext()
         with Interrupt() as interrupt, profile:
             self.interrupt = interrupt
@@ -223,14 +223,10 @@ class Trainer:
 
     def _set_stage(self) -> None:
         """Choose which blocks train in this epoch; a pure function of the epoch, so resuming is exact."""
-        model, blocks, spec = self.plan.model, self.plan.blocks, self.spec.model
+        model, blocks = self.plan.model, self.plan.blocks
         if self.plan.begin_epoch and (text := self.plan.begin_epoch(self.progress.epoch)):
             self.report.message(text)
-        depth = len(blocks)
-        if spec.finetune == "head":
-            depth = 1
-        elif spec.finetune == "staged":
-            depth = heads.staged_depth(self.progress.epoch, self.training.epochs, spec.unfreeze, len(blocks))
+        depth = foreseen.depth_at(self.spec, self.progress.epoch, len(blocks))
         frozen = self._done()
         if (depth, frozen) == self.stage:
             return
@@ -262,10 +258,10 @@ class Trainer:
 
     def _done(self) -> tuple[str, ...]:
         """Return the parameters that have stopped training in this epoch: early ones, and the first blocks."""
-        epoch, spec, blocks = self.progress.epoch, self.spec.model, self.plan.blocks
+        epoch, blocks = self.progress.epoch, self.plan.blocks
         names = heads.early_names(self.plan.model) if epoch >= self.training.early_epochs else ()
-        if spec.freeze_blocks and epoch >= math.ceil(spec.freeze_from * self.training.epochs):
-            names += tuple(name for block in blocks[-spec.freeze_blocks :] for name in block)
+        if frozen := foreseen.frozen_at(self.spec, epoch):
+            names += tuple(name for block in blocks[-frozen:] for name in block)
         return names
 
     def _end_epoch(self) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from tellapart import numerals
 from tellapart.devices import AMP_DTYPES, is_out_of_memory, release
 from tellapart.doctor import host
 from tellapart.models import heads
@@ -240,7 +241,7 @@ def pick(rates: dict[Setting, float], batch_size: int) -> Choice:
 
 
 def _speed(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+    return numerals.rate(rate)
 
 
 # Measuring

@@ -12,8 +12,9 @@ from typing import Protocol
 
 import torch
 
-from tellapart import augment
+from tellapart import augment, numerals
 from tellapart.errors import TrainingError
+from tellapart.tracking.remaining import Ahead
 from tellapart.training import choosing
 from tellapart.training.step import Plan
 
@@ -23,8 +24,8 @@ _FAR = 0.1  # training's accuracy above validation's
 class Reporter(Protocol):
     """What the loop tells while it runs."""
 
-    def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
-        """Training begins, or goes on after ``first_step`` steps."""
+    def start(self, epochs: int, steps_per_epoch: int, first_step: int, ahead: Ahead) -> None:
+        """Training begins, or goes on after ``first_step`` steps; ``ahead``: what the epochs will cost."""
 
     def message(self, text: str) -> None:
         """Something to know."""
@@ -74,7 +75,8 @@ def overfitted(plan: Plan, train_accuracy: float, scores: Mapping[str, float]) -
     ways = "more images, or --training.weight-decay 0.05" if head else "--augment.preset auto or light"
     fewer = "" if head or plan.spec.model.weights == "none" else ", or fewer layers (--model.finetune head)"
     return (
-        f"Training without augmentation ended at {train_accuracy:.1%} on its own images and {accuracy:.1%} on "
+        f"Training without augmentation ended at {numerals.percent(train_accuracy)} on its own images and "
+        f"{numerals.percent(accuracy)} on "
         f"validation: the network learned images by heart. What can help: {ways}{fewer}."
     )
 
@@ -95,6 +97,6 @@ def not_finite(plan: Plan, step: int, epoch: int, lr: float, checkpoints: Sequen
     return TrainingError(
         f"The loss became NaN or infinite at step {step} (epoch {epoch + 1}), with "
         f"learning rate {lr:.3g} and {training.precision}; {where}. {last} "
-        f"Try a lower --training.lr (now {training.lr:g}), --training.warmup-epochs 1 or "
+        f"Try a lower --training.lr (now {numerals.setting(training.lr)}), --training.warmup-epochs 1 or "
         "--training.clip-norm 1."
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tellapart import artifact, doctor, runs, runtime
+from tellapart import artifact, doctor, numerals, runs, runtime
 from tellapart.compress import channels, masks, measuring, page
 from tellapart.compress.measuring import Candidate
 from tellapart.compress.subject import Subject, open_subject
@@ -239,8 +239,9 @@ class _Work:
             zeros = masks.zeros(artifact.open_model(file).model)
             facts = {"zeros": zeros, "compressed_bytes": packed, "compressed_ratio": packed / before}
             note = (
-                f"{name}: {zeros:.0%} of the weights are zero. Dense kernels compute with zeros as with any number, so "
-                f"it is no faster and its file no smaller; zipped, the weights take {packed / before:.2f} of the room."
+                f"{name}: {numerals.percent(zeros, 0)} of the weights are zero. Dense kernels compute "
+                f"with zeros as with any number, so it is no faster and its file no smaller; "
+                f"zipped, the weights take {packed / before:.2f} of the room."
             )
             found += self._candidates(name, "sparse", file, note, facts)
         return found

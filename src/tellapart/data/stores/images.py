@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart import files, tables
+from tellapart import files, numerals, tables
 from tellapart.contract.decoding import largest as largest_number
 from tellapart.contract.deep import likely_range, uses_little
 from tellapart.data.loader import ImageSet, Store
@@ -153,7 +153,10 @@ def _open_store(samples: Samples, decode: Decode, kind: _Kind, spec: DataSpec, a
 
 def _cannot_keep(folder: Path, error: Exception, spec: DataSpec) -> CacheError:
     if isinstance(error, cache.NoRoom):
-        reason = f"they would not fit ({spec.cache_limit:g} GiB are allowed by --data.cache-limit, or the disk is full)"
+        reason = (
+            f"they would not fit ({numerals.setting(spec.cache_limit)} GiB are allowed by --data.cache-limit, "
+            "or the disk is full)"
+        )
     else:
         reason = str(getattr(error, "strerror", None) or error)
     return CacheError(
