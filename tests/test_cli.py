@@ -457,7 +457,8 @@ def test_evaluate_as_text(trained: Any, call: Call) -> None:
     for name in ("ant", "bee", "cat"):
         (score,) = (score for score in content["per_class"] if score["name"] == name)
         line, row = (line for line in text.splitlines() if line.startswith(f"{name} "))
-        assert line.split()[1:] == ["12", *(f"{score[part]:.4f}" for part in ("precision", "recall", "f1"))]
+        figures = [f"{100 * score[figure]:.2f}" for figure in ("precision", "recall", "f1")]
+        assert line.replace("%", "").split()[1:] == ["12", *figures]
         assert sum(map(int, row.split()[1:])) == 12  # of the confusion matrix
     assert max(map(len, text.splitlines())) <= 100
 
