@@ -18,7 +18,7 @@ from tellapart.data.loader import batches
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import AugmentSpec
 from tellapart.training import checkpoint
-from tellapart.training.compiled import Compiled
+from tellapart.training.speed.compiled import Compiled
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CUDA = torch.device("cuda")

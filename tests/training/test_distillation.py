@@ -14,8 +14,8 @@ from tellapart.contract import Card, Preprocessing
 from tellapart.errors import ModelError, RunError, SpecError
 from tellapart.models import zoo
 from tellapart.spec import Spec, update
-from tellapart.training import distillation
-from tellapart.training.objectives import Prepared
+from tellapart.training.methods import distillation
+from tellapart.training.task import Batch
 
 CLASSES = ("class 0", "class 1", "class 2")
 
@@ -61,7 +61,7 @@ def test_the_loss_has_the_three_parts(
     bench = build(pictures((5, 5, 5)), **spec, **{"distill.features": 3.0, "model.name": "simple-cnn"})
     images, labels = bench.inputs()
     objective, model = bench.plan.objective, bench.model.eval()
-    losses, right = objective(model, Prepared(images, labels, labels))
+    losses, right = objective(model, Batch(images, labels, labels))
     pixels = (images * torch.tensor(bench.prepared.contract.std).view(3, 1, 1)) + torch.tensor(
         bench.prepared.contract.mean
     ).view(3, 1, 1)
@@ -74,8 +74,8 @@ def test_the_loss_has_the_three_parts(
     hard = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     soft = distillation.soft_labels(logits, taught, 2.0)
     without = dataclasses.replace(objective.spec, features=0.0)
-    plain = distillation.Distilled(objective, without, model, bench.prepared.contract, CLASSES)
-    got, _ = plain(model, Prepared(images, labels, labels))
+    plain = distillation.Distillation(objective, without, model, bench.prepared.contract, CLASSES)
+    got, _ = plain(model, Batch(images, labels, labels))
     torch.testing.assert_close(got, 0.7 * soft + 0.3 * hard, rtol=1e-4, atol=1e-5)
     assert int(right) == int((logits.argmax(1) == labels).sum())
     # Features: at 8 pixels the student's convolution before its pooling, and so on; by the definition.
@@ -196,7 +196,7 @@ def test_a_resumed_run_is_the_uncut_one(
 def test_a_frozen_backbone_runs_in_every_epoch(
     build: Callable[..., Any], pictures: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from tellapart.training import features
+    from tellapart.training.speed import features
 
     file = write_teacher(tmp_path / "teacher")
     spec = update(Spec(), {"model.finetune": "head", "distill.teacher": str(file)})

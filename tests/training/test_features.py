@@ -23,8 +23,9 @@ import torch
 from tellapart.errors import CacheError
 from tellapart.models import frozen
 from tellapart.preprocess import normalise
-from tellapart.training import checkpoint, features
+from tellapart.training import checkpoint
 from tellapart.training.distributed import Processes
+from tellapart.training.speed import features
 
 
 class Screen:

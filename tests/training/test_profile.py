@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tellapart.training import profile as profiling
-from tellapart.training.profile import Profile
+from tellapart.training.speed import profile as profiling
+from tellapart.training.speed.profile import Profile
 
 
 def _profiled(bench: Any, folder: Path) -> list[str]:

@@ -25,15 +25,15 @@ from tellapart.devices import kernel_search, plain_kernels
 from tellapart.models import heads
 from tellapart.training import checkpoint, reporting, sampling
 from tellapart.training.choosing import Chooser
-from tellapart.training.compiled import Compiled, Graphs
 from tellapart.training.distributed import Processes
 from tellapart.training.interrupt import Interrupt
 from tellapart.training.optim import set_lr
-from tellapart.training.profile import Profile
 from tellapart.training.progress import Progress, State, content, take_up
 from tellapart.training.reporting import Reporter
+from tellapart.training.running import Reading, RunningMetrics
+from tellapart.training.speed.compiled import Compiled, Graphs
+from tellapart.training.speed.profile import Profile
 from tellapart.training.step import Outcome, Plan, Stepper, Way
-from tellapart.training.tally import Reading, Tally
 
 _SAVE_PART = 10.0  # an epoch's end gets a checkpoint so many times after what writing the last one took
 _AGREE_EVERY = 20  # steps between the moments when several processes agree to stop or to save
@@ -70,7 +70,7 @@ class Trainer:
         self._save_seconds, self._saved_step = 0.0, -1
         self.stepper = Stepper(plan, processes, report.warn)
         self.log_every = self.spec.run.log_every or max(1, plan.steps_per_epoch // 10)
-        self.tally = Tally(self.device, self.progress.sums, self.progress.window)
+        self.running = RunningMetrics(self.device, self.progress.sums, self.progress.window)
         self._asked: collections.deque[_Asked] = collections.deque()
         self.on_save: Callable[[], None] = lambda: None  # called after each checkpoint, by the first process
 
@@ -107,7 +107,7 @@ class Trainer:
         steps = -(-len(order) // self.training.batch_size)
         heads.train_mode(way.model)
         started, seen, shown, before = time.perf_counter(), 0, 0.0, progress.seconds
-        self.tally = Tally(self.device, progress.sums, progress.window)
+        self.running = RunningMetrics(self.device, progress.sums, progress.window)
         for index, batch in self._batches(order):
             factor = plan.schedule.factor(progress.step)
             set_lr(plan.optimizer, self.training.lr, factor, progress.step)
@@ -136,7 +136,7 @@ class Trainer:
             if not going:
                 return False
         self._tell(wait=True)
-        progress.sums, progress.window = self.tally.read()
+        progress.sums, progress.window = self.running.read()
         # Only now has a GPU done all that was asked for.
         progress.seconds = before + time.perf_counter() - started
         return True
@@ -173,7 +173,7 @@ class Trainer:
         return batch.to(self.device)
 
     def _count(self, outcome: Outcome, batch: RawBatch) -> None:
-        self.tally.add(outcome.loss, outcome.right, 0 if batch.filler else len(batch.labels))
+        self.running.add(outcome.loss, outcome.right, 0 if batch.filler else len(batch.labels))
         if self.plan.pruning and not batch.filler:
             self.plan.pruning.note(batch.ours, outcome.losses)
 
@@ -347,9 +347,9 @@ class Trainer:
         Logged values are those of all processes, which log at the same steps; in between the first tells of its own.
         """
         total = self.processes.add_up if logged and self.processes.world > 1 else None
-        reading, step = self.tally.ask(norm, total), self.progress.step
+        reading, step = self.running.ask(norm, total), self.progress.step
         if logged:
-            self.tally.clear_window()
+            self.running.clear_window()
         self._asked.append(_Asked(reading, step, rate, self.training.lr * factor, logged))
 
     def _tell(self, wait: bool = False) -> None:
@@ -388,7 +388,7 @@ class Trainer:
         """Write a checkpoint (the first process does)."""
         plan, began = self.plan, time.monotonic()
         if self.progress.step_in_epoch:  # the file has the sums of all processes; each goes on with its own
-            self.progress.sums, self.progress.window = self.processes.total(self.tally.read())
+            self.progress.sums, self.progress.window = self.processes.total(self.running.read())
             if plan.pruning:
                 plan.pruning.gather(self.processes)
         self.progress.micro = self.stepper.micro

@@ -14,7 +14,7 @@ from torch import nn
 from tellapart.errors import ModelError, SpecError
 from tellapart.models import heads
 from tellapart.spec import TrainingSpec
-from tellapart.training.muon_sgd import MuonSgd
+from tellapart.training.methods.muon_sgd import MuonSgd
 
 Group = dict[str, Any]
 

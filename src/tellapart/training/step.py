@@ -20,12 +20,12 @@ from tellapart.data.loader import ImageSet, RawBatch
 from tellapart.devices import AMP_DTYPES, is_out_of_memory, release, seed_device
 from tellapart.errors import TrainingError
 from tellapart.spec import Spec
-from tellapart.training.compiled import Graphs
 from tellapart.training.distributed import Processes
-from tellapart.training.ema import Ema
-from tellapart.training.objectives import Objective, Prepared
-from tellapart.training.pruning import Pruning
+from tellapart.training.methods.ema import Ema
+from tellapart.training.methods.infobatch import InfoBatch
 from tellapart.training.schedule import Schedule
+from tellapart.training.speed.compiled import Graphs
+from tellapart.training.task import Batch, Objective
 
 _NOTHING = contextlib.nullcontext()
 _MASK = 2**64 - 1
@@ -68,7 +68,7 @@ class Plan:
     scaler: torch.amp.GradScaler | None = None
     plain_kernels: bool = False
     begin_epoch: Callable[[int], str | None] | None = None  # told the epoch; returns what there is to say
-    pruning: Pruning | None = None
+    pruning: InfoBatch | None = None
     channels_last: bool = False
     graphs: bool = False  # replay whole steps as CUDA graphs
     search: bool = False  # let cuDNN try its kernels
@@ -173,7 +173,7 @@ class Stepper:
         return torch.stack(totals).sum(), torch.stack(rights).sum(), torch.cat(losses)
 
     def _part(
-        self, part: Prepared, batch: RawBatch, start: int, last: bool
+        self, part: Batch, batch: RawBatch, start: int, last: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # A replay leaves the gradients of its own images alone, so only of steps in one part.
         whole = start == 0 and last and batch.count == self.training.batch_size
@@ -191,7 +191,7 @@ class Stepper:
             self._backward(counted * weight)
         return total.detach(), right, losses.detach()
 
-    def _replayed(self, graphs: Graphs, part: Prepared) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _replayed(self, graphs: Graphs, part: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return what `_part` does for a whole batch, recorded once and replayed."""
 
         def work(
@@ -201,7 +201,7 @@ class Stepper:
             with torch.autocast(
                 images.device.type, self._amp, enabled=self._amp is not None, cache_enabled=False
             ):
-                losses, right = self._forward(Prepared(images, targets, labels))
+                losses, right = self._forward(Batch(images, targets, labels))
                 total = losses.sum()
                 self._backward(total / self.training.batch_size)
             return total.detach(), right, losses.detach()
@@ -209,7 +209,7 @@ class Stepper:
         total, right, losses = graphs.run(work, part.images, part.targets, part.labels)
         return total, right, losses
 
-    def _prepare(self, batch: RawBatch) -> Prepared:
+    def _prepare(self, batch: RawBatch) -> Batch:
         objective = self.objective or self.plan.objective
         return objective.prepare(batch, self._generator, self.micro)
 
@@ -217,7 +217,7 @@ class Stepper:
         scaler = self.plan.scaler
         (scaler.scale(loss) if scaler else loss).backward()
 
-    def _forward(self, part: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(self, part: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each sample's loss, and how many were right.
 
         A batch norm over 1 x 1 maps cannot measure a lone image (the rest of a batch that is computed in parts,

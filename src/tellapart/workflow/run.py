@@ -25,12 +25,14 @@ from tellapart.errors import RunError
 from tellapart.evaluation import metrics, report
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
-from tellapart.training import checkpoint, features, ineffective, loop, lr_finder, probe, resolve, setup
+from tellapart.training import checkpoint, ineffective, loop, resolve, setup
 from tellapart.training import progress as progressing
 from tellapart.training.distributed import Processes, processes
-from tellapart.training.lr_finder import LrCurve
-from tellapart.training.profile import Profile
+from tellapart.training.methods import lr_finder
+from tellapart.training.methods.lr_finder import LrCurve
 from tellapart.training.progress import Progress
+from tellapart.training.speed import autotune, features
+from tellapart.training.speed.profile import Profile
 from tellapart.training.step import Plan
 from tellapart.workflow import run_files
 from tellapart.workflow.measure import evaluate_set
@@ -176,7 +178,7 @@ def _in_turn(procs: Processes, work: Any) -> Any:
     return result if procs.first else work()
 
 
-def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.Prepared:
+def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
     with console.busy("Reading images", len(samples)) as busy:
         prepared = setup.prepare(spec, samples, busy.advance)
     if isinstance(prepared.train.store, StreamedStore) and spec.data.cache == "auto":
@@ -201,7 +203,7 @@ def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.Prepared:
     return prepared
 
 
-def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple[setup.Prepared, Plan, Card]:
+def _plan(prepared: setup.RunData, procs: Processes, console: Console) -> tuple[setup.RunData, Plan, Card]:
     """Build what will be trained; everything that can be wrong in the spec is found here, before any file is made.
 
     Returns ``prepared`` too, with a spec that leaves nothing open.
@@ -230,7 +232,7 @@ def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple
     if features.expected(prepared.spec):  # little is left to make faster
         prepared = dataclasses.replace(prepared, spec=setup.settle(prepared, model, procs))
     else:
-        prepared = probe.choose(prepared, model, procs, console.message)
+        prepared = autotune.choose(prepared, model, procs, console.message)
     plan = setup.plan(prepared, model, procs)
     features.offer(plan, prepared, procs, console)
     return prepared, plan, card
@@ -238,7 +240,7 @@ def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple
 
 def _run(
     folder: Path,
-    prepared: setup.Prepared,
+    prepared: setup.RunData,
     plan: Plan,
     card: Card,
     procs: Processes,
@@ -305,7 +307,7 @@ def _keeper(trainer: loop.Trainer, path: Path, card: Card) -> Callable[[], None]
 
 def _finish(
     folder: Path,
-    prepared: setup.Prepared,
+    prepared: setup.RunData,
     card: Card,
     progress: Progress,
     console: Console,

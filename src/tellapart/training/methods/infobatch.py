@@ -62,7 +62,7 @@ def check(spec: TrainingSpec, augment: AugmentSpec) -> None:
         )
 
 
-class Pruning:
+class InfoBatch:
     """Which images an epoch reads, by their losses.
 
     ``weights`` holds each image's weight in the current epoch, float32 [N].

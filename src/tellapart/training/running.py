@@ -38,7 +38,7 @@ class Reading:
         return values[:3], values[3:6], values[6]
 
 
-class Tally:
+class RunningMetrics:
     """Sums of (loss, right answers, images): ``epoch`` and ``window``, which ``read`` gives as float lists."""
 
     def __init__(self, device: torch.device, epoch: Sequence[float], window: Sequence[float]) -> None:

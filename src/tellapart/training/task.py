@@ -19,7 +19,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Batch:
     """images: float32 [B, C, H, W]; targets: int64 [B] or soft float32 [B, K]; labels: int64 [B]."""
 
     images: torch.Tensor
@@ -29,40 +29,40 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def part(self, start: int, stop: int) -> Prepared:
+    def part(self, start: int, stop: int) -> Batch:
         """Return samples ``start`` to ``stop``."""
         if start == 0 and stop >= len(self):
             return self
-        return Prepared(self.images[start:stop], self.targets[start:stop], self.labels[start:stop])
+        return Batch(self.images[start:stop], self.targets[start:stop], self.labels[start:stop])
 
 
 class Objective(Protocol):
     """batch -> loss and named values."""
 
-    def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Prepared:
+    def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
         """Return the model's inputs for a whole step, computed at most ``micro`` images at a time.
 
         Random numbers are drawn for the global batch, so that they do not depend on the number of processes.
         """
         ...
 
-    def __call__(self, model: torch.nn.Module, batch: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss of each sample, float32 [b], and how many were right, a scalar."""
         ...
 
 
-class Supervised:
+class Classification:
     """Classification with labels: augment, mix, and compare the logits with the targets."""
 
     def __init__(self, augment: Augment, loss: Loss) -> None:
         self.augment = augment
         self.loss = loss
 
-    def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Prepared:
+    def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
         """See Objective. MixUp and CutMix mix within one process's part of the batch."""
         images = self._inputs(batch, generator, micro)
         images, targets = self.augment.mix(images, batch.labels, generator)
-        return Prepared(images, targets, batch.labels)
+        return Batch(images, targets, batch.labels)
 
     def _inputs(self, batch: RawBatch, generator: torch.Generator, micro: int) -> torch.Tensor:
         """Return the augmented images, float32 [B, C, H, W]."""
@@ -82,7 +82,7 @@ class Supervised:
     def _plain(self, images: torch.Tensor) -> torch.Tensor:
         return self.augment.apply(images, None, Params(len(images)))
 
-    def __call__(self, model: torch.nn.Module, batch: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """See Objective."""
         logits = model(batch.images)
         right = (logits.detach().argmax(1) == batch.labels).sum()

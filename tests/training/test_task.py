@@ -16,7 +16,7 @@ from tellapart.data.loader import ImageSet, RawBatch
 from tellapart.data.stores.images import augmentation_sources, evaluation_images
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import AugmentSpec, DataSpec
-from tellapart.training.objectives import Prepared, Supervised
+from tellapart.training.task import Batch, Classification
 
 CONTRACT = Preprocessing(
     size=8, channels=3, resize="squash", interpolation="bilinear", crop_fraction=1.0,
@@ -28,9 +28,9 @@ def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits, targets, reduction="none")
 
 
-def _objective(preset: str, **values: Any) -> Supervised:
+def _objective(preset: str, **values: Any) -> Classification:
     spec = augment.resolve(AugmentSpec(preset=preset, **values), CONTRACT.size)  # type: ignore[arg-type]
-    return Supervised(Augment(spec, CONTRACT, 3), _loss)
+    return Classification(Augment(spec, CONTRACT, 3), _loss)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_large_sources_are_cropped_by_their_own_sizes(tmp_path: Any, make_folder
     samples = open_source(DataSpec(source=str(root), cache_dir=str(tmp_path)), lambda text: None)
     sources, _ = augmentation_sources(samples, CONTRACT, DataSpec(cache_dir=str(tmp_path)))
     spec = augment.resolve(AugmentSpec(preset="photo", crop="resized"), CONTRACT.size)
-    objective = Supervised(Augment(spec, CONTRACT, 3), _loss)
+    objective = Classification(Augment(spec, CONTRACT, 3), _loss)
     rows = np.arange(len(sources))
     whole = objective.prepare(sources.batch(rows), _generator(), 100)
     sliced = objective.prepare(sources.batch(rows), _generator(), 2)
@@ -134,7 +134,7 @@ class _Fixed(torch.nn.Module):
 def test_returns_each_samples_loss_and_the_right_answers() -> None:
     logits = torch.tensor([[3.0, 0.0, 1.0], [0.0, 2.0, 5.0], [1.0, 1.5, 0.0], [0.0, 0.0, 9.0]])
     labels = torch.tensor([0, 1, 1, 2])
-    losses, right = _objective("none")(_Fixed(logits), Prepared(torch.zeros(4, 3, 8, 8), labels, labels))
+    losses, right = _objective("none")(_Fixed(logits), Batch(torch.zeros(4, 3, 8, 8), labels, labels))
     expected = -(logits.double() - logits.double().logsumexp(1, keepdim=True))[range(4), labels]
     assert losses.shape == (4,)
     assert torch.allclose(losses.double(), expected, atol=1e-6)
@@ -145,7 +145,7 @@ def test_returns_each_samples_loss_and_the_right_answers() -> None:
 def test_with_soft_targets_right_is_by_the_images_own_label() -> None:
     logits = torch.tensor([[3.0, 0.0, 1.0], [0.0, 2.0, 5.0]])
     soft = torch.tensor([[0.4, 0.6, 0.0], [0.0, 0.5, 0.5]])
-    batch = Prepared(torch.zeros(2, 3, 8, 8), soft, torch.tensor([0, 2]))
+    batch = Batch(torch.zeros(2, 3, 8, 8), soft, torch.tensor([0, 2]))
     losses, right = _objective("none")(_Fixed(logits), batch)
     log_p = logits.double() - logits.double().logsumexp(1, keepdim=True)
     assert torch.allclose(losses.double(), -(soft.double() * log_p).sum(1), atol=1e-6)
@@ -153,7 +153,7 @@ def test_with_soft_targets_right_is_by_the_images_own_label() -> None:
 
 
 def test_parts_are_slices() -> None:
-    batch = Prepared(torch.arange(10.0).reshape(5, 2), torch.arange(5), torch.arange(5) + 10)
+    batch = Batch(torch.arange(10.0).reshape(5, 2), torch.arange(5), torch.arange(5) + 10)
     assert batch.part(0, 5) is batch
     assert batch.part(0, 99) is batch
     part = batch.part(3, 9)

@@ -26,7 +26,7 @@ from tellapart import artifact
 from tellapart.errors import ModelError, RunError, SpecError
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import DistillSpec, SpeedSpec
-from tellapart.training.objectives import Prepared, Supervised
+from tellapart.training.task import Batch, Classification
 
 _SAME_RESOLUTION = 2**0.5  # maps whose sides, as parts of the image's, differ by less are compared
 
@@ -106,12 +106,12 @@ def _change(ours: Preprocessing, theirs: Preprocessing, device: torch.device) ->
     return scale, bias
 
 
-class Distilled(Supervised):
+class Distillation(Classification):
     """Classification with labels and a teacher's answers."""
 
     def __init__(
         self,
-        labels: Supervised,
+        labels: Classification,
         spec: DistillSpec,
         student: nn.Module,
         contract: Preprocessing,
@@ -126,7 +126,7 @@ class Distilled(Supervised):
             example = torch.zeros(1, contract.channels, contract.size, contract.size, device=device)
             self.attention = Attention(student, self.teacher.model, example, self.teacher.inputs(example))
 
-    def __call__(self, model: nn.Module, batch: Prepared) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """See Objective."""
         compared = self.attention.watch() if self.attention else contextlib.nullcontext()
         with compared as distance:

@@ -37,8 +37,8 @@ from tellapart.preprocess import Views, as_tensor, normalise
 from tellapart.spec import AugmentSpec, Spec, to_dict
 from tellapart.training import setup
 from tellapart.training.distributed import Processes
-from tellapart.training.objectives import Objective, Prepared
 from tellapart.training.step import Plan, Way, step_seed
+from tellapart.training.task import Batch, Objective
 
 FORMAT = 1  # of the files; another number makes the program compute them anew
 _CHUNK = 256  # images whose random numbers are drawn together, and that one process computes
@@ -60,7 +60,7 @@ def expected(spec: Spec) -> bool:
     return spec.speed.features and spec.model.finetune == "head" and not _obstacle(spec)
 
 
-def offer(plan: Plan, prepared: setup.Prepared, processes: Processes, screen: Screen) -> None:
+def offer(plan: Plan, prepared: setup.RunData, processes: Processes, screen: Screen) -> None:
     """Give the plan its way on features where that is possible; else say what prevents it.
 
     Nothing is computed yet. Does nothing where no stage trains the head alone, or ``speed.features`` is off.
@@ -123,17 +123,17 @@ class OnFeatures:
     def __init__(self, objective: Objective, views: int) -> None:
         self.objective, self.views = objective, views
 
-    def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Prepared:
+    def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
         """See Objective."""
         labels, features = batch.labels, as_tensor(batch.images)
         if self.views == 1:
-            return Prepared(features[:, 0], labels, labels)
+            return Batch(features[:, 0], labels, labels)
         drawn = torch.randint(self.views, (batch.count,), generator=generator)
         ours = drawn[batch.start : batch.start + len(labels)].to(features.device)
         rows = torch.arange(len(labels), device=features.device)
-        return Prepared(features[rows, ours], labels, labels)
+        return Batch(features[rows, ours], labels, labels)
 
-    def __call__(self, model: torch.nn.Module, batch: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """See Objective."""
         return self.objective(model, batch)
 
@@ -144,7 +144,7 @@ class _Maker:
     def __init__(
         self,
         plan: Plan,
-        prepared: setup.Prepared,
+        prepared: setup.RunData,
         processes: Processes,
         screen: Screen,
         split: frozen.Split,
