@@ -21,19 +21,19 @@ from tellapart.data.stores import images as decoded
 from tellapart.data.transfer import resident_limit
 from tellapart.devices import AMP_DTYPES, put, seed_device
 from tellapart.errors import DataError, SpecError
-from tellapart.evaluation import metrics
 from tellapart.evaluation.infer import batch_that_pays, collect_logits
 from tellapart.models import heads, weights, zoo
 from tellapart.preprocess import Preprocessing, Views, averaged, normalise, resize
 from tellapart.spec import Spec, update
 from tellapart.training import optim, resolve, sampling
+from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
 from tellapart.training.losses import build_loss
 from tellapart.training.methods import distillation, infobatch, progressive, qat, sparse
 from tellapart.training.methods.ema import Ema
 from tellapart.training.schedule import Schedule
 from tellapart.training.step import Plan
-from tellapart.training.task import Classification
+from tellapart.training.task import Classification, Task
 
 # Below this work for a step, oneDNN's fixed cost for each call outweighs its speed (batches of 4 in the
 # tutorials' network: 5 million; plain kernels are 1.4 times faster there, and 4 times slower at batches of 16).
@@ -159,8 +159,28 @@ def initial_images(prepared: RunData, count: int | None = None) -> torch.Tensor:
     return normalise(images.batch(rows).pixels, contract)
 
 
-def plan(prepared: RunData, model: torch.nn.Module, processes: Processes) -> Plan:
-    """Return what the loop runs; what is still open for speed (see ``speed.autotune``) is as without autotuning."""
+def build_task(
+    prepared: RunData, model: torch.nn.Module, augment: Augment, counts: npt.NDArray[np.int64]
+) -> Task:
+    """Return a run's task, on the model's device; ``counts``: images of each class, for class weights, int64 [K]."""
+    spec = prepared.spec
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    task = Classification(augment, build_loss(spec.training, counts, device))
+    if spec.distill.teacher:
+        task = distillation.Distillation(task, spec.distill, model, prepared.contract, prepared.classes)
+    return task
+
+
+MakeTask = Callable[[RunData, torch.nn.Module, Augment, npt.NDArray[np.int64]], Task]
+
+
+def plan(
+    prepared: RunData, model: torch.nn.Module, processes: Processes, make_task: MakeTask = build_task
+) -> Plan:
+    """Return what the loop runs; what is still open for speed (see ``speed.autotune``) is as without autotuning.
+
+    ``make_task``: what makes the task, for one that is none of ours.
+    """
     spec = settle(prepared, model, processes)
     training, device = spec.training, processes.device
     plain = device.type == "cpu" and flops(prepared, model) * training.batch_size < PLAIN_KERNELS_FLOPS
@@ -200,12 +220,9 @@ def plan(prepared: RunData, model: torch.nn.Module, processes: Processes) -> Pla
     scaler = torch.amp.GradScaler(device.type) if training.precision == "fp16" else None
     progressive.check(training, prepared.contract.size, model, prepared.contract.channels)
     infobatch.check(training, spec.augment)
-    objective = Classification(augment, build_loss(training, counts, device))
-    if spec.distill.teacher:
-        objective = distillation.Distillation(
-            objective, spec.distill, model, prepared.contract, prepared.classes
-        )
-
+    task = make_task(prepared, model, augment, counts).to(device)
+    task.check(training.best_metric, training.accumulate)
+    groups += optim.own_groups(task.own_parameters(), training.weight_decay)
     optimizer = optim.build_optimizer(training, groups, spec.speed.fused)
     qat.check(spec)
     if training.quantize != "none":
@@ -220,21 +237,20 @@ def plan(prepared: RunData, model: torch.nn.Module, processes: Processes) -> Pla
         spec=spec,
         model=model,
         blocks=blocks,
-        objective=objective,
+        task=task,
         optimizer=optimizer,
         schedule=Schedule(training, steps, training.epochs),
         train=_resident(prepared.train, spec, device),
-        validate=validator(prepared.val, inputs, spec, processes, resolve.views(spec.input)),
+        validate=validator(prepared.val, inputs, spec, processes, resolve.views(spec.input), task),
         images_per_epoch=count,
         ema=Ema(model, training.ema) if training.ema else None,
         scaler=scaler,
         plain_kernels=plain,
-        begin_epoch=_resizer(objective, spec) if training.start_size else None,
-        pruning=infobatch.InfoBatch(training, len(labels), spec.seed, device) if training.prune else None,
         channels_last=channels_last,
         graphs=spec.speed.cuda_graphs == "on" and _can_replay(spec, processes),
         search=spec.speed.kernel_search == "on" and device.type == "cuda",
         val_counts=None if prepared.val is None else _counts(prepared.val, len(prepared.classes)),
+        callbacks=_callbacks(spec, augment, len(labels), processes),
     )
 
 
@@ -260,18 +276,15 @@ def _can_replay(spec: Spec, processes: Processes) -> bool:
     return processes.device.type == "cuda" and whole and plain
 
 
-def _resizer(objective: Classification, spec: Spec) -> Callable[[int], str | None]:
-    """Return a function that sets the size of the training images for an epoch, and says so where it changes."""
-    full = objective.augment
-    now = 0
-
-    def begin(epoch: int) -> str | None:
-        nonlocal now
-        before, now = now, progressive.size_at(epoch, spec.training, full.contract.size)
-        objective.augment = full.at_size(now)
-        return None if now == before else f"Epoch {epoch + 1}: training images of {now}x{now} pixels."
-
-    return begin
+def _callbacks(spec: Spec, augment: Augment, images: int, processes: Processes) -> list[Callback]:
+    """Return the callbacks that the spec asks for."""
+    training = spec.training
+    found: list[Callback] = []
+    if training.start_size:
+        found.append(progressive.ProgressiveSize(training, augment))
+    if training.prune:
+        found.append(infobatch.InfoBatch(training, images, spec.seed, processes.device, processes))
+    return found
 
 
 def _resident(images: ImageSet, spec: Spec, device: torch.device) -> ImageSet:
@@ -312,12 +325,13 @@ def validator(
     spec: Spec,
     processes: Processes,
     views: Views,
+    task: Task,
 ) -> Callable[[torch.nn.Module], dict[str, float]] | None:
     """Return a function from a network to its validation figures, each process doing its share of the images.
 
     ``inputs`` turns a batch as the set gives it into what the network takes, on its device.
     """
-    if images is None:
+    if images is None or not task.score_names:
         return None
     images = _resident(images, spec, processes.device)
     labels = torch.from_numpy(images.samples.labels)
@@ -334,6 +348,6 @@ def validator(
                 return averaged(model, network_inputs, views)
 
         parts = processes.gather(collect_logits(predict, images, ours, batch_size))
-        return metrics.quick(torch.cat([part for part in parts if len(part)]), labels)
+        return task.scores(torch.cat([part for part in parts if len(part)]), labels)
 
     return validate
