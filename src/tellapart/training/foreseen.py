@@ -5,28 +5,10 @@ Pure functions of plan and epoch. Knows nothing of clocks: what a pass takes is 
 
 from __future__ import annotations
 
-import math
-
-from tellapart.models import heads
-from tellapart.spec import Spec
 from tellapart.tracking.remaining import Ahead, EpochCost
-from tellapart.training import progressive
+from tellapart.training import stages
+from tellapart.training.methods import progressive
 from tellapart.training.step import Plan
-
-
-def depth_at(spec: Spec, epoch: int, blocks: int) -> int:
-    """Return how many of the blocks train in ``epoch``, from the head down."""
-    if spec.model.finetune == "head":
-        return 1
-    if spec.model.finetune == "staged":
-        return heads.staged_depth(epoch, spec.training.epochs, spec.model.unfreeze, blocks)
-    return blocks
-
-
-def frozen_at(spec: Spec, epoch: int) -> int:
-    """Return how many of the first blocks have stopped training in ``epoch``."""
-    late = epoch >= math.ceil(spec.model.freeze_from * spec.training.epochs)
-    return spec.model.freeze_blocks if late else 0
 
 
 def costs(plan: Plan) -> Ahead:
@@ -35,9 +17,9 @@ def costs(plan: Plan) -> Ahead:
     count = max(1, len(plan.blocks))
     found = []
     for epoch in range(spec.training.epochs):
-        depth = depth_at(spec, epoch, len(plan.blocks))
+        depth = stages.depth_at(spec, epoch, len(plan.blocks))
         features = depth == 1 and plan.on_features is not None
-        part = max(0.0, depth - frozen_at(spec, epoch)) / count
+        part = max(0.0, depth - stages.frozen_at(spec, epoch)) / count
         area = (progressive.size_at(epoch, spec.training, full) / full) ** 2 if full else 1.0
         found.append(EpochCost("features" if features else "images", (1 + 2 * part) * area))
     images = 0 if plan.val_counts is None else int(plan.val_counts.sum())

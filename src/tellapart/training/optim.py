@@ -14,7 +14,7 @@ from torch import nn
 from tellapart.errors import ModelError, SpecError
 from tellapart.models import heads
 from tellapart.spec import TrainingSpec
-from tellapart.training.muon_sgd import MuonSgd
+from tellapart.training.methods.muon_sgd import MuonSgd
 
 Group = dict[str, Any]
 
@@ -74,6 +74,17 @@ def parameter_groups(
     return list(groups.values())
 
 
+def own_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[Group]:
+    """Return the groups of a task's own parameters that train: weights decay, vectors do not."""
+    groups: list[Group] = []
+    for is_vector, decay in ((False, weight_decay), (True, 0.0)):
+        chosen = [p for p in parameters if p.requires_grad and (p.ndim < 2) == is_vector]
+        if chosen:
+            group = {"params": chosen, "weight_decay": decay, "lr_scale": 1.0}
+            groups.append({**group, "matrices": [False] * len(chosen)})
+    return groups
+
+
 def build_optimizer(spec: TrainingSpec, groups: list[Group], fused: bool = True) -> torch.optim.Optimizer:
     """Return the optimizer of ``spec`` over the groups of ``parameter_groups``.
 
@@ -103,6 +114,12 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float, factor: float, step: int
         early = group.get("early_steps")
         part = max(0.0, 1 - step / early) if early else factor
         group["lr"] = lr * part * group["lr_scale"]
+
+
+def current_lr(optimizer: torch.optim.Optimizer) -> float:
+    """Return the learning rate as it is now, by the groups that move with the schedule."""
+    groups = [group for group in optimizer.param_groups if not group.get("early_steps")]
+    return max(float(group["lr"] / group["lr_scale"]) for group in groups)
 
 
 def _undecayed(model: nn.Module) -> set[str]:
