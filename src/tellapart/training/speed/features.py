@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from tellapart import augment as augmentation
-from tellapart.augment import Augment
 from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
 from tellapart.data.sources.archives import cache_folder
 from tellapart.data.stores import cache, housekeeping
@@ -153,10 +152,7 @@ class _Maker:
         self.plan, self.prepared, self.processes, self.screen = plan, prepared, processes, screen
         self.split, self.views = split, views
         self.device = processes.device
-        order = plan.channels_last
-        self.augment = Augment(
-            plan.spec.augment, prepared.contract, len(prepared.classes), order, plan.spec.seed
-        )
+        self.augment = prepared.augment.in_order(plan.channels_last)
         self.micro = batch_that_pays(prepared.contract.size, self.device)
 
     def way(self) -> Way:
