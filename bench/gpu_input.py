@@ -108,7 +108,7 @@ def bare(ready: setup.RunData, steps: int, warm_up: int, folder: Path) -> float:
     """Return images a second of bare steps of the network and optimizer that the loop has."""
     alone = dataclasses.replace(ready, resolution=ready.resolution.asking({"speed.on_device": False}))
     trainer = common.trainer(alone, 1, folder)
-    trainer._set_stage()  # all layers train
+    trainer.set_stage()  # all layers train
     plan, device, contract = trainer.plan, common.device(), ready.contract
     batch = ready.spec.training.batch_size
     images = torch.randn(batch, contract.channels, contract.size, contract.size, device=device)

@@ -200,7 +200,7 @@ def test_no_step_waits_for_the_device(build: Any, pictures: Any) -> None:
         pictures(), device="cuda", **{"training.epochs": 2, "run.log_every": 1, "augment.hflip": 0.5}
     )
     stepper = bench.trainer.stepper
-    bench.trainer._set_stage()
+    bench.trainer.set_stage()
     order = np.arange(16, dtype=np.int64)
     for index, batch in batches(bench.plan.train, order, 8, device=CUDA):
         stepper.take(batch, index, True)  # libraries prepare themselves

@@ -207,7 +207,7 @@ def test_class_weights_do_not_favour_what_sampling_balances(
     plan = _plan(_prepare(samples, **changes))
     logits, labels = torch.randn(6, 6), torch.arange(6)
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    assert torch.allclose(plan.objective.loss(logits, labels), expected, atol=1e-5)
+    assert torch.allclose(plan.task.criterion(logits, labels), expected, atol=1e-5)
 
 
 def test_validation_is_scikit_learns(pictures: Callable[..., Samples]) -> None:

@@ -74,6 +74,17 @@ def parameter_groups(
     return list(groups.values())
 
 
+def own_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[Group]:
+    """Return the groups of a task's own parameters that train: weights decay, vectors do not."""
+    groups: list[Group] = []
+    for is_vector, decay in ((False, weight_decay), (True, 0.0)):
+        chosen = [p for p in parameters if p.requires_grad and (p.ndim < 2) == is_vector]
+        if chosen:
+            group = {"params": chosen, "weight_decay": decay, "lr_scale": 1.0}
+            groups.append({**group, "matrices": [False] * len(chosen)})
+    return groups
+
+
 def build_optimizer(spec: TrainingSpec, groups: list[Group], fused: bool = True) -> torch.optim.Optimizer:
     """Return the optimizer of ``spec`` over the groups of ``parameter_groups``.
 

@@ -17,15 +17,13 @@ from tellapart.augment import Augment, needs_large_source
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
 from tellapart.data.stores import images as decoded
-from tellapart.data.transfer import resident_limit
-from tellapart.devices import AMP_DTYPES, put, seed_device
+from tellapart.devices import put, seed_device
 from tellapart.errors import DataError, SpecError
-from tellapart.evaluation import metrics
-from tellapart.evaluation.infer import batch_that_pays, collect_logits
 from tellapart.models import heads, weights, zoo
-from tellapart.preprocess import Preprocessing, Views, averaged, normalise, resize
+from tellapart.preprocess import Preprocessing, normalise, resize
 from tellapart.spec import Spec
 from tellapart.training import optim, sampling
+from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
 from tellapart.training.losses import build_loss
 from tellapart.training.methods import distillation, infobatch, progressive, qat, sparse
@@ -35,7 +33,8 @@ from tellapart.training.resolution.inputs import contract as contract_of
 from tellapart.training.resolution.inputs import views
 from tellapart.training.schedule import Schedule
 from tellapart.training.step import Plan
-from tellapart.training.task import Classification
+from tellapart.training.task import Classification, Task
+from tellapart.training.validation import resident, validator
 
 # Below this work for a step, oneDNN's fixed cost for each call outweighs its speed (batches of 4 in the
 # tutorials' network: 5 million; plain kernels are 1.4 times faster there, and 4 times slower at batches of 16).
@@ -193,38 +192,56 @@ def initial_images(prepared: RunData, count: int | None = None) -> torch.Tensor:
     return normalise(images.batch(rows).pixels, contract)
 
 
-def plan(prepared: RunData, model: torch.nn.Module, processes: Processes) -> Plan:
-    """Return what the loop runs; the spec is `complete`. Raises SpecError, ModelError."""
+def build_task(
+    prepared: RunData, model: torch.nn.Module, augment: Augment, counts: npt.NDArray[np.int64]
+) -> Task:
+    """Return a run's task, on the model's device; ``counts``: images of each class, for class weights, int64 [K]."""
+    spec = prepared.spec
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    task = Classification(augment, build_loss(spec.training, counts, device))
+    if spec.distill.teacher:
+        task = distillation.Distillation(task, spec.distill, model, prepared.contract, prepared.classes)
+    return task
+
+
+MakeTask = Callable[[RunData, torch.nn.Module, Augment, npt.NDArray[np.int64]], Task]
+
+
+def plan(
+    prepared: RunData, model: torch.nn.Module, processes: Processes, make_task: MakeTask = build_task
+) -> Plan:
+    """Return what the loop runs; the spec is `complete`. Raises SpecError, ModelError.
+
+    ``make_task``: what makes the task, for one that is none of ours.
+    """
     if not prepared.resolution.complete:
         raise RuntimeError("the spec is not complete: call setup.complete before setup.plan")
-    spec, device = prepared.spec, processes.device
-    training = spec.training
+    spec, device, training = prepared.spec, processes.device, prepared.spec.training
     model, layout = _placed(prepared, model, processes)
-    blocks = _blocks(spec, model)
-    count = _images_per_epoch(prepared, model)
+    blocks, count = _blocks(spec, model), _images_per_epoch(prepared, model)
     steps = -(-count // training.batch_size)
+    augment = prepared.augment.in_order(layout.channels_last)
     _check(prepared, model)
-    task = _task(prepared, model, device, layout.channels_last)
-    begin_epoch, pruning = _methods(prepared, task, device)
+    task = make_task(prepared, model, augment, _weighted_counts(prepared)).to(device)
+    task.check(training.best_metric, training.accumulate)
     return Plan(
         spec=spec,
         model=model,
         blocks=blocks,
-        objective=task,
-        optimizer=_optimizer(prepared, model, blocks, steps),
+        task=task,
+        optimizer=_optimizer(prepared, model, blocks, task, steps),
         schedule=Schedule(training, steps, training.epochs),
-        train=_resident(prepared.train, spec, device),
-        validate=_validation(prepared, processes, layout.channels_last),
+        train=resident(prepared.train, spec, device),
+        validate=_validation(prepared, processes, layout.channels_last, task),
         images_per_epoch=count,
         ema=Ema(model, training.ema) if training.ema else None,
         scaler=torch.amp.GradScaler(device.type) if training.precision == "fp16" else None,
         plain_kernels=layout.plain_kernels,
-        begin_epoch=begin_epoch,
-        pruning=pruning,
         channels_last=layout.channels_last,
         graphs=spec.speed.cuda_graphs == "on" and _can_replay(spec, processes),
         search=spec.speed.kernel_search == "on" and device.type == "cuda",
         val_counts=None if prepared.val is None else _counts(prepared.val, len(prepared.classes)),
+        callbacks=_callbacks(spec, augment, len(prepared.train.samples.labels), processes),
     )
 
 
@@ -253,7 +270,7 @@ def _placed(
     return model, _Layout(channels_last, plain)
 
 
-def _blocks(spec: Spec, model: torch.nn.Module) -> list[torch.nn.Module]:
+def _blocks(spec: Spec, model: torch.nn.Module) -> list[list[str]]:
     """Return the network's blocks, from the first layers on. Raises SpecError where none would train."""
     blocks = heads.blocks(model)
     if spec.model.freeze_blocks >= len(blocks):
@@ -284,25 +301,14 @@ def _check(prepared: RunData, model: torch.nn.Module) -> None:
     qat.check(spec)
 
 
-def _task(
-    prepared: RunData, model: torch.nn.Module, device: torch.device, channels_last: bool
-) -> Classification:
-    """Return what training minimises: the labels' loss, and with a teacher its answers too."""
-    spec, training = prepared.spec, prepared.spec.training
+def _weighted_counts(prepared: RunData) -> npt.NDArray[np.int64]:
+    """Return the images of each class for class weights, which must not favour again what sampling balances already."""
     counts = _counts(prepared.train, len(prepared.classes))
-    if training.sampling != "shuffle":  # class weights must not favour again what sampling already balances
-        counts = np.minimum(counts, 1)
-    augment = prepared.augment.in_order(channels_last)
-    objective = Classification(augment, build_loss(training, counts, device))
-    if spec.distill.teacher:
-        objective = distillation.Distillation(
-            objective, spec.distill, model, prepared.contract, prepared.classes
-        )
-    return objective
+    return counts if prepared.spec.training.sampling == "shuffle" else np.minimum(counts, 1)
 
 
 def _optimizer(
-    prepared: RunData, model: torch.nn.Module, blocks: list[torch.nn.Module], steps: int
+    prepared: RunData, model: torch.nn.Module, blocks: list[list[str]], task: Task, steps: int
 ) -> torch.optim.Optimizer:
     """Return the optimizer; hang on the network what rounds its weights, and on both what holds zeros."""
     spec, training = prepared.spec, prepared.spec.training
@@ -315,6 +321,7 @@ def _optimizer(
         training.head_lr / training.lr,
         training.early_epochs * steps,
     )
+    groups += optim.own_groups(task.own_parameters(), training.weight_decay)
     optimizer = optim.build_optimizer(training, groups, spec.speed.fused)
     if training.quantize != "none":
         qat.install(model, initial_images(prepared, qat.IMAGES))
@@ -323,25 +330,15 @@ def _optimizer(
     return optimizer
 
 
-def _methods(
-    prepared: RunData, task: Classification, device: torch.device
-) -> tuple[Callable[[int], str | None] | None, infobatch.InfoBatch | None]:
-    """Return what changes an epoch: the size of its images, and which of them it reads; None where nothing does."""
-    spec, training = prepared.spec, prepared.spec.training
-    count = len(prepared.train.samples.labels)
-    begin_epoch = _resizer(task, spec) if training.start_size else None
-    return begin_epoch, infobatch.InfoBatch(training, count, spec.seed, device) if training.prune else None
-
-
 def _validation(
-    prepared: RunData, processes: Processes, channels_last: bool
+    prepared: RunData, processes: Processes, channels_last: bool, task: Task
 ) -> Callable[[torch.nn.Module], dict[str, float]] | None:
     """Return what measures the network on the val split; None where there is none."""
 
     def inputs(batch_NHWC: torch.Tensor) -> torch.Tensor:
         return normalise(put(batch_NHWC, processes.device), prepared.contract, channels_last)
 
-    return validator(prepared.val, inputs, prepared.spec, processes, views(prepared.spec.input))
+    return validator(prepared.val, inputs, prepared.spec, processes, views(prepared.spec.input), task)
 
 
 def _can_replay(spec: Spec, processes: Processes) -> bool:
@@ -352,23 +349,15 @@ def _can_replay(spec: Spec, processes: Processes) -> bool:
     return processes.device.type == "cuda" and whole and plain
 
 
-def _resizer(objective: Classification, spec: Spec) -> Callable[[int], str | None]:
-    """Return a function that sets the size of the training images for an epoch, and says so where it changes."""
-    full = objective.augment
-    now = 0
-
-    def begin(epoch: int) -> str | None:
-        nonlocal now
-        before, now = now, progressive.size_at(epoch, spec.training, full.contract.size)
-        objective.augment = full.at_size(now)
-        return None if now == before else f"Epoch {epoch + 1}: training images of {now}x{now} pixels."
-
-    return begin
-
-
-def _resident(images: ImageSet, spec: Spec, device: torch.device) -> ImageSet:
-    """Return the images in the memory of a GPU, where they fit and the spec allows it."""
-    return images.on_device(device, resident_limit(device)) if spec.speed.on_device else images
+def _callbacks(spec: Spec, augment: Augment, images: int, processes: Processes) -> list[Callback]:
+    """Return the callbacks that the spec asks for."""
+    training = spec.training
+    found: list[Callback] = []
+    if training.start_size:
+        found.append(progressive.ProgressiveSize(training, augment))
+    if training.prune:
+        found.append(infobatch.InfoBatch(training, images, spec.seed, processes.device, processes))
+    return found
 
 
 def _counts(images: ImageSet, classes: int) -> npt.NDArray[np.int64]:
@@ -390,42 +379,3 @@ def flops(prepared: RunData, model: torch.nn.Module) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     return int(counter.get_total_flops())
-
-
-def autocast(spec: Spec, device: torch.device) -> torch.autocast:
-    """Return a context in which networks compute in the spec's precision, which is settled."""
-    dtype = AMP_DTYPES[spec.training.precision]
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
-
-
-def validator(
-    images: ImageSet | None,
-    inputs: Callable[[torch.Tensor], torch.Tensor],
-    spec: Spec,
-    processes: Processes,
-    views: Views,
-) -> Callable[[torch.nn.Module], dict[str, float]] | None:
-    """Return a function from a network to its validation figures, each process doing its share of the images.
-
-    ``inputs`` turns a batch as the set gives it into what the network takes, on its device.
-    """
-    if images is None:
-        return None
-    images = _resident(images, spec, processes.device)
-    labels = torch.from_numpy(images.samples.labels)
-    ours = np.array_split(np.arange(len(images)), processes.world)[processes.rank]
-    batch_size = batch_that_pays(spec.input.size, processes.device)
-
-    def validate(model: torch.nn.Module) -> dict[str, float]:
-        model.eval()
-
-        @torch.inference_mode()
-        def predict(batch: torch.Tensor) -> torch.Tensor:
-            network_inputs = inputs(batch)
-            with autocast(spec, processes.device):
-                return averaged(model, network_inputs, views)
-
-        parts = processes.gather(collect_logits(predict, images, ours, batch_size))
-        return metrics.quick(torch.cat([part for part in parts if len(part)]), labels)
-
-    return validate

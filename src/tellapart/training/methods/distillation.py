@@ -1,4 +1,4 @@
-"""Distillation: an objective that follows a teacher's answers beside the labels.
+"""Distillation: a task that follows a teacher's answers beside the labels.
 
 Soft labels: the Kullback-Leibler divergence between both networks' softened answers, times the square of the
 temperature (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"). Features: the squared distance
@@ -24,17 +24,18 @@ from tellapart import artifact
 from tellapart.errors import ModelError
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import DistillSpec
-from tellapart.training.task import Batch, Classification
+from tellapart.training.task import Batch, Classification, right
 
 _SAME_RESOLUTION = 2**0.5  # maps whose sides, as parts of the image's, differ by less are compared
 
 
-class Teacher:
+class Teacher(nn.Module):
     """A trained model that answers to the student's inputs."""
 
     def __init__(
         self, path: str, contract: Preprocessing, classes: Sequence[str], device: torch.device
     ) -> None:
+        super().__init__()
         predictor = artifact.open_model(Path(path).expanduser(), device)
         self.model, card = predictor.model, predictor.card
         if set(card.classes) != set(classes):
@@ -60,7 +61,7 @@ class Teacher:
         return images
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Return logits, float32 [B, K], of the student's classes in its order, for the student's inputs."""
         logits: Tensor = self.model(self.inputs(images))
         return logits.float()[:, self.order]
@@ -79,6 +80,9 @@ def _change(ours: Preprocessing, theirs: Preprocessing, device: torch.device) ->
 class Distillation(Classification):
     """Classification with labels and a teacher's answers."""
 
+    on_features = False
+    not_saved = ("teacher",)  # the spec has its file and the file's hash
+
     def __init__(
         self,
         labels: Classification,
@@ -87,7 +91,7 @@ class Distillation(Classification):
         contract: Preprocessing,
         classes: Sequence[str],
     ) -> None:
-        super().__init__(labels.augment, labels.loss)
+        super().__init__(labels.augment, labels.criterion)
         device = next(student.parameters()).device
         self.spec = spec
         self.teacher = Teacher(spec.teacher, contract, classes, device)
@@ -96,20 +100,20 @@ class Distillation(Classification):
             example = torch.zeros(1, contract.channels, contract.size, contract.size, device=device)
             self.attention = Attention(student, self.teacher.model, example, self.teacher.inputs(example))
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """See Objective."""
+    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See Task."""
         compared = self.attention.watch() if self.attention else contextlib.nullcontext()
         with compared as distance:
             taught = self.teacher(batch.images)
-            logits = model(batch.images)
-        right = (logits.detach().argmax(1) == batch.labels).sum()
+            logits = network(batch.images)
         weight = self.spec.weight
         loss = weight * soft_labels(logits, taught, self.spec.temperature)
         if weight < 1:
-            loss = loss + (1 - weight) * self.loss(logits, batch.targets)
+            assert batch.targets is not None
+            loss = loss + (1 - weight) * self.criterion(logits, batch.targets)
         if distance is not None:
             loss = loss + self.spec.features * distance()
-        return loss, right
+        return loss, {"accuracy": right(logits, batch)}
 
 
 def soft_labels(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:

@@ -197,7 +197,7 @@ def _ways(spec: Spec, bench: _Bench) -> list[Setting]:
     parts = [spec.training.accumulate]
     if parts == [0]:
         smallest = SMALLEST_WITH_BATCH_NORM if bench.trains_batch_norms else SMALLEST_MICRO
-        on_cpu = bench.device.type == "cpu"
+        on_cpu = bench.device.type == "cpu" and bench.task.separable
         parts = parts_of(bench.batch_size, smallest) if on_cpu else [1]
     return [Setting(precision, count) for precision in precisions for count in parts]
 
@@ -262,19 +262,19 @@ class _Bench:
         self._restore = contextlib.ExitStack()
         self._restore.enter_context(_random_state_kept(self.device))
         plan = self._plan()
-        self.objective, self.network = plan.objective, plan.model
+        self.task, self.network = plan.task.train(), plan.model
         order = sampling.epoch_order(
             plan.train.samples.labels, plan.spec.training.sampling, self.prepared.spec.seed, 0
         )
         raw = plan.train.batch(order[: self.batch_size]).to(self.device)
-        self.batch = self.objective.prepare(raw, torch.Generator().manual_seed(0), self.batch_size)
+        self.batch = self.task.inputs(raw, torch.Generator().manual_seed(0), self.batch_size)
         self.batch_size = len(self.batch)
         kinds = torch.nn.modules.batchnorm._BatchNorm
         self.trains_batch_norms = any(isinstance(m, kinds) and m.training for m in self.network.modules())
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self.network, self.batch, self.objective
+        del self.network, self.batch, self.task
         self._restore.close()
         release(self.device)
 
@@ -347,7 +347,7 @@ class _Bench:
         started = time.perf_counter()
         for start in range(0, end, size):
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                losses, _ = self.objective(network, self.batch.part(start, start + size))
+                losses, _ = self.task.loss(network, self.batch.part(start, start + size))
                 (losses.sum() / self.batch_size).backward()
         self._wait()
         took = time.perf_counter() - started

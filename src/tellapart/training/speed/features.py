@@ -37,7 +37,8 @@ from tellapart.spec import AugmentSpec, Spec, to_dict
 from tellapart.training import setup
 from tellapart.training.distributed import Processes
 from tellapart.training.step import Plan, Way, step_seed
-from tellapart.training.task import Batch, Objective
+from tellapart.training.task import Batch, Task
+from tellapart.training.validation import autocast, validator
 
 FORMAT = 1  # of the files; another number makes the program compute them anew
 _CHUNK = 256  # images whose random numbers are drawn together, and that one process computes
@@ -68,6 +69,8 @@ def offer(plan: Plan, prepared: setup.RunData, processes: Processes, screen: Scr
     if not spec.speed.features or spec.model.finetune not in ("head", "staged"):
         return
     obstacle = _obstacle(spec)
+    if not obstacle and not plan.task.on_features:
+        obstacle = "what is trained needs the images themselves."
     if not obstacle:
         contract = prepared.contract
         generator = torch.Generator().manual_seed(0)
@@ -113,17 +116,19 @@ def changing(spec: AugmentSpec) -> str:
     return "" if text == "none" else text
 
 
-class OnFeatures:
-    """An objective whose batches are features [B, views, ...]: one view of each, and another objective's loss.
+class OnFeatures(Task):
+    """A task whose batches are features [B, views, ...]: one view of each, and another task's loss.
 
     With several views each image's is drawn anew in every step.
     """
 
-    def __init__(self, objective: Objective, views: int) -> None:
-        self.objective, self.views = objective, views
+    def __init__(self, task: Task, views: int) -> None:
+        super().__init__()
+        self.task, self.views = task, views
+        self.metrics, self.score_names, self.separable = task.metrics, task.score_names, task.separable
 
-    def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
-        """See Objective."""
+    def inputs(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
+        """See Task."""
         labels, features = batch.labels, as_tensor(batch.images)
         if self.views == 1:
             return Batch(features[:, 0], labels, labels)
@@ -132,9 +137,9 @@ class OnFeatures:
         rows = torch.arange(len(labels), device=features.device)
         return Batch(features[rows, ours], labels, labels)
 
-    def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Objective."""
-        return self.objective(model, batch)
+    def loss(self, network: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """See Task."""
+        return self.task.loss(network, batch)
 
 
 class _Maker:
@@ -167,9 +172,9 @@ class _Maker:
         def inputs(batch: torch.Tensor) -> torch.Tensor:
             return batch[:, 0].to(self.device)
 
-        validate = setup.validator(val, inputs, plan.spec, self.processes, Views())
+        validate = validator(val, inputs, plan.spec, self.processes, Views(), plan.task)
         known = functools.partial(self._known, val, digest)
-        return Way(self.split.head, train, OnFeatures(plan.objective, self.views), validate, known)
+        return Way(self.split.head, train, OnFeatures(plan.task, self.views), validate, known)
 
     def _known(self, val: ImageSet | None, digest: str, model: torch.nn.Module) -> torch.Tensor | None:
         """Return the validation logits of a network whose frozen part is the one that made the features (see Way)."""
@@ -293,7 +298,7 @@ class _Maker:
             while start < len(batch.labels):
                 stop = min(start + self.micro, len(batch.labels))
                 try:
-                    with setup.autocast(self.plan.spec, self.device):
+                    with autocast(self.plan.spec, self.device):
                         features = self.split.trunk(part(start, stop))
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
