@@ -76,13 +76,12 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that is known so far; what a later stage gathers is None."""
+    """What the choices so far were made by; what a later stage gathers is None."""
 
     data: DataFacts | None = None
     model: ModelFacts | None = None
     teacher: TeacherFacts | None = None
     pixels: PixelFacts | None = None
-    device: DeviceFacts | None = None
 
 
 def of_data(spec: Spec, samples: Samples) -> DataFacts:

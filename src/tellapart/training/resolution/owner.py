@@ -71,7 +71,7 @@ class Resolution:
         self._follows(Stage.PIXELS, Stage.SPEED)
         now = self._with(measured)
         now = now._with(rules.of_speed(now.spec, device))
-        return now._at(Stage.SPEED, device=device)
+        return now._at(Stage.SPEED)  # the device's facts hold the network, and are not kept
 
     def asking(self, changes: Mapping[str, Any]) -> Resolution:
         """Return the same with other wishes in fields that no choice so far depends on, such as ``training.epochs``."""

@@ -78,51 +78,55 @@ def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
 def of_input(spec: InputSpec, data: DataFacts, model: ModelFacts) -> list[Choice]:
     """Choose the contract but for mean and deviation, which without weights are measured later.
 
-    Channels: 3, or 1 where the images are grey and there are no weights. Small images of one size are
-    taken as they are (squash); others have their centre cropped, keeping 0.875 unless the weights say otherwise.
+    Small images are taken as they are (squash); others have their centre cropped, keeping 0.875 unless the weights
+    say otherwise.
     JPEGs are decoded at a reduced scale (`Preprocessing` says when) for training's random crops alone.
     """
-    seen, info = data.seen, model.info
-    small = seen.longest <= SMALL_SIDE
     size = _size(spec, data, model)
-    channels, why_channels = spec.channels, _GIVEN
-    if not channels:
-        grey = seen.grey and info is None
-        channels, why_channels = (1, "the images are grey") if grey else (3, "colour, or weights for colour")
-    resize: str = spec.resize
-    why_resize = _GIVEN
-    if resize == "auto":
-        resize = "squash" if small else (info.resize if info and info.resize else "crop")
-        why_resize = (
-            "small images" if small else ("the weights' own" if info and info.resize else "photographs")
-        )
-    interpolation: str = spec.interpolation
-    theirs = bool(info and info.interpolation)
-    if interpolation == "auto":
-        interpolation = info.interpolation if info and info.interpolation else "bilinear"
-    fraction = spec.crop_fraction or ((info.fraction_at(size.value) if info else None) or 0.875)
-    whole = resize != "crop"
-    found = [
-        size,
-        Choice("input.channels", channels, why_channels),
-        Choice("input.resize", resize, why_resize),
-        Choice("input.interpolation", interpolation, "the weights' own" if theirs else "without weights"),
-        Choice(
-            "input.crop_fraction",
-            1.0 if whole else fraction,
-            "nothing is cropped" if whole else "the weights' own, else 0.875",
-        ),
-        Choice(
-            "input.decode",
-            "crops" if spec.decode == "auto" else spec.decode,
-            "large JPEGs in parts for training's random crops alone",
-        ),
-    ]
-    known = info.statistics(channels) if info else None
-    for place, name in enumerate(("mean", "std") if known else ()):
-        assert known is not None
-        found.append(Choice(f"input.{name}", getattr(spec, name) or known[place], "the weights' own"))
+    channels = _channels(spec, data, model)
+    reason = "large JPEGs in parts for training's random crops alone"
+    decode = Choice("input.decode", "crops" if spec.decode == "auto" else spec.decode, reason)
+    known = model.info.statistics(channels.value) if model.info else None
+    found = [size, channels, *_framing(spec, data, model, size.value), decode]
+    for name, theirs in zip(("mean", "std"), known or (), strict=False):
+        found.append(Choice(f"input.{name}", getattr(spec, name) or theirs, "the weights' own"))
     return found
+
+
+def _channels(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
+    """3, or 1 where the images are grey and there are no weights."""
+    if spec.channels:
+        return Choice("input.channels", spec.channels, _GIVEN)
+    if data.seen.grey and model.info is None:
+        return Choice("input.channels", 1, "the images are grey")
+    return Choice("input.channels", 3, "colour, or weights for colour")
+
+
+def _framing(spec: InputSpec, data: DataFacts, model: ModelFacts, size: int) -> list[Choice]:
+    """How an image becomes ``size`` x ``size``: small ones whole, others as their weights want it, else by a crop."""
+    info = model.info
+    resize: str = spec.resize
+    why = _GIVEN
+    if resize == "auto":
+        theirs = info.resize if info and info.resize else None
+        resize, why = (theirs, "the weights' own") if theirs else ("crop", "photographs")
+        if data.seen.longest <= SMALL_SIDE:
+            resize, why = "squash", "small images"
+    interpolation: str = spec.interpolation
+    own = info.interpolation if info else None
+    if interpolation == "auto":
+        interpolation = own or "bilinear"
+    fraction = spec.crop_fraction or ((info.fraction_at(size) if info else None) or 0.875)
+    of_fraction = "the weights' own, else 0.875"
+    if resize != "crop":
+        fraction, of_fraction = 1.0, "nothing is cropped"
+    return [
+        Choice("input.resize", resize, why),
+        Choice(
+            "input.interpolation", interpolation, "the weights' own" if own else "the weights say nothing"
+        ),
+        Choice("input.crop_fraction", fraction, of_fraction),
+    ]
 
 
 def _size(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
