@@ -170,7 +170,8 @@ def trainer(prepared: Any, steps: int, folder: Path) -> Any:
     train = repeated(prepared.train, steps * prepared.spec.training.batch_size)
     prepared = dataclasses.replace(prepared, train=train, val=None)
     processes = Processes(0, 1, device())
-    plan = setup.plan(prepared, setup.build_model(prepared)[0], processes)
+    model = setup.build_model(prepared)[0]
+    plan = setup.plan(setup.complete(prepared, model, processes), model, processes)
     return loop.Trainer(plan, processes, folder, Silent())
 
 

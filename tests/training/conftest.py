@@ -151,6 +151,7 @@ def build(tmp_path: Path) -> Callable[..., Bench]:
         network = built if model is None else model
         start = copy.deepcopy(network)
         processes = Processes(0, 1, choose_device(device))
+        prepared = setup.complete(prepared, network, processes)
         plan = setup.plan(prepared, network, processes, task)
         recorder = Recorder()
         made.append(tmp_path / f"run{len(made)}")

@@ -13,7 +13,7 @@ from tellapart import cli
 from tellapart.errors import SpecError
 from tellapart.spec import Spec, update
 from tellapart.training import reporting
-from tellapart.training.resolve import check_device
+from tellapart.training.resolution.checks import check_device
 
 
 @pytest.mark.parametrize(

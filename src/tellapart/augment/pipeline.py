@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -16,6 +17,11 @@ from tellapart.augment.params import Params
 from tellapart.devices import put
 from tellapart.preprocess import Images, Preprocessing, as_tensor, normalise, normalise_, slices
 from tellapart.spec import AugmentSpec
+
+
+def needs_large_source(spec: AugmentSpec) -> bool:
+    """Return whether a resolved spec wants images of their own sizes (see `Augment`)."""
+    return spec.crop == "resized"
 
 
 class Augment:
@@ -39,7 +45,7 @@ class Augment:
             raise ValueError(f"the spec is not resolved: {', '.join(missing)}")
         self.spec, self.contract = spec, contract
         self.num_classes, self.channels_last, self.seed = num_classes, channels_last, seed
-        self.needs_large_source = spec.crop == "resized"
+        self.needs_large_source = needs_large_source(spec)
         self._affine = bool(spec.rotation or spec.translate or spec.shear) or spec.scale != (1.0, 1.0)
         jitter = (spec.brightness, spec.contrast, spec.saturation, spec.hue)
         self._colour = tuple(which for which, strength in enumerate(jitter) if strength)
@@ -77,6 +83,12 @@ class Augment:
         )
         contract = dataclasses.replace(self.contract, size=size)
         return Augment(spec, contract, self.num_classes, self.channels_last, self.seed)
+
+    def in_order(self, channels_last: bool) -> Augment:
+        """Return the same, with another order of the result in memory; the numbers are the same."""
+        other = copy.copy(self)
+        other.channels_last = channels_last
+        return other
 
     # ------------------------------------------------------------------------------------------- drawing
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from tellapart.data import health as checking
 from tellapart.data.sources import opening
-from tellapart.data.stores import images as decoded
 from tellapart.errors import DataError
 from tellapart.evaluation.check_page import write_check_page
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console
-from tellapart.training import resolve, setup
+from tellapart.training import setup
+from tellapart.training.resolution import Resolution, facts
 from tellapart.workflow.pictures import augmented_pictures
 from tellapart.workflow.run import make_spec
 
@@ -63,12 +63,9 @@ def _augmented(spec: Spec, samples: Any, console: Console) -> list[tuple[str, An
     few = np.sort(np.random.default_rng(spec.seed).permutation(rows)[: 8 * SHOWN])
     spec = update(spec, {"data.on_bad_image": "skip"})
     try:
-        if spec.input.range == "max":
-            spec = update(spec, {"input.range": f"0-{decoded.largest(samples.select(rows), spec.data):.17g}"})
-        seen = decoded.look(samples.select(rows), spec.data, levels=spec.input.levels())
-        spec, _ = resolve.resolve(spec, samples, seen)
+        resolution = Resolution(spec).by_data(facts.of_data(spec, samples))
         with console.busy("Reading images", len(few)) as busy:
-            prepared = setup.prepare(spec, samples.select(few), busy.advance)
+            prepared = setup.prepare(resolution, samples.select(few), busy.advance)
     except DataError:  # none of them can be read: the findings say so
         return []
     rounds = [augmented_pictures(prepared, SHOWN, seed) for seed in range(4)]

@@ -25,13 +25,15 @@ from tellapart.errors import RunError
 from tellapart.evaluation import metrics, report
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
-from tellapart.training import checkpoint, ineffective, loop, resolve, setup
+from tellapart.training import checkpoint, ineffective, loop, setup
 from tellapart.training import progress as progressing
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes, processes
 from tellapart.training.methods import lr_finder
 from tellapart.training.methods.lr_finder import LrCurve
 from tellapart.training.progress import Progress
+from tellapart.training.resolution import checks
+from tellapart.training.resolution.inputs import views
 from tellapart.training.speed import autotune, features
 from tellapart.training.speed.profile import Profile
 from tellapart.training.step import Plan
@@ -107,7 +109,7 @@ def train(
     with contextlib.ExitStack() as stack:
         procs = stack.enter_context(processes(wanted.training.device))
         console = stack.enter_context(Console(quiet=quiet or not procs.first))
-        resolve.check_device(wanted, procs.device)
+        checks.check_device(wanted, procs.device)
         claim = stack.enter_context(runs.Claim(wanted.run.dir)) if procs.first else None
         if procs.first and wanted.run.mlflow:
             check_mlflow()
@@ -117,7 +119,7 @@ def train(
         facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
         for text in ineffective.without_effect(ours, plan.spec, facts) + ineffective.never(plan.spec, facts):
             console.warn(text)
-        for doubt in resolve.doubts(wanted.input, prepared.spec, prepared.weights):
+        for doubt in checks.doubts(wanted.input, prepared.spec, prepared.weights):
             (console.warn if doubt.serious else console.message)(doubt.text)
         folder = procs.from_first(claim.make(prepared.spec.model.name) if claim else None)
         assert folder is not None
@@ -236,12 +238,9 @@ def _plan(prepared: setup.RunData, procs: Processes, console: Console) -> tuple[
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        views=resolve.views(prepared.spec.input),
+        views=views(prepared.spec.input),
     )
-    if features.expected(prepared.spec):  # little is left to make faster
-        prepared = dataclasses.replace(prepared, spec=setup.settle(prepared, model, procs))
-    else:
-        prepared = autotune.choose(prepared, model, procs, console.message)
+    prepared = autotune.choose(prepared, model, procs, console.message)
     plan = setup.plan(prepared, model, procs)
     features.offer(plan, prepared, procs, console)
     return prepared, plan, card

@@ -13,8 +13,6 @@ resumed run computes what the uncut one would have. Knows nothing of the loop, a
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,40 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tellapart import artifact
-from tellapart.errors import ModelError, RunError, SpecError
+from tellapart.errors import ModelError
 from tellapart.preprocess import Preprocessing
-from tellapart.spec import DistillSpec, SpeedSpec
+from tellapart.spec import DistillSpec
 from tellapart.training.task import Batch, Classification, right
 
 _SAME_RESOLUTION = 2**0.5  # maps whose sides, as parts of the image's, differ by less are compared
-
-
-def resolve(spec: DistillSpec) -> DistillSpec:
-    """Return the spec with the fingerprint of its teacher. Raises RunError where it is not the noted one."""
-    if not spec.teacher:
-        return spec
-    file = artifact.find(Path(spec.teacher).expanduser())
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    if spec.fingerprint and spec.fingerprint != digest:
-        raise RunError(
-            f"The teacher {file} is not what it was when this training began. Restore it, or train anew (for "
-            "another teacher, leave distill.fingerprint empty)."
-        )
-    return dataclasses.replace(spec, fingerprint=digest)
-
-
-def resolve_speed(speed: SpeedSpec, spec: DistillSpec, rounds: bool = False) -> SpeedSpec:
-    """Return the spec of what makes a run faster, less what the comparison of features (or rounding) cannot have."""
-    if rounds and speed.compile == "auto":
-        speed = dataclasses.replace(speed, compile="off")
-    if not (spec.teacher and spec.features):
-        return speed
-    if "on" in (speed.compile, speed.cuda_graphs):
-        raise SpecError(
-            "distill.features looks into the network, which speed.compile and speed.cuda_graphs do not allow; switch "
-            "them off, or set distill.features 0."
-        )
-    return dataclasses.replace(speed, compile="off")
 
 
 class Teacher(nn.Module):
