@@ -43,6 +43,34 @@ class Backend(Protocol):
         """Return float32 [B, K] for images that `prepare` gave: uint8 [B, size, size, C]."""
         ...
 
+    def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return logits [B, K] and features [B, F], float32, of one run. Raises ArtifactError where there are none.
+
+        Features are the input of the last layer, averaged over the card's views as the logits are.
+        """
+        ...
+
+    def features(self, images: Pixels) -> npt.NDArray[np.float32]:
+        """Return the features alone."""
+        ...
+
+
+class Opened:
+    """What backends share: features, which an exported file has only where they were asked for."""
+
+    format: str
+
+    def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Raise ArtifactError: this file has none."""
+        raise ArtifactError(
+            f"This {self.format} file does not give features. Use the artifact itself, or export it with them: "
+            "tellapart export MODEL --features --to onnx (or openvino)."
+        )
+
+    def features(self, images: Pixels) -> npt.NDArray[np.float32]:
+        """Return features, float32 [B, F]. Raises ArtifactError where there are none."""
+        return self.with_features(images)[1]
+
 
 def card_of(text: str | bytes, path: str | os.PathLike[str]) -> Card:
     """Return the card in a file's description. Raises ArtifactError, which names the file."""
