@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.export.conftest import FILES, Made, make_artifact
+from .conftest import FILES, Made, make_artifact
 
 from tellapart import artifact, cli
 from tellapart.contract import Card, Views
