@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from .conftest import FILES, Made, make_artifact
 
 from tellapart import artifact, cli
 from tellapart.contract import Card, Views
@@ -26,6 +25,8 @@ from tellapart.preprocess import normalise
 from tellapart.runtime import open_backend
 from tellapart.runtime.eager import EagerBackend
 from tellapart.workflow import export
+
+from .conftest import FILES, Made, make_artifact
 
 GOOD = ("odd", "jpeg")
 
