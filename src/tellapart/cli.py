@@ -126,14 +126,17 @@ def _evaluate(args: Evaluate) -> int:
 
 
 def _predict(args: Predict) -> int:
-    from tellapart.predict import expand
+    from tellapart.predict import Features, check_features_file, expand
 
     if args.top < 1:
         raise SpecError(f"--top is {args.top}; it must be at least 1.")
     if not args.images:
         raise UserError("Nothing to label: give IMAGE… (files, folders, patterns, or - for standard input).")
+    if args.features:
+        check_features_file(args.features)
     images = list(expand(args.images, args.urls))
     classifier = _classifier(args.model, args.device, args.trust)
+    kept = Features() if args.features else None
     write = {"table": printing.write_table, "jsonl": printing.write_jsonl, "csv": printing.write_csv}[
         args.format
     ]
@@ -141,11 +144,13 @@ def _predict(args: Predict) -> int:
 
     def counted() -> Any:
         nonlocal failed
-        for prediction in classifier.stream(images, args.top, lambda: sys.stdin.buffer):
+        for prediction in classifier.stream(images, args.top, lambda: sys.stdin.buffer, kept):
             failed += bool(prediction.error)
             yield prediction
 
     write(counted(), sys.stdout)
+    if kept is not None:
+        kept.write(args.features, classifier.classes)
     if failed:
         print(f"{failed} of {len(images)} images could not be read.", file=sys.stderr)
     return 1 if failed else 0
@@ -255,6 +260,7 @@ def _export(args: Export) -> int:
             args.out,
             precision=args.precision,
             plain=args.plain,
+            features=args.features,
             batch=args.batch,
             opset=args.opset,
             data=args.data,

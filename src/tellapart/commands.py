@@ -123,6 +123,8 @@ class Predict:
     """How to print."""
     top: int = 1
     """How many classes to give for each image."""
+    features: Annotated[str, tyro.conf.arg(metavar="FILE.npz")] = ""
+    """Write what the last layer gets to a new file: paths, features, logits and classes, as NumPy arrays."""
     urls: bool = False
     """Fetch http(s) addresses; nothing is fetched otherwise."""
     device: _Device = "auto"
@@ -238,6 +240,8 @@ class Export:
     """What the network computes in; a file for each."""
     plain: bool = False
     """The bare network: normalised floats in, logits out."""
+    features: bool = False
+    """One more output, features: what the last layer gets (onnx and openvino)."""
     batch: int = 0
     """Images of one call, for formats that fix it; 0: any, or the format's own choice."""
     opset: int = 0

@@ -21,10 +21,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.contract import BadImage, Card
+from tellapart import files
+from tellapart.contract import BadImage, Card, answers
 from tellapart.data.sources.folders import walk
 from tellapart.errors import UserError
-from tellapart.runtime import Backend, probabilities
+from tellapart.runtime import Backend
 
 Pixels = npt.NDArray[np.uint8]
 _BATCH = 64
@@ -55,8 +56,7 @@ class Prediction:
         """Return plain values: path, label, probability, top (or error)."""
         if self.error:
             return {"path": self.path, "error": self.error}
-        top = [{"label": n, "probability": p} for n, p in zip(self.labels, self.probabilities, strict=True)]
-        return {"path": self.path, "label": self.label, "probability": self.probability, "top": top}
+        return {"path": self.path, **answers.Answer(self.labels, self.probabilities).to_dict()}
 
 
 def expand(inputs: Sequence[str], urls: bool = False) -> Iterator[str]:
@@ -127,7 +127,14 @@ class Classifier:
         Raises BadImage for one that cannot be read.
         """
         pixels = np.stack([self.backend.prepare(_content(image)) for image in images])
-        return probabilities(self.backend.logits(pixels), self.card).astype(np.float32)
+        return answers.probabilities(self.backend.logits(pixels), self.card).astype(np.float32)
+
+    def features(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
+        """Return what the last layer gets, float32 [B, F], for images as `probabilities` takes them.
+
+        Raises BadImage for one that cannot be read, and ArtifactError for an exported file without features.
+        """
+        return self.backend.features(np.stack([self.backend.prepare(_content(image)) for image in images]))
 
     def predict(self, images: Any, top: int = 1) -> list[Prediction]:
         """Return a prediction for each image: path, bytes, Pillow image or uint8 array, or a list of them."""
@@ -137,9 +144,13 @@ class Classifier:
         return list(self.stream([images] if single else images, top))
 
     def stream(
-        self, images: Iterable[Any], top: int = 1, stdin: Callable[[], BinaryIO] | None = None
+        self,
+        images: Iterable[Any],
+        top: int = 1,
+        stdin: Callable[[], BinaryIO] | None = None,
+        features: Features | None = None,
     ) -> Iterator[Prediction]:
-        """Yield predictions in order, holding one batch in memory at a time."""
+        """Yield predictions in order, holding one batch in memory at a time; ``features`` collects these too."""
 
         def prepare(image: Any) -> tuple[str, Pixels | None, str]:
             name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
@@ -155,22 +166,68 @@ class Classifier:
         pending = iter(images)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             while chunk := list(itertools.islice(pending, _BATCH)):
-                yield from self._answer(list(pool.map(prepare, chunk)), top)
+                yield from self._answer(list(pool.map(prepare, chunk)), top, features)
 
-    def _answer(self, prepared: list[tuple[str, Pixels | None, str]], top: int) -> Iterator[Prediction]:
-        good = [pixels for _, pixels, _ in prepared if pixels is not None]
-        count = min(top, len(self.classes))
-        rows: Iterator[tuple[list[float], list[int]]] = iter(())
+    def _answer(
+        self, prepared: list[tuple[str, Pixels | None, str]], top: int, features: Features | None
+    ) -> Iterator[Prediction]:
+        good = [(name, pixels) for name, pixels, _ in prepared if pixels is not None]
+        told: Iterator[answers.Answer] = iter(())
         if good:
-            values = probabilities(self.backend.logits(np.stack(good)), self.card)
-            best = np.argsort(-values, axis=1, kind="stable")[:, :count]
-            rows = iter(zip(np.take_along_axis(values, best, 1).tolist(), best.tolist(), strict=True))
+            images = np.stack([pixels for _, pixels in good])
+            if features is None:
+                logits = self.backend.logits(images)
+            else:
+                logits, found = self.backend.with_features(images)
+                features.add([name for name, _ in good], found, logits)
+            told = answers.of(logits, self.card).top(top)
         for name, pixels, reason in prepared:
             if pixels is None:
                 yield Prediction(name, error=reason)
                 continue
-            top_values, indices = next(rows)
-            yield Prediction(name, tuple(self.classes[i] for i in indices), tuple(top_values))
+            answer = next(told)
+            yield Prediction(name, answer.labels, answer.probabilities)
+
+
+class Features:
+    """The features of many images with their paths and logits, for a file; images that cannot be read are not in it."""
+
+    def __init__(self) -> None:
+        self._paths: list[str] = []
+        self._features: list[npt.NDArray[np.float32]] = []
+        self._logits: list[npt.NDArray[np.float32]] = []
+
+    def add(
+        self, paths: Sequence[str], features: npt.NDArray[np.float32], logits: npt.NDArray[np.float32]
+    ) -> None:
+        """Take a batch: n paths, float32 [n, F] and [n, K]."""
+        self._paths += paths
+        self._features.append(features)
+        self._logits.append(logits)
+
+    def write(self, path: str | os.PathLike[str], classes: Sequence[str]) -> None:
+        """Write ``paths`` [N], ``features`` [N, F], ``logits`` [N, K], ``classes`` [K] as .npz. Raises WriteError."""
+        empty = np.zeros((0, 0), np.float32)
+        check_features_file(path)
+        with files.replacing(path) as beside, open(beside, "wb") as stream:
+            np.savez(
+                stream,
+                paths=np.array(self._paths, dtype=np.str_),
+                features=np.concatenate(self._features) if self._features else empty,
+                logits=np.concatenate(self._logits) if self._logits else empty,
+                classes=np.array(list(classes), dtype=np.str_),
+            )
+
+
+def check_features_file(path: str | os.PathLike[str]) -> None:
+    """Raise UserError where features cannot be written to a new file of that name."""
+    target = Path(path)
+    if target.suffix.lower() != ".npz":
+        raise UserError(f"--features is {target}; it must be the name of a new .npz file.")
+    if os.path.lexists(target):
+        raise UserError(f"{target} exists, and is not overwritten; choose another name for --features.")
+    if not target.parent.is_dir():
+        raise UserError(f"--features is {target}, but there is no folder {target.parent}.")
 
 
 def _content(image: Any) -> bytes | Pixels:

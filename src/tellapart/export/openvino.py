@@ -23,7 +23,7 @@ from tellapart.export import programs
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
 from tellapart.export.half import fits, rounded, smallest
-from tellapart.runtime.openvino import compiled, cut
+from tellapart.runtime.openvino import FEATURES, compiled, cut
 
 PURPOSE = "Export to OpenVINO"
 IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
@@ -32,7 +32,11 @@ IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "pro
 def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Written:
     """Write ``target`` (.xml) and the weights beside it (.bin). Raises MissingPackageError, ExportError."""
     openvino = packages.require("openvino", "openvino", PURPOSE)
-    model = _plain(openvino, graph) if options.plain else _whole(openvino, graph, card.preprocessing)
+    model = (
+        _plain(openvino, graph)
+        if options.plain
+        else _whole(openvino, graph, card.preprocessing, options.features)
+    )
     model.set_friendly_name(card.architecture.name)
     _describe(model, card, options)
     if options.precision == "fp16":
@@ -142,8 +146,8 @@ def _plain(openvino: Any, graph: GraphModel) -> Any:
     return model
 
 
-def _whole(openvino: Any, graph: GraphModel, contract: Preprocessing) -> Any:
-    """Return images -> pixels -> (probabilities, logits)."""
+def _whole(openvino: Any, graph: GraphModel, contract: Preprocessing, features: bool = False) -> Any:
+    """Return images -> pixels -> (probabilities, logits, features if asked for)."""
     model = _convert(openvino, _program(graph))
     size, channels = contract.size, contract.channels
     images = openvino.opset13.parameter([-1, -1, -1, channels], np.uint8, name=IMAGES)
@@ -154,7 +158,7 @@ def _whole(openvino: Any, graph: GraphModel, contract: Preprocessing) -> Any:
     whole = openvino.Model(model.get_results(), [images], "tellapart")
     for port, name in ((images.output(0), IMAGES), (pixels.output(0), PIXELS)):
         port.get_tensor().set_names({name})
-    for port, name in zip(whole.outputs, (PROBABILITIES, LOGITS), strict=True):
+    for port, name in zip(whole.outputs, (PROBABILITIES, LOGITS, *[FEATURES] * features), strict=True):
         port.get_tensor().add_names({name})
     whole.validate_nodes_and_infer_types()
     return whole
@@ -293,6 +297,8 @@ def _describe(model: Any, card: Card, options: Options) -> None:
         "licence": str(card.weights.get("licence") or ""),
         "version": packages.version("tellapart") or "",
     }
+    if options.features:
+        entries["features"] = "the output 'features': float32 [batch, F], the input of the last layer"
     for key, value in entries.items():
         model.set_rt_info(value, ["tellapart", key])
 

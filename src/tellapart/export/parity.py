@@ -7,8 +7,8 @@ Works on two backends and a list of images; knows no format, and nothing of wher
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart import numerals
-from tellapart.contract import BadImage, Pixels
+from tellapart.contract import BadImage, Pixels, answers
 from tellapart.contract.resizing import open_pixels
 from tellapart.errors import DataError, ExportError
 from tellapart.evaluation.metrics import wilson_interval
 from tellapart.export import outside
 from tellapart.export.base import Tolerance
 from tellapart.runtime import Backend, timing
-from tellapart.runtime.base import softmax
 
 Floats = npt.NDArray[np.float64]
 _BATCH = 32
@@ -81,7 +80,8 @@ class Parity:
     (None: it is no such file). ``full_difference``: the same where JPEG files were decoded whole although the contract
     takes a part (None: it does not). ``pixels``: the share of values of the network's input that differ, and by how
     many levels at most.
-    ``where``: where a difference begins; only after a failed comparison.
+    ``features_difference``: how far an image's features are from the artifact's at most, of their length (None: the
+    file has none). ``where``: where a difference begins; only after a failed comparison.
     """
 
     format: str
@@ -107,6 +107,7 @@ class Parity:
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     full_difference: float | None = None
+    features_difference: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -158,6 +159,7 @@ class Measured:
     unreadable: int
     found: str = ""
     full: Floats | None = None
+    features: float | None = None
     inside: int = 0  # images that only our decoder reads, so that even the graph got its pixels
 
 
@@ -167,13 +169,15 @@ def measure(
     cases: Cases,
     advance: Callable[[int], None],
     watch: Callable[[Pixels], str] | None = None,
+    features: bool = False,
 ) -> Measured:
     """Run both over the images, a batch at a time. Raises DataError where no image can be read.
 
     An image that one of the two can read and the other cannot is an error of the export, and raised as ExportError.
     ``watch`` looks at the same pixels, and says what is wrong inside the file; the first thing is kept as ``found``.
+    ``features``: these are compared too.
     """
-    found = ""
+    found, apart = "", 0.0
     parts: list[tuple[Floats, Floats]] = []
     whole, full = list[Floats](), list[Floats]()
     inside = 0
@@ -212,11 +216,11 @@ def measure(
             pixels["share"] += float((distance > 0).sum())
             pixels["levels"] = max(pixels["levels"], float(distance.max()))
             values += distance.size
-            pair = tuple(
-                softmax(side.logits(x), side.card) for side, x in ((artifact, ours), (export, theirs))
-            )
-            parts.append((pair[0], pair[1]))
-            furthest = _distance(pair[0], pair[1])
+            pair = _probabilities(artifact, ours), _probabilities(export, theirs)
+            parts.append(pair)
+            if features:
+                apart = max(apart, _features_apart(artifact.features(ours), export.features(theirs)))
+            furthest = _distance(*pair)
             worst += [(float(furthest[row]), ours[row]) for row in np.argsort(-furthest)[:8]]
             worst = sorted(worst, key=lambda entry: -entry[0])[:8]
         advance(len(chunk))
@@ -225,8 +229,25 @@ def measure(
     pixels["share"] /= values
     first, second = (np.concatenate(side) for side in zip(*parts, strict=True))
     chosen = np.stack([image for _, image in worst])
-    graph, unreduced = (np.concatenate(answers) if answers else None for answers in (whole, full))
-    return Measured(first, second, graph, names, labels, pixels, chosen, unreadable, found, unreduced, inside)
+    graph, unreduced = (np.concatenate(given) if given else None for given in (whole, full))
+    return Measured(
+        first, second, graph, names, labels, pixels, chosen, unreadable, found, unreduced,
+        apart if features else None, inside,
+    )  # fmt: skip
+
+
+def _probabilities(side: Backend, pixels: Pixels) -> Floats:
+    """Return probabilities [B, K], also where they are not numbers."""
+    return answers.unchecked(side.logits(pixels), side.card).probabilities
+
+
+def _features_apart(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
+    """Return the largest length of a difference of [B, F], of the length of ours; infinite where it is no number."""
+    if ours.shape != theirs.shape:
+        raise ExportError(f"its features are {list(theirs.shape[1:])}, the artifact's {list(ours.shape[1:])}")
+    lengths = np.linalg.norm(ours.astype(np.float64), axis=1)
+    apart = np.linalg.norm(ours.astype(np.float64) - theirs, axis=1) / np.where(lengths > 0, lengths, 1.0)
+    return float(np.nan_to_num(apart, nan=np.inf).max())
 
 
 def _whole(export: Any, pixels: Pixels) -> Floats:
@@ -254,22 +275,18 @@ def _distance(first: Floats, second: Floats) -> Floats:
 def latencies(sides: Sequence[Backend], pixels: Pixels, batch: int) -> list[dict[str, float]]:
     """Return p50 and p95 of calls in milliseconds for each side; they take turns, so a busy machine hits both."""
     images = np.ascontiguousarray(np.resize(pixels, (batch, *pixels.shape[1:])))
-    times: list[list[float]] = [[] for _ in sides]
-    began = time.perf_counter()
-    for _ in range(_TURNS):
-        for place, side in enumerate(sides):
-            timing.settle(side, images)
-            times[place] += timing.milliseconds(side, images, _TURN_SECONDS)
-        if time.perf_counter() - began > _LATENCY_SECONDS:
-            break
-    points = [np.percentile(taken, (50, 95)) for taken in times]
-    return [{"p50": round(float(p[0]), 4), "p95": round(float(p[1]), 4)} for p in points]
+    calls = [functools.partial(side.logits, images) for side in sides]
+    found = []
+    for turns in timing.in_turns(calls, _TURNS, _TURN_SECONDS, longest=_LATENCY_SECONDS):
+        points = timing.percentiles([value for turn in turns for value in turn.milliseconds], (50, 95)) or {}
+        found.append({name: round(value, 4) for name, value in points.items()})
+    return found
 
 
 def judge(measured: Measured, tolerance: Tolerance) -> tuple[float, int, list[str]]:
     """Return agreement, ties, and the reasons for which the file is not accepted."""
     first, second = measured.artifact, measured.export
-    ours, theirs = first.argmax(1), second.argmax(1)
+    ours, theirs = answers.best(first), answers.best(second)
     rows = np.arange(len(first))
     differ = ours != theirs
     lead = first[rows, ours] - first[rows, theirs]
@@ -291,18 +308,22 @@ def judge(measured: Measured, tolerance: Tolerance) -> tuple[float, int, list[st
         furthest = float(_distance(first, measured.whole).max())
         if not furthest <= tolerance.probability:
             reasons.append(f"run as one graph, the file differs by {furthest:.2g} in a probability")
+    if measured.features is not None and not measured.features <= tolerance.features:
+        reasons.append(
+            f"features differ by {measured.features:.2g} of their length; at most {tolerance.features:g} is allowed"
+        )
     if measured.found:
         reasons.append(measured.found)
     return agreement, int(ties.sum()), reasons
 
 
-def side(answers: Floats, labels: Sequence[int | None], size: int, latency: Mapping[int, Any]) -> Side:
+def side(given: Floats, labels: Sequence[int | None], size: int, latency: Mapping[int, Any]) -> Side:
     """Return the figures of one of the two; accuracy where labels are known."""
     rows = [row for row, label in enumerate(labels) if label is not None]
     if not rows:
         return Side(None, None, size, latency)
     truth = np.array([labels[row] for row in rows])
-    correct = int((answers[rows].argmax(1) == truth).sum())
+    correct = int((answers.best(given[rows]) == truth).sum())
     return Side(correct / len(rows), wilson_interval(correct, len(rows)), size, latency)
 
 
@@ -319,6 +340,7 @@ def compare(
     locate: Callable[[Pixels], str] | None = None,
     watch: Callable[[Pixels], str] | None = None,
     advance: Callable[[int], None] = lambda count: None,
+    features: bool = False,
 ) -> Parity:
     """Return the whole comparison.
 
@@ -334,8 +356,9 @@ def compare(
         locate: says where a difference begins, for the pixels of the worst images.
         watch: says what is wrong inside the file for a batch of pixels, which its answers here may hide; "" if nothing.
         advance: called with the number of images that were done.
+        features: whether the file has features, which are compared too.
     """
-    measured = measure(artifact, export, cases, advance, watch)
+    measured = measure(artifact, export, cases, advance, watch, features)
     agreement, ties, reasons = judge(measured, tolerance)
     both = [artifact, export]
     timed = {batch: latencies(both, measured.worst, batch) for batch in batches}
@@ -367,6 +390,7 @@ def compare(
         full_difference=_finite(float(_distance(measured.artifact, measured.full).max()))
         if measured.full is not None
         else None,
+        features_difference=None if measured.features is None else _finite(measured.features),
     )
 
 
@@ -380,7 +404,7 @@ def _notes(measured: Measured, decode: str) -> list[str]:
         )
         if measured.full is not None:
             furthest = float(_distance(measured.artifact, measured.full).max())
-            flips = int((measured.artifact.argmax(1) != measured.full.argmax(1)).sum())
+            flips = int((answers.best(measured.artifact) != answers.best(measured.full)).sum())
             text += (
                 f": a probability differed by up to {furthest:.2g}, and {flips} of {len(measured.full)} images got "
                 "another class"
@@ -401,7 +425,7 @@ def _finite(value: float) -> float:
 
 def _largest(measured: Measured, distance: Floats, classes: Sequence[str]) -> tuple[Difference, ...]:
     def answer(values: Floats) -> str:
-        best = int(values.argmax())
+        (best,) = answers.best(values[None])
         return f"{classes[best]} {values[best]:.6f}"
 
     return tuple(

@@ -56,6 +56,10 @@ def summary(parity: Parity) -> list[tuple[str, str]]:
         found.append(("as one graph", f"{parity.whole_difference:.2e}"))
     if parity.full_difference is not None:
         found.append(("the same, JPEG decoded whole", f"{parity.full_difference:.2e}"))
+    if parity.features_difference is not None:
+        found.append(
+            ("features", f"{parity.features_difference:.2e} of {parity.tolerance.features:g} allowed")
+        )
     share, levels = parity.pixels["share"], parity.pixels["levels"]
     found.append(
         (

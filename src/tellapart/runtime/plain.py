@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from tellapart.contract import Card, Pixels
 from tellapart.contract.resizing import averaged, normalise, open_pixels, resize
+from tellapart.runtime.base import Opened
 
 
-class SizedOutside:
+class SizedOutside(Opened):
     """What backends share whose file does not hold the resizing."""
 
     def __init__(self, card: Card) -> None:

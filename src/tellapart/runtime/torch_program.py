@@ -25,7 +25,7 @@ from tellapart.contract import Card, Pixels, Preprocessing
 from tellapart.errors import ArtifactError
 from tellapart.preprocess import load
 from tellapart.runtime import pt2
-from tellapart.runtime.base import card_of
+from tellapart.runtime.base import Opened, card_of
 from tellapart.runtime.plain import PlainNetwork
 from tellapart.runtime.trust import read
 
@@ -53,7 +53,7 @@ class _Runner:
                 torch.set_num_threads(before)
 
 
-class TorchProgramBackend:
+class TorchProgramBackend(Opened):
     """A program of images, uint8 [B, H, W, C] -> (probabilities, logits), float32 [B, K]."""
 
     def __init__(self, name: str, program: Program, card: Card, threads: int) -> None:

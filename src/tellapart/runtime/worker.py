@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tellapart.contract import Pixels
 from tellapart.contract.resizing import open_pixels, resize
 from tellapart.errors import ArtifactError
-from tellapart.runtime.base import card_of
+from tellapart.runtime.base import Opened, card_of
 from tellapart.runtime.environments import (
     EXECUTORCH,
     LITERT,
@@ -36,7 +36,7 @@ from tellapart.runtime.environments import (
 _LARGEST = {"litert": 0, "executorch": 8}
 
 
-class WorkerBackend:
+class WorkerBackend(Opened):
     """A process that answers batches. Calls wait for each other."""
 
     def __init__(self, environment: Environment, path: Path, threads: int) -> None:
