@@ -23,6 +23,7 @@ from tellapart.data.sources.folders import class_folders, walk
 from tellapart.data.sources.leftovers import class_folders_first
 from tellapart.data.sources.listing import Listing, many, printable, some
 from tellapart.data.sources.lists import in_folders, reading
+from tellapart.data.sources.objects import Objects, explain, is_objects
 from tellapart.data.sources.text import check_encoding
 from tellapart.errors import DataError, did_you_mean
 from tellapart.spec import DataSpec
@@ -52,7 +53,10 @@ class Notes(list[str]):
 
 
 def open_source(
-    spec: DataSpec, say: Callable[[str], None], warn: Callable[[str], None] | None = None
+    spec: DataSpec,
+    say: Callable[[str], None],
+    warn: Callable[[str], None] | None = None,
+    given: Objects | None = None,
 ) -> Samples:
     """Return the samples of ``spec.source``, each with its split.
 
@@ -60,14 +64,18 @@ def open_source(
     (``val_fraction``); where it has no splits at all, val and test are taken (``test_fraction``): stratified,
     seeded, and never through a group (`splits.assign`). Classes are the union over all splits, sorted by name
     (a known set's: the official order). ``say`` receives each note, as it is found, and ``warn`` (None: ``say``) what
-    is probably wrong; all of them are in ``Samples.notes`` too. Raises DataError (and OfflineError, MissingPackageError
-    for known names), each saying what would be right.
+    is probably wrong; all of them are in ``Samples.notes`` too. ``given``: the objects of Python that the source names.
+    Raises DataError (and OfflineError, MissingPackageError for known names), each saying what would be right.
     """
     notes = Notes(say, warn)
     check_encoding(spec.encoding)
     named = {split: names for split in SPLITS if (names := getattr(spec, split))}
     name = "" if named else _known_name(spec, notes)
-    if named:
+    if given is not None:
+        listing = given.listing(spec, notes)
+    elif is_objects(spec.source):
+        raise DataError(explain(spec.source))
+    elif named:
         listing = _open_named(named, spec, notes)
     elif name:
         listing = known.open_known(name, spec, notes)
@@ -270,6 +278,7 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
         boxes=None if listing.boxes is None else np.asarray(listing.boxes, np.float64).reshape(-1, 4),
         pixels=listing.pixels,
         keys=listing.keys,
+        items=listing.items,
         conflicts=tuple(listing.conflicts),
         unusable=tuple(listing.bad),
         notes=tuple(notes),
