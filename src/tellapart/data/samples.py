@@ -55,7 +55,8 @@ class Samples:
     as ``train/12``. labels: int64, index in ``classes``. splits: object array of "train", "val" or "test".
     boxes: float64 [N, 4] as x0, y0, x1, y1 in pixels of the upright image, NaN where the whole image counts, or
     None. pixels: uint8 [M, H, W] or [M, H, W, 3] where the source is an array and not files; ``keys`` (int64 [N])
-    are its rows. items: where the source is objects of Python, whose numbers ``keys`` are. hashes: object array of hexadecimal content hashes, "" where not read yet, or None.
+    are its rows. items: the images where the source is objects of Python; ``keys`` are their numbers. hashes: object
+    array of hexadecimal content hashes, "" where not read yet, or None.
     """
 
     paths: npt.NDArray[Any]

@@ -116,8 +116,8 @@ def evaluate(
         model: run folder, artifact or exported file.
         data: images with labels, a path or an object as for ``train``; None: the data that the run was trained with
             (model is then a run folder).
-        classes: names of the classes in the order of the labels' numbers, for an object whose numbers are not the places
-            in the model's classes.
+        classes: names of the classes in the order of the labels' numbers, for an object whose numbers are not the
+            places in the model's classes.
         split: train, val, test or all; by default test where there is one, else val, else all.
         out: folder to write metrics.json, predictions.csv and the worst mistakes to (under evaluation/SPLIT).
         device: auto, cpu, cuda, cuda:N or mps; for an ONNX file auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N.

@@ -60,7 +60,8 @@ def make_spec(
 ) -> Spec:
     """Return the spec of: the defaults or a recipe, a spec or YAML file over it, and ``changes`` over that.
 
-    ``data`` is the source, or objects (`take`), whose name the source becomes; ``data`` among the changes is the source too, or a mapping of the section's fields.
+    ``data`` is the source, or objects (`take`), whose name the source becomes; ``data`` among the changes is the source
+    too, or a mapping of the section's fields.
     """
     if isinstance(changes.get("data"), (str, os.PathLike)):
         data = changes.pop("data")

@@ -112,7 +112,8 @@ class Objects:
             result = self._of_files(notes)
         else:
             result = self._of_tables(spec, notes)
-        result.name = self.name[len(MARK) :]
+        known = {kinds.known_name(part) for part in self.parts.values()}  # what is chosen by it is chosen here too
+        result.name = (known.pop() if len(known) == 1 else "") or self.name[len(MARK) :]
         return result
 
     def _check(self, spec: DataSpec) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tellapart.contract.given import is_tensor
+from tellapart.data.sources import known
 from tellapart.data.sources.folders.split_names import split_name
 from tellapart.data.sources.lists.files import Table
 from tellapart.data.sources.objects import frames
@@ -24,8 +25,8 @@ from tellapart.spec import DataSpec
 
 EXPECTED = (
     "Expected a path, a torch Dataset (with a length, giving (image, label)), a list of (path, label), a frame of "
-    "pandas or polars, a pair of arrays (images, labels), a Dataset of Hugging Face, or a mapping from train, val and test to "
-    "one of these"
+    "pandas or polars, a pair of arrays (images, labels), a Dataset of Hugging Face, or a mapping from train, val and "
+    "test to one of these"
 )
 
 
@@ -240,6 +241,15 @@ def _names(dataset: Any) -> tuple[str, ...]:
             "means several. Give them one by one, or let labels be texts."
         )
     return found.pop() if found else ()
+
+
+def known_name(value: Any) -> str:
+    """Return the name under which torchvision's data set is known here too, "" for any other object."""
+    if frames.is_frame(value):
+        return ""
+    *_, last = _inner(value)
+    own = type(last).__module__.startswith("torchvision.datasets.")
+    return known.canonical(type(last).__name__) if own else ""
 
 
 def _files(dataset: Any, name: str) -> Files | None:
