@@ -230,7 +230,8 @@ def test_what_has_no_label_or_cannot_be_read_is_left_out_and_told() -> None:
 
 
 def test_a_file_that_pillow_cannot_read_to_its_end_is_a_bad_image(tmp_path: Path) -> None:
-    broken = _file(Image.fromarray(np.tile(PIXELS[3], (9, 9, 1))))[:900]
+    noise = np.random.default_rng(4).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    broken = _file(Image.fromarray(noise))[:2000]
     data = Pairs(
         lambda i: (Image.open(io.BytesIO(broken)) if i == 3 else PIXELS[i], LABELS[i]), classes=NAMES
     )

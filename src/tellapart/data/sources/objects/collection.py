@@ -112,7 +112,9 @@ class Objects:
             result = self._of_files(notes)
         else:
             result = self._of_tables(spec, notes)
-        known = {kinds.known_name(part) for part in self.parts.values()}  # what is chosen by it is chosen here too
+        known = {
+            kinds.known_name(part) for part in self.parts.values()
+        }  # what is chosen by it is chosen here too
         result.name = (known.pop() if len(known) == 1 else "") or self.name[len(MARK) :]
         return result
 
