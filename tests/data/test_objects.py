@@ -241,6 +241,13 @@ def test_a_file_that_pillow_cannot_read_to_its_end_is_a_bad_image(tmp_path: Path
     assert len(images) == 23
 
 
+def test_more_than_a_pair_is_told() -> None:
+    notes: list[str] = []
+    samples = opened(Pairs(lambda i: (PIXELS[i], LABELS[i], i)), notes=notes)
+    assert samples.classes == ("0", "1", "2")
+    assert any("gives 3 things" in note for note in notes)
+
+
 def test_copies_go_to_one_split() -> None:
     samples = opened(
         Pairs(lambda i: (PIXELS[i // 2], LABELS[i // 2]), classes=NAMES), DataSpec(test_fraction=0.5)

@@ -46,11 +46,15 @@ class Part:
 
 @dataclass
 class Read:
-    """What one pass over a part found: label, hash ("" : bad) and, for what gives no label, the reason."""
+    """What one pass over a part found: label, hash ("": bad) and, for what gives no label, the reason.
+
+    longest: parts of the longest tuple.
+    """
 
     labels: list[Label] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
     lost: dict[int, str] = field(default_factory=dict)
+    longest: int = 2
 
 
 class Reader:
@@ -58,6 +62,7 @@ class Reader:
 
     def __init__(self, part: Part, ranged: bool) -> None:
         self.part, self.ranged = part, ranged
+        self._longest = 2
         self._lock = threading.Lock()
 
     def pass_over(self, advance: Advance = lambda count: None) -> Read:
@@ -71,6 +76,7 @@ class Reader:
             found.labels.append(None if label is _UNREAD else label)
             found.hashes.append("" if content is None else content_hash(content))
             advance(1)
+        found.longest = self._longest
         return found
 
     def _try_twice(self) -> None:
@@ -133,6 +139,7 @@ class Reader:
         if isinstance(item, Mapping):
             return self._of_mapping(item)
         if isinstance(item, (tuple, list)) and len(item) >= 2:
+            self._longest = max(self._longest, len(item))
             return item[0], item[1]
         raise DataError(
             f"{self.part.title}: index {index} gives {_shown(item)}; expected an image and its label, as a pair "
