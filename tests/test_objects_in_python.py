@@ -188,7 +188,7 @@ def test_check_and_find_lr_take_objects(tmp_path: Path) -> None:
     assert any("leakage" in finding.code for finding in health.findings)
     assert (tmp_path / "check.html").is_file()
     curve = tellapart.find_lr(
-        Pictures(), classes=CLASSES, steps=5, quiet=True, **{"model.name": "simple-cnn", "input.size": 16}
+        Pictures(), classes=CLASSES, steps=12, quiet=True, **{"model.name": "simple-cnn", "input.size": 16}
     )
     assert len(curve.lrs) > 1
 

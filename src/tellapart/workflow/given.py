@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,12 @@ def again(
         return None
     if not given:
         raise RunError(f"{folder} cannot go on without its data. {explain(source)}")
+    if isinstance(data, (str, os.PathLike)):
+        raise RunError(f"{folder} was trained on an object, and data is a path. {explain(source)}")
     if classes is None:
         stored = runs.read_json(folder / runs.OBJECTS_FILE).get("classes")
         classes = stored if isinstance(stored, list) and stored else None
-    found = take(data, val, test, classes)
-    if found is None:
-        raise RunError(f"{folder} was trained on an object, and data is a path. {explain(source)}")
-    return found
+    return take(data, val, test, classes)
 
 
 def check_same(folder: Path, source: str, given: Objects | None, samples: Samples) -> None:

@@ -147,8 +147,8 @@ class Objects:
                     hashes.append(read.hashes[index])
             if read.longest > 2:
                 notes(
-                    f"{reader.part.title} gives {read.longest} things for each index; the first is taken as the image, the "
-                    "second as the label."
+                    f"{reader.part.title} gives {read.longest} things for each index; the first is taken as the image, "
+                    "the second as the label."
                 )
             if without:
                 notes(f"{many(without, 'image')} of {reader.part.title} without a label left out.")
