@@ -89,7 +89,7 @@ def kind_of(value: Any, spec: DataSpec) -> Kind:
     if package == "datasets":
         return _of_hugging_face(value, name, spec)
     if _is_arrays(value):
-        return _of_arrays(*value, name)
+        return _of_arrays(value[0], value[1], name)
     if type(value).__name__ == "DataLoader" and hasattr(value, "dataset"):
         raise DataError(
             "A DataLoader gives batches, in an order of its own; give its data set (loader.dataset)."
