@@ -9,7 +9,6 @@ from __future__ import annotations
 import concurrent.futures
 import glob
 import http.client
-import io
 import itertools
 import os
 import urllib.request
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from tellapart import files
 from tellapart.contract import BadImage, Card, answers
+from tellapart.contract.given import content_of, is_picture
 from tellapart.data.sources.folders import walk
 from tellapart.errors import UserError
 from tellapart.runtime import Backend
@@ -121,12 +121,15 @@ class Classifier:
         """Class names by index."""
         return self.card.classes
 
+    def _prepared(self, image: Any) -> Pixels:
+        return self.backend.prepare(_content(image, self.card.preprocessing.range is not None))
+
     def probabilities(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for images: paths, bytes, Pillow images or uint8 arrays [H, W(, 3)].
+        """Return float32 [B, K] for images: paths, bytes, Pillow images, arrays [H, W(, C)] or tensors [C, H, W].
 
         Raises BadImage for one that cannot be read.
         """
-        pixels = np.stack([self.backend.prepare(_content(image)) for image in images])
+        pixels = np.stack([self._prepared(image) for image in images])
         return answers.probabilities(self.backend.logits(pixels), self.card).astype(np.float32)
 
     def features(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
@@ -134,12 +137,12 @@ class Classifier:
 
         Raises BadImage for one that cannot be read, and ArtifactError for an exported file without features.
         """
-        return self.backend.features(np.stack([self.backend.prepare(_content(image)) for image in images]))
+        return self.backend.features(np.stack([self._prepared(image) for image in images]))
 
     def predict(self, images: Any, top: int = 1) -> list[Prediction]:
-        """Return a prediction for each image: path, bytes, Pillow image or uint8 array, or a list of them."""
-        single = isinstance(images, (str, bytes, os.PathLike, np.ndarray)) or hasattr(images, "convert")
-        if isinstance(images, np.ndarray) and images.ndim == 4:
+        """Return a prediction for each image: path, bytes, Pillow image, array or tensor, or several of them."""
+        single = isinstance(images, (str, os.PathLike)) or is_picture(images)
+        if getattr(images, "ndim", 0) == 4:
             single = False
         return list(self.stream([images] if single else images, top))
 
@@ -157,7 +160,7 @@ class Classifier:
             try:
                 if name == "-" and stdin is not None:
                     return name, self.backend.prepare(stdin().read()), ""
-                return name, self.backend.prepare(_content(image)), ""
+                return name, self._prepared(image), ""
             except BadImage as error:
                 return name, None, error.reason
             except OSError as error:
@@ -230,19 +233,13 @@ def check_features_file(path: str | os.PathLike[str]) -> None:
         raise UserError(f"--features is {target}, but there is no folder {target.parent}.")
 
 
-def _content(image: Any) -> bytes | Pixels:
-    """Return an image's encoded bytes or its pixels."""
-    if isinstance(image, (bytes, np.ndarray)):
-        return image
+def _content(image: Any, ranged: bool) -> bytes | Pixels:
+    """Return an image's encoded bytes or its pixels; ``ranged``: floating point keeps its numbers."""
     if isinstance(image, (str, os.PathLike)):
         name = os.fspath(image)
         return _fetch(name) if name.startswith(("http://", "https://")) else Path(name).read_bytes()
-    if hasattr(image, "save") and hasattr(image, "convert"):  # a Pillow image: through its own lossless bytes
-        from PIL import ImageOps
-
-        image = ImageOps.exif_transpose(image)  # the bytes below hold no orientation
-        image = image.convert("RGB") if image.mode == "HSV" else image
-        buffer = io.BytesIO()
-        image.save(buffer, format="TIFF" if image.mode in ("CMYK", "LAB", "YCbCr") else "PNG")
-        return buffer.getvalue()
-    raise TypeError(f"an image is a path, bytes, a Pillow image or a uint8 array, not {type(image).__name__}")
+    if is_picture(image):
+        return content_of(image, ranged)
+    raise TypeError(
+        f"an image is a path, bytes, a Pillow image, an array or a tensor, not {type(image).__name__}"
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.data.samples import Conflict, Unusable
+from tellapart.data.samples import Conflict, Items, Unusable
 from tellapart.data.sources.folders.split_names import split_name, split_of_folders, split_of_stem
 
 __all__ = [
@@ -52,7 +52,7 @@ class Listing:
 
     ``splits`` holds "" where the source does not say. ``classes`` is the official order of class names; when
     empty, classes are the names found, sorted. ``missing``: paths
-    without a file. ``pixels`` and ``keys`` as in `Samples`.
+    without a file. ``pixels``, ``keys`` and ``items`` as in `Samples`.
     """
 
     root: str
@@ -67,6 +67,7 @@ class Listing:
     classes: tuple[str, ...] = ()
     pixels: npt.NDArray[np.uint8] | None = None
     keys: npt.NDArray[Any] | None = None
+    items: Items | None = None
     name: str = ""
 
     def add(self, path: str, label: str, split: str) -> None:

@@ -23,6 +23,7 @@ from tellapart.data.sources.folders import class_folders, walk
 from tellapart.data.sources.leftovers import class_folders_first
 from tellapart.data.sources.listing import Guess, Listing, many, printable, some
 from tellapart.data.sources.lists import in_folders, reading
+from tellapart.data.sources.objects import Objects, explain, is_objects
 from tellapart.data.sources.text import check_encoding
 from tellapart.errors import DataError, did_you_mean
 from tellapart.spec import DataSpec
@@ -64,7 +65,10 @@ class Notes(list[str]):
 
 
 def open_source(
-    spec: DataSpec, say: Callable[[str], None], warn: Callable[[str], None] | None = None
+    spec: DataSpec,
+    say: Callable[[str], None],
+    warn: Callable[[str], None] | None = None,
+    given: Objects | None = None,
 ) -> Samples:
     """Return the samples of ``spec.source``, each with its split.
 
@@ -72,13 +76,13 @@ def open_source(
     (``val_fraction``); where it has no splits at all, val and test are taken (``test_fraction``): stratified,
     seeded, and never through a group (`splits.assign`). Classes are the union over all splits, sorted by name
     (a known set's: the official order). ``say`` receives each note, as it is found, and ``warn`` (None: ``say``) what
-    is probably wrong; all of them are in ``Samples.notes`` too. Raises DataError (and OfflineError, MissingPackageError
-    for known names), each saying what would be right.
+    is probably wrong; all of them are in ``Samples.notes`` too. ``given``: the objects of Python that the source names.
+    Raises DataError (and OfflineError, MissingPackageError for known names), each saying what would be right.
     """
     notes = Notes(say, warn)
     check_encoding(spec.encoding)
     try:
-        listing = _read(spec, notes)
+        listing = _read(spec, given, notes)
     except DataError:
         notes.tell_guesses()  # one may be the reason
         raise
@@ -99,7 +103,11 @@ def open_source(
 # --- Which source -----------------------------------------------------------------------------------------
 
 
-def _read(spec: DataSpec, notes: Notes) -> Listing:
+def _read(spec: DataSpec, given: Objects | None, notes: Notes) -> Listing:
+    if given is not None:
+        return given.listing(spec, notes)
+    if is_objects(spec.source):
+        raise DataError(explain(spec.source))
     named = {split: names for split in SPLITS if (names := getattr(spec, split))}
     name = "" if named else _known_name(spec, notes)
     if named:
@@ -292,6 +300,7 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
         boxes=None if listing.boxes is None else np.asarray(listing.boxes, np.float64).reshape(-1, 4),
         pixels=listing.pixels,
         keys=listing.keys,
+        items=listing.items,
         conflicts=tuple(listing.conflicts),
         unusable=tuple(listing.bad),
         notes=tuple(notes),
