@@ -33,7 +33,7 @@ class Quantizer:
     """One exported file, its ranges measured once; gives quantised files with any layers left in float."""
 
     def __init__(self, file: Path, batches: Sequence[Pixels], reduce_range: bool = False) -> None:
-        """Read the whole-graph ONNX ``file``; measure ranges on ``batches``, uint8 [B, size, size, C].
+        """Read the whole-graph ONNX ``file``; measure ranges on ``batches``, uint8 [B, height, width, C].
 
         ``reduce_range``: weights of seven bits, for x86 processors without VNNI. Their products of eight bits are
         added in pairs to 16 bits, which saturate: 255 * 127 * 2 is above 32,767.

@@ -1,11 +1,12 @@
 """Running a predictor over a set of images: batch by batch, exact to the sample.
 
-A predictor is anything that turns uint8 images [B, size, size, C] into logits [B, K]; formats and devices
+A predictor is anything that turns uint8 images [B, height, width, C] into logits [B, K]; formats and devices
 cannot be told apart here. Knows nothing of training.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tellapart.contract.sides import Size, sides
 from tellapart.data.loader import ImageSet
 from tellapart.devices import is_out_of_memory
 from tellapart.errors import TrainingError
@@ -26,14 +28,14 @@ _PIXELS_ELSEWHERE = 512 * 224 * 224
 _SMALLEST, _LARGEST = {"cpu": 32}, {"cpu": 512}
 
 
-def batch_that_pays(size: int, device: torch.device) -> int:
-    """Return how many images of ``size`` x ``size`` pixels to compute at once on ``device``.
+def batch_that_pays(size: Size, device: torch.device) -> int:
+    """Return how many images of ``size`` pixels to compute at once on ``device``.
 
     The largest batch that pays: a larger one needs more memory and is not faster.
     """
     pixels = _PIXELS.get(device.type, _PIXELS_ELSEWHERE)
     low, high = _SMALLEST.get(device.type, 64), _LARGEST.get(device.type, 4096)
-    return min(max(pixels // size**2, low), high)
+    return min(max(pixels // math.prod(sides(size)), low), high)
 
 
 def collect_logits(

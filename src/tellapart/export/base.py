@@ -37,7 +37,7 @@ class Options:
 
     ``plain``: the bare network, normalised floats -> logits. ``batch``: the number of images of one call, for formats
     that fix it; 0: any, or the format's own choice. ``opset``: of an ONNX file; 0: the exporter's own. ``examples``:
-    images by which the ranges of inner values are known, uint8 [N, size, size, C]; None: they are not.
+    images by which the ranges of inner values are known, uint8 [N, height, width, C]; None: they are not.
     """
 
     precision: str = "fp32"
@@ -79,7 +79,7 @@ class Exporter:
         tolerance: by precision; a precision that is not there is not offered.
         plain: whether the bare network can be written.
         open: (file, card, threads) -> backend, where `runtime.open_backend` cannot (None: it can).
-        locate: (file, graph, pixels uint8 [B, size, size, C]) -> a sentence on where the file's values begin to
+        locate: (file, graph, pixels uint8 [B, height, width, C]) -> a sentence on where the file's values begin to
             differ from the graph's; called after a failed check. None where the format shows no inner values.
         stem: how the file's name begins; two formats with one suffix need two.
     """

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from tellapart.contract.architecture import Architecture, Pruned, pruned_from
+from tellapart.contract.sides import Size
 from tellapart.errors import ModelError, did_you_mean
 from tellapart.models import (
     checkpoints,
@@ -52,7 +53,7 @@ class WeightsInfo:
     tag: str | None = None
     licence: str | None = None
     non_commercial: bool = False
-    size: int | None = None
+    size: Size | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
@@ -183,7 +184,7 @@ def _describe_file(name: str, tag: str | None, weights: str) -> WeightsInfo:
         source=str(file),
         licence=origin.get("licence"),
         non_commercial=bool(origin.get("non_commercial", False)),
-        size=contract.get("size"),
+        size=_size(contract.get("size")),
         mean=tuple(contract["mean"]) if "mean" in contract else None,
         std=tuple(contract["std"]) if "std" in contract else None,
         interpolation=contract.get("interpolation"),
@@ -191,6 +192,10 @@ def _describe_file(name: str, tag: str | None, weights: str) -> WeightsInfo:
         resize=contract.get("resize"),
         prepared_as=str(file),
     )
+
+
+def _size(value: Any) -> Size | None:
+    return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) and len(value) == 2 else value
 
 
 def _describe_foreign(name: str, tag: str | None, file: Path) -> WeightsInfo:

@@ -68,7 +68,7 @@ class OnnxBackend:
         return result
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]."""
+        """Return float32 [B, K] for uint8 [B, height, width, C]."""
         return _in_parts(
             self._network, PIXELS, np.ascontiguousarray(images_NHWC), self.device, 1 if self.single else 0
         )
@@ -94,7 +94,7 @@ class PlainOnnxBackend(PlainNetwork):
         self.device, self.provider = device, providers.used(self._session, device)
 
     def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for normalised float32 [B, C, size, size]."""
+        """Return float32 [B, K] for normalised float32 [B, C, height, width]."""
         return _in_parts(self._session, INPUT, images_NCHW, self.device)
 
 
@@ -111,7 +111,7 @@ class ReadyOnnxBackend(SizedOutside):
         self.device, self.provider = device, providers.used(self._session, device)
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]; a file of fixed batch is called for each part."""
+        """Return float32 [B, K] for uint8 [B, height, width, C]; a file of fixed batch is called for each part."""
         contract = self.card.preprocessing
         images: Any = images_NHWC if self._input == PIXELS else normalise(images_NHWC, contract)
         if not self._batch:
@@ -206,7 +206,7 @@ def network_of(model: Any) -> Any:
 
 
 def feed(graph: str, contract: Preprocessing, pixels: Pixels) -> dict[str, Any]:
-    """Return what the network of a file takes for uint8 [B, size, size, C], by the file's property ``graph``."""
+    """Return what the network of a file takes for uint8 [B, height, width, C], by the file's property ``graph``."""
     if graph in ("whole", "pixels"):
         return {PIXELS: np.ascontiguousarray(pixels)}
     return {INPUT: normalise(pixels, contract)}

@@ -193,7 +193,7 @@ async def _explained(
         part = explain.occluded(image, grid, start, min(start + step, grid * grid))
         logits = await model.batcher.submit(part, deadline)
         covered.append(probabilities(logits, model.card)[:, target])
-    values = explain.heat(float(whole[target]), np.concatenate(covered), grid, image.shape[0])
+    values = explain.heat(float(whole[target]), np.concatenate(covered), grid, image.shape[:2])
     return {
         "model": model.name,
         "version": model.version,

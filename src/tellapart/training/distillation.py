@@ -77,7 +77,7 @@ class Teacher:
         theirs = card.preprocessing
         if theirs.channels != contract.channels and contract.channels != 1:
             raise ModelError(f"The teacher {path} takes grey images and this model colours (input.channels).")
-        self.size = theirs.size
+        self.sides = theirs.sides
         self.scale, self.bias = _change(contract, theirs, device)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
@@ -85,8 +85,8 @@ class Teacher:
     def inputs(self, images: Tensor) -> Tensor:
         """Return the teacher's inputs for the student's: float32 [B, C, H, W], normalised, at the teacher's size."""
         images = images * self.scale + self.bias  # grey ones become three channels here
-        if images.shape[-1] != self.size:
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        if tuple(images.shape[2:]) != self.sides:
+            images = F.interpolate(images, self.sides, mode="bilinear", antialias=True)
         return images
 
     @torch.no_grad()
@@ -123,7 +123,7 @@ class Distilled(Supervised):
         self.teacher = Teacher(spec.teacher, contract, classes, device)
         self.attention: Attention | None = None
         if spec.features:
-            example = torch.zeros(1, contract.channels, contract.size, contract.size, device=device)
+            example = torch.zeros(1, contract.channels, *contract.sides, device=device)
             self.attention = Attention(student, self.teacher.model, example, self.teacher.inputs(example))
 
     def __call__(self, model: nn.Module, batch: Prepared) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tellapart import augment, packages
+from tellapart.contract import sides
 from tellapart.data.samples import Samples
 from tellapart.data.stores.images import Look
 from tellapart.errors import SpecError
@@ -64,7 +65,7 @@ def resolve_input(
     JPEGs are decoded at a reduced scale (`Preprocessing` says when) for training's random crops alone.
     """
     small = seen.longest <= SMALL_SIDE
-    size = spec.size or (info.size if info and info.size else 0)
+    size: sides.Size = spec.size or (info.size if info and info.size else 0)
     if not size and needs_size:
         size = needs_size
     if not size:
@@ -76,7 +77,7 @@ def resolve_input(
     interpolation: str = spec.interpolation
     if interpolation == "auto":
         interpolation = info.interpolation if info and info.interpolation else "bilinear"
-    fraction = spec.crop_fraction or ((info.fraction_at(size) if info else None) or 0.875)
+    fraction = spec.crop_fraction or ((info.fraction_at(sides.shortest(size)) if info else None) or 0.875)
     if resize != "crop":
         fraction = 1.0
     mean, std = spec.mean, spec.std
@@ -100,7 +101,7 @@ def resolve(spec: Spec, samples: Samples, seen: Look) -> tuple[Spec, weights.Wei
         model = dataclasses.replace(model, stem="small" if small else "standard")
     batch_size = spec.training.batch_size
     if not batch_size:  # small images: 128, and at least 32 steps an epoch; photographs: 32
-        batch_size = 32 if chosen.size > SMALL_SIDE else max(8, min(128, train_count // 32))
+        batch_size = 32 if sides.longest(chosen.size) > SMALL_SIDE else max(8, min(128, train_count // 32))
     wanted = spec.augment
     if wanted.preset == "auto" and samples.name in MIRROR_MATTERS:  # a mirrored digit is another sign or none
         signs: dict[str, Any] = {"hflip": 0.0, "rotation": 10.0, "scale": (0.9, 1.1)}
@@ -142,8 +143,8 @@ def doubts(given: InputSpec, chosen: Spec, info: weights.WeightsInfo | None) -> 
     if info.inexact and given.resize == "auto":
         text = (
             f"{info.prepared_as or info.source} asks for {info.inexact}, which a contract cannot say: images are "
-            f"prepared as {now.size}x{now.size} pixels, {now.resize}, {now.interpolation}. Where something else comes "
-            "nearer: --input.resize, --input.size and --input.interpolation."
+            f"prepared as {sides.words(now.size)} pixels, {now.resize}, {now.interpolation}. Where something else "
+            "comes nearer: --input.resize, --input.size and --input.interpolation."
         )
         found.append(Doubt(text, True))
     if info.mean is None and not (given.mean and given.std):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from tellapart.augment import Augment
+from tellapart.contract.sides import Size, words
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
 from tellapart.data.stores import images as decoded
@@ -140,7 +141,7 @@ def build_model(prepared: Prepared) -> tuple[torch.nn.Module, zoo.Architecture, 
 
 
 def initial_images(prepared: Prepared, count: int | None = None) -> torch.Tensor:
-    """Return training images for a model that begins from some: float32 [n, C, size, size], normalised.
+    """Return training images for a model that begins from some: float32 [n, C, height, width], normalised.
 
     At most ``count``; None: INITIAL_IMAGES. Which ones is a function of the seed, so that a resumed run and every
     process see the same.
@@ -262,13 +263,13 @@ def _can_replay(spec: Spec, processes: Processes) -> bool:
 def _resizer(objective: Supervised, spec: Spec) -> Callable[[int], str | None]:
     """Return a function that sets the size of the training images for an epoch, and says so where it changes."""
     full = objective.augment
-    now = 0
+    now: Size = 0
 
     def begin(epoch: int) -> str | None:
         nonlocal now
         before, now = now, progressive.size_at(epoch, spec.training, full.contract.size)
         objective.augment = full.at_size(now)
-        return None if now == before else f"Epoch {epoch + 1}: training images of {now}x{now} pixels."
+        return None if now == before else f"Epoch {epoch + 1}: training images of {words(now)} pixels."
 
     return begin
 
@@ -292,7 +293,7 @@ def flops(prepared: Prepared, model: torch.nn.Module) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     contract = prepared.contract
-    image = torch.zeros(1, contract.channels, contract.size, contract.size)
+    image = torch.zeros(1, contract.channels, *contract.sides)
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)

@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import errno
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart import files, tables
+from tellapart.contract import sides
 from tellapart.contract.decoding import largest as largest_number
 from tellapart.contract.deep import likely_range, uses_little
 from tellapart.data.loader import ImageSet, Store
@@ -32,7 +34,7 @@ from tellapart.preprocess import BadImage, Preprocessing, crop_box, resize, to_c
 from tellapart.spec import DataSpec
 
 Advance = Callable[[int], None]
-SOURCE_MARGIN = 1.15  # a random resized crop is taken from images whose short side is this times the input's
+SOURCE_MARGIN = 1.15  # a random resized crop is taken from images that cover this times the input
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Bad:
 def evaluation_images(
     samples: Samples, contract: Preprocessing, spec: DataSpec, advance: Advance = lambda count: None
 ) -> tuple[ImageSet, list[Bad]]:
-    """Return the images exactly as the contract makes them, uint8 [size, size, C], and what was left out."""
+    """Return the images exactly as the contract makes them, uint8 [height, width, C], and what was left out."""
     if samples.pixels is not None and samples.boxes is None:
         shape = samples.pixels.shape[1:3]
         probe = resize(np.zeros((*shape, contract.channels), np.uint8), contract)
@@ -54,7 +56,12 @@ def evaluation_images(
             return _from_pixels(samples, contract.channels), []
     named = {name: value for name, value in contract.to_dict().items() if name not in ("mean", "std")}
     policy = f"contract 3 {named}"
-    kind = _Kind(policy, f"{contract.resize} {contract.size}", contract.channels, contract.size**2)
+    kind = _Kind(
+        policy,
+        f"{contract.resize} {_size_words(contract.size)}",
+        contract.channels,
+        math.prod(contract.sides),
+    )
     return _stored(samples, AsContracted(contract, spec.max_pixels), kind, spec, advance)
 
 
@@ -70,11 +77,17 @@ def augmentation_sources(
     ``reduced``: large JPEGs are decoded at a part of their size where that leaves enough pixels.
     """
     reduced = reduced or contract.decode == "scaled"
-    short, how = round(contract.size * SOURCE_MARGIN), "scaled" if reduced else "full"
-    policy = f"sources 3, short side {short} {contract.channels} {how} {contract.range}"
-    kind = _Kind(policy, f"random crops, short side {short}", contract.channels)
-    decode = AsSource(contract.channels, short, spec.max_pixels, reduced, contract.range)
+    height, width = (round(side * SOURCE_MARGIN) for side in contract.sides)
+    size, how = sides.of(height, width), "scaled" if reduced else "full"
+    covered = f"short side {size}" if isinstance(size, int) else f"covering {sides.words(size)}"
+    policy = f"sources 3, {covered} {contract.channels} {how} {contract.range}"
+    kind = _Kind(policy, f"random crops, {covered}", contract.channels)
+    decode = AsSource(contract.channels, size, spec.max_pixels, reduced, contract.range)
     return _stored(samples, decode, kind, spec, advance)
+
+
+def _size_words(size: sides.Size) -> str:
+    return str(size) if isinstance(size, int) else sides.words(size)
 
 
 @dataclass(frozen=True)
