@@ -135,8 +135,8 @@ class InputSpec(Section, prefix="input."):
 
     size: CountOrZero | tuple[Count, Count] = 0
     """Height and width in pixels, one number for a square; 0: the model's or the data's own."""
-    channels: Literal[0, 1, 3] = 0
-    """1 for greyscale, 3 for colour; 0: what the data is."""
+    channels: Annotated[int, Range(0, 256)] = 0
+    """1 for greyscale, 3 for colour, 4 for RGBA too, or as many as the TIFF or .npy files have; 0: what the data is."""
     resize: Literal["auto", "squash", "crop", "letterbox"] = "auto"
     """Squash to the size, crop the centre, or fit the whole image with a border."""
     interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"

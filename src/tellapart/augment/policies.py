@@ -120,7 +120,7 @@ def _brightness(images: Tensor, magnitudes: Tensor) -> Tensor:
 
 
 def _saturation(images: Tensor, magnitudes: Tensor) -> Tensor:
-    if images.shape[1] == 1:
+    if images.shape[1] != 3:
         return images
     values = images.float()
     return colour.blend(values, colour.grey(values).floor_(), 1 + magnitudes).to(torch.uint8)

@@ -113,6 +113,11 @@ def resolve(spec: AugmentSpec, size: Size) -> AugmentSpec:
     return resolved
 
 
+def for_channels(spec: AugmentSpec, channels: int) -> AugmentSpec:
+    """Return a resolved spec without what is defined for red, green and blue only, for images of other channels."""
+    return spec if channels in (1, 3) else dataclasses.replace(spec, saturation=0.0, hue=0.0)
+
+
 def _check(spec: AugmentSpec, size: Size) -> None:
     short = shortest(size)
     ranges: dict[str, tuple[tuple[float, float] | None, float]] = {

@@ -16,8 +16,9 @@ from tellapart.contract.preprocessing import Preprocessing
 from tellapart.contract.views import Views
 from tellapart.errors import ModelError
 
-# 1: one view, no calibration; 2: views; 3: calibration. The lowest that says all is what is written.
-FORMAT = 3
+# 1: one view, no calibration; 2: views; 3: calibration; 4: inputs that are not square, or of other channels than 1 and
+# 3. The lowest that says all is what is written.
+FORMAT = 4
 MOST_CLASSES = 100_000
 MOST_WARNINGS = 1000
 TEMPERATURES = (1e-3, 1e3)
@@ -46,7 +47,7 @@ class Card:
     def to_json(self) -> str:
         """Return the card as JSON text."""
         content = {
-            "format": FORMAT if self.calibration else 2 if self.views.count > 1 else 1,
+            "format": self._format(),
             "architecture": self.architecture.to_dict(),
             "classes": list(self.classes),
             "preprocessing": self.preprocessing.to_dict(),
@@ -59,6 +60,11 @@ class Card:
         if self.warnings:
             content["warnings"] = [text.encode(errors="replace").decode() for text in self.warnings]
         return json_text.dumps(content, ensure_ascii=False)
+
+    def _format(self) -> int:
+        if self.preprocessing.channels not in (1, 3) or not isinstance(self.preprocessing.size, int):
+            return 4
+        return 3 if self.calibration else 2 if self.views.count > 1 else 1
 
     @classmethod
     def from_json(cls, text: str) -> Card:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tellapart.contract import sides, strict
-from tellapart.contract.architecture import MOST_SIZE
+from tellapart.contract.architecture import MOST_CHANNELS, MOST_SIZE
 from tellapart.contract.sides import Size
 from tellapart.errors import SpecError
 
@@ -65,6 +65,8 @@ class Preprocessing:
         for name, valid in _VALID.items():
             if getattr(self, name) not in valid:
                 raise SpecError(f"{name} is {getattr(self, name)!r}; valid are {', '.join(map(str, valid))}")
+        if not 1 <= self.channels <= MOST_CHANNELS:
+            raise SpecError(f"channels is {self.channels!r}; it must be from 1 to {MOST_CHANNELS}")
         shortest, longest = min(self.sides), max(self.sides)
         if (
             not 1 <= shortest <= longest <= MOST_SIZE
@@ -135,7 +137,6 @@ class Preprocessing:
 
 
 _VALID: dict[str, tuple[Any, ...]] = {
-    "channels": (1, 3),
     "resize": ("squash", "crop", "letterbox"),
     "interpolation": ("bilinear", "bicubic"),
     "decode": ("full", "scaled"),

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tellapart import files, tables
+from tellapart.contract.decoding import to_shown
 from tellapart.errors import DataError
 
 WILSON_Z = 1.959963984540054  # the 97.5 % point of the normal distribution: a 95 % interval
@@ -298,7 +299,7 @@ def write_evaluation(
         for number, row in enumerate(shown, 1):
             assert thumbnails is not None
             pixels, name = np.asarray(thumbnails(row)), f"{number:02}.png"
-            Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(
+            Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else to_shown(pixels)).save(
                 fresh / "mistakes" / name
             )
             index.append({"image": name} | {key: column[row] for key, column in columns.items()})

@@ -137,6 +137,11 @@ def aipp(contract: Preprocessing) -> str:
     Source of the formula: CANN commercial 8.0.0, ATC, "Normalization Configuration" (atlasatc_16_0022). ``min_chn``
     takes the mean because ``mean_chn`` holds whole numbers only.
     """
+    if contract.channels not in (1, 3):
+        raise ExportError(
+            f"AIPP normalises images of 1 or 3 channels, and this model takes {contract.channels}. Export to onnx with "
+            "--plain, and normalise before the network."
+        )
     lines = [
         "aipp_op {",
         "    aipp_mode: static",
@@ -189,7 +194,7 @@ def _tensorrt_text(card: Card, target: Path, options: Options) -> str:
             "",
             typed,
             f"Input {PIXELS}: uint8 [{options.batch or 'batch'}, {_shape(contract)}]"
-            f", {'RGB' if contract.channels == 3 else 'grey'}. In the graph: normalisation, "
+            f", {_CHANNELS.get(contract.channels, 'channels as in training')}. In the graph: normalisation, "
             "views, temperature, softmax.",
             f"Outputs {PROBABILITIES} and {LOGITS}: float32 [batch, {len(card.classes)}].",
             "",
@@ -232,6 +237,9 @@ def _atlas_text(card: Card, target: Path, settings: Path, options: Options) -> s
             *_classes(card),
         ]
     )
+
+
+_CHANNELS = {1: "grey", 3: "RGB"}
 
 
 def _shape(contract: Preprocessing) -> str:

@@ -76,11 +76,16 @@ class WeightsInfo:
         return preparation.fraction_at(size, self.crop_fraction, self.crop_floor)
 
     def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Return (mean, std) for another number of channels: the average of the known ones, for each."""
+        """Return (mean, std) for another number of channels: for grey and colour the average of the known ones.
+
+        None where nothing is known, and for other channels, which are to be measured.
+        """
         if self.mean is None or self.std is None:
             return None
         if len(self.mean) == channels:
             return self.mean, self.std
+        if channels not in (1, 3):
+            return None
         mean, std = sum(self.mean) / len(self.mean), sum(self.std) / len(self.std)
         return (mean,) * channels, (std,) * channels
 

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tellapart.contract import Pixels
+from tellapart.contract.decoding import to_shown
 from tellapart.runtime import probabilities
 from tellapart.serve import bodies, explain, schemas
 from tellapart.serve.batching import Expected
@@ -207,7 +208,7 @@ async def _explained(
 def _data_url(image: Pixels) -> str:
     """Return what the model sees as a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else to_shown(image)).save(
         buffer, format="PNG", compress_level=1
     )
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

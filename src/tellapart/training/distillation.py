@@ -76,7 +76,10 @@ class Teacher:
         self.order = torch.tensor([card.classes.index(name) for name in classes], device=device)
         theirs = card.preprocessing
         if theirs.channels != contract.channels and contract.channels != 1:
-            raise ModelError(f"The teacher {path} takes grey images and this model colours (input.channels).")
+            raise ModelError(
+                f"The teacher {path} takes images of {theirs.channels} channels and this model of {contract.channels} "
+                "(input.channels)."
+            )
         self.sides = theirs.sides
         self.scale, self.bias = _change(contract, theirs, device)
         for parameter in self.model.parameters():

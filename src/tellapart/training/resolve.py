@@ -60,7 +60,8 @@ def resolve_input(
     """Choose the contract but for mean and deviation, which without weights are measured later.
 
     Size: the weights' own, else the images' where they are small (at least 16), else the model's own, else 224.
-    Channels: 3, or 1 where the images are grey and there are no weights. Small images of one size are
+    Channels: as many as the files have where those are neither grey nor colour; else 3, or 1 where the images are grey
+    and there are no weights. Small images of one size are
     taken as they are (squash); others have their centre cropped, keeping 0.875 unless the weights say otherwise.
     JPEGs are decoded at a reduced scale (`Preprocessing` says when) for training's random crops alone.
     """
@@ -70,7 +71,7 @@ def resolve_input(
         size = needs_size
     if not size:
         size = max(seen.shortest, TINY_SIDE) if small else (zoo.default_size(model.name) or _NO_WEIGHTS_SIZE)
-    channels = spec.channels or (1 if seen.grey and info is None else 3)
+    channels = spec.channels or seen.bands or (1 if seen.grey and info is None else 3)
     resize: str = spec.resize
     if resize == "auto":
         resize = "squash" if small else (info.resize if info and info.resize else "crop")
@@ -114,7 +115,7 @@ def resolve(spec: Spec, samples: Samples, seen: Look) -> tuple[Spec, weights.Wei
             spec,
             model=model,
             input=chosen,
-            augment=augment.resolve(wanted, chosen.size),
+            augment=augment.for_channels(augment.resolve(wanted, chosen.size), chosen.channels),
             training=dataclasses.replace(spec.training, batch_size=batch_size),
             distill=distillation.resolve(spec.distill),
             speed=distillation.resolve_speed(spec.speed, spec.distill, spec.training.quantize != "none"),

@@ -76,7 +76,7 @@ def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> Pre
         raise DataError(f"{samples.root or samples.name} has no training images.")
     if spec.input.range == "max":
         spec = update(spec, {"input.range": f"0-{decoded.largest(training, spec.data):.17g}"})
-    seen = decoded.look(training, spec.data, levels=spec.input.levels())
+    seen = decoded.look(training, spec.data, levels=spec.input.levels(), channels=spec.input.channels)
     spec, info = resolve.resolve(spec, samples, seen)
     contract = resolve.contract(spec.input)
     augment = Augment(spec.augment, contract, len(samples.classes), seed=spec.seed)

@@ -65,7 +65,8 @@ def _augmented(spec: Spec, samples: Any, console: Console) -> list[tuple[str, An
     try:
         if spec.input.range == "max":
             spec = update(spec, {"input.range": f"0-{decoded.largest(samples.select(rows), spec.data):.17g}"})
-        seen = decoded.look(samples.select(rows), spec.data, levels=spec.input.levels())
+        chosen = spec.input
+        seen = decoded.look(samples.select(rows), spec.data, levels=chosen.levels(), channels=chosen.channels)
         spec, _ = resolve.resolve(spec, samples, seen)
         with console.busy("Reading images", len(few)) as busy:
             prepared = setup.prepare(spec, samples.select(few), busy.advance)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from tellapart import files, tables
 from tellapart.contract import sides
+from tellapart.contract.decoding import bands
 from tellapart.contract.decoding import largest as largest_number
 from tellapart.contract.deep import likely_range, uses_little
 from tellapart.data.loader import ImageSet, Store
@@ -196,6 +197,9 @@ class Look:
     same: bool
     deep: int = 0
     largest: float = 0.0
+    bands: int = (
+        0  # channels of files whose channels have no colours' names, where all that were read have so many
+    )
 
     def unused_range(self) -> str:
         """Return a warning where images of more than 8 bits use less than half of their range; else nothing."""
@@ -209,9 +213,17 @@ class Look:
 
 
 def look(
-    samples: Samples, spec: DataSpec, count: int = 48, levels: tuple[float, float] | None = None
+    samples: Samples,
+    spec: DataSpec,
+    count: int = 48,
+    levels: tuple[float, float] | None = None,
+    channels: int = 0,
 ) -> Look:
-    """Decode a few images, evenly over the table, to choose by. Raises DataError where none is good."""
+    """Decode a few images, evenly over the table, to choose by. Raises DataError where none is good.
+
+    ``channels``: those of the input; 0: they are to be chosen, by the first file that can be read.
+    """
+    chosen, found = channels, 0
     sides: list[int] = []
     shapes: set[tuple[int, ...]] = set()
     grey, first = True, ""
@@ -219,7 +231,10 @@ def look(
     for row in np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)):
         try:
             content = samples.read(row)
-            image = pixels(content, 3, spec.max_pixels, levels=levels)
+            if not channels and not found:
+                found = _bands(content)
+                chosen = found
+            image = pixels(content, 3 if chosen in (0, 1) else chosen, spec.max_pixels, levels=levels)
             peak = largest_number(content, spec.max_pixels) if isinstance(content, bytes) else None
             peaks += [] if peak is None else [peak]
             if samples.boxes is not None:
@@ -229,12 +244,23 @@ def look(
             continue
         sides += image.shape[:2]
         shapes.add(image.shape[:2])
-        grey = grey and bool(
-            (image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all()
+        grey = (
+            grey
+            and image.shape[2] == 3
+            and bool((image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all())
         )
     if not sides:
         raise DataError(f"None of the images that were tried can be read, for example {first}")
-    return Look(max(sides), min(sides), grey, len(shapes) == 1, len(peaks), max(peaks, default=0.0))
+    return Look(max(sides), min(sides), grey, len(shapes) == 1, len(peaks), max(peaks, default=0.0), found)
+
+
+def _bands(content: bytes | npt.NDArray[np.uint8]) -> int:
+    """Return how many channels an image has that are neither grey nor colour; 0 for any other."""
+    if isinstance(content, bytes):
+        count = bands(content)
+    else:
+        count = content.shape[2] if content.ndim == 3 and content.shape[2] != 4 else 1
+    return 0 if count in (1, 3) else count
 
 
 def largest(samples: Samples, spec: DataSpec) -> float:

@@ -15,7 +15,7 @@ from tellapart.errors import DataError
 
 _OTHERS = """
     .txt .csv .tsv .json .jsonl .ndjson .xml .yaml .yml .toml .ini .cfg .md .rst .html .htm .css .js .py
-    .ipynb .sh .bat .log .pdf .doc .docx .xls .xlsx .zip .tar .gz .tgz .bz2 .xz .zst .7z .rar .npy .npz .pt
+    .ipynb .sh .bat .log .pdf .doc .docx .xls .xlsx .zip .tar .gz .tgz .bz2 .xz .zst .7z .rar .npz .pt
     .pth .pkl .mat .h5 .hdf5 .parquet .arrow .tfrecord .lmdb .db .sqlite .mp4 .avi .mov .mkv .webm .mp3 .wav
     .svg .psd .cache .md5 .sha256 .safetensors .onnx
 """
