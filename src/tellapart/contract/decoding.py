@@ -241,13 +241,16 @@ def to_shown(pixels: Pixels) -> Pixels:
     return to_channels(pixels, 3)
 
 
-def largest(content: bytes, max_pixels: int = MAX_PIXELS) -> float | None:
-    """Return the largest number in an image of more than 8 bits; None for any other. Raises BadImage."""
+def largest(content: bytes, max_pixels: int = MAX_PIXELS, channels: int = 0) -> float | None:
+    """Return the largest number in an image of more than 8 bits; None for any other. Raises BadImage.
+
+    ``channels``: those of the input; 0: the file's own.
+    """
     name, reader = _recognise(content)
     if name not in _DEEP:
         return None
     try:
-        deep = _deep(name, content, reader, max_pixels, True, bands(content) or 3)
+        deep = _deep(name, content, reader, max_pixels, True, channels or bands(content) or 3)
         if deep is not None:
             return deep.largest
         with _quiet(name, content), reader(io.BytesIO(content)) as image:

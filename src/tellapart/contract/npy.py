@@ -52,9 +52,25 @@ def dimensions(content: bytes, channels: int) -> tuple[int, int]:
 
 
 def bands(content: bytes) -> int:
-    """Return how many channels an array has by its shape alone: the shorter of the first and last axis."""
+    """Return how many channels an array has, by its shape alone. Raises BadImage where that does not say it.
+
+    Channels are the axis that is left where the two others are equal and neighbours, else the first or last where it
+    is at most half as long as the other: [H, H, 200], [4, H, W].
+    """
     shape = header(content)[0]
-    return 1 if len(shape) == 2 else min(shape[0], shape[2])
+    if len(shape) == 2:
+        return 1
+    first, middle, last = shape
+    if first == middle != last:
+        return last
+    if middle == last != first:
+        return first
+    if 2 * min(first, last) <= max(first, last):
+        return min(first, last)
+    raise BadImage(
+        f"is a NumPy array of shape {list(shape)}, which does not say whether its channels are the first axis or the "
+        "last; give --input.channels"
+    )
 
 
 def _axis(shape: tuple[int, ...], channels: int) -> int:

@@ -133,11 +133,20 @@ class Doubt:
 
 
 def doubts(given: InputSpec, chosen: Spec, info: weights.WeightsInfo | None) -> list[Doubt]:
-    """Return where images are not prepared as those of the weights were, or where nobody knows it.
+    """Return where images are not prepared as those of the weights were, or where nobody knows it; and what is left
+    out for images that are neither grey nor colour.
 
     ``given``: the options as they were before anything was chosen.
     """
     found: list[Doubt] = []
+    if chosen.input.channels not in (1, 3):
+        had = "" if given.channels else ", as the files have"
+        text = (
+            f"The input has {chosen.input.channels} channels{had}. Changes of saturation and hue, which are "
+            "defined for red, green and blue, are left out of the augmentation; pictures show the first three channels, "
+            "or one."
+        )
+        found.append(Doubt(text, False))
     if info is None:
         return found
     now = chosen.input

@@ -75,7 +75,9 @@ def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> Pre
     if not len(training):
         raise DataError(f"{samples.root or samples.name} has no training images.")
     if spec.input.range == "max":
-        spec = update(spec, {"input.range": f"0-{decoded.largest(training, spec.data):.17g}"})
+        spec = update(
+            spec, {"input.range": f"0-{decoded.largest(training, spec.data, spec.input.channels):.17g}"}
+        )
     seen = decoded.look(training, spec.data, levels=spec.input.levels(), channels=spec.input.channels)
     spec, info = resolve.resolve(spec, samples, seen)
     contract = resolve.contract(spec.input)

@@ -63,10 +63,10 @@ def _augmented(spec: Spec, samples: Any, console: Console) -> list[tuple[str, An
     few = np.sort(np.random.default_rng(spec.seed).permutation(rows)[: 8 * SHOWN])
     spec = update(spec, {"data.on_bad_image": "skip"})
     try:
+        channels, some = spec.input.channels, samples.select(rows)
         if spec.input.range == "max":
-            spec = update(spec, {"input.range": f"0-{decoded.largest(samples.select(rows), spec.data):.17g}"})
-        chosen = spec.input
-        seen = decoded.look(samples.select(rows), spec.data, levels=chosen.levels(), channels=chosen.channels)
+            spec = update(spec, {"input.range": f"0-{decoded.largest(some, spec.data, channels):.17g}"})
+        seen = decoded.look(some, spec.data, levels=spec.input.levels(), channels=channels)
         spec, _ = resolve.resolve(spec, samples, seen)
         with console.busy("Reading images", len(few)) as busy:
             prepared = setup.prepare(spec, samples.select(few), busy.advance)

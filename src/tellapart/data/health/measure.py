@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
-from tellapart.contract.decoding import largest, shown
+from tellapart.contract.decoding import bands, largest, shown
 from tellapart.contract.formats import BY_EXTENSION
 from tellapart.data.health.result import Pixels, Read
 from tellapart.data.samples import Samples, content_hash
@@ -124,7 +124,13 @@ def _measure(content: bytes | Pixels, path: str, max_pixels: int) -> tuple[Any, 
 
 
 def _header(content: bytes) -> tuple[str, str, bool]:
-    """Return Pillow's names of format and mode, and whether EXIF turns the picture; "" where unknown."""
+    """Return Pillow's names of format and mode, and whether EXIF turns the picture; "" where unknown.
+
+    Of files whose channels have no colours' names, the mode is how many there are.
+    """
+    count = bands(content)
+    if count:
+        return ("NumPy" if content.startswith(b"\x93NUMPY") else "TIFF"), f"{count} bands", False
     try:
         with PillowImage.open(io.BytesIO(content)) as image:
             turned = image.getexif().get(0x0112, 1)

@@ -235,7 +235,7 @@ def look(
                 found = _bands(content)
                 chosen = found
             image = pixels(content, 3 if chosen in (0, 1) else chosen, spec.max_pixels, levels=levels)
-            peak = largest_number(content, spec.max_pixels) if isinstance(content, bytes) else None
+            peak = largest_number(content, spec.max_pixels, chosen) if isinstance(content, bytes) else None
             peaks += [] if peak is None else [peak]
             if samples.boxes is not None:
                 image = crop_box(image, samples.boxes[row])
@@ -263,7 +263,7 @@ def _bands(content: bytes | npt.NDArray[np.uint8]) -> int:
     return 0 if count in (1, 3) else count
 
 
-def largest(samples: Samples, spec: DataSpec) -> float:
+def largest(samples: Samples, spec: DataSpec, channels: int = 0) -> float:
     """Return the largest number in the images of more than 8 bits; 65535 where there are none, or only zeros.
 
     Images that cannot be read do not count here.
@@ -272,7 +272,7 @@ def largest(samples: Samples, spec: DataSpec) -> float:
     def of(row: int) -> float:
         try:
             content = samples.read(row)
-            return (isinstance(content, bytes) and largest_number(content, spec.max_pixels)) or 0.0
+            return (isinstance(content, bytes) and largest_number(content, spec.max_pixels, channels)) or 0.0
         except (OSError, BadImage, MemoryError):
             return 0.0
 
