@@ -24,12 +24,13 @@ def _base(size: Size) -> dict[str, Any]:
     Resized crops are about as wide for their height as the input is, so that nothing is stretched on the whole.
     """
     height, width = sides(size)
+    aspect = width / height
     return {
         "crop": "none",
         "crop_padding": _border(size, 8),
         "padding_mode": "zeros",
         "crop_scale": (0.08, 1.0),
-        "crop_ratio": (3 / 4 * width / height, 4 / 3 * width / height),
+        "crop_ratio": (3 / 4 * aspect, 4 / 3 * aspect),
         "hflip": 0.0,
         "hflip_mode": "random",
         "vflip": 0.0,

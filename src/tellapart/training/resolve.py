@@ -143,8 +143,7 @@ def doubts(given: InputSpec, chosen: Spec, info: weights.WeightsInfo | None) -> 
         had = "" if given.channels else ", as the files have"
         text = (
             f"The input has {chosen.input.channels} channels{had}. Changes of saturation and hue, which are "
-            "defined for red, green and blue, are left out of the augmentation; pictures show the first three channels, "
-            "or one."
+            "defined for red, green and blue, are left out of the augmentation. Pictures show the first three, or one."
         )
         found.append(Doubt(text, False))
     if info is None:
