@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from PIL import Image
 
 from tellapart.contract.decoding import bands, decode, shown, to_channels
 from tellapart.contract.deep import BadImage
+from tellapart.data.sources.folders.walk import walk
 
 KINDS = {"u": 1, "i": 2, "f": 3}
 
@@ -192,3 +194,15 @@ def test_pictures_show_the_first_channels(count: int) -> None:
     image = noise(29, 44, count)
     picture = np.repeat(image[..., :1], 3, axis=2) if count == 2 else image[..., :3]
     assert np.array_equal(shown(npy(image)), picture)
+
+
+def test_only_arrays_of_one_image_are_found_in_folders(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for name, shape in (("cat/one.npy", (40, 50, 5)), ("x_train.npy", (9, 40, 50, 3)), ("y_train.npy", (9,))):
+        np.save(tmp_path / name, noise(*shape))
+    np.save(tmp_path / "cat" / "mask.npy", noise(40, 50))  # of the picture beside it
+    Image.new("RGB", (40, 50)).save(tmp_path / "cat" / "mask.png")
+    (tmp_path / "cat" / "broken.npy").write_bytes(b"\x93NUMPY")
+    tree = walk(str(tmp_path), lambda text: None)
+    assert tree.images == ["cat/broken.npy", "cat/mask.png", "cat/one.npy"]
+    assert tree.others == ["cat/mask.npy", "x_train.npy", "y_train.npy"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart.contract.architecture import MOST_CHANNELS
 from tellapart.contract.deep import WHOLE, BadImage, Deep
 
 _MOST_HEADER = 10_000
@@ -22,8 +23,16 @@ Header = tuple[
 ]  # shape, in Fortran's order, kind of number, where data begin
 
 
-def header(content: bytes) -> Header:
-    """Return what the head of a file says. Raises BadImage for what is no image."""
+def could_be_image(head: bytes) -> bool:
+    """Return whether an array's shape is one image's, by the beginning of its file; also where it is damaged."""
+    try:
+        shape = _said(head)[0]
+    except BadImage:
+        return True
+    return len(shape) == 2 or (len(shape) == 3 and min(shape[0], shape[2]) <= MOST_CHANNELS)
+
+
+def _said(content: bytes) -> Header:
     stream = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(stream)
@@ -33,6 +42,12 @@ def header(content: bytes) -> Header:
         shape, fortran, kind = read(stream, max_header_size=_MOST_HEADER)
     except Exception as error:  # numpy reads the head as a literal of Python, which raises many kinds
         raise BadImage("damaged NumPy file") from error
+    return tuple(map(int, shape)), fortran, kind, stream.tell()
+
+
+def header(content: bytes) -> Header:
+    """Return what the head of a file says. Raises BadImage for what is no image."""
+    shape, fortran, kind, start = _said(content)
     whole = kind.kind == "b" or 8 * kind.itemsize in _BITS.get(kind.kind, ())
     if not whole or kind.hasobject:
         raise BadImage(f"is a NumPy array of {kind.name}, which are no pixels")
@@ -41,7 +56,7 @@ def header(content: bytes) -> Header:
             f"is a NumPy array of shape {list(shape)}; one image is [height, width], [height, width, channels] or "
             "[channels, height, width]"
         )
-    return tuple(map(int, shape)), fortran, kind, stream.tell()
+    return shape, fortran, kind, start
 
 
 def dimensions(content: bytes, channels: int) -> tuple[int, int]:
