@@ -98,9 +98,10 @@ def _contract(spec: Spec, name: str, where: str) -> tuple[Preprocessing, str]:
             "(0.5 0.5 0.5 for both in PyTorch's CIFAR-10 tutorial)."
         )
     for field, values in (("mean", mean), ("std", std)):
-        if channels not in (1, 3) or len(values) not in (1, channels):
+        if (channels not in (1, 3) and not given.channels) or len(values) not in (1, channels):
+            wanted = given.channels or "1 or 3, or --input.channels"
             raise SpecError(
-                f"input.{field} has {len(values)} values; give 1, or one for each channel (1 or 3)."
+                f"input.{field} has {len(values)} values; give 1, or one for each channel ({wanted})."
             )
     if min(std) <= 0:
         raise SpecError(f"input.std is {std}; its values must be above 0.")
