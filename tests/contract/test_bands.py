@@ -50,7 +50,7 @@ def tiff(
         256: [width], 257: [height], 258: [8 * values.dtype.itemsize] * count, 259: [8], 262: [photometric],
         273: starts[:-1], 277: [count], 278: [height], 279: [len(part) for part in packed],
         284: [2 if planes else 1], 317: [predictor],
-        338: [0] * (count - (3 if photometric == 2 else 1)), 339: [KINDS[values.dtype.kind]] * count,
+        **({338: [0] * (count - (3 if photometric == 2 else 1))} if count > 1 else {}), 339: [KINDS[values.dtype.kind]] * count,
     }  # fmt: skip
     directory, behind = struct.pack("<H", len(entries)), b""
     beyond = starts[-1] + 2 + 12 * len(entries) + 4
@@ -121,13 +121,14 @@ def test_sixteen_bits_are_rounded_or_taken_by_their_range(kind: str) -> None:
 
 @pytest.mark.parametrize("predictor", [1, 3])
 @pytest.mark.parametrize("kind", ["f4", "f2", "f8"])
-def test_floating_point_needs_a_range(kind: str, predictor: int) -> None:
-    image = noise(7, 11, 4, kind=kind)
+@pytest.mark.parametrize("count", [1, 4])
+def test_floating_point_needs_a_range(kind: str, predictor: int, count: int) -> None:
+    image = noise(7, 11, count, kind=kind)
     wanted = np.floor(image.astype(np.float64) * 255 + 0.5)
     for content in (npy(image), tiff(image, predictor=predictor)):
         with pytest.raises(BadImage, match=r"no defined range.*--input.range"):
-            decode(content, 4)
-        assert np.array_equal(decode(content, 4, levels=(0, 1)), wanted)
+            decode(content, count)
+        assert np.array_equal(decode(content, count, levels=(0, 1)), wanted)
 
 
 @pytest.mark.parametrize("planes", [False, True])
