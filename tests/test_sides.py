@@ -21,7 +21,7 @@ from tellapart.errors import ModelError, SpecError
 from tellapart.models import zoo
 from tellapart.preprocess import Preprocessing, as_module
 from tellapart.spec import AugmentSpec, InputSpec, Spec, TrainingSpec, update
-from tellapart.training import progressive
+from tellapart.training.methods import progressive
 
 v2: Any = packages.require("torchvision.transforms.v2", "models", "This")
 SIZES: tuple[Size, ...] = ((28, 40), (40, 17), (16, 64), 28)

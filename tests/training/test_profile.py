@@ -32,7 +32,7 @@ def _rows(text: str) -> dict[str, tuple[float, float]]:
     """The table's parts: milliseconds and share."""
     rows = {}
     for line in text.splitlines():
-        words = line.split()
+        words = line.replace(" %", "%").split()
         if len(words) > 2 and words[-1].endswith("%") and not line.startswith("aten"):
             rows[" ".join(words[:-2])] = (float(words[-2]), float(words[-1].rstrip("%")) / 100)
     return rows
