@@ -52,10 +52,16 @@ T = TypeVar("T")
 def _train(args: Train) -> int:
     from tellapart import workflow
 
-    return _print_result(
-        workflow.train(args.data_source, recipe=args.recipe, spec=args.spec, profile=args.profile),
-        args.as_json,
-    )
+    asked: dict[str, Any] = {"recipe": args.recipe, "spec": args.spec, "profile": args.profile}
+    if args.folds and args.repeat:
+        raise SpecError("--folds and --repeat cannot be combined: give one of them.")
+    if args.folds:
+        result: Result = workflow.cross_validate(args.data_source, folds=args.folds, **asked)
+    elif args.repeat:
+        result = workflow.repeat(args.data_source, times=args.repeat, **asked)
+    else:
+        result = workflow.train(args.data_source, **asked)
+    return _print_result(result, args.as_json)
 
 
 def _resume(args: Resume) -> int:
@@ -65,19 +71,26 @@ def _resume(args: Resume) -> int:
 
 
 def _print_result(result: Result, as_json: bool) -> int:
+    from tellapart import workflow
+
     if int(os.environ.get("RANK", "0")):
         return 0
     if as_json:
-        content = {
+        content: dict[str, Any] = {
             "run": str(result.run),
             "artifact": str(result.artifact),
             "split": result.split,
             "metrics": dict(result.metrics),
             "interrupted": result.interrupted,
         }
+        if isinstance(result, workflow.Series):
+            del content["artifact"]
+            names = ("kind", "count", "runs", "summary", "test")
+            content |= {name: getattr(result, name) for name in names}
         print(printing.as_json_line(content))
     elif not result.interrupted:
-        print(printing.summary(result))
+        series = isinstance(result, workflow.Series)
+        print(printing.series_summary(result) if series else printing.summary(result))
     return 128 + (result.signal or signal.SIGINT) if result.interrupted else 0
 
 

@@ -47,6 +47,10 @@ class FromSpec:
 class Train(FromSpec):
     """Train a classifier and measure it. No DATA: the embedded handwritten digits."""
 
+    folds: int = 0
+    """Cross-validation: train so many models, each measured on the part of the images that it has not seen."""
+    repeat: int = 0
+    """Train so many times with other seeds: mean and standard deviation."""
     profile: bool = False
     """Tell where a step's time goes, and write a trace for Perfetto (profile/ in the run's folder)."""
 
