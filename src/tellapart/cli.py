@@ -40,7 +40,7 @@ from tellapart.commands import (
 )
 from tellapart.errors import SpecError, Stopped, TellapartError, UserError, did_you_mean, shown
 from tellapart.sections import choices
-from tellapart.spec import Spec, update
+from tellapart.spec import Spec, flatten, update
 
 if TYPE_CHECKING:
     from tellapart.predict import Classifier
@@ -67,7 +67,7 @@ def _train(args: Train) -> int:
 def _resume(args: Resume) -> int:
     from tellapart import workflow
 
-    return _print_result(workflow.resume(args.run), args.as_json)
+    return _print_result(workflow.resume(args.run, **args.changes), args.as_json)
 
 
 def _print_result(result: Result, as_json: bool) -> int:
@@ -89,8 +89,11 @@ def _print_result(result: Result, as_json: bool) -> int:
             content |= {name: getattr(result, name) for name in names}
         print(printing.as_json_line(content))
     elif not result.interrupted:
-        series = isinstance(result, workflow.Series)
-        print(printing.series_summary(result) if series else printing.summary(result))
+        print(
+            printing.series_summary(result)
+            if isinstance(result, workflow.Series)
+            else printing.summary(result)
+        )
     return 128 + (result.signal or signal.SIGINT) if result.interrupted else 0
 
 
@@ -402,6 +405,17 @@ def _check_choices(argv: Sequence[str]) -> None:
             update(Spec(), {name: value if equals else argv[place + 1]})
 
 
+def _refuse_fixed(argv: Sequence[str]) -> None:
+    """Say of a field of the spec that a run cannot go on with another value, and why."""
+    fields = flatten(Spec())
+    for word in argv:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_").replace(".no_", ".")
+        if word.startswith("--") and name in fields:
+            from tellapart.workflow import extending
+
+            extending.refuse(name)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -506,6 +520,8 @@ def _run(words: list[str]) -> int:
         raise UserError(f"There is no command {name!r}. {did_you_mean(name, COMMANDS, limit=len(COMMANDS))}")
     kind, call = COMMANDS[name]
     _check_choices(rest)
+    if kind is Resume:
+        _refuse_fixed(rest)
     default = _defaults(kind, rest)
     options: dict[str, Any] = {} if default is None else {"default": default}
     args = tyro.cli(kind, prog=f"tellapart {name}", args=rest, registry=values.named(), **options)

@@ -38,8 +38,8 @@ from tellapart.training.resolution.inputs import views
 from tellapart.training.speed import autotune, features
 from tellapart.training.speed.profile import Profile
 from tellapart.training.step import Plan
+from tellapart.workflow import extending, run_files
 from tellapart.workflow import given as giving
-from tellapart.workflow import run_files
 from tellapart.workflow.measure import evaluate_set
 from tellapart.workflow.pictures import training_grid
 from tellapart.workflow.telling import RunReporter, headline, trackers, warn_of_leaks
@@ -190,10 +190,12 @@ def resume_run(
     quiet: bool = False,
     callbacks: Sequence[Callback] = (),
     part: bool = False,
+    changes: Mapping[str, Any] | None = None,
 ) -> Result:
     """Go on with one run; arguments as for `series.resume`. ``part``: see `begin`."""
     folder = runs.require(run)
-    spec = runs.read_spec(folder / runs.SPEC_FILE)
+    before = runs.read_spec(folder / runs.SPEC_FILE)
+    spec = extending.changed(before, changes or {})
     given = giving.again(folder, spec.data.source, data, val, test, classes)
     with contextlib.ExitStack() as stack:
         procs = stack.enter_context(processes(spec.training.device))
@@ -214,9 +216,12 @@ def resume_run(
             giving.write(folder, given)
             run_files.write_start(folder, prepared, samples)
         content = _checkpoint(folder, procs, console)
+        extending.check(before, spec, content)
         if content is None:
             console.message(f"{folder} has no checkpoint yet: training starts at the beginning.")
         prepared, plan, card = _plan(prepared, procs, console)
+        if procs.first and begun and spec != before:
+            extending.write(folder, spec)
         whole = folder.parent if part else folder
         with _resumable(whole):
             return _run(folder, prepared, plan, card, procs, console, content, callbacks, whole)
@@ -332,6 +337,8 @@ def _run(
     trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter, [ours, *callbacks])
     if content is not None:
         _restore(trainer, content, folder)
+        if text := extending.take_up(trainer, folder):
+            console.message(text)
         if trainer.progress.finished:
             console.message(f"{folder} is finished: nothing is left to train; measured again.")
     elif procs.first:

@@ -127,6 +127,7 @@ def resume(
     classes: Iterable[str] | None = None,
     quiet: bool = False,
     callbacks: Sequence[Callback] = (),
+    **changes: Any,
 ) -> Result:
     """Go on exactly where a run was cut off; of a finished run, return the result.
 
@@ -135,13 +136,19 @@ def resume(
 
     ``data``, ``val``, ``test`` and ``classes`` are for a run on objects, which no file holds: the same objects as for
     ``train`` (``classes`` need not be said again). ``callbacks``: those that ``train`` was given; their saved states
-    are loaded. Raises RunError, also where these are not what they were.
+    are loaded. ``changes``: fields of the spec that may still change, such as ``training={"epochs": 40}``, with which a
+    run goes on past its end (see `extending`). Raises RunError, also where these are not what they were, and SpecError
+    for a field that cannot be changed any more.
     """
     folder = runs.require(run)
     listed = runs.series_file(folder)
     if listed is None:
-        return resume_run(
-            folder, data=data, val=val, test=test, classes=classes, quiet=quiet, callbacks=callbacks
+        objects = {"data": data, "val": val, "test": test, "classes": classes}
+        return resume_run(folder, **objects, quiet=quiet, callbacks=callbacks, changes=changes)
+    if changes:
+        raise RunError(
+            f"{folder} holds several runs, which are comparable because they have one spec: nothing can be changed "
+            "when they go on. A single one of them can: name its folder."
         )
     kind = _Kind.read(listed)
     spec = runs.read_spec(folder / runs.SPEC_FILE)

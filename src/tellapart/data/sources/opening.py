@@ -324,7 +324,8 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
 
 def _apart(listing: Listing, spec: DataSpec) -> npt.NDArray[np.bool_]:
     """Return which rows no fold has: the source's own test split."""
-    return (_objects(listing.splits) == "test") & bool(spec.fold)
+    own: npt.NDArray[np.bool_] = _objects(listing.splits) == "test"
+    return own if spec.fold else np.zeros_like(own)
 
 
 def _objects(items: Sequence[str]) -> npt.NDArray[np.object_]:
