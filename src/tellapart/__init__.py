@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from tellapart.errors import TellapartError, UserError
     from tellapart.spec import Spec
     from tellapart.training.callbacks import Callback
-    from tellapart.workflow import check, compare, evaluate, find_lr, load, report, resume, train
+    from tellapart.workflow import (
+        check,
+        compare,
+        cross_validate,
+        evaluate,
+        find_lr,
+        load,
+        repeat,
+        report,
+        resume,
+        train,
+    )
 
 _WHERE = {
     "Callback": "training.callbacks",
@@ -25,7 +36,19 @@ _WHERE = {
     "UserError": "errors",
     "open_model": "artifact",
     **dict.fromkeys(
-        ("train", "resume", "evaluate", "load", "report", "compare", "check", "find_lr"), "workflow"
+        (
+            "train",
+            "cross_validate",
+            "repeat",
+            "resume",
+            "evaluate",
+            "load",
+            "report",
+            "compare",
+            "check",
+            "find_lr",
+        ),
+        "workflow",
     ),
 }
 
@@ -36,10 +59,12 @@ __all__ = [
     "UserError",
     "check",
     "compare",
+    "cross_validate",
     "evaluate",
     "find_lr",
     "load",
     "open_model",
+    "repeat",
     "report",
     "resume",
     "train",

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from tellapart import files
+from tellapart import files, runs
 from tellapart.contract import Card, Preprocessing
 from tellapart.contract.sides import words
 from tellapart.devices import AMP_DTYPES, put
@@ -45,6 +45,12 @@ def find(path: str | os.PathLike[str]) -> Path:
     given = Path(path)
     found = given / FILE_NAME if given.is_dir() else given
     if not found.is_file():
+        if given.is_dir() and (listed := runs.series_file(given)):
+            first = (runs.read_json(listed).get("runs") or ["fold-1"])[0]
+            raise ArtifactError(
+                f"{given} holds several runs ({listed.name}), each with a model of its own; name one of them, such as "
+                f"{given / first}."
+            )
         what = f"the folder {given} has no {FILE_NAME} in it" if given.is_dir() else f"{given} does not exist"
         raise ArtifactError(f"No model: {what}. A model is a run folder or a {FILE_NAME} file.")
     return found

@@ -40,7 +40,7 @@ from tellapart.commands import (
 )
 from tellapart.errors import SpecError, Stopped, TellapartError, UserError, did_you_mean, shown
 from tellapart.sections import choices
-from tellapart.spec import Spec, update
+from tellapart.spec import Spec, flatten, update
 
 if TYPE_CHECKING:
     from tellapart.predict import Classifier
@@ -52,32 +52,48 @@ T = TypeVar("T")
 def _train(args: Train) -> int:
     from tellapart import workflow
 
-    return _print_result(
-        workflow.train(args.data_source, recipe=args.recipe, spec=args.spec, profile=args.profile),
-        args.as_json,
-    )
+    asked: dict[str, Any] = {"recipe": args.recipe, "spec": args.spec, "profile": args.profile}
+    if args.folds and args.repeat:
+        raise SpecError("--folds and --repeat cannot be combined: give one of them.")
+    if args.folds:
+        result: Result = workflow.cross_validate(args.data_source, folds=args.folds, **asked)
+    elif args.repeat:
+        result = workflow.repeat(args.data_source, times=args.repeat, **asked)
+    else:
+        result = workflow.train(args.data_source, **asked)
+    return _print_result(result, args.as_json)
 
 
 def _resume(args: Resume) -> int:
     from tellapart import workflow
 
-    return _print_result(workflow.resume(args.run), args.as_json)
+    return _print_result(workflow.resume(args.run, **args.changes), args.as_json)
 
 
 def _print_result(result: Result, as_json: bool) -> int:
+    from tellapart import workflow
+
     if int(os.environ.get("RANK", "0")):
         return 0
     if as_json:
-        content = {
+        content: dict[str, Any] = {
             "run": str(result.run),
             "artifact": str(result.artifact),
             "split": result.split,
             "metrics": dict(result.metrics),
             "interrupted": result.interrupted,
         }
+        if isinstance(result, workflow.Series):
+            del content["artifact"]
+            names = ("kind", "count", "runs", "summary", "test")
+            content |= {name: getattr(result, name) for name in names}
         print(printing.as_json_line(content))
     elif not result.interrupted:
-        print(printing.summary(result))
+        print(
+            printing.series_summary(result)
+            if isinstance(result, workflow.Series)
+            else printing.summary(result)
+        )
     return 128 + (result.signal or signal.SIGINT) if result.interrupted else 0
 
 
@@ -389,6 +405,17 @@ def _check_choices(argv: Sequence[str]) -> None:
             update(Spec(), {name: value if equals else argv[place + 1]})
 
 
+def _refuse_fixed(argv: Sequence[str]) -> None:
+    """Say of a field of the spec that a run cannot go on with another value, and why."""
+    fields = flatten(Spec())
+    for word in argv:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_").replace(".no_", ".")
+        if word.startswith("--") and name in fields:
+            from tellapart.workflow import extending
+
+            extending.refuse(name)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -493,6 +520,8 @@ def _run(words: list[str]) -> int:
         raise UserError(f"There is no command {name!r}. {did_you_mean(name, COMMANDS, limit=len(COMMANDS))}")
     kind, call = COMMANDS[name]
     _check_choices(rest)
+    if kind is Resume:
+        _refuse_fixed(rest)
     default = _defaults(kind, rest)
     options: dict[str, Any] = {} if default is None else {"default": default}
     args = tyro.cli(kind, prog=f"tellapart {name}", args=rest, registry=values.named(), **options)

@@ -6,7 +6,7 @@ Loads no torch. Knows nothing of what a command does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -47,6 +47,10 @@ class FromSpec:
 class Train(FromSpec):
     """Train a classifier and measure it. No DATA: the embedded handwritten digits."""
 
+    folds: int = 0
+    """Cross-validation: train so many models, each measured on the part of the images that it has not seen."""
+    repeat: int = 0
+    """Train so many times with other seeds: mean and standard deviation."""
     profile: bool = False
     """Tell where a step's time goes, and write a trace for Perfetto (profile/ in the run's folder)."""
 
@@ -61,12 +65,42 @@ class FindLr(FromSpec):
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on exactly where a run was cut off."""
+    """Go on exactly where a run was cut off, or past its end with more epochs."""
 
     run: _Run
     """The run folder."""
     as_json: Json = False
     """Print one JSON object on standard output."""
+    epochs: Annotated[int | None, tyro.conf.arg(name="training.epochs", help_behavior_hint=_MAY)] = None
+    """Go on to this epoch; the learning rate is from there on that of a run of so many epochs."""
+    patience: Annotated[int | None, tyro.conf.arg(name="training.patience", help_behavior_hint=_MAY)] = None
+    """Another patience of early stopping; 0: off."""
+    log_every: Annotated[int | None, tyro.conf.arg(name="run.log-every", help_behavior_hint=_MAY)] = None
+    """Steps between logged values."""
+    checkpoint_minutes: Annotated[
+        float | None, tyro.conf.arg(name="run.checkpoint-minutes", help_behavior_hint=_MAY)
+    ] = None
+    """Minutes between checkpoints inside an epoch."""
+    tensorboard: Annotated[bool | None, tyro.conf.arg(name="run.tensorboard", help_behavior_hint=_MAY)] = None
+    """Whether to write TensorBoard events."""
+    mlflow: Annotated[bool | None, tyro.conf.arg(name="run.mlflow", help_behavior_hint=_MAY)] = None
+    """Whether to log to MLflow."""
+    report: Annotated[bool | None, tyro.conf.arg(name="run.report", help_behavior_hint=_MAY)] = None
+    """Whether to write report.html at the end."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What is to change in the run's spec, by dotted names."""
+        fields = {
+            "training.epochs": self.epochs,
+            "training.patience": self.patience,
+            "run.log_every": self.log_every,
+            "run.checkpoint_minutes": self.checkpoint_minutes,
+            "run.tensorboard": self.tensorboard,
+            "run.mlflow": self.mlflow,
+            "run.report": self.report,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)

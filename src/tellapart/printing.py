@@ -21,7 +21,7 @@ _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 if TYPE_CHECKING:
     from tellapart.evaluation.metrics import Evaluation
     from tellapart.models.zoo import ModelInfo
-    from tellapart.workflow import Result
+    from tellapart.workflow import Result, Series
 
 
 def as_json_line(content: Any) -> str:
@@ -49,6 +49,48 @@ def summary(result: Result) -> str:
         lines.append(f"Report   {result.run / 'report.html'}")
     lines.append(f"Next     tellapart predict {shlex.quote(str(result.run))} IMAGE…")
     return shown("\n".join(lines))
+
+
+def series_summary(series: Series) -> str:
+    """Return how several runs ended: a line for each, what they say together, and where things lie."""
+    folds = series.kind == "folds"
+    width = max(len(str(entry["run"])) for entry in series.runs)
+    lines = []
+    for entry in series.runs:
+        if "accuracy" in entry:
+            own = f"   own test {numerals.percent(entry['test']['accuracy'])}" if "test" in entry else ""
+            on = "held out" if folds else _ON[entry["split"]]
+            text = f"accuracy {numerals.percent(entry['accuracy'])} on {entry['n']:,} images ({on})"
+            lines.append(f"{entry['run']:<{width}}  {text}{own}")
+    mean = series.summary.get("accuracy")
+    if mean is None:
+        lines.append("Trained on everything: there was no validation and no test split to measure.")
+    elif folds:
+        low, high = mean.get("interval") or (None, None)
+        lines.append(
+            f"Accuracy {numerals.percent(mean['mean'])} (95 % interval {numerals.interval(low, high)})"
+        )
+        lines.append("  mean of the folds; they share training images, so the interval is approximate")
+    else:
+        lines.append(
+            f"Accuracy {numerals.percent(mean['mean'])}, standard deviation "
+            f"{numerals.fixed(100 * mean['std'], 2)} points over {mean['n']} seeds"
+        )
+    if series.metrics:
+        low, high = series.metrics["accuracy_interval"]
+        lines.append(
+            f"Together {numerals.percent(series.metrics['accuracy'])} (95 % interval {numerals.interval(low, high)}, "
+            f"{series.metrics['n']:,} images)"
+        )
+        lines.append(f"Answers  {series.run / 'evaluation' / 'out-of-fold' / 'predictions.csv'}")
+    if own_test := series.test.get("accuracy"):
+        lines.append(f"Own test {numerals.percent(own_test['mean'])}, mean of the models")
+    if (series.run / "report.html").exists():
+        lines.append(f"Report   {series.run / 'report.html'}")
+    return shown("\n".join(lines))
+
+
+_ON = {"test": "test", "val": "validation"}
 
 
 def _worth(result: Result) -> str:

@@ -26,12 +26,16 @@ SAMPLES_FILE = "samples.csv"
 CHECKPOINTS = "checkpoint"
 OBJECTS_FILE = "objects.json"  # of a run on objects of Python: what was said of them
 WARNINGS_FILE = "warnings.jsonl"
+FOLDS_FILE = "folds.json"  # of a folder with the runs of a cross-validation
+REPEATS_FILE = "repeats.json"  # of a folder with runs that differ in the seed
 LOCK_FILE = ".tellapart-lock"
 COMPLETE = "environment.json"  # the last of the files that a run begins with
 _BEGINNING = {
     SPEC_FILE,
     SAMPLES_FILE,
     OBJECTS_FILE,
+    FOLDS_FILE,
+    REPEATS_FILE,
     LOCK_FILE,
     "bad-images.csv",
     "conflicts.csv",
@@ -201,6 +205,11 @@ def has_begun(folder: Path) -> bool:
 def is_run(folder: Path) -> bool:
     """Return whether ``folder`` is a run of ours."""
     return (folder / SPEC_FILE).is_file()
+
+
+def series_file(folder: Path) -> Path | None:
+    """Return the file that says of which runs a folder is; None for the folder of a single run, or of none."""
+    return next((folder / name for name in (FOLDS_FILE, REPEATS_FILE) if (folder / name).is_file()), None)
 
 
 def require(path: str | os.PathLike[str]) -> Path:

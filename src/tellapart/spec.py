@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 _NUMBER = r"(-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)"
+_FOLD = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
 _LEVELS = re.compile(rf"(?:{_NUMBER}\s*-\s*)?{_NUMBER}", re.IGNORECASE)
 
 
@@ -88,6 +89,8 @@ class DataSpec(Section, prefix="data."):
     """Part that becomes test where the source has no splits of its own at all."""
     split_seed: int = 0
     """Seed of the split, apart from the seed of training."""
+    fold: str = ""
+    """One fold of a cross-validation, such as 2/5: what it holds out is the test split; train --folds 5 runs all."""
     group: str = ""
     """Column, or regular expression on the path, whose value keeps images together in one split."""
     train: tuple[str, ...] = ()
@@ -127,6 +130,22 @@ class DataSpec(Section, prefix="data."):
     """Threads or processes that decode images; 0: one for each processor (of processes at most 32)."""
     worker_kind: Literal["auto", "threads", "processes"] = "auto"
     """What decodes; auto: processes for 4000 files or more where there are 6 processors or more, else threads."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.folds()
+
+    def folds(self) -> tuple[int, int] | None:
+        """Return which fold is held out (from 1), and of how many; None without cross-validation."""
+        if not self.fold:
+            return None
+        found = _FOLD.fullmatch(self.fold)
+        number, count = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not (1 <= number <= count and count >= 2):
+            raise SpecError(
+                f"data.fold is {self.fold!r}; it must be NUMBER/FOLDS, from 1 on and of at least 2, such as 2/5."
+            )
+        return number, count
 
 
 @dataclass(frozen=True)

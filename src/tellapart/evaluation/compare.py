@@ -19,7 +19,8 @@ from typing import Any
 from tellapart import numerals
 from tellapart.errors import RunError
 from tellapart.evaluation.metrics import wilson_interval
-from tellapart.evaluation.run_folder import SPLIT_ORDER, RunFolder, flatten, read_run
+from tellapart.evaluation.run_folder import OUT_OF_FOLD, SPLIT_ORDER, RunFolder, flatten, read_run
+from tellapart.runs import REPEATS_FILE
 
 SIGNIFICANCE = 0.05
 WIDTH = 100
@@ -106,6 +107,12 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
     if len(run_dirs) < 2:
         raise RunError("A comparison needs at least two runs.")
     runs = [read_run(folder) for folder in run_dirs]
+    for run in runs:
+        if (run.path / REPEATS_FILE).is_file():
+            raise RunError(
+                f"{run.path} holds runs that differ in the seed, which have no answers in common; compare single "
+                f"ones: {run.path / 'seed-…'}."
+            )
     common = _common_split(runs)
     answers: dict[tuple[int, str], Answers] = {}
     pairs, notes = [], []
@@ -119,7 +126,12 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
             pairs.append(_pair(first, second, split, answers[first, split], answers[second, split]))
         except _NotComparableError as reason:
             notes.append(f"{_letter(first)} and {_letter(second)} {reason}; their difference was not tested.")
-    if any(pair.split != "test" for pair in pairs):
+    if any(pair.split == OUT_OF_FOLD for pair in pairs):
+        notes.append(
+            "Out-of-fold answers come from several models that share training images: the test, which takes each "
+            "answer as independent, is a little too sure."
+        )
+    if any(pair.split not in ("test", OUT_OF_FOLD) for pair in pairs):
         notes.append("Validation and training images took part in making the models: their figures flatter.")
     if len(pairs) > 1:
         notes.append(f"The p values are corrected for {len(pairs)} comparisons (Holm).")
@@ -197,7 +209,9 @@ def _holm(pairs: Sequence[Pair]) -> list[Pair]:
 
 def _answers(run: RunFolder, split: str) -> Answers:
     hashes = {
-        (row.get("path", ""), row.get("box", "")): row.get("hash", "") for row in run.rows("samples.csv")
+        (row.get("path", ""), row.get("box", "")): row.get("hash", "")
+        for name in ("samples.csv", "fold-1/samples.csv")  # the latter of a cross-validation
+        for row in run.rows(name)
     }
     seen: collections.Counter[tuple[str, str]] = collections.Counter()
     answers = {}

@@ -158,23 +158,53 @@ def evaluate(
     for each true class, a column for each predicted one. Raises DataError where N is 0.
     """
     _check(answers.logits.shape, len(labels))
-    truth, guess, classes = labels, answers.best, answers.classes
+    classes = answers.classes
+    loss = _loss(answers, labels)
+    return _figures(
+        tuple(classes),
+        _confusion(labels, answers.best, len(classes)),
+        split,
+        top5=float((answers.places(labels) < 5).mean()) if len(classes) > 5 else None,
+        loss=loss if math.isfinite(loss) else None,
+        images_per_second=len(labels) / seconds if seconds else None,
+        latency_ms=timing.percentiles(latencies_ms) if latencies_ms is not None else None,
+    )
+
+
+def pooled(evaluations: Sequence[Evaluation], split: str) -> Evaluation:
+    """Return the figures of several evaluations' images together, of the same classes and of different images."""
+    first = evaluations[0]
+    weights = np.array([one.n for one in evaluations], np.float64)
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.average(known, weights=weights)) if len(known) == len(values) else None
+
+    return _figures(
+        first.classes,
+        np.sum([one.confusion for one in evaluations], axis=0),
+        split,
+        top5=mean([one.top5 for one in evaluations]),
+        loss=mean([one.loss for one in evaluations]),
+    )
+
+
+def _figures(
+    classes: tuple[str, ...], confusion: npt.NDArray[np.int64], split: str, **others: Any
+) -> Evaluation:
+    """Return an evaluation: all that follows from the confusion matrix, and ``others`` as they are."""
     every = np.arange(len(classes))
-    confusion = _confusion(truth, guess, len(classes))
     precision, recall, f1, support = _by_class(confusion)
     present = every[support > 0]
     weights = support[present] / support.sum()
     table = np.stack([precision, recall, f1], 1)[present]
-    correct = int((truth == guess).sum())
-    loss = _loss(answers, truth)
+    correct, n = int(confusion.trace()), int(confusion.sum())
     return Evaluation(
         split=split,
-        n=len(truth),
-        classes=tuple(classes),
-        accuracy=correct / len(truth),
-        accuracy_interval=wilson_interval(correct, len(truth)),
-        top5=float((answers.places(truth) < 5).mean()) if len(classes) > 5 else None,
-        loss=loss if math.isfinite(loss) else None,
+        n=n,
+        classes=classes,
+        accuracy=correct / n,
+        accuracy_interval=wilson_interval(correct, n),
         balanced_accuracy=float(recall[present].mean()),
         macro=Averages(*(float(value) for value in table.mean(0))),
         weighted=Averages(*(float(value) for value in weights @ table)),
@@ -187,8 +217,7 @@ def evaluate(
             for k, name in enumerate(classes)
         ),
         confusion=confusion,
-        images_per_second=len(truth) / seconds if seconds else None,
-        latency_ms=timing.percentiles(latencies_ms) if latencies_ms is not None else None,
+        **others,
     )
 
 

@@ -18,7 +18,8 @@ from tellapart.errors import RunError
 from tellapart.evaluation.metrics import Evaluation, read_evaluation
 
 Series = list[tuple[int, float]]
-SPLIT_ORDER = ("test", "val", "train")
+OUT_OF_FOLD = "out-of-fold"  # every image of a cross-validation, answered by the model that has not seen it
+SPLIT_ORDER = (OUT_OF_FOLD, "test", "val", "train")
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,11 @@ class Console:
         """Whether somebody watches: bars on a terminal, not lines."""
         return self._rich is not None
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing but warnings is told."""
+        return self._quiet
+
     def __enter__(self) -> Console:
         return self
 
@@ -82,6 +87,12 @@ class Console:
         """Say something of the data that a reader of the run must know later too, and keep it."""
         self.message(text)
         self._keep("note", "data", text)
+
+    def another(self) -> Console:
+        """Return a console like this one for a further run on the same data; it keeps what this one has kept so far."""
+        made = Console(self._stream, self._quiet)
+        made._kept = list(self._kept)
+        return made
 
     def keep_in(self, folder: Path) -> None:
         """Write all warnings and notes, those before and those to come, into a run's folder."""

@@ -269,6 +269,7 @@ class Trainer:
                 progress.sums, progress.window = self.processes.total(self.running.read())
                 finite.check_sums(self, progress.sums)
             progress.micro = self.stepper.micro
+            progress.planned = [self.training.epochs, self.training.patience]
             states = self.callbacks.state_dict()
             if self.processes.first:
                 checkpoint.save(self.folder, progress.step, content(self.plan, progress, self.best, states))

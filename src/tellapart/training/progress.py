@@ -33,6 +33,9 @@ class Progress:
     reference: float = -math.inf  # what early stopping wants to see surpassed
     reference_epoch: int = -1
     finished: bool = False
+    planned: list[int] = field(
+        default_factory=list
+    )  # epochs and patience that were asked for; empty: unknown
     seconds: float = 0.0  # of training in this epoch, over all processes that had a part in it
     best_scores: dict[str, float] = field(default_factory=dict)
     sums: list[float] = field(

@@ -21,7 +21,7 @@ from tellapart.devices import put, seed_device
 from tellapart.errors import DataError, SpecError
 from tellapart.models import heads, weights, zoo
 from tellapart.preprocess import Preprocessing, normalise, resize
-from tellapart.spec import Spec
+from tellapart.spec import DataSpec, Spec
 from tellapart.training import optim, sampling
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
@@ -82,21 +82,21 @@ def prepare(wanted: Spec | Resolution, samples: Samples, advance: Callable[[int]
 
     What makes it fast is chosen by `complete`, when there is a network. Raises DataError, SpecError, ModelError.
     """
-    training = _training(samples)
+    _check_samples(samples)
     resolution = wanted if isinstance(wanted, Resolution) else Resolution(wanted)
     if resolution.stage is Stage.WANTED:
         resolution = resolution.by_data(facts.of_data(resolution.spec, samples))
     spec = resolution.spec
     contract = contract_of(spec.input)
-    train, bad = _decoded_training(training, spec, contract, advance)
+    train, bad = _decoded_training(samples, spec, contract, advance)
     resolution = resolution.by_pixels(facts.of_pixels(train) if resolution.needs_pixels else None)
     spec = resolution.spec
     contract = contract_of(spec.input)
     bad = [*(decoded.Bad(item.path, item.reason) for item in samples.unusable), *bad]
     others: dict[str, ImageSet | None] = {"val": None, "test": None}
     for split in others:
-        if len(part := samples.split(split)):
-            others[split], more = decoded.evaluation_images(part, contract, spec.data, advance)
+        if (samples.splits == split).any():
+            others[split], more = _of_split(samples, split, spec.data, _evaluated(contract, spec, advance))
             bad += more
     for split, images in others.items():
         if images is not None and not len(images):
@@ -105,30 +105,51 @@ def prepare(wanted: Spec | Resolution, samples: Samples, advance: Callable[[int]
     return RunData(resolution, contract, augment, train, others["val"], others["test"], tuple(bad))
 
 
-def _training(samples: Samples) -> Samples:
-    """Return the training images. Raises DataError where there is nothing to train on."""
+def _check_samples(samples: Samples) -> None:
+    """Raise DataError where there is nothing to train on."""
     if len(samples.classes) < 2:
         raise DataError(
             f"{samples.root or samples.name} has only the class {samples.classes[0]!r}; training needs two."
         )
-    training = samples.split("train")
-    if not len(training):
+    if not (samples.splits == "train").any():
         raise DataError(f"{samples.root or samples.name} has no training images.")
-    return training
+
+
+_Read = tuple[ImageSet, list[decoded.Bad]]
 
 
 def _decoded_training(
-    training: Samples, spec: Spec, contract: Preprocessing, advance: Callable[[int], None]
-) -> tuple[ImageSet, list[decoded.Bad]]:
+    samples: Samples, spec: Spec, contract: Preprocessing, advance: Callable[[int], None]
+) -> _Read:
     """Return the training images as augmentation wants them, and the bad ones. Raises DataError where all are."""
+    decode = _evaluated(contract, spec, advance)
     if needs_large_source(spec.augment):
         reduced = spec.input.decode != "full"
-        train, bad = decoded.augmentation_sources(training, contract, spec.data, advance, reduced)
-    else:
-        train, bad = decoded.evaluation_images(training, contract, spec.data, advance)
+
+        def decode(part: Samples) -> _Read:
+            return decoded.augmentation_sources(part, contract, spec.data, advance, reduced)
+
+    train, bad = _of_split(samples, "train", spec.data, decode)
     if not len(train):
-        raise DataError(f"None of the {len(training)} training images can be read; the first: {bad[0]}")
+        count = int((samples.splits == "train").sum())
+        raise DataError(f"None of the {count} training images can be read; the first: {bad[0]}")
     return train, bad
+
+
+def _evaluated(
+    contract: Preprocessing, spec: Spec, advance: Callable[[int], None]
+) -> Callable[[Samples], _Read]:
+    """Return what decodes images exactly as the contract makes them."""
+    return lambda part: decoded.evaluation_images(part, contract, spec.data, advance)
+
+
+def _of_split(samples: Samples, split: str, spec: DataSpec, decode: Callable[[Samples], _Read]) -> _Read:
+    """Return a split's images, and the bad ones; the folds of a cross-validation share a store of all images."""
+    if not spec.fold:
+        return decode(samples.split(split))
+    images, bad = decode(samples)
+    paths = set(samples.split(split).paths)
+    return images.select(images.samples.splits == split), [one for one in bad if one.path in paths]
 
 
 def complete(

@@ -12,16 +12,19 @@ from tellapart.workflow.importing import import_weights
 from tellapart.workflow.inspect import check
 from tellapart.workflow.measure import compare, evaluate, report
 from tellapart.workflow.models import load, model_summary, models
-from tellapart.workflow.run import Result, find_lr, make_spec, resume, train
+from tellapart.workflow.run import Result, find_lr, make_spec, train
+from tellapart.workflow.series import Series, cross_validate, repeat, resume
 
 __all__ = [
     "Export",
     "Result",
+    "Series",
     "cache_clear",
     "cache_list",
     "check",
     "compare",
     "compress",
+    "cross_validate",
     "evaluate",
     "export",
     "find_lr",
@@ -30,6 +33,7 @@ __all__ = [
     "make_spec",
     "model_summary",
     "models",
+    "repeat",
     "report",
     "resume",
     "train",

@@ -21,7 +21,7 @@ from tellapart.data.stores import images as decoded
 from tellapart.devices import AMP_DTYPES, choose_device
 from tellapart.errors import DataError, RunError, SpecError, did_you_mean
 from tellapart.evaluation import compare as comparing
-from tellapart.evaluation import infer, metrics
+from tellapart.evaluation import infer, metrics, series
 from tellapart.evaluation import report as reporting
 from tellapart.runtime import Backend
 from tellapart.spec import DataSpec, update
@@ -165,7 +165,7 @@ def _made_as_in_training(model: str | os.PathLike[str], spec: DataSpec) -> tuple
     given = Path(model)
     beside = (given if given.is_dir() else given.parent) / runs.SPEC_FILE
     own = runs.read_spec(beside).data if beside.is_file() else DataSpec()
-    names = ("val_fraction", "test_fraction", "split_seed", "group")
+    names = ("val_fraction", "test_fraction", "split_seed", "group", "fold")
     return update(spec, {name: getattr(own, name) for name in names}), (
         f"by {beside}"
         if beside.is_file()
@@ -272,8 +272,11 @@ def with_classes(samples: Samples, classes: tuple[str, ...]) -> Samples:
 
 
 def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write a run's report page, from the run's files alone; return its path."""
-    return reporting.write_report(runs.require(run), None if out is None else Path(out))
+    """Write a run's report page, or that of several runs, from their files alone; return its path."""
+    folder, place = runs.require(run), None if out is None else Path(out)
+    if runs.series_file(folder):
+        return series.write_page(folder, place)
+    return reporting.write_report(folder, place)
 
 
 def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> comparing.Comparison:

@@ -24,7 +24,7 @@ from tellapart.data.stores.streaming import StreamedStore
 from tellapart.errors import RunError
 from tellapart.evaluation import infer, metrics, report
 from tellapart.runtime.eager import open_artifact
-from tellapart.spec import Spec, update
+from tellapart.spec import InputSpec, Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
 from tellapart.training import checkpoint, ineffective, loop, setup
 from tellapart.training import progress as progressing
@@ -38,8 +38,8 @@ from tellapart.training.resolution.inputs import views
 from tellapart.training.speed import autotune, features
 from tellapart.training.speed.profile import Profile
 from tellapart.training.step import Plan
+from tellapart.workflow import extending, run_files
 from tellapart.workflow import given as giving
-from tellapart.workflow import run_files
 from tellapart.workflow.measure import evaluate_set
 from tellapart.workflow.pictures import training_grid
 from tellapart.workflow.telling import RunReporter, headline, trackers, warn_of_leaks
@@ -131,28 +131,56 @@ def train(
         claim = stack.enter_context(runs.Claim(wanted.run.dir)) if procs.first else None
         if procs.first and wanted.run.mlflow:
             check_mlflow()
-        samples = _in_turn(procs, lambda: _opened(wanted, given, console))
-        prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
-        prepared, plan, card = _plan(prepared, procs, console)
-        facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
-        for text in ineffective.without_effect(ours, plan.spec, facts) + ineffective.never(plan.spec, facts):
-            console.warn(text)
-        for doubt in checks.doubts(wanted.input, prepared.spec, prepared.weights):
-            (console.warn if doubt.serious else console.message)(doubt.text)
-        folder = procs.from_first(claim.make(prepared.spec.model.name) if claim else None)
-        assert folder is not None
-        if procs.first:
-            with _resumable(folder):
-                giving.write(folder, given)
-                run_files.write_start(folder, prepared, samples)
-        theirs = [*callbacks]
-        if profile and procs.first:
-            theirs.append(Profile(folder / "profile", console.message))
-        with _resumable(folder):
-            return _run(folder, prepared, plan, card, procs, console, None, theirs)
+        samples = in_turn(procs, lambda: opened(wanted, given, console))
+        new = New(wanted, given, samples, wanted.input, ours, tuple(callbacks), profile)
+        return begin(new, procs, console, claim.make if claim else None)
 
 
-def resume(
+@dataclass(frozen=True)
+class New:
+    """A run that is to begin: its spec, the samples, and what is only asked for in messages.
+
+    ``input``: the section as it was before anything was chosen; ``ours``: the fields that the user has set.
+    """
+
+    wanted: Spec
+    given: Objects | None
+    samples: Samples
+    input: InputSpec
+    ours: set[str]
+    callbacks: tuple[Callback, ...] = ()
+    profile: bool = False
+
+
+def begin(
+    new: New, procs: Processes, console: Console, make: Callable[[str], Path] | None, part: bool = False
+) -> Result:
+    """Train a new run. ``make`` gives the first process a folder, by the model's name, when the spec is found good.
+
+    ``part``: the run is one of several, and it is their common folder, around its own, that is to be resumed.
+    """
+    prepared = in_turn(procs, lambda: _prepare(new.wanted, new.samples, console))
+    prepared, plan, card = _plan(prepared, procs, console)
+    facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
+    for text in ineffective.without_effect(new.ours, plan.spec, facts) + ineffective.never(plan.spec, facts):
+        console.warn(text)
+    for doubt in checks.doubts(new.input, prepared.spec, prepared.weights):
+        (console.warn if doubt.serious else console.message)(doubt.text)
+    folder = procs.from_first(make(prepared.spec.model.name) if make else None)
+    assert folder is not None
+    whole = folder.parent if part else folder
+    if procs.first:
+        with _resumable(whole):
+            giving.write(folder, new.given)
+            run_files.write_start(folder, prepared, new.samples)
+    theirs = [*new.callbacks]
+    if new.profile and procs.first:
+        theirs.append(Profile(folder / "profile", console.message))
+    with _resumable(whole):
+        return _run(folder, prepared, plan, card, procs, console, None, theirs, whole)
+
+
+def resume_run(
     run: str | os.PathLike[str],
     *,
     data: Any = None,
@@ -161,15 +189,13 @@ def resume(
     classes: Iterable[str] | None = None,
     quiet: bool = False,
     callbacks: Sequence[Callback] = (),
+    part: bool = False,
+    changes: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Go on exactly where a run was cut off; of a finished run, return the result.
-
-    ``data``, ``val``, ``test`` and ``classes`` are for a run on objects, which no file holds: the same objects as for
-    ``train`` (``classes`` need not be said again). ``callbacks``: those that ``train`` was given; their saved states
-    are loaded. Raises RunError, also where these are not what they were.
-    """
+    """Go on with one run; arguments as for `series.resume`. ``part``: see `begin`."""
     folder = runs.require(run)
-    spec = runs.read_spec(folder / runs.SPEC_FILE)
+    before = runs.read_spec(folder / runs.SPEC_FILE)
+    spec = extending.changed(before, changes or {})
     given = giving.again(folder, spec.data.source, data, val, test, classes)
     with contextlib.ExitStack() as stack:
         procs = stack.enter_context(processes(spec.training.device))
@@ -180,21 +206,25 @@ def resume(
             if spec.run.mlflow:
                 check_mlflow()
         begun = procs.from_first(runs.has_begun(folder) if procs.first else None)
-        samples = _in_turn(procs, lambda: _opened(spec, given, console))
+        samples = in_turn(procs, lambda: opened(spec, given, console))
         if begun:
             giving.check_same(folder, spec.data.source, given, samples)
-        prepared = _in_turn(procs, lambda: _prepare(spec, samples, console))
+        prepared = in_turn(procs, lambda: _prepare(spec, samples, console))
         if procs.first and begun:  # one writer; where it raises, the others end with it
             run_files.check_same_samples(folder, prepared)
         elif procs.first:  # killed while these files were being written
             giving.write(folder, given)
             run_files.write_start(folder, prepared, samples)
         content = _checkpoint(folder, procs, console)
+        extending.check(before, spec, content)
         if content is None:
             console.message(f"{folder} has no checkpoint yet: training starts at the beginning.")
         prepared, plan, card = _plan(prepared, procs, console)
-        with _resumable(folder):
-            return _run(folder, prepared, plan, card, procs, console, content, callbacks)
+        if procs.first and begun and spec != before:
+            extending.write(folder, spec)
+        whole = folder.parent if part else folder
+        with _resumable(whole):
+            return _run(folder, prepared, plan, card, procs, console, content, callbacks, whole)
 
 
 @contextlib.contextmanager
@@ -216,14 +246,15 @@ def _checkpoint(folder: Path, procs: Processes, console: Console) -> dict[str, A
     return content if procs.first else checkpoint.load_newest(place, progressing.check)
 
 
-def _in_turn(procs: Processes, work: Any) -> Any:
+def in_turn(procs: Processes, work: Any) -> Any:
     """Let the first process do what fills caches, and the others then find them."""
     result = work() if procs.first else None
     procs.wait()
     return result if procs.first else work()
 
 
-def _opened(spec: Spec, given: Objects | None, console: Console) -> Samples:
+def opened(spec: Spec, given: Objects | None, console: Console) -> Samples:
+    """Return the samples of a spec's source, or of objects, and tell what is found. Raises DataError."""
     if given is not None:
         given.ranged = spec.input.range != "full"
     return giving.open_data(spec.data, given, console, console.note, console.warn)
@@ -295,6 +326,7 @@ def _run(
     console: Console,
     content: dict[str, Any] | None,
     callbacks: Sequence[Callback],
+    whole: Path,
 ) -> Result:
     spec = prepared.spec
     if procs.first:
@@ -305,6 +337,8 @@ def _run(
     trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter, [ours, *callbacks])
     if content is not None:
         _restore(trainer, content, folder)
+        if text := extending.take_up(trainer, folder):
+            console.message(text)
         if trainer.progress.finished:
             console.message(f"{folder} is finished: nothing is left to train; measured again.")
     elif procs.first:
@@ -313,7 +347,7 @@ def _run(
     try:
         progress = trainer.run()
         if not progress.finished:
-            console.message(f"Stopped after step {progress.step}. To go on: tellapart resume {folder}")
+            console.message(f"Stopped after step {progress.step}. To go on: tellapart resume {whole}")
             number = trainer.interrupt.number
             return Result(folder, folder / artifact.FILE_NAME, "", {}, interrupted=True, signal=number)
         if not procs.first:
@@ -378,7 +412,7 @@ def _finish(
         if images is not None:
             logits = known[split](backend.predictor.model) if split in known else None
             evaluation = evaluate_set(backend, infer.Stored(images), split, folder, console, logits)
-            scores[split] = _brief(evaluation)
+            scores[split] = brief(evaluation)
             # How often each class was given: what a service expects, wherever the model's file goes.
             kept[split] = {**scores[split], "predicted": evaluation.confusion.sum(axis=0).tolist()}
             final = split
@@ -395,7 +429,7 @@ def _finish(
     return Result(folder, folder / artifact.FILE_NAME, final, scores.get(final, {}))
 
 
-def _brief(evaluation: metrics.Evaluation) -> dict[str, Any]:
+def brief(evaluation: metrics.Evaluation) -> dict[str, Any]:
     """Return the few figures of an evaluation that go into the artifact and the summary."""
     return {
         "n": evaluation.n,
@@ -427,7 +461,7 @@ def find_lr(
     given = take(data, val, test, classes)
     wanted = make_spec(given or data, recipe, spec, **changes)
     with processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
-        samples = _opened(wanted, given, console)
+        samples = opened(wanted, given, console)
         prepared = _prepare(wanted, samples, console)
         prepared, plan, _ = _plan(prepared, procs, console)
         trainer = loop.Trainer(plan, procs, Path(os.devnull), RunReporter(console, Trackers([]), 0, 1))

@@ -18,25 +18,13 @@ from tellapart import doctor, files, runs, tables
 from tellapart.data.samples import Samples, write_samples
 from tellapart.data.stores import images as decoded
 from tellapart.errors import RunError
-from tellapart.spec import update
+from tellapart.spec import Spec, update
 from tellapart.training import setup
 
 
 def write_start(folder: Path, prepared: setup.RunData, samples: Samples) -> None:
     """Write the resolved spec, the table of samples, what was left out, and the environment (`runs.COMPLETE`)."""
-    spec = prepared.spec
-    # Paths are kept whole, since resume may be called from another folder.
-    paths = {
-        "data.source": spec.data.source,
-        "model.weights": spec.model.weights,
-        "distill.teacher": spec.distill.teacher,
-    }
-    for name, path in paths.items():
-        if path not in ("", "none", "pretrained") and os.path.exists(path):
-            spec = update(spec, {name: os.path.abspath(path)})
-    if spec.data.cache_dir:
-        spec = update(spec, {"data.cache_dir": os.path.abspath(os.path.expanduser(spec.data.cache_dir))})
-    runs.write_spec(spec, folder / runs.SPEC_FILE)
+    runs.write_spec(anywhere(prepared.spec), folder / runs.SPEC_FILE)
     write_samples(_all_samples(prepared), folder / runs.SAMPLES_FILE)
     decoded.write_bad_images(prepared.bad, folder / "bad-images.csv")
     if samples.conflicts:
@@ -47,6 +35,21 @@ def write_start(folder: Path, prepared: setup.RunData, samples: Samples) -> None
             writer.writerows((item.path, " | ".join(item.labels)) for item in samples.conflicts)
     environment = doctor.examine(quick=True).to_dict()
     runs.write_json(folder / runs.COMPLETE, environment)
+
+
+def anywhere(spec: Spec) -> Spec:
+    """Return a spec whose paths are whole, since a run may be resumed from another folder."""
+    paths = {
+        "data.source": spec.data.source,
+        "model.weights": spec.model.weights,
+        "distill.teacher": spec.distill.teacher,
+    }
+    for name, path in paths.items():
+        if path not in ("", "none", "pretrained") and os.path.exists(path):
+            spec = update(spec, {name: os.path.abspath(path)})
+    if spec.data.cache_dir:
+        spec = update(spec, {"data.cache_dir": os.path.abspath(os.path.expanduser(spec.data.cache_dir))})
+    return spec
 
 
 def check_same_samples(folder: Path, prepared: setup.RunData) -> None:

@@ -51,10 +51,7 @@ def deal(
     seed = spec.split_seed
     if not any(fractions):
         return splits.assign(labels[rows], paths, *fractions, seed, chosen)
-    first = _first_copies(listing, paths, rows, notes)
-    _tell(listing, paths, labels[rows], first, notes, warn or notes)
-    if spec.copies == "near":
-        first = _with_near_copies(listing, paths, labels, rows, first, notes)
+    first = _copies(listing, labels, rows, spec, notes, warn or notes)
     own = np.arange(len(rows))
     if (first == own).all():
         return splits.assign(labels[rows], paths, *fractions, seed, chosen)
@@ -65,6 +62,39 @@ def deal(
     dealt = np.empty(len(rows), dtype=object)
     dealt[kept] = splits.assign(labels[rows][kept], [paths[n] for n in kept.tolist()], *fractions, seed)
     return dealt[first]
+
+
+def units(
+    listing: Listing,
+    labels: npt.NDArray[np.int64],
+    groups: Sequence[str] | None,
+    rows: npt.NDArray[np.intp],
+    spec: DataSpec,
+    notes: Note,
+    warn: Note,
+) -> list[str]:
+    """Return for each of ``rows`` the name of what it stays together with: its group, its copies, its own path."""
+    paths = [listing.paths[row] for row in rows]
+    first = _copies(listing, labels, rows, spec, notes, warn)
+    chosen = paths if groups is None else [groups[row] for row in rows]
+    return splits.merge([paths[n] for n in first.tolist()], chosen)
+
+
+def _copies(
+    listing: Listing,
+    labels: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.intp],
+    spec: DataSpec,
+    notes: Note,
+    warn: Note,
+) -> npt.NDArray[np.int64]:
+    """Return for each row the place (among ``rows``) of the first copy of its picture; tell of copies."""
+    paths = [listing.paths[row] for row in rows]
+    first = _first_copies(listing, paths, rows, notes)
+    _tell(listing, paths, labels[rows], first, notes, warn)
+    if spec.copies == "near":
+        first = _with_near_copies(listing, paths, labels, rows, first, notes)
+    return first
 
 
 def _first_copies(

@@ -7,6 +7,7 @@ here.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import warnings
@@ -16,7 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart.data.samples import SPLITS, Samples
-from tellapart.data.sources import archives, class_names, containers, copies, known, lookalikes, splits
+from tellapart.data.sources import (
+    archives,
+    class_names,
+    containers,
+    copies,
+    folds,
+    known,
+    lookalikes,
+    splits,
+)
 from tellapart.data.sources.annotations import FORMATS, TITLES, detect, file_format, read_annotations
 from tellapart.data.sources.containers import unread, webdataset
 from tellapart.data.sources.folders import class_folders, walk
@@ -287,9 +297,11 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
     index = {name: number for number, name in enumerate(classes)}
     labels = np.fromiter((index[label] for label in listing.labels), np.int64, len(listing.labels))
     groups = _groups(listing, spec, notes)
-    _fill_splits(listing, labels, groups, spec, notes)
+    apart = _apart(listing, spec)
+    fill = _fill_splits if not spec.fold else _fill_fold
+    fill(listing, labels, groups, spec, notes)
     _report_classes(labels, listing.splits, classes, notes)
-    return Samples(
+    samples = Samples(
         paths=_objects(listing.paths),
         labels=labels,
         splits=_objects(listing.splits),
@@ -305,6 +317,15 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
         unusable=tuple(listing.bad),
         notes=tuple(notes),
     )
+    if samples.pixels is not None and samples.keys is None:
+        samples = dataclasses.replace(samples, keys=np.arange(len(samples)))
+    return samples.select(~apart) if apart.any() else samples
+
+
+def _apart(listing: Listing, spec: DataSpec) -> npt.NDArray[np.bool_]:
+    """Return which rows no fold has: the source's own test split."""
+    own: npt.NDArray[np.bool_] = _objects(listing.splits) == "test"
+    return own if spec.fold else np.zeros_like(own)
 
 
 def _objects(items: Sequence[str]) -> npt.NDArray[np.object_]:
@@ -384,6 +405,44 @@ def _fill_splits(
                 f"The source has no splits: {' and '.join(taken)} taken from its {many(len(rows), 'image')}."
             )
     _report_splits(listing.splits, notes)
+
+
+def _fill_fold(
+    listing: Listing, labels: npt.NDArray[np.int64], groups: list[str] | None, spec: DataSpec, notes: Notes
+) -> None:
+    """Make the fold that the spec names the test split, and deal train and val from the others.
+
+    Folds are of all images but those of the source's own test split, which is left as it is.
+    """
+    chosen = spec.folds()
+    assert chosen is not None
+    number, count = chosen
+    own = _objects(listing.splits) == "test"
+    rows = np.flatnonzero(_there(listing) & ~own)
+    units = copies.units(listing, labels, groups, rows, spec, notes, notes.warn)
+    held = folds.assign(labels[rows], units, count, spec.split_seed) == number - 1
+    rest = np.flatnonzero(~held)
+    together = [units[n] for n in rest.tolist()]
+    paths = [listing.paths[row] for row in rows[rest].tolist()]
+    alone = len(set(together)) == len(together)
+    dealt = splits.assign(
+        labels[rows[rest]], paths, spec.val_fraction, 0.0, spec.split_seed, None if alone else together
+    )
+    column = np.where(own, "test", "train").astype(object)
+    column[rows[held]] = "test"
+    column[rows[rest]] = dealt
+    listing.splits = column.tolist()
+    few = folds.scarce(labels[rows], units, count)
+    if few:
+        names = [listing.labels[int(np.flatnonzero(labels == k)[0])] for k in few]
+        notes.warn(
+            f"{many(len(few), 'class', 'classes')} with fewer images, or groups of them, than the {count} folds, so "
+            f"that some folds hold out none: {some(names, 6)}."
+        )
+    apart = (
+        f"; the source's own test split ({many(int(own.sum()), 'image')}) is in no fold" if own.any() else ""
+    )
+    notes(f"{count} folds of {many(len(rows), 'image')}{apart}.")
 
 
 def _there(listing: Listing) -> npt.NDArray[np.bool_]:

@@ -65,22 +65,22 @@ def assign(
     return _deal_groups(labels, merged, val_fraction, test_fraction, seed)
 
 
-def _order(seed: int, names: Sequence[str]) -> npt.NDArray[np.uint64]:
+def numbers(seed: int, names: Sequence[str]) -> npt.NDArray[np.uint64]:
     """Return a pseudo-random number for each name, the same for the same seed and name."""
     start = hashlib.blake2b(f"{seed}\0".encode(), digest_size=8)
-    numbers = np.empty(len(names), np.uint64)
+    drawn = np.empty(len(names), np.uint64)
     for row, name in enumerate(names):
         digest = start.copy()
         digest.update(name.encode("utf-8", "surrogatepass"))
-        numbers[row] = int.from_bytes(digest.digest(), "little")
-    return numbers
+        drawn[row] = int.from_bytes(digest.digest(), "little")
+    return drawn
 
 
 def _deal_samples(
     labels: Labels, paths: Sequence[str], val_fraction: float, test_fraction: float, seed: int
 ) -> npt.NDArray[Any]:
     splits = np.full(len(labels), "train", dtype=object)
-    order = np.lexsort((_order(seed, paths), labels))
+    order = np.lexsort((numbers(seed, paths), labels))
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     for rows in np.split(order, starts[1:]):
         val, test = quotas(len(rows), val_fraction, test_fraction)
@@ -106,7 +106,7 @@ def merge(paths: Sequence[str], groups: Sequence[str]) -> list[str]:
     return [top(group) for group in groups]
 
 
-class _Dealer:
+class Dealer:
     """Gives groups to splits so that the class counts of each split stay near their targets.
 
     The measure is the chi-square distance, the sum over splits s and classes k of (have - target)² / target.
@@ -123,6 +123,7 @@ class _Dealer:
         return sum(c * (c + sign * 2 * (have[k] - target[k])) / target[k] for k, c in counts)
 
     def move(self, split: str, counts: Sequence[tuple[int, int]], sign: int = 1) -> None:
+        """Count ``counts`` as belonging to ``split`` (or, -1, as not any more)."""
         for k, c in counts:
             self.have[split][k] += sign * c
 
@@ -139,14 +140,14 @@ def _deal_groups(
     """
     names, index = np.unique(np.asarray(groups, dtype=object), return_inverse=True)
     width = int(labels.max(initial=0)) + 1
-    cells, numbers = np.unique(index.astype(np.int64) * width + labels, return_counts=True)
+    cells, found = np.unique(index.astype(np.int64) * width + labels, return_counts=True)
     counts: list[list[tuple[int, int]]] = [[] for _ in names]
-    for cell, number in zip(cells.tolist(), numbers.tolist(), strict=True):
+    for cell, number in zip(cells.tolist(), found.tolist(), strict=True):
         counts[cell // width].append((cell % width, number))
     fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
-    dealer = _Dealer(np.bincount(labels, minlength=width).tolist(), fractions)
+    dealer = Dealer(np.bincount(labels, minlength=width).tolist(), fractions)
     sizes = np.bincount(index, minlength=len(names))
-    order = np.lexsort((_order(seed, [str(name) for name in names]), -sizes)).tolist()
+    order = np.lexsort((numbers(seed, [str(name) for name in names]), -sizes)).tolist()
     place = ["train"] * len(names)
     for group in order:
         place[group] = min(dealer.target, key=lambda split: dealer.cost(split, counts[group]))
@@ -157,7 +158,7 @@ def _deal_groups(
 
 
 def _return_to_train(
-    place: list[str], counts: Sequence[Sequence[tuple[int, int]]], dealer: _Dealer, order: Sequence[int]
+    place: list[str], counts: Sequence[Sequence[tuple[int, int]]], dealer: Dealer, order: Sequence[int]
 ) -> None:
     for group in reversed(order):  # the smallest first
         if place[group] != "train" and any(dealer.have["train"][k] == 0 for k, _ in counts[group]):
@@ -167,7 +168,7 @@ def _return_to_train(
 
 
 def _fill_empty(
-    place: list[str], counts: Sequence[Sequence[tuple[int, int]]], dealer: _Dealer, order: Sequence[int]
+    place: list[str], counts: Sequence[Sequence[tuple[int, int]]], dealer: Dealer, order: Sequence[int]
 ) -> None:
     for split in dealer.target:
         if split in place:

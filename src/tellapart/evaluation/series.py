@@ -1,0 +1,117 @@
+"""Several runs of one spec taken together: the folds of a cross-validation, or the same run with other seeds.
+
+Works on the figures and the files of the single runs; knows nothing of how they were trained.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tellapart import files, pages, runs, tables
+from tellapart.errors import RunError
+from tellapart.evaluation.metrics import Evaluation, pooled, read_evaluation
+from tellapart.evaluation.run_folder import OUT_OF_FOLD
+
+FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
+_SHARES = FIGURES[:3]
+
+
+def summarise(finished: Sequence[Mapping[str, Any]], interval: bool) -> dict[str, Any]:
+    """Return, for each figure that all runs have, its mean, its standard deviation (n - 1) and the number of runs.
+
+    ``interval``: the 95 % interval of the mean too, by Student's t over the runs, cut to 0 and 1 for shares; None with
+    fewer than two runs. Runs that share training images are not independent, so it is an approximation.
+    """
+    found: dict[str, Any] = {}
+    for name in FIGURES:
+        values = [entry.get(name) for entry in finished]
+        known = [float(value) for value in values if value is not None]
+        if not known or len(known) < len(values):
+            continue
+        found[name] = {
+            "mean": statistics.fmean(known),
+            "std": statistics.stdev(known) if len(known) > 1 else None,
+            "n": len(known),
+        }
+        if interval:
+            found[name]["interval"] = t_interval(known, name in _SHARES)
+    return found
+
+
+def t_interval(values: Sequence[float], share: bool) -> list[float] | None:
+    """Return the 95 % interval of the mean by Student's t; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    from scipy.stats import t
+
+    mean = statistics.fmean(values)
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    low, high = mean - half, mean + half
+    return [max(0.0, low), min(1.0, high)] if share else [low, high]
+
+
+def pool(folder: pathlib.Path, names: Sequence[str]) -> Evaluation:
+    """Write what the folds answered of the images that each held out, as one evaluation (``out-of-fold``).
+
+    predictions.csv is that of the folds, one after the other, with the fold (from 1) as a further column.
+    """
+    places = [folder / name / "evaluation" / "test" for name in names]
+    try:
+        evaluation = pooled([read_evaluation(place) for place in places], OUT_OF_FOLD)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"An evaluation of the folds in {folder} cannot be read ({error!r}).") from error
+    target = folder / "evaluation" / OUT_OF_FOLD
+    target.mkdir(parents=True, exist_ok=True)
+    with files.workplace(target) as fresh:
+        with files.writing(fresh / "predictions.csv", text=True, errors="surrogateescape") as stream:
+            writer = tables.Writer(stream)
+            for number, row in enumerate(_rows(places)):
+                if number == 0:
+                    writer.writerow(row)
+                writer.writerow(row.values())
+        content = json.dumps(evaluation.to_dict(), allow_nan=False)
+        (fresh / "metrics.json").write_text(content, encoding="utf-8")
+        files.move([(fresh / name, target / name) for name in ("predictions.csv", "metrics.json")])
+    return evaluation
+
+
+def _rows(places: Sequence[pathlib.Path]) -> Iterator[dict[str, str]]:
+    for fold, place in enumerate(places, 1):
+        with open(
+            place / "predictions.csv", newline="", encoding="utf-8", errors="surrogateescape"
+        ) as stream:
+            for row in tables.rows(stream):
+                yield {**row, "fold": str(fold)}
+
+
+def write_page(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> pathlib.Path:
+    """Write the page of a folder of several runs, from its files alone; return its path."""
+    root = pathlib.Path(folder)
+    listed = runs.series_file(root)
+    if listed is None:
+        raise RunError(f"{root} is not a folder of several runs: it has no {runs.FOLDS_FILE}.")
+    content = runs.read_json(listed)
+    spec = runs.read_spec(root / runs.SPEC_FILE)
+    together = root / "evaluation" / OUT_OF_FOLD
+    evaluation = read_evaluation(together) if (together / "metrics.json").is_file() else None
+    page = pages.environment("tellapart.evaluation").get_template("series.html.j2")
+    text = page.render(
+        name=root.absolute().name,
+        folds=listed.name == runs.FOLDS_FILE,
+        model=spec.model.name,
+        source=spec.data.source,
+        count=content.get("count", 0),
+        finished=content.get("finished", []),
+        summary=content.get("summary", {}),
+        test=content.get("test", {}),
+        evaluation=evaluation,
+    )
+    path = root / "report.html" if out is None else pathlib.Path(out)
+    files.write_bytes(path, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode())
+    return path

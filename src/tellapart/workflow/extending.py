@@ -1,0 +1,116 @@
+"""What may be changed when a run goes on, and how one goes on past its end.
+
+The steps of a run are functions of its spec. One that goes on with another number of epochs is from there on what a
+run of that many epochs would be at that place: the learning rate, and all that happens after a part of the epochs.
+Knows nothing of how a run goes on otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tellapart import files, numerals, runs
+from tellapart.errors import SpecError
+from tellapart.spec import Spec, flatten, update
+from tellapart.training.loop import Trainer
+from tellapart.training.optim import current_lr
+
+MAY_CHANGE = (
+    "training.epochs",
+    "training.patience",
+    "run.log_every",
+    "run.checkpoint_minutes",
+    "run.tensorboard",
+    "run.mlflow",
+    "run.report",
+)
+_KEPT = re.compile(r"spec-(\d+)\.yaml")
+_REASONS = {
+    "data": "the images, and what is validation and test, must stay what they were",
+    "input": "the model is made for images that are prepared as before",
+    "model": "the checkpoint holds that very network",
+    "seed": "the order of the images and everything random follow from it",
+    "speed": "what was chosen at the beginning keeps a resumed run what it was",
+    "run": "the run stays in its folder",
+}
+_TRAINING = "the steps so far were taken with the value that it has"
+
+
+def changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:
+    """Return a run's spec with ``changes`` over it. Raises SpecError for what cannot be changed any more."""
+    made = update(spec, changes)
+    before = flatten(spec)
+    for name, value in flatten(made).items():
+        if value != before[name]:
+            refuse(name)
+    return made
+
+
+def refuse(name: str) -> None:
+    """Raise SpecError where a field, by its dotted name, cannot be changed when a run goes on."""
+    if name in MAY_CHANGE:
+        return
+    reason = _REASONS.get(name.partition(".")[0], _TRAINING)
+    raise SpecError(
+        f"{name} cannot be changed when a run goes on: {reason}. What can be: {', '.join(MAY_CHANGE)}. To start "
+        "another run from this one's weights: tellapart train --model.weights RUN"
+    )
+
+
+def check(before: Spec, now: Spec, content: Mapping[str, Any] | None) -> None:
+    """Raise SpecError where a run is to end before the place where it is. ``content``: its checkpoint."""
+    epochs = now.training.epochs
+    if content is None or epochs == before.training.epochs:
+        return
+    progress = content["progress"]
+    done, begun = int(progress["epoch"]), bool(progress["step_in_epoch"])
+    if epochs <= done:
+        stands = f"{done} epochs are done already" + (f", and epoch {done + 1} has begun" if begun else "")
+        raise SpecError(f"training.epochs is {epochs}, and {stands}; it must be at least {done + 1}.")
+
+
+def write(folder: Path, spec: Spec) -> None:
+    """Make ``spec`` that of a run; the one before is kept beside it as ``spec-1.yaml`` (``spec-2.yaml`` next)."""
+    number = 1 + max((found for found, _ in _earlier(folder)), default=0)
+    with files.replacing(folder / f"spec-{number}.yaml") as place:
+        shutil.copyfile(folder / runs.SPEC_FILE, place)
+    runs.write_spec(spec, folder / runs.SPEC_FILE)
+
+
+def _earlier(folder: Path) -> list[tuple[int, Path]]:
+    found = ((_KEPT.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def take_up(trainer: Trainer, folder: Path) -> str:
+    """Let a restored trainer go on past an end that is none any more; return what is to be told, if anything.
+
+    An end is where the epochs that were asked for were done, or early stopping ended the run; its count begins anew.
+    """
+    progress, training = trainer.progress, trainer.training
+    planned = progress.planned
+    if not planned:  # a checkpoint of an earlier version
+        earlier = _earlier(folder)
+        spec = runs.read_spec(earlier[-1][1]) if earlier else trainer.spec
+        planned = [spec.training.epochs, spec.training.patience]
+    now = [training.epochs, training.patience]
+    if planned == now or progress.epoch >= training.epochs:
+        return ""
+    if progress.finished:
+        progress.finished, progress.stale = False, 0
+    if planned[0] == now[0]:
+        return f"Goes on after epoch {progress.epoch} with training.patience {training.patience}."
+    schedule, lr = trainer.plan.schedule, training.lr
+    steps = trainer.plan.steps_per_epoch * training.epochs
+    rates = [current_lr(trainer.plan.optimizer)]
+    rates += [lr * schedule.factor(step) for step in (progress.step, steps - 1)]
+    last, following, end = (numerals.number(rate) for rate in rates)
+    return (
+        f"Goes on to epoch {training.epochs} (before: {planned[0]}; {progress.epoch} are done). From here on the "
+        f"learning rate is that of a run of {training.epochs} epochs, schedule {training.schedule}: {following} in "
+        f"the next step (the last had {last}), {end} in the last one."
+    )
