@@ -381,9 +381,8 @@ def _check_choices(argv: Sequence[str]) -> None:
         name = flag.removeprefix("--").replace("-", "_")
         if not flag.startswith("--") or name not in fields:
             continue
-        if (value if equals else "".join(argv[place + 1 : place + 2])) in fields[
-            name
-        ]:  # None too, where it may be
+        # None too, where it may be
+        if (value if equals else "".join(argv[place + 1 : place + 2])) in fields[name]:
             continue
         if equals or place + 1 < len(argv):
             update(Spec(), {name: value if equals else argv[place + 1]})

@@ -78,9 +78,7 @@ def _newest(folder: Path, check: Check | None, damaged: Callable[[Path, str], No
             raise RunError(f"The checkpoint {path} cannot be read: {error.strerror}.") from error
         except MemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # of the archive, of its pickle, of tensors: whatever random bytes can cause
+        except Exception as error:  # of the archive, its pickle, its tensors: whatever random bytes cause
             lines = str(error).strip().splitlines()
             damaged(path, lines[0][:200] if lines else type(error).__name__)
             continue
@@ -95,9 +93,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not parts or min(part.header_offset for part in parts):
         raise ValueError("something else stands before it")
     if any(part.external_attr or part.compress_type != zipfile.ZIP_STORED for part in parts):
-        raise ValueError(
-            "its directory is wrong"
-        )  # torch reads nothing for a part that is marked as a folder
+        # torch reads nothing for a part that is marked as a folder
+        raise ValueError("its directory is wrong")
     if wrong is not None:
         raise ValueError(f"the check sum of its part {wrong} is wrong")
     content = torch.load(path, map_location="cpu", weights_only=True)

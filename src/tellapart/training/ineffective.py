@@ -205,9 +205,8 @@ def without_effect(names: Collection[str], spec: Spec, facts: Facts) -> list[str
             section, _, field = name.partition(".")
             if name not in names or name in told:
                 continue
-            if (
-                section == "augment" and flat[name] == preset[field]
-            ):  # a resolved spec says what was not asked for
+            # a resolved spec says what was not asked for
+            if section == "augment" and flat[name] == preset[field]:
                 continue
             if (name in _SWITCHES and flat[name] != "on") or (
                 name == "input.crop_fraction" and flat[name] == 1

@@ -35,9 +35,8 @@ class Progress:
     finished: bool = False
     seconds: float = 0.0  # of training in this epoch, over all processes that had a part in it
     best_scores: dict[str, float] = field(default_factory=dict)
-    sums: list[float] = field(
-        default_factory=list
-    )  # of the epoch: loss, the task's metrics, images; empty: zeros
+    # of the epoch: loss, the task's metrics, images; empty: zeros
+    sums: list[float] = field(default_factory=list)
     window: list[float] = field(default_factory=list)  # since the last logged line
 
     def next_epoch(self) -> None:

@@ -127,9 +127,7 @@ def _title(path: str) -> str:
 
 
 def _known_name(spec: DataSpec, notes: Notes) -> str:
-    """Return the known data set that is meant, or "" for a path; a path of that name wins, and that is "
-    "said.
-    """
+    """Return the known data set that is meant, or "" for a path; a path of that name wins, and that is said."""
     name = known.canonical(spec.source)
     if spec.format == "name":
         if not name:
@@ -325,9 +323,7 @@ def _class_names(listing: Listing, notes: Notes) -> tuple[str, ...]:
 
 
 def _groups(listing: Listing, spec: DataSpec, notes: Notes) -> list[str] | None:
-    """Return the group of each row: a list's column, or what the pattern finds in the path; else its own "
-    "path.
-    """
+    """Return the group of each row: a list's column, or what the pattern finds in the path; else its own path."""
     groups = listing.groups
     if groups is None and spec.group:
         try:

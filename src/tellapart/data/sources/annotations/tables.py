@@ -47,9 +47,7 @@ def crops(
     relative: set[str],
     note: Note,
 ) -> Listing:
-    """Fill the listing with one row for each box; the same box twice is one row, with two labels a "
-    "conflict.
-    """
+    """Fill the listing with one row for each box; the same box twice is one row, with two labels a conflict."""
     listing.boxes = []
     empty = hollow = 0
     for image, found in sorted(objects.items()):
@@ -79,9 +77,7 @@ def crops(
 
 
 def _upright_size(listing: Listing, image: str) -> tuple[int, int] | None:
-    """Return width and height after EXIF orientation, or None if unreadable (decoding will list the "
-    "image).
-    """
+    """Return width and height after EXIF orientation, or None if unreadable (decoding will list the image)."""
     try:
         with Image.open(os.path.join(listing.root, image)) as opened:
             width, height = opened.size

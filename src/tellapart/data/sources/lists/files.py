@@ -36,9 +36,8 @@ class Table:
     columns: list[str]
     rows: list[tuple[int, Mapping[str, Any]]] = field(repr=False)
     header: bool = True
-    doubled: frozenset[str] = (
-        frozenset()
-    )  # names that a number was put behind, as they are in the head already
+    # names that a number was put behind, as they are in the head already
+    doubled: frozenset[str] = frozenset()
 
     def cells(self, column: str, limit: int | None = None) -> list[str]:
         """Return the text of a column's cells (of the first ``limit`` rows)."""

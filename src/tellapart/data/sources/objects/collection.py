@@ -112,9 +112,8 @@ class Objects:
             result = self._of_files(notes)
         else:
             result = self._of_tables(spec, notes)
-        known = {
-            kinds.known_name(part) for part in self.parts.values()
-        }  # what is chosen by it is chosen here too
+        # what is chosen by it is chosen here too
+        known = {kinds.known_name(part) for part in self.parts.values()}
         result.name = (known.pop() if len(known) == 1 else "") or self.name[len(MARK) :]
         return result
 
