@@ -94,7 +94,7 @@ def _find_lr(args: FindLr) -> int:
         print(f"{lr:10.2e}  {loss:.4f}")
     if curve.suggestion is None:
         print(
-            f"Nothing reliable was found, so there is no suggestion: {curve.doubt}. Try more --steps, a larger "
+            f"Found no reliable learning rate, so there is no suggestion: {curve.doubt}. Try more --steps, a larger "
             "--training.batch-size, or weights that still have something to learn."
         )
         return 1

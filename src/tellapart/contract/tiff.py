@@ -126,7 +126,7 @@ def read(content: bytes, max_pixels: int) -> Deep | None:
     foreign = tags.big and tags.order == ">"  # which Pillow does not know
     bands = tags.samples - colours
     if colours == 1 and photometric != 3 and (bands > 1 or (bands and not extra and max(tags.bits) > 8)):
-        raise BadImage(f"is a TIFF of {tags.describe()}: which bands are red, green and blue is not said")
+        raise BadImage(f"is a TIFF of {tags.describe()}: it does not say which bands are red, green and blue")
     if simple and not (foreign and bits == 8):
         return None
     used = colours + (1 if extra and extra[0] in (1, 2) and bands > 0 else 0)

@@ -117,7 +117,7 @@ def read_file(path: str) -> bytes:
     except ValueError:  # a NUL in the name
         raise OSError(errno.EINVAL, "no file can have this name") from None
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no ordinary file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
     # for small files faster than a stream
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:

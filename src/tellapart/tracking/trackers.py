@@ -243,7 +243,7 @@ class MlflowTracker:
             self._failed = True
             if self._warn is not None:
                 self._warn(
-                    f"MLflow takes no more values: {error}. Training goes on; metrics.csv has everything."
+                    f"MLflow no longer accepts values: {error}. Training continues; metrics.csv has all values."
                 )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

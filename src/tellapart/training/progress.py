@@ -73,7 +73,7 @@ def check(saved: dict[str, Any]) -> None:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     for name in ("model", "optimizer", "schedule", "progress"):
         if not isinstance(saved[name], dict):
-            raise ValueError(f"its part {name} is of another kind")
+            raise ValueError(f"its field {name} has the wrong type")
     Progress(**saved["progress"])
 
 

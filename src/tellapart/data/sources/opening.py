@@ -377,7 +377,7 @@ def _fill_splits(
         ]
         if taken:
             notes(
-                f"The source has no splits: {' and '.join(taken)} taken from its {many(len(rows), 'image')}."
+                f"The source has no splits: held out {' and '.join(taken)} of its {many(len(rows), 'image')}."
             )
     _report_splits(listing.splits, notes)
 
@@ -404,11 +404,11 @@ def _deal(
 def _report_splits(column: Sequence[str], notes: Notes) -> None:
     present = set(column)
     if "train" not in present:
-        notes("There is no train split: good for evaluation only.")
+        notes("There is no train split: this data can only be used for evaluation.")
     elif "val" not in present:
-        notes("There is no validation split: training uses everything, and its last epoch counts.")
+        notes("There is no validation split: training uses all images and keeps the last epoch.")
     if "test" not in present and "val" in present:
-        notes("There is no test split: the final figures will be validation's.")
+        notes("There is no test split: the final figures will be those of validation.")
 
 
 def _report_classes(
@@ -417,7 +417,7 @@ def _report_classes(
     array = _objects(column)
     whole = np.bincount(labels, minlength=len(classes))
     if not whole.all():
-        notes(f"Classes without any sample: {some(classes[k] for k in np.flatnonzero(whole == 0).tolist())}.")
+        notes(f"Classes without any image: {some(classes[k] for k in np.flatnonzero(whole == 0).tolist())}.")
     for split in SPLITS:
         counts = np.bincount(labels[array == split], minlength=len(classes))
         missing = np.flatnonzero((counts == 0) & (whole > 0))

@@ -31,10 +31,10 @@ def images(
         else:
             listing.add(image, labels.pop(), splits[image])
     if empty:
-        note(f"{many(empty, 'image')} without a labelled box left out.")
+        note(f"Skipped {many(empty, 'image')} without a labelled box.")
     if listing.conflicts:
         note(
-            f"{many(len(listing.conflicts), 'image')} with boxes of more than one label left out "
+            f"Skipped {many(len(listing.conflicts), 'image')} with boxes of more than one label "
             f"({some([c.path for c in listing.conflicts], 3)}). --data.boxes crop makes a sample of each box."
         )
     return listing
@@ -68,11 +68,12 @@ def crops(
             else:
                 listing.add(image, names.pop(), splits[image])
                 listing.boxes.append(boxes[key])
-    for number, text in ((empty, "image"), (hollow, "box")):
+    empties = ((empty, "image without a box", "images without boxes"), (hollow, "empty box", "empty boxes"))
+    for number, one, several in empties:
         if number:
-            note(f"{many(number, text, 'boxes' if text == 'box' else '')} without content left out.")
+            note(f"Skipped {many(number, one, several)}.")
     if listing.conflicts:
-        note(f"{many(len(listing.conflicts), 'box', 'boxes')} with more than one label left out.")
+        note(f"Skipped {many(len(listing.conflicts), 'box', 'boxes')} with more than one label.")
     return listing
 
 

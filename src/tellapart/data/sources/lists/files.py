@@ -148,7 +148,9 @@ def _text_table(text: str, path: str) -> Table:
             continue
         found = _TEXT_LINE.fullmatch(line.strip())
         if found is None:
-            raise DataError(f"{printable(path)}, line {number}: {line.strip()[:60]!r} is no path and label.")
+            raise DataError(
+                f"{printable(path)}, line {number}: {line.strip()[:60]!r} is not a path and a label."
+            )
         rows.append((number, {"1": found["path"], "2": found["label"]}))
     if not rows:
         raise DataError(f"{printable(path)!r} is empty.")

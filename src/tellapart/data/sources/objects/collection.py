@@ -150,9 +150,9 @@ class Objects:
                     "the second as the label."
                 )
             if without:
-                notes(f"{many(without, 'image')} of {reader.part.title} without a label left out.")
+                notes(f"Skipped {many(without, 'image')} of {reader.part.title} without a label.")
             if read.lost:
-                notes(f"{many(len(read.lost), 'image')} of {reader.part.title} cannot be read and left out.")
+                notes(f"Skipped {many(len(read.lost), 'image')} of {reader.part.title} that cannot be read.")
         result.items = Gathered(places, hashes)
         result.keys = np.arange(len(places), dtype=np.int64)
         result.classes = self._order({reader.part.names for reader, _ in self._read.values()}, result, every)
