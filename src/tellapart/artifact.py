@@ -20,6 +20,7 @@ import torch
 
 from tellapart import files
 from tellapart.contract import Card, Preprocessing
+from tellapart.contract.sides import words
 from tellapart.devices import AMP_DTYPES, put
 from tellapart.errors import ArtifactError
 from tellapart.models import zoo
@@ -82,7 +83,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 
 class Predictor:
-    """The seam that every backend opens to: uint8 images [B, size, size, C] -> float32 logits [B, K]."""
+    """The seam that every backend opens to: uint8 images [B, height, width, C] -> float32 logits [B, K]."""
 
     def __init__(
         self, model: torch.nn.Module, card: Card, device: torch.device, precision: str = "fp32"
@@ -147,7 +148,7 @@ def open_model(
     Raises ArtifactError, ModelError.
     """
     card = read_card(path)
-    if max(card.architecture.size, card.architecture.num_classes // 16) > _USUAL:
+    if max(*card.architecture.sides, card.architecture.num_classes // 16) > _USUAL:
         _check_shapes(path, card)
     model = zoo.build(card.architecture)
     try:
@@ -180,7 +181,8 @@ def _check_shapes(path: str | os.PathLike[str], card: Card) -> None:
         name = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
         raise ArtifactError(
             f"The weights in {find(path)} do not fit {card.architecture.name} for {card.architecture.num_classes} "
-            f"classes and {card.architecture.size} pixels: {name[:80]} is {found.get(name)}, not {wanted.get(name)}."
+            f"classes and {words(card.architecture.size)} pixels: "
+            f"{name[:80]} is {found.get(name)}, not {wanted.get(name)}."
         )
 
 

@@ -133,12 +133,12 @@ class DataSpec(Section, prefix="data."):
 class InputSpec(Section, prefix="input."):
     """The preprocessing contract: how a file becomes the network's input, in training and ever after."""
 
-    size: CountOrZero = 0
-    """Height and width in pixels; 0: the model's or the data's own."""
-    channels: Literal[0, 1, 3] = 0
-    """1 for greyscale, 3 for colour; 0: as in the data."""
+    size: CountOrZero | tuple[Count, Count] = 0
+    """Height and width in pixels, one number for a square; 0: the model's or the data's own."""
+    channels: Annotated[int, Range(0, 256)] = 0
+    """1 for greyscale, 3 for colour, 4 for RGBA too, or as many as the TIFF or .npy files have; 0: as in the data."""
     resize: Literal["auto", "squash", "crop", "letterbox"] = "auto"
-    """Squash to a square, crop the centre, or fit the whole image with a border."""
+    """Squash to the size, crop the centre, or fit the whole image with a border."""
     interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
     """How pixels are interpolated (always with anti-aliasing)."""
     crop_fraction: Fraction = 0.0
@@ -158,6 +158,8 @@ class InputSpec(Section, prefix="input."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.size, tuple) and self.size[0] == self.size[1]:
+            object.__setattr__(self, "size", self.size[0])
         if self.range not in ("full", "max"):
             self.levels()
 

@@ -39,8 +39,8 @@ class Options:
 
     ``plain``: the bare network, normalised floats -> logits. ``batch``: the number of images of one call, for formats
     that fix it; 0: any, or the format's own choice. ``opset``: of an ONNX file; 0: the exporter's own. ``examples``:
-    images by which the ranges of inner values are known, uint8 [N, size, size, C]; None: they are not. ``features``:
-    whether the file has the features, the input of the last layer, as one more output.
+    images by which the ranges of inner values are known, uint8 [N, height, width, C]; None: they are not.
+    ``features``: whether the file has the features, the input of the last layer, as one more output.
     """
 
     precision: str = "fp32"
@@ -84,7 +84,7 @@ class Exporter:
         plain: whether the bare network can be written.
         features: whether features can be one more output.
         open: (file, card, threads) -> backend, where `runtime.open_backend` cannot (None: it can).
-        locate: (file, graph, pixels uint8 [B, size, size, C]) -> a sentence on where the file's values begin to
+        locate: (file, graph, pixels uint8 [B, height, width, C]) -> a sentence on where the file's values begin to
             differ from the graph's; called after a failed check. None where the format shows no inner values.
         stem: how the file's name begins; two formats with one suffix need two.
     """

@@ -18,7 +18,7 @@ from tellapart.preprocess import PreprocessModule, as_module, with_others
 
 
 class Resize(nn.Module):
-    """The contract's resizing: uint8 [B, H, W, C] of any H, W -> uint8 [B, size, size, C], called ``pixels``.
+    """The contract's resizing: uint8 [B, H, W, C] of any H, W -> uint8 [B, height, width, C], called ``pixels``.
 
     B, H and W may be symbols; all images of a batch have one size.
     """
@@ -33,7 +33,7 @@ class Resize(nn.Module):
 
 
 class Classify(nn.Module):
-    """From the contract's pixels, uint8 [B, size, size, C], to probabilities and logits, float32 [B, K] each.
+    """From the contract's pixels, uint8 [B, height, width, C], to probabilities and logits, float32 [B, K] each.
 
     Logits are averaged over the card's views; probabilities are the softmax of logits / temperature. ``features``: the
     input of the last layer, averaged alike, float32 [B, F], comes third.
@@ -81,7 +81,7 @@ class GraphModel(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """The bare network: normalised float32 [B, C, size, size] -> logits [B, K], one view."""
+        """The bare network: normalised float32 [B, C, height, width] -> logits [B, K], one view."""
         return self.classify.network
 
     def forward(self, images_NHWC: Tensor) -> tuple[Tensor, ...]:
@@ -93,13 +93,14 @@ class GraphModel(nn.Module):
         """Return noise of an image's shape, larger than the input and not square: uint8 [batch, H, W, C]."""
         contract = self.card.preprocessing
         generator = torch.Generator().manual_seed(0)
-        shape = (batch, contract.size + 37, contract.size + 61, contract.channels)
+        height, width = contract.sides
+        shape = (batch, height + 37, width + 61, contract.channels)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
     def example_pixels(self, batch: int = 2) -> Tensor:
-        """Return noise of the contract's size: uint8 [batch, size, size, C]."""
-        size = self.card.preprocessing.size
-        return self.example(batch)[:, :size, :size].contiguous()
+        """Return noise of the contract's size: uint8 [batch, height, width, C]."""
+        height, width = self.card.preprocessing.sides
+        return self.example(batch)[:, :height, :width].contiguous()
 
 
 def told_in_graph(logits: Tensor, card: Card) -> Tensor:

@@ -1,7 +1,7 @@
 """ONNX by torch's current exporter: one file with the preprocessing in its graph and the card in its properties.
 
 The whole graph takes ``images``, uint8 [batch, height, width, C] of any size, and gives ``probabilities`` and
-``logits``; the tensor ``pixels`` in its middle (uint8 [batch, size, size, C]) is where a reader may cut it in two.
+``logits``; the tensor ``pixels`` in its middle (uint8 [batch, height, width, C]) is where a reader may cut it in two.
 Knows nothing of runtimes.
 """
 
@@ -91,7 +91,7 @@ def halved(
 
 
 def locate(path: Path, graph: GraphModel, pixels: Any) -> str:
-    """Return where the file's values begin to differ from the graph's, for pixels uint8 [B, size, size, C]."""
+    """Return where the file's values begin to differ from the graph's, for pixels uint8 [B, height, width, C]."""
     return onnx_layers.locate(path, graph, pixels)
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from tellapart import packages
 from tellapart.contract.architecture import Architecture
+from tellapart.contract.sides import Size, longest
 from tellapart.errors import ModelError, did_you_mean
 from tellapart.models import shrink, small_cnn, timm_zoo, torchvision_zoo, whitened_cnn
 
@@ -136,7 +137,7 @@ def resolve(name: str) -> str:
 def build(architecture: Architecture) -> nn.Module:
     """Return the network with random weights, in training mode, on the CPU.
 
-    Its forward takes float32 ``[B, channels, size, size]`` and returns logits ``[B, num_classes]``. The
+    Its forward takes float32 ``[B, channels, height, width]`` and returns logits ``[B, num_classes]``. The
     library's own initialisation, except for layers that are put in for another channel count or a small stem:
     those have Kaiming's. Pruned layers are as narrow as the architecture says. Raises ModelError where the network
     cannot take these images or values.
@@ -169,14 +170,14 @@ def _build_own(architecture: Architecture, name: str) -> nn.Module:
     return own.build(architecture)
 
 
-def choose_stem(name: str, size: int, weights: str = "none") -> str:
+def choose_stem(name: str, size: Size, weights: str = "none") -> str:
     """Return ``small`` or ``standard`` for images of ``size`` pixels.
 
     ``small`` for up to 64 pixels, if the family has such a stem and no weights are to be loaded (they hold
     the standard stem, which would be lost). Our own networks have only the standard one.
     """
     name = resolve(name)
-    if name in OWN or size > SMALL_IMAGES or weights not in ("none", ""):
+    if name in OWN or longest(size) > SMALL_IMAGES or weights not in ("none", ""):
         return "standard"
     library, _, bare = name.partition("/")
     has_small = (timm_zoo if library == "timm" else torchvision_zoo).has_small_stem(bare)

@@ -37,7 +37,7 @@ class EagerBackend(Opened):
         return load(content, self.card.preprocessing)
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]."""
+        """Return float32 [B, K] for uint8 [B, height, width, C]."""
         result: npt.NDArray[np.float32] = self.predictor(torch.from_numpy(images_NHWC)).numpy()
         return result
 

@@ -71,7 +71,7 @@ class OnnxBackend(base.Opened):
         return result
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]."""
+        """Return float32 [B, K] for uint8 [B, height, width, C]."""
         return self._run(images_NHWC, [LOGITS])[0]
 
     def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -106,7 +106,7 @@ class PlainOnnxBackend(PlainNetwork):
         self.device, self.provider = device, providers.used(self._session, device)
 
     def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for normalised float32 [B, C, size, size]."""
+        """Return float32 [B, K] for normalised float32 [B, C, height, width]."""
         return _in_parts(self._session, INPUT, images_NCHW, self.device)[0]
 
 
@@ -123,7 +123,7 @@ class ReadyOnnxBackend(SizedOutside):
         self.device, self.provider = device, providers.used(self._session, device)
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]; a file of fixed batch is called for each part."""
+        """Return float32 [B, K] for uint8 [B, height, width, C]; a file of fixed batch is called for each part."""
         contract = self.card.preprocessing
         images: Any = images_NHWC if self._input == PIXELS else normalise(images_NHWC, contract)
         if not self._batch:
@@ -221,7 +221,7 @@ def network_of(model: Any) -> Any:
 
 
 def feed(graph: str, contract: Preprocessing, pixels: Pixels) -> dict[str, Any]:
-    """Return what the network of a file takes for uint8 [B, size, size, C], by the file's property ``graph``."""
+    """Return what the network of a file takes for uint8 [B, height, width, C], by the file's property ``graph``."""
     if graph in ("whole", "pixels"):
         return {PIXELS: np.ascontiguousarray(pixels)}
     return {INPUT: normalise(pixels, contract)}

@@ -77,7 +77,7 @@ class OpenVinoBackend(base.Opened):
         return pixels
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]."""
+        """Return float32 [B, K] for uint8 [B, height, width, C]."""
         return np.asarray(self._logits(images_NHWC)[LOGITS], np.float32)
 
     def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -105,7 +105,7 @@ class PlainOpenVinoBackend(PlainNetwork):
         self._network = Requests(openvino, compiled(openvino, model, settings(threads)))
 
     def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for normalised float32 [B, C, size, size]."""
+        """Return float32 [B, K] for normalised float32 [B, C, height, width]."""
         return np.asarray(self._network(images_NCHW)[0], np.float32)
 
 
@@ -159,7 +159,7 @@ def cut(openvino: Any, model: Any, card: Card) -> tuple[Any, Any]:
     pixels = next(node for node in model.get_ordered_ops() if node.get_friendly_name() == PIXELS)
     first = openvino.Model([pixels.output(0)], model.get_parameters(), "prepare").clone()
     contract = card.preprocessing
-    shape = openvino.PartialShape([-1, contract.size, contract.size, contract.channels])
+    shape = openvino.PartialShape([-1, *contract.sides, contract.channels])
     start = openvino.opset13.parameter(shape, np.uint8, name=PIXELS)
     pixels.output(0).replace(start.output(0))
     return first, openvino.Model(model.get_results(), [start], "classify")

@@ -77,7 +77,7 @@ class WorkerBackend(Opened):
         return resize(open_pixels(content, contract), contract)
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]; in parts where the file's batch is fixed or bounded."""
+        """Return float32 [B, K] for uint8 [B, height, width, C], in parts where the file's batch is bounded."""
         step = self._batch or _LARGEST[self.format] or len(images_NHWC)
         answers = []
         with self._lock:

@@ -5,6 +5,9 @@ Pure functions of plan and epoch. Knows nothing of clocks: what a pass takes is 
 
 from __future__ import annotations
 
+import math
+
+from tellapart.contract.sides import sides
 from tellapart.tracking.remaining import Ahead, EpochCost
 from tellapart.training import stages
 from tellapart.training.methods import progressive
@@ -20,7 +23,7 @@ def costs(plan: Plan) -> Ahead:
         depth = stages.depth_at(spec, epoch, len(plan.blocks))
         features = depth == 1 and plan.on_features is not None
         part = max(0.0, depth - stages.frozen_at(spec, epoch)) / count
-        area = (progressive.size_at(epoch, spec.training, full) / full) ** 2 if full else 1.0
+        area = math.prod(sides(progressive.size_at(epoch, spec.training, full))) / math.prod(sides(full))
         found.append(EpochCost("features" if features else "images", (1 + 2 * part) * area))
     images = 0 if plan.val_counts is None else int(plan.val_counts.sum())
     return Ahead(tuple(found), images / spec.training.batch_size)

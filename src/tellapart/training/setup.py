@@ -174,7 +174,7 @@ def build_model(prepared: RunData) -> tuple[torch.nn.Module, zoo.Architecture, w
 
 
 def initial_images(prepared: RunData, count: int | None = None) -> torch.Tensor:
-    """Return training images for a model that begins from some: float32 [n, C, size, size], normalised.
+    """Return training images for a model that begins from some: float32 [n, C, height, width], normalised.
 
     At most ``count``; None: INITIAL_IMAGES. Which ones is a function of the seed, so that a resumed run and every
     process see the same.
@@ -374,7 +374,7 @@ def flops(prepared: RunData, model: torch.nn.Module) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     contract = prepared.contract
-    image = torch.zeros(1, contract.channels, contract.size, contract.size)
+    image = torch.zeros(1, contract.channels, *contract.sides)
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)

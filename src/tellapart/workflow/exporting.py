@@ -292,7 +292,7 @@ def _cases(
         return _of_source(update(base, dict(changes)), card, split, count, console)
     if not runs.is_run(found.parent):
         console.warn(f"{found} is in no run folder, so its images are not known; give them with --data DATA.")
-        return synthetic.synthetic(min(count, 200))
+        return synthetic.synthetic(min(count, 200), channels=card.preprocessing.channels)
     spec = update(runs.read_spec(found.parent / runs.SPEC_FILE).data, dict(changes))
     try:
         return _of_source(spec, card, split, count, console)
@@ -300,7 +300,7 @@ def _cases(
         if split or changes:
             raise
         console.warn(f"The run's own images cannot be used ({error}); give others with --data DATA.")
-        return synthetic.synthetic(min(count, 200))
+        return synthetic.synthetic(min(count, 200), channels=card.preprocessing.channels)
 
 
 def _of_source(spec: DataSpec, card: Card, split: str, count: int, console: Console) -> Cases:

@@ -111,7 +111,7 @@ def _tell_grain(count: int, max_drop: float, say: Say) -> None:
 
 
 def calibration(subject: Subject, images: int) -> list[Any]:
-    """Return training images as the contract makes them, in batches uint8 [b, size, size, C]."""
+    """Return training images as the contract makes them, in batches uint8 [b, height, width, C]."""
     rows = subject.training_rows(images)
     train = subject.parts["train"]
     return [train.batch(rows[k : k + _BATCH]).pixels.numpy() for k in range(0, len(rows), _BATCH)]

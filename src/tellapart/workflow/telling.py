@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tellapart import packages
+from tellapart.contract import sides
 from tellapart.data.loader import ImageSet
 from tellapart.spec import Spec, flatten
 from tellapart.tracking import Console, CsvTracker, MlflowTracker, TensorBoardTracker, Tracker, Trackers
@@ -79,7 +80,7 @@ def headline(prepared: setup.RunData, name: str, plan: Plan) -> str:
     parts = [f"{len(prepared.train):,} train"]
     parts += [f"{len(s):,} {n}" for n, s in (("val", prepared.val), ("test", prepared.test)) if s is not None]
     count = sum(p.numel() for p in plan.model.parameters())
-    size = f"{prepared.contract.size}x{prepared.contract.size}x{prepared.contract.channels}"
+    size = f"{sides.words(prepared.contract.size)}x{prepared.contract.channels}"
     return (
         f"{name}, {count:,} parameters; {len(prepared.classes)} classes; images of {size}: {', '.join(parts)}"
     )

@@ -47,8 +47,11 @@ class Teacher(nn.Module):
         self.order = torch.tensor([card.classes.index(name) for name in classes], device=device)
         theirs = card.preprocessing
         if theirs.channels != contract.channels and contract.channels != 1:
-            raise ModelError(f"The teacher {path} takes grey images and this model colours (input.channels).")
-        self.size = theirs.size
+            raise ModelError(
+                f"The teacher {path} takes images of {theirs.channels} channels and this model of {contract.channels} "
+                "(input.channels)."
+            )
+        self.sides = theirs.sides
         self.scale, self.bias = _change(contract, theirs, device)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
@@ -56,8 +59,8 @@ class Teacher(nn.Module):
     def inputs(self, images: Tensor) -> Tensor:
         """Return the teacher's inputs for the student's: float32 [B, C, H, W], normalised, at the teacher's size."""
         images = images * self.scale + self.bias  # grey ones become three channels here
-        if images.shape[-1] != self.size:
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        if tuple(images.shape[2:]) != self.sides:
+            images = F.interpolate(images, self.sides, mode="bilinear", antialias=True)
         return images
 
     @torch.no_grad()
@@ -97,7 +100,7 @@ class Distillation(Classification):
         self.teacher = Teacher(spec.teacher, contract, classes, device)
         self.attention: Attention | None = None
         if spec.features:
-            example = torch.zeros(1, contract.channels, contract.size, contract.size, device=device)
+            example = torch.zeros(1, contract.channels, *contract.sides, device=device)
             self.attention = Attention(student, self.teacher.model, example, self.teacher.inputs(example))
 
     def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

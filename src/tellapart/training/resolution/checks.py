@@ -9,6 +9,7 @@ import dataclasses
 
 import torch
 
+from tellapart.contract import sides
 from tellapart.errors import SpecError
 from tellapart.models import weights
 from tellapart.spec import InputSpec, Spec
@@ -23,19 +24,27 @@ class Doubt:
 
 
 def doubts(given: InputSpec, chosen: Spec, info: weights.WeightsInfo | None) -> list[Doubt]:
-    """Return where images are not prepared as those of the weights were, or where nobody knows it.
+    """Return where images are not prepared as those of the weights were, or where nobody knows it; and what is left
+    out for images that are neither grey nor colour.
 
     ``given``: the options as they were before anything was chosen.
     """
     found: list[Doubt] = []
+    if chosen.input.channels not in (1, 3):
+        had = "" if given.channels else ", as the files have"
+        text = (
+            f"The input has {chosen.input.channels} channels{had}. Changes of saturation and hue, which are "
+            "defined for red, green and blue, are left out of the augmentation. Pictures show the first three, or one."
+        )
+        found.append(Doubt(text, False))
     if info is None:
         return found
     now = chosen.input
     if info.inexact and given.resize == "auto":
         text = (
             f"{info.prepared_as or info.source} asks for {info.inexact}, which a contract cannot say: images are "
-            f"prepared as {now.size}x{now.size} pixels, {now.resize}, {now.interpolation}. Where something else comes "
-            "nearer: --input.resize, --input.size and --input.interpolation."
+            f"prepared as {sides.words(now.size)} pixels, {now.resize}, {now.interpolation}. Where something else "
+            "comes nearer: --input.resize, --input.size and --input.interpolation."
         )
         found.append(Doubt(text, True))
     if info.mean is None and not (given.mean and given.std):

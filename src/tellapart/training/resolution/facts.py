@@ -89,9 +89,9 @@ def of_data(spec: Spec, samples: Samples) -> DataFacts:
     training = samples.split("train")
     largest, levels = None, spec.input.levels()
     if spec.input.range == "max":
-        largest = decoded.largest(training, spec.data)
+        largest = decoded.largest(training, spec.data, spec.input.channels)
         levels = (0.0, largest)
-    seen = decoded.look(training, spec.data, levels=levels)
+    seen = decoded.look(training, spec.data, levels=levels, channels=spec.input.channels)
     return DataFacts(seen, len(training), samples.name, largest)
 
 

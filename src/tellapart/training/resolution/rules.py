@@ -10,6 +10,8 @@ import dataclasses
 from typing import Any
 
 from tellapart import augment, packages
+from tellapart.contract import sides
+from tellapart.contract.sides import Size
 from tellapart.errors import RunError, SpecError
 from tellapart.models import zoo
 from tellapart.spec import AugmentSpec, DistillSpec, InputSpec, ModelSpec, Spec, flatten
@@ -94,16 +96,18 @@ def of_input(spec: InputSpec, data: DataFacts, model: ModelFacts) -> list[Choice
 
 
 def _channels(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
-    """3, or 1 where the images are grey and there are no weights."""
+    """As many as files of other bands have; else 3, or 1 where the images are grey and there are no weights."""
     if spec.channels:
         return Choice("input.channels", spec.channels, _GIVEN)
+    if data.seen.bands:
+        return Choice("input.channels", data.seen.bands, "as many as the files have")
     if data.seen.grey and model.info is None:
         return Choice("input.channels", 1, "the images are grey")
     return Choice("input.channels", 3, "colour, or weights for colour")
 
 
-def _framing(spec: InputSpec, data: DataFacts, model: ModelFacts, size: int) -> list[Choice]:
-    """How an image becomes ``size`` x ``size``: small ones whole, others as their weights want it, else by a crop."""
+def _framing(spec: InputSpec, data: DataFacts, model: ModelFacts, size: Size) -> list[Choice]:
+    """How an image gets its ``size``: small ones whole, others as their weights want it, else by a crop."""
     info = model.info
     resize: str = spec.resize
     why = _GIVEN
@@ -116,7 +120,7 @@ def _framing(spec: InputSpec, data: DataFacts, model: ModelFacts, size: int) -> 
     own = info.interpolation if info else None
     if interpolation == "auto":
         interpolation = own or "bilinear"
-    fraction = spec.crop_fraction or ((info.fraction_at(size) if info else None) or 0.875)
+    fraction = spec.crop_fraction or ((info.fraction_at(sides.shortest(size)) if info else None) or 0.875)
     of_fraction = "the weights' own, else 0.875"
     if resize != "crop":
         fraction, of_fraction = 1.0, "nothing is cropped"
@@ -131,7 +135,8 @@ def _framing(spec: InputSpec, data: DataFacts, model: ModelFacts, size: int) -> 
 
 def _size(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
     """The weights' own size, else the images' where they are small (at least 16), else the model's own, else 224."""
-    size, why = spec.size, _GIVEN
+    size: Size = spec.size
+    why = _GIVEN
     if not size and model.info and model.info.size:
         size, why = model.info.size, "the weights' own"
     if not size and model.name == "tutorial-net":
@@ -149,14 +154,20 @@ def of_stem(spec: Spec) -> list[Choice]:
     if spec.model.stem != "auto":
         return []
     small = zoo.choose_stem(spec.model.name, spec.input.size, spec.model.weights) == "small"
-    return [Choice("model.stem", "small" if small else "standard", f"for images of {spec.input.size} pixels")]
+    return [
+        Choice(
+            "model.stem",
+            "small" if small else "standard",
+            f"for images of {sides.words(spec.input.size)} pixels",
+        )
+    ]
 
 
 def of_batch_size(spec: Spec, data: DataFacts) -> list[Choice]:
     """Small images: 128, and at least 32 steps an epoch; photographs: 32."""
     if spec.training.batch_size:
         return []
-    if spec.input.size > SMALL_SIDE:
+    if sides.longest(spec.input.size) > SMALL_SIDE:
         return [Choice("training.batch_size", 32, "photographs")]
     reason = "small images: 128, and at least 32 steps an epoch"
     return [Choice("training.batch_size", max(8, min(128, data.train // 32)), reason)]
@@ -171,8 +182,8 @@ def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:
         signs: dict[str, Any] = {"hflip": 0.0, "rotation": 10.0, "scale": (0.9, 1.1)}
         free = {name: value for name, value in signs.items() if getattr(wanted, name) is None}
         wanted, why = dataclasses.replace(wanted, **free), "a mirrored digit is another sign or none"
-    full = augment.resolve(wanted, spec.input.size)
-    preset = f"the preset {full.preset} at {spec.input.size} pixels"
+    full = augment.for_channels(augment.resolve(wanted, spec.input.size), spec.input.channels)
+    preset = f"the preset {full.preset} at {sides.words(spec.input.size)} pixels"
     return [
         Choice(f"augment.{name}", value, why if why and getattr(wanted, name) == value else preset)
         for name, value in flatten(full).items()

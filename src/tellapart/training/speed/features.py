@@ -75,7 +75,7 @@ def offer(plan: Plan, prepared: setup.RunData, processes: Processes, screen: Scr
     if not obstacle:
         contract = prepared.contract
         generator = torch.Generator().manual_seed(0)
-        trial = torch.randn(2, contract.channels, contract.size, contract.size, generator=generator)
+        trial = torch.randn(2, contract.channels, *contract.sides, generator=generator)
         try:
             split = frozen.Split(plan.model, plan.blocks, trial.to(processes.device))
         except ModelError as error:
