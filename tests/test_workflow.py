@@ -326,7 +326,7 @@ def test_bad_images_do_not_count_in_an_evaluation(
     (tmp_path / "data/ant/003.png").write_bytes(b"")
     assert workflow.evaluate(trained.run, tmp_path / "data", quiet=True).n == 35
     assert (
-        "1 image cannot be read, left out of the figures; the first: ant/003.png: empty file"
+        "Skipped 1 image that cannot be read and so not measured; the first: ant/003.png: empty file"
         in capfd.readouterr().err
     )
     for path in (tmp_path / "data").rglob("*.png"):

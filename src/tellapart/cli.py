@@ -110,7 +110,7 @@ def _find_lr(args: FindLr) -> int:
         print(f"{lr:10.2e}  {loss:.4f}")
     if curve.suggestion is None:
         print(
-            f"Nothing reliable was found, so there is no suggestion: {curve.doubt}. Try more --steps, a larger "
+            f"Found no reliable learning rate, so there is no suggestion: {curve.doubt}. Try more --steps, a larger "
             "--training.batch-size, or weights that still have something to learn."
         )
         return 1
@@ -397,9 +397,8 @@ def _check_choices(argv: Sequence[str]) -> None:
         name = flag.removeprefix("--").replace("-", "_")
         if not flag.startswith("--") or name not in fields:
             continue
-        if (value if equals else "".join(argv[place + 1 : place + 2])) in fields[
-            name
-        ]:  # None too, where it may be
+        # None too, where it may be
+        if (value if equals else "".join(argv[place + 1 : place + 2])) in fields[name]:
             continue
         if equals or place + 1 < len(argv):
             update(Spec(), {name: value if equals else argv[place + 1]})

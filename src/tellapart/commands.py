@@ -48,11 +48,11 @@ class Train(FromSpec):
     """Train a classifier and measure it. No DATA: the embedded handwritten digits."""
 
     folds: int = 0
-    """Cross-validation: train so many models, each measured on the part of the images that it has not seen."""
+    """Cross-validation: train so many models, each measured on the images that it has not seen."""
     repeat: int = 0
     """Train so many times with other seeds: mean and standard deviation."""
     profile: bool = False
-    """Tell where a step's time goes, and write a trace for Perfetto (profile/ in the run's folder)."""
+    """Print where the time of a step goes, and write a trace for Perfetto (profile/ in the run folder)."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class FindLr(FromSpec):
     """Find a good learning rate: the range test of Smith (2015), with a rising rate."""
 
     steps: int = 100
-    """Steps of the test."""
+    """Number of training steps to take."""
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on exactly where a run was cut off, or past its end with more epochs."""
+    """Continue an interrupted run exactly where it stopped, or past its end with more epochs."""
 
     run: _Run
     """The run folder."""
@@ -110,17 +110,17 @@ class Evaluate:
     model: _Model
     """Run folder, artifact or exported file."""
     source: Annotated[Positional[str | None], tyro.conf.arg(metavar="[DATA]", help_behavior_hint=_MAY)] = None
-    """Labelled images; without it the data that the run was trained with."""
+    """Labelled images; by default the data that the run was trained on."""
     split: Literal["", "train", "val", "test", "all"] = ""
-    """Which part; by default test where there is one, else val, else all."""
+    """Which split; by default test if there is one, else val, else all images."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder for metrics.json, predictions.csv and pictures of the mistakes."""
     device: _Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; for an ONNX file also tensorrt and tensorrt:N."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What the network computes in; with less than fp32 the answers can differ a little."""
+    """Precision to compute in; below fp32 the answers can differ slightly."""
     epoch: Literal["best", "last"] = "best"
-    """Of a run folder: the epoch that validation chose, or the last."""
+    """Which epoch of a run folder: the one chosen on validation, or the last."""
     trust: bool = False
     """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs."""
     format: DataFormat = "auto"
@@ -156,11 +156,11 @@ class Predict:
     format: Literal["table", "jsonl", "csv"] = "table"
     """How to print."""
     top: int = 1
-    """How many classes to give for each image."""
+    """Number of classes to print for each image."""
     features: Annotated[str, tyro.conf.arg(metavar="FILE.npz")] = ""
-    """Write what the last layer gets to a new file: paths, features, logits and classes, as NumPy arrays."""
+    """Also write the input of the last layer to a new file: paths, features, logits and classes, as NumPy arrays."""
     urls: bool = False
-    """Fetch http(s) addresses; nothing is fetched otherwise."""
+    """Allow IMAGE to be an http(s) URL; nothing is fetched otherwise."""
     device: _Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; for an ONNX file also tensorrt and tensorrt:N."""
     trust: bool = False
@@ -179,7 +179,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare runs: what differs in spec and result, and whether it may be chance."""
+    """Compare runs: which options and results differ, and whether that may be chance."""
 
     runs: Annotated[
         Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN RUN…", help_behavior_hint="(required)")
@@ -191,7 +191,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class Check:
-    """Look at a data set's health: bad files, copies, leaks, suspects, imbalance."""
+    """Check a data set: bad files, duplicates, leaks, outliers, imbalance."""
 
     data_source: Annotated[Positional[str], tyro.conf.arg(metavar="[DATA]", name="source")] = "digits"
     """Folder, list, archive, annotation file or name."""
@@ -204,7 +204,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Models:
-    """List the models by name, or look into one."""
+    """List the models by name, or show the layers of one."""
 
     pattern: Annotated[Positional[str], tyro.conf.arg(metavar="[PATTERN]", help_behavior_hint=_MAY)] = ""
     """Part of a name, or a pattern such as 'resnet*'."""
@@ -222,7 +222,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Say what this machine offers, and what follows from it."""
+    """Show what this machine offers, and what to do about it."""
 
     as_json: Json = False
     """Print one JSON object on standard output."""
@@ -230,16 +230,16 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Cache:
-    """List what is kept on disk, or clear it: decoded images, features, measurements."""
+    """List or remove what is cached on disk: decoded images, features, measurements."""
 
     action: Positional[Literal["list", "clear"]]
     """What to do."""
     keys: Annotated[
         Positional[tuple[str, ...]], tyro.conf.arg(metavar="[KEY…]", help_behavior_hint=_MAY)
     ] = ()
-    """With clear: keys, or how they begin, of what to remove; without any: everything that is not in use."""
+    """With clear: keys (or their first characters) to remove; by default everything that is not in use."""
     older_than: Annotated[float | None, tyro.conf.arg(metavar="DAYS")] = None
-    """With clear: only what was not used for so many days."""
+    """With clear: only what has not been used for this many days."""
     cache_dir: _Folder = ""
     """The cache folder, as in --data.cache-dir."""
     as_json: Json = False
@@ -248,7 +248,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model in other formats, each compared with the artifact on real images."""
+    """Write a model in other formats, and check each against it on real images."""
 
     model: _Model
     """Run folder or artifact."""
@@ -271,25 +271,25 @@ class Export:
     out: _Folder = "export"
     """Folder to write to; nothing in it is overwritten."""
     precision: tuple[Literal["fp32", "fp16"], ...] = ("fp32",)
-    """What the network computes in; a file for each."""
+    """Precision of the network; one file for each."""
     plain: bool = False
-    """The bare network: normalised floats in, logits out."""
+    """Only the network: normalised floats in, logits out."""
     features: bool = False
-    """One more output, features: what the last layer gets (onnx and openvino)."""
+    """Add an output, features: the input of the last layer (onnx and openvino)."""
     batch: int = 0
-    """Images of one call, for formats that fix it; 0: any, or the format's own choice."""
+    """Fixed batch size; 0: any, or what the format requires."""
     opset: int = 0
-    """Opset of ONNX files, from 18 on, for runtimes that know no newer one; 0: torch's own choice."""
+    """ONNX opset, 18 or higher, for runtimes that do not support a newer one; 0: torch's choice."""
     env: _Folder = ""
-    """Folder of the environment that litert or executorch have of their own; an error says how to make it."""
+    """Folder of the separate environment for litert or executorch; the error shows how to create it."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """Labelled images to compare on; without it the run's own (validation part), or made-up ones."""
+    """Labelled images to compare on; by default the run's validation split, or synthetic images."""
     split: Literal["", "train", "val", "test", "all"] = ""
-    """Which part of them; by default val where there is one, else test, else all."""
+    """Which split of them; by default val if there is one, else test, else all images."""
     images: int = 500
-    """How many images to compare on at most, of each class alike."""
+    """Largest number of images to compare on, the same number of each class."""
     threads: int = 0
-    """Threads that both sides compute with; 0: as many as torch uses."""
+    """Threads for both models in the comparison; 0: as many as torch uses."""
     device: _Device = "cpu"
     """Where ONNX files are run for the comparison: cpu, cuda, cuda:N, tensorrt or tensorrt:N."""
     as_json: Json = False
@@ -307,7 +307,7 @@ class ServeOptions(Options):
 
 @dataclass(frozen=True)
 class Serve:
-    """Answer over HTTP, with a page to try it: also by the Open Inference Protocol."""
+    """Serve models over HTTP, with a page to try them; also speaks the Open Inference Protocol."""
 
     path: Annotated[Positional[str | None], tyro.conf.arg(metavar="[MODEL]", help_behavior_hint=_MAY)] = None
     """Run folder, artifact or exported file."""
@@ -316,58 +316,58 @@ class Serve:
     ] = ()
     """A model as name=path; can be given several times."""
     as_json: Json = False
-    """Print one JSON object on standard output when requests are taken."""
+    """Print one JSON object on standard output when the service is ready."""
     options: Annotated[ServeOptions, tyro.conf.arg(name="")] = field(default_factory=ServeOptions)
 
 
 @dataclass(frozen=True)
 class Compress:
-    """Make smaller, faster models of a trained one: compare accuracy, size, latency."""
+    """Make a trained model smaller and faster, and compare accuracy, size and latency."""
 
     model: _Model
     """Run folder or artifact."""
     data_source: Annotated[
         Positional[str | None], tyro.conf.arg(metavar="[DATA]", name="source", help_behavior_hint=_MAY)
     ] = None
-    """Labelled images; without it the data that the run was trained with."""
+    """Labelled images; by default the data that the run was trained on."""
     method: tuple[Literal["int8", "qat", "prune", "sparse", "distill"], ...] = ("int8",)
-    """int8, qat (with training): files for runtimes; prune: channels; sparse: weights; distill: a smaller network."""
+    """int8: quantise; qat: with training; prune: remove channels; sparse: zero weights; distill: a smaller network."""
     out: _Folder = "compressed"
-    """A new folder for everything that is made."""
+    """A new folder for all results."""
     ratio: tuple[float, ...] = (0.5,)
-    """prune: parts of the operations to take away; sparse: parts of the weights."""
+    """prune: fraction of the operations to remove; sparse: fraction of the weights to zero; one or more."""
     rounds: int = 3
-    """prune: steps on the way to a ratio, each with fine-tuning."""
+    """prune: number of rounds to reach a ratio, each with fine-tuning."""
     epochs: int = 0
-    """Epochs of each fine-tuning, or of the student; 0: a quarter of the run's, for a student as many."""
+    """Epochs of each fine-tuning, or of the student; 0: a quarter of the run's epochs, all of them for a student."""
     student: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """distill: the smaller network (see: tellapart models), such as fast-cnn-small."""
     alone: bool = False
-    """distill: train the student once more, without the teacher, to see what the teacher is worth."""
+    """distill: also train the student without the teacher, to see what the teacher contributes."""
     images: int = 256
-    """Training images by which channels are judged and ranges measured."""
+    """Number of training images used to rank channels and calibrate ranges."""
     max_drop: float = 0.5
-    """int8: points of accuracy on validation that it may cost."""
+    """int8: largest loss of validation accuracy, in percentage points."""
     reduce_range: bool = False
-    """int8 for ONNX Runtime: weights of seven bits, for x86 processors without VNNI, whose 16-bit sums overflow."""
+    """int8 for ONNX Runtime: 7-bit weights, for x86 processors without VNNI, whose 16-bit sums overflow."""
     runtime: tuple[Literal["onnx", "openvino"], ...] = ("onnx", "openvino")
-    """int8: for which runtimes."""
+    """int8: runtimes to quantise for."""
     threads: int = 0
-    """Threads of the measurement; 0: one for each core."""
+    """Threads for measuring latency; 0: one per core."""
     spec_file: Annotated[str | None, tyro.conf.arg(name="spec", metavar="FILE")] = None
-    """YAML file whose fields go over the spec of fine-tuning."""
+    """YAML file whose fields override the options of fine-tuning."""
     as_json: Json = False
     """Print one JSON object on standard output."""
 
 
 @dataclass(frozen=True)
 class Import:
-    """Bring in a state dict (.pth, .safetensors) from elsewhere as a model of ours."""
+    """Turn a state dict (.pth, .safetensors) from elsewhere into a tellapart model."""
 
     weights: Annotated[Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
     """The file, a trainer's checkpoint, or a folder of the Hugging Face hub with timm's config.json."""
     out: Annotated[str, tyro.conf.arg(metavar="FILE")]
     """The artifact to write, such as model.safetensors."""
     classes: Annotated[str, tyro.conf.arg(metavar="NAME,NAME…")] = ""
-    """Class names in the order of the outputs, with commas between; may be left out where config.json names them."""
+    """Class names in the order of the outputs, separated by commas; not needed if config.json has them."""
     spec: Annotated[Spec, tyro.conf.arg(name="")] = field(default_factory=Spec)

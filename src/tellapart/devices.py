@@ -67,9 +67,8 @@ def thread_pool(workers: int) -> concurrent.futures.ThreadPoolExecutor:
 
     pool = concurrent.futures.ThreadPoolExecutor(workers, initializer=alone)
     together = threading.Barrier(workers)
-    list(
-        pool.map(lambda _: together.wait(), range(workers))
-    )  # all have started, and later threads are others'
+    # all have started, and later threads are others'
+    list(pool.map(lambda _: together.wait(), range(workers)))
     torch.set_num_threads(before)
     return pool
 

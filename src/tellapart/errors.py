@@ -73,9 +73,8 @@ class ExportError(TellapartError):
     """An exported file does not give the artifact's answers, or could not be made."""
 
 
-_HIDDEN = re.compile(
-    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # and those that turn the direction
-)
+# control characters, and those that turn the direction of the text
+_HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def shown(text: str, one_line: bool = False) -> str:

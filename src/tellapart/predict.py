@@ -73,7 +73,7 @@ def expand(inputs: Sequence[str], urls: bool = False) -> Iterator[str]:
         elif os.path.isdir(given):
             inside = sorted(_walk(given))
             if not inside:
-                raise UserError(f"The folder {given} has no images in it.")
+                raise UserError(f"There are no images in the folder {given}.")
             yield from inside
         elif given == "-" or os.path.lexists(given):
             yield given

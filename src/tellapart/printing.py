@@ -222,7 +222,7 @@ def write_csv(predictions: Any, out: TextIO) -> None:
 def cache_text(entries: Sequence[dict[str, Any]]) -> str:
     """Return the stores of the cache as a table."""
     if not entries:
-        return "Nothing is kept."
+        return "The cache is empty."
     lines = [f"{'key':<14}{'MiB':>9}{'images':>9}  {'last use':<17}what"]
     for entry in entries:
         what = shown(f"{entry['source'] or '?'} ({entry['purpose'] or 'unknown purpose'})", one_line=True)

@@ -276,9 +276,8 @@ def append_warnings(folder: Path, entries: Sequence[Mapping[str, str]]) -> None:
     if not fresh:
         return
     cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
-    lines = [
-        json.dumps(entry) + "\n" for entry in fresh.values()
-    ]  # ASCII: names of files may be no valid text
+    # ASCII: names of files may be no valid text
+    lines = [json.dumps(entry) + "\n" for entry in fresh.values()]
     with open(path, "a", encoding="ascii") as stream:
         stream.write("\n" * cut_off + "".join(lines))
 

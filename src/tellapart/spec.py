@@ -78,27 +78,27 @@ class DataSpec(Section, prefix="data."):
     source: str = "digits"
     """Folder, list (CSV, TSV, JSONL), archive (.tar, .zip), annotation file, Parquet, shards, or a known set's name."""
     format: DataFormat = "auto"
-    """How to read the source; auto looks at it. classes: the top folders are classes, whatever their names."""
+    """How to read the source; auto finds out. classes: the top folders are the classes, whatever their names."""
     encoding: str = "utf-8"
     """Encoding of lists and annotation files that have no byte-order mark and declare none; auto guesses it."""
     match: Literal["auto", "stem", "name"] = "auto"
-    """Annotation files: the image of the same stem, or that named inside; auto: stem, an error where many differ."""
+    """Annotation files: the image of the same stem, or the one named inside; auto: stem, an error if many differ."""
     val_fraction: Annotated[float, Range(0, 0.9)] = 0.1
-    """Part of train that becomes validation where there is none; 0 trains on everything."""
+    """Share of train held out as the validation split where there is none; 0 trains on everything."""
     test_fraction: Annotated[float, Range(0, 0.9)] = 0.2
-    """Part that becomes test where the source has no splits of its own at all."""
+    """Share of the images held out as the test split where the source has no splits of its own at all."""
     split_seed: int = 0
-    """Seed of the split, apart from the seed of training."""
+    """Seed for making the splits, separate from the seed of training."""
     fold: str = ""
     """One fold of a cross-validation, such as 2/5: what it holds out is the test split; train --folds 5 runs all."""
     group: str = ""
-    """Column, or regular expression on the path, whose value keeps images together in one split."""
+    """Column, or regular expression on the path: images with the same value stay in the same split."""
     train: tuple[str, ...] = ()
-    """Folders (in the source, or anywhere) of class folders that are the train split, whatever their names."""
+    """Folders (in the source or anywhere) whose class folders are the train split, whatever their names."""
     val: tuple[str, ...] = ()
-    """Folders of class folders that are the val split."""
+    """Folders whose class folders are the val split."""
     test: tuple[str, ...] = ()
-    """Folders of class folders that are the test split."""
+    """Folders whose class folders are the test split."""
     path_column: str = ""
     """Lists: the column with the images' paths, file names or ids (Parquet: of bytes); empty: by name and content."""
     label_column: tuple[str, ...] = ()
@@ -115,21 +115,21 @@ class DataSpec(Section, prefix="data."):
     boxes: Literal["image", "crop"] = "image"
     """Annotation files with boxes: one label for the image, or one crop for each box."""
     on_bad_image: Literal["skip", "error"] = "skip"
-    """What to do with an image that cannot be read: list it and go on, or stop."""
+    """What to do with an image that cannot be read: skip and list it, or stop with an error."""
     max_pixels: Count = 178_000_000
     """Images with more pixels than this are refused as decompression bombs."""
     cache_dir: str = ""
     """Where decoded images and downloads are kept; by default the user's cache folder."""
     cache: Literal["auto", "on", "off"] = "auto"
-    """Keep decoded images on the disk; auto: where they fit, else decode anew in each epoch; on: or stop."""
+    """Keep decoded images on disk. auto: if they fit, else decode in every epoch; on: an error if they do not fit."""
     cache_limit: NonNegative = 50.0
-    """GiB of decoded images in the cache folder, for which the least recently used make room; 0: no limit."""
+    """Limit of the cache of decoded images in GiB; the least recently used are removed first; 0: no limit."""
     download: bool = True
     """Whether a named data set may be downloaded."""
     workers: CountOrZero = 0
-    """Threads or processes that decode images; 0: one for each processor (of processes at most 32)."""
+    """Threads or processes that decode images; 0: one per processor core (at most 32 processes)."""
     worker_kind: Literal["auto", "threads", "processes"] = "auto"
-    """What decodes; auto: processes for 4000 files or more where there are 6 processors or more, else threads."""
+    """What decodes images; auto: processes for 4,000 files or more on 6 processor cores or more, else threads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,25 +155,25 @@ class InputSpec(Section, prefix="input."):
     size: CountOrZero | tuple[Count, Count] = 0
     """Height and width in pixels, one number for a square; 0: the model's or the data's own."""
     channels: Annotated[int, Range(0, 256)] = 0
-    """1 for greyscale, 3 for colour, 4 for RGBA too, or as many as the TIFF or .npy files have; 0: what the data is."""
+    """1 for greyscale, 3 for colour, 4 for RGBA too, or as many as the TIFF or .npy files have; 0: as in the data."""
     resize: Literal["auto", "squash", "crop", "letterbox"] = "auto"
     """Squash to the size, crop the centre, or fit the whole image with a border."""
     interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
     """How pixels are interpolated (always with anti-aliasing)."""
     crop_fraction: Fraction = 0.0
-    """With crop: the part of the resized short side that is kept; 0: the model's own, else 0.875."""
+    """With crop: the fraction of the resized short side that is kept; 0: the model's own, else 0.875."""
     decode: Literal["auto", "full", "crops", "scaled"] = "auto"
-    """Large JPEGs at 1/2 to 1/8 where that suffices: for training's random crops (auto, crops), always, or never."""
+    """Decode large JPEGs at 1/2 to 1/8: for training's random crops (auto, crops), always (scaled), never (full)."""
     range: str = "full"
-    """Of images of more than 8 bits, what becomes black to white: full (the file's range), max (train's), LOW-HIGH."""
+    """Images of more than 8 bits, the values of black and white: full (the file's range), max (train's), LOW-HIGH."""
     mean: tuple[float, ...] = ()
     """Mean of each channel (range 0 to 1); empty: the weights' own, else measured on train."""
     std: tuple[float, ...] = ()
     """Standard deviation of each channel; empty: the weights' own, else measured on train."""
     views: Literal["one", "mirror", "mirror-shift"] = "one"
-    """Views of each image that the model averages: 1, 2 (mirrored too) or 6 (both shifted by a pixel too)."""
+    """Views of each image to average over: 1, 2 (also mirrored) or 6 (both also shifted by a pixel)."""
     views_below: Fraction = 1.0
-    """With more views: only images whose best class leads by less than this probability get them; 1: all."""
+    """With several views: use them only if the best class leads by less than this probability; 1: always."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,32 +197,32 @@ class InputSpec(Section, prefix="input."):
 
 @dataclass(frozen=True)
 class AugmentSpec(Section, prefix="augment."):
-    """Random changes of the training images; a preset, and any single value over it."""
+    """Random changes to the training images: a preset, and single values that override it."""
 
     preset: Literal["auto", "none", "light", "tutorial", "cifar", "photo", "strong"] = "auto"
-    """A combination by name; auto: none for a head alone, cifar for small images (no mirrored digits), else photo."""
+    """A named combination; auto: none if only the head trains, cifar for small images (digits unmirrored) or photo."""
     crop: Literal["none", "pad", "resized"] | None = None
-    """Random crop: of the padded image, or RandomResizedCrop."""
+    """Random crop: pad (crop the padded image) or resized (RandomResizedCrop)."""
     crop_padding: CountOrZero | None = None
-    """Pixels of border for crop=pad."""
+    """Border in pixels for crop=pad."""
     padding_mode: Literal["zeros", "reflect"] | None = None
-    """What the border holds."""
+    """What fills the border."""
     crop_scale: tuple[float, float] | None = None
-    """Area of a resized crop, as a part of the image."""
+    """Area of a resized crop, from and to, as a fraction of the image."""
     crop_ratio: tuple[float, float] | None = None
-    """Width over height of a resized crop."""
+    """Aspect ratio (width / height) of a resized crop, from and to."""
     hflip: Fraction | None = None
     """Probability of a left-right flip."""
     hflip_mode: Literal["random", "alternating"] | None = None
-    """random: anew each time; alternating: hflip is drawn for the first epoch, then every other one is turned."""
+    """random: drawn every time; alternating: drawn for the first epoch, then reversed in every other epoch."""
     vflip: Fraction | None = None
     """Probability of an up-down flip."""
     rotation: NonNegative | None = None
     """Largest rotation in degrees, either way."""
     translate: Fraction | None = None
-    """Largest shift, as a part of the image."""
+    """Largest shift, as a fraction of the image."""
     scale: tuple[float, float] | None = None
-    """Zoom of the affine map, from and to."""
+    """Zoom factor, from and to."""
     shear: NonNegative | None = None
     """Largest shear in degrees, either way."""
     brightness: NonNegative | None = None
@@ -232,41 +232,41 @@ class AugmentSpec(Section, prefix="augment."):
     saturation: NonNegative | None = None
     """Saturation factor from 1-x to 1+x."""
     hue: Annotated[float, Range(0, 0.5)] | None = None
-    """Hue shift from -x to x, as a part of the colour circle."""
+    """Hue shift from -x to x, as a fraction of the colour circle."""
     policy: Literal["none", "randaugment", "trivialaugment"] | None = None
     """RandAugment or TrivialAugment (wide)."""
     policy_ops: Count | None = None
-    """RandAugment: operations for each image."""
+    """RandAugment: number of operations per image."""
     policy_magnitude: Annotated[int, Range(0, 30)] | None = None
     """RandAugment: strength, 0 to 30."""
     erasing: Fraction | None = None
-    """Probability that a rectangle is erased."""
+    """Probability of erasing a rectangle."""
     cutout: CountOrZero | None = None
-    """Side in pixels of a square that is erased in every image; 0: off."""
+    """Side in pixels of a square erased from every image; 0: off."""
     mixup: NonNegative | None = None
     """MixUp's alpha; 0: off."""
     cutmix: NonNegative | None = None
-    """CutMix's alpha; 0: off. With MixUp on too, each batch takes one of the two."""
+    """CutMix's alpha; 0: off. If MixUp is on too, each batch gets one of the two."""
 
 
 @dataclass(frozen=True)
 class ModelSpec(Section, prefix="model."):
-    """The network: its architecture, the weights that it starts from, and which of them train."""
+    """The network: its architecture, the weights it starts from, and which layers train."""
 
     name: str = "auto"
     """Architecture (see: tellapart models); auto: fast-cnn, for photographs a pretrained network."""
     weights: str = "auto"
-    """none, pretrained, a tag, efficientnet-lite0, a file, or a run of ours; auto: only with name auto."""
+    """none, pretrained, a tag, efficientnet-lite0, a file, or an earlier run; auto: only with name auto."""
     finetune: Literal["auto", "full", "head", "staged"] = "auto"
     """With weights: train all layers, only the new head, or the head first and deeper blocks later."""
     unfreeze: tuple[int, ...] = ()
-    """Staged: epochs (from 0) that each free the next of up to 6 stages; empty: spread over the first half."""
+    """staged: epochs (from 0) that each unfreeze the next of up to 6 stages; empty: spread over the first half."""
     freeze_blocks: CountOrZero = 0
-    """Blocks, from the first layers on, that stop training before the end, which saves their backward pass."""
+    """Number of blocks, from the first layers on, to freeze before the end, which saves their backward pass."""
     freeze_from: Fraction = 0.75
-    """freeze_blocks: part of the epochs after which they stop."""
+    """freeze_blocks: fraction of the epochs after which they are frozen."""
     layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
-    """Learning rate of each block, as a part of that of the block above it."""
+    """Factor from the learning rate of one block to that of the block below it."""
     dropout: Annotated[float, Range(0, 0.95)] = 0.0
     """Dropout before the head (and after the blocks of simple-cnn); 0: timm's models keep their own."""
     drop_path: Annotated[float, Range(0, 0.95)] = 0.0
@@ -284,150 +284,150 @@ class TrainingSpec(Section, prefix="training."):
     epochs: Count = 10
     """Passes over the training images."""
     batch_size: CountOrZero = 0
-    """Images for each step of the optimizer, over all processes and micro-batches; 0: by the images' size."""
+    """Images per optimizer step, over all processes and micro-batches; 0: chosen by image size."""
     accumulate: CountOrZero = 0
-    """Micro-batches that a step's batch is computed in, to save memory or time; 0: see speed.probe, else 1."""
+    """Number of micro-batches that a batch is computed in, to save memory or time; 0: see speed.probe, else 1."""
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "muon", "muon-sgd"] = "adamw"
-    """The optimizer; muon has AdamW for what is no hidden matrix, muon-sgd has SGD and holds matrices' norms."""
+    """The optimizer; muon uses AdamW for all but hidden matrices, muon-sgd uses SGD and fixes the matrices' norms."""
     lr: Positive = 0.001
     """Highest learning rate."""
     bias_lr: NonNegative = 0.0
-    """Learning rate of biases and norms, which then decay too; 0: lr."""
+    """Learning rate of biases and norm layers, to which weight decay then applies too; 0: lr."""
     head_lr: NonNegative = 0.0
     """Learning rate of the head's weights; 0: lr."""
     early_epochs: CountOrZero = 3
-    """Epochs in which what the model names early (whitened-cnn: its first bias) trains, at a falling rate."""
+    """Epochs in which early parameters (whitened-cnn: the first bias) train, at a falling learning rate."""
     momentum: Fraction = 0.9
     """SGD, RMSprop and Muon: momentum."""
     sgd_momentum: Fraction = 0.85
-    """muon-sgd: momentum of all that is not Muon's."""
+    """muon-sgd: momentum of the parameters that Muon does not update."""
     nesterov: bool = False
     """SGD and Muon: Nesterov momentum."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam and AdamW: averaging of the gradient and of its square."""
+    """Adam and AdamW: decay rates of the averages of the gradient and of its square."""
     weight_decay: NonNegative = 0.0
-    """Weight decay; norms and biases have none."""
+    """Weight decay; not applied to norm layers and biases."""
     schedule: Literal["constant", "step", "multi-step", "linear", "cosine", "one-cycle", "plateau"] = "cosine"
     """How the learning rate changes."""
     warmup_epochs: NonNegative = 0.0
-    """Epochs (parts too) over which the learning rate rises from nearly 0."""
+    """Epochs (fractions allowed) over which the learning rate rises from nearly 0."""
     step_epochs: Count = 30
     """step: epochs between drops."""
     milestones: tuple[int, ...] = ()
-    """multi-step: epochs of the drops."""
+    """multi-step: epochs at which the learning rate drops."""
     gamma: Positive = 0.1
     """step, multi-step, plateau: factor of a drop."""
     plateau_patience: CountOrZero = 3
     """plateau: epochs without a better validation loss before a drop."""
     min_lr_factor: Fraction = 0.0
-    """linear, cosine, plateau: the lowest learning rate, as a part of lr."""
+    """linear, cosine, plateau: the lowest learning rate, as a fraction of lr."""
     loss: Literal["cross-entropy", "focal"] = "cross-entropy"
-    """The loss."""
+    """The loss function."""
     label_smoothing: Annotated[float, Range(0, 0.99)] = 0.0
     """Probability mass spread over all classes."""
     focal_gamma: NonNegative = 2.0
-    """focal: how far easy images are weighted down."""
+    """focal: how strongly easy images are down-weighted."""
     class_weights: Literal["none", "inverse", "effective"] = "none"
-    """Weight of an image in the loss, by its class: by inverse frequency, or by the effective number of samples."""
+    """Weight of each class in the loss: by inverse frequency, or by the effective number of samples."""
     effective_beta: Annotated[float, Range(0, 0.999999)] = 0.999
     """effective: beta of the effective number."""
     sampling: Literal["shuffle", "oversample", "undersample", "weighted"] = "shuffle"
-    """Each image once; or classes balanced by repeating, by leaving out, or by drawing with weights."""
+    """shuffle: each image once; else balance the classes by repeating, leaving out, or drawing with weights."""
     ema: Annotated[float, Range(0, 0.999999)] = 0.0
     """Decay of the exponential moving average of the weights; 0: off."""
     clip_norm: NonNegative = 0.0
-    """Largest norm of the gradient; 0: off."""
+    """Clip the gradient to this norm; 0: off."""
     patience: CountOrZero = 0
-    """Early stopping: epochs without a better best-metric; 0: off."""
+    """Early stopping: stop after this many epochs in which best-metric did not improve; 0: off."""
     min_delta: NonNegative = 0.0
-    """Early stopping: what counts as better."""
+    """Early stopping: the smallest change that counts as an improvement."""
     best_metric: str = "accuracy"
     """The validation figure by which the best epoch is chosen: accuracy, macro-f1, balanced-accuracy or loss."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Mixed precision by torch.amp; fp16 with a gradient scaler. auto: bf16 where speed.probe finds it faster."""
+    """Mixed precision by torch.amp; fp16 with a gradient scaler. auto: bf16 if speed.probe measures it faster."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     threads: CountOrZero = 0
-    """Threads of the CPU; 0: one for steps of about a millisecond, else one for each core."""
+    """CPU threads; 0: one if a step takes about a millisecond, else one per core."""
     sync_batch_norm: bool = False
-    """Several processes: batch normalisation over all of them."""
+    """With several processes: compute batch statistics over all of them."""
     start_size: CountOrZero = 0
-    """Progressive resizing: side of the images in the first epoch, growing to input.size; 0: off."""
+    """Progressive resizing: image size in the first epoch, growing to input.size; 0: off."""
     size_epochs: Fraction = 0.6
-    """Progressive resizing: part of the epochs over which the images grow."""
+    """Progressive resizing: fraction of the epochs over which the images grow."""
     quantize: Literal["none", "int8"] = "none"
     """Quantisation-aware training: fine-tune with weights and activations rounded as INT8 runtimes round them."""
     keep_zeros: bool = False
-    """Weights that are zero at the start stay zero: fine-tuning after unstructured pruning."""
+    """Keep weights at zero that are zero at the start: for fine-tuning after unstructured pruning."""
     prune: Annotated[float, Range(0, 0.9)] = 0.0
-    """InfoBatch: part of the well-learned images that each epoch leaves out; 0: every epoch reads all."""
+    """InfoBatch: fraction of the well-learned images that each epoch skips; 0: off."""
     prune_from: Fraction = 0.0
-    """InfoBatch: part of the epochs that read all images at the beginning (the first does always)."""
+    """InfoBatch: fraction of the epochs, at the beginning, that read all images (the first always does)."""
     prune_until: Fraction = 0.875
-    """InfoBatch: part of the epochs after which all images are read again."""
+    """InfoBatch: fraction of the epochs after which all images are read again."""
 
 
 @dataclass(frozen=True)
 class DistillSpec(Section, prefix="distill."):
-    """A teacher: training follows the answers of a trained model too (Hinton et al. 2015)."""
+    """A teacher: training also follows the outputs of a trained model (Hinton et al. 2015)."""
 
     teacher: str = ""
-    """Run folder or artifact whose answers are followed; empty: the labels alone."""
+    """Run folder or artifact of the teacher; empty: train on the labels alone."""
     temperature: Positive = 4.0
-    """What the logits of both are divided by before they are compared."""
+    """Temperature that the logits of teacher and student are divided by before they are compared."""
     weight: Fraction = 0.9
-    """Part of the loss that follows the teacher's answers; the rest follows the labels."""
+    """Share of the loss that compares with the teacher; the rest compares with the labels."""
     features: NonNegative = 0.0
     """Weight of a loss that compares where both networks look (attention transfer); 0: off."""
     fingerprint: str = ""
-    """SHA-256 of the teacher's file, noted when training begins; another file is then refused."""
+    """SHA-256 of the teacher's file, recorded when training begins; another file is refused from then on."""
 
 
 @dataclass(frozen=True)
 class SpeedSpec(Section, prefix="speed."):
-    """What makes a run faster without changing what it computes, but for rounding; each can be switched off."""
+    """What makes a run faster without changing its result beyond rounding; each can be switched off."""
 
     channels_last: bool = True
     """Keep images and convolutions in channels-last order."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto: where a run is so long that it was measured to pay."""
+    """torch.compile; auto: in long runs, if it is measured to be faster in total."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """CUDA: record a step's kernels once and replay them; auto: where a step is small and there are many."""
+    """CUDA: record a step's kernels once and replay them; auto: in long runs of small steps."""
     kernel_search: Literal["auto", "on", "off"] = "auto"
     """CUDA: let cuDNN try its kernels at the first batch of each size; auto: in runs of at least 2,000 steps."""
     fused: bool = True
-    """One kernel for an optimizer's whole step, where torch has it."""
+    """Use fused optimizers where torch has them."""
     probe: bool = True
-    """In long runs, measure a few steps to choose what is left open: precision, accumulate and compile."""
+    """In long runs, time a few steps to choose precision, accumulate and compile where they are auto."""
     features: bool = True
-    """While only the head trains: compute the frozen backbone's features once, where images do not change."""
+    """While only the head trains without augmentation: compute the frozen backbone's features once."""
     feature_views: CountOrZero = 0
-    """With augmentation: compute features of so many augmented views of each image; 0: no features then."""
+    """With augmentation: number of augmented views of each image to compute features of; 0: no features."""
     on_device: bool = True
-    """Keep the images in a GPU's memory, where they take at most 40 % of what is free."""
+    """Keep the images in GPU memory if they take at most 40 % of what is free."""
 
 
 @dataclass(frozen=True)
 class RunSpec(Section, prefix="run."):
-    """Where the results go and how the run reports on itself."""
+    """Where the results go, and what is logged."""
 
     dir: str = ""
     """The run's folder; empty: runs/DATE-TIME-MODEL."""
     log_every: CountOrZero = 0
-    """Steps between lines where there is no terminal, and between logged values; 0: about 10 an epoch."""
+    """Steps between logged values, and between lines if there is no terminal; 0: about 10 per epoch."""
     checkpoint_minutes: NonNegative = 5.0
-    """Minutes between checkpoints inside an epoch (its end has one too, if that takes a tenth of the time at most)."""
+    """Minutes between checkpoints within an epoch (also one after each epoch, if it takes at most 10 % of the time)."""
     tensorboard: bool = True
-    """Write TensorBoard events, where the package is installed."""
+    """Write TensorBoard events if the package is installed."""
     mlflow: bool = False
-    """Log to MLflow (its own environment variables say where)."""
+    """Log to MLflow (set MLFLOW_TRACKING_URI to choose the server)."""
     report: bool = True
     """Write report.html at the end."""
 
 
 @dataclass(frozen=True)
 class Spec(Section):
-    """One run, whole."""
+    """All options of one run."""
 
     data: DataSpec = field(default_factory=DataSpec)
     input: InputSpec = field(default_factory=InputSpec)
@@ -438,4 +438,4 @@ class Spec(Section):
     speed: SpeedSpec = field(default_factory=SpeedSpec)
     run: RunSpec = field(default_factory=RunSpec)
     seed: int = 0
-    """Seed of everything random in training."""
+    """Seed for everything random in training."""

@@ -37,7 +37,8 @@ def load(text: str | bytes, words: bool = False) -> Any:
         TypeError,
         AttributeError,
         OverflowError,
-    ) as error:  # of dates and numbers that are none
+    ) as error:
+        # such as an impossible date or number
         raise YamlError(str(error)) from None
 
 

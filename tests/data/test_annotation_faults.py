@@ -271,7 +271,7 @@ def test_check_and_train_list_a_bad_annotation(tmp_path: pathlib.Path) -> None:
     samples = read(root)
     health = examine(samples, workers=1)
     finding = next(finding for finding in health.findings if finding.code == "unusable")
-    assert finding.message == "1 image or annotation left out by the reader."
+    assert finding.message == "The reader skipped 1 image or annotation."
     assert finding.paths[0].startswith("5.jpg: ")
     spec = update(
         Spec(), {"data.source": str(root), "data.cache_dir": str(tmp_path / "cache"), "input.size": 16}

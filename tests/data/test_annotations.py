@@ -160,7 +160,7 @@ def test_one_label_for_each_image(tmp_path: pathlib.Path, layout: str) -> None:
     assert [(c.path.removeprefix("images/"), c.labels) for c in samples.conflicts] == [
         ("train/mixed.jpg", ("cat", "dog"))
     ]
-    assert any("more than one label left out" in note for note in samples.notes)
+    assert any("more than one label" in note for note in samples.notes)
     assert any("1 image without" in note for note in samples.notes)
 
 
@@ -276,9 +276,9 @@ def test_missing_images_and_empty_boxes_are_noted(tmp_path: pathlib.Path) -> Non
     samples = read(tmp_path, boxes="crop")
     assert len(samples) == 1
     text = " ".join(samples.notes)
-    assert "1 annotation without their image left out: gone.jpg" in text
+    assert "Skipped 1 annotation whose image is missing: gone.jpg" in text
     assert "1 image without an annotation" in text
-    assert "1 box without content" in text
+    assert "1 empty box" in text
 
 
 def test_one_box_with_two_labels_is_a_conflict(tmp_path: pathlib.Path) -> None:

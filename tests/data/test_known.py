@@ -311,7 +311,7 @@ def test_every_network_error_becomes_an_offline_error(
         raise error
 
     monkeypatch.setattr(datasets.MNIST, "download", fail)
-    with pytest.raises(OfflineError, match="could not be had"):
+    with pytest.raises(OfflineError, match="could not be downloaded"):
         read("mnist", cache_dir=str(tmp_path / "cache"))
 
 

@@ -90,7 +90,7 @@ def test_an_unlabelled_part_beside_splits_is_left_out_and_said(tmp_path: pathlib
     put(tmp_path, *files("seg_train/seg_train"), *files("seg_test/seg_test"), "seg_pred/seg_pred/1.png")
     samples = read(tmp_path)
     assert splits_of(samples) == {"train": 9, "test": 9}
-    assert noted(samples, "1 image in seg_pred/ left out")
+    assert noted(samples, "Skipped 1 image in seg_pred/")
     assert noted(samples, "seg_train/seg_train/ is train")
 
 
@@ -101,7 +101,7 @@ def test_a_flat_folder_with_a_splits_name_is_no_class(tmp_path: pathlib.Path, na
     put(tmp_path, *files("x")[0:0], "a/1.png", "a/2.png", "b/1.png", f"{name}/1.png", f"{name}/2.png")
     samples = read(tmp_path, test_fraction=0.0)
     assert samples.classes == ("a", "b")
-    assert noted(samples, f"2 images in {name}/ left out", "--data.format classes")
+    assert noted(samples, f"Skipped 2 images in {name}/", "--data.format classes")
     assert read(tmp_path, format="classes").classes == tuple(sorted(("a", "b", name)))
 
 
@@ -176,7 +176,7 @@ def test_a_copy_of_the_set_inside_itself_is_left_out(tmp_path: pathlib.Path) -> 
     samples = read(tmp_path)
     assert samples.classes == ("NORMAL", "PNEUMONIA")
     assert splits_of(samples) == {"train": 2, "val": 2, "test": 2}
-    assert noted(samples, "6 images in chest_xray/ left out")
+    assert noted(samples, "Skipped 6 images in chest_xray/")
 
 
 def test_splits_in_one_folder_of_several_are_found(tmp_path: pathlib.Path) -> None:
@@ -184,8 +184,8 @@ def test_splits_in_one_folder_of_several_are_found(tmp_path: pathlib.Path) -> No
     samples = read(tmp_path)
     assert samples.classes == ABC
     assert splits_of(samples) == {"train": 9, "test": 9}
-    assert noted(samples, "1 image in screenshots/ left out")
-    assert noted(samples, "1 image in the top folder left out")
+    assert noted(samples, "Skipped 1 image in screenshots/")
+    assert noted(samples, "Skipped 1 image in the top folder")
 
 
 def test_several_sets_with_splits_are_refused(tmp_path: pathlib.Path) -> None:
@@ -203,7 +203,7 @@ def test_masks_beside_splits_are_left_out(tmp_path: pathlib.Path) -> None:
     put(tmp_path, "train/good/1.png", *files("test", ("good", "broken")), "ground_truth/broken/1_mask.png")
     samples = read(tmp_path)
     assert samples.classes == ("broken", "good")
-    assert noted(samples, "1 image in ground_truth/ left out")
+    assert noted(samples, "Skipped 1 image in ground_truth/")
 
 
 def test_splits_inside_each_class(tmp_path: pathlib.Path) -> None:
@@ -237,7 +237,7 @@ def test_a_val_folder_without_class_folders_gives_no_class(tmp_path: pathlib.Pat
     put(tmp_path, *(f"train/n{c}/images/{n}.png" for c in range(3) for n in range(3)), "val/images/1.png")
     samples = read(tmp_path)
     assert samples.classes == ("n0", "n1", "n2")
-    assert noted(samples, "1 image in val/ left out", "no class folder")
+    assert noted(samples, "Skipped 1 image in val/", "no class folder")
 
 
 def test_file_names_that_begin_with_the_class_are_mentioned(tmp_path: pathlib.Path) -> None:
@@ -340,7 +340,7 @@ def test_a_folder_that_holds_its_neighbours_once_more_is_no_class(tmp_path: path
     put(tmp_path, *(f"{start}{c}/1.png" for start in ("", "brain_tumor_dataset/") for c in ("yes", "no")))
     samples = read(tmp_path)
     assert samples.classes == ("no", "yes")
-    assert noted(samples, "2 images in brain_tumor_dataset/ left out", "copy")
+    assert noted(samples, "Skipped 2 images in brain_tumor_dataset/", "copy")
 
 
 def test_a_flat_test_folder_is_known_by_its_twin(tmp_path: pathlib.Path) -> None:
@@ -348,14 +348,14 @@ def test_a_flat_test_folder_is_known_by_its_twin(tmp_path: pathlib.Path) -> None
     samples = read(tmp_path)
     assert samples.classes == ("A", "B")
     assert splits_of(samples) == {"train": 6}
-    assert noted(samples, "1 image in asl_test/ left out")
+    assert noted(samples, "Skipped 1 image in asl_test/")
 
 
 def test_a_flat_folder_in_itself_is_no_class(tmp_path: pathlib.Path) -> None:
     put(tmp_path, *files("train", ("A", "B")), "test/test/1.jpg", "test/test/2.jpg")
     samples = read(tmp_path)
     assert samples.classes == ("A", "B")
-    assert noted(samples, "2 images in test/ left out")
+    assert noted(samples, "Skipped 2 images in test/")
 
 
 @pytest.mark.parametrize("names", [("images_001", "images_002"), ("HAM_images_part_1", "HAM_images_part_2")])

@@ -220,7 +220,7 @@ def test_labels_that_say_nothing_are_no_class(tmp_path: pathlib.Path) -> None:
     )
     right(samples)
     assert noted(samples, "3 rows without a path or a label")
-    assert noted(samples, "4 rows left out", "'<NA>', 'N/A', 'NaN', 'nan'")
+    assert noted(samples, "Skipped 4 rows", "'<NA>', 'N/A', 'NaN', 'nan'")
     samples = read(write(tmp_path / "l.csv", ["filename,label", "x0.jpg,None", "x1.jpg,cat"]))
     assert samples.classes == ("None", "cat")
     assert noted(samples, "'None'", "count as classes")
@@ -508,7 +508,7 @@ def test_an_image_in_two_lists_counts_in_the_last_split(tmp_path: pathlib.Path) 
     samples = read(tmp_path)
     assert (samples.splits == "test").sum() == 3
     assert len(samples) == 11
-    assert noted(samples, "several lists name left out", "last of train, val, test")
+    assert noted(samples, "several lists name", "last of train, val, test")
     assert noted(samples, "1 image with different labels in several lists")
 
 
@@ -529,7 +529,7 @@ def test_images_that_no_list_names_are_counted(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "labels.csv", ["id,label", *(f"{s},{k}" for s, k in stems())])
     samples = read(tmp_path)
     right(samples)
-    assert noted(samples, "2 images that no list gives a label left out (in test/)")
+    assert noted(samples, "Skipped 2 images that no list gives a label (in test/)")
 
 
 @pytest.mark.parametrize("cell", ["", "unassigned", "-"])

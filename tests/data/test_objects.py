@@ -269,7 +269,7 @@ def test_copies_go_to_one_split() -> None:
         (lambda i: (chw(i).bfloat16(), 0), "bfloat16"),
         (lambda i: PIXELS[i], "an image alone"),
         (lambda i: (i, PIXELS[i]), "array of 144 numbers"),
-        (lambda i: (i, 0), "a int is no image"),
+        (lambda i: (i, 0), "a int is not an image"),
         (lambda i: (PIXELS[i], np.eye(3)[LABELS[i]]), "argmax"),
         (lambda i: (PIXELS[i], {"boxes": []}), "a dict"),
         (lambda i: (PIXELS[i], 0.5), "the label is 0.5"),

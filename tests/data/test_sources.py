@@ -90,13 +90,13 @@ def test_flat_folder_is_split_by_the_fractions(tmp_path: pathlib.Path) -> None:
     assert samples.counts("train").tolist() == [28, 14]
     assert samples.counts("val").tolist() == [4, 2]
     assert samples.counts("test").tolist() == [8, 4]
-    assert noted(samples, "no splits: 6 as val and 12 as test taken from its 60 images")
+    assert noted(samples, "no splits: held out 6 as val and 12 as test of its 60 images")
     other = read(tmp_path, split_seed=1)
     assert rows(other) != rows(samples)
     assert rows(read(tmp_path)) == rows(samples)
     only_train = read(tmp_path, val_fraction=0, test_fraction=0)
     assert only_train.counts("train").tolist() == [40, 20]
-    assert noted(only_train, "last epoch counts")
+    assert noted(only_train, "keeps the last epoch")
 
 
 def test_split_does_not_depend_on_where_the_data_lies(tmp_path: pathlib.Path) -> None:
@@ -125,7 +125,7 @@ def test_without_a_test_part_the_note_says_whose_figure_it_is(tmp_path: pathlib.
     samples = read(tmp_path)
     assert set(samples.splits) == {"train", "val"}
     assert samples.counts("val").tolist() == [1, 1]
-    assert noted(samples, "validation's")
+    assert noted(samples, "those of validation")
 
 
 def test_a_source_without_train_can_be_evaluated(tmp_path: pathlib.Path) -> None:
@@ -188,7 +188,7 @@ def test_files_are_taken_by_extension_else_by_their_first_bytes(tmp_path: pathli
         "a/dangling.jpg",
         "b/1.png",
     }
-    assert noted(samples, "3 files that are no images ignored")
+    assert noted(samples, "3 files that are not images ignored")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"])
@@ -207,7 +207,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: pathlib.Path
     (tmp_path / "elsewhere/inner/round").symlink_to(tmp_path / "elsewhere")
     samples = read(tmp_path / "data")
     assert set(samples.paths) == {"cat/1.png", "dog/1.png", "cat/more/9.png", "cat/more/inner/8.png"}
-    assert noted(samples, "not followed")
+    assert noted(samples, "not follow")
 
 
 def test_links_between_many_folders_do_not_explode(tmp_path: pathlib.Path) -> None:
@@ -229,7 +229,7 @@ def test_pipes_are_left_out_and_never_opened(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "a/pipe")
     samples = read(tmp_path)
     assert set(samples.paths) == {"a/1.png", "b/1.png"}
-    assert noted(samples, "no ordinary files")
+    assert noted(samples, "not regular files")
 
 
 def test_names_in_any_language_and_none(tmp_path: pathlib.Path) -> None:

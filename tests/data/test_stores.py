@@ -216,7 +216,7 @@ def test_the_command(tmp_path: Path, three: list[str], capsys: pytest.CaptureFix
     assert cli.main(["cache", "clear", *place]) == 0
     assert "Removed 2 stores" in capsys.readouterr().out
     assert cli.main(["cache", "list", *place]) == 0
-    assert "Nothing is kept" in capsys.readouterr().out
+    assert "The cache is empty" in capsys.readouterr().out
 
 
 SLOW = """

@@ -135,7 +135,7 @@ def test_a_file_that_is_utf8_too_is_said() -> None:
 
 @pytest.mark.parametrize("name", ["gb18031", "base64", "rot13", "unicode_escape", "", "a\0b"])
 def test_unknown_encodings_are_named(name: str) -> None:
-    with pytest.raises(DataError, match=r"data\.encoding is .* no encoding of text"):
+    with pytest.raises(DataError, match=r"data\.encoding is .* not a text encoding"):
         open_source(DataSpec(source="digits", encoding=name), lambda _: None)
 
 

@@ -14,7 +14,7 @@ from tellapart.doctor import GIB, Cpu, Disk, Memory, Report, Torch, advice, extr
 def make_report(**changes: object) -> Report:
     """A machine about which there is nothing to say, with changes."""
     plain = Report(
-        tellapart="0.1.0",
+        tellapart="0.2.0",
         python="3.12.0 (/usr/bin/python)",
         system="Linux",
         torch=Torch(version="2.11.0", threads=8, interop_threads=4, onednn=True),

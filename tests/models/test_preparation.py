@@ -179,7 +179,7 @@ def test_lightnings_wrapped_modules(tmp_path: Path, prefix: str) -> None:
     info = weights.load(ours, Architecture("timm/resnet18", 4, 3, 64), str(tmp_path / "last.ckpt"))
     assert info.new == ()
     assert all(torch.equal(t, network.state_dict()[n]) for n, t in ours.state_dict().items())
-    assert any("1 other tensors are left out: criterion.weight" in note for note in info.notes)
+    assert any("Ignored 1 other tensors: criterion.weight" in note for note in info.notes)
 
 
 @pytest.mark.parametrize("averaged", ["state_dict_ema", "model_ema"])

@@ -258,7 +258,7 @@ def test_crafted_programs_run_nothing(kind: str, stranger: Path) -> None:
     with pytest.raises(ArtifactError, match="any program"):
         open_backend(stranger)
     if kind != "native code":  # which is what an aot.pt2 file is, and what a person trusts it for
-        with pytest.raises(ArtifactError, match=r"not opened, also with --trust|is damaged"):
+        with pytest.raises(ArtifactError, match=r"not opened, even with --trust|is damaged"):
             open_backend(stranger, trust=True)
     assert not list(Path.cwd().iterdir())
 

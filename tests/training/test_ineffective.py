@@ -45,7 +45,7 @@ IDLE: list[tuple[dict[str, Any], Facts, str, str]] = [
     ({"training.sgd_momentum": 0.5}, FACTS, "training.sgd_momentum", "only muon-sgd"),
     ({"training.nesterov": True}, FACTS, "training.nesterov", "sgd or muon"),
     ({"training.optimizer": "sgd", "training.betas": (0.8, 0.9)}, FACTS, "training.betas", "adam or adamw"),
-    ({"training.early_epochs": 5}, FACTS, "training.early_epochs", "names nothing"),
+    ({"training.early_epochs": 5}, FACTS, "training.early_epochs", "has no parameters"),
     ({"training.size_epochs": 0.5}, FACTS, "training.size_epochs", "start_size is off"),
     ({"training.prune_from": 0.5}, FACTS, "training.prune_from", "prune is off"),
     ({"training.keep_zeros": True}, FACTS, "training.keep_zeros", "no weight is zero"),

@@ -140,9 +140,8 @@ def alternating_flip(positions: npt.NDArray[np.int64], probability: float, seed:
     """
     start = np.uint64((seed * 0xBF58476D1CE4E5B9 + 1) % 2**64)
     z = (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + start
-    z = (z ^ z >> np.uint64(30)) * np.uint64(
-        0xBF58476D1CE4E5B9
-    )  # SplitMix64's finaliser (Steele et al., 2014)
+    # SplitMix64's finaliser (Steele et al., 2014)
+    z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     drawn = ((z ^ z >> np.uint64(31)) >> np.uint64(11)).astype(np.float64) / 2**53
     return torch.from_numpy((drawn < probability) ^ bool(epoch % 2))

@@ -118,9 +118,8 @@ def together(
     """Sample the boxes of a whole batch at once, for devices where many small kernels are slow."""
     sources = as_tensor(images)
     batch, height, width, channels = sources.shape
-    kind = (
-        torch.float16 if sources.device.type == "cuda" else torch.float32
-    )  # as for resized crops by matrices
+    # as for resized crops by matrices
+    kind = torch.float16 if sources.device.type == "cuda" else torch.float32
     top, left, box_height, box_width = put(boxes, sources.device).unbind(1)
     down, across = put(torch.from_numpy(reach).to(torch.float32), sources.device).unbind(1)
     rows = _triangles(height, top, box_height, down).to(kind)

@@ -53,7 +53,6 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     for _ in range(threads):
         pool.submit(begin)
     ready.wait()
-    torch.set_num_threads(
-        threads
-    )  # what torch keeps for all: the number that new threads begin with, and MKL's
+    # what torch keeps for all: the number that new threads begin with, and MKL's
+    torch.set_num_threads(threads)
     return pool

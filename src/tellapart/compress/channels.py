@@ -25,9 +25,8 @@ from tellapart.errors import ModelError
 from tellapart.models import heads
 
 _KNOWN = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
-_LEAST_LEFT = (
-    0.125  # of a layer's channels: a layer that loses nearly all is a bottleneck for all that follow
-)
+# of a layer's channels: a layer that loses nearly all is a bottleneck for all that follow
+_LEAST_LEFT = 0.125
 _TRIALS = 7  # of the search for the part of the channels that gives the wanted work
 
 

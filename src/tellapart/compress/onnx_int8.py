@@ -105,9 +105,8 @@ class Quantizer:
                 nodes_to_quantize=list(only or ()),
                 nodes_to_exclude=[*self.fixed, *keep],
                 op_types_to_quantize=list(QDQRegistry),
-                extra_options={
-                    "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]
-                },  # such as the logits
+                # such as the logits
+                extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
             )
             quantizer.quantize_model()
             _hold_float(self.onnx, quantizer.model.model.graph, set(keep))

@@ -81,7 +81,7 @@ def open_subject(
         spec = runs.read_spec(folder / runs.SPEC_FILE)
     elif data is None:
         raise DataError(
-            f"{os.fspath(model)} is no run folder, so it does not say which images to use; give DATA."
+            f"{os.fspath(model)} is not a run folder, so it does not say which images to use; give DATA."
         )
     else:
         spec = Spec()

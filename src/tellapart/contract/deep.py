@@ -92,7 +92,7 @@ def _scaled(
             return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         return (values >> 8).astype(np.uint8)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise BadImage(f"has pixels that are no finite numbers ({what})")
+        raise BadImage(f"has pixels that are not finite numbers ({what})")
     if values.dtype.kind == "f":
         _check_scale(values, what, levels)
     if values.dtype == np.uint16:

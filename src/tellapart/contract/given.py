@@ -61,7 +61,9 @@ def content_of(image: Any, ranged: bool = False) -> bytes | Pixels:
         return _of_array(_numbers(image), True, ranged)
     if isinstance(image, np.ndarray):
         return _of_array(image, False, ranged)
-    raise UnfitImage(f"a {type(image).__name__} is no image; expected a Pillow image, an array or a tensor")
+    raise UnfitImage(
+        f"a {type(image).__name__} is not an image; expected a Pillow image, an array or a tensor"
+    )
 
 
 def _numbers(tensor: Any) -> npt.NDArray[Any]:
@@ -118,7 +120,7 @@ def _floats(image: npt.NDArray[Any], ranged: bool) -> npt.NDArray[Any]:
     if ranged:
         return image.astype(np.float32)
     if not np.isfinite(image).all():
-        raise BadImage("has pixels that are no finite numbers")
+        raise BadImage("has pixels that are not finite numbers")
     low, high = float(image.min()), float(image.max())
     if low < 0:
         raise UnfitImage(

@@ -145,7 +145,7 @@ def read(content: bytes, max_pixels: int, channels: int = 3) -> Deep | None:
             raise BadImage(f"is a TIFF of {tags.describe()}; the input has {channels} channels")
         advice = f"; --input.channels {tags.samples} takes all" if tags.samples != 3 else ""
         raise BadImage(
-            f"is a TIFF of {tags.describe()}: which bands are red, green and blue is not said{advice}"
+            f"is a TIFF of {tags.describe()}: it does not say which bands are red, green and blue{advice}"
         )
     if simple and not (foreign and bits == 8):
         return None

@@ -117,15 +117,13 @@ def read_file(path: str) -> bytes:
     except ValueError:  # a NUL in the name
         raise OSError(errno.EINVAL, "no file can have this name") from None
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no ordinary file")
-    descriptor = os.open(
-        path, os.O_RDONLY | getattr(os, "O_BINARY", 0)
-    )  # for small files faster than a stream
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    # for small files faster than a stream
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         content = os.read(descriptor, status.st_size + 1)
-        while len(content) != status.st_size and (
-            more := os.read(descriptor, _PART)
-        ):  # it was changed, or is huge
+        # it was changed, or is huge
+        while len(content) != status.st_size and (more := os.read(descriptor, _PART)):
             content += more
         return content
     finally:

@@ -91,9 +91,8 @@ def _gpu(index: int, about: Torch, unknown: list[str], quick: bool) -> Gpu:
         bf16, cores, supported = torch.cuda.is_bf16_supported(), None, None
     else:
         bf16 = (major, minor) >= (8, 0)  # older ones emulate it, slower than fp32
-        cores = (
-            major >= 7 and "GTX 16" not in properties.name
-        )  # TU116/117: capability 7.5 without tensor cores
+        # TU116/117: capability 7.5 without tensor cores
+        cores = major >= 7 and "GTX 16" not in properties.name
         supported = _has_kernels(about.compiled_for, major, minor)
     return Gpu(
         index=index,

@@ -30,7 +30,7 @@ def render(report: Report) -> str:
         for sentence in report.advice:
             lines += _wrap(sentence, "  - ", "    ")
     if report.unknown:
-        lines += ["", "Could not be found out"]
+        lines += ["", "Unknown"]
         for sentence in report.unknown:
             lines += _wrap(sentence, "  - ", "    ")
     return "\n".join(lines)

@@ -55,9 +55,8 @@ def write_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | 
     page = pages.environment("tellapart.evaluation")
     page.filters["shorten"] = charts.shorten
     script = page.get_template("report.js.j2").render()
-    digest = base64.b64encode(
-        hashlib.sha256(script.encode()).digest()
-    ).decode()  # the only script that may run
+    # the only script that may run
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = page.get_template("report.html.j2").render(_content(run), script=script, script_hash=digest)
     path = run.path / "report.html" if out is None else pathlib.Path(out)
     # File names need not be valid UTF-8; what is not is shown with a replacement character.

@@ -130,7 +130,7 @@ def _evaluations(folder: pathlib.Path) -> dict[str, Evaluation]:
         return {name: read_evaluation(folder / name) for name in order}
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"An evaluation in {folder} is damaged ({error!r}). Evaluate the run again to write it anew."
+            f"An evaluation in {folder} is damaged ({error!r}). Evaluate the run again to replace it."
         ) from error
 
 

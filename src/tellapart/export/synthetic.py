@@ -25,7 +25,7 @@ def synthetic(count: int, seed: int = 0, channels: int = 3) -> Cases:
     images = [
         Case(f"synthetic-{number:04d}", functools.partial(make, number, seed)) for number in range(count)
     ]
-    return Cases(images, f"{count} made-up images (seed {seed}); no real ones were at hand", real=False)
+    return Cases(images, f"{count} synthetic images (seed {seed}); there were no real ones", real=False)
 
 
 def _bands(channels: int, number: int, seed: int) -> bytes:

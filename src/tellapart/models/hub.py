@@ -53,7 +53,7 @@ def _read(path: Path) -> dict[str, Any]:
             return {}
         if path.stat().st_size > _MOST_BYTES:
             raise ModelError(
-                f"{path} has more than {_MOST_BYTES >> 20} MiB; it is no description of a network."
+                f"{path} has more than {_MOST_BYTES >> 20} MiB; it is not a description of a network."
             )
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -173,7 +173,7 @@ def _floats(values: Any) -> tuple[float, ...]:
     if isinstance(values, (int, float)):
         return (float(values),)
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise TypeError(f"{values!r:.60} is no list of numbers")
+        raise TypeError(f"{values!r:.60} is not a list of numbers")
     return tuple(float(value) for value in values)
 
 

@@ -117,7 +117,7 @@ def find(content: Any, where: str) -> Found:
         keys = ", ".join(str(key) for key in list(content)[:_SHOWN])
         raise ModelError(f"{where} holds no tensors by name; its keys: {keys or 'none'}.")
     if any(key in AVERAGED for key in path):
-        notes.append(f"{where} holds averaged weights ({'.'.join(path)}); they are taken, not the raw ones.")
+        notes.append(f"{where} holds averaged weights ({'.'.join(path)}); these are used, not the raw ones.")
     elif path and path[-1] not in WRAPPERS[:3]:
         notes.append(f"The weights of {where} are those under {'.'.join(path)!r}.")
     if any(name.startswith(PREFIXES) for name in state):
@@ -198,9 +198,11 @@ def fit_names(state: State, own: Mapping[str, Tensor], where: str) -> tuple[Stat
     rest = [name for name in state if not name.startswith(prefix)]
     note = f"The names in {where} begin with {prefix!r}, which is taken off."
     if len(best) > 1:
-        note += " These are averaged weights; the raw ones are left out."
+        note += " These are averaged weights; the raw ones are ignored."
     elif rest:
-        note += f" {len(rest)} other tensors are left out: {', '.join(rest[:_SHOWN])}{', …' * (len(rest) > _SHOWN)}."
+        note += (
+            f" Ignored {len(rest)} other tensors: {', '.join(rest[:_SHOWN])}{', …' * (len(rest) > _SHOWN)}."
+        )
     inner = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
     return {without_wrappers(name): tensor for name, tensor in inner.items()}, (note,)
 

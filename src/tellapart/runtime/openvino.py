@@ -71,9 +71,8 @@ class OpenVinoBackend(base.Opened):
         )
         pixels: Pixels = answer[0][0]
         if base.is_large(image):
-            with contextlib.suppress(
-                RuntimeError
-            ):  # another image is being resized; after some later one, then
+            # another image is being resized; after some later one, then
+            with contextlib.suppress(RuntimeError):
                 self._prepare.release_memory()
         return pixels
 

@@ -116,7 +116,7 @@ def open_program(path: str | os.PathLike[str], threads: int = 0, trust: bool = F
             pt2.refuse_code(content)
     except pt2.CodeError as error:
         raise ArtifactError(
-            f"{file} is not opened, also with --trust: {error}, which no program of tellapart export has."
+            f"{file} is not opened, even with --trust: {error}, which no program of tellapart export has."
         ) from None
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise ArtifactError(f"{file} is not a .pt2 file, or is damaged: {error}") from None

@@ -181,9 +181,8 @@ class _Exchange:
     async def _read_on(self) -> bool:
         """Read and forget the rest of a body, for a while; return whether all of it came."""
         left = 2 * self._service.options.max_bytes
-        if (
-            self._asked_first or self._length > left
-        ):  # the sender waits for a sign to begin, or has far too much
+        # the sender waits for a sign to begin, or has far too much
+        if self._asked_first or self._length > left:
             return False
         try:
             async with asyncio.timeout(_LINGER_SECONDS):

@@ -38,6 +38,5 @@ class Refusal(Exception):  # noqa: N818 - an answer, not an error of the program
 def dumps(content: Any) -> bytes:
     """Return JSON as UTF-8; never NaN, which is not JSON."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode(
-        "utf-8", "replace"
-    )  # a lone surrogate came from the client, and goes back as a question mark
+    # a lone surrogate came from the client, and goes back as a question mark
+    return text.encode("utf-8", "replace")

@@ -22,7 +22,7 @@ _REASONS = {
     415: "The content type, its encoding or the image format is not accepted.",
     422: "An image cannot be read, or is too large.",
     500: "The model failed.",
-    503: "The service is busy, or loads the model; Retry-After says when to try again.",
+    503: "The service is busy or still loading the model; Retry-After says when to try again.",
     504: "The deadline passed first.",
 }
 _COMMON = (400, 401, 404, 408, 413, 415, 422, 500, 503, 504)

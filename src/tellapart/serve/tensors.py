@@ -22,9 +22,8 @@ from tellapart.serve import strict_json
 from tellapart.serve.bodies import decode_text
 from tellapart.serve.refusal import Refusal, dumps
 
-_ITEMS = (
-    2_000_000  # of JSON: 13 images of 224 pixels; reading them holds up all else for some tenths of a second
-)
+# of JSON: 13 images of 224 pixels; reading them holds up all else for some tenths of a second
+_ITEMS = 2_000_000
 INPUT = "images"
 OUTPUTS = {"probabilities": "FP32", "logits": "FP32", "labels": "BYTES"}
 

@@ -177,9 +177,8 @@ async def _explained(
     whole = answers.of(await model.batcher.submit(image[None], deadline), model.card)
     target = int(whole.best[0]) if label is None else classes.index(label)
     covered = []
-    step = (
-        model.batcher.fair_share
-    )  # one part after the other, so that others' images are computed in between
+    # one part after the other, so that others' images are computed in between
+    step = model.batcher.fair_share
     for start in range(0, grid * grid, step):
         part = explain.occluded(image, grid, start, min(start + step, grid * grid))
         logits = await model.batcher.submit(part, deadline)

@@ -164,9 +164,8 @@ async def _infer(service: Service, request: Request, name: str, version: str | N
                 asked = await _parsed(service, body, _header_bytes(request), deadline)
                 if asked.timeout is not None:
                     deadline = min(deadline, service.deadline_in(asked.timeout))
-                if not len(
-                    asked.images
-                ):  # an empty batch is answered by empty outputs, as Triton passes it on
+                # an empty batch is answered by empty outputs, as Triton passes it on
+                if not len(asked.images):
                     return _answer(asked, model, np.zeros((0, len(model.card.classes)), np.float32))
                 images = await _pixels(service, asked, model, deadline)
                 answer = model.batcher.submit(images, deadline)

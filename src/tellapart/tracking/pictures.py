@@ -112,7 +112,8 @@ def _write(
         ValueError,
         UnicodeError,
         OSError,
-    ):  # Pillow's bitmap font knows neither anchors nor all characters
+    ):
+        # Pillow's bitmap font knows neither anchors nor all characters
         draw.text(at, text.encode("ascii", "replace").decode(), fill=fill)
 
 

@@ -105,9 +105,8 @@ class TensorBoardTracker:
         packages.require("tensorboard", "tensorboard", "Writing TensorBoard events")
         self._folder, self._resume_step, self._known = pathlib.Path(folder), resume_step, frozenset(known)
         self._writers: dict[str, Any] = {}
-        if (
-            resume_step is not None
-        ):  # each run forgets what comes once more, whether it gets new values or not
+        # each run forgets what comes once more, whether it gets new values or not
+        if resume_step is not None:
             for run in sorted(path.name for path in self._folder.glob("*/") if path.is_dir()):
                 self._writer(run)
 
@@ -225,9 +224,8 @@ class MlflowTracker:
         run = self._open(run_name=run_name)
         files.write_text(path, str(run.info.run_id))
         rows = [(name, str(value)[:500]) for name, value in (params or {}).items()]
-        for start in range(
-            0, len(rows), 100
-        ):  # MLflow takes at most 100 parameters of 500 characters at once
+        # MLflow takes at most 100 parameters of 500 characters at once
+        for start in range(0, len(rows), 100):
             self._try(self._mlflow.log_params, dict(rows[start : start + 100]))
 
     def _open(self, **options: Any) -> Any:
@@ -245,7 +243,7 @@ class MlflowTracker:
             self._failed = True
             if self._warn is not None:
                 self._warn(
-                    f"MLflow takes no more values: {error}. Training goes on; metrics.csv has everything."
+                    f"MLflow no longer accepts values: {error}. Training continues; metrics.csv has all values."
                 )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

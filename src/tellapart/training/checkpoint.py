@@ -78,9 +78,7 @@ def _newest(folder: Path, check: Check | None, damaged: Callable[[Path, str], No
             raise RunError(f"The checkpoint {path} cannot be read: {error.strerror}.") from error
         except MemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # of the archive, of its pickle, of tensors: whatever random bytes can cause
+        except Exception as error:  # of the archive, its pickle, its tensors: whatever random bytes cause
             lines = str(error).strip().splitlines()
             damaged(path, lines[0][:200] if lines else type(error).__name__)
             continue
@@ -93,16 +91,15 @@ def _read(path: Path) -> dict[str, Any]:
         parts = archive.infolist()
         wrong = archive.testzip()  # torch does not compare the sums
     if not parts or min(part.header_offset for part in parts):
-        raise ValueError("something else stands before it")
+        raise ValueError("there is something else before it in the file")
     if any(part.external_attr or part.compress_type != zipfile.ZIP_STORED for part in parts):
-        raise ValueError(
-            "its directory is wrong"
-        )  # torch reads nothing for a part that is marked as a folder
+        # torch reads nothing for a part that is marked as a folder
+        raise ValueError("its directory is wrong")
     if wrong is not None:
-        raise ValueError(f"the check sum of its part {wrong} is wrong")
+        raise ValueError(f"the checksum of its record {wrong} is wrong")
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
-        raise ValueError("it holds no state of a training")
+        raise ValueError("it holds no training state")
     return content
 
 

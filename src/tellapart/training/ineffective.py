@@ -73,7 +73,7 @@ def _one_of(section: str, field: str, *values: object) -> Why:
 
     def why(spec: Spec, facts: Facts) -> str:
         now = getattr(getattr(spec, section), field)
-        return "" if now in values else f"{section}.{field} is {now}, and only {wanted} looks at it"
+        return "" if now in values else f"{section}.{field} is {now}, and only {wanted} uses it"
 
     return why
 
@@ -125,7 +125,7 @@ RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
     (("training.betas",), _optimizer("adam", "adamw", "muon")),
     (
         ("training.early_epochs",),
-        _when(lambda _, f: not f.early, "the network names nothing that trains early only"),
+        _when(lambda _, f: not f.early, "the network has no parameters that train only early"),
     ),
     (("training.size_epochs",), _on("training", "start_size", "images have one size in all epochs")),
     (
@@ -193,7 +193,10 @@ RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
     (("speed.cuda_graphs", "speed.kernel_search"), _NOT_CUDA),
     (
         ("speed.compile", "speed.cuda_graphs"),
-        _when(lambda _, f: f.on_features, "the head trains on features, which is too little work for it"),
+        _when(
+            lambda _, f: f.on_features,
+            "the head trains on features, which takes too little work for it to matter",
+        ),
     ),
 )
 _SWITCHES = ("speed.cuda_graphs", "speed.kernel_search", "speed.compile")
@@ -209,9 +212,8 @@ def without_effect(names: Collection[str], spec: Spec, facts: Facts) -> list[str
             section, _, field = name.partition(".")
             if name not in names or name in told:
                 continue
-            if (
-                section == "augment" and flat[name] == preset[field]
-            ):  # a resolved spec says what was not asked for
+            # a resolved spec says what was not asked for
+            if section == "augment" and flat[name] == preset[field]:
                 continue
             if (name in _SWITCHES and flat[name] != "on") or (
                 name == "input.crop_fraction" and flat[name] == 1

@@ -38,9 +38,8 @@ class Progress:
     )  # epochs and patience that were asked for; empty: unknown
     seconds: float = 0.0  # of training in this epoch, over all processes that had a part in it
     best_scores: dict[str, float] = field(default_factory=dict)
-    sums: list[float] = field(
-        default_factory=list
-    )  # of the epoch: loss, the task's metrics, images; empty: zeros
+    # of the epoch: loss, the task's metrics, images; empty: zeros
+    sums: list[float] = field(default_factory=list)
     window: list[float] = field(default_factory=list)  # since the last logged line
 
     def next_epoch(self) -> None:
@@ -77,7 +76,7 @@ def check(saved: dict[str, Any]) -> None:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     for name in ("model", "optimizer", "schedule", "progress"):
         if not isinstance(saved[name], dict):
-            raise ValueError(f"its part {name} is of another kind")
+            raise ValueError(f"its field {name} has the wrong type")
     Progress(**saved["progress"])
 
 

@@ -186,5 +186,5 @@ def overfitted(plan: Plan, train_accuracy: float, scores: Mapping[str, float]) -
     return (
         f"Training without augmentation ended at {numerals.percent(train_accuracy)} on its own images and "
         f"{numerals.percent(accuracy)} on "
-        f"validation: the network learned images by heart. What can help: {ways}{fewer}."
+        f"validation: the network has memorised its images (overfitting). What can help: {ways}{fewer}."
     )

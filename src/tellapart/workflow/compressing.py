@@ -281,7 +281,9 @@ class _Work:
         changes = {**changes, "training.epochs": epochs, "run.dir": str(place)}
         result = train(spec=update(spec, changes), quiet=self.quiet)
         if result.interrupted:
-            text = f"Interrupted. What is there lies in {self.folder}; to finish this part: tellapart resume {place}"
+            text = (
+                f"Interrupted. Results so far: {self.folder}; to finish this part: tellapart resume {place}"
+            )
             raise Stopped(result.signal or signal.SIGINT, text)
         return result.artifact
 

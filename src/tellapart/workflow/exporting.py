@@ -178,7 +178,7 @@ def _wanted(to: Sequence[str], precision: Sequence[str], options: Options) -> li
     for name in dict.fromkeys(to):
         entry = formats.find(name)
         if options.plain and not entry.plain:
-            raise SpecError(f"{name} has no plain form.")
+            raise SpecError(f"{name} has no plain form; leave out --plain.")
         if options.features and not entry.features:
             able = ", ".join(one.name for one in formats.FORMATS.values() if one.features)
             raise SpecError(f"{name} is not written with features; use --to with one of: {able}.")

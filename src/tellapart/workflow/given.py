@@ -72,7 +72,7 @@ def check_same(folder: Path, source: str, given: Objects | None, samples: Sample
     if found:
         began = f"It began with {source}; this is {given.name}."
         raise RunError(
-            f"This is not the data that {folder} began with: {found}. {began} Give the same, or train anew."
+            f"This is not the data that {folder} began with: {found}. {began} Give the same data, or start a new run."
         )
 
 

@@ -67,9 +67,8 @@ def import_weights(
     target.parent.mkdir(parents=True, exist_ok=True)
     artifact.save(target, network.state_dict(), card)
     with Console(quiet=quiet) as console:
-        described = weights.describe(
-            spec.model.name, where
-        )  # what it says of the images is told as the contract
+        # what it says of the images is told as the contract
+        described = weights.describe(spec.model.name, where)
         for note in (*info.notes[len(described.notes) if described else 0 :], told):
             console.message(note)
     return target

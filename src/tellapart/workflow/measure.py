@@ -75,7 +75,7 @@ def evaluate_set(
 def _tell_of_bad(bad: Sequence[str], console: Console) -> None:
     if bad:
         console.warn(
-            f"{many(len(bad), 'image')} cannot be read, left out of the figures; the first: {bad[0]}"
+            f"Skipped {many(len(bad), 'image')} that cannot be read and so not measured; the first: {bad[0]}"
         )
 
 

@@ -265,12 +265,12 @@ def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
         prepared = setup.prepare(spec, samples, busy.advance)
     if isinstance(prepared.train.store, StreamedStore) and spec.data.cache == "auto":
         console.message(
-            "The decoded images do not fit into the cache (--data.cache-limit, or the disk): they are decoded anew "
+            "The decoded images do not fit into the cache (--data.cache-limit, or the disk): they are decoded again "
             "in each epoch."
         )
     if prepared.bad:
         console.warn(
-            f"{many(len(prepared.bad), 'image')} cannot be read, left out and listed in bad-images.csv; the first: "
+            f"Skipped {many(len(prepared.bad), 'image')} that cannot be read, listed in bad-images.csv; the first: "
             f"{prepared.bad[0].path}: {prepared.bad[0].reason}"
         )
     if prepared.unused_range:
@@ -340,7 +340,9 @@ def _run(
         if text := extending.take_up(trainer, folder):
             console.message(text)
         if trainer.progress.finished:
-            console.message(f"{folder} is finished: nothing is left to train; measured again.")
+            console.message(
+                f"{folder} is finished: there is nothing left to train, so it was only measured again."
+            )
     elif procs.first:
         console.message(headline(prepared, card.architecture.name, plan))
         tracker.image(0, "train/images", training_grid(prepared))
@@ -368,7 +370,7 @@ def _restore(trainer: loop.Trainer, content: dict[str, Any], folder: Path) -> No
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"The checkpoint in {folder} does not fit {runs.SPEC_FILE} there ({error}): was one of them "
-            "changed, or made by another version? Train anew, into another folder."
+            "changed, or made by another version? Start a new run, in another folder."
         ) from error
 
 

@@ -66,7 +66,7 @@ def check_same_samples(folder: Path, prepared: setup.RunData) -> None:
                     raise RunError(
                         f"The data of {folder} is not what it was: line {number + 1} of samples.csv was "
                         f"{theirs.decode(errors='replace').strip()!r} and would be "
-                        f"{ours.decode(errors='replace').strip()!r}. Restore the data, or train anew."
+                        f"{ours.decode(errors='replace').strip()!r}. Restore the data, or start a new run."
                     )
 
 

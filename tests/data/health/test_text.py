@@ -62,8 +62,8 @@ def test_unreadable_files_are_listed_up_to_a_limit(run: Make, good: dict[str, by
     shown = render(found)
     assert sum("empty file" in line for line in shown.splitlines()) == 20
     assert "… and 5 more" in shown
-    assert shown.splitlines()[-1].startswith("The whole lists: --json")
-    assert "The whole lists" not in render(run(good))
+    assert shown.splitlines()[-1].startswith("Full lists: --json")
+    assert "Full lists" not in render(run(good))
 
 
 def test_names_cannot_break_lines_or_colour_the_terminal(run: Make, good: dict[str, bytes]) -> None:

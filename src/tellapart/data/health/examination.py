@@ -45,7 +45,7 @@ def examine(
     rows = np.fromiter(first.values(), dtype=np.int64, count=len(first))
     table, reasons = measure_all(samples, rows, read or samples.read, progress, max_pixels, workers)
     if say:
-        say(f"Looking for duplicates and odd images among {len(rows):,}")
+        say(f"Looking for duplicates and outliers among {len(rows):,}")
     bad = tuple(Bad(image_at(samples, rows[index]), reason) for index, reason in sorted(reasons.items()))
     if reasons:
         fine = np.array([index not in reasons for index in range(len(rows))], dtype=bool)

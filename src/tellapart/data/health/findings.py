@@ -18,9 +18,9 @@ from tellapart.data.sources import lookalikes
 
 # code -> what was found, and what to do about it
 TEXTS: dict[str, tuple[str, str]] = {
-    "no-images": ("There is no image that can be read.", "Check the path and the format of the data."),
+    "no-images": ("No image can be read.", "Check the path and the format of the data."),
     "one-class": ("Fewer than two classes have images.", "A classifier needs two or more."),
-    "no-train": ("There is no train part.", "Put images under train/CLASS/."),
+    "no-train": ("There is no train split.", "Put images under train/CLASS/."),
     "class-empty": ("No readable image at all of: {names}.", "Add images, or remove the class."),
     "class-not-in-train": (
         "No image in train of: {names}.",
@@ -28,7 +28,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "class-missing": (
         "No image in {split} of: {names}.",
-        "Nothing is measured for these classes in {split}; move some of their images there.",
+        "These classes are not measured on {split}; move some of their images there.",
     ),
     "classes-alike": (
         "{count} of names that look alike.",
@@ -73,41 +73,41 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Harmless in small numbers; they count double in training and in the figures.",
     ),
     "search-stopped": (
-        "So many images are alike that not all pairs could be compared.",
-        "The list of near duplicates may lack some.",
+        "So many images look alike that not all pairs could be compared.",
+        "The list of near duplicates may be incomplete.",
     ),
     "unreadable": (
         "{count} cannot be read.",
-        "Training lists them and goes on without (--data.on-bad-image error stops instead).",
+        "Training skips them and lists them in bad-images.csv (--data.on-bad-image error stops instead).",
     ),
     "unusable": (
-        "{count} left out by the reader.",
-        "Mend or remove them; training lists them in bad-images.csv and goes on without.",
+        "The reader skipped {count}.",
+        "Mend or remove them; training skips them and lists them in bad-images.csv.",
     ),
     "grey": (
         "{count} greyscale among colour images.",
-        "They become three equal channels. Look whether one class has most of them.",
+        "They become three equal channels. Check whether most of them are in one class.",
     ),
     "unused-range": (
         "{count} of more than 8 bits with no number above {largest:,.0f} of 65,535: they become nearly black.",
-        "If that is all that their sensor gives, train with --input.range {range}, or --input.range max.",
+        "If that is the full range of the sensor, train with --input.range {range}, or --input.range max.",
     ),
-    "rotated": ("{count} turned by EXIF data.", "They are turned upright, here and in training."),
+    "rotated": ("{count} turned by EXIF data.", "They are turned upright, both here and in training."),
     "extension": (
         "{count} with an extension that is not the format's.",
-        "They are read by their content; other programs may stumble.",
+        "They are read by their content; other programs may fail to open them.",
     ),
     "tiny": (
         "{count} far smaller than the rest.",
-        "Enlarged, they are blurred; look whether they belong.",
+        "Enlarging them blurs them; check whether they belong here.",
     ),
     "conflicts": (
         "{count} with more than one label in the source.",
         "Keep one label, or make one sample of each box with --data.boxes crop.",
     ),
     "suspects": (
-        "{count} unlike the rest, the oddest first.",
-        "Look at them: charts, placeholders and blank pictures do not belong.",
+        "{count} unlike the rest, the most unusual first.",
+        "Look at them: charts, placeholders and blank images do not belong here.",
     ),
 }
 

@@ -43,7 +43,7 @@ def render(health: Health, examples: int = 5) -> str:
         lines += ["", "No problems found."]
     for note in health.notes:
         lines += textwrap.wrap(note, 80, initial_indent="  * ", subsequent_indent="    ")
-    lines += ["", "The whole lists: --json; with pictures: --html FILE"] if is_cut else []
+    lines += ["", "Full lists: --json; with pictures: --html FILE"] if is_cut else []
     return "\n".join(map(_plain, lines))
 
 

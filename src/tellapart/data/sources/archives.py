@@ -53,9 +53,7 @@ def is_archive(path: str) -> bool:
 
 
 def cache_folder(spec: DataSpec) -> str:
-    """Return the folder for downloads and unpacked archives: ``spec.cache_dir`` or the user's cache "
-    "folder.
-    """
+    """Return the folder for downloads and unpacked archives: ``spec.cache_dir`` or the user's cache folder."""
     if spec.cache_dir:
         return os.path.abspath(os.path.expanduser(spec.cache_dir))
     import platformdirs
@@ -213,9 +211,7 @@ def _parts(name: str, path: str) -> list[str]:
 
 
 def _link_target(name: str, target: str, path: str) -> str:
-    """Return where a symbolic link at ``name`` leads, as a path in the archive; raise DataError if "
-    "outside.
-    """
+    """Return where a symbolic link at ``name`` leads, as a path in the archive; raise DataError if outside."""
     target = target.replace("\\", "/")
     parts = [part for part in name.replace("\\", "/").split("/")[:-1] if part not in ("", ".")]
     for part in target.split("/"):

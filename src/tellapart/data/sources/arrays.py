@@ -171,9 +171,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Rebuilds plain values and numpy arrays; refuses every other class or function a pickle names."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return one of the three things that a pickled array needs. Raises UnpicklingError for anything "
-        "else.
-        """
+        """Return one of the three things that a pickled array needs. Raises UnpicklingError for anything else."""
         rebuild = np.empty(0).__reduce__()[0]
         allowed = {
             ("numpy.core.multiarray", "_reconstruct"): rebuild,
@@ -193,9 +191,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 def read_batch(path: str) -> dict[str, Any]:
-    """Return the dictionary of a CIFAR batch file. Raises DataError for anything else than values and "
-    "arrays.
-    """
+    """Return the dictionary of a CIFAR batch file. Raises DataError for anything else than values and arrays."""
     try:
         with open(path, "rb") as stream:
             value = _ArrayUnpickler(stream, encoding="latin1").load()
@@ -207,9 +203,7 @@ def read_batch(path: str) -> dict[str, Any]:
 
 
 def cifar(folder: str) -> Listing:
-    """Return CIFAR-10 or CIFAR-100 (fine labels) from its folder of Python batches; pixels [60000, 32, 32, "
-    "3].
-    """
+    """Return CIFAR-10 or CIFAR-100 (fine labels) from its folder of Python batches; pixels [60000, 32, 32, 3]."""
     hundred = os.path.isfile(os.path.join(folder, "meta"))
     files = (
         {"train": ["train"], "test": ["test"]}

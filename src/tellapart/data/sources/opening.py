@@ -137,9 +137,7 @@ def _title(path: str) -> str:
 
 
 def _known_name(spec: DataSpec, notes: Notes) -> str:
-    """Return the known data set that is meant, or "" for a path; a path of that name wins, and that is "
-    "said.
-    """
+    """Return the known data set that is meant, or "" for a path; a path of that name wins, and that is said."""
     name = known.canonical(spec.source)
     if spec.format == "name":
         if not name:
@@ -346,9 +344,7 @@ def _class_names(listing: Listing, notes: Notes) -> tuple[str, ...]:
 
 
 def _groups(listing: Listing, spec: DataSpec, notes: Notes) -> list[str] | None:
-    """Return the group of each row: a list's column, or what the pattern finds in the path; else its own "
-    "path.
-    """
+    """Return the group of each row: a list's column, or what the pattern finds in the path; else its own path."""
     groups = listing.groups
     if groups is None and spec.group:
         try:
@@ -402,7 +398,7 @@ def _fill_splits(
         ]
         if taken:
             notes(
-                f"The source has no splits: {' and '.join(taken)} taken from its {many(len(rows), 'image')}."
+                f"The source has no splits: held out {' and '.join(taken)} of its {many(len(rows), 'image')}."
             )
     _report_splits(listing.splits, notes)
 
@@ -467,11 +463,11 @@ def _deal(
 def _report_splits(column: Sequence[str], notes: Notes) -> None:
     present = set(column)
     if "train" not in present:
-        notes("There is no train split: good for evaluation only.")
+        notes("There is no train split: this data can only be used for evaluation.")
     elif "val" not in present:
-        notes("There is no validation split: training uses everything, and its last epoch counts.")
+        notes("There is no validation split: training uses all images and keeps the last epoch.")
     if "test" not in present and "val" in present:
-        notes("There is no test split: the final figures will be validation's.")
+        notes("There is no test split: the final figures will be those of validation.")
 
 
 def _report_classes(
@@ -480,7 +476,7 @@ def _report_classes(
     array = _objects(column)
     whole = np.bincount(labels, minlength=len(classes))
     if not whole.all():
-        notes(f"Classes without any sample: {some(classes[k] for k in np.flatnonzero(whole == 0).tolist())}.")
+        notes(f"Classes without any image: {some(classes[k] for k in np.flatnonzero(whole == 0).tolist())}.")
     for split in SPLITS:
         counts = np.bincount(labels[array == split], minlength=len(classes))
         missing = np.flatnonzero((counts == 0) & (whole > 0))

@@ -68,7 +68,7 @@ def check_encoding(name: str) -> str:
         names = sorted({AUTO, *map(_spelt, aliases.values()), *(f"windows-125{n}" for n in range(9))})
         hint = did_you_mean(name.strip().lower(), names).split(" Valid")[0]
         hint = hint if hint.startswith("Did") else f"Usual ones: {_USUAL}; auto guesses."
-        raise DataError(f"data.encoding is {name!r}, which is no encoding of text that Python knows. {hint}")
+        raise DataError(f"data.encoding is {name!r}, which is not a text encoding that Python knows. {hint}")
     return DEFAULT if found.name == "utf-8-sig" else found.name
 
 
@@ -211,7 +211,7 @@ def _strict(content: bytes, codec: str, name: str, says: str) -> str:
     but = f", as {says}" if says else ""
     raise EncodingError(
         f"{printable(name)!r}, line {place}: the bytes {bytes_} are not {codec.upper()} text{but}. Name the file's "
-        f"encoding with --data.encoding ({_USUAL}, …; auto guesses it and says what it took), or save it as "
+        f"encoding with --data.encoding ({_USUAL}, …; auto guesses it and reports its guess), or save it as "
         "UTF-8."
     )
 
@@ -270,7 +270,7 @@ def _detected(content: bytes, name: str, note: Note) -> str:
     text = _fits(content, codec) if codec else None
     if text is None:
         _strict(content, DEFAULT, name, "")  # raises, with the place
-        raise DataError(f"{printable(name)!r} is no text.")
+        raise DataError(f"{printable(name)!r} is not text.")
     note(_telling(name, codec, text))
     return _checked(text, content, name)
 

@@ -287,7 +287,11 @@ def build(
 
 def offline(name: str, root: str, reason: object, download: bool, expected: str = "") -> OfflineError:
     """Return the error that says what to put where."""
-    tried = f"could not be had ({reason})" if download else "is not on this machine, and data.download is off"
+    tried = (
+        f"could not be downloaded ({reason})"
+        if download
+        else "is not on this machine, and data.download is off"
+    )
     advice = "" if download else " Allow the download (--data.download), or"
     return OfflineError(
         f"The data set {name!r} {tried}.{advice or ' Without a network,'} put a copy"

@@ -25,9 +25,8 @@ from tellapart.data.samples import read_file
 from tellapart.data.stores.decoded import Box, Decode, attempt
 
 Item = tuple[str | Pixels, Box]  # a file's path, or pixels; and the box
-Place = tuple[
-    int, tuple[int, ...], str, str
-]  # offset, shape (empty: there are no pixels), hash, what is wrong
+# offset, shape (empty: there are no pixels), hash, what is wrong
+Place = tuple[int, tuple[int, ...], str, str]
 _LENGTH = struct.Struct("<Q")
 
 

@@ -184,9 +184,8 @@ def remove(store: StoreInfo) -> bool:
         if held is not None:
             if not held.certain and time.time() - store.used < _DAY:
                 return False
-            if not held.is_of(
-                store.path / _IN_USE
-            ):  # removed and perhaps built anew by another in this moment
+            # removed and perhaps built anew by another in this moment
+            if not held.is_of(store.path / _IN_USE):
                 return False
         aside = Path(tempfile.mkdtemp(prefix=".removing-", dir=store.path.parent))
         try:

@@ -59,7 +59,7 @@ class StreamedStore:
         if image is None or digest != self.hashes[row]:
             raise DataError(
                 f"{self.samples.file(row)} is not what it was when the run began"
-                f"{f' ({reason})' if reason else ''}. Restore the file, or start anew."
+                f"{f' ({reason})' if reason else ''}. Restore the file, or start a new run."
             )
         return image
 

@@ -311,9 +311,8 @@ def choose(spec: DataSpec, samples: Samples, local: int = 1) -> Workers:
 
 
 def _processes_pay(spec: DataSpec, samples: Samples, available: int) -> bool:
-    python = bool(sys.executable) and not getattr(
-        sys, "frozen", False
-    )  # the program that is frozen starts itself
+    # the program that is frozen starts itself
+    python = bool(sys.executable) and not getattr(sys, "frozen", False)
     possible = python and os.name == "posix" and hasattr(socket, "send_fds")
     if spec.worker_kind == "processes" and not possible:
         raise SpecError(

@@ -205,7 +205,7 @@ def of_teacher(spec: DistillSpec, teacher: TeacherFacts | None) -> list[Choice]:
         return []
     if spec.fingerprint and spec.fingerprint != teacher.digest:
         raise RunError(
-            f"The teacher {teacher.file} is not what it was when this training began. Restore it, or train anew (for "
+            f"The teacher {teacher.file} has changed since this training began. Restore it, or start a new run (for "
             "another teacher, leave distill.fingerprint empty)."
         )
     return [Choice("distill.fingerprint", teacher.digest, "the teacher's file as it is when training begins")]

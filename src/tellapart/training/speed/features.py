@@ -99,9 +99,7 @@ def _obstacle(spec: Spec) -> str:
     if spec.input.views != "one":
         return f"validation averages several views (input.views is {spec.input.views!r})."
     if spec.augment.mixup or spec.augment.cutmix:
-        return (
-            "MixUp and CutMix mix images anew in each step; without them its features would be computed once."
-        )
+        return "MixUp and CutMix mix images differently in each step; without them its features would be computed once."
     changes = changing(spec.augment)
     if changes and not spec.speed.feature_views:
         return (

@@ -128,9 +128,8 @@ class Profile(Callback):
     def _note(self, part: str, seconds: float) -> None:
         if part != "checkpoint":
             self._this_step[part] += seconds
-        elif (
-            self._warm_up < self._step <= self._warm_up + self._timed
-        ):  # written after the step, which it belongs to
+        elif self._warm_up < self._step <= self._warm_up + self._timed:
+            # a checkpoint is written after the step that it belongs to
             self._seconds[part] += seconds
             self._whole += seconds
 

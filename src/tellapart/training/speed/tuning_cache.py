@@ -47,9 +47,8 @@ def clear(cache: Path, older_than: float | None = None) -> tuple[int, int]:
     for path, status in list(_files(cache)):
         if older_than is not None and time.time() - status.st_mtime <= older_than * _DAY:
             continue
-        if (
-            path.suffix != ".json" and time.time() - status.st_mtime < _DAY
-        ):  # another process may be writing it
+        # another process may be writing it
+        if path.suffix != ".json" and time.time() - status.st_mtime < _DAY:
             continue
         with contextlib.suppress(OSError):
             path.unlink()

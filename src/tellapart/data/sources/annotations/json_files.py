@@ -90,7 +90,7 @@ def read_coco(files: Files, source: str) -> Iterator[Entry]:
         raise DataError(f"{printable(source)} is not valid COCO: {error!r}.") from error
     for found in value["annotations"]:
         if not isinstance(found, dict):
-            raise DataError(f"{printable(source)} is not valid COCO: {found!r} is no annotation.")
+            raise DataError(f"{printable(source)} is not valid COCO: {found!r} is not an annotation.")
         if found.get("iscrowd"):
             continue
         entry = _coco_entry(found, entries, names, source)

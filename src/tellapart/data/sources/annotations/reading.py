@@ -64,7 +64,7 @@ def read_annotations(tree: Tree, kind: str, spec: DataSpec, note: Note, only: st
         told = {item.path for item in found.bad}  # with their reason
         bare = sum(image not in found.objects and image not in told for image in tree.images)
         if bare:
-            note(f"{many(bare, 'image')} without an annotation left out.")
+            note(f"Skipped {many(bare, 'image')} without an annotation.")
     _tell(found, kind, note)
     listing = Listing(root=tree.root, bad=found.bad)
     objects = _chosen_labels(found, spec.boxes == "crop", note)
@@ -202,11 +202,11 @@ def _check(found: _Gathered, tree: Tree, kind: str) -> None:
 def _tell(found: _Gathered, kind: str, note: Note) -> None:
     if found.missing:
         note(
-            f"{many(len(found.missing), 'annotation')} without their image left out: {some(found.missing, 3)}."
+            f"Skipped {many(len(found.missing), 'annotation')} whose image is missing: {some(found.missing, 3)}."
         )
     if found.bad:
         note(
-            f"{many(len(found.bad), 'annotation')} that cannot be used left out, listed with the bad images; the "
+            f"Skipped {many(len(found.bad), 'annotation')} that cannot be used, listed with the bad images; the "
             f"first: {found.bad[0].reason}"
         )
     if found.stale:

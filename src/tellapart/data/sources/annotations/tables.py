@@ -31,10 +31,10 @@ def images(
         else:
             listing.add(image, labels.pop(), splits[image])
     if empty:
-        note(f"{many(empty, 'image')} without a labelled box left out.")
+        note(f"Skipped {many(empty, 'image')} without a labelled box.")
     if listing.conflicts:
         note(
-            f"{many(len(listing.conflicts), 'image')} with boxes of more than one label left out "
+            f"Skipped {many(len(listing.conflicts), 'image')} with boxes of more than one label "
             f"({some([c.path for c in listing.conflicts], 3)}). --data.boxes crop makes a sample of each box."
         )
     return listing
@@ -47,9 +47,7 @@ def crops(
     relative: set[str],
     note: Note,
 ) -> Listing:
-    """Fill the listing with one row for each box; the same box twice is one row, with two labels a "
-    "conflict.
-    """
+    """Fill the listing with one row for each box; the same box twice is one row, with two labels a conflict."""
     listing.boxes = []
     empty = hollow = 0
     for image, found in sorted(objects.items()):
@@ -70,18 +68,17 @@ def crops(
             else:
                 listing.add(image, names.pop(), splits[image])
                 listing.boxes.append(boxes[key])
-    for number, text in ((empty, "image"), (hollow, "box")):
+    empties = ((empty, "image without a box", "images without boxes"), (hollow, "empty box", "empty boxes"))
+    for number, one, several in empties:
         if number:
-            note(f"{many(number, text, 'boxes' if text == 'box' else '')} without content left out.")
+            note(f"Skipped {many(number, one, several)}.")
     if listing.conflicts:
-        note(f"{many(len(listing.conflicts), 'box', 'boxes')} with more than one label left out.")
+        note(f"Skipped {many(len(listing.conflicts), 'box', 'boxes')} with more than one label.")
     return listing
 
 
 def _upright_size(listing: Listing, image: str) -> tuple[int, int] | None:
-    """Return width and height after EXIF orientation, or None if unreadable (decoding will list the "
-    "image).
-    """
+    """Return width and height after EXIF orientation, or None if unreadable (decoding will list the image)."""
     try:
         with Image.open(os.path.join(listing.root, image)) as opened:
             width, height = opened.size

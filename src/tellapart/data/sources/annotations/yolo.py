@@ -147,9 +147,8 @@ def _yaml_names(files: Files, path: str, note: Note) -> dict[int, str]:
         names = {str(key): name for key, name in enumerate(names)}
     if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
         return {}
-    if not all(
-        isinstance(name, str) for name in names.values()
-    ):  # writing out what aliases hold could never end
+    # writing out what aliases hold could never end
+    if not all(isinstance(name, str) for name in names.values()):
         raise DataError(
             f"{printable(files.path(path))!r}: names must be a list of words, or of numbers and words."
         )

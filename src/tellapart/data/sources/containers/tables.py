@@ -105,7 +105,7 @@ def _one_configuration(root: str, tables: Sequence[tuple[str, str]]) -> None:
     unknown = [path for path, split in tables if not split]
     if unknown and len(unknown) < len(tables):
         raise DataError(
-            f"The names of some tables in {printable(root)!r} say no split: {some(unknown)}. Rename them to "
+            f"The names of some tables in {printable(root)!r} name no split: {some(unknown)}. Rename them to "
             "train-…, val-… or test-…, or give a folder without them."
         )
 

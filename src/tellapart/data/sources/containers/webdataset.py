@@ -40,7 +40,7 @@ def expand(source: str) -> list[str]:
     first, last = int(found[1]), int(found[2])
     if last < first or last - first > 100_000:
         raise DataError(
-            f"{printable(source)!r}: {found[0]} is no range of shards; expected like {{000..012}}."
+            f"{printable(source)!r}: {found[0]} is not a range of shards; expected something like {{000..012}}."
         )
     names = [f"{number:0{len(found[1])}d}" for number in range(first, last + 1)]
     return [source[: found.start()] + name + source[found.end() :] for name in names]

@@ -58,7 +58,7 @@ def read_folder(tree: Tree, note: Note, classes_only: bool = False) -> Listing:
     base = folder_tree.find_base(node, tree.root)
     for prefix in _above(base):
         for name, count in _siblings(folder_tree.at(node, prefix[0]), prefix[1]):
-            note(f"{many(count, 'image')} in {printable(name)} left out: they lie outside {printable(base)}.")
+            note(f"Skipped {many(count, 'image')} in {printable(name)}: they lie outside {printable(base)}.")
     node = folder_tree.at(node, base)
     splits = folder_tree.find_splits(node, os.path.join(tree.root, base))
     if splits:
@@ -91,7 +91,7 @@ def _read_splits(tree: Tree, base: str, node: Node, splits: Mapping[str, str], n
     for _, why in folder_tree.left_over(node.inner, list(splits)):
         note(why)
     if node.direct:
-        note(f"{many(node.direct, 'image')} in the top folder without a class folder left out.")
+        note(f"Skipped {many(node.direct, 'image')} in the top folder, outside of class folders.")
     return _collect(tree, base, parts, splits, note)
 
 
@@ -103,16 +103,16 @@ def _read_classes(tree: Tree, base: str, node: Node, note: Note) -> Listing:
         raise _no_classes(tree, base)
     for name in sorted(out):
         note(
-            f"{many(node.inner[name].total, 'image')} in {printable(name)}/ left out: no class folder says what "
+            f"Skipped {many(node.inner[name].total, 'image')} in {printable(name)}/: no class folder says what "
             "they show. (--data.format classes takes the folder as a class.)"
         )
     for name in sorted(copies):
         note(
-            f"{many(node.inner[name].total, 'image')} in {printable(name)}/ left out: its folders are named like those "
+            f"Skipped {many(node.inner[name].total, 'image')} in {printable(name)}/: its folders are named like those "
             "beside it, as in a copy. (--data.format classes takes it as a class.)"
         )
     if node.direct:
-        note(f"{many(node.direct, 'image')} in the top folder without a class folder left out.")
+        note(f"Skipped {many(node.direct, 'image')} in the top folder, outside of class folders.")
     nested = [f"{name}/{inner}" for name, child in classes.items() for inner in child.inner]
     if len(nested) > len(classes) and not any(child.direct for child in classes.values()):
         note(
@@ -172,7 +172,7 @@ def _collect(
         listing.add(path, names[label], splits[top])
     for top, number in sorted(loose.items()):
         if top and number:
-            note(f"{many(number, 'image')} in {printable(top)}/ without a class folder left out.")
+            note(f"Skipped {many(number, 'image')} in {printable(top)}/ outside of class folders.")
     for text in lookalikes.merged(names):
         note(text)
     if not any_name and folder_tree.only_containers(names):
@@ -183,7 +183,7 @@ def _collect(
 
 def _end(tree: Tree, note: Note) -> None:
     if tree.others:
-        note(f"{many(len(tree.others), 'file that is no image', 'files that are no images')} ignored.")
+        note(f"{many(len(tree.others), 'file that is not an image', 'files that are not images')} ignored.")
 
 
 def _no_classes(tree: Tree, base: str) -> DataError:

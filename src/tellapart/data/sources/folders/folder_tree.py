@@ -321,12 +321,12 @@ def left_over(tops: Mapping[str, Node], taken: Iterable[str]) -> Iterator[tuple[
             continue
         count = many(node.total, "image")
         if not _holds_classes(parts[name]):
-            yield name, f"{count} in {printable(name)}/ left out: no class folder says what they show."
+            yield name, f"Skipped {count} in {printable(name)}/: no class folder says what they show."
         elif not is_container(name) and any(parts[name].alike(part) for part in chosen):
             yield (
                 name,
-                f"{count} in {printable(name)}/ left out: it holds the same class folders, but its name says no "
+                f"Skipped {count} in {printable(name)}/: it holds the same class folders, but its name says no "
                 f"split. --data.train, --data.val or --data.test {printable(name)} takes it.",
             )
         else:
-            yield name, f"{count} in {printable(name)}/ left out: it is no split."
+            yield name, f"Skipped {count} in {printable(name)}/: it is not a split."

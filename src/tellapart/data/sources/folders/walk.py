@@ -117,9 +117,9 @@ def walk(root: str, note: Note) -> Tree:
     tree.images.sort()
     tree.others.sort()
     for names, text in (
-        (unread, "Folders that cannot be read were left out"),
-        (loops, "Links to folders that were visited already were not followed"),
-        (special, "Entries that are no ordinary files were left out"),
+        (unread, "Skipped folders that cannot be read"),
+        (loops, "Did not follow links to folders that were visited already"),
+        (special, "Skipped entries that are not regular files"),
     ):
         if names:
             note(f"{text}: {some(sorted(names))}.")

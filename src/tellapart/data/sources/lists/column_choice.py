@@ -362,7 +362,7 @@ def _folds(table: Table, column: str, cells: set[str], note: Note) -> dict[str, 
         return None
     note(
         f"The column {printable(column)!r} holds the folds {some(map(str, folds), 12)}: fold {folds[0]} is val, the "
-        "others are train. (--data.split-column none deals anew.)"
+        "others are train. (--data.split-column none ignores it and makes new splits.)"
     )
     found = {
         cell: "test" if number < 0 else "val" if number == folds[0] else "train"

@@ -36,9 +36,8 @@ class Table:
     columns: list[str]
     rows: list[tuple[int, Mapping[str, Any]]] = field(repr=False)
     header: bool = True
-    doubled: frozenset[str] = (
-        frozenset()
-    )  # names that a number was put behind, as they are in the head already
+    # names that a number was put behind, as they are in the head already
+    doubled: frozenset[str] = frozenset()
 
     def cells(self, column: str, limit: int | None = None) -> list[str]:
         """Return the text of a column's cells (of the first ``limit`` rows)."""
@@ -149,7 +148,9 @@ def _text_table(text: str, path: str) -> Table:
             continue
         found = _TEXT_LINE.fullmatch(line.strip())
         if found is None:
-            raise DataError(f"{printable(path)}, line {number}: {line.strip()[:60]!r} is no path and label.")
+            raise DataError(
+                f"{printable(path)}, line {number}: {line.strip()[:60]!r} is not a path and a label."
+            )
         rows.append((number, {"1": found["path"], "2": found["label"]}))
     if not rows:
         raise DataError(f"{printable(path)!r} is empty.")

@@ -214,7 +214,7 @@ def _say_unlisted(whole: Listing, tree: Tree, note: Note) -> None:
     places = Counter(f"{os.path.dirname(path)}/".lstrip("/") for path in tree.images if path not in named)
     if whole.root == tree.root and places:
         shown = some((place or "the top folder" for place, _ in places.most_common()), 3)
-        note(f"{many(sum(places.values()), 'image')} that no list gives a label left out (in {shown}).")
+        note(f"Skipped {many(sum(places.values()), 'image')} that no list gives a label (in {shown}).")
 
 
 def _extend(whole: Listing, part: Listing) -> None:
@@ -248,11 +248,11 @@ def _keep_last(whole: Listing, note: Note) -> None:
     torn = {path for path, names in labels.items() if len(names) > 1}
     rows = [row for path, row in best.items() if path not in torn]
     note(
-        f"{many(len(whole.paths) - len(best), 'row')} of images that several lists name left out: each image counts in "
+        f"Skipped {many(len(whole.paths) - len(best), 'row')} of images that several lists name: each image counts in "
         "the last of train, val, test only."
     )
     if torn:
-        note(f"{many(len(torn), 'image')} with different labels in several lists left out.")
+        note(f"Skipped {many(len(torn), 'image')} with different labels in several lists.")
     _keep(whole, rows)
 
 

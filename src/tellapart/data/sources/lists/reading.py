@@ -159,11 +159,11 @@ def _rows(found: Plan, note: Note) -> list[_Row]:
         if row is not None:
             rows.append(row)
     if empty[""]:
-        note(f"{many(empty.pop(''), 'row')} without a path or a label left out.")
+        note(f"Skipped {many(empty.pop(''), 'row')} without a path or a label.")
     words = [word for word in sorted(empty) if word]
     if words:
         note(
-            f"{many(sum(empty[word] for word in words), 'row')} left out, whose label is {some(map(repr, words))}: no "
+            f"Skipped {many(sum(empty[word] for word in words), 'row')} whose label is {some(map(repr, words))}: no "
             "label is known."
         )
     doubtful = {row.label for row in rows if row.label.casefold() in ("none", "null", "unknown", "?", "-")}
@@ -260,7 +260,7 @@ def _add(listing: Listing, row: _Row, split: str) -> None:
 def _report(left: Counter[str], conflicts: int, crossing: int, note: Note) -> None:
     if conflicts:
         note(
-            f"{many(conflicts, 'image')} listed with more than one label left out "
+            f"Skipped {many(conflicts, 'image')} listed with more than one label "
             f"({many(left['conflict'], 'row')})."
         )
     if left["duplicate"]:

@@ -112,9 +112,8 @@ class Objects:
             result = self._of_files(notes)
         else:
             result = self._of_tables(spec, notes)
-        known = {
-            kinds.known_name(part) for part in self.parts.values()
-        }  # what is chosen by it is chosen here too
+        # what is chosen by it is chosen here too
+        known = {kinds.known_name(part) for part in self.parts.values()}
         result.name = (known.pop() if len(known) == 1 else "") or self.name[len(MARK) :]
         return result
 
@@ -151,9 +150,9 @@ class Objects:
                     "the second as the label."
                 )
             if without:
-                notes(f"{many(without, 'image')} of {reader.part.title} without a label left out.")
+                notes(f"Skipped {many(without, 'image')} of {reader.part.title} without a label.")
             if read.lost:
-                notes(f"{many(len(read.lost), 'image')} of {reader.part.title} cannot be read and left out.")
+                notes(f"Skipped {many(len(read.lost), 'image')} of {reader.part.title} that cannot be read.")
         result.items = Gathered(places, hashes)
         result.keys = np.arange(len(places), dtype=np.int64)
         result.classes = self._order({reader.part.names for reader, _ in self._read.values()}, result, every)

@@ -134,7 +134,7 @@ class Reader:
             raise
         except Exception as error:
             raise DataError(
-                f"{self.part.title}: index {index} cannot be had: {type(error).__name__}: {error}"
+                f"{self.part.title}: index {index} could not be loaded: {type(error).__name__}: {error}"
             ) from error
         if isinstance(item, Mapping):
             return self._of_mapping(item)
