@@ -140,14 +140,11 @@ class EnoughError(Exception):
     """Enough steps were taken."""
 
 
-class Steps(contextlib.AbstractContextManager["Steps"]):
-    """Sits where the training loop has its profile; measures steps after a warm-up and then ends the loop."""
+class Steps:
+    """Measures steps after a warm-up and then ends the loop; made a callback by `training_rate`."""
 
     def __init__(self, warm_up: int, steps: int) -> None:
         self.warm_up, self.steps, self.done, self.seconds = warm_up, steps, 0, 0.0
-
-    def __exit__(self, *_: object) -> None: ...
-    def attach(self, trainer: Any) -> None: ...
 
     def stepped(self) -> None:
         self.done += 1
@@ -179,12 +176,22 @@ def trainer(prepared: Any, steps: int, folder: Path) -> Any:
 
 def training_rate(trainer: Any, steps: int, warm_up: int = WARM_UP) -> float:
     """Return images a second of ``steps`` steps of a loop, as it runs in training, from the start of an epoch."""
+    from tellapart.training.callbacks import Callback, Callbacks
     from tellapart.training.progress import Progress
 
-    trainer.progress, trainer.profile = Progress(), Steps(warm_up, steps)
+    measured = Steps(warm_up, steps)
+
+    class Measuring(Callback):
+        """Counts the steps."""
+
+        def after_step(self, outcome: Any) -> None:
+            measured.stepped()
+
+    trainer.progress = Progress()
+    trainer.callbacks = Callbacks([*trainer.callbacks.members.values(), Measuring()])
     with contextlib.suppress(EnoughError):
         trainer.run()
-    return float(trainer.training.batch_size * steps / trainer.profile.seconds)
+    return float(trainer.training.batch_size * steps / measured.seconds)
 
 
 def bare_step(

@@ -41,8 +41,9 @@ from tellapart.data.sources import opening
 from tellapart.devices import tune_allocator
 from tellapart.packages import require
 from tellapart.spec import Spec, update
-from tellapart.training import probe, setup
+from tellapart.training import setup
 from tellapart.training.distributed import Processes
+from tellapart.training.speed import autotune
 
 SIZE = 224
 PEERS = ("fastai", "lightning", "ultralytics", "transformers")
@@ -80,7 +81,7 @@ def tellapart_ways(args: argparse.Namespace, cache: str) -> dict[str, Measure]:
     samples = opening.open_source(spec.data, lambda text: None)
     prepared = setup.prepare(spec, samples, lambda count: None)
     model = setup.build_model(prepared)[0]
-    chosen = probe.choose(
+    chosen = autotune.choose(
         dataclasses.replace(prepared, train=common.repeated(prepared.train, 32 * args.batch)),
         model,
         Processes(0, 1, common.device()),

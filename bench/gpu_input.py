@@ -35,7 +35,7 @@ from tellapart.data.sources import opening
 from tellapart.devices import AMP_DTYPES, release, tune_allocator
 from tellapart.spec import Spec, update
 from tellapart.training import setup
-from tellapart.training.compiled import Compiled
+from tellapart.training.speed.compiled import Compiled
 
 INPUTS: dict[str, dict[str, Any]] = {
     "resident": {},
@@ -55,7 +55,7 @@ Found = tuple[
 ]  # images a second; MiB allocated and reserved at most, NaN where nobody knows
 
 
-def prepared(args: argparse.Namespace, data: Path, cache: Path, **changes: Any) -> setup.Prepared:
+def prepared(args: argparse.Namespace, data: Path, cache: Path, **changes: Any) -> setup.RunData:
     """Return the photographs with the augmentation that all sides have, of which the first run fills the store."""
     chosen = {
         "data.source": str(data),
@@ -99,16 +99,16 @@ def measured(work: Callable[[], float]) -> Found:
         release(device)
 
 
-def training(ready: setup.Prepared, steps: int, warm_up: int, folder: Path) -> float:
+def training(ready: setup.RunData, steps: int, warm_up: int, folder: Path) -> float:
     """Return images a second of tellapart's loop."""
     return common.training_rate(common.trainer(ready, steps + warm_up, folder), steps, warm_up)
 
 
-def bare(ready: setup.Prepared, steps: int, warm_up: int, folder: Path) -> float:
+def bare(ready: setup.RunData, steps: int, warm_up: int, folder: Path) -> float:
     """Return images a second of bare steps of the network and optimizer that the loop has."""
     alone = dataclasses.replace(ready, spec=update(ready.spec, {"speed.on_device": False}))
     trainer = common.trainer(alone, 1, folder)
-    trainer._set_stage()  # all layers train
+    trainer.set_stage()  # all layers train
     plan, device, contract = trainer.plan, common.device(), ready.contract
     batch = ready.spec.training.batch_size
     images = torch.randn(batch, contract.channels, contract.size, contract.size, device=device)

@@ -88,7 +88,7 @@ def their_loop(images: np.ndarray, labels: np.ndarray, spec: Spec, workers: int)
     return time.perf_counter() - started
 
 
-def our_loop(prepared: setup.Prepared) -> float:
+def our_loop(prepared: setup.RunData) -> float:
     """Return the seconds that tellapart's loop takes for one epoch, its checkpoint included."""
     model, _, _ = setup.build_model(prepared)
     processes = Processes(0, 1, common.device())

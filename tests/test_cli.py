@@ -461,7 +461,7 @@ def test_find_lr(trained: Any, call: Call) -> None:
 
 def test_a_rate_that_cannot_be_found_is_1(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from tellapart import workflow
-    from tellapart.training.lr_finder import LrCurve
+    from tellapart.training.methods.lr_finder import LrCurve
 
     monkeypatch.setattr(
         workflow, "find_lr", lambda *_, **__: LrCurve((0.1, 1.0), (2.0, 3.0), (2.0, 3.0), None)

@@ -23,7 +23,7 @@ from tellapart import runs, workflow
 from tellapart.errors import ArtifactError, DataError, ModelError, RunError, SpecError
 from tellapart.preprocess import load
 from tellapart.spec import DataSpec, Spec, update
-from tellapart.training import objectives
+from tellapart.training import task
 
 TINY: dict[str, Any] = {
     "model": {"name": "simple-cnn"},
@@ -417,17 +417,17 @@ def test_ctrl_c_loses_nothing(
     changes = {"training.epochs": 2, "model.dropout": 0.2, "augment.preset": "cifar"}
     uncut = train(data, tmp_path / "uncut", **changes)
     steps = 0
-    prepare = objectives.Supervised.prepare
+    inputs = task.Classification.inputs
 
     def count(self: Any, *words: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == 3:
             signal.raise_signal(signal.SIGINT)
-        return prepare(self, *words)
+        return inputs(self, *words)
 
     with monkeypatch.context() as patch:
-        patch.setattr(objectives.Supervised, "prepare", count)
+        patch.setattr(task.Classification, "inputs", count)
         cut = train(data, tmp_path / "cut", **changes)
     assert steps == 3, "the step is finished, and no other begun"
     assert cut.interrupted

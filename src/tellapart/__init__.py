@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from tellapart.artifact import open_model
     from tellapart.errors import TellapartError, UserError
     from tellapart.spec import Spec
+    from tellapart.training.callbacks import Callback
     from tellapart.workflow import check, compare, evaluate, find_lr, load, report, resume, train
 
 _WHERE = {
+    "Callback": "training.callbacks",
     "Spec": "spec",
     "TellapartError": "errors",
     "UserError": "errors",
@@ -28,6 +30,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Callback",
     "Spec",
     "TellapartError",
     "UserError",

@@ -135,7 +135,7 @@ _ELSEWHERE = {
 }
 
 
-def _meant(value: Any, valid: list[str]) -> list[str]:
+def meant(value: Any, valid: list[str]) -> list[str]:
     """Return the choice that another program calls ``value``, where there is one."""
     word = "".join(letter for letter in str(value).casefold() if letter not in "-_ ")
     word = word.removeprefix("torch.").removeprefix("optim.").removeprefix("nn.").removeprefix("lrscheduler.")
@@ -166,7 +166,7 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         if not any(value == choice and type(value) is type(choice) for choice in choices):
             valid = [str(choice) for choice in choices]
             raise SpecError(
-                f"{name} is {value!r}. {did_you_mean(str(value), valid, meant=_meant(value, valid))}"
+                f"{name} is {value!r}. {did_you_mean(str(value), valid, meant=meant(value, valid))}"
             )
         return value
     if origin in (types.UnionType, typing.Union):

@@ -320,8 +320,8 @@ class TrainingSpec(Section, prefix="training."):
     """Early stopping: epochs without a better best-metric; 0: off."""
     min_delta: NonNegative = 0.0
     """Early stopping: what counts as better."""
-    best_metric: Literal["accuracy", "macro-f1", "balanced-accuracy", "loss"] = "accuracy"
-    """The validation figure by which the best epoch is chosen."""
+    best_metric: str = "accuracy"
+    """The validation figure by which the best epoch is chosen: accuracy, macro-f1, balanced-accuracy or loss."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Mixed precision by torch.amp; fp16 with a gradient scaler. auto: bf16 where speed.probe finds it faster."""
     device: str = "auto"

@@ -106,7 +106,7 @@ class Recorder:
 class Bench:
     """A trainer that has not begun, with everything that it was made from."""
 
-    prepared: setup.Prepared
+    prepared: setup.RunData
     plan: Any
     trainer: Trainer
     recorder: Recorder

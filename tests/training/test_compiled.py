@@ -15,9 +15,10 @@ import torch
 
 from tellapart.models.whitened_cnn import WhitenedCNN
 from tellapart.spec import Spec, flatten, update
-from tellapart.training import compiled, setup
-from tellapart.training.compiled import Compiled, Graphs, can_compile
+from tellapart.training import setup
 from tellapart.training.distributed import Processes
+from tellapart.training.speed import compiled
+from tellapart.training.speed.compiled import Compiled, Graphs, can_compile
 
 CPU = torch.device("cpu")
 

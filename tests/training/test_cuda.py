@@ -18,7 +18,7 @@ from tellapart.data.loader import batches
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import AugmentSpec
 from tellapart.training import checkpoint
-from tellapart.training.compiled import Compiled
+from tellapart.training.speed.compiled import Compiled
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CUDA = torch.device("cuda")
@@ -200,7 +200,7 @@ def test_no_step_waits_for_the_device(build: Any, pictures: Any) -> None:
         pictures(), device="cuda", **{"training.epochs": 2, "run.log_every": 1, "augment.hflip": 0.5}
     )
     stepper = bench.trainer.stepper
-    bench.trainer._set_stage()
+    bench.trainer.set_stage()
     order = np.arange(16, dtype=np.int64)
     for index, batch in batches(bench.plan.train, order, 8, device=CUDA):
         stepper.take(batch, index, True)  # libraries prepare themselves

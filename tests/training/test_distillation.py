@@ -14,8 +14,8 @@ from tellapart.contract import Card, Preprocessing
 from tellapart.errors import ModelError, RunError, SpecError
 from tellapart.models import zoo
 from tellapart.spec import Spec, update
-from tellapart.training import distillation
-from tellapart.training.objectives import Prepared
+from tellapart.training.methods import distillation
+from tellapart.training.task import Batch
 
 CLASSES = ("class 0", "class 1", "class 2")
 
@@ -60,8 +60,8 @@ def test_the_loss_has_the_three_parts(
     spec = {"distill.teacher": str(teacher), "distill.weight": 0.7, "distill.temperature": 2.0}
     bench = build(pictures((5, 5, 5)), **spec, **{"distill.features": 3.0, "model.name": "simple-cnn"})
     images, labels = bench.inputs()
-    objective, model = bench.plan.objective, bench.model.eval()
-    losses, right = objective(model, Prepared(images, labels, labels))
+    task, model = bench.plan.task, bench.model.eval()
+    losses, sums = task.loss(model, Batch(images, labels, labels))
     pixels = (images * torch.tensor(bench.prepared.contract.std).view(3, 1, 1)) + torch.tensor(
         bench.prepared.contract.mean
     ).view(3, 1, 1)
@@ -73,15 +73,15 @@ def test_the_loss_has_the_three_parts(
     assert ours is None
     hard = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     soft = distillation.soft_labels(logits, taught, 2.0)
-    without = dataclasses.replace(objective.spec, features=0.0)
-    plain = distillation.Distilled(objective, without, model, bench.prepared.contract, CLASSES)
-    got, _ = plain(model, Prepared(images, labels, labels))
+    without = dataclasses.replace(task.spec, features=0.0)
+    plain = distillation.Distillation(task, without, model, bench.prepared.contract, CLASSES)
+    got, _ = plain.loss(model, Batch(images, labels, labels))
     torch.testing.assert_close(got, 0.7 * soft + 0.3 * hard, rtol=1e-4, atol=1e-5)
-    assert int(right) == int((logits.argmax(1) == labels).sum())
+    assert int(sums["accuracy"]) == int((logits.argmax(1) == labels).sum())
     # Features: at 8 pixels the student's convolution before its pooling, and so on; by the definition.
-    assert objective.attention.pairs[0] == ("block1.conv", "stage1", 8)
+    assert task.attention.pairs[0] == ("block1.conv", "stage1", 8)
     found = {}
-    pairs = objective.attention.pairs
+    pairs = task.attention.pairs
     handles = [
         net.get_submodule(path).register_forward_hook(
             lambda m, i, o, key=(who, place): found.update({key: o})
@@ -102,7 +102,7 @@ def test_the_loss_has_the_three_parts(
         distance += (q[0] - q[1]).pow(2).sum(1)
     torch.testing.assert_close(losses, 0.7 * soft + 0.3 * hard + 3 * distance, rtol=1e-4, atol=1e-4)
     losses.sum().backward()
-    assert all(parameter.grad is None for parameter in objective.teacher.model.parameters())
+    assert all(parameter.grad is None for parameter in task.teacher.model.parameters())
     assert model.block1.conv.weight.grad is not None
 
 
@@ -121,9 +121,7 @@ def test_a_student_alone_with_its_teacher_becomes_like_it(
     def agreement(model: torch.nn.Module) -> float:
         with torch.no_grad():
             return float(
-                (bench.plan.objective.teacher(images).argmax(1) == model.eval()(images).argmax(1))
-                .float()
-                .mean()
+                (bench.plan.task.teacher(images).argmax(1) == model.eval()(images).argmax(1)).float().mean()
             )
 
     before = agreement(bench.start)
@@ -196,7 +194,7 @@ def test_a_resumed_run_is_the_uncut_one(
 def test_a_frozen_backbone_runs_in_every_epoch(
     build: Callable[..., Any], pictures: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from tellapart.training import features
+    from tellapart.training.speed import features
 
     file = write_teacher(tmp_path / "teacher")
     spec = update(Spec(), {"model.finetune": "head", "distill.teacher": str(file)})

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tellapart.errors import RunError
-from tellapart.training.ema import Ema
+from tellapart.training.methods.ema import Ema
 
 
 class Net(nn.Module):

@@ -23,8 +23,10 @@ import torch
 from tellapart.errors import CacheError
 from tellapart.models import frozen
 from tellapart.preprocess import normalise
-from tellapart.training import checkpoint, features
+from tellapart.training import checkpoint
 from tellapart.training.distributed import Processes
+from tellapart.training.speed import features
+from tellapart.training.task import Task
 
 
 class Screen:
@@ -226,7 +228,7 @@ def test_views_are_augmented_images(samples: Any, changes: dict[str, Any], build
 
 def test_each_step_draws_a_view_of_each_image() -> None:
     values = torch.arange(6 * 3).reshape(6, 3, 1).float()
-    objective = features.OnFeatures(None, 3)  # type: ignore[arg-type]
+    task = features.OnFeatures(Task(), 3)
 
     def batch(start: int, stop: int) -> Any:
         return SimpleNamespace(
@@ -235,9 +237,9 @@ def test_each_step_draws_a_view_of_each_image() -> None:
 
     seen = set()
     for seed in range(40):
-        whole = objective.prepare(batch(0, 6), torch.Generator().manual_seed(seed), 9).images
+        whole = task.inputs(batch(0, 6), torch.Generator().manual_seed(seed), 9).images
         parts = [
-            objective.prepare(batch(a, b), torch.Generator().manual_seed(seed), 9).images
+            task.inputs(batch(a, b), torch.Generator().manual_seed(seed), 9).images
             for a, b in ((0, 4), (4, 6))
         ]
         assert torch.equal(torch.cat(parts), whole)  # two processes draw what one does

@@ -22,6 +22,8 @@ from torch.optim import lr_scheduler
 
 from tellapart.errors import TrainingError
 from tellapart.training import checkpoint, sampling
+from tellapart.training.methods import lr_finder
+from tellapart.training.task import Task
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -324,7 +326,7 @@ def test_stops_early_and_keeps_the_epoch_that_one_counts_by_hand(
 ) -> None:  # fmt: skip
     changes = {"training.patience": patience, "training.min_delta": min_delta, "training.best_metric": metric}
     bench = build(pictures((3, 3), (1, 1)), **{"training.epochs": len(values), **changes})
-    bench.trainer.chooser.counts = np.array([5000, 5000])
+    bench.trainer.best_epoch.chooser.counts = np.array([5000, 5000])
     other = {"accuracy": 0.0, "macro-f1": 0.0, "balanced-accuracy": 0.0, "loss": 1.0}
     _script(bench, [{**other, metric: value} for value in values])
     progress = bench.trainer.run()
@@ -343,7 +345,7 @@ def test_stops_early_and_keeps_the_epoch_that_one_counts_by_hand(
 
 def test_a_validation_loss_that_is_no_number_is_said_and_never_best(pictures: Any, build: Any) -> None:
     bench = build(pictures((3, 3), (1, 1)), **{"training.epochs": 3})
-    bench.trainer.chooser.counts = np.array([5000, 5000])
+    bench.trainer.best_epoch.chooser.counts = np.array([5000, 5000])
     other = {"macro-f1": 0.0, "balanced-accuracy": 0.0}
     _script(
         bench, [{**other, "accuracy": 0.7, "loss": 1.0}, {**other, "accuracy": 0.9, "loss": math.nan}] * 2
@@ -426,21 +428,24 @@ def _onednn_error() -> BaseException:
 ERRORS = {"cuda": _cuda_error, "cpu": _cpu_error, "python": MemoryError, "onednn": _onednn_error}
 
 
-class Hungry:
-    """An objective that has no memory for more than ``limit`` images, in preparing or in computing."""
+class Hungry(Task):
+    """A task that has no memory for more than ``limit`` images, in preparing or in computing."""
 
-    def __init__(self, objective: Any, limit: int, error: Callable[[], BaseException], where: str) -> None:
-        self.objective, self.limit, self.error, self.where = objective, limit, error, where
+    metrics = ("accuracy",)
+
+    def __init__(self, task: Any, limit: int, error: Callable[[], BaseException], where: str) -> None:
+        super().__init__()
+        self.task, self.limit, self.error, self.where = task, limit, error, where
         self.failures = 0
 
-    def prepare(self, batch: Any, generator: torch.Generator, micro: int) -> Any:
-        if self.where == "prepare" and min(micro, len(batch.labels)) > self.limit:
+    def inputs(self, batch: Any, generator: torch.Generator, micro: int) -> Any:
+        if self.where == "inputs" and min(micro, len(batch.labels)) > self.limit:
             self.failures += 1
             raise self.error()
-        return self.objective.prepare(batch, generator, micro)
+        return self.task.inputs(batch, generator, micro)
 
-    def __call__(self, model: torch.nn.Module, batch: Any) -> Any:
-        result = self.objective(model, batch)  # the forward pass has moved batch norms' statistics by now
+    def loss(self, model: torch.nn.Module, batch: Any) -> Any:
+        result = self.task.loss(model, batch)  # the forward pass has moved batch norms' statistics by now
         if self.where == "forward" and len(batch) > self.limit:
             self.failures += 1
             raise self.error()
@@ -463,8 +468,8 @@ class _FailInBackward(torch.autograd.Function):
 
 
 def _hungry(bench: Any, limit: int, error: Callable[[], BaseException], where: str) -> Hungry:
-    hungry = Hungry(bench.plan.objective, limit, error, where)
-    bench.plan.objective = hungry
+    hungry = Hungry(bench.plan.task, limit, error, where)
+    bench.plan.task = hungry
     if where == "backward":
         bench.model.block2.register_forward_hook(
             lambda module, args, output: (
@@ -474,7 +479,7 @@ def _hungry(bench: Any, limit: int, error: Callable[[], BaseException], where: s
     return hungry
 
 
-@pytest.mark.parametrize("where", ["prepare", "forward", "backward"])
+@pytest.mark.parametrize("where", ["inputs", "forward", "backward"])
 @pytest.mark.parametrize("error", ERRORS)
 def test_out_of_memory_halves_the_micro_batch(
     error: str, where: str, pictures: Any, build: Any, difference: Any
@@ -864,7 +869,7 @@ def test_fp16_clips_the_true_gradient_and_resumes_its_scale(
 def _labels_of_each_epoch(bench: Any) -> list[np.ndarray]:
     """What the network was really shown, by epoch, int64 [K] counts."""
     epochs: list[np.ndarray] = []
-    prepare = bench.plan.objective.prepare
+    inputs = bench.plan.task.inputs
     steps = bench.plan.steps_per_epoch
     shown: list[int] = []
 
@@ -874,10 +879,10 @@ def _labels_of_each_epoch(bench: Any) -> list[np.ndarray]:
         if counted.calls % steps == 0:
             epochs.append(np.bincount(shown, minlength=3))
             shown.clear()
-        return prepare(batch, generator, micro)
+        return inputs(batch, generator, micro)
 
     counted.calls = 0
-    bench.plan.objective.prepare = counted
+    bench.plan.task.inputs = counted
     bench.trainer.run()
     return epochs
 
@@ -940,7 +945,7 @@ def test_stops_where_it_is_asked_to_and_goes_on_exactly(
 
 def test_steps_at_a_rate_are_steps_of_training(pictures: Any, build: Any, difference: Any) -> None:
     bench = build(pictures())
-    step = bench.trainer.steps_at()
+    step = lr_finder.steps_at(bench.trainer)
     losses = [step(0.0002) for _ in range(20)]  # more than two epochs; larger steps let rounding grow
     seen = plain_training(bench, 3, optimizer=lambda p: torch.optim.SGD(p, lr=0.0002, momentum=0.9))
     assert np.ptp(losses) > 0.1
@@ -970,5 +975,5 @@ def test_a_lone_image_is_no_crash_in_batch_norms(
         assert bench.trainer.progress.finished
     assert set(maps) <= {(1, 1)}
     again = build(samples, **changes)
-    step = again.trainer.steps_at()
+    step = lr_finder.steps_at(again.trainer)
     assert all(math.isfinite(step(1e-5)) for _ in range(3))

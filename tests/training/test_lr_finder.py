@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 
-from tellapart.training.lr_finder import LrCurve, find_lr
+from tellapart.training.methods.lr_finder import LrCurve, find_lr
 
 
 class Quadratic:

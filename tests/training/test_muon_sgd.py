@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tellapart.training.muon_sgd import COEFFICIENTS, MuonSgd, orthogonalise
+from tellapart.training.methods.muon_sgd import COEFFICIENTS, MuonSgd, orthogonalise
 
 
 def _reference(matrix: torch.Tensor, rounds: int) -> torch.Tensor:

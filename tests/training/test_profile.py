@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tellapart.training import profile as profiling
-from tellapart.training.profile import Profile
+from tellapart.training.callbacks import Callbacks
+from tellapart.training.speed import profile as profiling
+from tellapart.training.speed.profile import Profile
 
 
 def _profiled(bench: Any, folder: Path) -> list[str]:
     """Run the trainer with a profile; return what it told."""
     said: list[str] = []
-    bench.trainer.profile = Profile(folder, said.append)
-    bench.trainer.run()
+    trainer = bench.trainer
+    members = [*trainer.callbacks.members.values(), Profile(folder, said.append)]
+    trainer.callbacks = Callbacks(members)
+    trainer.run()
     return said
 
 
@@ -111,35 +116,33 @@ def test_time_is_charged_where_it_is_spent(
     build: Any, pictures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = build(pictures(), **{"training.epochs": 2})
-    loss = bench.plan.objective.loss
+    loss = bench.plan.task.criterion
 
     def slow(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         time.sleep(0.03)
         return loss(logits, targets)
 
-    bench.plan.objective.loss = slow
+    bench.plan.task.criterion = slow
     validate = monkeypatch.setattr(bench.trainer, "_validate", lambda: time.sleep(0.5) or {})
     assert validate is None
     rows = _rows(_profiled(bench, tmp_path / "profile")[0])
     assert 30 <= rows["loss"][0] < 60
     assert rows["forward"][0] < 30  # the loss inside of it is not counted twice
     assert "checkpoint" not in rows  # between epochs is no part of a step
-    assert bench.plan.objective.loss is slow
+    assert bench.plan.task.criterion is slow
 
 
 def test_nothing_is_left_behind(build: Any, pictures: Any, tmp_path: Path) -> None:
     bench = build(pictures(), **{"training.epochs": 12})  # 96 steps, of which 48 are of interest
-    trainer, stepper = bench.trainer, bench.trainer.stepper
-    before = {id(owner): dict(vars(owner)) for owner in (trainer, stepper, trainer.plan.objective)}
+    trainer, entered = bench.trainer, []
     _profiled(bench, tmp_path / "profile")
-    for owner in (trainer, stepper, trainer.plan.objective):
-        assert set(vars(owner)) - {"_saved_at", "profile"} == set(before[id(owner)]) - {
-            "_saved_at",
-            "profile",
-        }
-    for name in ("_forward", "_backward", "_update", "_prepare"):
-        assert getattr(stepper, name).__func__ is getattr(type(stepper), name)
-    assert trainer._batches.__func__ is type(trainer)._batches
+    assert trainer.plan.sections.listener is None
+    before = {id(owner): dict(vars(owner)) for owner in (trainer.stepper, trainer.plan.task)}
+    trainer.plan.sections.listener = lambda name: entered.append(name) or contextlib.nullcontext()
+    trainer.stepper.take(bench.prepared.train.batch(np.arange(4)), 0, False)
+    assert entered == ["augment", "forward", "loss", "backward", "optimizer"]
+    for owner in (trainer.stepper, trainer.plan.task):
+        assert vars(owner).keys() == before[id(owner)].keys()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -158,12 +161,12 @@ def test_an_error_is_not_hidden(build: Any, pictures: Any, tmp_path: Path) -> No
             raise RuntimeError("broken")
         return loss(*_)
 
-    loss = bench.plan.objective.loss
-    bench.plan.objective.loss = broken
+    loss = bench.plan.task.criterion
+    bench.plan.task.criterion = broken
     with pytest.raises(RuntimeError, match="broken"):
         _profiled(bench, tmp_path / "profile")
     assert not (tmp_path / "profile").exists()
-    assert bench.plan.objective.loss is broken
+    assert bench.plan.task.criterion is broken
 
 
 def test_steps_are_those_that_were_asked_for(build: Any, pictures: Any, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from tellapart.errors import SpecError
 from tellapart.spec import TrainingSpec
-from tellapart.training import checkpoint, progressive
+from tellapart.training import checkpoint
+from tellapart.training.methods import progressive
 
 
 class Watched(torch.nn.Module):

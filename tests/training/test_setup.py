@@ -42,13 +42,13 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _prepare(samples: Samples, **changes: Any) -> setup.Prepared:
+def _prepare(samples: Samples, **changes: Any) -> setup.RunData:
     """As ``setup.prepare``, with the images' own size where they are in memory and no other is given."""
     own = {} if samples.pixels is None else {"input.size": samples.pixels.shape[1]}
     return setup.prepare(update(SPEC, {**own, **changes}), samples, lambda count: None)
 
 
-def _plan(prepared: setup.Prepared, rank: int = 0, world: int = 1) -> Any:
+def _plan(prepared: setup.RunData, rank: int = 0, world: int = 1) -> Any:
     model, _, _ = setup.build_model(prepared)
     return setup.plan(prepared, model, Processes(rank, world, torch.device("cpu")))
 
@@ -206,7 +206,7 @@ def test_class_weights_do_not_favour_what_sampling_balances(
     plan = _plan(_prepare(samples, **changes))
     logits, labels = torch.randn(6, 6), torch.arange(6)
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    assert torch.allclose(plan.objective.loss(logits, labels), expected, atol=1e-5)
+    assert torch.allclose(plan.task.criterion(logits, labels), expected, atol=1e-5)
 
 
 def test_validation_is_scikit_learns(pictures: Callable[..., Samples]) -> None:

@@ -20,7 +20,7 @@ def test_seeds_differ_by_seed_step_and_stream() -> None:
 @pytest.mark.parametrize("clip", [0.0, 0.01])
 def test_the_norm_is_read_only_where_it_is_asked_for(clip: float, build: Any, pictures: Any) -> None:
     bench = build(pictures(), **{"training.clip_norm": clip})
-    bench.trainer._set_stage()
+    bench.trainer.set_stage()
     batch = bench.prepared.train.batch(np.arange(8))
     silent = bench.trainer.stepper.take(batch, 0, False)
     assert silent.norm is None
@@ -44,7 +44,7 @@ def test_only_steps_in_one_part_are_replayed(build: Any, pictures: Any, differen
             return work(*inputs)
 
     for bench in (plain, replayed):
-        bench.trainer._set_stage()
+        bench.trainer.set_stage()
     replayed.trainer.stepper.graphs = Replays()
     for step, (micro, count) in enumerate([(8, 8), (4, 8), (8, 5)]):
         for bench in (plain, replayed):

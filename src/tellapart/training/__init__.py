@@ -1,1 +1,1 @@
-"""Training: one loop, its objectives, losses, optimizers, schedules, checkpoints and processes."""
+"""Training: one loop, its tasks, callbacks, losses, optimizers, schedules, checkpoints and processes."""

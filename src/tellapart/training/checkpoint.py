@@ -7,9 +7,11 @@ stay. Knows nothing of what is in it.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tellapart import files
 from tellapart.errors import RunError
 
 KEPT = 2
+_PAYS = 10.0  # an epoch's end gets a checkpoint so many times after what writing the last one took
 Check = Callable[[dict[str, Any]], None]
 _NAME = re.compile(r"step-(\d+)\.pt")
 
@@ -101,3 +104,33 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("it holds no state of a training")
     return content
+
+
+class Pace:
+    """When a checkpoint is due: by the clock, and at an epoch's end only where writing is little beside training."""
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes = minutes
+        self._saved_at, self._took = time.monotonic(), 0.0
+
+    def begin(self) -> None:
+        """Start the clock."""
+        self._saved_at = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the minutes have passed."""
+        return (time.monotonic() - self._saved_at) / 60 >= self.minutes
+
+    @property
+    def pays(self) -> bool:
+        """Whether training took much longer than writing the last one."""
+        return time.monotonic() - self._saved_at >= _PAYS * self._took
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """While entered, a checkpoint is written."""
+        began = time.monotonic()
+        yield
+        self._saved_at = time.monotonic()
+        self._took = self._saved_at - began

@@ -11,7 +11,7 @@ Knows nothing of weights, files or who is told.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,20 @@ from tellapart.spec import TrainingSpec
 from tellapart.training.progress import Progress
 
 _SAME = 1e-12
+_PROPORTIONS = ("accuracy", "macro-f1", "balanced-accuracy")  # of images, or means of such over the classes
 
 
 def standard_error(metric: str, value: float, counts: npt.NDArray[np.int64]) -> float:
-    """Return the standard error of a figure measured on ``counts`` images of each class, int64 [K]; 0 for the loss.
+    """Return the standard error of a figure measured on ``counts`` images of each class, int64 [K].
+
+    0 for the loss, and for figures that are no proportions.
 
     Of a proportion, with a success and a failure added, so that 36 right of 36 is not certainty. Macro F1 and the
     balanced accuracy are means over the classes: few images of one class make them as uncertain as that class is.
     """
     counts = counts[counts > 0]
     total = int(counts.sum())
-    if metric == "loss" or not total:
+    if metric not in _PROPORTIONS or not total:
         return 0.0
     p = (min(max(value, 0.0), 1.0) * total + 1) / (total + 2)
     images = total if metric == "accuracy" else len(counts) ** 2 / float((1 / counts).sum())
@@ -41,18 +44,22 @@ class Chooser:
     """Judges each epoch's validation figures; what it remembers lies in the progress, so a checkpoint has it.
 
     ``counts``: validation images of each class, int64 [K]; None without validation, where the last epoch counts.
+    ``lower``: the figures of which less is better.
     """
 
-    def __init__(self, spec: TrainingSpec, counts: npt.NDArray[np.int64] | None) -> None:
+    def __init__(
+        self, spec: TrainingSpec, counts: npt.NDArray[np.int64] | None, lower: Collection[str] = ("loss",)
+    ) -> None:
         self.metric, self.patience, self.min_delta = spec.best_metric, spec.patience, spec.min_delta
+        self.falls = self.metric in lower
         self.counts = np.zeros(0, np.int64) if counts is None else counts
 
     def judge(self, progress: Progress, scores: Mapping[str, float]) -> bool:
         """Note an epoch's figures; return whether its weights are to be kept in the place of those before."""
         if not scores:
             return self._take(progress, -math.inf, math.inf, scores)
-        loss = scores["loss"]
-        value = -scores[self.metric] if self.metric == "loss" else scores[self.metric]
+        loss = scores.get("loss", 0.0)
+        value = -scores[self.metric] if self.falls else scores[self.metric]
         if not (math.isfinite(loss) and math.isfinite(value)):
             progress.stale += 1
             # Something has to be kept until an epoch comes that can be measured.
@@ -74,7 +81,7 @@ class Chooser:
         """Return why training stops after this epoch, or an empty text where it goes on."""
         if not self.patience or progress.stale < self.patience:
             return ""
-        what = "fall" if self.metric == "loss" else "rise"
+        what = "fall" if self.falls else "rise"
         more = f" by more than {self.min_delta:g}" if self.min_delta else ""
         since = f" since epoch {progress.reference_epoch + 1}" if progress.reference_epoch >= 0 else ""
         before = f" ({self._figure(progress.reference)})" if since else ""
@@ -90,7 +97,7 @@ class Chooser:
         chosen, highest = progress.best_epoch, progress.highest_epoch
         figure = self._figure(progress.best_value)
         if chosen == highest:
-            kind = "lowest" if self.metric == "loss" else "highest"
+            kind = "lowest" if self.falls else "highest"
             return f"Epoch {chosen + 1} is kept: validation {self.metric} {figure}, the {kind}."
         if progress.best_value == progress.highest:
             return (
@@ -108,7 +115,9 @@ class Chooser:
         return standard_error(self.metric, progress.highest, self.counts)
 
     def _figure(self, value: float) -> str:
-        return f"{-value:.4f}" if self.metric == "loss" else f"{value:.2%}"
+        if self.metric in _PROPORTIONS:
+            return f"{value:.2%}"
+        return f"{-value if self.falls else value:.4f}"
 
     @staticmethod
     def _take(progress: Progress, value: float, loss: float, scores: Mapping[str, float]) -> bool:

@@ -16,7 +16,7 @@ import torch
 from tellapart.augment import resolve as resolve_augment
 from tellapart.models import heads
 from tellapart.spec import AugmentSpec, Spec, flatten
-from tellapart.training import features
+from tellapart.training.speed import features
 from tellapart.training.step import Plan
 
 

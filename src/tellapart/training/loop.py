@@ -2,407 +2,311 @@
 
 Everything random in a step (order of the images, augmentation, dropout) is a function of the seed and the
 step's number, so a run that goes on from a checkpoint computes what the uncut run would have computed, bit for
-bit on the CPU. Knows nothing of files other than checkpoints, of image sources, or of what the objective means.
+bit on the CPU. Knows nothing of files other than checkpoints, of image sources, of what the task means, or of what
+callbacks do.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import dataclasses
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
+import numpy as np
 
 from tellapart.data.loader import RawBatch, batches
 from tellapart.devices import kernel_search, plain_kernels
 from tellapart.models import heads
-from tellapart.training import checkpoint, reporting, sampling
-from tellapart.training.choosing import Chooser
-from tellapart.training.compiled import Compiled, Graphs
+from tellapart.training import checkpoint, reporting, sampling, stages
+from tellapart.training.best_epoch import BestEpoch
+from tellapart.training.callbacks import Callback, Callbacks
 from tellapart.training.distributed import Processes
 from tellapart.training.interrupt import Interrupt
 from tellapart.training.optim import set_lr
-from tellapart.training.profile import Profile
-from tellapart.training.progress import Progress, State, content, take_up
-from tellapart.training.reporting import Reporter
-from tellapart.training.step import Outcome, Plan, Stepper, Way
-from tellapart.training.tally import Reading, Tally
+from tellapart.training.progress import Progress, State, callback_states, content, take_up
+from tellapart.training.reporting import Reporter, Reporting
+from tellapart.training.running import RunningMetrics
+from tellapart.training.speed.compiled import Graphs
+from tellapart.training.step import Outcome, Plan, Stepper
 
-_SAVE_PART = 10.0  # an epoch's end gets a checkpoint so many times after what writing the last one took
 _AGREE_EVERY = 20  # steps between the moments when several processes agree to stop or to save
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A reading that the device may still be about to answer, and what else is told of its step."""
-
-    reading: Reading
-    step: int
-    rate: float
-    lr: float
-    logged: bool
-
-
 class Trainer:
-    """Runs a plan to its end, or to where it is interrupted."""
+    """Runs a plan to its end, or to where it is interrupted.
+
+    For callbacks: ``progress`` tells where training stands, ``order`` the positions of the epoch's images, ``factor``
+    that of the learning rate, ``logging`` whether the step is logged, ``seen`` the images since the epoch began or
+    went on; ``stop`` ends training.
+    """
 
     def __init__(
-        self, plan: Plan, processes: Processes, folder: Path, report: Reporter, profile: Profile | None = None
+        self,
+        plan: Plan,
+        processes: Processes,
+        folder: Path,
+        report: Reporter,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.profile = profile
         self.plan, self.processes, self.folder, self.report = plan, processes, folder, report
-        self.spec, self.training = plan.spec, plan.spec.training
-        self.device = processes.device
+        self.spec, self.training, self.device = plan.spec, plan.spec.training, processes.device
         self.progress = Progress()
-        self.chooser = Chooser(self.training, plan.val_counts)
-        self.best: State | None = None
-        # Blocks that train, parameters that do not any more.
-        self.stage: tuple[int, tuple[str, ...]] | None = None
-        self.on_features: Way | None = None
+        self.best: State | None = None  # weights of the epoch that is kept so far
+        self.stage: stages.Stage | None = None
+        self.way = plan.whole
         self.interrupt = Interrupt()  # of the run, for who wants to know which signal stopped it
-        self._save_seconds, self._saved_step = 0.0, -1
+        self.stopping = ""  # why training ends with this epoch
         self.stepper = Stepper(plan, processes, report.warn)
+        self.running = RunningMetrics(self.device, plan.task.metrics)
         self.log_every = self.spec.run.log_every or max(1, plan.steps_per_epoch // 10)
-        self.tally = Tally(self.device, self.progress.sums, self.progress.window)
-        self._asked: collections.deque[_Asked] = collections.deque()
-        self.on_save: Callable[[], None] = lambda: None  # called after each checkpoint, by the first process
+        self.order: sampling.Order = np.zeros(0, np.int64)
+        self.factor, self.logging, self.seen = 1.0, False, 0
+        self.best_epoch = BestEpoch(plan)
+        self.callbacks = Callbacks([*plan.callbacks, Reporting(report), self.best_epoch, *callbacks])
+        self._pace, self._saved_step = checkpoint.Pace(self.spec.run.checkpoint_minutes), -1
 
     def run(self) -> Progress:
-        """Train until the last epoch, early stopping, or an interruption. Raises TrainingError."""
-        epochs = self.training.epochs
-        self.report.start(epochs, self.plan.steps_per_epoch, self.progress.step)
-        profile = self.profile or contextlib.nullcontext()
-        with Interrupt() as interrupt, profile:
-            self.interrupt = interrupt
-            self._saved_at = time.monotonic()
-            if self.profile:
-                self.profile.attach(self)
-            while self.progress.epoch < epochs and not self.progress.finished:
-                self._set_stage()
-                plain = plain_kernels(self.plan.plain_kernels, self.training.threads or 1)
-                with plain, kernel_search(self.plan.search):
-                    whole = self._train_epoch(interrupt)
-                if not whole:
-                    return self.progress
-                self._end_epoch()
-                if self.processes.any(interrupt.asked) and not self.progress.finished:
-                    if self.progress.step != self._saved_step:
-                        self.save()
-                    return self.progress
+        """Train until the last epoch, until a callback stops it, or an interruption. Raises TrainingError."""
+        with Interrupt() as self.interrupt:
+            self._pace.begin()
+            try:
+                self.callbacks("on_fit_start", self)
+                going = True
+                while going and self.progress.epoch < self.training.epochs and not self.progress.finished:
+                    going = self._run_epoch()
+                self.callbacks("on_fit_end")
+            except BaseException as error:
+                self.callbacks("on_exception", error)
+                raise
         return self.progress
+
+    def stop(self, reason: str) -> None:
+        """End training: this epoch is cut short after the current step, validated, and is the last one."""
+        self.stopping = self.stopping or reason or "A callback asked to stop."
 
     # One epoch
 
-    def _train_epoch(self, interrupt: Interrupt) -> bool:
+    def _run_epoch(self) -> bool:
+        """Train what is left of the current epoch, and judge it; return False where the run is to be resumed here."""
+        self.begin_epoch()
+        with (
+            plain_kernels(self.plan.plain_kernels, self.training.threads or 1),
+            kernel_search(self.plan.search),
+        ):
+            if not self._train_epoch():
+                return False
+        self._end_epoch()
+        if not self.processes.any(self.interrupt.asked) or self.progress.finished:
+            return True
+        if self.progress.step != self._saved_step:
+            self.save()
+        return False
+
+    def begin_epoch(self) -> None:
+        """Choose the epoch's images, what trains in it and on what; functions of the epoch, so resuming is exact."""
+        epoch = self.progress.epoch
+        self.set_stage()
+        labels = self.plan.train.samples.labels
+        order = sampling.epoch_order(labels, self.training.sampling, self.spec.seed, epoch)
+        self.order = order[: self.plan.images_per_epoch]
+        self.running = RunningMetrics(
+            self.device, self.plan.task.metrics, self.progress.sums, self.progress.window
+        )
+        self.callbacks("on_epoch_start", epoch)
+
+    def set_stage(self) -> None:
+        """Make the current epoch's stage: what freezes, what is computed on features, what wraps the network."""
+        plan, stage, before = self.plan, stages.stage_of(self.plan, self.progress.epoch), self.stage
+        if stage == before:
+            return
+        if before and before.depth != stage.depth:
+            self.report.message(
+                f"Epoch {self.progress.epoch + 1}: {stage.depth} of {len(plan.blocks)} blocks train now."
+            )
+        self.stage = stage
+        stages.freeze(plan, stage)
+        self.way = stages.way_of(plan, stage)
+        self.stepper.task = self.way.task
+        self.stepper.network = stages.wrapped(plan, self.way, self.processes, self.report.warn)
+        replayed = plan.graphs and self.way.model is plan.model
+        self.stepper.graphs = Graphs(plan.model, self.report.warn) if replayed else None
+
+    def train_mode(self) -> None:
+        """Put what trains in training mode, and what is frozen in evaluation mode."""
+        heads.train_mode(self.way.model)
+        self.plan.task.train()
+
+    def _train_epoch(self) -> bool:
         """Train the rest of the current epoch; return False where the user asked to stop (a checkpoint is saved)."""
         progress, plan = self.progress, self.plan
-        order, way = self._order(), self.way
-        steps = -(-len(order) // self.training.batch_size)
-        heads.train_mode(way.model)
-        started, seen, shown, before = time.perf_counter(), 0, 0.0, progress.seconds
-        self.tally = Tally(self.device, progress.sums, progress.window)
-        for index, batch in self._batches(order):
-            factor = plan.schedule.factor(progress.step)
-            set_lr(plan.optimizer, self.training.lr, factor, progress.step)
-            logging = (index + 1) % self.log_every == 0 or index + 1 == steps
-            batch = self._weighted(batch)
-            try:
-                outcome = self.stepper.take(self._copy(batch), progress.step, logging)
-            except FloatingPointError:
-                self._not_finite()
-            self._count(outcome, batch)
+        steps = -(-len(self.order) // self.training.batch_size)
+        self.train_mode()
+        started, before, self.seen = time.perf_counter(), progress.seconds, 0
+        for index, batch in self._batches():
+            last = index + 1 == steps
+            self.factor = plan.schedule.factor(progress.step)
+            self.logging = last or (index + 1) % self.log_every == 0
+            set_lr(plan.optimizer, self.training.lr, self.factor, progress.step)
+            outcome = self._step(self.callbacks.before_step(batch))
             # A step's number is its place in the schedule: an epoch of fewer images leaves numbers out.
             progress.step = (
                 progress.epoch * plan.steps_per_epoch + (index + 1) * plan.steps_per_epoch // steps
             )
             progress.step_in_epoch = index + 1
-            seen += batch.count
-            now = time.perf_counter()
-            progress.seconds = before + now - started
-            if now - shown > 0.1 or logging:
-                shown = now
-                self._ask(outcome.norm, seen / max(now - started, 1e-9), factor, logging)
-            self._tell()
-            going = self._go_on(interrupt, index + 1 == steps)
-            if self.profile:
-                self.profile.stepped()
-            if not going:
+            self.seen += batch.count
+            progress.seconds = before + time.perf_counter() - started
+            self.callbacks.after_step(outcome)
+            if not self._go_on(last):
                 return False
-        self._tell(wait=True)
-        progress.sums, progress.window = self.tally.read()
+            if self.stopping:
+                break
+        progress.sums, progress.window = self.running.read()
+        self.check_loss(progress.sums)
         # Only now has a GPU done all that was asked for.
         progress.seconds = before + time.perf_counter() - started
         return True
 
-    def _order(self) -> sampling.Order:
-        """Return the positions of the current epoch's images, in order."""
-        plan, epoch = self.plan, self.progress.epoch
-        labels = plan.train.samples.labels
-        order = sampling.epoch_order(labels, self.training.sampling, self.spec.seed, epoch)
-        order = order[: plan.images_per_epoch]
-        return plan.pruning.order(order, epoch) if plan.pruning else order
-
-    def _batches(self, order: sampling.Order) -> Iterator[tuple[int, RawBatch]]:
+    def _batches(self) -> Iterator[tuple[int, RawBatch]]:
         """Yield the rest of the epoch's (step in epoch, this process's part of the batch)."""
-        progress, processes = self.progress, self.processes
-        yield from batches(
+        progress, processes, size = self.progress, self.processes, self.training.batch_size
+        source = batches(
             self.way.train,
-            order,
-            self.training.batch_size,
+            self.order,
+            size,
             progress.step_in_epoch,
             processes.rank,
             processes.world,
             progress.epoch,
             self.device,
         )
+        while True:
+            with self.plan.sections("data"):
+                item = next(source, None)
+            if item is None:
+                return
+            yield item
 
-    def _weighted(self, batch: RawBatch) -> RawBatch:
-        """Return a batch with its images' weights in the loss, where they have any."""
-        if self.plan.pruning is None:
-            return batch
-        return dataclasses.replace(batch, weights=torch.from_numpy(self.plan.pruning.weights[batch.ours]))
+    def _step(self, batch: RawBatch) -> Outcome:
+        """Take one step, and count it."""
+        sections = self.plan.sections
+        with sections("copy"):
+            moved = batch.to(self.device)
+        try:
+            outcome = self.stepper.take(moved, self.progress.step, self.logging)
+        except FloatingPointError:
+            self._not_finite()
+        with sections("logging"):
+            self.running.add(outcome.loss, outcome.metrics, 0 if batch.filler else len(batch.labels))
+        return outcome
 
-    def _copy(self, batch: RawBatch) -> RawBatch:
-        return batch.to(self.device)
-
-    def _count(self, outcome: Outcome, batch: RawBatch) -> None:
-        self.tally.add(outcome.loss, outcome.right, 0 if batch.filler else len(batch.labels))
-        if self.plan.pruning and not batch.filler:
-            self.plan.pruning.note(batch.ours, outcome.losses)
-
-    def _go_on(self, interrupt: Interrupt, last: bool) -> bool:
-        """Save where it is time; return False where the run should stop here."""
-        if self.processes.world > 1 and self.progress.step_in_epoch % _AGREE_EVERY and not last:
-            return True
-        minutes = (time.monotonic() - self._saved_at) / 60
-        save = self.processes.any(minutes >= self.spec.run.checkpoint_minutes)
-        stop = self.processes.any(interrupt.asked)
+    def _go_on(self, last: bool) -> bool:
+        """Save where it is time; return False where the run should stop here, to be resumed."""
+        processes = self.processes
+        if processes.world > 1:
+            if self.progress.step_in_epoch % _AGREE_EVERY and not last:
+                return True
+            self.stopping = next(filter(None, processes.gather(self.stopping)), "")
+        save = processes.any(self._pace.due)
+        stop = processes.any(self.interrupt.asked)
         if stop or (save and not last):
-            self._tell(wait=True)
             self._check_weights()
-            self.save()
+            with self.plan.sections("checkpoint"):
+                self.save()
         return not stop
-
-    def steps_at(self) -> Callable[[float], float]:
-        """Return a function that takes one step at a learning rate and returns its loss, for the range test."""
-        self._set_stage()
-        way = self.way
-        heads.train_mode(way.model)
-
-        def endless() -> Iterator[RawBatch]:
-            for epoch in itertools.count():
-                labels = self.plan.train.samples.labels
-                order = sampling.epoch_order(labels, self.training.sampling, self.spec.seed, epoch)
-                for _, batch in batches(
-                    way.train, order, self.training.batch_size, epoch=epoch, device=self.device
-                ):
-                    yield batch
-
-        source = endless()
-
-        def step(lr: float) -> float:
-            set_lr(self.plan.optimizer, lr, 1.0)
-            batch = next(source).to(self.device)
-            try:
-                outcome = self.stepper.take(batch, self.progress.step, False)
-            except FloatingPointError:  # the test goes up to where training diverges
-                return math.inf
-            self.progress.step += 1
-            return float(outcome.loss) / batch.count
-
-        return step
 
     # Between epochs
 
-    def _set_stage(self) -> None:
-        """Choose which blocks train in this epoch; a pure function of the epoch, so resuming is exact."""
-        model, blocks, spec = self.plan.model, self.plan.blocks, self.spec.model
-        if self.plan.begin_epoch and (text := self.plan.begin_epoch(self.progress.epoch)):
-            self.report.message(text)
-        depth = len(blocks)
-        if spec.finetune == "head":
-            depth = 1
-        elif spec.finetune == "staged":
-            depth = heads.staged_depth(self.progress.epoch, self.training.epochs, spec.unfreeze, len(blocks))
-        frozen = self._done()
-        if (depth, frozen) == self.stage:
-            return
-        if self.stage and depth != self.stage[0]:
-            self.report.message(
-                f"Epoch {self.progress.epoch + 1}: {depth} of {len(blocks)} blocks train now."
-            )
-        self.stage = (depth, frozen)
-        heads.set_trainable(model, blocks, depth, frozen)
-        shorter = self.plan.on_features if depth == 1 else None
-        self.on_features = shorter() if shorter else None
-        self.stepper.objective = self.on_features.objective if self.on_features else None
-        network: Any = self.way.model
-        if self.on_features:
-            pass  # too little work for either of the two
-        elif self.spec.speed.compile == "on":
-            network = Compiled(model, self.report.warn)
-        if self.processes.world > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
-        self.stepper.network = network
-        replayed = self.plan.graphs and not self.on_features
-        self.stepper.graphs = Graphs(model, self.report.warn) if replayed else None
-
-    @property
-    def way(self) -> Way:
-        """What this stage runs."""
-        return self.on_features or self.plan.whole
-
-    def _done(self) -> tuple[str, ...]:
-        """Return the parameters that have stopped training in this epoch: early ones, and the first blocks."""
-        epoch, spec, blocks = self.progress.epoch, self.spec.model, self.plan.blocks
-        names = heads.early_names(self.plan.model) if epoch >= self.training.early_epochs else ()
-        if spec.freeze_blocks and epoch >= math.ceil(spec.freeze_from * self.training.epochs):
-            names += tuple(name for block in blocks[-spec.freeze_blocks :] for name in block)
-        return names
-
     def _end_epoch(self) -> None:
+        """Validate, have the callbacks judge and tell, and move on to the next epoch."""
         progress, plan = self.progress, self.plan
         self._check_weights()
-        loss_sum, right, seen = self.processes.total([progress.sums])[0]
-        values = {"train/epoch-loss": loss_sum / seen, "train/epoch-accuracy": right / seen}
+        means = self.running.means(self.processes.total([progress.sums])[0])
         scores = self._validate()
-        values.update({f"val/{name}": value for name, value in scores.items()})
-        values["epoch"] = progress.epoch + 1
-        values["seconds"] = progress.seconds
-        best = self._keep_best(scores)
+        self.callbacks("on_validate", scores)
         if scores:
-            values["best-epoch"] = progress.best_epoch + 1
-            plan.schedule.observe(progress.epoch, scores["loss"])
-        if self.processes.first:
-            self.report.log(progress.step, values)
-            self.report.epoch_done(progress.epoch, {**values, "train/lr": self._lr()}, best)
-        if plan.pruning:
-            plan.pruning.end_epoch(self.processes)
-        self._finish(right / seen, scores)
-        progress.epoch += 1
-        progress.step_in_epoch = 0
-        progress.sums, progress.seconds = [0.0, 0.0, 0.0], 0.0
-        if progress.finished or self.processes.from_first(self._worth_saving()):
+            plan.schedule.observe(progress.epoch, scores.get("loss", -progress.highest))
+        self.stopping = next(filter(None, self.processes.gather(self.stopping)), "")
+        progress.finished = bool(self.stopping) or progress.epoch + 1 >= self.training.epochs
+        self.callbacks("on_epoch_end", self._values(means, scores))
+        progress.next_epoch()
+        if progress.finished or self.processes.from_first(self._pace.pays):
             self.save()
 
-    def _finish(self, train_accuracy: float, scores: dict[str, float]) -> None:
-        """Note whether this epoch was the last; then say which was chosen, and whether images were learned by heart."""
-        progress = self.progress
-        last = progress.epoch + 1 >= self.training.epochs
-        stopped = "" if last or not scores else self.chooser.stops(progress)
-        if stopped:
-            self.report.message(stopped)
-        if last or stopped:
-            progress.finished = True
-            if text := self.chooser.explain(progress):
-                self.report.message(text)
-            if text := reporting.overfitted(self.plan, train_accuracy, scores):
-                self.report.warn(text)
-
     def _validate(self) -> dict[str, float]:
-        way = self.way
-        if way.validate is None:
+        """Return the validation figures of the weights that count."""
+        if self.way.validate is None:
             return {}
-        with self.plan.ema.swapped_in(self.plan.model) if self.plan.ema else contextlib.nullcontext():
+        with self._averaged():
             # Each process's batch norms have seen other images; what is saved, and measured, is the first's.
             self.processes.share(self.plan.model.buffers())
-            return way.validate(way.model)
+            return self.way.validate(self.way.model)
 
-    def _keep_best(self, scores: dict[str, float]) -> bool:
-        """Keep this epoch's weights where the rule chooses them (without validation: always)."""
-        better = self.chooser.judge(self.progress, scores)
-        if better:
-            self.best = self.weights()
-        if scores and not math.isfinite(scores["loss"]):
-            self.report.warn(
-                f"The validation loss of epoch {self.progress.epoch + 1} is {scores['loss']}: this epoch's weights are "
-                "never the best ones."
-            )
-        return better
+    def _values(self, means: dict[str, float], scores: dict[str, float]) -> dict[str, float]:
+        """Return an epoch's figures by the names under which they are logged."""
+        values = {f"train/epoch-{name}": value for name, value in means.items()}
+        values |= {f"val/{name}": value for name, value in scores.items()}
+        values |= {"epoch": self.progress.epoch + 1, "seconds": self.progress.seconds}
+        if scores:
+            values["best-epoch"] = self.progress.best_epoch + 1
+        return values
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the network has the averaged weights, with EMA."""
+        return self.plan.ema.swapped_in(self.plan.model) if self.plan.ema else contextlib.nullcontext()
 
     def weights(self) -> State:
         """Return a copy of the weights that count (the averaged ones, with EMA), on the CPU."""
-        with self.plan.ema.swapped_in(self.plan.model) if self.plan.ema else contextlib.nullcontext():
+        with self._averaged():
             state = self.plan.model.state_dict()
             return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
-    # What is told
-
-    def _lr(self) -> float:
-        """Return the learning rate as it is now, by the groups that move with the schedule."""
+    @property
+    def lr(self) -> float:
+        """The learning rate as it is now, by the groups that move with the schedule."""
         groups = [group for group in self.plan.optimizer.param_groups if not group.get("early_steps")]
         return max(float(group["lr"] / group["lr_scale"]) for group in groups)
 
-    def _ask(self, norm: torch.Tensor | None, rate: float, factor: float, logged: bool) -> None:
-        """Begin to read where the epoch stands; `_tell` goes on when the device has answered.
+    # What is not finite
 
-        Logged values are those of all processes, which log at the same steps; in between the first tells of its own.
-        """
-        total = self.processes.add_up if logged and self.processes.world > 1 else None
-        reading, step = self.tally.ask(norm, total), self.progress.step
-        if logged:
-            self.tally.clear_window()
-        self._asked.append(_Asked(reading, step, rate, self.training.lr * factor, logged))
-
-    def _tell(self, wait: bool = False) -> None:
-        """Tell what has been read, in the order of asking; ``wait``: also what the device still has to answer."""
-        while self._asked and (wait or self._asked[0].reading.ready):
-            asked = self._asked.popleft()
-            epoch_sums, window, norm = asked.reading.read()
-            if not math.isfinite(epoch_sums[0]):
-                self._not_finite()
-            if not self.processes.first:
-                continue
-            epoch, seen = self.progress.epoch, max(epoch_sums[2], 1)
-            place = asked.step - epoch * self.plan.steps_per_epoch
-            self.report.step(epoch, place, epoch_sums[0] / seen, epoch_sums[1] / seen, asked.rate)
-            if asked.logged:
-                self.report.log(asked.step, reporting.window_values(window, asked.lr, asked.rate, norm))
+    def check_loss(self, sums: Sequence[float]) -> None:
+        """Stop where the sum of the losses is not a finite number."""
+        if not math.isfinite(sums[0]):
+            self._not_finite()
 
     def _check_weights(self) -> None:
         """Stop before weights that the last step ruined are kept or saved."""
-        if not reporting.all_finite(self.plan.model):
+        if not reporting.all_finite(self.plan):
             self._not_finite()
 
     def _not_finite(self) -> NoReturn:
         """Stop with what can be said about a loss that is NaN or infinite."""
-        newest = checkpoint.existing(self.folder)
-        progress = self.progress
-        raise reporting.not_finite(self.plan, progress.step, progress.epoch, self._lr(), newest)
+        newest, progress = checkpoint.existing(self.folder), self.progress
+        raise reporting.not_finite(self.plan, progress.step, progress.epoch, self.lr, newest)
 
     # Checkpoints
 
-    def _worth_saving(self) -> bool:
-        """Return whether this epoch gets a checkpoint: not each where they take no longer than writing one."""
-        return time.monotonic() - self._saved_at >= _SAVE_PART * self._save_seconds
-
     def save(self) -> None:
         """Write a checkpoint (the first process does)."""
-        plan, began = self.plan, time.monotonic()
-        if self.progress.step_in_epoch:  # the file has the sums of all processes; each goes on with its own
-            self.progress.sums, self.progress.window = self.processes.total(self.tally.read())
-            if plan.pruning:
-                plan.pruning.gather(self.processes)
-        self.progress.micro = self.stepper.micro
-        if self.processes.first:
-            checkpoint.save(self.folder, self.progress.step, content(plan, self.progress, self.best))
-            self.on_save()
-        self._saved_at = time.monotonic()
-        self._save_seconds = self._saved_at - began
-        self._saved_step = self.progress.step
+        progress = self.progress
+        with self._pace.saving():
+            if progress.step_in_epoch:  # the file has the sums of all processes; each goes on with its own
+                progress.sums, progress.window = self.processes.total(self.running.read())
+                self.check_loss(progress.sums)
+            progress.micro = self.stepper.micro
+            states = self.callbacks.state_dict()
+            if self.processes.first:
+                checkpoint.save(self.folder, progress.step, content(self.plan, progress, self.best, states))
+            self.callbacks("on_save")
+        self._saved_step = progress.step
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take up a checkpoint's state."""
         self.progress = take_up(self.plan, saved)
         self.best = saved["best"]
         self.stepper.micro = self.progress.micro
+        self.callbacks.load_state_dict(callback_states(saved), self.report.warn)
         if not self.processes.first:  # the first process carries the sums of all
-            self.progress.sums, self.progress.window = [0.0] * 3, [0.0] * 3
+            self.progress.sums, self.progress.window = [], []

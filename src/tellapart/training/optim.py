@@ -14,7 +14,7 @@ from torch import nn
 from tellapart.errors import ModelError, SpecError
 from tellapart.models import heads
 from tellapart.spec import TrainingSpec
-from tellapart.training.muon_sgd import MuonSgd
+from tellapart.training.methods.muon_sgd import MuonSgd
 
 Group = dict[str, Any]
 
@@ -72,6 +72,17 @@ def parameter_groups(
         group["params"].append(parameter)
         group["matrices"].append(name in matrices)
     return list(groups.values())
+
+
+def own_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[Group]:
+    """Return the groups of a task's own parameters that train: weights decay, vectors do not."""
+    groups: list[Group] = []
+    for is_vector, decay in ((False, weight_decay), (True, 0.0)):
+        chosen = [p for p in parameters if p.requires_grad and (p.ndim < 2) == is_vector]
+        if chosen:
+            group = {"params": chosen, "weight_decay": decay, "lr_scale": 1.0}
+            groups.append({**group, "matrices": [False] * len(chosen)})
+    return groups
 
 
 def build_optimizer(spec: TrainingSpec, groups: list[Group], fused: bool = True) -> torch.optim.Optimizer:

@@ -35,19 +35,32 @@ class Progress:
     finished: bool = False
     seconds: float = 0.0  # of training in this epoch, over all processes that had a part in it
     best_scores: dict[str, float] = field(default_factory=dict)
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of the epoch: loss, right, seen
-    window: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # since the last logged line
+    sums: list[float] = field(
+        default_factory=list
+    )  # of the epoch: loss, the task's metrics, images; empty: zeros
+    window: list[float] = field(default_factory=list)  # since the last logged line
+
+    def next_epoch(self) -> None:
+        """Go on to the beginning of the next epoch."""
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.sums, self.seconds = [], 0.0
 
 
-def content(plan: Plan, progress: Progress, best: State | None) -> dict[str, Any]:
-    """Return what going on needs, as tensors and plain values; it shares memory with the plan."""
+def content(
+    plan: Plan, progress: Progress, best: State | None, callbacks: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what going on needs, as tensors and plain values; it shares memory with the plan.
+
+    ``callbacks``: the callbacks' states by name.
+    """
     return {
         "model": plan.model.state_dict(),
         "optimizer": plan.optimizer.state_dict(),
         "schedule": plan.schedule.state_dict(),
         "ema": plan.ema.state_dict() if plan.ema else None,
         "scaler": plan.scaler.state_dict() if plan.scaler else None,
-        "pruning": plan.pruning.state_dict() if plan.pruning else None,
+        "task": plan.task.own_state(),
+        "callbacks": callbacks,
         "progress": vars(progress),
         "best": best,
     }
@@ -55,7 +68,7 @@ def content(plan: Plan, progress: Progress, best: State | None) -> dict[str, Any
 
 def check(saved: dict[str, Any]) -> None:
     """Raise ValueError where a checkpoint lacks a part of what `content` puts into it."""
-    parts = ("model", "optimizer", "schedule", "ema", "scaler", "pruning", "progress", "best")
+    parts = ("model", "optimizer", "schedule", "ema", "scaler", "progress", "best")
     lacking = [name for name in parts if name not in saved]
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
@@ -74,11 +87,19 @@ def take_up(plan: Plan, saved: dict[str, Any]) -> Progress:
         plan.ema.load_state_dict(saved["ema"])
     if plan.scaler:
         plan.scaler.load_state_dict(saved["scaler"])
-    if plan.pruning:
-        plan.pruning.load_state_dict(saved["pruning"])
+    plan.task.load_own_state(saved.get("task") or {})
     known = saved["progress"]
     if "highest" not in known:  # of an earlier version, which compared with the best in all respects
         best = {"highest": known["best_value"], "reference": known["best_value"]}
         best |= {"highest_epoch": known["best_epoch"], "reference_epoch": known["best_epoch"]}
         known = {**best, "best_loss": known["best_scores"].get("loss", math.inf), **known}
     return Progress(**known)
+
+
+def callback_states(saved: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the states of callbacks that a checkpoint's ``content`` holds, by name."""
+    if "callbacks" not in saved:  # of an earlier version, in which one had a place of its own
+        pruning = saved.get("pruning")
+        return {"infobatch": pruning} if pruning else {}
+    states: dict[str, dict[str, Any]] = saved["callbacks"]
+    return states

@@ -1,22 +1,31 @@
-"""What the loop tells: whom it tells (`Reporter`), the values of a logged line, and what to say when it diverged.
+"""What is told of training: whom (`Reporter`), when and what (`Reporting`), and what to say when it diverged.
 
-Knows nothing of consoles and files, or of when something is told.
+Knows nothing of consoles and files.
 """
 
 from __future__ import annotations
 
+import collections
 import math
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from tellapart import augment
 from tellapart.errors import TrainingError
 from tellapart.training import choosing
-from tellapart.training.step import Plan
+from tellapart.training.callbacks import Callback
+from tellapart.training.running import Reading
+from tellapart.training.step import Outcome, Plan
 
+if TYPE_CHECKING:
+    from tellapart.training.loop import Trainer
+
+_PAUSE = 0.1  # seconds between looks at where the epoch stands
 _FAR = 0.1  # training's accuracy above validation's
 
 
@@ -42,21 +51,102 @@ class Reporter(Protocol):
         """An epoch's figures, and whether its weights are the best so far."""
 
 
-def window_values(sums: Sequence[float], lr: float, rate: float, norm: float) -> dict[str, float]:
-    """Return a logged line's values by name; ``sums``: loss, right answers and images since the last one.
+def window_values(means: Mapping[str, float], lr: float, rate: float, norm: float) -> dict[str, float]:
+    """Return a logged line's values by name; ``means``: the loss and the task's metrics since the last one.
 
     ``rate`` is in images a second; ``norm`` is the gradient's, NaN where it was not computed.
     """
-    loss_sum, right, seen = sums
-    values = {
-        "train/loss": loss_sum / max(seen, 1),
-        "train/accuracy": right / max(seen, 1),
-        "train/lr": lr,
-        "train/images-per-second": rate,
-    }
+    values = {f"train/{name}": value for name, value in means.items()}
+    values |= {"train/lr": lr, "train/images-per-second": rate}
     if not math.isnan(norm):
         values["train/grad-norm"] = norm
     return values
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A reading that the device may still be about to answer, and what else is told of its step."""
+
+    reading: Reading
+    step: int
+    rate: float
+    lr: float
+    logged: bool
+
+
+class Reporting(Callback):
+    """Tells a `Reporter` where training stands; no step waits for the device because of it."""
+
+    def __init__(self, report: Reporter) -> None:
+        self.report = report
+        self._asked: collections.deque[_Asked] = collections.deque()
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Say that training begins."""
+        self.trainer = trainer
+        self.report.start(trainer.training.epochs, trainer.plan.steps_per_epoch, trainer.progress.step)
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Begin to look at the clock."""
+        self._shown = 0.0
+        self._started = time.perf_counter()
+
+    def after_step(self, outcome: Outcome) -> None:
+        """Ask where the epoch stands, now and then, and tell what has been answered."""
+        trainer, now = self.trainer, time.perf_counter()
+        with trainer.plan.sections("logging"):
+            if now - self._shown > _PAUSE or trainer.logging:
+                self._shown = now
+                self._ask(outcome.norm, trainer.seen / max(now - self._started, 1e-9))
+            self._tell()
+
+    def on_validate(self, scores: Mapping[str, float]) -> None:
+        """Tell what is left of the epoch."""
+        self._tell(wait=True)
+
+    def on_epoch_end(self, values: Mapping[str, float]) -> None:
+        """Tell an epoch's figures, and why training ends where somebody asked for it."""
+        trainer, progress = self.trainer, self.trainer.progress
+        if trainer.processes.first:
+            self.report.log(progress.step, values)
+            best = progress.best_epoch == progress.epoch
+            self.report.epoch_done(progress.epoch, {**values, "train/lr": trainer.lr}, best)
+        if trainer.stopping:
+            self.report.message(trainer.stopping)
+
+    def on_save(self) -> None:
+        """Tell everything up to the checkpoint."""
+        self._tell(wait=True)
+
+    def _ask(self, norm: torch.Tensor | None, rate: float) -> None:
+        """Begin to read where the epoch stands; `_tell` goes on when the device has answered.
+
+        Logged values are those of all processes, which log at the same steps; in between the first tells of its own.
+        """
+        trainer = self.trainer
+        logged, processes = trainer.logging, trainer.processes
+        total = processes.add_up if logged and processes.world > 1 else None
+        reading = trainer.running.ask(norm, total)
+        if logged:
+            trainer.running.clear_window()
+        lr = trainer.training.lr * trainer.factor
+        self._asked.append(_Asked(reading, trainer.progress.step, rate, lr, logged))
+
+    def _tell(self, wait: bool = False) -> None:
+        """Tell what has been read, in the order of asking; ``wait``: also what the device still has to answer."""
+        trainer = self.trainer
+        while self._asked and (wait or self._asked[0].reading.ready):
+            asked = self._asked.popleft()
+            epoch_sums, window, norm = asked.reading.read()
+            trainer.check_loss(epoch_sums)
+            if not trainer.processes.first:
+                continue
+            epoch, means = trainer.progress.epoch, trainer.running.means(epoch_sums)
+            place = asked.step - epoch * trainer.plan.steps_per_epoch
+            self.report.step(epoch, place, means["loss"], means.get("accuracy", math.nan), asked.rate)
+            if asked.logged:
+                values = window_values(trainer.running.means(window), asked.lr, asked.rate, norm)
+                self.report.log(asked.step, values)
 
 
 def overfitted(plan: Plan, train_accuracy: float, scores: Mapping[str, float]) -> str:
@@ -64,7 +154,9 @@ def overfitted(plan: Plan, train_accuracy: float, scores: Mapping[str, float]) -
 
     Far: by more than 10 points, and by more than three standard errors of the validation figure.
     """
-    if not scores or plan.val_counts is None or augment.describe(plan.spec.augment) != "none":
+    if "accuracy" not in scores or math.isnan(train_accuracy) or plan.val_counts is None:
+        return ""
+    if augment.describe(plan.spec.augment) != "none":
         return ""
     accuracy = scores["accuracy"]
     error = choosing.standard_error("accuracy", accuracy, plan.val_counts)
@@ -79,9 +171,10 @@ def overfitted(plan: Plan, train_accuracy: float, scores: Mapping[str, float]) -
     )
 
 
-def all_finite(model: torch.nn.Module) -> bool:
+def all_finite(plan: Plan) -> bool:
     """Return whether every weight and buffer is a finite number (waits for the device)."""
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = [*plan.model.parameters(), *plan.model.buffers()]
+    tensors += [*plan.task.own_parameters(), *plan.task.own_buffers()]
     largest = torch._foreach_norm([t.detach() for t in tensors if t.is_floating_point()], math.inf)
     return bool(torch.isfinite(torch.stack(largest)).all())
 

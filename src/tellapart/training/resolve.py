@@ -17,7 +17,7 @@ from tellapart.errors import SpecError
 from tellapart.models import weights, zoo
 from tellapart.preprocess import Preprocessing, Views
 from tellapart.spec import AugmentSpec, InputSpec, ModelSpec, Spec, update
-from tellapart.training import distillation
+from tellapart.training.methods import distillation
 
 TINY_SIDE = 16  # smaller images are enlarged to this, so that a network has room for its layers
 SMALL_SIDE = 96  # images up to this size are trained at their own size
@@ -176,7 +176,7 @@ def check_device(spec: Spec, device: torch.device) -> None:
 
 
 def settle(spec: Spec, device: torch.device) -> Spec:
-    """Return the spec with what no probe has chosen: fp32, the whole batch at once, no compiling."""
+    """Return the spec with what autotuning has not chosen: fp32, the whole batch at once, no compiling."""
     changes: dict[str, Any] = {}
     if spec.training.precision == "auto":
         changes["training.precision"] = "fp32"

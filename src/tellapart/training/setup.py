@@ -21,18 +21,19 @@ from tellapart.data.stores import images as decoded
 from tellapart.data.transfer import resident_limit
 from tellapart.devices import AMP_DTYPES, put, seed_device
 from tellapart.errors import DataError, SpecError
-from tellapart.evaluation import metrics
 from tellapart.evaluation.infer import batch_that_pays, collect_logits
 from tellapart.models import heads, weights, zoo
 from tellapart.preprocess import Preprocessing, Views, averaged, normalise, resize
 from tellapart.spec import Spec, update
-from tellapart.training import distillation, optim, progressive, pruning, resolve, rounding, sampling, sparse
+from tellapart.training import optim, resolve, sampling
+from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
-from tellapart.training.ema import Ema
 from tellapart.training.losses import build_loss
-from tellapart.training.objectives import Supervised
+from tellapart.training.methods import distillation, infobatch, progressive, qat, sparse
+from tellapart.training.methods.ema import Ema
 from tellapart.training.schedule import Schedule
 from tellapart.training.step import Plan
+from tellapart.training.task import Classification, Task
 
 # Below this work for a step, oneDNN's fixed cost for each call outweighs its speed (batches of 4 in the
 # tutorials' network: 5 million; plain kernels are 1.4 times faster there, and 4 times slower at batches of 16).
@@ -45,7 +46,7 @@ INITIAL_IMAGES = 5000  # for models that begin from training images (whitening):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RunData:
     """The images of a run, its spec with nothing left to choose, and its preprocessing contract."""
 
     spec: Spec
@@ -64,7 +65,7 @@ class Prepared:
         return self.train.samples.classes
 
 
-def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> Prepared:
+def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> RunData:
     """Make every choice that is left, and decode the images. Raises DataError, SpecError, ModelError."""
     if len(samples.classes) < 2:
         raise DataError(
@@ -104,10 +105,10 @@ def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> Pre
         if images is not None and not len(images):
             raise DataError(f"None of the {split} images can be read.")
     unused = seen.unused_range() if contract.range is None else ""
-    return Prepared(spec, contract, augment, train, others["val"], others["test"], tuple(bad), info, unused)
+    return RunData(spec, contract, augment, train, others["val"], others["test"], tuple(bad), info, unused)
 
 
-def build_model(prepared: Prepared) -> tuple[torch.nn.Module, zoo.Architecture, weights.WeightsInfo | None]:
+def build_model(prepared: RunData) -> tuple[torch.nn.Module, zoo.Architecture, weights.WeightsInfo | None]:
     """Build the network with seeded new weights, and load the given ones."""
     spec = prepared.spec
     stem = spec.model.stem
@@ -139,7 +140,7 @@ def build_model(prepared: Prepared) -> tuple[torch.nn.Module, zoo.Architecture, 
     return model, architecture, info
 
 
-def initial_images(prepared: Prepared, count: int | None = None) -> torch.Tensor:
+def initial_images(prepared: RunData, count: int | None = None) -> torch.Tensor:
     """Return training images for a model that begins from some: float32 [n, C, size, size], normalised.
 
     At most ``count``; None: INITIAL_IMAGES. Which ones is a function of the seed, so that a resumed run and every
@@ -158,8 +159,28 @@ def initial_images(prepared: Prepared, count: int | None = None) -> torch.Tensor
     return normalise(images.batch(rows).pixels, contract)
 
 
-def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Plan:
-    """Return what the loop runs; what is still open for speed (see ``probe``) is as without a probe."""
+def build_task(
+    prepared: RunData, model: torch.nn.Module, augment: Augment, counts: npt.NDArray[np.int64]
+) -> Task:
+    """Return a run's task, on the model's device; ``counts``: images of each class, for class weights, int64 [K]."""
+    spec = prepared.spec
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    task = Classification(augment, build_loss(spec.training, counts, device))
+    if spec.distill.teacher:
+        task = distillation.Distillation(task, spec.distill, model, prepared.contract, prepared.classes)
+    return task
+
+
+MakeTask = Callable[[RunData, torch.nn.Module, Augment, npt.NDArray[np.int64]], Task]
+
+
+def plan(
+    prepared: RunData, model: torch.nn.Module, processes: Processes, make_task: MakeTask = build_task
+) -> Plan:
+    """Return what the loop runs; what is still open for speed (see ``speed.autotune``) is as without autotuning.
+
+    ``make_task``: what makes the task, for one that is none of ours.
+    """
     spec = settle(prepared, model, processes)
     training, device = spec.training, processes.device
     plain = device.type == "cpu" and flops(prepared, model) * training.batch_size < PLAIN_KERNELS_FLOPS
@@ -198,17 +219,14 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
     )
     scaler = torch.amp.GradScaler(device.type) if training.precision == "fp16" else None
     progressive.check(training, prepared.contract.size, model, prepared.contract.channels)
-    pruning.check(training, spec.augment)
-    objective = Supervised(augment, build_loss(training, counts, device))
-    if spec.distill.teacher:
-        objective = distillation.Distilled(
-            objective, spec.distill, model, prepared.contract, prepared.classes
-        )
-
+    infobatch.check(training, spec.augment)
+    task = make_task(prepared, model, augment, counts).to(device)
+    task.check(training.best_metric, training.accumulate)
+    groups += optim.own_groups(task.own_parameters(), training.weight_decay)
     optimizer = optim.build_optimizer(training, groups, spec.speed.fused)
-    rounding.check(spec)
+    qat.check(spec)
     if training.quantize != "none":
-        rounding.install(model, initial_images(prepared, rounding.IMAGES))
+        qat.install(model, initial_images(prepared, qat.IMAGES))
     if training.keep_zeros:
         sparse.hold_zeros(model, optimizer)
 
@@ -219,26 +237,25 @@ def plan(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Pl
         spec=spec,
         model=model,
         blocks=blocks,
-        objective=objective,
+        task=task,
         optimizer=optimizer,
         schedule=Schedule(training, steps, training.epochs),
         train=_resident(prepared.train, spec, device),
-        validate=validator(prepared.val, inputs, spec, processes, resolve.views(spec.input)),
+        validate=validator(prepared.val, inputs, spec, processes, resolve.views(spec.input), task),
         images_per_epoch=count,
         ema=Ema(model, training.ema) if training.ema else None,
         scaler=scaler,
         plain_kernels=plain,
-        begin_epoch=_resizer(objective, spec) if training.start_size else None,
-        pruning=pruning.Pruning(training, len(labels), spec.seed, device) if training.prune else None,
         channels_last=channels_last,
         graphs=spec.speed.cuda_graphs == "on" and _can_replay(spec, processes),
         search=spec.speed.kernel_search == "on" and device.type == "cuda",
         val_counts=None if prepared.val is None else _counts(prepared.val, len(prepared.classes)),
+        callbacks=_callbacks(spec, augment, len(labels), processes),
     )
 
 
-def settle(prepared: Prepared, model: torch.nn.Module, processes: Processes) -> Spec:
-    """Return the spec with nothing left to choose, on this device and without a probe."""
+def settle(prepared: RunData, model: torch.nn.Module, processes: Processes) -> Spec:
+    """Return the spec with nothing left to choose, on this device and without autotuning."""
     spec = resolve.settle(prepared.spec, processes.device)
     speed, batch_size = spec.speed, spec.training.batch_size
     if processes.device.type != "cuda" or "auto" not in (speed.cuda_graphs, speed.kernel_search):
@@ -259,18 +276,15 @@ def _can_replay(spec: Spec, processes: Processes) -> bool:
     return processes.device.type == "cuda" and whole and plain
 
 
-def _resizer(objective: Supervised, spec: Spec) -> Callable[[int], str | None]:
-    """Return a function that sets the size of the training images for an epoch, and says so where it changes."""
-    full = objective.augment
-    now = 0
-
-    def begin(epoch: int) -> str | None:
-        nonlocal now
-        before, now = now, progressive.size_at(epoch, spec.training, full.contract.size)
-        objective.augment = full.at_size(now)
-        return None if now == before else f"Epoch {epoch + 1}: training images of {now}x{now} pixels."
-
-    return begin
+def _callbacks(spec: Spec, augment: Augment, images: int, processes: Processes) -> list[Callback]:
+    """Return the callbacks that the spec asks for."""
+    training = spec.training
+    found: list[Callback] = []
+    if training.start_size:
+        found.append(progressive.ProgressiveSize(training, augment))
+    if training.prune:
+        found.append(infobatch.InfoBatch(training, images, spec.seed, processes.device, processes))
+    return found
 
 
 def _resident(images: ImageSet, spec: Spec, device: torch.device) -> ImageSet:
@@ -287,7 +301,7 @@ def _has_batch_norm(model: torch.nn.Module) -> bool:
     return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
-def flops(prepared: Prepared, model: torch.nn.Module) -> int:
+def flops(prepared: RunData, model: torch.nn.Module) -> int:
     """Return the floating-point operations of one image's forward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -311,12 +325,13 @@ def validator(
     spec: Spec,
     processes: Processes,
     views: Views,
+    task: Task,
 ) -> Callable[[torch.nn.Module], dict[str, float]] | None:
     """Return a function from a network to its validation figures, each process doing its share of the images.
 
     ``inputs`` turns a batch as the set gives it into what the network takes, on its device.
     """
-    if images is None:
+    if images is None or not task.score_names:
         return None
     images = _resident(images, spec, processes.device)
     labels = torch.from_numpy(images.samples.labels)
@@ -333,6 +348,6 @@ def validator(
                 return averaged(model, network_inputs, views)
 
         parts = processes.gather(collect_logits(predict, images, ours, batch_size))
-        return metrics.quick(torch.cat([part for part in parts if len(part)]), labels)
+        return task.scores(torch.cat([part for part in parts if len(part)]), labels)
 
     return validate

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,13 @@ from tellapart.data.loader import ImageSet, RawBatch
 from tellapart.devices import AMP_DTYPES, is_out_of_memory, release, seed_device
 from tellapart.errors import TrainingError
 from tellapart.spec import Spec
-from tellapart.training.compiled import Graphs
+from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
-from tellapart.training.ema import Ema
-from tellapart.training.objectives import Objective, Prepared
-from tellapart.training.pruning import Pruning
+from tellapart.training.methods.ema import Ema
 from tellapart.training.schedule import Schedule
+from tellapart.training.sections import Sections
+from tellapart.training.speed.compiled import Graphs
+from tellapart.training.task import Batch, Task
 
 _NOTHING = contextlib.nullcontext()
 _MASK = 2**64 - 1
@@ -35,14 +36,14 @@ _MASK = 2**64 - 1
 class Way:
     """What a stage of training runs: the whole network on images, or its head on features.
 
-    ``model`` turns what ``objective`` prepares from ``train`` into logits; ``validate`` measures it. ``known``
+    ``model`` turns what ``task`` makes of ``train`` into logits; ``validate`` measures it. ``known``
     returns the logits of the validation images by a network of the same architecture, float32 [N, K] on the CPU,
     where they are to be had without running it, else None.
     """
 
     model: torch.nn.Module
     train: ImageSet
-    objective: Objective
+    task: Task
     validate: Callable[[torch.nn.Module], dict[str, float]] | None
     known: Callable[[torch.nn.Module], torch.Tensor | None] = lambda model: None
 
@@ -52,13 +53,13 @@ class Plan:
     """All that training needs, put together by ``setup``.
 
     ``on_features``, where it is there, gives the shorter way to train the head alone; called only when such a stage
-    begins, for it may have to compute the features.
+    begins, for it may have to compute the features. ``callbacks`` are those that the spec asks for.
     """
 
     spec: Spec
     model: torch.nn.Module
     blocks: list[list[str]]
-    objective: Objective
+    task: Task
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     train: ImageSet
@@ -67,18 +68,18 @@ class Plan:
     ema: Ema | None = None
     scaler: torch.amp.GradScaler | None = None
     plain_kernels: bool = False
-    begin_epoch: Callable[[int], str | None] | None = None  # told the epoch; returns what there is to say
-    pruning: Pruning | None = None
     channels_last: bool = False
     graphs: bool = False  # replay whole steps as CUDA graphs
     search: bool = False  # let cuDNN try its kernels
     on_features: Callable[[], Way] | None = None
     val_counts: npt.NDArray[np.int64] | None = None  # validation images of each class
+    callbacks: list[Callback] = field(default_factory=list)
+    sections: Sections = field(default_factory=Sections)
 
     @property
     def whole(self) -> Way:
         """The way that always works: the whole network on images."""
-        return Way(self.model, self.train, self.objective, self.validate)
+        return Way(self.model, self.train, self.task, self.validate)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -88,14 +89,22 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A step's sums over this process's images, two scalars on the device, and the gradient's norm, one too, or None.
+    """A step's sums over this process's images, scalars on the device, and the gradient's norm, one too, or None.
 
-    losses: each image's, float32 [B] on the device.
+    metrics: what the task reports, by name; losses: each image's, float32 [B] on the device.
     """
 
     loss: torch.Tensor
-    right: torch.Tensor
+    metrics: dict[str, torch.Tensor]
     norm: torch.Tensor | None
+    losses: torch.Tensor
+
+
+class _Sums(NamedTuple):
+    """What `Outcome` says of some images, the metrics in the order of the task's names."""
+
+    loss: torch.Tensor
+    metrics: tuple[torch.Tensor, ...]
     losses: torch.Tensor
 
 
@@ -110,20 +119,21 @@ def step_seed(seed: int, step: int, stream: int) -> int:
 class Stepper:
     """Takes steps of a plan.
 
-    ``network`` is the model, or what wraps it; ``objective`` the way's own, or None for the plan's; ``micro`` the
+    ``network`` is the model, or what wraps it; ``task`` the plan's, or the one of a way on features; ``micro`` the
     images computed at once.
     """
 
     def __init__(self, plan: Plan, processes: Processes, warn: Callable[[str], None]) -> None:
         self.plan, self.processes, self.warn = plan, processes, warn
-        self.training = plan.spec.training
-        self.network = plan.model
-        self.objective: Objective | None = None
+        self.training, self.sections = plan.spec.training, plan.sections
+        self.network, self.task = plan.model, plan.task
+        plan.task.sections = plan.sections
         local = math.ceil(self.training.batch_size / processes.world)
         self.first_micro = self.micro = max(1, math.ceil(local / self.training.accumulate))
         self._generator = torch.Generator()
-        self._parameters = list(plan.model.parameters())
-        self._buffers = list(plan.model.buffers())
+        self._own, self._own_buffers = plan.task.own_parameters(), plan.task.own_buffers()
+        self._parameters = [*plan.model.parameters(), *self._own]
+        self._buffers = [*plan.model.buffers(), *self._own_buffers]
         self._kept = [buffer.clone() for buffer in self._buffers]
         self._amp = AMP_DTYPES[self.training.precision]
         self.graphs: Graphs | None = None  # what replays steps in one part, where that is wanted
@@ -134,11 +144,13 @@ class Stepper:
         Where memory does not suffice the micro-batch is halved and the step begun anew. Raises TrainingError
         where that cannot help, FloatingPointError (before the update) where the loss is seen not to be finite.
         """
+        if self._own_buffers:
+            self.processes.share(self._own_buffers)
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
         while True:
             try:
-                loss, right, losses = self._gradients(batch, step)
+                sums = self._gradients(batch, step)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -147,51 +159,56 @@ class Stepper:
             self._halve(problem)  # outside of the handler, whose traceback holds the step's tensors
             if self._buffers:  # a failed attempt may have moved batch norms' statistics
                 torch._foreach_copy_(self._buffers, self._kept)
-        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+        # On the CPU looking costs nothing, and ruined weights are never made; a GPU is not waited for (see the loop).
+        if sums.loss.device.type == "cpu" and not math.isfinite(sums.loss.item()):
             raise FloatingPointError
-        return Outcome(loss, right, self._update(measure), losses)
+        with self.sections("optimizer"):
+            norm = self._update(measure)
+        metrics = dict(zip(self.task.metrics, sums.metrics, strict=True))
+        return Outcome(sums.loss, metrics, norm, sums.losses)
 
-    def _gradients(self, batch: RawBatch, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Add up the gradients of the mean loss over the global batch.
-
-        Returns sums of loss and right answers, and the loss of each image.
-        """
+    def _gradients(self, batch: RawBatch, step: int) -> _Sums:
+        """Add up the gradients of the mean loss over the global batch."""
         seed = self.plan.spec.seed
         self._generator.manual_seed(step_seed(seed, step, 0))
         seed_device(self.processes.device, step_seed(seed, step, 1 + self.processes.rank))
         for parameter in self._parameters:
             parameter.grad = None
-        prepared = self._prepare(batch)
-        total = len(prepared)
-        if total <= self.micro:
-            return self._part(prepared, batch, 0, True)
-        sums = [
-            self._part(prepared.part(start, start + self.micro), batch, start, start + self.micro >= total)
+        with self.sections("augment"):
+            inputs = self.task.inputs(batch, self._generator, self.micro)
+        total = len(inputs)
+        if total <= self.micro or not self.task.separable:
+            return self._part(inputs, batch, 0, True)
+        parts = [
+            self._part(inputs.part(start, start + self.micro), batch, start, start + self.micro >= total)
             for start in range(0, total, self.micro)
         ]
-        totals, rights, losses = zip(*sums, strict=True)
-        return torch.stack(totals).sum(), torch.stack(rights).sum(), torch.cat(losses)
+        totals, metrics, losses = zip(*parts, strict=True)
+        added = tuple(torch.stack(values).sum() for values in zip(*metrics, strict=True))
+        return _Sums(torch.stack(totals).sum(), added, torch.cat(losses))
 
-    def _part(
-        self, part: Prepared, batch: RawBatch, start: int, last: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _part(self, part: Batch, batch: RawBatch, start: int, last: bool) -> _Sums:
         # A replay leaves the gradients of its own images alone, so only of steps in one part.
         whole = start == 0 and last and batch.count == self.training.batch_size
-        if self.graphs is not None and whole and batch.weights is None:
+        if self.graphs is not None and whole and batch.weights is None and not self._own:
             return self._replayed(self.graphs, part)
+        # DistributedDataParallel averages over the processes; what is wanted is the mean over the global batch.
         weight = self.processes.world / batch.count
         with self._no_sync() if not last else _NOTHING, self._autocast():
-            losses, right = self._forward(part)
+            losses, metrics = self._losses(part)
             total = losses.sum()
             counted = total
             if batch.weights is not None:
                 counted = (losses * batch.weights[start : start + len(losses)]).sum()
             if batch.filler:  # this process has no image of the step, but the others wait for its gradients
-                total, counted, right = total * 0, counted * 0, right * 0
+                total, counted = total * 0, counted * 0
+                metrics = tuple(value * 0 for value in metrics)
             self._backward(counted * weight)
-        return total.detach(), right, losses.detach()
+        if last and self._own and self.processes.world > 1:
+            self._average_own()
+        return _Sums(total.detach(), metrics, losses.detach())
 
-    def _replayed(self, graphs: Graphs, part: Prepared) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _replayed(self, graphs: Graphs, part: Batch) -> _Sums:
         """Return what `_part` does for a whole batch, recorded once and replayed."""
 
         def work(
@@ -201,31 +218,44 @@ class Stepper:
             with torch.autocast(
                 images.device.type, self._amp, enabled=self._amp is not None, cache_enabled=False
             ):
-                losses, right = self._forward(Prepared(images, targets, labels))
+                losses, metrics = self._losses(Batch(images, targets, labels))
                 total = losses.sum()
                 self._backward(total / self.training.batch_size)
-            return total.detach(), right, losses.detach()
+            return total.detach(), *metrics, losses.detach()
 
-        total, right, losses = graphs.run(work, part.images, part.targets, part.labels)
-        return total, right, losses
-
-    def _prepare(self, batch: RawBatch) -> Prepared:
-        objective = self.objective or self.plan.objective
-        return objective.prepare(batch, self._generator, self.micro)
+        assert isinstance(part.images, torch.Tensor)
+        assert part.targets is not None
+        assert part.labels is not None
+        with self.sections("replayed"):
+            total, *metrics, losses = graphs.run(work, part.images, part.targets, part.labels)
+        return _Sums(total, tuple(metrics), losses)
 
     def _backward(self, loss: torch.Tensor) -> None:
         scaler = self.plan.scaler
-        (scaler.scale(loss) if scaler else loss).backward()
+        with self.sections("backward"):
+            (scaler.scale(loss) if scaler else loss).backward()
 
-    def _forward(self, part: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each sample's loss, and how many were right.
+    def _average_own(self) -> None:
+        """Average the gradients of the task's own parameters, which DistributedDataParallel does not know."""
+        for parameter in self._own:
+            if parameter.grad is not None:
+                self.processes.add_up(parameter.grad)
+                parameter.grad /= self.processes.world
+
+    def _losses(self, part: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Return each image's loss, and the sums of the task's metrics in the order of their names."""
+        with self.sections("forward"):
+            losses, sums = self._forward(part)
+        return losses, tuple(sums[name] for name in self.task.metrics)
+
+    def _forward(self, part: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return what the task does.
 
         A batch norm over 1 x 1 maps cannot measure a lone image (the rest of a batch that is computed in parts,
         say): for that part the batch norms use their running statistics.
         """
-        objective = self.objective or self.plan.objective
         try:
-            return objective(self.network, part)
+            return self.task.loss(self.network, part)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -234,7 +264,7 @@ class Stepper:
         for norm in norms:
             norm.eval()
         try:
-            return objective(self.network, part)
+            return self.task.loss(self.network, part)
         finally:
             for norm in norms:
                 norm.train()
@@ -257,6 +287,7 @@ class Stepper:
             plan.optimizer.step()
         if plan.ema:
             plan.ema.update(plan.model)
+        self.task.after_step(plan.model)
         return norm if measure else None
 
     def _halve(self, error: str) -> None:
@@ -264,6 +295,12 @@ class Stepper:
         if self.micro == 1:
             raise TrainingError(
                 f"Out of memory with a single image at a time. Use a smaller model or --input.size. ({error})"
+            )
+        if not self.task.separable:
+            raise TrainingError(
+                f"Out of memory with {self.training.batch_size} images at a time. This loss compares the images of a "
+                "batch with one another, so a step cannot be computed in parts; use a smaller --training.batch-size, "
+                f"--input.size or model. ({error})"
             )
         if self.processes.world > 1:
             raise TrainingError(

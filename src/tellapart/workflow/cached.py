@@ -10,7 +10,7 @@ from tellapart.data.sources.archives import cache_folder
 from tellapart.data.stores import housekeeping
 from tellapart.errors import UserError
 from tellapart.spec import DataSpec
-from tellapart.training import remembered
+from tellapart.training.speed import tuning_cache
 
 
 def _folder(cache_dir: str | os.PathLike[str]) -> Path:
@@ -25,7 +25,7 @@ def cache_list(cache_dir: str | os.PathLike[str] = "") -> list[housekeeping.Stor
     """
     folder = _folder(cache_dir)
     housekeeping.sweep(folder / "decoded")
-    measured = remembered.describe(folder)
+    measured = tuning_cache.describe(folder)
     return housekeeping.list_stores(folder / "decoded") + ([measured] if measured else [])
 
 
@@ -38,15 +38,15 @@ def cache_clear(
     Nothing else in the folder is touched. Raises UserError for a key that fits nothing, or more than one store.
     """
     folder = _folder(cache_dir)
-    named = [key for key in keys if key and remembered.KEY.startswith(key)]
+    named = [key for key in keys if key and tuning_cache.KEY.startswith(key)]
     others = [key for key in keys if key not in named]
-    if named and remembered.describe(folder) is None:
+    if named and tuning_cache.describe(folder) is None:
         raise UserError(f"{named[0]!r} is the key of no store; see: tellapart cache list")
     cleared = housekeeping.Cleared((), 0, (), 0)
     if others or not keys:
         cleared = housekeeping.clear(folder / "decoded", others, older_than)
     if named or not keys:
-        count, freed = remembered.clear(folder, older_than)
-        removed = (*cleared.removed, remembered.KEY) if count else cleared.removed
+        count, freed = tuning_cache.clear(folder, older_than)
+        removed = (*cleared.removed, tuning_cache.KEY) if count else cleared.removed
         cleared = housekeeping.Cleared(removed, cleared.freed + freed, cleared.kept, cleared.leftovers)
     return cleared

@@ -16,13 +16,13 @@ from tellapart.tracking import picture_grid
 from tellapart.training import setup
 
 
-def training_grid(prepared: setup.Prepared, count: int = 16) -> Any:
+def training_grid(prepared: setup.RunData, count: int = 16) -> Any:
     """Return training pictures as the network sees them, after augmentation."""
     _, after, labels = augmented_pictures(prepared, count)
     return picture_grid(after, [prepared.classes[label] for label in labels])
 
 
-def augmented_pictures(prepared: setup.Prepared, count: int, seed: int = 0) -> tuple[Any, Any, Any]:
+def augmented_pictures(prepared: setup.RunData, count: int, seed: int = 0) -> tuple[Any, Any, Any]:
     """Return pictures before (as evaluation sees them) and after augmentation, uint8 [n, H, W, C], and labels."""
     images = prepared.train
     rows = np.random.default_rng(prepared.spec.seed).permutation(len(images))[:count].astype(np.int64)

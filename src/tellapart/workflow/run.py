@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,15 @@ from tellapart.errors import RunError
 from tellapart.evaluation import metrics, report
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
-from tellapart.training import checkpoint, features, ineffective, loop, lr_finder, probe, resolve, setup
+from tellapart.training import checkpoint, ineffective, loop, resolve, setup
 from tellapart.training import progress as progressing
+from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes, processes
-from tellapart.training.lr_finder import LrCurve
-from tellapart.training.profile import Profile
+from tellapart.training.methods import lr_finder
+from tellapart.training.methods.lr_finder import LrCurve
 from tellapart.training.progress import Progress
+from tellapart.training.speed import autotune, features
+from tellapart.training.speed.profile import Profile
 from tellapart.training.step import Plan
 from tellapart.workflow import run_files
 from tellapart.workflow.measure import evaluate_set
@@ -80,6 +83,7 @@ def train(
     spec: Spec | str | os.PathLike[str] | None = None,
     quiet: bool = False,
     profile: bool = False,
+    callbacks: Sequence[Callback] = (),
     **changes: Any,
 ) -> Result:
     """Train a classifier and measure it.
@@ -91,6 +95,8 @@ def train(
         spec: a Spec, or the path of a YAML file.
         quiet: no progress on standard error.
         profile: tell where a step's time goes, and keep it, with a trace, under ``profile`` in the run's folder.
+        callbacks: objects of classes derived from ``tellapart.Callback``, which take part in training. What they
+            return as their state is saved with each checkpoint; give them to ``resume`` again.
         changes: fields of the spec, such as ``training={"epochs": 3}``, ``data={"val_fraction": 0.2}``, ``seed=1`` or
             ``**{"model.name": "resnet18"}``.
 
@@ -118,13 +124,18 @@ def train(
         if procs.first:
             with _resumable(folder):
                 run_files.write_start(folder, prepared, samples)
-        looking = profile and procs.first
+        theirs = [*callbacks]
+        if profile and procs.first:
+            theirs.append(Profile(folder / "profile", console.message))
         with _resumable(folder):
-            return _run(folder, prepared, plan, card, procs, console, None, looking)
+            return _run(folder, prepared, plan, card, procs, console, None, theirs)
 
 
-def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
-    """Go on exactly where a run was cut off; of a finished run, return the result. Raises RunError."""
+def resume(run: str | os.PathLike[str], *, quiet: bool = False, callbacks: Sequence[Callback] = ()) -> Result:
+    """Go on exactly where a run was cut off; of a finished run, return the result. Raises RunError.
+
+    ``callbacks``: those that ``train`` was given; their saved states are loaded.
+    """
     folder = runs.require(run)
     spec = runs.read_spec(folder / runs.SPEC_FILE)
     with contextlib.ExitStack() as stack:
@@ -147,7 +158,7 @@ def resume(run: str | os.PathLike[str], *, quiet: bool = False) -> Result:
             console.message(f"{folder} has no checkpoint yet: training starts at the beginning.")
         prepared, plan, card = _plan(prepared, procs, console)
         with _resumable(folder):
-            return _run(folder, prepared, plan, card, procs, console, content)
+            return _run(folder, prepared, plan, card, procs, console, content, callbacks)
 
 
 @contextlib.contextmanager
@@ -176,7 +187,7 @@ def _in_turn(procs: Processes, work: Any) -> Any:
     return result if procs.first else work()
 
 
-def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.Prepared:
+def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
     with console.busy("Reading images", len(samples)) as busy:
         prepared = setup.prepare(spec, samples, busy.advance)
     if isinstance(prepared.train.store, StreamedStore) and spec.data.cache == "auto":
@@ -201,7 +212,7 @@ def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.Prepared:
     return prepared
 
 
-def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple[setup.Prepared, Plan, Card]:
+def _plan(prepared: setup.RunData, procs: Processes, console: Console) -> tuple[setup.RunData, Plan, Card]:
     """Build what will be trained; everything that can be wrong in the spec is found here, before any file is made.
 
     Returns ``prepared`` too, with a spec that leaves nothing open.
@@ -230,7 +241,7 @@ def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple
     if features.expected(prepared.spec):  # little is left to make faster
         prepared = dataclasses.replace(prepared, spec=setup.settle(prepared, model, procs))
     else:
-        prepared = probe.choose(prepared, model, procs, console.message)
+        prepared = autotune.choose(prepared, model, procs, console.message)
     plan = setup.plan(prepared, model, procs)
     features.offer(plan, prepared, procs, console)
     return prepared, plan, card
@@ -238,22 +249,21 @@ def _plan(prepared: setup.Prepared, procs: Processes, console: Console) -> tuple
 
 def _run(
     folder: Path,
-    prepared: setup.Prepared,
+    prepared: setup.RunData,
     plan: Plan,
     card: Card,
     procs: Processes,
     console: Console,
     content: dict[str, Any] | None,
-    profile: bool = False,
+    callbacks: Sequence[Callback],
 ) -> Result:
     spec = prepared.spec
     if procs.first:
         console.keep_in(folder)
     tracker = trackers(spec, folder, content["progress"]["step"] if content else None, procs.first, console)
     reporter = RunReporter(console, tracker, spec.run.log_every, plan.steps_per_epoch)
-    looking = Profile(folder / "profile", console.message) if profile else None
-    trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter, looking)
-    trainer.on_save = _keeper(trainer, folder / artifact.FILE_NAME, card)
+    ours = ArtifactKeeper(folder / artifact.FILE_NAME, card)
+    trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter, [ours, *callbacks])
     if content is not None:
         _restore(trainer, content, folder)
         if trainer.progress.finished:
@@ -289,23 +299,27 @@ def _restore(trainer: loop.Trainer, content: dict[str, Any], folder: Path) -> No
         ) from error
 
 
-def _keeper(trainer: loop.Trainer, path: Path, card: Card) -> Callable[[], None]:
-    """Return what writes the best weights so far as the artifact, where they have changed since it last did."""
-    kept = -1
+class ArtifactKeeper(Callback):
+    """Writes the best weights so far as the artifact after a checkpoint, where they have changed since it last did."""
 
-    def keep() -> None:
-        nonlocal kept
-        best = trainer.progress.best_epoch
-        if trainer.best is not None and best != kept:
-            artifact.save(path, trainer.best, card)
-            kept = best
+    def __init__(self, path: Path, card: Card) -> None:
+        self.path, self.card, self._kept = path, card, -1
 
-    return keep
+    def on_fit_start(self, trainer: loop.Trainer) -> None:
+        """See Callback."""
+        self.trainer = trainer
+
+    def on_save(self) -> None:
+        """Write the file."""
+        trainer, best = self.trainer, self.trainer.progress.best_epoch
+        if trainer.processes.first and trainer.best is not None and best != self._kept:
+            artifact.save(self.path, trainer.best, self.card)
+            self._kept = best
 
 
 def _finish(
     folder: Path,
-    prepared: setup.Prepared,
+    prepared: setup.RunData,
     card: Card,
     progress: Progress,
     console: Console,
@@ -375,7 +389,7 @@ def find_lr(
         prepared, plan, _ = _plan(prepared, procs, console)
         trainer = loop.Trainer(plan, procs, Path(os.devnull), RunReporter(console, Trackers([]), 0, 1))
         with console.busy("Testing learning rates", steps) as busy:
-            return lr_finder.find_lr(_counted(trainer.steps_at(), busy.advance), steps)
+            return lr_finder.find_lr(_counted(lr_finder.steps_at(trainer), busy.advance), steps)
 
 
 def _counted(step: Any, advance: Any) -> Any:

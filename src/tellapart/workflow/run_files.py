@@ -22,7 +22,7 @@ from tellapart.spec import update
 from tellapart.training import setup
 
 
-def write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> None:
+def write_start(folder: Path, prepared: setup.RunData, samples: Samples) -> None:
     """Write the resolved spec, the table of samples, what was left out, and the environment (`runs.COMPLETE`)."""
     spec = prepared.spec
     # Paths are kept whole, since resume may be called from another folder.
@@ -49,7 +49,7 @@ def write_start(folder: Path, prepared: setup.Prepared, samples: Samples) -> Non
     runs.write_json(folder / runs.COMPLETE, environment)
 
 
-def check_same_samples(folder: Path, prepared: setup.Prepared) -> None:
+def check_same_samples(folder: Path, prepared: setup.RunData) -> None:
     """Raise RunError where the images are not those that the run began with."""
     path = folder / runs.SAMPLES_FILE
     if not path.is_file():
@@ -67,7 +67,7 @@ def check_same_samples(folder: Path, prepared: setup.Prepared) -> None:
                     )
 
 
-def _all_samples(prepared: setup.Prepared) -> Samples:
+def _all_samples(prepared: setup.RunData) -> Samples:
     """Return the samples of all splits that are used, as one table."""
     parts = [s.samples for s in (prepared.train, prepared.val, prepared.test) if s is not None]
     columns = ("paths", "labels", "splits", "groups", "boxes", "hashes")

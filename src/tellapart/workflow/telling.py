@@ -71,7 +71,7 @@ def trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool, con
     return Trackers(kept)
 
 
-def headline(prepared: setup.Prepared, name: str, plan: Plan) -> str:
+def headline(prepared: setup.RunData, name: str, plan: Plan) -> str:
     """Return a run in a line: network, parameters, classes and images."""
     parts = [f"{len(prepared.train):,} train"]
     parts += [f"{len(s):,} {n}" for n, s in (("val", prepared.val), ("test", prepared.test)) if s is not None]
@@ -82,7 +82,7 @@ def headline(prepared: setup.Prepared, name: str, plan: Plan) -> str:
     )
 
 
-def warn_of_leaks(prepared: setup.Prepared, console: Console) -> None:
+def warn_of_leaks(prepared: setup.RunData, console: Console) -> None:
     """Say how many evaluation images are, byte for byte, in another split too (kinds: see `runs.honesty`)."""
     train, val, test = prepared.train, prepared.val, prepared.test
     for kind, images, words, others, where in (

@@ -1,4 +1,4 @@
-"""The probe: what of precision, micro-batches and torch.compile is fastest here, by measuring a few steps.
+"""Autotune: what of precision, micro-batches and torch.compile is fastest here, by measuring a few steps.
 
 The steps are taken on a copy of the network, with real images, and leave nothing behind: weights, statistics and
 random state are those from before. A choice is remembered, so that timing's noise cannot make two runs of the same
@@ -32,14 +32,15 @@ from tellapart.devices import AMP_DTYPES, is_out_of_memory, release
 from tellapart.doctor import host
 from tellapart.models import heads
 from tellapart.spec import Spec, update
-from tellapart.training import remembered, sampling, setup
-from tellapart.training.compiled import Compiled, can_compile
+from tellapart.training import sampling, setup
 from tellapart.training.distributed import Processes
+from tellapart.training.speed import tuning_cache
+from tellapart.training.speed.compiled import Compiled, can_compile
 from tellapart.training.step import Plan
 
 Say = Callable[[str], None]
 
-# A probe takes about the time of 20 steps; a run must be ten times as long.
+# Autotuning takes about the time of 20 steps; a run must be ten times as long.
 LEAST_STEPS = 200
 # Below this time, at the pace of a measured step, there is little to win.
 LEAST_SECONDS = 120.0
@@ -71,9 +72,7 @@ class Choice:
     text: str
 
 
-def choose(
-    prepared: setup.Prepared, model: torch.nn.Module, processes: Processes, say: Say
-) -> setup.Prepared:
+def choose(prepared: setup.RunData, model: torch.nn.Module, processes: Processes, say: Say) -> setup.RunData:
     """Return ``prepared`` with a spec that leaves nothing open for speed; measure where the run is long enough.
 
     ``model`` is the built network, which is not changed.
@@ -89,7 +88,7 @@ def choose(
     return _with(prepared, setup.settle(prepared, model, processes))
 
 
-def _with(prepared: setup.Prepared, spec: Spec) -> setup.Prepared:
+def _with(prepared: setup.RunData, spec: Spec) -> setup.RunData:
     return dataclasses.replace(prepared, spec=spec)
 
 
@@ -98,7 +97,7 @@ def _is_open(spec: Spec) -> bool:
     return training.precision == "auto" or not training.accumulate or spec.speed.compile == "auto"
 
 
-def _may_be_long(prepared: setup.Prepared, model: torch.nn.Module, device: torch.device) -> bool:
+def _may_be_long(prepared: setup.RunData, model: torch.nn.Module, device: torch.device) -> bool:
     """Return whether it is worth while to measure a step at all; a function of the spec and the data."""
     batch_size = prepared.spec.training.batch_size
     if device.type not in DEVICES or _images(prepared) / batch_size < LEAST_STEPS:
@@ -108,12 +107,12 @@ def _may_be_long(prepared: setup.Prepared, model: torch.nn.Module, device: torch
     )
 
 
-def _is_long(prepared: setup.Prepared, model: torch.nn.Module, processes: Processes) -> bool:
-    """Return whether a probe can earn back its time, by the pace of a measured step; the pace is remembered.
+def _is_long(prepared: setup.RunData, model: torch.nn.Module, processes: Processes) -> bool:
+    """Return whether autotuning can earn back its time, by the pace of a measured step; the pace is remembered.
 
     Operations say little about time: those of depthwise convolutions take many times as long as others.
     """
-    memory = remembered.Memory(prepared.spec.data, _key(prepared, processes))
+    memory = tuning_cache.TuningCache(prepared.spec.data, _key(prepared, processes))
     known = memory.read("pace") or {}
     pace = known.get("seconds")
     if not isinstance(pace, float) or not pace > 0:
@@ -125,18 +124,18 @@ def _is_long(prepared: setup.Prepared, model: torch.nn.Module, processes: Proces
     return pace * _images(prepared) / processes.world >= LEAST_SECONDS
 
 
-def _images(prepared: setup.Prepared) -> int:
+def _images(prepared: setup.RunData) -> int:
     """Return the images of the whole run."""
     training = prepared.spec.training
     return sampling.epoch_length(prepared.train.samples.labels, training.sampling) * training.epochs
 
 
 def _measured(
-    prepared: setup.Prepared, model: torch.nn.Module, processes: Processes, say: Say
+    prepared: setup.RunData, model: torch.nn.Module, processes: Processes, say: Say
 ) -> dict[str, Any]:
     """Return changes of the spec, as remembered or else as measured."""
     spec = prepared.spec
-    memory = remembered.Memory(spec.data, _key(prepared, processes))
+    memory = tuning_cache.TuningCache(spec.data, _key(prepared, processes))
     choice, note = _recalled(memory), "as measured before on this machine"
     if choice is None:
         started = time.perf_counter()
@@ -154,7 +153,7 @@ def _measured(
     return changes
 
 
-def _recalled(memory: remembered.Memory) -> Choice | None:
+def _recalled(memory: tuning_cache.TuningCache) -> Choice | None:
     record = memory.read("step")
     try:
         return Choice(**record) if record else None
@@ -162,7 +161,7 @@ def _recalled(memory: remembered.Memory) -> Choice | None:
         return None
 
 
-def _key(prepared: setup.Prepared, processes: Processes) -> dict[str, Any]:
+def _key(prepared: setup.RunData, processes: Processes) -> dict[str, Any]:
     """Return all that a choice depends on, as plain values."""
     spec, device = prepared.spec, processes.device
     cpu = host.about_cpu([])
@@ -193,7 +192,7 @@ def _ways(spec: Spec, bench: _Bench) -> list[Setting]:
     parts = [spec.training.accumulate]
     if parts == [0]:
         smallest = SMALLEST_WITH_BATCH_NORM if bench.trains_batch_norms else SMALLEST_MICRO
-        on_cpu = bench.device.type == "cpu"
+        on_cpu = bench.device.type == "cpu" and bench.task.separable
         parts = parts_of(bench.batch_size, smallest) if on_cpu else [1]
     return [Setting(precision, count) for precision in precisions for count in parts]
 
@@ -249,7 +248,7 @@ def _speed(rate: float) -> str:
 class _Bench:
     """Forward and backward passes of a copy of the network on one real batch, and a clock."""
 
-    def __init__(self, prepared: setup.Prepared, model: torch.nn.Module, processes: Processes) -> None:
+    def __init__(self, prepared: setup.RunData, model: torch.nn.Module, processes: Processes) -> None:
         self.prepared, self.device = prepared, processes.device
         self.batch_size = math.ceil(prepared.spec.training.batch_size / processes.world)
         self._original = model
@@ -258,19 +257,19 @@ class _Bench:
         self._restore = contextlib.ExitStack()
         self._restore.enter_context(_random_state_kept(self.device))
         plan = self._plan()
-        self.objective, self.network = plan.objective, plan.model
+        self.task, self.network = plan.task.train(), plan.model
         order = sampling.epoch_order(
             plan.train.samples.labels, plan.spec.training.sampling, self.prepared.spec.seed, 0
         )
         raw = plan.train.batch(order[: self.batch_size]).to(self.device)
-        self.batch = self.objective.prepare(raw, torch.Generator().manual_seed(0), self.batch_size)
+        self.batch = self.task.inputs(raw, torch.Generator().manual_seed(0), self.batch_size)
         self.batch_size = len(self.batch)
         kinds = torch.nn.modules.batchnorm._BatchNorm
         self.trains_batch_norms = any(isinstance(m, kinds) and m.training for m in self.network.modules())
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self.network, self.batch, self.objective
+        del self.network, self.batch, self.task
         self._restore.close()
         release(self.device)
 
@@ -300,7 +299,7 @@ class _Bench:
         return {way: 1 / value for way, value in seconds.items()}
 
     def pace(self, images: float) -> float | None:
-        """Return seconds for an image as the run would compute it without a probe; None where memory does not suffice.
+        """Return seconds for an image as the run would compute it without autotuning; None without memory for it.
 
         Of the first step, which also prepares kernels, where ``images`` at that pace are a short run; else of the next.
         """
@@ -342,7 +341,7 @@ class _Bench:
         started = time.perf_counter()
         for start in range(0, end, size):
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                losses, _ = self.objective(network, self.batch.part(start, start + size))
+                losses, _ = self.task.loss(network, self.batch.part(start, start + size))
                 (losses.sum() / self.batch_size).backward()
         self._wait()
         took = time.perf_counter() - started
@@ -365,11 +364,11 @@ def _random_state_kept(device: torch.device) -> Iterator[None]:
 
 
 def _compile(
-    prepared: setup.Prepared,
+    prepared: setup.RunData,
     model: torch.nn.Module,
     processes: Processes,
     choice: Choice,
-    memory: remembered.Memory,
+    memory: tuning_cache.TuningCache,
     say: Say,
 ) -> str:
     """Return "on" or "off" for ``speed.compile``."""

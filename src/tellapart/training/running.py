@@ -1,4 +1,4 @@
-"""Running sums of an epoch and of the time since the last logged line: loss, right answers, images.
+"""Running sums of an epoch and of the time since the last logged line: loss, what the task reports, images.
 
 On the CPU they are plain numbers; on other devices they stay there until somebody asks, and on CUDA an answer is on its
 way while the steps go on, so that no step waits for the device. Knows nothing of what is done with them.
@@ -7,7 +7,7 @@ way while the steps go on, so that no step waits for the device. Knows nothing o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ Sums = list[float]
 
 @dataclass(frozen=True)
 class Reading:
-    """Sums as they were at a step, float64 [7]: three of the epoch, three of the window, and the gradient's norm.
+    """Sums as they were at a step, float64 [2 * n + 1]: n of the epoch, n of the window, and the gradient's norm.
 
     ``done`` tells when they have arrived; None: they have.
     """
@@ -35,31 +35,47 @@ class Reading:
         if self.done is not None:
             self.done.synchronize()
         values = self.values.tolist()
-        return values[:3], values[3:6], values[6]
+        n = len(values) // 2
+        return values[:n], values[n:-1], values[-1]
 
 
-class Tally:
-    """Sums of (loss, right answers, images): ``epoch`` and ``window``, which ``read`` gives as float lists."""
+class RunningMetrics:
+    """Sums of (loss, each of the named metrics, images): ``epoch`` and ``window``, which ``read`` gives as lists.
 
-    def __init__(self, device: torch.device, epoch: Sequence[float], window: Sequence[float]) -> None:
-        self._device = device
+    ``epoch``, ``window``: what to begin with; empty: zeros.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        names: Sequence[str],
+        epoch: Sequence[float] = (),
+        window: Sequence[float] = (),
+    ) -> None:
+        self._device, self.names = device, tuple(names)
         self._on_cpu = device.type == "cpu"
-        self._lists = [list(epoch), list(window)]
+        self._zeros = [0.0] * (len(self.names) + 2)
+        self._lists = [list(epoch or self._zeros), list(window or self._zeros)]
         if not self._on_cpu:
             dtype = torch.float32 if device.type == "mps" else torch.float64
             self._tensor = torch.tensor(self._lists, dtype=dtype).to(device)
 
-    def add(self, loss: torch.Tensor, right: torch.Tensor, seen: int) -> bool:
-        """Add a step's sums, two scalars and a count; return False where the loss is known not to be finite."""
+    def add(self, loss: torch.Tensor, metrics: Mapping[str, torch.Tensor], seen: int) -> bool:
+        """Add a step's sums, scalars and a count; return False where the loss is known not to be finite."""
         if not self._on_cpu:
-            step = torch.stack([loss, right, loss.new_full((), seen)])
+            step = torch.stack([loss, *(metrics[name] for name in self.names), loss.new_full((), seen)])
             self._tensor += step.to(self._tensor.dtype)
             return True
-        values = loss.item(), right.item(), seen
+        values = [loss.item(), *(metrics[name].item() for name in self.names), seen]
         for sums in self._lists:
             for place, value in enumerate(values):
                 sums[place] += value
         return math.isfinite(values[0])
+
+    def means(self, sums: Sequence[float]) -> dict[str, float]:
+        """Return the means over the images that ``sums`` count, by name: the loss, then the metrics."""
+        *totals, seen = sums
+        return {name: total / max(seen, 1) for name, total in zip(("loss", *self.names), totals, strict=True)}
 
     def ask(
         self, norm: torch.Tensor | None, total: Callable[[torch.Tensor], object] | None = None
@@ -92,6 +108,6 @@ class Tally:
 
     def clear_window(self) -> None:
         """Begin a new window."""
-        self._lists[1] = [0.0, 0.0, 0.0]
+        self._lists[1] = list(self._zeros)
         if not self._on_cpu:
             self._tensor[1] = 0

@@ -1,6 +1,6 @@
 """The network compiled by torch.compile, and steps replayed as CUDA graphs; as they are where that fails.
 
-Knows nothing of when either pays: see ``probe`` and ``spec.SpeedSpec``.
+Knows nothing of when either pays: see ``autotune`` and ``spec.SpeedSpec``.
 """
 
 from __future__ import annotations

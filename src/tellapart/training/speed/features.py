@@ -37,8 +37,8 @@ from tellapart.preprocess import Views, as_tensor, normalise
 from tellapart.spec import AugmentSpec, Spec, to_dict
 from tellapart.training import setup
 from tellapart.training.distributed import Processes
-from tellapart.training.objectives import Objective, Prepared
 from tellapart.training.step import Plan, Way, step_seed
+from tellapart.training.task import Batch, Task
 
 FORMAT = 1  # of the files; another number makes the program compute them anew
 _CHUNK = 256  # images whose random numbers are drawn together, and that one process computes
@@ -60,7 +60,7 @@ def expected(spec: Spec) -> bool:
     return spec.speed.features and spec.model.finetune == "head" and not _obstacle(spec)
 
 
-def offer(plan: Plan, prepared: setup.Prepared, processes: Processes, screen: Screen) -> None:
+def offer(plan: Plan, prepared: setup.RunData, processes: Processes, screen: Screen) -> None:
     """Give the plan its way on features where that is possible; else say what prevents it.
 
     Nothing is computed yet. Does nothing where no stage trains the head alone, or ``speed.features`` is off.
@@ -69,6 +69,8 @@ def offer(plan: Plan, prepared: setup.Prepared, processes: Processes, screen: Sc
     if not spec.speed.features or spec.model.finetune not in ("head", "staged"):
         return
     obstacle = _obstacle(spec)
+    if not obstacle and not plan.task.on_features:
+        obstacle = "what is trained needs the images themselves."
     if not obstacle:
         contract = prepared.contract
         generator = torch.Generator().manual_seed(0)
@@ -114,28 +116,30 @@ def changing(spec: AugmentSpec) -> str:
     return "" if text == "none" else text
 
 
-class OnFeatures:
-    """An objective whose batches are features [B, views, ...]: one view of each, and another objective's loss.
+class OnFeatures(Task):
+    """A task whose batches are features [B, views, ...]: one view of each, and another task's loss.
 
     With several views each image's is drawn anew in every step.
     """
 
-    def __init__(self, objective: Objective, views: int) -> None:
-        self.objective, self.views = objective, views
+    def __init__(self, task: Task, views: int) -> None:
+        super().__init__()
+        self.task, self.views = task, views
+        self.metrics, self.score_names, self.separable = task.metrics, task.score_names, task.separable
 
-    def prepare(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Prepared:
-        """See Objective."""
+    def inputs(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
+        """See Task."""
         labels, features = batch.labels, as_tensor(batch.images)
         if self.views == 1:
-            return Prepared(features[:, 0], labels, labels)
+            return Batch(features[:, 0], labels, labels)
         drawn = torch.randint(self.views, (batch.count,), generator=generator)
         ours = drawn[batch.start : batch.start + len(labels)].to(features.device)
         rows = torch.arange(len(labels), device=features.device)
-        return Prepared(features[rows, ours], labels, labels)
+        return Batch(features[rows, ours], labels, labels)
 
-    def __call__(self, model: torch.nn.Module, batch: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Objective."""
-        return self.objective(model, batch)
+    def loss(self, network: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """See Task."""
+        return self.task.loss(network, batch)
 
 
 class _Maker:
@@ -144,7 +148,7 @@ class _Maker:
     def __init__(
         self,
         plan: Plan,
-        prepared: setup.Prepared,
+        prepared: setup.RunData,
         processes: Processes,
         screen: Screen,
         split: frozen.Split,
@@ -171,9 +175,9 @@ class _Maker:
         def inputs(batch: torch.Tensor) -> torch.Tensor:
             return batch[:, 0].to(self.device)
 
-        validate = setup.validator(val, inputs, plan.spec, self.processes, Views())
+        validate = setup.validator(val, inputs, plan.spec, self.processes, Views(), plan.task)
         known = functools.partial(self._known, val, digest)
-        return Way(self.split.head, train, OnFeatures(plan.objective, self.views), validate, known)
+        return Way(self.split.head, train, OnFeatures(plan.task, self.views), validate, known)
 
     def _known(self, val: ImageSet | None, digest: str, model: torch.nn.Module) -> torch.Tensor | None:
         """Return the validation logits of a network whose frozen part is the one that made the features (see Way)."""

@@ -7,10 +7,17 @@ keep the input's size. Knows nothing of images or of how they are made smaller.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
+from tellapart.augment import Augment
 from tellapart.errors import SpecError
 from tellapart.spec import TrainingSpec
+from tellapart.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from tellapart.training.loop import Trainer
 
 LARGE_STEP = 32  # sizes are multiples of it, as of most networks' stride
 SMALL_STEP = 4  # the same for small images
@@ -62,3 +69,23 @@ def _try(model: torch.nn.Module, image: torch.Tensor, size: int, full: int) -> N
             f"({reason}). Its layers belong to one size, or it needs more pixels: leave training.start_size at 0, "
             "give a larger one, or choose a network that ends in a pooling over all pixels."
         ) from error
+
+
+class ProgressiveSize(Callback):
+    """Gives the task, which has an ``augment``, the size of the training images for each epoch."""
+
+    def __init__(self, spec: TrainingSpec, full: Augment) -> None:
+        self.spec, self.full, self.now = spec, full, 0
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """See Callback."""
+        self.trainer = trainer
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Set the size, and say so where it changes."""
+        before, self.now = self.now, size_at(epoch, self.spec, self.full.contract.size)
+        setattr(self.trainer.plan.task, "augment", self.full.at_size(self.now))  # noqa: B010 - of such tasks alone
+        if self.now != before:
+            self.trainer.report.message(
+                f"Epoch {epoch + 1}: training images of {self.now}x{self.now} pixels."
+            )

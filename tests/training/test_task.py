@@ -1,4 +1,4 @@
-"""The objective of classification: what it prepares, and what it returns."""
+"""The task of classification: what it prepares, and what it returns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tellapart.data.loader import ImageSet, RawBatch
 from tellapart.data.stores.images import augmentation_sources, evaluation_images
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import AugmentSpec, DataSpec
-from tellapart.training.objectives import Prepared, Supervised
+from tellapart.training.task import Batch, Classification
 
 CONTRACT = Preprocessing(
     size=8, channels=3, resize="squash", interpolation="bilinear", crop_fraction=1.0,
@@ -28,9 +28,9 @@ def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits, targets, reduction="none")
 
 
-def _objective(preset: str, **values: Any) -> Supervised:
+def _task(preset: str, **values: Any) -> Classification:
     spec = augment.resolve(AugmentSpec(preset=preset, **values), CONTRACT.size)  # type: ignore[arg-type]
-    return Supervised(Augment(spec, CONTRACT, 3), _loss)
+    return Classification(Augment(spec, CONTRACT, 3), _loss)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def _generator(seed: int = 3) -> torch.Generator:
 
 def test_without_augmentation_images_are_normalised(images: ImageSet) -> None:
     batch = images.batch(np.array([3, 0, 18]))
-    prepared = _objective("none").prepare(batch, _generator(), 8)
+    prepared = _task("none").inputs(batch, _generator(), 8)
     pixels = np.stack([images.samples.read(row) for row in (3, 0, 18)]) / 255
     expected = (pixels - np.array(CONTRACT.mean)) / np.array(CONTRACT.std)
     assert prepared.images.dtype == torch.float32
@@ -57,12 +57,12 @@ def test_without_augmentation_images_are_normalised(images: ImageSet) -> None:
 def test_what_is_prepared_does_not_depend_on_the_micro_batch(
     preset: str, micro: int, images: ImageSet
 ) -> None:
-    objective, batch = _objective(preset), images.batch(np.arange(19))
-    whole = objective.prepare(batch, _generator(), 1000)
-    parts = objective.prepare(batch, _generator(), micro)
+    task, batch = _task(preset), images.batch(np.arange(19))
+    whole = task.inputs(batch, _generator(), 1000)
+    parts = task.inputs(batch, _generator(), micro)
     assert torch.equal(whole.images, parts.images)
     assert torch.equal(whole.targets, parts.targets)
-    other = objective.prepare(batch, _generator(4), micro)
+    other = task.inputs(batch, _generator(4), micro)
     assert torch.equal(whole.images, other.images) == (preset == "none")
 
 
@@ -70,10 +70,10 @@ def test_what_is_prepared_does_not_depend_on_the_micro_batch(
 @pytest.mark.parametrize("count", [1, 2, 7, 19])
 def test_processes_prepare_parts_of_the_same_batch(world: int, count: int, images: ImageSet) -> None:
     """Together they have every image once, changed as one process changes it."""
-    objective, order = _objective("cifar", erasing=0.5), np.random.default_rng(1).permutation(19)[:count]
-    whole = objective.prepare(images.batch(order), _generator(), 8)
+    task, order = _task("cifar", erasing=0.5), np.random.default_rng(1).permutation(19)[:count]
+    whole = task.inputs(images.batch(order), _generator(), 8)
     raw = [images.batch(order, rank, world) for rank in range(world)]
-    parts = [objective.prepare(batch, _generator(), 8) for batch in raw]
+    parts = [task.inputs(batch, _generator(), 8) for batch in raw]
     counted = [part for part, batch in zip(parts, raw, strict=True) if not batch.filler]
     assert all(len(part) >= 1 for part in parts)  # a process without an image still takes part
     assert torch.equal(torch.cat([part.images for part in counted]), whole.images)
@@ -91,20 +91,20 @@ def test_large_sources_are_cropped_by_their_own_sizes(tmp_path: Any, make_folder
     samples = open_source(DataSpec(source=str(root), cache_dir=str(tmp_path)), lambda text: None)
     sources, _ = augmentation_sources(samples, CONTRACT, DataSpec(cache_dir=str(tmp_path)))
     spec = augment.resolve(AugmentSpec(preset="photo", crop="resized"), CONTRACT.size)
-    objective = Supervised(Augment(spec, CONTRACT, 3), _loss)
+    task = Classification(Augment(spec, CONTRACT, 3), _loss)
     rows = np.arange(len(sources))
-    whole = objective.prepare(sources.batch(rows), _generator(), 100)
-    sliced = objective.prepare(sources.batch(rows), _generator(), 2)
+    whole = task.inputs(sources.batch(rows), _generator(), 100)
+    sliced = task.inputs(sources.batch(rows), _generator(), 2)
     assert whole.images.shape == (9, 3, 8, 8)
     assert torch.allclose(whole.images, sliced.images, atol=1e-5)
-    halves = [objective.prepare(sources.batch(rows, rank, 2), _generator(), 100) for rank in (0, 1)]
+    halves = [task.inputs(sources.batch(rows, rank, 2), _generator(), 100) for rank in (0, 1)]
     assert torch.allclose(torch.cat([half.images for half in halves]), whole.images, atol=1e-5)
 
 
 def test_mixed_targets_are_the_shares_of_the_images(images: ImageSet) -> None:
     batch = images.batch(np.arange(19))
-    plain = _objective("none").prepare(batch, _generator(), 8)
-    mixed = _objective("none", mixup=1.0).prepare(batch, _generator(), 8)
+    plain = _task("none").inputs(batch, _generator(), 8)
+    mixed = _task("none", mixup=1.0).inputs(batch, _generator(), 8)
     assert mixed.targets.shape == (19, 3)
     assert torch.allclose(mixed.targets.sum(1), torch.ones(19))
     assert torch.equal(mixed.labels, batch.labels)
@@ -134,26 +134,26 @@ class _Fixed(torch.nn.Module):
 def test_returns_each_samples_loss_and_the_right_answers() -> None:
     logits = torch.tensor([[3.0, 0.0, 1.0], [0.0, 2.0, 5.0], [1.0, 1.5, 0.0], [0.0, 0.0, 9.0]])
     labels = torch.tensor([0, 1, 1, 2])
-    losses, right = _objective("none")(_Fixed(logits), Prepared(torch.zeros(4, 3, 8, 8), labels, labels))
+    losses, sums = _task("none").loss(_Fixed(logits), Batch(torch.zeros(4, 3, 8, 8), labels, labels))
     expected = -(logits.double() - logits.double().logsumexp(1, keepdim=True))[range(4), labels]
     assert losses.shape == (4,)
     assert torch.allclose(losses.double(), expected, atol=1e-6)
-    assert right.item() == 3
-    assert right.ndim == 0
+    assert sums["accuracy"].item() == 3
+    assert sums["accuracy"].ndim == 0
 
 
 def test_with_soft_targets_right_is_by_the_images_own_label() -> None:
     logits = torch.tensor([[3.0, 0.0, 1.0], [0.0, 2.0, 5.0]])
     soft = torch.tensor([[0.4, 0.6, 0.0], [0.0, 0.5, 0.5]])
-    batch = Prepared(torch.zeros(2, 3, 8, 8), soft, torch.tensor([0, 2]))
-    losses, right = _objective("none")(_Fixed(logits), batch)
+    batch = Batch(torch.zeros(2, 3, 8, 8), soft, torch.tensor([0, 2]))
+    losses, sums = _task("none").loss(_Fixed(logits), batch)
     log_p = logits.double() - logits.double().logsumexp(1, keepdim=True)
     assert torch.allclose(losses.double(), -(soft.double() * log_p).sum(1), atol=1e-6)
-    assert right.item() == 2
+    assert sums["accuracy"].item() == 2
 
 
 def test_parts_are_slices() -> None:
-    batch = Prepared(torch.arange(10.0).reshape(5, 2), torch.arange(5), torch.arange(5) + 10)
+    batch = Batch(torch.arange(10.0).reshape(5, 2), torch.arange(5), torch.arange(5) + 10)
     assert batch.part(0, 5) is batch
     assert batch.part(0, 99) is batch
     part = batch.part(3, 9)

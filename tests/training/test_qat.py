@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from tellapart.errors import SpecError
-from tellapart.training import rounding
+from tellapart.training.methods import qat
 
 
 def test_weights_are_rounded_by_channel() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5, 3, 2, 2, generator=generator).requires_grad_()
-    got = rounding.rounded_weight(weight)
+    got = qat.rounded_weight(weight)
     values = weight.detach().numpy().reshape(5, -1)
     scale = np.abs(values).max(1, keepdims=True) / 127
     wanted = np.clip(np.round(values / scale), -127, 127) * scale
@@ -27,20 +27,18 @@ def test_weights_are_rounded_by_channel() -> None:
 def test_folding_a_norm_does_not_change_the_rounding() -> None:
     weight = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     factor = torch.tensor([0.5, -2.0, 7.0, 0.01])[:, None]
-    torch.testing.assert_close(
-        rounding.rounded_weight(weight * factor), rounding.rounded_weight(weight) * factor
-    )
+    torch.testing.assert_close(qat.rounded_weight(weight * factor), qat.rounded_weight(weight) * factor)
 
 
 def test_inputs_are_rounded_to_unsigned_bits() -> None:
-    scale, zero = rounding.grid(-0.5, 2.05)
+    scale, zero = qat.grid(-0.5, 2.05)
     assert (zero, round(scale, 4)) == (50, 0.01)
     values = torch.tensor([-3.0, -0.5, 0.0, 0.0149, 1.0, 9.0], requires_grad=True)
-    got = rounding.rounded_input(values, scale, zero)
+    got = qat.rounded_input(values, scale, zero)
     torch.testing.assert_close(got, torch.tensor([-0.5, -0.5, 0.0, 0.01, 1.0, 2.05]))
     got.sum().backward()
     assert values.grad.tolist() == [0, 1, 1, 1, 1, 0]  # what is clipped has no gradient
-    assert rounding.grid(0.3, 0.5)[1] == 0  # the range holds 0
+    assert qat.grid(0.3, 0.5)[1] == 0  # the range holds 0
 
 
 def test_a_layer_computes_with_rounded_values_and_keeps_its_own() -> None:
@@ -50,17 +48,17 @@ def test_a_layer_computes_with_rounded_values_and_keeps_its_own() -> None:
     with torch.no_grad():
         inner = model[:3](images)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    rounding.install(model, images)
+    qat.install(model, images)
     assert model.state_dict().keys() == before.keys()
     got = model(images)
-    scale, zero = rounding.grid(float(images.min()), float(images.max()))
+    scale, zero = qat.grid(float(images.min()), float(images.max()))
     first = nn.functional.conv2d(
-        rounding.rounded_input(images, scale, zero), rounding.rounded_weight(model[0].weight), model[0].bias
+        qat.rounded_input(images, scale, zero), qat.rounded_weight(model[0].weight), model[0].bias
     )
-    scale, zero = rounding.grid(float(inner.min()), float(inner.max()))
+    scale, zero = qat.grid(float(inner.min()), float(inner.max()))
     wanted = nn.functional.linear(
-        rounding.rounded_input(first.relu().flatten(1), scale, zero),
-        rounding.rounded_weight(model[3].weight),
+        qat.rounded_input(first.relu().flatten(1), scale, zero),
+        qat.rounded_weight(model[3].weight),
         model[3].bias,
     )
     torch.testing.assert_close(got, wanted)

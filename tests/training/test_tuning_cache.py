@@ -13,12 +13,12 @@ import pytest
 from tellapart import cli, workflow
 from tellapart.errors import UserError
 from tellapart.spec import DataSpec
-from tellapart.training import remembered
-from tellapart.training.remembered import Memory
+from tellapart.training.speed import tuning_cache
+from tellapart.training.speed.tuning_cache import TuningCache
 
 
-def memory(cache: Path, **key: Any) -> Memory:
-    return Memory(DataSpec(cache_dir=str(cache)), key)
+def memory(cache: Path, **key: Any) -> TuningCache:
+    return TuningCache(DataSpec(cache_dir=str(cache)), key)
 
 
 def old(path: Path, days: float) -> None:
@@ -82,7 +82,7 @@ def test_they_can_be_named_and_be_young(tmp_path: Path, two: tuple[Path, Path]) 
     assert [path.exists() for path in two] == [False, True]
     assert workflow.cache_clear(older_than=5, cache_dir=tmp_path).removed == ()
     workflow.cache_clear(["measured"], cache_dir=tmp_path)
-    assert remembered.describe(tmp_path) is None
+    assert tuning_cache.describe(tmp_path) is None
     with pytest.raises(UserError, match="key of no store"):
         workflow.cache_clear(["measured"], cache_dir=tmp_path)
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from tellapart.spec import Spec, update
-from tellapart.training import probe, setup
+from tellapart.training import setup
 from tellapart.training.distributed import Processes
 from tellapart.training.loop import Trainer
-from tellapart.training.probe import Setting
+from tellapart.training.speed import autotune
+from tellapart.training.speed.autotune import Setting
 
 CPU = Processes(0, 1, torch.device("cpu"))
 OPEN: dict[str, Any] = {
@@ -34,8 +35,8 @@ OPEN: dict[str, Any] = {
 @pytest.fixture
 def prepare(
     pictures: Callable[..., Any], tmp_path: Path
-) -> Callable[..., tuple[setup.Prepared, torch.nn.Module]]:
-    def make(**changes: Any) -> tuple[setup.Prepared, torch.nn.Module]:
+) -> Callable[..., tuple[setup.RunData, torch.nn.Module]]:
+    def make(**changes: Any) -> tuple[setup.RunData, torch.nn.Module]:
         own = {"input.size": 8, "data.cache_dir": str(tmp_path / "cache"), "training.device": "cpu"}
         spec = update(Spec(), {**OPEN, **own, **changes})
         prepared = setup.prepare(spec, pictures((40, 40)), lambda count: None)
@@ -47,10 +48,10 @@ def prepare(
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run counts as long, and the processor as one that has bf16."""
-    monkeypatch.setattr(probe, "LEAST_STEPS", 0)
-    monkeypatch.setattr(probe, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "LEAST_STEPS", 0)
+    monkeypatch.setattr(autotune, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(setup, "PLAIN_KERNELS_FLOPS", 0)
-    monkeypatch.setattr(probe, "has_bf16", lambda device: True)
+    monkeypatch.setattr(autotune, "has_bf16", lambda device: True)
 
 
 # ------------------------------------------------------------------------------------ the rule
@@ -78,17 +79,17 @@ def _rates(**rates: float) -> dict[Setting, float]:
     ],
 )
 def test_choice(rates: dict[str, float], precision: str, parts: int) -> None:
-    choice = probe.pick(_rates(**rates), 256)
+    choice = autotune.pick(_rates(**rates), 256)
     assert (choice.precision, choice.accumulate) == (precision, parts)
     assert choice.rate == rates[f"{precision}_{parts}"]
 
 
 def test_the_message_names_both_speeds() -> None:
-    choice = probe.pick(_rates(fp32_1=290.2, bf16_1=530, bf16_4=790.4), 256)
+    choice = autotune.pick(_rates(fp32_1=290.2, bf16_1=530, bf16_4=790.4), 256)
     assert choice.text == "bf16, 4 parts of 64: 790 images/s against 290 in fp32"
-    choice = probe.pick(_rates(fp32_1=9.26, bf16_1=5.0), 32)
+    choice = autotune.pick(_rates(fp32_1=9.26, bf16_1=5.0), 32)
     assert choice.text == "fp32, the batch of 32 at once: 9.3 images/s against 5.0 in bf16"
-    choice = probe.pick(_rates(bf16_1=50, bf16_2=100), 100)
+    choice = autotune.pick(_rates(bf16_1=50, bf16_2=100), 100)
     assert choice.text == "bf16, 2 parts of 50: 100 images/s against 50 with the whole batch at once"
 
 
@@ -106,17 +107,17 @@ def test_the_message_names_both_speeds() -> None:
     ],
 )
 def test_parts(batch: int, smallest: int, expected: list[int]) -> None:
-    assert probe.parts_of(batch, smallest) == expected
+    assert autotune.parts_of(batch, smallest) == expected
 
 
 # ------------------------------------------------------------------------------------ when it measures
 
 
 def test_a_short_run_is_not_probed(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_measured", None)  # calling it fails
+    monkeypatch.setattr(autotune, "_measured", None)  # calling it fails
     prepared, model = prepare()
     said: list[str] = []
-    spec = probe.choose(prepared, model, CPU, said.append).spec
+    spec = autotune.choose(prepared, model, CPU, said.append).spec
     assert (spec.training.precision, spec.training.accumulate, spec.speed.compile) == ("fp32", 1, "off")
     assert not said
 
@@ -125,26 +126,26 @@ def test_a_short_run_is_not_probed(prepare: Any, monkeypatch: pytest.MonkeyPatch
 def test_the_probe_can_be_switched_off_or_have_nothing_to_do(
     prepare: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_measured", None)
+    monkeypatch.setattr(autotune, "_measured", None)
     prepared, model = prepare(**{"speed.probe": False})
-    assert probe.choose(prepared, model, CPU, print).spec.training.precision == "fp32"
+    assert autotune.choose(prepared, model, CPU, print).spec.training.precision == "fp32"
     given = {"training.precision": "bf16", "training.accumulate": 3}
     given |= {f"speed.{name}": "off" for name in ("compile", "cuda_graphs", "kernel_search")}
     prepared, model = prepare(**given)
-    assert probe.choose(prepared, model, CPU, print).spec == prepared.spec
+    assert autotune.choose(prepared, model, CPU, print).spec == prepared.spec
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(5, True), (6, False), (0, True)])
 def test_a_run_of_few_steps_is_not_measured(
     steps: int, expected: bool, prepare: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "LEAST_STEPS", steps)
+    monkeypatch.setattr(autotune, "LEAST_STEPS", steps)
     monkeypatch.setattr(setup, "PLAIN_KERNELS_FLOPS", 0)
     prepared, model = prepare()  # 2 epochs of 80 images are 5 batches of 32
-    assert probe._may_be_long(prepared, model, torch.device("cpu")) == expected
-    assert not probe._may_be_long(prepared, model, torch.device("mps"))
+    assert autotune._may_be_long(prepared, model, torch.device("cpu")) == expected
+    assert not autotune._may_be_long(prepared, model, torch.device("mps"))
     monkeypatch.setattr(setup, "PLAIN_KERNELS_FLOPS", 10**15)
-    assert not probe._may_be_long(prepared, model, torch.device("cpu"))
+    assert not autotune._may_be_long(prepared, model, torch.device("cpu"))
 
 
 # (seconds of the first step, of the next, for an image; steps that are measured; whether the run is long)
@@ -157,13 +158,13 @@ def test_a_run_is_long_by_a_measured_step(
     first: float, second: float, steps: int, expected: bool, prepare: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However few operations a network has: 160 images at 0.75 s are the two minutes."""
-    monkeypatch.setattr(probe, "LEAST_SECONDS", 120.0)
+    monkeypatch.setattr(autotune, "LEAST_SECONDS", 120.0)
     clock = [first, second]
-    monkeypatch.setattr(probe._Bench, "seconds", lambda bench, network, way: clock.pop(0))
+    monkeypatch.setattr(autotune._Bench, "seconds", lambda bench, network, way: clock.pop(0))
     prepared, model = prepare()
-    assert probe._is_long(prepared, model, CPU) == expected
+    assert autotune._is_long(prepared, model, CPU) == expected
     assert len(clock) == 2 - steps
-    assert probe._is_long(prepared, model, CPU) == expected, "as remembered"
+    assert autotune._is_long(prepared, model, CPU) == expected, "as remembered"
     assert len(clock) == 2 - steps
 
 
@@ -174,19 +175,19 @@ def test_a_batch_that_does_not_fit_into_memory_counts_as_long(
     def fail(*_: Any) -> float:
         raise MemoryError
 
-    monkeypatch.setattr(probe, "LEAST_SECONDS", 1e9)
-    monkeypatch.setattr(probe._Bench, "seconds", fail)
-    assert probe._is_long(*prepare(), CPU)
+    monkeypatch.setattr(autotune, "LEAST_SECONDS", 1e9)
+    monkeypatch.setattr(autotune._Bench, "seconds", fail)
+    assert autotune._is_long(*prepare(), CPU)
 
 
 @pytest.mark.usefixtures("always")
 def test_measuring_the_pace_changes_nothing(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "LEAST_SECONDS", 1e9)
-    monkeypatch.setattr(probe, "_measured", None)  # calling it fails
+    monkeypatch.setattr(autotune, "LEAST_SECONDS", 1e9)
+    monkeypatch.setattr(autotune, "_measured", None)  # calling it fails
     prepared, model = prepare()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    chosen = probe.choose(prepared, model, CPU, print)
+    chosen = autotune.choose(prepared, model, CPU, print)
     assert (chosen.spec.training.precision, chosen.spec.training.accumulate) == ("fp32", 1)
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in model.state_dict().items():
@@ -206,7 +207,7 @@ def test_measuring_changes_nothing_and_is_remembered(
     torch.manual_seed(11)
     state = torch.get_rng_state()
     said: list[str] = []
-    spec = probe.choose(prepared, model, CPU, said.append).spec
+    spec = autotune.choose(prepared, model, CPU, said.append).spec
     assert torch.equal(torch.get_rng_state(), state)
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[key]), key
@@ -218,8 +219,8 @@ def test_measuring_changes_nothing_and_is_remembered(
     assert said[0].startswith(f"Speed: {spec.training.precision}, ")
     assert "measured in" in said[0]
     # The second time nothing is measured, and the choice is the same.
-    monkeypatch.setattr(probe, "_Bench", None)
-    again = probe.choose(prepared, model, CPU, said.append).spec
+    monkeypatch.setattr(autotune, "_Bench", None)
+    again = autotune.choose(prepared, model, CPU, said.append).spec
     assert again == spec
     assert said[1].endswith("(as measured before on this machine)")
 
@@ -234,7 +235,7 @@ def test_another_network_or_batch_is_measured_for_itself(
         measured.append(bench.batch_size)
         return {way: 100.0 if way.precision == "fp32" else 200.0 for way in ways}
 
-    monkeypatch.setattr(probe._Bench, "rates", rates)
+    monkeypatch.setattr(autotune._Bench, "rates", rates)
     for changes in (
         {},
         {},
@@ -243,20 +244,20 @@ def test_another_network_or_batch_is_measured_for_itself(
         {"training.epochs": 9, "seed": 5},
     ):
         prepared, model = prepare(**changes)
-        assert probe.choose(prepared, model, CPU, lambda text: None).spec.training.precision == "bf16"
+        assert autotune.choose(prepared, model, CPU, lambda text: None).spec.training.precision == "bf16"
     assert measured == [32, 16, 32]
 
 
 @pytest.mark.usefixtures("always")
 def test_a_damaged_memory_is_none(prepare: Any) -> None:
     prepared, model = prepare()
-    probe.choose(prepared, model, CPU, lambda text: None)
+    autotune.choose(prepared, model, CPU, lambda text: None)
     (file,) = (Path(prepared.spec.data.cache_dir) / "measured").iterdir()
     content = json.loads(file.read_text())
     for damaged in ("", "[]", json.dumps({**content, "records": {"step": {"speed": 1}}})):
         file.write_text(damaged)
         said: list[str] = []
-        probe.choose(prepared, model, CPU, said.append)
+        autotune.choose(prepared, model, CPU, said.append)
         assert "measured in" in said[0]
         assert json.loads(file.read_text())["records"]["step"]["precision"] in ("fp32", "bf16")
 
@@ -264,7 +265,7 @@ def test_a_damaged_memory_is_none(prepare: Any) -> None:
 @pytest.mark.usefixtures("always")
 def test_what_was_given_is_kept(prepare: Any) -> None:
     prepared, model = prepare(**{"training.accumulate": 4, "training.precision": "bf16"})
-    spec = probe.choose(prepared, model, CPU, lambda text: None).spec
+    spec = autotune.choose(prepared, model, CPU, lambda text: None).spec
     assert (spec.training.precision, spec.training.accumulate) == ("bf16", 4)
 
 
@@ -275,9 +276,9 @@ def test_where_no_way_fits_into_memory_the_step_finds_one(
     def full(*_: Any) -> float:
         raise MemoryError
 
-    monkeypatch.setattr(probe._Bench, "seconds", full)
+    monkeypatch.setattr(autotune._Bench, "seconds", full)
     prepared, model = prepare()
-    spec = probe.choose(prepared, model, CPU, lambda text: None).spec
+    spec = autotune.choose(prepared, model, CPU, lambda text: None).spec
     assert (spec.training.precision, spec.training.accumulate) == ("fp32", 1)
 
 
@@ -296,8 +297,8 @@ def test_ways_far_behind_are_measured_once(prepare: Any, monkeypatch: pytest.Mon
         return times[way]
 
     prepared, model = prepare()
-    monkeypatch.setattr(probe._Bench, "seconds", seconds)
-    with probe._Bench(prepared, model, CPU) as bench:
+    monkeypatch.setattr(autotune._Bench, "seconds", seconds)
+    with autotune._Bench(prepared, model, CPU) as bench:
         found = bench.rates(list(times))
     assert found == {way: 1 / value for way, value in times.items()}
     assert [calls.count(way) for way in times] == [4, 4, 2, 2]  # with the warm-up
@@ -310,9 +311,9 @@ def test_a_frozen_network_may_have_small_parts(prepare: Any, saved_weights: Any)
     changes = {"model.name": "fast-cnn", "model.weights": str(file)}
     for finetune, trains in (("head", False), ("full", True)):
         prepared, model = prepare(**changes, **{"model.finetune": finetune})
-        with probe._Bench(prepared, model, CPU) as bench:
+        with autotune._Bench(prepared, model, CPU) as bench:
             assert bench.trains_batch_norms == trains
-            assert {way.parts for way in probe._ways(prepared.spec, bench)} == ({1} if trains else {1, 2})
+            assert {way.parts for way in autotune._ways(prepared.spec, bench)} == ({1} if trains else {1, 2})
 
 
 def test_the_plan_takes_what_was_chosen(build: Any, pictures: Any) -> None:
@@ -329,7 +330,7 @@ def test_the_plan_takes_what_was_chosen(build: Any, pictures: Any) -> None:
 
 def test_compiling_is_chosen_only_where_it_pays(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared, model = prepare()
-    monkeypatch.setattr(probe, "can_compile", lambda device: True)
+    monkeypatch.setattr(autotune, "can_compile", lambda device: True)
     # A compiled step takes ``compiled`` of the eager one's time.
     speed = {"compiled": 0.5}
 
@@ -345,15 +346,15 @@ def test_compiling_is_chosen_only_where_it_pays(prepare: Any, monkeypatch: pytes
         def seconds(self, network: Any, way: Setting) -> float:
             return 1.0 if network == "eager" else speed["compiled"]
 
-    monkeypatch.setattr(probe, "_Bench", Fake)
-    monkeypatch.setattr(probe, "Compiled", lambda network, warn: "compiled")
+    monkeypatch.setattr(autotune, "_Bench", Fake)
+    monkeypatch.setattr(autotune, "Compiled", lambda network, warn: "compiled")
 
     def decide(rate: float, name: str, **changes: Any) -> str:
         said: list[str] = []
-        memory = probe.remembered.Memory(prepared.spec.data, {"test": name})
-        choice = probe.Choice("fp32", 1, rate, "")
+        memory = autotune.remembered.TuningCache(prepared.spec.data, {"test": name})
+        choice = autotune.Choice("fp32", 1, rate, "")
         ready = dataclasses.replace(prepared, spec=update(prepared.spec, changes))
-        return probe._compile(ready, model, CPU, choice, memory, said.append)
+        return autotune._compile(ready, model, CPU, choice, memory, said.append)
 
     images = 160
     assert decide(images / 1190, "short") == "off"  # 20 minutes are 1200 s
@@ -363,25 +364,25 @@ def test_compiling_is_chosen_only_where_it_pays(prepare: Any, monkeypatch: pytes
     assert decide(images / 1210, "hardly faster") == "off"
     assert decide(images / 1210, "long") == "on"  # remembered
     speed["compiled"] = 0.5
-    monkeypatch.setattr(probe, "Compiled", _failing)
+    monkeypatch.setattr(autotune, "Compiled", _failing)
     assert decide(images / 1210, "broken") == "off"
-    monkeypatch.setattr(probe, "Compiled", lambda network, warn: "compiled")
+    monkeypatch.setattr(autotune, "Compiled", lambda network, warn: "compiled")
     assert decide(images / 1210, "broken") == "on"  # a failure is not remembered
-    monkeypatch.setattr(probe, "can_compile", lambda device: False)
+    monkeypatch.setattr(autotune, "can_compile", lambda device: False)
     assert decide(images / 1210, "no compiler") == "off"
 
 
 @pytest.mark.usefixtures("always")
 def test_a_run_from_the_resolved_spec_is_the_same(prepare: Any, tmp_path: Path) -> None:
     prepared, model = prepare()
-    chosen = probe.choose(prepared, model, CPU, lambda text: None)
+    chosen = autotune.choose(prepared, model, CPU, lambda text: None)
     weights = []
     for name in ("first", "again"):
         fresh = setup.build_model(chosen)[0]
         trainer = Trainer(setup.plan(chosen, fresh, CPU), CPU, tmp_path / name, _Quiet())
         trainer.run()
         weights.append(trainer.weights())
-        chosen = probe.choose(chosen, fresh, CPU, lambda text: pytest.fail("measured again"))
+        chosen = autotune.choose(chosen, fresh, CPU, lambda text: pytest.fail("measured again"))
     for key, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][key]), key
 

@@ -66,7 +66,7 @@ def _files(cache: Path) -> Iterator[tuple[Path, os.stat_result]]:
                     yield path, path.stat()
 
 
-class Memory:
+class TuningCache:
     """Records by name for one ``key``: everything that a measurement depends on, as plain values."""
 
     def __init__(self, spec: DataSpec, key: Mapping[str, Any]) -> None:

@@ -9,16 +9,24 @@ all processes know the same. Knows nothing of models, images or batches.
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from tellapart.data.loader import RawBatch
 from tellapart.devices import put
 from tellapart.errors import SpecError
 from tellapart.spec import AugmentSpec, TrainingSpec
+from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
+
+if TYPE_CHECKING:
+    from tellapart.training.loop import Trainer
+    from tellapart.training.step import Outcome
 
 Order = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
@@ -62,17 +70,48 @@ def check(spec: TrainingSpec, augment: AugmentSpec) -> None:
         )
 
 
-class Pruning:
+class InfoBatch(Callback):
     """Which images an epoch reads, by their losses.
 
     ``weights`` holds each image's weight in the current epoch, float32 [N].
     """
 
-    def __init__(self, spec: TrainingSpec, count: int, seed: int, device: torch.device) -> None:
-        self.spec, self.seed = spec, seed
+    name = "infobatch"
+
+    def __init__(
+        self, spec: TrainingSpec, count: int, seed: int, device: torch.device, processes: Processes
+    ) -> None:
+        self.spec, self.seed, self.processes = spec, seed, processes
         self.scores = np.full(count, np.nan, np.float32)  # known when the epoch began
         self.weights: Weights = np.ones(count, np.float32)
         self._seen = torch.full((count,), torch.nan, device=device)  # in this epoch, by this process
+        self._images: Order | None = None  # of the current step, where they count
+
+    # Hooks
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """See Callback."""
+        self.trainer = trainer
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Leave out images of the epoch's order."""
+        self.trainer.order = self.order(self.trainer.order, epoch)
+
+    def before_step(self, batch: RawBatch) -> RawBatch:
+        """Return the batch with its images' weights in the loss."""
+        self._images = None if batch.filler else batch.ours
+        return dataclasses.replace(batch, weights=torch.from_numpy(self.weights[batch.ours]))
+
+    def after_step(self, outcome: Outcome) -> None:
+        """Note the losses."""
+        if self._images is not None:
+            self.note(self._images, outcome.losses)
+
+    def on_epoch_end(self, values: Mapping[str, float]) -> None:
+        """See ``end_epoch``."""
+        self.end_epoch()
+
+    # The method
 
     def order(self, order: Order, epoch: int) -> Order:
         """Return what is read of an epoch's ``order`` of all images, and set ``weights``."""
@@ -88,22 +127,23 @@ class Pruning:
         """Remember the losses, float32 [b] on the device, of these images (no waiting for the device)."""
         self._seen[put(torch.from_numpy(images), self._seen.device)] = losses.to(self._seen.dtype)
 
-    def gather(self, processes: Processes) -> None:
+    def gather(self) -> None:
         """Let every process know what all have noted in this epoch."""
         merged = self._seen.cpu().numpy()
-        for other in processes.gather(merged):
+        for other in self.processes.gather(merged):
             merged = np.where(np.isnan(merged), other, merged)
         self._seen.copy_(torch.from_numpy(merged))
 
-    def end_epoch(self, processes: Processes) -> None:
+    def end_epoch(self) -> None:
         """Take over the epoch's losses: the next order is by them."""
-        self.gather(processes)
+        self.gather()
         seen = self._seen.cpu().numpy()
         self.scores = np.where(np.isnan(seen), self.scores, seen)
         self._seen.fill_(torch.nan)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the losses, those of the current epoch apart (call ``gather`` first)."""
+        """Return the losses, those of the current epoch apart, of all processes."""
+        self.gather()
         return {"scores": torch.from_numpy(self.scores.copy()), "seen": self._seen.cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Distillation: an objective that follows a teacher's answers beside the labels.
+"""Distillation: a task that follows a teacher's answers beside the labels.
 
 Soft labels: the Kullback-Leibler divergence between both networks' softened answers, times the square of the
 temperature (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"). Features: the squared distance
@@ -26,7 +26,7 @@ from tellapart import artifact
 from tellapart.errors import ModelError, RunError, SpecError
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import DistillSpec, SpeedSpec
-from tellapart.training.objectives import Prepared, Supervised
+from tellapart.training.task import Batch, Classification, right
 
 _SAME_RESOLUTION = 2**0.5  # maps whose sides, as parts of the image's, differ by less are compared
 
@@ -59,12 +59,13 @@ def resolve_speed(speed: SpeedSpec, spec: DistillSpec, rounds: bool = False) -> 
     return dataclasses.replace(speed, compile="off")
 
 
-class Teacher:
+class Teacher(nn.Module):
     """A trained model that answers to the student's inputs."""
 
     def __init__(
         self, path: str, contract: Preprocessing, classes: Sequence[str], device: torch.device
     ) -> None:
+        super().__init__()
         predictor = artifact.open_model(Path(path).expanduser(), device)
         self.model, card = predictor.model, predictor.card
         if set(card.classes) != set(classes):
@@ -90,7 +91,7 @@ class Teacher:
         return images
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Return logits, float32 [B, K], of the student's classes in its order, for the student's inputs."""
         logits: Tensor = self.model(self.inputs(images))
         return logits.float()[:, self.order]
@@ -106,18 +107,21 @@ def _change(ours: Preprocessing, theirs: Preprocessing, device: torch.device) ->
     return scale, bias
 
 
-class Distilled(Supervised):
+class Distillation(Classification):
     """Classification with labels and a teacher's answers."""
+
+    on_features = False
+    not_saved = ("teacher",)  # the spec has its file and the file's hash
 
     def __init__(
         self,
-        labels: Supervised,
+        labels: Classification,
         spec: DistillSpec,
         student: nn.Module,
         contract: Preprocessing,
         classes: Sequence[str],
     ) -> None:
-        super().__init__(labels.augment, labels.loss)
+        super().__init__(labels.augment, labels.criterion)
         device = next(student.parameters()).device
         self.spec = spec
         self.teacher = Teacher(spec.teacher, contract, classes, device)
@@ -126,20 +130,20 @@ class Distilled(Supervised):
             example = torch.zeros(1, contract.channels, contract.size, contract.size, device=device)
             self.attention = Attention(student, self.teacher.model, example, self.teacher.inputs(example))
 
-    def __call__(self, model: nn.Module, batch: Prepared) -> tuple[Tensor, Tensor]:
-        """See Objective."""
+    def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See Task."""
         compared = self.attention.watch() if self.attention else contextlib.nullcontext()
         with compared as distance:
             taught = self.teacher(batch.images)
-            logits = model(batch.images)
-        right = (logits.detach().argmax(1) == batch.labels).sum()
+            logits = network(batch.images)
         weight = self.spec.weight
         loss = weight * soft_labels(logits, taught, self.spec.temperature)
         if weight < 1:
-            loss = loss + (1 - weight) * self.loss(logits, batch.targets)
+            assert batch.targets is not None
+            loss = loss + (1 - weight) * self.criterion(logits, batch.targets)
         if distance is not None:
             loss = loss + self.spec.features * distance()
-        return loss, right
+        return loss, {"accuracy": right(logits, batch)}
 
 
 def soft_labels(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:

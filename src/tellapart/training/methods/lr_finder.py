@@ -1,17 +1,26 @@
 """The learning-rate range test: raise the learning rate at every step and watch the loss.
 
-Smith 2017, "Cyclical Learning Rates for Training Neural Networks" (first on arXiv in 2015). Knows nothing of
-models and optimizers: the caller takes the steps, and puts weights and states back afterwards.
+Smith 2017, "Cyclical Learning Rates for Training Neural Networks" (first on arXiv in 2015). The test itself knows
+nothing of models and optimizers: `steps_at` makes what takes its steps.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from tellapart.data.loader import RawBatch, batches
+from tellapart.training import sampling
+from tellapart.training.optim import set_lr
+
+if TYPE_CHECKING:
+    from tellapart.training.loop import Trainer
 
 # Part of the steps over which the loss is smoothed for the suggestion.
 WINDOW = 0.05
@@ -115,3 +124,35 @@ def _steepest(lrs: npt.NDArray[np.float64], smoothed: npt.NDArray[np.float64]) -
     slope = np.gradient(smoothed, np.log(lrs))[: int(smoothed.argmin()) + 1]
     where = int(slope.argmin())
     return float(lrs[where]) if slope[where] < 0 else None
+
+
+def steps_at(trainer: Trainer) -> Callable[[float], float]:
+    """Return a function that takes one step of a trainer at a learning rate and returns its loss."""
+    plan, training, device = trainer.plan, trainer.training, trainer.device
+    for callback in plan.callbacks:  # those that the spec asks for; nothing is reported, kept or saved
+        callback.on_fit_start(trainer)
+    trainer.set_stage()
+    for callback in plan.callbacks:
+        callback.on_epoch_start(0)
+    trainer.train_mode()
+
+    def endless() -> Iterator[RawBatch]:
+        for epoch in itertools.count():
+            labels = plan.train.samples.labels
+            order = sampling.epoch_order(labels, training.sampling, plan.spec.seed, epoch)
+            following = batches(trainer.way.train, order, training.batch_size, epoch=epoch, device=device)
+            yield from (batch for _, batch in following)
+
+    source = endless()
+
+    def step(lr: float) -> float:
+        set_lr(plan.optimizer, lr, 1.0)
+        batch = next(source).to(device)
+        try:
+            outcome = trainer.stepper.take(batch, trainer.progress.step, False)
+        except FloatingPointError:  # the test goes up to where training diverges
+            return math.inf
+        trainer.progress.step += 1
+        return float(outcome.loss) / batch.count
+
+    return step

@@ -1,32 +1,30 @@
 """Where a step's time goes: a table for the person who asked, and a trace that opens in Perfetto.
 
-For a few dozen steps after a warm-up, the parts of a step are timed; for a few more, torch's profiler notes every
-operation. Both wrap the trainer's methods from outside and take themselves away again, so that other steps cost
-what they always cost, and no step computes anything else than without a profile. Knows nothing of what the parts
-compute.
+For a few dozen steps after a warm-up, the sections of a step (`training.sections`) are timed; for a few more, torch's
+profiler notes every operation. Before and afterwards nobody listens, so that other steps cost what they always cost,
+and no step computes anything else than without a profile. Knows nothing of what the sections compute.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from tellapart import files
+from tellapart.training.callbacks import Callback
 
 if TYPE_CHECKING:
     from tellapart.training.loop import Trainer
+    from tellapart.training.step import Outcome
 
-T = TypeVar("T")
 WARM_UP, TIMED, TRACED = 10, 30, 8  # steps
 _TOP = 10
 _PARTS = {
@@ -51,35 +49,19 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-class Profile:
-    """Times some steps of a trainer; writes ``steps.txt`` and ``trace.json.gz`` into ``folder`` and tells ``say``.
-
-    Used by the loop as a context, in which ``attach`` is called once and ``stepped`` after each step.
-    """
+class Profile(Callback):
+    """Times some steps of a trainer; writes ``steps.txt`` and ``trace.json.gz`` into ``folder`` and tells ``say``."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.folder, self.say = folder, say
-        self._trainer: Trainer | None = None
-        self._wrapped: list[tuple[Any, str, Any]] = []  # with what the object itself had under the name
         self._torch: torch.profiler.profile | None = None
         self._done = True
-        self._step = 0
 
-    def __enter__(self) -> Profile:
-        return self
+    # Hooks
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._done:
-            self._finish(kind is None)
-
-    # What the loop calls
-
-    def attach(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: Trainer) -> None:
         """Begin: plan the steps to be timed by how many are left."""
-        progress = trainer.progress
-        left = trainer.plan.steps_per_epoch * trainer.training.epochs - progress.step
+        left = trainer.plan.steps_per_epoch * trainer.training.epochs - trainer.progress.step
         self._warm_up = min(WARM_UP, left // 5)
         self._traced = min(TRACED, max(1, left // 5))
         self._timed = min(TIMED, max(1, left - self._warm_up - self._traced))
@@ -89,14 +71,11 @@ class Profile:
         self._this_step: defaultdict[str, float] = defaultdict(float)
         self._whole, self._count, self._started = 0.0, 0, 0.0
         self._stack: list[float] = []
-        batches = trainer._batches  # wrapped from the beginning: later, an epoch's iterator is already in use
-        self._replace(trainer, "_batches", lambda order: self._timed_batches(batches(order)))
-        self._clocks = False
         if not self._warm_up:
-            self._wrap()
+            self._listen()
 
-    def stepped(self) -> None:
-        """A step of the loop is over."""
+    def after_step(self, outcome: Outcome) -> None:
+        """Count the step."""
         if self._done:
             return
         self._step += 1
@@ -106,80 +85,54 @@ class Profile:
             self._count += 1
             for part, seconds in self._this_step.items():
                 self._seconds[part] += seconds
-        if self._step == first and not self._clocks:
-            self._wrap()
+        if self._step == first:
+            self._listen()
         elif self._step >= last and self._torch is None:
             if self._fits():
                 self._begin_trace()
         elif self._torch is not None and self._step >= self._trace_ends:
             self._finish(True)
 
-    # Times of the parts
+    def on_fit_end(self) -> None:
+        """Tell what was found where training was shorter than planned."""
+        if not self._done:
+            self._finish(True)
 
-    def _wrap(self) -> None:
-        """Put a clock around each part of a step."""
-        assert self._trainer is not None
-        self._clocks = True
-        trainer, stepper = self._trainer, self._trainer.stepper
-        methods: list[tuple[Any, str, str]] = [
-            (trainer, "_copy", "copy"),
-            (stepper, "_prepare", "augment"),
-            (stepper, "_forward", "forward"),
-            (stepper, "_backward", "backward"),
-            (stepper, "_replayed", "replayed"),
-            (stepper, "_update", "optimizer"),
-            (trainer, "_count", "logging"),
-            (trainer, "_ask", "logging"),
-            (trainer, "_tell", "logging"),
-            (trainer, "save", "checkpoint"),
-        ]
-        if hasattr(trainer.plan.objective, "loss"):
-            methods.append((trainer.plan.objective, "loss", "loss"))
-        for owner, name, part in methods:
-            self._replace(owner, name, self._clocked(getattr(owner, name), part))
+    def on_exception(self, error: BaseException) -> None:
+        """Stop measuring."""
+        if not self._done:
+            self._finish(False)
 
-    def _replace(self, owner: Any, name: str, function: Any) -> None:
-        self._wrapped.append((owner, name, vars(owner).get(name)))
-        setattr(owner, name, function)
+    # Times of the sections
 
-    def _unwrap(self) -> None:
-        for owner, name, before in self._wrapped:
-            if before is None:  # it was the class's method
-                delattr(owner, name)
-            else:
-                setattr(owner, name, before)
-        self._wrapped = []
+    def _listen(self) -> None:
+        self._trainer.plan.sections.listener = self._section
 
-    def _clocked(self, function: Callable[..., T], part: str) -> Callable[..., T]:
-        """Return ``function``, whose time counts for ``part``, less that of the parts inside of it."""
+    @contextlib.contextmanager
+    def _section(self, part: str) -> Iterator[None]:
+        """While entered, time counts for ``part``, less that of the sections inside of it."""
+        with torch.profiler.record_function(_PARTS[part]):
+            started = self._now()
+            if part == "data":  # a step begins
+                self._this_step.clear()
+                self._started = started
+            self._stack.append(0.0)
+            try:
+                yield
+            finally:
+                took = self._now() - started
+                self._note(part, took - self._stack.pop())
+                if self._stack:
+                    self._stack[-1] += took
 
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> T:
-            with torch.profiler.record_function(_PARTS[part]):
-                self._stack.append(0.0)
-                started = self._now()
-                try:
-                    return function(*args, **kwargs)
-                finally:
-                    took = self._now() - started
-                    self._this_step[part] += took - self._stack.pop()
-                    if self._stack:
-                        self._stack[-1] += took
-
-        return call
-
-    def _timed_batches(self, batches: Iterable[T]) -> Iterator[T]:
-        source = iter(batches)
-        following = self._clocked(lambda: next(source, None), "data")
-        while not self._done:
-            if self._clocks:
-                self._this_step.clear()  # of what lies between two epochs
-                self._started = self._now()
-            item = following() if self._clocks else next(source, None)
-            if item is None:
-                return
-            yield item
-        yield from source
+    def _note(self, part: str, seconds: float) -> None:
+        if part != "checkpoint":
+            self._this_step[part] += seconds
+        elif (
+            self._warm_up < self._step <= self._warm_up + self._timed
+        ):  # written after the step, which it belongs to
+            self._seconds[part] += seconds
+            self._whole += seconds
 
     def _now(self) -> float:
         """Return the time, on CUDA and MPS when all that was asked for is computed: else it would count later."""
@@ -194,7 +147,6 @@ class Profile:
 
     def _fits(self) -> bool:
         """Return whether the traced steps lie within one epoch (or the epochs are too short for that)."""
-        assert self._trainer is not None
         steps = self._trainer.plan.steps_per_epoch
         left = steps - self._trainer.progress.step_in_epoch
         last = self._trainer.progress.epoch + 1 >= self._trainer.training.epochs
@@ -212,9 +164,9 @@ class Profile:
         self._trace_ends = self._step + self._traced
 
     def _finish(self, tell: bool) -> None:
-        """Take the clocks away, and write and tell what was found (not after an error)."""
+        """Listen no more, and write and tell what was found (not after an error)."""
         self._done = True
-        self._unwrap()
+        self._trainer.plan.sections.listener = None
         table = self._times() if self._torch is None else self._table
         profiler, self._torch = self._torch, None
         if profiler is not None:
@@ -234,7 +186,6 @@ class Profile:
 
     def _times(self) -> list[str]:
         """Return the table of a step's parts, at most 80 columns wide."""
-        assert self._trainer is not None
         if not self._count:
             return []
         training, step = self._trainer.training, self._whole / self._count

@@ -11,9 +11,10 @@ import torch
 
 from tellapart.errors import SpecError
 from tellapart.spec import TrainingSpec
-from tellapart.training import checkpoint, pruning
+from tellapart.training import checkpoint
 from tellapart.training.distributed import Processes
-from tellapart.training.pruning import Pruning
+from tellapart.training.methods import infobatch
+from tellapart.training.methods.infobatch import InfoBatch
 
 CPU = torch.device("cpu")
 ONE = Processes(0, 1, CPU)
@@ -21,38 +22,38 @@ SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 9, 8, 7, np.nan, 6], np.float32)  # 
 
 
 def test_easy_images_leave_and_those_that_stay_count_for_them() -> None:
-    weights = pruning.choose(SCORES, 0.5, seed=3, epoch=1)
+    weights = infobatch.choose(SCORES, 0.5, seed=3, epoch=1)
     assert (weights[5:] == 1).all()
     assert sorted(weights[:5].tolist()) == pytest.approx([0, 0, 5 / 3, 5 / 3, 5 / 3])
-    again = pruning.choose(SCORES, 0.5, seed=3, epoch=1)
+    again = infobatch.choose(SCORES, 0.5, seed=3, epoch=1)
     assert np.array_equal(weights, again)
-    assert any(not np.array_equal(pruning.choose(SCORES, 0.5, 3, epoch), weights) for epoch in range(2, 6))
-    assert any(not np.array_equal(pruning.choose(SCORES, 0.5, seed, 1), weights) for seed in range(4, 8))
+    assert any(not np.array_equal(infobatch.choose(SCORES, 0.5, 3, epoch), weights) for epoch in range(2, 6))
+    assert any(not np.array_equal(infobatch.choose(SCORES, 0.5, seed, 1), weights) for seed in range(4, 8))
 
 
 def test_weights_are_one_in_the_mean_over_epochs() -> None:
-    mean = np.mean([pruning.choose(SCORES, 0.4, 0, epoch) for epoch in range(3000)], axis=0)
+    mean = np.mean([infobatch.choose(SCORES, 0.4, 0, epoch) for epoch in range(3000)], axis=0)
     assert mean == pytest.approx(np.ones(10), abs=0.06)
 
 
 @pytest.mark.parametrize("scores", [np.full(6, np.nan), np.full(6, 0.5), np.zeros(0)])
 def test_nothing_known_or_all_alike_leaves_nothing_out(scores: Any) -> None:
-    assert (pruning.choose(scores.astype(np.float32), 0.9, 0, 1) == 1).all()
+    assert (infobatch.choose(scores.astype(np.float32), 0.9, 0, 1) == 1).all()
 
 
 def test_an_epochs_losses_decide_on_the_next() -> None:
-    made = Pruning(TrainingSpec(prune=0.5, prune_until=0.5, epochs=4), 10, 0, CPU)
+    made = InfoBatch(TrainingSpec(prune=0.5, prune_until=0.5, epochs=4), 10, 0, CPU, ONE)
     order = np.random.default_rng(0).permutation(10)
     assert np.array_equal(made.order(order, 0), order)
     made.note(order[:6], torch.tensor(SCORES)[order[:6]])
     made.note(order[6:], torch.tensor(SCORES)[order[6:]])
     assert np.array_equal(made.order(order, 0), order)  # within the epoch nothing changes
-    made.end_epoch(ONE)
+    made.end_epoch()
     kept = made.order(order, 1)
     assert np.array_equal(kept, order[made.weights[order] > 0])
     assert len(kept) == 8
     made.note(kept, torch.zeros(8))
-    made.end_epoch(ONE)
+    made.end_epoch()
     left = np.setdiff1d(order, kept)
     assert np.array_equal(made.scores[left], SCORES[left])  # their last seen loss stays
     assert not made.scores[kept].any()
@@ -71,17 +72,17 @@ class Two(Processes):
 
 def test_processes_share_what_they_have_seen() -> None:
     spec = TrainingSpec(prune=0.5)
-    alone, shared = (Pruning(spec, 9, 0, CPU) for _ in range(2))
+    processes = Two(0, 2, CPU)
+    alone, shared = (InfoBatch(spec, 9, 0, CPU, who) for who in (ONE, processes))
     everything = torch.arange(9.0)
     alone.note(np.arange(9), everything)
     shared.note(np.arange(4), everything[:4])
-    processes = Two(0, 2, CPU)
     other = np.full(9, np.nan, np.float32)
     other[4:] = everything[4:].numpy()
     object.__setattr__(processes, "other", other)
-    alone.end_epoch(ONE)
-    shared.gather(processes)
-    shared.end_epoch(processes)
+    alone.end_epoch()
+    shared.gather()
+    shared.end_epoch()
     assert np.array_equal(alone.scores, shared.scores)
     assert np.array_equal(alone.order(np.arange(9), 1), shared.order(np.arange(9), 1))
 
@@ -93,9 +94,9 @@ def test_a_step_is_the_weighted_mean(accumulate: int, pictures: Any, build: Any,
     changes |= {"training.accumulate": accumulate, "training.prune_from": 0.0, "training.momentum": 0.0}
     bench = build(pictures(train=(10, 10, 10)), **changes)
     scores = np.linspace(0, 1, 30, dtype=np.float32) ** 3
-    bench.plan.pruning.scores = scores
+    bench.plan.callbacks[0].scores = scores
     bench.trainer.run()
-    weights = torch.from_numpy(pruning.choose(scores, 0.5, 0, 0))
+    weights = torch.from_numpy(infobatch.choose(scores, 0.5, 0, 0))
     images, labels = bench.inputs()
     optimizer = torch.optim.SGD(bench.start.parameters(), lr=bench.prepared.spec.training.lr)
     losses = torch.nn.functional.cross_entropy(bench.start.train()(images), labels, reduction="none")
@@ -104,8 +105,8 @@ def test_a_step_is_the_weighted_mean(accumulate: int, pictures: Any, build: Any,
     assert 0 < (weights == 0).sum() < 15
     assert difference(bench.model, bench.start) < 1e-6
     kept = weights.numpy() > 0
-    assert bench.plan.pruning.scores[kept] == pytest.approx(losses.detach().numpy()[kept], abs=1e-4)
-    assert np.array_equal(bench.plan.pruning.scores[~kept], scores[~kept])
+    assert bench.plan.callbacks[0].scores[kept] == pytest.approx(losses.detach().numpy()[kept], abs=1e-4)
+    assert np.array_equal(bench.plan.callbacks[0].scores[~kept], scores[~kept])
 
 
 def test_fewer_images_are_read_and_the_schedule_ends_where_it_should(pictures: Any, build: Any) -> None:
@@ -156,5 +157,5 @@ def test_a_run_cut_in_the_middle_goes_on_exactly(
     assert again.trainer.progress.step_in_epoch
     again.trainer.run()
     assert difference(again.model, uncut.model) == 0
-    assert np.array_equal(again.plan.pruning.scores, uncut.plan.pruning.scores)
+    assert np.array_equal(again.plan.callbacks[0].scores, uncut.plan.callbacks[0].scores)
     assert len(uncut.recorder.column("train/loss")) < 60

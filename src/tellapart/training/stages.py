@@ -1,0 +1,65 @@
+"""Stages of training: which parameters train in an epoch, on what, and what wraps the network.
+
+What an epoch's stage is follows from the epoch alone, so that resuming is exact. Knows nothing of steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tellapart.models import heads
+from tellapart.training.distributed import Processes
+from tellapart.training.speed.compiled import Compiled
+from tellapart.training.step import Plan, Way
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How many blocks train, counted from the head, and which of their parameters do not any more."""
+
+    depth: int
+    frozen: tuple[str, ...]
+
+
+def stage_of(plan: Plan, epoch: int) -> Stage:
+    """Return the stage that ``epoch`` (from 0) belongs to."""
+    spec, training, blocks = plan.spec.model, plan.spec.training, plan.blocks
+    depth = len(blocks)
+    if spec.finetune == "head":
+        depth = 1
+    elif spec.finetune == "staged":
+        depth = heads.staged_depth(epoch, training.epochs, spec.unfreeze, len(blocks))
+    frozen = heads.early_names(plan.model) if epoch >= training.early_epochs else ()
+    if spec.freeze_blocks and epoch >= math.ceil(spec.freeze_from * training.epochs):
+        frozen += tuple(name for block in blocks[-spec.freeze_blocks :] for name in block)
+    return Stage(depth, frozen)
+
+
+def freeze(plan: Plan, stage: Stage) -> None:
+    """Let the stage's parameters require a gradient, and no others."""
+    heads.set_trainable(plan.model, plan.blocks, stage.depth, stage.frozen)
+
+
+def way_of(plan: Plan, stage: Stage) -> Way:
+    """Return what the stage runs: the head on features where that is possible (they are computed here), else all."""
+    if stage.depth == 1 and plan.on_features:
+        return plan.on_features()
+    return plan.whole
+
+
+def wrapped(plan: Plan, way: Way, processes: Processes, warn: Callable[[str], None]) -> Any:
+    """Return the way's network as steps call it: compiled, and with its gradients averaged over the processes."""
+    network: Any = way.model
+    # A head on features is too little work for a compiler.
+    if way.model is plan.model and plan.spec.speed.compile == "on":
+        network = Compiled(plan.model, warn)
+    if processes.world > 1:
+        device = processes.device
+        ids = [device.index] if device.type == "cuda" else None
+        network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
+    return network

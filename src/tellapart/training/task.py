@@ -1,0 +1,199 @@
+"""Tasks: what training is about. A task turns a raw batch into the network's inputs, and those into losses.
+
+The loop and the step know `Task` alone. Another kind of training is another class here or elsewhere: distillation
+(`methods.distillation`) is one, contrastive learning with two views and a projection head of its own would be one.
+Knows nothing of optimizers, epochs or processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tellapart.augment import Augment, Params
+from tellapart.data.loader import RawBatch, source_sizes
+from tellapart.errors import RunError, SpecError, did_you_mean
+from tellapart.evaluation import metrics
+from tellapart.sections import meant
+from tellapart.training.sections import Sections
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Images = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a task computes its loss of: the network's inputs, and what is known of each image.
+
+    images: float32 [B, C, H, W]; for several views of each image a tuple of such tensors, or one [V * B, C, H, W],
+    in which case ``count`` says how many images there are. targets: int64 [B] or soft float32 [B, K], or None;
+    labels: int64 [B], or None.
+    """
+
+    images: Images
+    targets: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    count: int = 0
+
+    def __len__(self) -> int:
+        if self.count:
+            return self.count
+        return len(self.images[0] if isinstance(self.images, tuple) else self.images)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Return images ``start`` to ``stop``."""
+        if start == 0 and stop >= len(self):
+            return self
+        ours = slice(start, stop)
+        images = self.images
+        cut = tuple(view[ours] for view in images) if isinstance(images, tuple) else images[ours]
+        targets, labels = (None if x is None else x[ours] for x in (self.targets, self.labels))
+        return Batch(cut, targets, labels)
+
+
+class Task(torch.nn.Module):
+    """What is minimised, and by which figures the result is judged.
+
+    A task may own networks, parameters and buffers: a projection head, a momentum encoder, a queue, a teacher. They
+    go to the device and into checkpoints; the optimizer trains those that require a gradient; several processes
+    average these gradients and share the buffers. The network that is trained is none of them: it is given to
+    ``loss``, as it is wrapped (call it once, with all views in one batch, since processes wait for each other there).
+    """
+
+    separable = True
+    """Whether an image's loss depends on that image alone, so that a batch may be computed in micro-batches."""
+    on_features = False
+    """Whether a frozen backbone's features may take the place of images."""
+    metrics: tuple[str, ...] = ()
+    """What ``loss`` reports besides the losses."""
+    score_names: tuple[str, ...] = ()
+    """What ``scores`` reports; where empty, validation is left out."""
+    lower_is_better: frozenset[str] = frozenset({"loss"})
+    """Those among the scores of which less is better."""
+    not_saved: tuple[str, ...] = ()
+    """Submodules that the spec names by their files, such as a teacher: neither saved nor trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sections = Sections()
+
+    def inputs(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
+        """Return the network's inputs for a whole step, computed at most ``micro`` images at a time.
+
+        Random numbers are drawn for the global batch, so that they do not depend on the number of processes.
+        """
+        raise NotImplementedError
+
+    def loss(self, network: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss of each image, float32 [b], and by name the sums of ``metrics`` over them, scalars."""
+        raise NotImplementedError
+
+    def after_step(self, network: torch.nn.Module) -> None:
+        """The weights were updated: a momentum encoder follows here."""
+
+    def scores(self, outputs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        """Return figures of the network's outputs for all validation images, [N, ...], by name."""
+        raise NotImplementedError
+
+    # What belongs to the task alone
+
+    def _belongs(self, name: str) -> bool:
+        return not any(name == other or name.startswith(f"{other}.") for other in self.not_saved)
+
+    def own_parameters(self) -> list[torch.nn.Parameter]:
+        """Return the parameters that the task brings along."""
+        return [value for name, value in self.named_parameters() if self._belongs(name)]
+
+    def own_buffers(self) -> list[torch.Tensor]:
+        """Return the buffers that the task brings along."""
+        return [value for name, value in self.named_buffers() if self._belongs(name)]
+
+    def own_state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the task."""
+        return {name: value for name, value in self.state_dict().items() if self._belongs(name)}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take up what ``own_state`` returned. Raises RunError where it is another task's."""
+        if different := sorted(state.keys() ^ self.own_state().keys()):
+            raise RunError(
+                f"The checkpoint holds another state than the task {type(self).__name__} has; what differs: "
+                f"{', '.join(different[:3])}."
+            )
+        self.load_state_dict(state, strict=False)
+
+    def train(self, mode: bool = True) -> Task:
+        """Set the mode, but leave what is not trained here in evaluation mode."""
+        super().train(mode)
+        for name in self.not_saved:
+            self.get_submodule(name).eval()
+        return self
+
+    def check(self, metric: str, accumulate: int) -> None:
+        """Raise SpecError where the spec asks for what this task does not report, or cannot be computed in parts."""
+        if self.score_names and metric not in self.score_names:
+            valid = list(self.score_names)
+            hint = did_you_mean(metric, valid, meant=meant(metric, valid))
+            raise SpecError(f"training.best_metric is {metric!r}, which validation does not report. {hint}")
+        if not self.separable and accumulate > 1:
+            raise SpecError(
+                f"training.accumulate is {accumulate}, but this loss compares the images of a batch with one another "
+                "and is not the sum of what parts of the batch give. Use training.accumulate 1."
+            )
+
+
+class Classification(Task):
+    """Classification with labels: augment, mix, and compare the logits with the targets."""
+
+    on_features = True
+    metrics = ("accuracy",)
+    score_names = ("accuracy", "macro-f1", "balanced-accuracy", "loss")
+
+    def __init__(self, augment: Augment, criterion: Loss) -> None:
+        super().__init__()
+        self.augment = augment
+        self.criterion = criterion
+
+    def inputs(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
+        """See Task. MixUp and CutMix mix within one process's part of the batch."""
+        images = augmented(self.augment, batch, generator, micro)
+        images, targets = self.augment.mix(images, batch.labels, generator)
+        return Batch(images, targets, batch.labels)
+
+    def loss(self, network: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """See Task."""
+        assert batch.targets is not None
+        logits = network(batch.images)
+        with self.sections("loss"):
+            losses = self.criterion(logits, batch.targets)
+        return losses, {"accuracy": right(logits, batch)}
+
+    def scores(self, outputs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        """See Task."""
+        return metrics.quick(outputs, labels)
+
+
+def right(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return how many of the logits, [B, K], have their largest value at the label, a scalar on the device."""
+    assert batch.labels is not None
+    return (logits.detach().argmax(1) == batch.labels).sum()
+
+
+def augmented(augment: Augment, batch: RawBatch, generator: torch.Generator, micro: int) -> torch.Tensor:
+    """Return one augmented view of each image, float32 [B, C, H, W]; called again, another view."""
+    if batch.window is not None and batch.within is not None and not augment.changes:
+        return batch.window.part(
+            batch.within, lambda images: augment.apply(images, None, Params(len(images)))
+        )
+    sizes = source_sizes(batch) if augment.needs_large_source else None
+    params = augment.draw(batch.count, sizes, generator, batch.epoch, batch.positions)
+    first, count = batch.start, len(batch.images)
+    parts = []
+    for start in range(0, count, micro):
+        stop = min(start + micro, count)
+        ours = slice(first + start, first + stop)
+        local = None if batch.sizes is None else batch.sizes[ours]
+        parts.append(augment.apply(batch.images[start:stop], local, params[ours]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
