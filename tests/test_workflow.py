@@ -203,30 +203,32 @@ def test_other_data_is_matched_by_class_name(trained: Any, tmp_path: Path) -> No
 def test_logits_that_are_known_count_where_a_sample_confirms_them(
     trained: Any, right: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tellapart import artifact
+    from tellapart import runtime
     from tellapart.data.sources import opening
     from tellapart.data.stores import images
     from tellapart.evaluation import infer
     from tellapart.spec import DataSpec
     from tellapart.workflow import measure
 
-    predictor = artifact.open_model(trained.run)
+    backend: Any = runtime.open_backend(trained.run)
     samples = opening.open_source(DataSpec(source=str(trained.data)), lambda text: None).split("test")
-    found, _ = images.evaluation_images(samples, predictor.preprocessing, DataSpec())
-    known = infer.collect_logits(predictor, found)
-    expected = measure.evaluate_set(predictor, found, "test", None, tellapart.tracking.Console(quiet=True))
-    asked: list[int] = []
-    collect = infer.collect_logits
-
-    def counting(predict: Any, images: Any, positions: Any = None, *args: Any, **more: Any) -> Any:
-        asked.append(len(images) if positions is None else len(positions))
-        return collect(predict, images, positions, *args, **more)
-
-    monkeypatch.setattr(infer, "collect_logits", counting)
-    given = known if right else known.roll(1, 0)
+    found, _ = images.evaluation_images(samples, backend.card.preprocessing, DataSpec())
+    stored = infer.Stored(found)
+    known = infer.collect_logits(backend.predictor, found)
     console = tellapart.tracking.Console(quiet=True)
-    evaluation = measure.evaluate_set(predictor, found, "test", None, console, given)
-    assert asked == ([measure.SAMPLE] if right else [measure.SAMPLE, len(found)])
+    expected = measure.evaluate_set(backend, stored, "test", None, console)
+    asked: list[int] = []
+    answer = backend.logits
+
+    def counting(pixels: Any) -> Any:
+        asked.append(len(pixels))
+        return answer(pixels)
+
+    backend.logits = counting
+    given = known if right else known.roll(1, 0)
+    evaluation = measure.evaluate_set(backend, stored, "test", None, console, given)
+    of_one = [1] * 33  # for latency
+    assert asked == ([infer.SAMPLE, *of_one] if right else [infer.SAMPLE, len(found), *of_one])
     assert evaluation.loss == pytest.approx(expected.loss, rel=1e-5)
     assert evaluation.accuracy == expected.accuracy
     assert evaluation.images_per_second is not None

@@ -21,10 +21,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.contract import BadImage, Card
+from tellapart.contract import BadImage, Card, answers
 from tellapart.data.sources.folders import walk
 from tellapart.errors import UserError
-from tellapart.runtime import Backend, probabilities
+from tellapart.runtime import Backend
 
 Pixels = npt.NDArray[np.uint8]
 _BATCH = 64
@@ -55,8 +55,7 @@ class Prediction:
         """Return plain values: path, label, probability, top (or error)."""
         if self.error:
             return {"path": self.path, "error": self.error}
-        top = [{"label": n, "probability": p} for n, p in zip(self.labels, self.probabilities, strict=True)]
-        return {"path": self.path, "label": self.label, "probability": self.probability, "top": top}
+        return {"path": self.path, **answers.Answer(self.labels, self.probabilities).to_dict()}
 
 
 def expand(inputs: Sequence[str], urls: bool = False) -> Iterator[str]:
@@ -127,7 +126,7 @@ class Classifier:
         Raises BadImage for one that cannot be read.
         """
         pixels = np.stack([self.backend.prepare(_content(image)) for image in images])
-        return probabilities(self.backend.logits(pixels), self.card).astype(np.float32)
+        return answers.probabilities(self.backend.logits(pixels), self.card).astype(np.float32)
 
     def predict(self, images: Any, top: int = 1) -> list[Prediction]:
         """Return a prediction for each image: path, bytes, Pillow image or uint8 array, or a list of them."""
@@ -159,18 +158,13 @@ class Classifier:
 
     def _answer(self, prepared: list[tuple[str, Pixels | None, str]], top: int) -> Iterator[Prediction]:
         good = [pixels for _, pixels, _ in prepared if pixels is not None]
-        count = min(top, len(self.classes))
-        rows: Iterator[tuple[list[float], list[int]]] = iter(())
-        if good:
-            values = probabilities(self.backend.logits(np.stack(good)), self.card)
-            best = np.argsort(-values, axis=1, kind="stable")[:, :count]
-            rows = iter(zip(np.take_along_axis(values, best, 1).tolist(), best.tolist(), strict=True))
+        told = answers.of(self.backend.logits(np.stack(good)), self.card).top(top) if good else iter(())
         for name, pixels, reason in prepared:
             if pixels is None:
                 yield Prediction(name, error=reason)
                 continue
-            top_values, indices = next(rows)
-            yield Prediction(name, tuple(self.classes[i] for i in indices), tuple(top_values))
+            answer = next(told)
+            yield Prediction(name, answer.labels, answer.probabilities)
 
 
 def _content(image: Any) -> bytes | Pixels:

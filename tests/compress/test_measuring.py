@@ -18,6 +18,9 @@ class Answers:
     """A backend that knows its answers, and takes its time."""
 
     format = "onnx"
+    card = SimpleNamespace(
+        classes=("a", "b", "c"), temperature=1.0, kind="single", preprocessing=SimpleNamespace(size=2)
+    )
 
     def __init__(self, given: np.ndarray, seconds: float = 0.0) -> None:
         self.given, self.seconds = given, seconds

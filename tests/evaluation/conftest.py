@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from tellapart import spec as specs
+from tellapart.contract.answers import Answers
 from tellapart.evaluation import metrics
 from tellapart.tracking import CsvTracker
 
@@ -101,15 +102,13 @@ def build_run(folder, classes, splits, epochs, n, seed, skill, seconds, changes,
                 writer.writerow((f"{split}/{k:05}.png", classes[label], split, f"{k:031x}{len(split):x}"))
     for split, labels in labels_of.items():
         logits = fake_logits(rng, labels, len(classes), skill)
-        truth = torch.tensor(labels)
-        found = metrics.evaluate(
-            logits, truth, classes, split, seconds=0.8, latencies_ms=rng.gamma(9, 0.3, 30)
-        )
+        answers, truth = Answers(logits.numpy(), tuple(classes)), np.asarray(labels)
+        found = metrics.evaluate(answers, truth, split, seconds=0.8, latencies_ms=rng.gamma(9, 0.3, 30))
         metrics.write_evaluation(
             folder / "evaluation" / split,
             found,
             [f"{split}/{k:05}.png" for k in range(n)],
-            logits,
+            answers,
             truth,
             lambda row, labels=labels: fake_picture(rng, int(labels[row]), side),
             boxes=boxes,

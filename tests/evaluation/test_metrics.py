@@ -13,8 +13,13 @@ from PIL import Image
 from scipy.stats import binomtest
 from sklearn import metrics as sk
 
+from tellapart.contract.answers import Answers
 from tellapart.errors import DataError
 from tellapart.evaluation import metrics
+
+
+def told(logits, names):
+    return Answers(logits.numpy(), tuple(names))
 
 
 def draw(n, k, seed=0, present=None):
@@ -55,7 +60,9 @@ def test_wilson_interval_agrees_with_scipy(correct, more):
 def test_evaluate_agrees_with_scikit_learn(present):
     logits, labels = draw(500, 12, 3, present)
     names = [f"class {k}" for k in range(12)]
-    found = metrics.evaluate(logits, labels, names, "test", seconds=2.0, latencies_ms=[1, 2, 3, 4, 10])
+    found = metrics.evaluate(
+        told(logits, names), labels.numpy(), "test", seconds=2.0, latencies_ms=[1, 2, 3, 4, 10]
+    )
     truth, guess = labels.numpy(), logits.argmax(1).numpy()
     assert found.n == 500
     assert found.accuracy == sk.accuracy_score(truth, guess)
@@ -83,7 +90,7 @@ def test_evaluate_agrees_with_scikit_learn(present):
 
 def test_a_class_without_images_does_not_count_as_zero():
     logits = torch.eye(3)[[0, 1, 2, 1]] * 5
-    found = metrics.evaluate(logits, torch.tensor([0, 1, 0, 1]), ["a", "b", "c"], "val")
+    found = metrics.evaluate(told(logits, "abc"), np.array([0, 1, 0, 1]), "val")
     assert found.per_class[2] == metrics.ClassScore("c", 0, None, None, None)
     assert found.balanced_accuracy == pytest.approx((0.5 + 1) / 2)
     assert found.top5 is None
@@ -92,7 +99,7 @@ def test_a_class_without_images_does_not_count_as_zero():
 
 def test_equal_logits_rank_by_class_in_accuracy_and_top5():
     logits = torch.zeros(7, 7)
-    found = metrics.evaluate(logits, torch.arange(7), [str(k) for k in range(7)], "test")
+    found = metrics.evaluate(told(logits, "0123456"), np.arange(7), "test")
     assert found.accuracy == 1 / 7
     assert found.top5 == 5 / 7
 
@@ -101,7 +108,7 @@ def test_json_has_no_nan_even_where_logits_have():
     logits, labels = draw(40, 8)
     logits[3] = float("nan")
     logits[4, 2] = float("inf")
-    found = metrics.evaluate(logits, labels, [str(k) for k in range(8)], "test")
+    found = metrics.evaluate(told(logits, [str(k) for k in range(8)]), labels.numpy(), "test")
     assert found.loss is None
     text = json.dumps(found.to_dict(), allow_nan=False)
     again = metrics.Evaluation.from_dict(json.loads(text))
@@ -114,13 +121,14 @@ def test_an_empty_split_is_refused():
     with pytest.raises(DataError, match="empty"):
         metrics.quick(torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="belong"):
-        metrics.evaluate(torch.zeros(2, 3), torch.tensor([1]), "abc", "test")
+        metrics.evaluate(told(torch.zeros(2, 3), "abc"), np.array([1]), "test")
 
 
 def test_write_evaluation(tmp_path):
     logits, labels = draw(200, 6, 5)
     names = ["猫", "dog, big", 'say "x"', "d", "e", "f"]
-    found = metrics.evaluate(logits, labels, names, "test")
+    answers = told(logits, names)
+    found = metrics.evaluate(answers, labels.numpy(), "test")
     boxes = np.full((200, 4), np.nan)
     boxes[1] = (0, 1.5, 20, 30)
     asked = []
@@ -133,7 +141,14 @@ def test_write_evaluation(tmp_path):
     for count in (9, 5):  # the second time replaces the first
         asked.clear()
         metrics.write_evaluation(
-            folder, found, [f"p/{k}.png" for k in range(200)], logits, labels, thumbnail, count, boxes
+            folder,
+            found,
+            [f"p/{k}.png" for k in range(200)],
+            answers,
+            labels.numpy(),
+            thumbnail,
+            count,
+            boxes,
         )
     with open(folder / "predictions.csv", newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
@@ -157,9 +172,9 @@ def test_write_evaluation(tmp_path):
 
 
 def test_no_thumbnails_and_no_mistakes(tmp_path):
-    logits = torch.eye(3)
-    found = metrics.evaluate(logits, torch.arange(3), "abc", "val")
-    metrics.write_evaluation(tmp_path, found, ["x", "y", "z"], logits, torch.arange(3))
+    answers, labels = told(torch.eye(3), "abc"), np.arange(3)
+    found = metrics.evaluate(answers, labels, "val")
+    metrics.write_evaluation(tmp_path, found, ["x", "y", "z"], answers, labels)
     assert json.loads((tmp_path / "mistakes" / "index.json").read_text()) == []
-    assert metrics.worst_mistakes(logits, torch.arange(3), 5) == []
-    assert metrics.latency_percentiles([]) is None
+    assert metrics.worst_mistakes(answers, labels, 5) == []
+    assert metrics.evaluate(answers, labels, "val", latencies_ms=[]).latency_ms is None

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.cells import cell_len
 
 from tellapart import artifact, printing, runs, workflow
+from tellapart.contract.answers import Answers
 from tellapart.evaluation import metrics
 from tellapart.tracking import Console
 
@@ -147,7 +147,7 @@ def test_all_probabilities_and_the_matrix_in_the_terminal(leaking: Path) -> None
 def test_the_matrix_of_twelve_classes_fits_a_terminal(most: int, length: int) -> None:
     """Also with names whose letters take two columns."""
     names = tuple(chr(0x4E00 + k) + "花" * (length - 1) for k in range(12))
-    evaluation = metrics.evaluate(torch.eye(12), torch.arange(12), names, "test")
+    evaluation = metrics.evaluate(Answers(np.eye(12), names), np.arange(12), "test")
     evaluation = dataclasses.replace(evaluation, confusion=np.full((12, 12), most))
     lines = printing.evaluation_text(evaluation).splitlines()
     matrix = lines[next(k for k, line in enumerate(lines) if line.startswith("confusion")) + 1 :]
@@ -158,5 +158,5 @@ def test_the_matrix_of_twelve_classes_fits_a_terminal(most: int, length: int) ->
 
 
 def test_no_matrix_for_more_classes_than_fit() -> None:
-    evaluation = metrics.evaluate(torch.eye(13), torch.arange(13), tuple("abcdefghijklm"), "test")
+    evaluation = metrics.evaluate(Answers(np.eye(13), tuple("abcdefghijklm")), np.arange(13), "test")
     assert "confusion" not in printing.evaluation_text(evaluation)

@@ -8,6 +8,7 @@ the rounds' ratios. Knows nothing of how a candidate was made.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart.data.loader import ImageSet
+from tellapart.evaluation import infer
 from tellapart.evaluation.metrics import wilson_interval
 from tellapart.runtime import Backend, timing
 
 BATCHES = (1, 32)
 _ROUNDS, _SECONDS = 7, 0.12  # of each candidate and batch size: rounds, and how long one lasts at least
 _RAPL = Path("/sys/class/powercap")
-_CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -90,18 +91,6 @@ def file_size(path: Path) -> int:
     return sum(file.stat().st_size for file in files_of(path))
 
 
-def answers(
-    backend: Backend, images: ImageSet, advance: Callable[[int], None] = lambda n: None
-) -> npt.NDArray[Any]:
-    """Return the index of the best class of each image, int64 [N]."""
-    best = []
-    for start in range(0, len(images), _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, len(images)))
-        best.append(backend.logits(images.batch(rows).pixels.numpy()).argmax(1))
-        advance(len(rows))
-    return np.concatenate(best)
-
-
 def measure(
     candidates: Sequence[tuple[Candidate, Backend]],
     images: ImageSet,
@@ -112,7 +101,10 @@ def measure(
     The first is the model that the others come from. ``advance`` is told of every image and every round.
     """
     labels = images.samples.labels
-    given = [answers(backend, images, advance) for _, backend in candidates]
+    stored = infer.Stored(images)
+    given = [
+        infer.run(backend, stored, advance=advance, latency=False).answers.best for _, backend in candidates
+    ]
     times, energy = _timed([backend for _, backend in candidates], images, advance)
     places = {candidate.name: place for place, (candidate, _) in enumerate(candidates)}
     classes = images.samples.classes
@@ -123,7 +115,10 @@ def measure(
         other = places[candidate.against]
         medians = {batch: [statistics.median(turn) for turn in times[batch][place]] for batch in BATCHES}
         base = {batch: [statistics.median(turn) for turn in times[batch][other]] for batch in BATCHES}
-        all_times = {batch: np.concatenate([*times[batch][place]]) for batch in BATCHES}
+        points = {
+            batch: timing.percentiles(np.concatenate(times[batch][place]).tolist(), (50, 95)) or {}
+            for batch in BATCHES
+        }
         rows.append(
             Row(
                 candidate,
@@ -135,8 +130,8 @@ def measure(
                 wilson_interval(int(right.sum()), len(labels)),
                 {name: value - first[name] for name, value in _by_class(right, labels, classes).items()},
                 float((given[place] == given[0]).mean()),
-                {batch: float(np.median(all_times[batch])) for batch in BATCHES},
-                {batch: float(np.percentile(all_times[batch], 95)) for batch in BATCHES},
+                {batch: points[batch]["p50"] for batch in BATCHES},
+                {batch: points[batch]["p95"] for batch in BATCHES},
                 {
                     batch: statistics.median(a / b for a, b in zip(medians[batch], base[batch], strict=True))
                     for batch in BATCHES
@@ -162,24 +157,24 @@ def _timed(
     backends: Sequence[Backend], images: ImageSet, advance: Callable[[int], None]
 ) -> tuple[dict[int, list[list[list[float]]]], list[float | None]]:
     """Return milliseconds by batch size, backend and round, and each backend's energy in millijoules an image."""
-    times: dict[int, list[list[list[float]]]] = {batch: [[] for _ in backends] for batch in BATCHES}
+    times: dict[int, list[list[list[float]]]] = {}
     joules, counted = [0.0] * len(backends), [0] * len(backends)
     readable = energy_counters()
     for batch in BATCHES:
         pixels = _batch(images, batch)
         for backend in backends:
             backend.logits(pixels)  # prepares kernels
-        for _ in range(_ROUNDS):
-            for place, backend in enumerate(backends):
-                timing.settle(backend, pixels)
-                before = read_energy(readable)
-                turn = timing.milliseconds(backend, pixels, _SECONDS)
-                joules[place] += max(
-                    read_energy(readable) - before, 0.0
-                )  # a counter that wrapped counts nothing
-                counted[place] += len(turn) * batch
-                times[batch][place].append(turn)
-                advance(1)
+        turns = timing.in_turns(
+            [functools.partial(backend.logits, pixels) for backend in backends],
+            _ROUNDS,
+            _SECONDS,
+            meter=lambda: read_energy(readable),
+            advance=lambda: advance(1),
+        )
+        times[batch] = [[turn.milliseconds for turn in own] for own in turns]
+        for place, own in enumerate(turns):
+            joules[place] += sum(max(turn.used, 0.0) for turn in own)  # a counter that wrapped counts nothing
+            counted[place] += sum(len(turn.milliseconds) for turn in own) * batch
     known = [1000 * j / n if readable and j else None for j, n in zip(joules, counted, strict=True)]
     return times, known
 

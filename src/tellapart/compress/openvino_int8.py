@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart import packages
-from tellapart.contract import Card
+from tellapart.contract import Card, answers
 from tellapart.runtime.openvino import PIXELS, cut, own_signal_stack
 
 _PURPOSE = "INT8 for OpenVINO"
@@ -157,7 +157,7 @@ def _is_quantised(node: Any) -> bool:
 
 
 def _accuracy(model: Any, data: Any) -> tuple[float, list[float]]:
-    right = [float(model([image])["logits"].argmax(1)[0] == label) for image, label in data]
+    right = [float(answers.best(model([image])["logits"])[0] == label) for image, label in data]
     return float(np.mean(right)), right
 
 

@@ -16,8 +16,10 @@ from tellapart.contract.preprocessing import Preprocessing
 from tellapart.contract.views import Views
 from tellapart.errors import ModelError
 
-# 1: one view, no calibration; 2: views; 3: calibration. The lowest that says all is what is written.
-FORMAT = 3
+# 1: one view, no calibration; 2: views; 3: calibration; 4: another kind of label. The lowest that says all is written.
+FORMAT = 4
+KINDS = ("single",)
+"""What a label can be: ``single``, exactly one class for each image (see `tellapart.contract.answers`)."""
 MOST_CLASSES = 100_000
 MOST_WARNINGS = 1000
 TEMPERATURES = (1e-3, 1e3)
@@ -37,6 +39,8 @@ class Card:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     """What training warned of."""
+    kind: str = KINDS[0]
+    """What a label is, one of `KINDS`: it says how logits become probabilities, and what is told by them."""
 
     @property
     def temperature(self) -> float:
@@ -46,7 +50,7 @@ class Card:
     def to_json(self) -> str:
         """Return the card as JSON text."""
         content = {
-            "format": FORMAT if self.calibration else 2 if self.views.count > 1 else 1,
+            "format": self._format(),
             "architecture": self.architecture.to_dict(),
             "classes": list(self.classes),
             "preprocessing": self.preprocessing.to_dict(),
@@ -56,9 +60,16 @@ class Card:
             "views": self.views.to_dict(),
             "calibration": dict(self.calibration),
         }
+        if self.kind != KINDS[0]:
+            content["kind"] = self.kind
         if self.warnings:
             content["warnings"] = [text.encode(errors="replace").decode() for text in self.warnings]
         return json_text.dumps(content, ensure_ascii=False)
+
+    def _format(self) -> int:
+        if self.kind != KINDS[0]:
+            return 4
+        return 3 if self.calibration else 2 if self.views.count > 1 else 1
 
     @classmethod
     def from_json(cls, text: str) -> Card:
@@ -140,6 +151,15 @@ def _calibration(value: Any, where: str) -> dict[str, Any]:
     return found
 
 
+def _kind(value: Any, where: str) -> str:
+    name = strict.conform(value, str, where)
+    if name not in KINDS:
+        raise strict.StrictError(
+            f"{where} is {strict.shorten(name)}, which this program does not know; it knows {', '.join(KINDS)}"
+        )
+    return str(name)
+
+
 def _check_together(card: Card) -> None:
     """Raise StrictError where two fields contradict each other."""
     network, contract = card.architecture, card.preprocessing
@@ -163,5 +183,6 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "views": lambda value, where: Views.from_dict(strict.mapping(value, where)),
     "calibration": _calibration,
     "warnings": _sentences,
+    "kind": _kind,
 }
 """How each field of a card is read; a new field is a line here, and one in `Card`."""

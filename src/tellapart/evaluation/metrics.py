@@ -1,6 +1,6 @@
 """The figures of a classifier on one split, and the files that hold them.
 
-Works on logits and labels alone: knows nothing of models, loaders or training. Several processes gather their
+Works on answers and labels alone: knows nothing of models, loaders or training. Several processes gather their
 logits first (without padding), so every figure is exact to the sample.
 
 Averages over classes ("macro", balanced accuracy) are over the classes that the split has: a class without a
@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from tellapart import files, tables
+from tellapart.contract.answers import Answers
 from tellapart.errors import DataError
+from tellapart.runtime import timing
 
 WILSON_Z = 1.959963984540054  # the 97.5 % point of the normal distribution: a 95 % interval
 
@@ -120,8 +122,8 @@ def quick(logits: Tensor, labels: Tensor) -> dict[str, float]:
     ``labels`` has. The loss is the mean cross-entropy in nats; it may be NaN or infinite where a logit is.
     Raises DataError where N is 0.
     """
-    _check(logits, labels)
-    guess = logits.argmax(1)
+    _check(logits.shape, len(labels))
+    guess = logits.argmax(1)  # as `Answers.best`, where the logits are
     counted = (labels, guess, labels[labels == guess])  # and not the matrix: K * K is much for large K
     support, predicted, hits = (
         torch.bincount(rows, minlength=logits.shape[1]).cpu().numpy().astype(np.float64) for rows in counted
@@ -138,9 +140,8 @@ def quick(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def evaluate(
-    logits: Tensor,
-    labels: Tensor,
-    classes: Sequence[str],
+    answers: Answers,
+    labels: npt.NDArray[np.int64],
     split: str,
     *,
     seconds: float | None = None,
@@ -148,18 +149,15 @@ def evaluate(
 ) -> Evaluation:
     """Return every figure of one split.
 
-    logits: float [N, K]; labels: int64 [N] in [0, K); classes: K names. ``seconds`` is the time that the N
+    answers: what the model told of N images; labels: int64 [N] in [0, K). ``seconds`` is the time that the N
     images took, ``latencies_ms`` the time of each single call in milliseconds; both may be left out.
 
-    accuracy has Wilson's 95 % interval. top5 counts a label among the five highest logits (of equal ones the
-    lower class first, as with accuracy's argmax); None where K <= 5. loss is the mean cross-entropy in nats;
-    None where it is not finite. confusion is int64 [K, K]: a row for each true class, a column for each
-    predicted one. Raises DataError where N is 0.
+    accuracy has Wilson's 95 % interval. top5 counts a label among the five most probable classes; None where
+    K <= 5. loss is the mean cross-entropy in nats; None where it is not finite. confusion is int64 [K, K]: a row
+    for each true class, a column for each predicted one. Raises DataError where N is 0.
     """
-    _check(logits, labels)
-    scores = _scores(logits)
-    truth = labels.cpu().numpy()
-    guess = scores.argmax(1)
+    _check(answers.logits.shape, len(labels))
+    truth, guess, classes = labels, answers.best, answers.classes
     every = np.arange(len(classes))
     confusion = _confusion(truth, guess, len(classes))
     precision, recall, f1, support = _by_class(confusion)
@@ -167,14 +165,14 @@ def evaluate(
     weights = support[present] / support.sum()
     table = np.stack([precision, recall, f1], 1)[present]
     correct = int((truth == guess).sum())
-    loss = _loss(logits, labels)
+    loss = _loss(answers, truth)
     return Evaluation(
         split=split,
         n=len(truth),
         classes=tuple(classes),
         accuracy=correct / len(truth),
         accuracy_interval=wilson_interval(correct, len(truth)),
-        top5=_top(scores, truth, 5) if len(classes) > 5 else None,
+        top5=float((answers.places(truth) < 5).mean()) if len(classes) > 5 else None,
         loss=loss if math.isfinite(loss) else None,
         balanced_accuracy=float(recall[present].mean()),
         macro=Averages(*(float(value) for value in table.mean(0))),
@@ -189,7 +187,7 @@ def evaluate(
         ),
         confusion=confusion,
         images_per_second=len(truth) / seconds if seconds else None,
-        latency_ms=latency_percentiles(latencies_ms) if latencies_ms is not None else None,
+        latency_ms=timing.percentiles(latencies_ms) if latencies_ms is not None else None,
     )
 
 
@@ -215,30 +213,20 @@ def _by_class(confusion: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
     )
 
 
-def latency_percentiles(latencies_ms: Sequence[float]) -> dict[str, float] | None:
-    """Return p50, p90 and p99 of times in milliseconds (linear between ranks); None for no times."""
-    if not len(latencies_ms):
-        return None
-    points = np.percentile(np.asarray(latencies_ms, np.float64), (50, 90, 99))
-    return {name: float(value) for name, value in zip(("p50", "p90", "p99"), points, strict=True)}
-
-
 def predictions(
-    logits: Tensor,
-    labels: Tensor,
+    answers: Answers,
+    labels: npt.NDArray[np.int64],
     paths: Sequence[str],
-    classes: Sequence[str],
     boxes: npt.NDArray[np.float64] | None = None,
 ) -> dict[str, list[Any]]:
     """Return the columns of predictions.csv, each of length N.
 
     path, label and predicted (class names), confidence (the highest probability), label_probability (that of
     the true class), correct (0 or 1), the probability of each class (``p:CLASS``), and box ("x0 y0 x1 y1", ""
-    for the whole image) where ``boxes`` is
-    given. Probabilities are the softmax of the logits, in float64.
+    for the whole image) where ``boxes`` is given.
     """
-    probabilities = logits.detach().cpu().double().softmax(1).numpy()
-    truth, guess = labels.cpu().numpy(), _scores(logits).argmax(1)
+    probabilities, classes = answers.probabilities, answers.classes
+    truth, guess = labels, answers.best
     rows = np.arange(len(truth))
     columns: dict[str, list[Any]] = {
         "path": [str(path) for path in paths],
@@ -256,10 +244,10 @@ def predictions(
     return columns
 
 
-def worst_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[int]:
+def worst_mistakes(answers: Answers, labels: npt.NDArray[np.int64], count: int) -> list[int]:
     """Return the rows of the ``count`` most confident wrong answers, the most confident first."""
-    confidence = logits.detach().cpu().double().softmax(1).amax(1).nan_to_num(0.0).numpy()
-    wrong = np.flatnonzero(_scores(logits).argmax(1) != labels.cpu().numpy())
+    confidence = np.nan_to_num(answers.probabilities.max(axis=1))
+    wrong = np.flatnonzero(answers.best != labels)
     return [int(row) for row in wrong[np.argsort(-confidence[wrong], kind="stable")][:count]]
 
 
@@ -267,8 +255,8 @@ def write_evaluation(
     folder: str | os.PathLike[str],
     evaluation: Evaluation,
     paths: Sequence[str],
-    logits: Tensor,
-    labels: Tensor,
+    answers: Answers,
+    labels: npt.NDArray[np.int64],
     thumbnails: Callable[[int], npt.NDArray[np.uint8]] | None = None,
     count: int = 24,
     boxes: npt.NDArray[np.float64] | None = None,
@@ -283,8 +271,8 @@ def write_evaluation(
 
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    columns = predictions(logits, labels, paths, evaluation.classes, boxes)
-    shown = worst_mistakes(logits, labels, count) if thumbnails else []
+    columns = predictions(answers, labels, paths, boxes)
+    shown = worst_mistakes(answers, labels, count) if thumbnails else []
 
     def table(stream: Any) -> None:
         writer = tables.Writer(stream)
@@ -318,29 +306,21 @@ def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
         return Evaluation.from_dict(json.load(stream))
 
 
-def _check(logits: Tensor, labels: Tensor) -> None:
-    if len(labels) == 0:
+def _check(logits: Sequence[int], labels: int) -> None:
+    """Raise where there is nothing to measure, or where logits of that shape and so many labels do not fit."""
+    if labels == 0:
         raise DataError("There are no images to evaluate: the split is empty.")
-    if logits.ndim != 2 or len(logits) != len(labels):
-        raise ValueError(
-            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not belong together"
-        )
+    if len(logits) != 2 or logits[0] != labels:
+        raise ValueError(f"logits {tuple(logits)} and labels {(labels,)} do not belong together")
 
 
-def _scores(logits: Tensor) -> npt.NDArray[np.float64]:
-    """Return the logits as float64 with NaN as the lowest value, so that ranks are defined."""
-    scores = logits.detach().cpu().double().numpy()
-    return np.where(np.isnan(scores), -np.inf, scores)
-
-
-def _loss(logits: Tensor, labels: Tensor) -> float:
-    return float(torch.nn.functional.cross_entropy(logits.detach().cpu().double(), labels.cpu()))
-
-
-def _top(scores: npt.NDArray[np.float64], truth: npt.NDArray[np.int64], k: int) -> float:
-    own = scores[np.arange(len(truth)), truth][:, None]
-    before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < truth[:, None]))
-    return float((before.sum(1) < k).mean())
+def _loss(answers: Answers, truth: npt.NDArray[np.int64]) -> float:
+    """Return the mean cross-entropy in nats; not finite where a logit is not."""
+    scaled = answers.scaled
+    with np.errstate(invalid="ignore"):
+        shifted = scaled - scaled.max(axis=1, keepdims=True)
+        losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(truth)), truth]
+    return float(losses.mean())
 
 
 def _write(path: pathlib.Path, content: Callable[[Any], None]) -> None:

@@ -6,6 +6,7 @@ In parts, so that formats that cannot hold the resizing can do with the rest. Kn
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -39,14 +40,13 @@ class Classify(nn.Module):
     def __init__(self, preprocess: PreprocessModule, network: nn.Module, card: Card) -> None:
         super().__init__()
         self.preprocess, self.network = preprocess, network
-        self.views, self.temperature = card.views, card.temperature
+        self.views, self.card = card.views, card
 
     def forward(self, pixels_NHWC: Tensor) -> tuple[Tensor, Tensor]:
         """Return (probabilities, logits)."""
         images = self.preprocess.normalised(pixels_NHWC.permute(0, 3, 1, 2).to(torch.float32))
         logits = averaged_in_graph(self.network, images, self.views)
-        scaled = logits if self.temperature == 1 else logits / self.temperature
-        return scaled.softmax(1), logits
+        return told_in_graph(logits, self.card), logits
 
 
 class GraphModel(nn.Module):
@@ -81,6 +81,15 @@ class GraphModel(nn.Module):
         """Return noise of the contract's size: uint8 [batch, size, size, C]."""
         size = self.card.preprocessing.size
         return self.example(batch)[:, :size, :size].contiguous()
+
+
+def told_in_graph(logits: Tensor, card: Card) -> Tensor:
+    """Return `contract.answers.probabilities` as a graph's operations: float32 [B, K]."""
+    scaled = logits if card.temperature == 1 else logits / card.temperature
+    return _KINDS[card.kind](scaled)
+
+
+_KINDS: dict[str, Callable[[Tensor], Tensor]] = {"single": lambda scaled: scaled.softmax(1)}
 
 
 def averaged_in_graph(network: nn.Module, images_NCHW: Tensor, views: Views) -> Tensor:

@@ -7,8 +7,8 @@ Works on two backends and a list of images; knows no format, and nothing of wher
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.contract import BadImage, Pixels
+from tellapart.contract import BadImage, Pixels, answers
 from tellapart.contract.resizing import open_pixels
 from tellapart.errors import DataError, ExportError
 from tellapart.evaluation.metrics import wilson_interval
 from tellapart.export import outside
 from tellapart.export.base import Tolerance
 from tellapart.runtime import Backend, timing
-from tellapart.runtime.base import softmax
 
 Floats = npt.NDArray[np.float64]
 _BATCH = 32
@@ -211,11 +210,9 @@ def measure(
             pixels["share"] += float((distance > 0).sum())
             pixels["levels"] = max(pixels["levels"], float(distance.max()))
             values += distance.size
-            pair = tuple(
-                softmax(side.logits(x), side.card) for side, x in ((artifact, ours), (export, theirs))
-            )
-            parts.append((pair[0], pair[1]))
-            furthest = _distance(pair[0], pair[1])
+            pair = _probabilities(artifact, ours), _probabilities(export, theirs)
+            parts.append(pair)
+            furthest = _distance(*pair)
             worst += [(float(furthest[row]), ours[row]) for row in np.argsort(-furthest)[:8]]
             worst = sorted(worst, key=lambda entry: -entry[0])[:8]
         advance(len(chunk))
@@ -224,8 +221,13 @@ def measure(
     pixels["share"] /= values
     first, second = (np.concatenate(side) for side in zip(*parts, strict=True))
     chosen = np.stack([image for _, image in worst])
-    graph, unreduced = (np.concatenate(answers) if answers else None for answers in (whole, full))
+    graph, unreduced = (np.concatenate(given) if given else None for given in (whole, full))
     return Measured(first, second, graph, names, labels, pixels, chosen, unreadable, found, unreduced, inside)
+
+
+def _probabilities(side: Backend, pixels: Pixels) -> Floats:
+    """Return probabilities [B, K], also where they are not numbers."""
+    return answers.unchecked(side.logits(pixels), side.card).probabilities
 
 
 def _whole(export: Any, pixels: Pixels) -> Floats:
@@ -253,22 +255,18 @@ def _distance(first: Floats, second: Floats) -> Floats:
 def latencies(sides: Sequence[Backend], pixels: Pixels, batch: int) -> list[dict[str, float]]:
     """Return p50 and p95 of calls in milliseconds for each side; they take turns, so a busy machine hits both."""
     images = np.ascontiguousarray(np.resize(pixels, (batch, *pixels.shape[1:])))
-    times: list[list[float]] = [[] for _ in sides]
-    began = time.perf_counter()
-    for _ in range(_TURNS):
-        for place, side in enumerate(sides):
-            timing.settle(side, images)
-            times[place] += timing.milliseconds(side, images, _TURN_SECONDS)
-        if time.perf_counter() - began > _LATENCY_SECONDS:
-            break
-    points = [np.percentile(taken, (50, 95)) for taken in times]
-    return [{"p50": round(float(p[0]), 4), "p95": round(float(p[1]), 4)} for p in points]
+    calls = [functools.partial(side.logits, images) for side in sides]
+    found = []
+    for turns in timing.in_turns(calls, _TURNS, _TURN_SECONDS, longest=_LATENCY_SECONDS):
+        points = timing.percentiles([value for turn in turns for value in turn.milliseconds], (50, 95)) or {}
+        found.append({name: round(value, 4) for name, value in points.items()})
+    return found
 
 
 def judge(measured: Measured, tolerance: Tolerance) -> tuple[float, int, list[str]]:
     """Return agreement, ties, and the reasons for which the file is not accepted."""
     first, second = measured.artifact, measured.export
-    ours, theirs = first.argmax(1), second.argmax(1)
+    ours, theirs = answers.best(first), answers.best(second)
     rows = np.arange(len(first))
     differ = ours != theirs
     lead = first[rows, ours] - first[rows, theirs]
@@ -295,13 +293,13 @@ def judge(measured: Measured, tolerance: Tolerance) -> tuple[float, int, list[st
     return agreement, int(ties.sum()), reasons
 
 
-def side(answers: Floats, labels: Sequence[int | None], size: int, latency: Mapping[int, Any]) -> Side:
+def side(given: Floats, labels: Sequence[int | None], size: int, latency: Mapping[int, Any]) -> Side:
     """Return the figures of one of the two; accuracy where labels are known."""
     rows = [row for row, label in enumerate(labels) if label is not None]
     if not rows:
         return Side(None, None, size, latency)
     truth = np.array([labels[row] for row in rows])
-    correct = int((answers[rows].argmax(1) == truth).sum())
+    correct = int((answers.best(given[rows]) == truth).sum())
     return Side(correct / len(rows), wilson_interval(correct, len(rows)), size, latency)
 
 
@@ -379,7 +377,7 @@ def _notes(measured: Measured, decode: str) -> list[str]:
         )
         if measured.full is not None:
             furthest = float(_distance(measured.artifact, measured.full).max())
-            flips = int((measured.artifact.argmax(1) != measured.full.argmax(1)).sum())
+            flips = int((answers.best(measured.artifact) != answers.best(measured.full)).sum())
             text += (
                 f": a probability differed by up to {furthest:.2g}, and {flips} of {len(measured.full)} images got "
                 "another class"
@@ -400,7 +398,7 @@ def _finite(value: float) -> float:
 
 def _largest(measured: Measured, distance: Floats, classes: Sequence[str]) -> tuple[Difference, ...]:
     def answer(values: Floats) -> str:
-        best = int(values.argmax())
+        (best,) = answers.best(values[None])
         return f"{classes[best]} {values[best]:.6f}"
 
     return tuple(

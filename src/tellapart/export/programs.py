@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tellapart.errors import ExportError
-from tellapart.export.graph import GraphModel, averaged_in_graph
+from tellapart.export.graph import GraphModel, averaged_in_graph, told_in_graph
 
 MAX_SIDE = 65_535  # the largest that is decoded
 Values = npt.NDArray[np.float32]
@@ -68,8 +68,7 @@ class FromInput(nn.Module):
         """Return (probabilities, logits), float32 [B, K] each."""
         classify = self.classify
         logits = averaged_in_graph(classify.network, images_NCHW, classify.views)
-        scaled = logits if classify.temperature == 1 else logits / classify.temperature
-        return scaled.softmax(1), logits
+        return told_in_graph(logits, classify.card), logits
 
 
 class InOneOrder(FromInput):

@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from tellapart.contract.answers import checked, probabilities
 from tellapart.errors import ArtifactError, SpecError
-from tellapart.runtime.base import Backend, checked, probabilities
+from tellapart.runtime.base import Backend
 
 __all__ = ["Backend", "checked", "is_export", "open_backend", "probabilities"]
 

@@ -1,6 +1,7 @@
-"""What every kind of model file opens to, and what follows from logits. Loads no torch.
+"""What every kind of model file opens to. Loads no torch.
 
-Prediction, evaluation, parity checks and serving use nothing but this, and so cannot tell the formats apart.
+Prediction, evaluation, parity checks and serving use nothing but this, and so cannot tell the formats apart. What
+follows from logits is in `tellapart.contract.answers`.
 """
 
 from __future__ import annotations
@@ -51,34 +52,7 @@ def card_of(text: str | bytes, path: str | os.PathLike[str]) -> Card:
         raise ArtifactError(f"The description inside {os.fspath(path)} cannot be used: {error}") from None
 
 
-def checked(logits: npt.NDArray[np.float32], card: Card) -> npt.NDArray[np.float32]:
-    """Return logits [B, K] where they are an answer: finite, one for each class. Raises ArtifactError."""
-    if logits.ndim != 2 or logits.shape[1] != len(card.classes):
-        raise ArtifactError(
-            f"The model answers with {list(logits.shape[1:])} values for an image; its description has "
-            f"{len(card.classes)} classes."
-        )
-    if not np.isfinite(logits).all():
-        raise ArtifactError(
-            "The model's answer is not a number (its weights are damaged, or its values overflow)."
-        )
-    return logits
-
-
 def is_large(image_HWC: Pixels) -> bool:
     """Return whether an image has more pixels than `LARGE`."""
     height, width = image_HWC.shape[:2]
     return bool(height * width > LARGE)
-
-
-def probabilities(logits: npt.NDArray[np.float32], card: Card) -> npt.NDArray[np.float64]:
-    """Return the softmax of the logits over the card's temperature: [B, K] -> float64 [B, K]. Raises ArtifactError."""
-    return softmax(checked(logits, card), card)
-
-
-def softmax(logits: npt.NDArray[np.float32], card: Card) -> npt.NDArray[np.float64]:
-    """Return the same as `probabilities`, also of logits that are no answer: not a number then."""
-    scaled = logits.astype(np.float64) / card.temperature
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    result: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return result

@@ -26,6 +26,11 @@ class EagerBackend:
         """All that goes with the weights."""
         return self.predictor.card
 
+    @property
+    def device(self) -> str:
+        """Where it computes, as torch names it."""
+        return str(self.predictor.device)
+
     def prepare(self, content: bytes | Pixels) -> Pixels:
         """Decode and size an image by the contract. Raises BadImage."""
         return load(content, self.card.preprocessing)

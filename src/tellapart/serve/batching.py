@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tellapart.runtime import timing
 from tellapart.serve.refusal import Refusal
 
 Logits = npt.NDArray[np.float32]
@@ -56,13 +58,8 @@ def worthwhile(compute: Callable[[Images], Logits], image: Images) -> int:
 
 def _fastest(compute: Callable[[Images], Logits], images: Images) -> float:
     """Return the seconds of the faster of two runs, after one that does not count."""
-    compute(images)
-    seconds: list[float] = []
-    while len(seconds) < 2 and sum(seconds) < _SECONDS / 4:
-        started = time.perf_counter()
-        compute(images)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    call = functools.partial(compute, images)
+    return min(timing.milliseconds(call, least=2, warm_up=1, longest=_SECONDS / 4)) / 1000
 
 
 class Watcher(Protocol):

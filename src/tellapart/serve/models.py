@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.contract import Card
+from tellapart.contract import Card, answers
 from tellapart.errors import ServeError, TellapartError
-from tellapart.runtime import Backend, open_backend, probabilities
+from tellapart.runtime import Backend, open_backend
 from tellapart.serve import drift
 from tellapart.serve.batching import Batcher, worthwhile
 from tellapart.serve.metrics import Metrics, ModelMetrics
@@ -62,11 +62,13 @@ class Model:
         """All that goes with the weights."""
         return self.backend.card
 
-    def answered(self, label: int) -> None:
-        """Count an answer by its most probable class."""
-        self.counts.answered(self.card.classes[label])
-        if self.mix.add(label):
-            self.publish_mix()
+    def answered(self, given: answers.Answers) -> None:
+        """Count the classes that a request's images were said to be of."""
+        for told in given.told:
+            for label in told:
+                self.counts.answered(self.card.classes[label])
+                if self.mix.add(label):
+                    self.publish_mix()
 
     def publish_mix(self) -> None:
         """Tell the metrics what mix is expected."""
@@ -186,7 +188,7 @@ class Repository:
             logits = backend.logits(np.repeat(blank, size, axis=0))
             if len(logits) != size:
                 raise ServeError(f"{path.name} gives {len(logits)} answers for {size} images.")
-            values = probabilities(logits, card)
+            values = answers.probabilities(logits, card)
         # Once, before the first request: among requests it would measure them too, and hold them up.
         max_batch = options.max_batch or self._worthwhile.get(path) or worthwhile(backend.logits, blank)
         self._worthwhile[path] = max_batch

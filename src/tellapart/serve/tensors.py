@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.contract import Pixels
+from tellapart.contract import Pixels, answers
 from tellapart.serve import strict_json
 from tellapart.serve.bodies import decode_text
 from tellapart.serve.refusal import Refusal, dumps
@@ -258,7 +258,7 @@ def _joined(texts: list[str]) -> bytes:
 
 
 def _best(values_BK: npt.NDArray[np.float32], count: int, classes: Sequence[str]) -> list[list[str]]:
-    order = np.argsort(-values_BK, axis=1, kind="stable")[:, :count]
+    order = answers.ranked(values_BK, count)
     return [
         [f"{values_BK[row, index]:f}:{index}:{classes[index]}" for index in best]
         for row, best in enumerate(order)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,8 +13,7 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tellapart.contract import Pixels
-from tellapart.runtime import probabilities
+from tellapart.contract import Pixels, answers
 from tellapart.serve import bodies, explain, schemas
 from tellapart.serve.batching import Expected
 from tellapart.serve.models import Model
@@ -113,11 +111,10 @@ async def predict(
             with service.repository.lease(given, version) as model:
                 images = await service.files(asked.files, model, deadline)
                 logits = await _queued(service, model, images, deadline, expected)
-                values = probabilities(logits, model.card)
-                for best in values.argmax(axis=1).tolist():
-                    model.answered(best)
-                answers = [described(row, model.card.classes, top) for row in values]
-                return reply({"model": model.name, "version": model.version, "predictions": answers})
+                told = answers.of(logits, model.card)
+                model.answered(told)
+                predictions = [one.to_dict() for one in told.top(top)]
+                return reply({"model": model.name, "version": model.version, "predictions": predictions})
     finally:
         expected.arrived()
 
@@ -152,13 +149,6 @@ def _fields(asked: bodies.Asked, top: int, name: str | None) -> tuple[int, str |
     return given, name
 
 
-def described(values: npt.NDArray[np.float64], classes: Sequence[str], top: int) -> dict[str, Any]:
-    """Return one image's answer, best class first."""
-    order = np.argsort(-values, kind="stable")[:top].tolist()
-    best = [{"label": classes[index], "probability": float(values[index])} for index in order]
-    return {**best[0], "top": best}
-
-
 async def _explain(
     service: Service, request: Request, label: str | None, grid: int, top: int, name: str | None
 ) -> Response:
@@ -183,8 +173,8 @@ async def _explained(
     classes = model.card.classes
     if label is not None and label not in classes:
         raise Refusal(404, "no_class", "the model has no such class")
-    whole = probabilities(await model.batcher.submit(image[None], deadline), model.card)[0]
-    target = int(whole.argmax()) if label is None else classes.index(label)
+    whole = answers.of(await model.batcher.submit(image[None], deadline), model.card)
+    target = int(whole.best[0]) if label is None else classes.index(label)
     covered = []
     step = (
         model.batcher.fair_share
@@ -192,12 +182,13 @@ async def _explained(
     for start in range(0, grid * grid, step):
         part = explain.occluded(image, grid, start, min(start + step, grid * grid))
         logits = await model.batcher.submit(part, deadline)
-        covered.append(probabilities(logits, model.card)[:, target])
-    values = explain.heat(float(whole[target]), np.concatenate(covered), grid, image.shape[0])
+        covered.append(answers.probabilities(logits, model.card)[:, target])
+    probability = float(whole.probabilities[0, target])
+    values = explain.heat(probability, np.concatenate(covered), grid, image.shape[0])
     return {
         "model": model.name,
         "version": model.version,
-        **described(whole, classes, top),
+        **next(whole.top(top)).to_dict(),
         "explained": classes[target],
         "heat": values.round(6).tolist(),
         "image": _data_url(image),

@@ -14,9 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tellapart import packages
-from tellapart.contract import Card
+from tellapart.contract import Card, answers
 from tellapart.errors import TellapartError
-from tellapart.runtime import probabilities
 from tellapart.serve import schemas, strict_json, tensors
 from tellapart.serve.models import Model
 from tellapart.serve.refusal import Refusal
@@ -209,17 +208,15 @@ async def _pixels(
 def _answer(
     asked: tensors.Inference, model: Model, logits: np.ndarray[Any, np.dtype[np.float32]]
 ) -> Response:
-    values = probabilities(logits, model.card)
-    best = values.argmax(axis=1).tolist()
-    for index in best:
-        model.answered(index)
+    told = answers.of(logits, model.card)
+    model.answered(told)
     head: dict[str, Any] = {"model_name": model.name, "model_version": str(model.version)}
     if asked.id is not None:
         head["id"] = asked.id
     outputs = {
-        "probabilities": values.astype(np.float32),
+        "probabilities": told.probabilities.astype(np.float32),
         "logits": logits,
-        "labels": [model.card.classes[index] for index in best],
+        "labels": told.labels,
     }
     body, length = tensors.render(head, asked.outputs, outputs, model.card.classes)
     if length is None:

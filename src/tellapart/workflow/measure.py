@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 
 from tellapart import artifact, runs, runtime
-from tellapart.data.loader import ImageSet
 from tellapart.data.samples import SPLITS, Samples, training_hashes
 from tellapart.data.sources import opening
 from tellapart.data.sources.listing import many
@@ -23,74 +21,59 @@ from tellapart.errors import DataError, RunError, SpecError, did_you_mean
 from tellapart.evaluation import compare as comparing
 from tellapart.evaluation import infer, metrics
 from tellapart.evaluation import report as reporting
+from tellapart.runtime import Backend
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
-from tellapart.workflow.exported import evaluate_backend
-
-SAMPLE = 32  # images on which logits that are known otherwise must be the predictor's own
+from tellapart.workflow.exported import Read
 
 
 def evaluate_set(
-    predictor: artifact.Predictor,
-    images: ImageSet,
+    backend: Backend,
+    pictures: infer.Pictures,
     split: str,
     out: Path | None,
     console: Console,
     known: torch.Tensor | None = None,
+    on_bad_image: str = "skip",
 ) -> metrics.Evaluation:
-    """Measure a predictor on decoded images; write the evaluation's files below ``out`` where it is given.
+    """Measure a model of any format; write the evaluation's files below ``out`` where it is given.
 
-    ``known``: the images' logits by a shorter way, float32 [N, K]. They count where the predictor, run on a sample,
-    gives the same but for rounding; else it runs on all images.
+    ``known``: the images' logits by a shorter way, float32 [N, K] (see `infer.run`). Images that cannot be read are
+    left out, with a warning, unless ``on_bad_image`` is ``error``. Raises DataError, also where none can be read.
     """
-    if predictor.card.views.count > 1:
-        console.message(predictor.card.views.describe())
-    logits, seconds = _logits(predictor, images, split, console, known)
-    runtime.checked(logits.numpy(), predictor.card)
-    if predictor.card.temperature != 1:
-        logits = logits / predictor.card.temperature
-    labels = torch.from_numpy(images.samples.labels)
+    if backend.card.views.count > 1:
+        console.message(backend.card.views.describe())
+    shorter = None if known is None else known.numpy()
+    with console.busy(f"Evaluating on {split}", len(pictures)) as busy:
+        ran = infer.run(backend, pictures, known=shorter, advance=busy.advance)
+    bad = [f"{pictures.samples.file(row)}: {why}" for row, why in sorted(pictures.bad.items())]
+    if bad and on_bad_image == "error":
+        raise DataError(f"{len(bad)} images cannot be used, the first: {bad[0]}.")
+    _tell_of_bad(bad, console)
+    if not len(ran.rows):
+        raise DataError(f"None of the {split} images can be read.")
+    kept = pictures.samples.select(ran.rows)
     evaluation = metrics.evaluate(
-        logits,
-        labels,
-        predictor.classes,
-        split,
-        seconds=seconds,
-        latencies_ms=infer.measure_latency(predictor, images),
+        ran.answers, kept.labels, split, seconds=ran.seconds, latencies_ms=ran.latencies_ms
     )
     if out is not None:
         metrics.write_evaluation(
             out / "evaluation" / split,
             evaluation,
-            list(images.samples.paths),
-            logits,
-            labels,
-            lambda row: images.store.image(int(images.rows[row])),
-            boxes=images.samples.boxes,
+            list(kept.paths),
+            ran.answers,
+            kept.labels,
+            lambda row: pictures.picture(int(ran.rows[row])),
+            boxes=kept.boxes,
         )
     return evaluation
 
 
-def _logits(
-    predictor: artifact.Predictor,
-    images: ImageSet,
-    split: str,
-    console: Console,
-    known: torch.Tensor | None,
-) -> tuple[torch.Tensor, float]:
-    """Return the logits, and how many seconds the predictor takes for all images."""
-    batch_size = infer.batch_that_pays(predictor.preprocessing.size, predictor.device)
-    if known is not None and len(images) > SAMPLE:
-        rows = np.linspace(0, len(images) - 1, SAMPLE).astype(np.int64)
-        started = time.perf_counter()
-        sample = infer.collect_logits(predictor, images, rows, batch_size)
-        seconds = (time.perf_counter() - started) * len(images) / len(rows)
-        if torch.allclose(sample, known[rows], rtol=1e-3, atol=1e-3 * float(sample.abs().max())):
-            return known, seconds
-    started = time.perf_counter()
-    with console.busy(f"Evaluating on {split}", len(images)) as busy:
-        logits = infer.collect_logits(predictor, images, batch_size=batch_size, advance=busy.advance)
-    return logits, time.perf_counter() - started
+def _tell_of_bad(bad: Sequence[str], console: Console) -> None:
+    if bad:
+        console.warn(
+            f"{many(len(bad), 'image')} cannot be read, left out of the figures; the first: {bad[0]}"
+        )
 
 
 def evaluate(
@@ -135,23 +118,23 @@ def evaluate(
     with Console(quiet=quiet) as console:
         if exported:
             backend = runtime.open_backend(model, device, trust=trust)
-            part, spec, chosen = _part(model, data, split, backend.card.classes, data_changes, console)
-            _repeat_warnings(backend.card.warnings, console)
-            return evaluate_backend(backend, part, chosen, spec, target, console)
-        predictor = artifact.open_model(of_epoch(model, epoch), choose_device(device), precision)
-        part, spec, chosen = _part(model, data, split, predictor.classes, data_changes, console)
-        _repeat_warnings(predictor.card.warnings, console)
+        else:
+            chosen_device = str(choose_device(device))
+            backend = runtime.open_backend(of_epoch(model, epoch), chosen_device, precision)
+        part, spec, chosen = _part(model, data, split, backend.card.classes, data_changes, console)
+        _repeat_warnings(backend.card.warnings, console)
+        if exported:  # decoded and sized by the file's own runtime
+            with Read(backend, part, spec) as pictures:
+                return evaluate_set(
+                    backend, pictures, chosen, target, console, on_bad_image=spec.on_bad_image
+                )
         with console.busy("Reading images", len(part)) as busy:
-            images, bad = decoded.evaluation_images(part, predictor.preprocessing, spec, busy.advance)
-        if bad:
-            first = f"{bad[0].path}: {bad[0].reason}"
-            console.warn(
-                f"{many(len(bad), 'image')} cannot be read, left out of the figures; the first: {first}"
-            )
+            images, bad = decoded.evaluation_images(part, backend.card.preprocessing, spec, busy.advance)
+        _tell_of_bad([f"{one.path}: {one.reason}" for one in bad], console)
         if not len(images):
             raise DataError(f"None of the {chosen} images of {spec.source} can be read.")
         _warn_of_training_images(artifact.find(model).parent / runs.SAMPLES_FILE, images.samples, console)
-        return evaluate_set(predictor, images, chosen, target, console)
+        return evaluate_set(backend, infer.Stored(images), chosen, target, console)
 
 
 def of_epoch(model: str | os.PathLike[str], epoch: str) -> str | os.PathLike[str]:

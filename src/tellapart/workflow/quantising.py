@@ -15,7 +15,9 @@ from tellapart import artifact, files, runtime
 from tellapart.compress import measuring, onnx_int8, openvino_int8
 from tellapart.compress.measuring import Candidate
 from tellapart.compress.subject import Subject
+from tellapart.contract import answers
 from tellapart.errors import ExportError
+from tellapart.evaluation import infer
 from tellapart.export import formats
 from tellapart.export.base import Options
 from tellapart.export.graph import graph_of
@@ -43,7 +45,7 @@ def exports(
     images = subject.parts["val"]
     pixels = images.batch(np.arange(min(_COMPARED, len(images)))).pixels.numpy()
     model = runtime.open_backend(subject.file, threads=threads)
-    wanted = runtime.probabilities(model.logits(pixels), model.card)
+    wanted = answers.probabilities(model.logits(pixels), model.card)
     found = []
     for name in runtimes:
         for precision in precisions:
@@ -53,7 +55,7 @@ def exports(
                 written = entry.write(graph_of(subject.file), subject.card, place / file.name, options)
                 files.move([(path, folder / path.name) for path in reversed(written.files)])
             backend = runtime.open_backend(file, threads=threads)
-            given = runtime.probabilities(backend.logits(pixels), backend.card)
+            given = answers.probabilities(backend.logits(pixels), backend.card)
             difference = float(np.abs(given - wanted).max())
             if difference > entry.tolerance[precision].probability:
                 raise ExportError(
@@ -127,7 +129,8 @@ def _drop(subject: Subject, source: Path) -> Drop:
     images = subject.parts["val"]
 
     def right(file: Path) -> float:
-        return float((measuring.answers(runtime.open_backend(file), images) == images.samples.labels).mean())
+        ran = infer.run(runtime.open_backend(file), infer.Stored(images), latency=False)
+        return float((ran.answers.best == images.samples.labels).mean())
 
     before = right(source)
     return lambda file: 100 * (before - right(file))

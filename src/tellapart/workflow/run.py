@@ -22,7 +22,8 @@ from tellapart.data.sources import opening
 from tellapart.data.sources.listing import many
 from tellapart.data.stores.streaming import StreamedStore
 from tellapart.errors import RunError
-from tellapart.evaluation import metrics, report
+from tellapart.evaluation import infer, metrics, report
+from tellapart.runtime.eager import open_artifact
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
 from tellapart.training import checkpoint, ineffective, loop, resolve, setup
@@ -331,14 +332,14 @@ def _finish(
 
     ``known``: by split, logits that need not be computed anew (see `step.Way`).
     """
-    predictor = artifact.open_model(folder, device)
+    backend = open_artifact(folder, str(device), "fp32")
     scores: dict[str, Any] = {"epoch": progress.best_epoch + 1}
     kept = dict(scores)
     final = ""
     for split, images in (("val", prepared.val), ("test", prepared.test)):
         if images is not None:
-            logits = known[split](predictor.model) if split in known else None
-            evaluation = evaluate_set(predictor, images, split, folder, console, logits)
+            logits = known[split](backend.predictor.model) if split in known else None
+            evaluation = evaluate_set(backend, infer.Stored(images), split, folder, console, logits)
             scores[split] = _brief(evaluation)
             # How often each class was given: what a service expects, wherever the model's file goes.
             kept[split] = {**scores[split], "predicted": evaluation.confusion.sum(axis=0).tolist()}

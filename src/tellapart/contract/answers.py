@@ -1,0 +1,176 @@
+"""What is told of an image: from a network's logits and the card to labels and probabilities.
+
+The one place where that is computed. Prediction, the service, evaluation, comparison of exports and compression ask it;
+`tellapart.export.graph` has the same as operations for a graph. numpy only. Knows nothing of networks and files.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart.contract.card import Card
+from tellapart.errors import ArtifactError
+
+Logits = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+
+class Kind(abc.ABC):
+    """What a label is, and so what logits mean: one small class for each kind that a card can name.
+
+    What a kind needs beside the logits (such as a threshold for each class) it takes from the card when it is made.
+    """
+
+    @abc.abstractmethod
+    def probabilities(self, scaled_BK: Floats) -> Floats:
+        """Return each class's probability, float64 [B, K], for logits over the card's temperature."""
+
+    @abc.abstractmethod
+    def told(self, scores_BK: npt.NDArray[Any], probabilities_BK: Callable[[], Floats]) -> list[list[int]]:
+        """Return for each image the classes that it is said to be of, the most probable first.
+
+        ``scores_BK``: what classes are ranked by; ``probabilities_BK`` computes `probabilities` where they are needed.
+        """
+
+
+class Single(Kind):
+    """Each image is of exactly one class: softmax, and the most probable one is told."""
+
+    def probabilities(self, scaled_BK: Floats) -> Floats:
+        """Return the softmax, float64 [B, K]; not a number where a logit is none."""
+        with np.errstate(invalid="ignore"):
+            powers = np.exp(scaled_BK - scaled_BK.max(axis=1, keepdims=True))
+            result: Floats = powers / powers.sum(axis=1, keepdims=True)
+        return result
+
+    def told(self, scores_BK: npt.NDArray[Any], probabilities_BK: Callable[[], Floats]) -> list[list[int]]:
+        """Return the most probable class alone."""
+        return [[index] for index in best(scores_BK).tolist()]
+
+
+KINDS: Mapping[str, Callable[[Card], Kind]] = {"single": lambda card: Single()}
+"""How each kind is made of a card; `tellapart.contract.card.KINDS` has the same names."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is told of one image: so many of the most probable classes as were asked for, best first."""
+
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: label and probability of the best class, and ``top`` with all of them."""
+        pairs = zip(self.labels, self.probabilities, strict=True)
+        top = [{"label": name, "probability": value} for name, value in pairs]
+        return {**top[0], "top": top}
+
+
+class Answers:
+    """What is told of a batch of images, each part computed when it is asked for.
+
+    Classes are ranked by their logits; of equal ones the lower class comes first, and what is not a number last.
+    """
+
+    def __init__(
+        self, logits: Logits, classes: Sequence[str], temperature: float = 1.0, kind: Kind | None = None
+    ) -> None:
+        """``logits``: float32 [B, K] as the network gave them; ``classes``: K names; ``kind``: None for `Single`."""
+        self.logits, self.classes, self._temperature = logits, classes, temperature
+        self._kind = kind or Single()
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @functools.cached_property
+    def scaled(self) -> Floats:
+        """The logits over the card's temperature, float64 [B, K]."""
+        return self.logits.astype(np.float64) / self._temperature
+
+    @functools.cached_property
+    def probabilities(self) -> Floats:
+        """The probability of each class, float64 [B, K]."""
+        return self._kind.probabilities(self.scaled)
+
+    @functools.cached_property
+    def best(self) -> Indices:
+        """The most probable class of each image, int64 [B]."""
+        return best(self.logits)
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each image by name."""
+        return [self.classes[index] for index in self.best.tolist()]
+
+    @property
+    def told(self) -> list[list[int]]:
+        """The classes that each image is said to be of."""
+        return self._kind.told(self.logits, lambda: self.probabilities)
+
+    def top(self, count: int) -> Iterator[Answer]:
+        """Yield for each image its ``count`` most probable classes (all of them where there are fewer)."""
+        order = ranked(self.logits, count)
+        values = np.take_along_axis(self.probabilities, order, axis=1).tolist()
+        for indices, row in zip(order.tolist(), values, strict=True):
+            yield Answer(tuple(self.classes[index] for index in indices), tuple(row))
+
+    def places(self, truth: Indices) -> Indices:
+        """Return how many classes are ranked before each image's own, int64 [B]."""
+        scores = comparable(self.logits)
+        own = scores[np.arange(len(truth)), truth][:, None]
+        earlier = np.arange(scores.shape[1]) < truth[:, None]
+        result: Indices = ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+        return result
+
+
+def of(logits: Logits, card: Card) -> Answers:
+    """Return what is told by logits, float32 [B, K]. Raises ArtifactError where they are no answer."""
+    return unchecked(checked(logits, card), card)
+
+
+def unchecked(logits: Logits, card: Card) -> Answers:
+    """Return the same as `of`, also where logits are not finite: their probabilities are not numbers then."""
+    return Answers(logits, card.classes, card.temperature, KINDS[card.kind](card))
+
+
+def probabilities(logits: Logits, card: Card) -> Floats:
+    """Return the probability of each class: [B, K] -> float64 [B, K]. Raises ArtifactError."""
+    return of(logits, card).probabilities
+
+
+def checked(logits: Logits, card: Card) -> Logits:
+    """Return logits [B, K] where they are an answer: finite, one for each class. Raises ArtifactError."""
+    if logits.ndim != 2 or logits.shape[1] != len(card.classes):
+        raise ArtifactError(
+            f"The model answers with {list(logits.shape[1:])} values for an image; its description has "
+            f"{len(card.classes)} classes."
+        )
+    if not np.isfinite(logits).all():
+        raise ArtifactError(
+            "The model's answer is not a number (its weights are damaged, or its values overflow)."
+        )
+    return logits
+
+
+def comparable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the values with those that are not numbers as the lowest, so that ranks are defined."""
+    return np.where(np.isnan(values), -np.inf, values)
+
+
+def best(values_BK: npt.NDArray[Any]) -> Indices:
+    """Return the place of each row's highest value, int64 [B]; of equal ones the first."""
+    result: Indices = comparable(values_BK).argmax(axis=1)
+    return result
+
+
+def ranked(values_BK: npt.NDArray[Any], count: int) -> Indices:
+    """Return the places of each row's ``count`` highest values, the highest first, int64 [B, min(count, K)]."""
+    return np.argsort(-comparable(values_BK), axis=1, kind="stable")[:, :count]
