@@ -100,6 +100,10 @@ class DataSpec(Section, prefix="data."):
     """Lists: the column with the images' paths, file names or ids; empty: by its name and what is there."""
     label_column: tuple[str, ...] = ()
     """Lists: the column with the label; several: one-hot columns, whose names are the classes; empty: guessed."""
+    labels: Literal["auto", "single", "multi"] = "auto"
+    """Labels of an image: one, or several (or none); auto: one, unless a list plainly gives many images several."""
+    label_separator: str = ""
+    """Lists with several labels: what stands between them in a cell, such as | or a space; empty: guessed, and said."""
     split_column: str = ""
     """Lists: the column with the split (also fold numbers, or yes and no); empty: guessed; none: no column."""
     root: str = ""
