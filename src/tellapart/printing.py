@@ -20,6 +20,7 @@ _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 if TYPE_CHECKING:
     from tellapart.evaluation.metrics import Evaluation
+    from tellapart.evaluation.multilabel import MultiEvaluation
     from tellapart.workflow import Result
 
 
@@ -34,7 +35,14 @@ def as_json_line(content: Any) -> str:
 def summary(result: Result) -> str:
     """Return how a training ended: accuracy and what it is of, where things lie, what to type next."""
     lines = []
-    if result.split:
+    if "map" in result.metrics:
+        value, (low, high) = result.metrics["map"], result.metrics["map_interval"]
+        lines.append(
+            f"mAP {value:.2%} (95 % interval {low:.2%} to {high:.2%}, {result.metrics['n']:,} images)   macro F1 "
+            f"{result.metrics['macro_f1']:.4f}   micro F1 {result.metrics['micro_f1']:.4f}"
+        )
+        lines.append(f"  {_worth(result)}")
+    elif result.split:
         accuracy, (low, high) = result.metrics["accuracy"], result.metrics["accuracy_interval"]
         lines.append(
             f"Accuracy {accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {result.metrics['n']:,} images)"
@@ -66,8 +74,48 @@ def _worth(result: Result) -> str:
     return f"{on}, which also chose the epoch (there is no test split): expect a little less"
 
 
-def evaluation_text(evaluation: Evaluation) -> str:
+def _speed(evaluation: Evaluation | MultiEvaluation) -> list[str]:
+    if not (evaluation.images_per_second and evaluation.latency_ms):
+        return []
+    times = "  ".join(f"{name} {value:.1f} ms" for name, value in evaluation.latency_ms.items())
+    return [f"{evaluation.images_per_second:,.0f} images/s; one image at a time: {times}"]
+
+
+def _several_text(evaluation: MultiEvaluation) -> str:
+    """Return the figures of images with several labels, and the table of classes."""
+    low, high = evaluation.map_interval
+    lines = [
+        f"mAP {evaluation.map:.2%} (95 % interval {low:.2%} to {high:.2%})",
+        f"on {evaluation.n:,} images ({evaluation.split})",
+        f"macro F1 {evaluation.macro_f1:.4f}   micro F1 {evaluation.micro_f1:.4f}   F1 of images "
+        f"{evaluation.samples_f1:.4f}",
+        f"all labels right {evaluation.subset_accuracy:.2%}   Hamming loss {evaluation.hamming_loss:.4f}   "
+        f"loss {'-' if evaluation.loss is None else f'{evaluation.loss:.4f}'}",
+        *_speed(evaluation),
+        "",
+    ]
+    names = [shown(score.name, one_line=True) for score in evaluation.per_class]
+    width = min(30, max(5, *map(cell_len, names)))
+    lines.append(f"{'class':<{width}}  images      AP  threshold  precision  recall      F1")
+    for name, score in zip(names, evaluation.per_class, strict=True):
+        figures = "".join(
+            f"{'-' if value is None else f'{value:.4f}':>{space}}"
+            for value, space in (
+                (score.ap, 8),
+                (score.threshold, 11),
+                (score.precision, 11),
+                (score.recall, 8),
+                (score.f1, 8),
+            )
+        )
+        lines.append(f"{set_cell_size(name, width)}  {score.support:>6}{figures}")
+    return "\n".join(lines)
+
+
+def evaluation_text(evaluation: Evaluation | MultiEvaluation) -> str:
     """Return an evaluation's figures and its table of classes."""
+    if not hasattr(evaluation, "accuracy"):
+        return _several_text(evaluation)
     low, high = evaluation.accuracy_interval
     lines = [
         f"Accuracy {evaluation.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%})",
@@ -76,10 +124,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
         f"loss {'-' if evaluation.loss is None else f'{evaluation.loss:.4f}'}"
         + ("" if evaluation.top5 is None else f"   top-5 {evaluation.top5:.2%}"),
     ]
-    if evaluation.images_per_second and evaluation.latency_ms:
-        times = "  ".join(f"{name} {value:.1f} ms" for name, value in evaluation.latency_ms.items())
-        lines.append(f"{evaluation.images_per_second:,.0f} images/s; one image at a time: {times}")
-    lines.append("")
+    lines += [*_speed(evaluation), ""]
     names = [shown(score.name, one_line=True) for score in evaluation.per_class]
     width = min(30, max(5, *map(cell_len, names)))
     lines.append(f"{'class':<{width}}  images  precision  recall      F1")
@@ -121,9 +166,18 @@ def _confusion_lines(evaluation: Evaluation) -> list[str]:
 def write_table(predictions: Any, out: TextIO) -> None:
     """Write one line for each image: labels with their probabilities, or what was wrong."""
     for p in predictions:
-        pairs = zip(p.labels, p.probabilities, strict=True)
-        answer = p.error or ", ".join(f"{label} {value:.1%}" for label, value in pairs)
+        pairs = zip(p.labels, p.probabilities, strict=True) if p.told is None else _told(p)
+        none = (
+            f"none of the classes (the most probable: {p.labels[0]} {p.probabilities[0]:.1%})"
+            if p.told == ()
+            else ""
+        )
+        answer = p.error or none or ", ".join(f"{label} {value:.1%}" for label, value in pairs)
         out.write(shown(f"{p.path}: {answer}", one_line=True) + "\n")
+
+
+def _told(prediction: Any) -> list[tuple[str, float]]:
+    return [(one.label, one.probability) for one in prediction.told]
 
 
 def write_jsonl(predictions: Any, out: TextIO) -> None:
@@ -143,12 +197,16 @@ class _Spelt:
 
 
 def write_csv(predictions: Any, out: TextIO) -> None:
-    """Write a row for each of an image's labels, the best first; a bad image has one, with the error."""
+    """Write a row for each of an image's labels, the best first; a bad image has one, with the error.
+
+    An image that can have several labels and has none has one row too, without a label.
+    """
     writer = tables.Writer(_Spelt(out) if out.isatty() else out)  # a file gets the very names
     writer.writerow(["path", "rank", "label", "probability", "error"])
     for p in predictions:
         rows: list[Any] = [(p.path, "", "", "", p.error)] if p.error else []
-        pairs = enumerate(zip(p.labels, p.probabilities, strict=True), 1)
+        pairs = enumerate(zip(p.labels, p.probabilities, strict=True) if p.told is None else _told(p), 1)
+        rows += [(p.path, "", "", "", "")] if p.told == () else []
         rows += [(p.path, rank, label, f"{value:.6f}", "") for rank, (label, value) in pairs]
         writer.writerows(rows)
 

@@ -304,14 +304,23 @@ class TrainingSpec(Section, prefix="training."):
     """plateau: epochs without a better validation loss before a drop."""
     min_lr_factor: Fraction = 0.0
     """linear, cosine, plateau: the lowest learning rate, as a part of lr."""
-    loss: Literal["cross-entropy", "focal"] = "cross-entropy"
-    """The loss."""
+    loss: Literal["auto", "cross-entropy", "focal", "bce", "asymmetric"] = "auto"
+    """The loss; auto: cross-entropy, for several labels bce (binary cross-entropy, the mean over the classes)."""
     label_smoothing: Annotated[float, Range(0, 0.99)] = 0.0
-    """Probability mass spread over all classes."""
+    """Probability mass spread over all classes; bce: over yes and no."""
     focal_gamma: NonNegative = 2.0
     """focal: how far easy images are weighted down."""
+    gamma_negative: NonNegative = 4.0
+    """asymmetric: how far easy classes that an image does not have are weighted down."""
+    gamma_positive: NonNegative = 0.0
+    """asymmetric: how far easy classes that it has are weighted down."""
+    margin: Annotated[float, Range(0, 0.9)] = 0.05
+    """asymmetric: probability up to which a class that an image does not have costs nothing."""
     class_weights: Literal["none", "inverse", "effective"] = "none"
-    """Weight of an image in the loss, by its class: by inverse frequency, or by the effective number of samples."""
+    """Weight of an image in the loss, by its class: by inverse frequency, or by the effective number of samples.
+    Several labels: inverse weighs each class's yes by how many no there are for one."""
+    class_weight_limit: Annotated[float, Range(1)] = 20.0
+    """Several labels: the largest class weight."""
     effective_beta: Annotated[float, Range(0, 0.999999)] = 0.999
     """effective: beta of the effective number."""
     sampling: Literal["shuffle", "oversample", "undersample", "weighted"] = "shuffle"
@@ -324,8 +333,9 @@ class TrainingSpec(Section, prefix="training."):
     """Early stopping: epochs without a better best-metric; 0: off."""
     min_delta: NonNegative = 0.0
     """Early stopping: what counts as better."""
-    best_metric: str = "accuracy"
-    """The validation figure by which the best epoch is chosen: accuracy, macro-f1, balanced-accuracy or loss."""
+    best_metric: str = "auto"
+    """The validation figure that chooses the epoch: accuracy, macro-f1, balanced-accuracy or loss; for several labels
+    mAP, macro-f1, micro-f1 or loss; auto: the first."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Mixed precision by torch.amp; fp16 with a gradient scaler. auto: bf16 where speed.probe finds it faster."""
     device: str = "auto"

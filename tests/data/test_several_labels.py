@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tellapart.data.samples import Samples, label_mark, write_samples
+from tellapart.contract.card import label_mark
+from tellapart.data.samples import Samples, write_samples
 from tellapart.data.sources import iterative, splits
 from tellapart.data.sources.opening import open_source
 from tellapart.errors import DataError, SpecError

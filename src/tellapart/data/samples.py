@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart import files, tables
+from tellapart.contract.card import label_mark
 
 SPLITS = ("train", "val", "test")
 _PART = 1 << 26  # bytes of a file that the system does not give at once
@@ -110,12 +110,6 @@ def class_counts(labels: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64
     if labels.ndim == 2:
         return labels.sum(axis=0, dtype=np.int64)
     return np.bincount(labels, minlength=classes).astype(np.int64)
-
-
-def label_mark(classes: Sequence[str]) -> str:
-    """Return what labels of one image are joined by in tables: the first mark that no class name has."""
-    marks = (*"|;/+&#~^", *map(chr, range(0xE000, 0xF8FF)))  # after the usual ones those of private use
-    return next(mark for mark in marks if not any(mark in name for name in classes))
 
 
 def read_file(path: str) -> bytes:

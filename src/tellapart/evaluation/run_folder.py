@@ -16,6 +16,7 @@ from typing import Any
 from tellapart import runs, tables, yaml_text
 from tellapart.errors import RunError
 from tellapart.evaluation.metrics import Evaluation, read_evaluation
+from tellapart.evaluation.multilabel import MultiEvaluation
 
 Series = list[tuple[int, float]]
 SPLIT_ORDER = ("test", "val", "train")
@@ -28,7 +29,7 @@ class RunFolder:
     path: pathlib.Path
     spec: dict[str, Any]
     metrics: dict[str, Series]
-    evaluations: dict[str, Evaluation]
+    evaluations: dict[str, Evaluation | MultiEvaluation]
     environment: dict[str, Any]
     warnings: list[dict[str, str]] = field(default_factory=list)
 
@@ -41,6 +42,11 @@ class RunFolder:
     def split(self) -> str | None:
         """The split whose figure counts: test, else validation, else training; None without evaluation."""
         return next((split for split in (*SPLIT_ORDER, *self.evaluations) if split in self.evaluations), None)
+
+    @property
+    def validated(self) -> bool:
+        """Whether epochs were measured on validation."""
+        return "val/accuracy" in self.metrics or "val/mAP" in self.metrics
 
     @property
     def epoch_ends(self) -> list[tuple[int, float]]:
@@ -122,7 +128,7 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {"": values}
 
 
-def _evaluations(folder: pathlib.Path) -> dict[str, Evaluation]:
+def _evaluations(folder: pathlib.Path) -> dict[str, Evaluation | MultiEvaluation]:
     found = sorted(path.parent.name for path in folder.glob("*/metrics.json"))
     order = [name for name in SPLIT_ORDER if name in found] + [n for n in found if n not in SPLIT_ORDER]
     try:

@@ -34,7 +34,8 @@ class Resize(nn.Module):
 class Classify(nn.Module):
     """From the contract's pixels, uint8 [B, size, size, C], to probabilities and logits, float32 [B, K] each.
 
-    Logits are averaged over the card's views; probabilities are the softmax of logits / temperature.
+    Logits are averaged over the card's views; probabilities are the softmax (of several
+    labels: the sigmoids) of logits / temperature.
     """
 
     def __init__(self, preprocess: PreprocessModule, network: nn.Module, card: Card) -> None:
@@ -89,7 +90,10 @@ def told_in_graph(logits: Tensor, card: Card) -> Tensor:
     return _KINDS[card.kind](scaled)
 
 
-_KINDS: dict[str, Callable[[Tensor], Tensor]] = {"single": lambda scaled: scaled.softmax(1)}
+_KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "single": lambda scaled: scaled.softmax(1),
+    "multi-label": lambda scaled: scaled.sigmoid(),
+}
 
 
 def averaged_in_graph(network: nn.Module, images_NCHW: Tensor, views: Views) -> Tensor:

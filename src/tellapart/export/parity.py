@@ -263,14 +263,25 @@ def latencies(sides: Sequence[Backend], pixels: Pixels, batch: int) -> list[dict
     return found
 
 
-def judge(measured: Measured, tolerance: Tolerance) -> tuple[float, int, list[str]]:
-    """Return agreement, ties, and the reasons for which the file is not accepted."""
+def judge(
+    measured: Measured, tolerance: Tolerance, thresholds: Sequence[float] = ()
+) -> tuple[float, int, list[str]]:
+    """Return agreement, ties, and the reasons for which the file is not accepted.
+
+    ``thresholds``: of the classes, where images can have several labels; those that are told are compared then.
+    """
     first, second = measured.artifact, measured.export
-    ours, theirs = answers.best(first), answers.best(second)
-    rows = np.arange(len(first))
-    differ = ours != theirs
-    lead = first[rows, ours] - first[rows, theirs]
-    ties = differ & (lead <= tolerance.probability)
+    if thresholds:
+        limits = np.asarray(thresholds)
+        unlike = (first >= limits) != (second >= limits)
+        differ = unlike.any(1)
+        ties = differ & ~(unlike & (np.abs(first - limits) > tolerance.probability)).any(1)
+    else:
+        ours, theirs = answers.best(first), answers.best(second)
+        rows = np.arange(len(first))
+        differ = ours != theirs
+        lead = first[rows, ours] - first[rows, theirs]
+        ties = differ & (lead <= tolerance.probability)
     agreement = float((~differ).mean())
     furthest = float(_distance(first, second).max())
     reasons = []
@@ -281,7 +292,7 @@ def judge(measured: Measured, tolerance: Tolerance) -> tuple[float, int, list[st
     counted = float((~differ | ties).mean())
     if counted < tolerance.agreement:
         reasons.append(
-            f"{int((differ & ~ties).sum())} of {len(first)} images get another class ({counted:.2%} agree; "
+            f"{int((differ & ~ties).sum())} of {len(first)} images get {'other labels' if thresholds else 'another class'} ({counted:.2%} agree; "
             f"{tolerance.agreement:.0%} are needed)"
         )
     if measured.whole is not None:

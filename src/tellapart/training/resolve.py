@@ -16,8 +16,8 @@ from tellapart.data.stores.images import Look
 from tellapart.errors import SpecError
 from tellapart.models import weights, zoo
 from tellapart.preprocess import Preprocessing, Views
-from tellapart.spec import AugmentSpec, InputSpec, ModelSpec, Spec, update
-from tellapart.training.methods import distillation
+from tellapart.spec import AugmentSpec, InputSpec, ModelSpec, Spec, TrainingSpec, update
+from tellapart.training.methods import distillation, multilabel
 
 TINY_SIDE = 16  # smaller images are enlarged to this, so that a network has room for its layers
 SMALL_SIDE = 96  # images up to this size are trained at their own size
@@ -114,12 +114,33 @@ def resolve(spec: Spec, samples: Samples, seen: Look) -> tuple[Spec, weights.Wei
             model=model,
             input=chosen,
             augment=augment.resolve(wanted, chosen.size),
-            training=dataclasses.replace(spec.training, batch_size=batch_size),
+            training=resolve_labels(spec, samples, batch_size),
             distill=distillation.resolve(spec.distill),
             speed=distillation.resolve_speed(spec.speed, spec.distill, spec.training.quantize != "none"),
         ),
         info,
     )
+
+
+def resolve_labels(spec: Spec, samples: Samples, batch_size: int) -> TrainingSpec:
+    """Choose loss and best metric by what a label is, and refuse what does not go with it. Raises SpecError."""
+    training = spec.training
+    several = samples.targets is not None
+    losses = multilabel.LOSSES if several else ("cross-entropy", "focal")
+    loss = losses[0] if training.loss == "auto" else training.loss
+    if loss not in losses:
+        what = "can have several labels" if several else "has one label"
+        raise SpecError(
+            f"training.loss is {loss!r}, and each image of this data {what}: use {' or '.join(losses)}."
+            + ("" if several else " (--data.labels multi reads several.)")
+        )
+    metric = training.best_metric
+    if metric == "auto":
+        metric = multilabel.SCORES[0] if several else "accuracy"
+    chosen = dataclasses.replace(training, batch_size=batch_size, best_metric=metric, loss=loss)  # type: ignore[arg-type]
+    if several:
+        multilabel.check(spec, chosen)
+    return chosen
 
 
 @dataclasses.dataclass(frozen=True)

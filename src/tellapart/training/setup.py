@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ from tellapart.training import optim, resolve, sampling
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
 from tellapart.training.losses import build_loss
-from tellapart.training.methods import distillation, infobatch, progressive, qat, sparse
+from tellapart.training.methods import distillation, infobatch, multilabel, progressive, qat, sparse
 from tellapart.training.methods.ema import Ema
 from tellapart.training.schedule import Schedule
 from tellapart.training.step import Plan
@@ -63,6 +64,12 @@ class RunData:
     def classes(self) -> tuple[str, ...]:
         """Class names by index."""
         return self.train.samples.classes
+
+    def label_names(self, label: npt.NDArray[Any]) -> str:
+        """Return what a label of a batch says: a class by index, or several by their places."""
+        if not label.ndim:
+            return self.classes[int(label)]
+        return ", ".join(self.classes[k] for k in np.flatnonzero(label)) or "none"
 
 
 def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> RunData:
@@ -165,6 +172,10 @@ def build_task(
     """Return a run's task, on the model's device; ``counts``: images of each class, for class weights, int64 [K]."""
     spec = prepared.spec
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if prepared.train.samples.targets is not None:
+        return multilabel.MultiLabel(
+            augment, multilabel.build_loss(spec.training, counts, len(prepared.train), device)
+        )
     task = Classification(augment, build_loss(spec.training, counts, device))
     if spec.distill.teacher:
         task = distillation.Distillation(task, spec.distill, model, prepared.contract, prepared.classes)
@@ -199,7 +210,7 @@ def plan(
             "which one at least must train."
         )
     labels = prepared.train.samples.labels
-    counts = _counts(prepared.train, len(prepared.classes))
+    counts = prepared.train.samples.counts()
     if training.sampling != "shuffle":  # class weights must not favour again what sampling already balances
         counts = np.minimum(counts, 1)
     count = sampling.epoch_length(labels, training.sampling)
@@ -249,7 +260,7 @@ def plan(
         channels_last=channels_last,
         graphs=spec.speed.cuda_graphs == "on" and _can_replay(spec, processes),
         search=spec.speed.kernel_search == "on" and device.type == "cuda",
-        val_counts=None if prepared.val is None else _counts(prepared.val, len(prepared.classes)),
+        val_counts=None if prepared.val is None else prepared.val.samples.counts(),
         callbacks=_callbacks(spec, augment, len(labels), processes),
     )
 
@@ -292,11 +303,6 @@ def _resident(images: ImageSet, spec: Spec, device: torch.device) -> ImageSet:
     return images.on_device(device, resident_limit(device)) if spec.speed.on_device else images
 
 
-def _counts(images: ImageSet, classes: int) -> npt.NDArray[np.int64]:
-    """Return the images of each class, int64 [K]."""
-    return np.bincount(images.samples.labels, minlength=classes).astype(np.int64)
-
-
 def _has_batch_norm(model: torch.nn.Module) -> bool:
     return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
@@ -334,7 +340,8 @@ def validator(
     if images is None or not task.score_names:
         return None
     images = _resident(images, spec, processes.device)
-    labels = torch.from_numpy(images.samples.labels)
+    samples = images.samples
+    labels = torch.from_numpy(samples.labels if samples.targets is None else samples.targets)
     ours = np.array_split(np.arange(len(images)), processes.world)[processes.rank]
     batch_size = batch_that_pays(spec.input.size, processes.device)
 

@@ -74,7 +74,7 @@ def decide(table: Table, columns: Columns, spec: DataSpec, note: Note) -> Severa
     mark = spec.label_separator or _mark(cells, asked)
     lists = sum(len(cell) > 1 for cell in cells)
     several = lists + sum(
-        len([p for p in cell[0].split(mark) if p.strip()]) > 1 for cell in cells if mark and len(cell) == 1
+        len({p.strip() for p in cell[0].split(mark)} - {""}) > 1 for cell in cells if mark and len(cell) == 1
     )
     if not asked and not _plainly(several, table):
         return None
