@@ -5,8 +5,8 @@
 
 The first makes /tmp/mosaics/images/*.png of 64 x 64 pixels and list.csv (path, labels separated by |, split); DATA has
 train/CLASS/*.png and test/CLASS/*.png, and no image is in two mosaics. How many of the four are of one class is drawn
-with weights, so that some classes are rare. The second trains simple-cnn on it with tellapart and with a loop of torch
-(the same network from the same start, loss, optimizer, schedule and epochs; batches in another order), and prints the
+with weights, so that some classes are rare. The second trains fast-cnn on it with tellapart and with a loop of torch
+(the same network, loss, optimizer, schedule and epochs; another start and order of batches), and prints the
 mean average precision of both on the test split, by scikit-learn.
 """
 
@@ -26,6 +26,8 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 import tellapart
+from tellapart import artifact
+from tellapart.models import zoo
 
 SIDE, EPOCHS, BATCH, LR, DECAY = 64, 8, 64, 0.002, 0.01
 RARER = 0.75  # each class is drawn so much less often than the one before
@@ -65,7 +67,7 @@ def spec(out: Path, run: Path) -> dict[str, object]:
     """Return how tellapart trains, the same as `plain`."""
     return {
         "data": {"source": str(out / "list.csv"), "cache_dir": str(run.parent / "cache")},
-        "model": {"name": "simple-cnn", "batch_norm": True},
+        "model": {"name": "fast-cnn"},
         "augment": {"preset": "none"},
         "training": {
             "epochs": EPOCHS, "batch_size": BATCH, "lr": LR, "weight_decay": DECAY, "optimizer": "adamw",
@@ -133,11 +135,7 @@ def train(out: Path, seeds: int) -> None:
             tellapart.train(quiet=True, seed=seed, **spec(out, run))
             ours, seconds = of_run(out, run), time.perf_counter() - started
             torch.manual_seed(seed)
-            model = tellapart.load(run).backend.predictor.model
-            for module in model.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
-            model = model.requires_grad_(True)
+            model = zoo.build(artifact.read_card(run).architecture)
             started = time.perf_counter()
             theirs = plain(out, model)
             print(

@@ -78,7 +78,9 @@ def compare(one: Told, two: Told, split: str) -> Difference:
     place = [two.classes.index(name) for name in one.classes]
     first = np.array([one.rows[path][2] for path in shared])
     second = np.array([two.rows[path][2] for path in shared])[:, place]
-    targets = np.array([[name in one.rows[path][1] for name in one.classes] for path in shared]).astype(np.uint8)
+    targets = np.array([[name in one.rows[path][1] for name in one.classes] for path in shared]).astype(
+        np.uint8
+    )
     drawn = multilabel.resampled_maps([first, second], targets)
     differences = drawn[1] - drawn[0]
     right = np.array([(one.rows[path][3], two.rows[path][3]) for path in shared])

@@ -256,7 +256,12 @@ def _together(figures: MultiEvaluation) -> list[tuple[str, str, int, float]]:
     places = np.argwhere(counts > 0)
     order = sorted(places.tolist(), key=lambda pair: (-int(counts[pair[0], pair[1]]), pair))
     return [
-        (figures.classes[a], figures.classes[b], int(counts[a, b]), float(counts[a, b] / min(alone[a], alone[b])))
+        (
+            figures.classes[a],
+            figures.classes[b],
+            int(counts[a, b]),
+            float(counts[a, b] / min(alone[a], alone[b])),
+        )
         for a, b in order[:15]
     ]
 

@@ -79,7 +79,8 @@ class Parity:
     (None: it is no such file). ``full_difference``: the same where JPEG files were decoded whole although the contract
     takes a part (None: it does not). ``pixels``: the share of values of the network's input that differ, and by how
     many levels at most.
-    ``where``: where a difference begins; only after a failed comparison.
+    ``where``: where a difference begins; only after a failed comparison. ``several``: images can have several labels;
+    ``agreement`` is then of images with the same labels, and ties lie at a threshold.
     """
 
     format: str
@@ -105,6 +106,7 @@ class Parity:
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     full_difference: float | None = None
+    several: bool = False
 
     @property
     def passed(self) -> bool:
@@ -344,7 +346,7 @@ def compare(
         advance: called with the number of images that were done.
     """
     measured = measure(artifact, export, cases, advance, watch)
-    agreement, ties, reasons = judge(measured, tolerance)
+    agreement, ties, reasons = judge(measured, tolerance, artifact.card.thresholds)
     both = [artifact, export]
     timed = {batch: latencies(both, measured.worst, batch) for batch in batches}
     distance = _distance(measured.artifact, measured.export)
@@ -360,6 +362,7 @@ def compare(
         real=cases.real,
         unreadable=measured.unreadable,
         agreement=agreement,
+        several=artifact.card.several,
         ties=ties,
         max_difference=_finite(float(distance.max())),
         mean_difference=_finite(mean),

@@ -43,7 +43,7 @@ def summary(parity: Parity) -> list[tuple[str, str]]:
     ties = f", {parity.ties} of the others within the tolerance" if parity.ties else ""
     found = [
         ("images", f"{parity.n:,} from {parity.origin}" + _unreadable(parity)),
-        ("top-1 agreement", f"{parity.agreement:.2%}{ties}"),
+        ("labels agree" if parity.several else "top-1 agreement", f"{parity.agreement:.2%}{ties}"),
         ("largest difference", f"{parity.max_difference:.2e} of {parity.tolerance.probability:g} allowed"),
         ("mean difference", f"{parity.mean_difference:.2e}"),
     ]

@@ -276,6 +276,7 @@ def _run(
             console.message(f"{folder} is finished: nothing is left to train; measured again.")
     elif procs.first:
         if card.several:
+            console.score = "mAP"
             console.message(
                 f"Several labels for an image: loss {spec.training.loss}, best epoch by {spec.training.best_metric}."
             )
