@@ -1,7 +1,7 @@
 """Two runs whose images can have several labels, on the images that both answered.
 
-The difference of their mean average precision, by a bootstrap that draws the same images for both (Efron and Tibshirani,
-"An Introduction to the Bootstrap", 1993). Reads the runs' folders only.
+The difference of their mean average precision, by a bootstrap that draws the same images for both (Efron and
+Tibshirani, "An Introduction to the Bootstrap", 1993). Reads the runs' folders only.
 """
 
 from __future__ import annotations

@@ -292,9 +292,10 @@ def judge(
             f"a probability differs by {furthest:.2g}; at most {tolerance.probability:g} is allowed"
         )
     counted = float((~differ | ties).mean())
+    other = "other labels" if thresholds else "another class"
     if counted < tolerance.agreement:
         reasons.append(
-            f"{int((differ & ~ties).sum())} of {len(first)} images get {'other labels' if thresholds else 'another class'} ({counted:.2%} agree; "
+            f"{int((differ & ~ties).sum())} of {len(first)} images get {other} ({counted:.2%} agree; "
             f"{tolerance.agreement:.0%} are needed)"
         )
     if measured.whole is not None:

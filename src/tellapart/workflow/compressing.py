@@ -102,8 +102,8 @@ def compress(
         raise SpecError("distill needs a smaller network: --student NAME (see: tellapart models).")
     if artifact.read_card(artifact.find(model)).several:
         raise SpecError(
-            "compress compares models by the accuracy of one label for each image, and this model tells several: that is "
-            "not there yet. tellapart export writes it in fp32 and fp16."
+            "compress compares models by the accuracy of one label for each image, and this model tells several: that "
+            "is not there yet. tellapart export writes it in fp32 and fp16."
         )
     folder = _new_folder(out)
     with Console(quiet=quiet) as console:

@@ -70,8 +70,8 @@ class Teacher(nn.Module):
         self.model, card = predictor.model, predictor.card
         if card.several:
             raise ModelError(
-                f"The teacher {path} tells several labels of an image, and distillation compares answers of which one is "
-                "right."
+                f"The teacher {path} tells several labels of an image, and distillation compares answers of which one "
+                "is right."
             )
         if set(card.classes) != set(classes):
             only = sorted(set(card.classes) ^ set(classes))
