@@ -55,7 +55,9 @@ def expected(bare: bool = True) -> dict[str, set[str]]:
     return {f"{n:02}.png": set(names) for n, names in enumerate(WANTED) if names or bare}
 
 
-@pytest.mark.parametrize(("mark", "auto"), [("|", True), (";", True), (",", True), (" ", False), ("+", False)])
+@pytest.mark.parametrize(
+    ("mark", "auto"), [("|", True), (";", True), (",", True), (" ", False), ("+", False)]
+)
 def test_labels_in_a_cell(folder: Path, mark: str, auto: bool) -> None:
     with open(folder / "list.csv", "w", newline="") as stream:
         writer = csv.writer(stream)

@@ -264,15 +264,13 @@ def map_interval(scores_NK: npt.NDArray[Any], targets_NK: Targets, seed: int = 0
     return max(0.0, low), min(1.0, high)
 
 
-def resampled_maps(
-    models: Sequence[npt.NDArray[Any]], targets_NK: Targets, seed: int = 0, count: int = RESAMPLES
-) -> list[Floats]:
-    """Return for each model's scores [N, K] the mAP on ``count`` drawings of N images, the same for all models.
+def resampled_maps(models: Sequence[npt.NDArray[Any]], targets_NK: Targets, seed: int = 0) -> list[Floats]:
+    """Return for each model's scores [N, K] the mAP on `RESAMPLES` drawings of N images, the same for all models.
 
     Where the images and classes are many, fewer drawings are made (at least 200): 95 % intervals need no more.
     """
     n, classes = targets_NK.shape
-    count = max(200, min(count, 100_000_000 // max(1, n * classes)))
+    count = max(200, min(RESAMPLES, 100_000_000 // max(1, n * classes)))
     rng = np.random.default_rng(seed)
     orders = [np.argsort(-scores, axis=0, kind="stable") for scores in models]
     found: list[list[float]] = [[] for _ in models]

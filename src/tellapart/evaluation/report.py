@@ -218,7 +218,7 @@ def _charts(run: RunFolder) -> list[charts.Chart]:
         )
         series += [("training", "train", whole or single), ("validation", "val", points(f"val/{name}"))]
         found.append(charts.line_chart(title, series, unit, label, mark, mark_text))
-    if "val/mAP" in run.metrics or "train/epoch-micro-f1" in run.metrics:
+    if "val/mAP" in run.metrics:
         scores: list[tuple[str, str, charts.Points]] = [("validation", "val", points("val/mAP"))]
         found.append(charts.line_chart("mAP", scores, "share", label, mark, mark_text))
     rate: list[tuple[str, str, charts.Points]] = [("learning rate", "rate", points("train/lr", "lr"))]

@@ -27,7 +27,7 @@ class MultiLabel(Task):
     """Classification where an image can have several labels, or none."""
 
     on_features = True
-    metrics = ("micro-f1",)
+    metrics = ("samples-f1",)
     """Of the batches, at the threshold 0.5: the mean over the images of each one's own F1."""
     score_names = SCORES
 
