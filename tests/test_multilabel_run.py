@@ -205,10 +205,11 @@ def test_an_exported_file_agrees(run: Path, tmp_path: Path) -> None:
 def test_the_service_tells_labels_with_thresholds(run: Path) -> None:
     row = next(row for row in rows_of(run) if "|" in row["predicted"])
     content = (data_of(run) / row["path"]).read_bytes()
-    with TestClient(create({"m": str(run)}, Options())) as client:
+    with TestClient(create({"m": str(run)}, Options()), base_url="http://127.0.0.1") as client:
         answer = client.post(
             "/v1/predict?top=2", content=content, headers={"content-type": "image/png"}
         ).json()
+        assert "predictions" in answer, answer
         (one,) = answer["predictions"]
         assert {told["label"] for told in one["labels"]} == set(row["predicted"].split("|"))
         assert all(told["probability"] >= told["threshold"] for told in one["labels"])

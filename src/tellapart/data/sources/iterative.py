@@ -22,12 +22,14 @@ def deal(
 ) -> npt.NDArray[Any]:
     """Return the split of each sample, an object array [N] of "train", "val" or "test"; a group stays together.
 
+    Samples without any label are dealt as a class of their own, so that each split has its part of these too.
     ``order``: a pseudo-random number for each sample, the same in a group; it decides between equals, so that nothing
     depends on the order of rows.
     """
     names, first, index = np.unique(np.asarray(groups, dtype=object), return_index=True, return_inverse=True)
-    counts_GK = np.zeros((len(names), targets_NK.shape[1]), np.int64)
-    np.add.at(counts_GK, index, targets_NK.astype(np.int64))
+    kinds = np.column_stack([targets_NK > 0, ~(targets_NK > 0).any(axis=1)]).astype(np.int64)
+    counts_GK = np.zeros((len(names), kinds.shape[1]), np.int64)
+    np.add.at(counts_GK, index, kinds)
     sizes = np.bincount(index, minlength=len(names))
     queue = np.lexsort((order[first], -sizes))  # large groups are placed while there is room
     fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
@@ -60,6 +62,4 @@ def _deal(
         for group in queue[(place[queue] < 0) & (counts_GK[queue, label] > 0)].tolist():
             most = wanted_of[:, label].max() - 1e-9
             put(group, int(np.where(wanted_of[:, label] >= most, wanted, -np.inf).argmax()))
-    for group in queue[place[queue] < 0].tolist():  # without any label
-        put(group, int(wanted.argmax()))
     return place
