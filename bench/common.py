@@ -170,7 +170,8 @@ def trainer(prepared: Any, steps: int, folder: Path) -> Any:
     train = repeated(prepared.train, steps * prepared.spec.training.batch_size)
     prepared = dataclasses.replace(prepared, train=train, val=None)
     processes = Processes(0, 1, device())
-    plan = setup.plan(prepared, setup.build_model(prepared)[0], processes)
+    model = setup.build_model(prepared)[0]
+    plan = setup.plan(setup.complete(prepared, model, processes), model, processes)
     return loop.Trainer(plan, processes, folder, Silent())
 
 
@@ -279,7 +280,7 @@ def pictures(folder: Path, count: int, size: tuple[int, int], ending: str, class
 class Silent:
     """A reporter of training that shows nothing."""
 
-    def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None: ...
+    def start(self, epochs: int, steps_per_epoch: int, first_step: int, ahead: Any) -> None: ...
     def message(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
     def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None: ...

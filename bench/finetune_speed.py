@@ -89,7 +89,7 @@ def tellapart_ways(args: argparse.Namespace, cache: str) -> dict[str, Measure]:
     )
 
     def way(changes: dict[str, Any]) -> Measure:
-        ready = dataclasses.replace(prepared, spec=update(chosen.spec, changes))
+        ready = dataclasses.replace(prepared, resolution=chosen.resolution.asking(changes))
         trainer = common.trainer(ready, args.steps + common.WARM_UP, Path(cache))
         return lambda: common.training_rate(trainer, args.steps)
 

@@ -106,7 +106,7 @@ def training(ready: setup.RunData, steps: int, warm_up: int, folder: Path) -> fl
 
 def bare(ready: setup.RunData, steps: int, warm_up: int, folder: Path) -> float:
     """Return images a second of bare steps of the network and optimizer that the loop has."""
-    alone = dataclasses.replace(ready, spec=update(ready.spec, {"speed.on_device": False}))
+    alone = dataclasses.replace(ready, resolution=ready.resolution.asking({"speed.on_device": False}))
     trainer = common.trainer(alone, 1, folder)
     trainer.set_stage()  # all layers train
     plan, device, contract = trainer.plan, common.device(), ready.contract

@@ -92,7 +92,7 @@ def our_loop(prepared: setup.RunData) -> float:
     """Return the seconds that tellapart's loop takes for one epoch, its checkpoint included."""
     model, _, _ = setup.build_model(prepared)
     processes = Processes(0, 1, common.device())
-    plan = setup.plan(prepared, model, processes)
+    plan = setup.plan(setup.complete(prepared, model, processes), model, processes)
     with tempfile.TemporaryDirectory() as folder:
         trainer = loop.Trainer(plan, processes, Path(folder), Silent())
         started = time.perf_counter()

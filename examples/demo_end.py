@@ -19,8 +19,8 @@ def last_lines(run: Path) -> str:
     low, high = figures["accuracy_interval"]
     return "\n".join(
         [
-            f"The demo is done: {figures['accuracy']:.2%} of {figures['n']:,} test images are labelled right",
-            f"(95 % interval {low:.2%} to {high:.2%}). Nothing was chosen by looking at the test images.",
+            f"The demo is done: {100 * figures['accuracy']:.2f} % of {figures['n']:,} test images are labelled right",
+            f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %). Nothing was chosen by looking at the test images.",
             "",
             f"Model   {run / 'model.safetensors'}",
             f"Report  {run / 'report.html'} (open it in a browser)",

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tyro
 from PIL import Image
 
 import tellapart
-from tellapart import cli
-from tellapart.spec import Spec, flatten
+from tellapart import cli, values
+from tellapart.spec import Spec, flatten, update
 
 Call = Callable[..., Any]
 QUICK = (
@@ -93,6 +94,40 @@ def test_every_command_explains_itself(command: str, call: Call) -> None:
     assert summary.split(".")[0].split(":")[0] in plain
 
 
+USAGE = {
+    "train": "[DATA]", "find-lr": "[DATA]", "check": "[DATA]", "resume": "RUN", "report": "RUN", "compare": "RUN RUN…",
+    "evaluate": "MODEL [DATA]", "compress": "MODEL [DATA]", "predict": "MODEL IMAGE…", "export": "MODEL",
+    "serve": "[MODEL]", "import": "WEIGHTS", "models": "[PATTERN]", "cache": "{list,clear} [KEY…]", "doctor": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_usage_names_what_to_give(command: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = call(command, "--help").out
+    assert max(map(len, text.splitlines())) <= 80
+    usage = " ".join(re.sub(r"\[(-h|OPTIONS|--[^]]*)\] ?", "", text.splitlines()[0]).split())
+    assert usage == f"usage: tellapart {command} {USAGE[command]}".rstrip()
+    assert not re.search(r"\bSTR\b|\{None\}", text)
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--augment.crop-scale", "0.1", "0.9"], {"augment.crop_scale": (0.1, 0.9)}),
+        (["--augment.crop-scale", "None", "--augment.hflip", "0.25"], {"augment.crop_scale": None, "augment.hflip": 0.25}),
+        (["--augment.hflip", "None", "--data.root", "None"], {"augment.hflip": None, "data.root": "None"}),
+        (["--augment.policy-ops", "3"], {"augment.policy_ops": 3}),
+        (["--augment.crop", "None"], {"augment.crop": None}),
+    ],
+)  # fmt: skip
+def test_a_value_that_may_be_none(words: list[str], value: dict[str, Any]) -> None:
+    default = cli.Train(spec=update(Spec(), {"augment.crop_scale": (0.5, 1), "augment.hflip": 0.5}))
+    args = tyro.cli(cli.Train, args=words, default=default, registry=values.named())
+    flat = flatten(args.spec)
+    assert {name: flat[name] for name in value} == value
+
+
 def test_help_lists_every_field_of_the_spec(call: Call) -> None:
     text = call("train", "--help").out
     for name in flatten(Spec()):
@@ -146,14 +181,20 @@ def test_running_as_a_module(run_cli: Call) -> None:
         (["find-lr", "nowhere"], ["There is no 'nowhere'"]),
         (["resume", "nowhere"], ["There is no run folder nowhere"]),
         (["resume", "empty"], ["empty is not a run folder"]),
-        (["resume"], ["The run folder"]),
+        (["resume"], ["RUN", "The run folder"]),
+        (["import"], ["WEIGHTS", "--out FILE"]),
         (["evaluate", "nowhere"], ["No model: nowhere does not exist"]),
         (["evaluate", "empty"], ["the folder empty has no model.safetensors in it"]),
         (["evaluate", "broken.yaml"], ["broken.yaml cannot be read as safetensors"]),
         (["predict", "nowhere", "broken.yaml"], ["No model: nowhere does not exist"]),
         (["report", "empty"], ["empty is not a run folder"]),
         (["compare", "empty", "nowhere"], ["empty is not a run folder"]),
-        (["compare"], ["at least two runs"]),
+        (["compare"], ["two run folders or more", "RUN RUN…"]),
+        (["predict", "nowhere"], ["IMAGE…"]),
+        (["evaluate"], ["MODEL", "Run folder, artifact or exported file"]),
+        (["cache", "clear", "--older-than", "x"], ["--older-than DAYS", "could not convert string to float: 'x'"]),
+        (["train", "--augment.hflip", "x"], ["--augment.hflip FLOAT", "could not convert string to float: 'x'"]),
+        (["train", "--augment.crop-scale", "1"], ["--augment.crop-scale FLOAT FLOAT", "2 values", "not 1"]),
         (["check", "nowhere"], ["There is no 'nowhere'"]),
         (["models", "zzz"], ["No model matches 'zzz'"]),
         (["models", "--summary", "simple-cmm"], ["'simple-cnn'"]),
@@ -176,13 +217,13 @@ def test_a_mistake_is_answered_with_what_is_right(
 
 
 def test_one_run_is_nothing_to_compare(trained: Any, call: Call) -> None:
-    refused(call("compare", trained.run), "at least two runs")
+    refused(call("compare", trained.run), "two run folders")
 
 
 @pytest.mark.parametrize(
     ("words", "answers"),
     [
-        ([], ["IMAGES"]),
+        ([], ["IMAGE…"]),
         (["none.png"], ["no file or folder 'none.png'"]),
         (["*.tiff"], ["No file matches '*.tiff'"]),
         (["http://127.0.0.1/x.png"], ["is a URL", "--urls"]),
@@ -315,7 +356,8 @@ def test_forms_of_printing(trained: Any, pictures: Path, call: Call) -> None:
     table = call(*words)
     assert (table.code, table.err) == (0, "")
     pairs = ", ".join(
-        f"{label} {value:.1%}" for label, value in zip(expected.labels, expected.probabilities, strict=True)
+        f"{label} {100 * value:.1f} %"
+        for label, value in zip(expected.labels, expected.probabilities, strict=True)
     )
     assert table.out.splitlines() == [f"{path}: {pairs}" for path in paths]
     lines = [json.loads(line) for line in call(*words, "--format", "jsonl").out.splitlines()]
@@ -410,12 +452,13 @@ def test_evaluate_as_json(trained: Any, call: Call, tmp_path: Path) -> None:
 def test_evaluate_as_text(trained: Any, call: Call) -> None:
     text = call("evaluate", trained.run).out
     content = one_object(call("evaluate", trained.run, "--json"))
-    assert text.startswith(f"Accuracy {content['accuracy']:.2%} (95 % interval ")
+    assert text.startswith(f"Accuracy {100 * content['accuracy']:.2f} % (95 % interval ")
     assert "on 36 images (test)" in text
     for name in ("ant", "bee", "cat"):
         (score,) = (score for score in content["per_class"] if score["name"] == name)
         line, row = (line for line in text.splitlines() if line.startswith(f"{name} "))
-        assert line.split()[1:] == ["12", *(f"{score[part]:.4f}" for part in ("precision", "recall", "f1"))]
+        figures = [f"{100 * score[figure]:.2f}" for figure in ("precision", "recall", "f1")]
+        assert line.replace("%", "").split()[1:] == ["12", *figures]
         assert sum(map(int, row.split()[1:])) == 12  # of the confusion matrix
     assert max(map(len, text.splitlines())) <= 100
 
@@ -443,12 +486,27 @@ def test_models_as_json(words: list[str], call: Call) -> None:
 
 def test_models_as_text(call: Call) -> None:
     assert [line.split()[0] for line in call("models", "*-cnn").out.splitlines()] == [
+        "model",
         "simple-cnn",
         "fast-cnn",
         "whitened-cnn",
     ]
     text = call("models", "--summary", "tutorial-net", "--num-classes", "7").out
     assert "61,751" in text, "62,006 parameters of the tutorial's network, less those of three classes"
+
+
+def test_the_table_of_models(call: Call) -> None:
+    pytest.importorskip("torchvision")
+    answer = call("models")
+    lines = answer.out.splitlines()
+    assert lines[0].split() == ["model", "px", "params", "top-1", "licence"]
+    assert max(map(len, [*lines, *answer.err.splitlines()])) <= 80
+    rows = {line.split()[0]: line.split()[1:] for line in lines}
+    assert rows["torchvision/resnet18"] == ["224", "11.69M", "69.8", "BSD-3-Clause"]
+    assert rows["tutorial-net"] == ["32", "0.06M", "MIT", "(untrained)"]
+    assert "torchvision states" in answer.err
+    (info,) = one_object(call("models", "torchvision/resnet18", "--json"))["models"]
+    assert (info["parameters"], info["accuracy"]) == (11_689_512, 69.758)
 
 
 def test_find_lr(trained: Any, call: Call) -> None:
@@ -599,7 +657,7 @@ def test_the_whole_way(tmp_path: Path, make_folder: Callable[..., Path], run_cli
     assert [f"{line['probability']:.6g}" for line in lines] == [row["confidence"] for row in answers]
     with open(tmp_path / "my data" / answers[0]["path"], "rb") as picture:
         piped = run_cli("predict", "run", "-", stdin=picture)
-    assert piped.stdout == f"-: {lines[0]['label']} {lines[0]['probability']:.1%}\n"
+    assert piped.stdout == f"-: {lines[0]['label']} {100 * lines[0]['probability']:.1f} %\n"
 
     page = call("report", "run", "--out", "page.html")
     assert (page.code, page.out) == (0, "page.html\n")

@@ -275,9 +275,9 @@ def test_the_demo_ends_with_what_was_achieved(tmp_path):
     done = demo_end(str(tmp_path / "demo"))
     assert done.returncode == 0
     for expected in (
-        "98.50%",
+        "98.50 %",
         "1,359",
-        "96.61% to 99.35%",
+        "96.61 to 99.35 %",
         "model.safetensors",
         "report.html",
         "train photos/",

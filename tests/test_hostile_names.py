@@ -107,7 +107,7 @@ def test_warnings_steer_no_terminal() -> None:
 def test_a_table_of_errors_is_one_line_each() -> None:
     stream = io.StringIO()
     printing.write_table([Prediction("a\nb", error="x\ny"), Prediction("a", ("b\nc",), (0.5,))], stream)
-    assert stream.getvalue() == "a\\nb: x\\ny\na: b\\nc 50.0%\n"
+    assert stream.getvalue() == "a\\nb: x\\ny\na: b\\nc 50.0 %\n"
 
 
 def many_scans(scans: int) -> bytes:

@@ -125,9 +125,10 @@ def test_arrays() -> None:
         np.testing.assert_allclose(ours.predict(image)[0].probabilities, answer.probabilities, rtol=1e-5)
     grey = colour[0, :, :, 0]
     assert ours.predict(grey) == ours.predict(np.stack([grey] * 3, -1))
-    wrong = ours.predict(colour[0].astype(np.float32) / 255)[0]
-    assert "float32" in wrong.error
-    with pytest.raises(TypeError, match="path, bytes, a Pillow image or a uint8 array, not int"):
+    assert ours.predict(colour[0].astype(np.float32) / 255) == ours.predict(colour[0])  # nothing is lost
+    wrong = ours.predict(colour[0].astype(np.float32) / 256)[0]
+    assert "not the 256 levels of 8 bits" in wrong.error
+    with pytest.raises(TypeError, match="path, bytes, a Pillow image, an array or a tensor, not int"):
         ours.predict([3])
 
 

@@ -383,14 +383,14 @@ def test_the_centre_is_torchvisions(size, fraction):
     """Of every length that the scaled image can have, also those that leave an odd border."""
     functional = packages.require("torchvision.transforms.v2.functional", "models", "a test")
     made = contract("crop", size, crop_fraction=fraction)
-    for longer in range(made.edge, made.edge + 9):
-        image = picture(made.edge, longer)  # it is scaled already, so only the cut is left
+    for longer in range(made.edges[0], made.edges[0] + 9):
+        image = picture(made.edges[0], longer)  # it is scaled already, so only the cut is left
         expected = functional.center_crop(torch.from_numpy(image).permute(2, 0, 1), [size, size])
         np.testing.assert_array_equal(resize(image, made), expected.permute(1, 2, 0).numpy())
         turned = np.ascontiguousarray(image.transpose(1, 0, 2))
         expected = functional.center_crop(torch.from_numpy(turned).permute(2, 0, 1), [size, size])
         np.testing.assert_array_equal(resize(turned, made), expected.permute(1, 2, 0).numpy())
-    assert made.edge == int(size / fraction + 1e-9), "timm's rule"
+    assert made.edges[0] == int(size / fraction + 1e-9), "timm's rule"
 
 
 def test_contracts_of_before_keep_their_centre():
@@ -398,9 +398,9 @@ def test_contracts_of_before_keep_their_centre():
     assert values["version"] == 2
     del values["version"], values["range"]
     old = Preprocessing.from_dict(values)
-    assert (old.version, old.edge) == (1, round(20 / 0.9))
-    image = picture(old.edge, old.edge + 1)
-    top, left = (old.edge - 20) // 2, (old.edge + 1 - 20) // 2
+    assert (old.version, old.edges[0]) == (1, round(20 / 0.9))
+    image = picture(old.edges[0], old.edges[0] + 1)
+    top, left = (old.edges[0] - 20) // 2, (old.edges[0] + 1 - 20) // 2
     np.testing.assert_array_equal(resize(image, old), image[top : top + 20, left : left + 20])
     with pytest.raises(ValueError, match="version is 3"):
         Preprocessing.from_dict({**values, "version": 3})

@@ -56,6 +56,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(items, max_size=4).map(tuple)
     if origin is tuple:
         return st.tuples(*(values_of(part) for part in parts))
+    if parts and type(None) not in parts:
+        return st.one_of(values_of(part) for part in parts)
     if type(None) in parts:
         return st.none() | st.one_of(values_of(part) for part in parts if part is not type(None))
     if hint is float:

@@ -28,6 +28,7 @@ from tellapart.tracking import (
     trackers,
 )
 from tellapart.tracking import console as console_module
+from tellapart.tracking.remaining import Ahead, EpochCost, Remaining
 
 
 def rows(path):
@@ -83,24 +84,56 @@ def test_resume_without_a_file(tmp_path):
     assert rows(tmp_path / "metrics.csv") == [["name", "value", "step"]]
 
 
+def curves(folder):
+    """Return {tag: {run: [(step, value), …]}} of a folder, as TensorBoard's own reader finds them: a chart for each tag."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+    found = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
+    charts = {}
+    for run, kinds in found.Runs().items():
+        for tag in kinds["scalars"]:
+            points = [(event.step, event.value) for event in found.Scalars(run, tag)]
+            charts.setdefault(tag, {})[run] = points
+    return charts
+
+
+def test_tensorboard_has_both_splits_in_one_chart_and_no_straight_line(tmp_path):
+    pytest.importorskip("tensorboard")
+    tracker = TensorBoardTracker(tmp_path)
+    for step in (1, 2):
+        tracker.log(step, {"train/loss": step, "train/lr": 0.5})
+    tracker.log(2, {"train/epoch-loss": 1.5, "val/loss": 4, "epoch": 1, "best-epoch": 1, "seconds": 7})
+    tracker.log(2, {"final/val-accuracy": 0.5, "final/test-accuracy": 0.25})
+    expected = {
+        "loss": {"train": [(1, 1.0), (2, 2.0)], "validation": [(2, 4.0)]},
+        "lr": {"train": [(1, 0.5), (2, 0.5)]},
+        "seconds": {"train": [(2, 7.0)]},
+        "final-accuracy": {"validation": [(2, 0.5)], "test": [(2, 0.25)]},
+    }
+    assert curves(tmp_path) == expected, "also while the run goes on, as after a kill"
+    tracker.close()
+    assert curves(tmp_path) == expected
+
+
 def test_tensorboard_purges_what_comes_once_more(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     first = TensorBoardTracker(tmp_path)
     for step in (1, 2, 3):
-        first.log(step, {"train/loss": step})
+        first.log(step, {"train/loss": step, "val/loss": 2 * step, "final/test-accuracy": 1})
     first.close()
-    second = TensorBoardTracker(tmp_path, resume_step=2)
+    second = TensorBoardTracker(tmp_path, resume_step=2, known={"val/loss"})
+    second.log(2, {"val/loss": 4.0})
     second.log(3, {"train/loss": 30})
-    second.image(3, "samples", np.full((4, 6, 3), 200, np.uint8))
+    second.image(3, "train/samples", np.full((4, 6, 3), 200, np.uint8))
     second.close()
-    found = EventAccumulator(str(tmp_path)).Reload()
-    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [
-        (1, 1.0),
-        (2, 2.0),
-        (3, 30.0),
-    ]
+    assert curves(tmp_path) == {
+        "loss": {"train": [(1, 1.0), (2, 2.0), (3, 30.0)], "validation": [(1, 2.0), (2, 4.0)]},
+        "final-accuracy": {"test": [(1, 1.0), (2, 1.0)]},
+    }
+    found = EventAccumulator(str(tmp_path / "train")).Reload()
     picture = np.asarray(Image.open(io.BytesIO(found.Images("samples")[0].encoded_image_string)))
     assert picture.shape == (4, 6, 3)
     assert picture.min() == 200
@@ -299,8 +332,8 @@ def test_plain_lines(clock):
         train(console, clock)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 3 * (4 + 1)
-    assert lines[0] == "epoch 1/3 step 10/40  loss 2.000 acc 50.0%  14,402 img/s  left 0:15, run 0:55"
-    assert lines[4] == "epoch 1/3  loss 0.500 acc 75.0%  val 0.400 acc 80.0%  lr 1.0e-03  24 s"
+    assert lines[0] == "epoch 1/3 step 10/40  loss 2.000 acc 50.00 %  14,402 img/s  left 0:15, run 0:55"
+    assert lines[4] == "epoch 1/3  loss 0.500 acc 75.00 %  val 0.400 acc 80.00 %  lr 1.0e-03  24 s"
     assert lines[9].endswith("  kept")
     assert max(map(len, lines)) <= 80
     assert not re.search(r"[\x1b\r]", stream.getvalue())
@@ -340,6 +373,48 @@ def test_lines_stay_narrow_whatever_the_numbers(clock):
     assert "acc" not in lines[1]
 
 
+KINDS = {
+    "one kind": ([EpochCost()] * 6, [0.1] * 6),
+    "features, then images": ([EpochCost("features", 3)] * 2 + [EpochCost("images", 3)] * 4, [0.01] * 2 + [0.7] * 4),
+    "deeper": ([EpochCost("images", 1 + 2 * k / 5) for k in range(6)], [0.1 * (1 + 2 * k / 5) for k in range(6)]),
+    "slow first step": ([EpochCost()] * 6, [0.1] * 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_time_left_is_not_told_before_it_is_known(kind):
+    costs, seconds = KINDS[kind]
+    steps, validation = 30, 8 * 0.1
+    warm = {0: 60.0}  # the first step compiles, or waits for features
+    total = sum(steps * s + validation for s in seconds)
+    remaining = Remaining(6, steps, 0.0, 0, Ahead(tuple(costs), 8.0))
+    now, spent, told = 0.0, 0.0, []
+    for epoch, each in enumerate(seconds):
+        for step in range(1, steps + 1):
+            now += each + warm.pop(0, 0.0)
+            spent += each
+            remaining.step(now, epoch, step)
+            _, run = remaining.left(now, epoch, step)
+            if np.isfinite(run):
+                told.append((epoch, run / (total - spent)))
+        now += validation
+        spent += validation
+        remaining.epoch_done(now, epoch)
+    assert all(0.6 < ratio < 1.6 for _, ratio in told), told
+    assert told[0][0] == (2 if kind == "features, then images" else 0)
+    assert len(told) > 100
+
+
+def test_one_slow_step_does_not_change_the_time_left():
+    remaining = Remaining(1, 100, 0.0)
+    now = 0.0
+    for step in range(1, 41):
+        now += 30 if step in (1, 20) else 0.5
+        remaining.step(now, 0, step)
+    assert remaining.left(now, 0, 40) == (30.0, 30.0)
+    assert remaining.left(now + 10, 0, 40) == (20.0, 20.0)
+
+
 def test_no_lines_inside_an_epoch_when_none_are_asked_for(clock):
     stream = io.StringIO()
     train(Console(stream), clock, every=0)
@@ -364,7 +439,7 @@ def test_bars_on_a_terminal(terminal, clock):
         train(console, clock)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert "[bold]not markup[/bold]" in text
-    assert "loss 2.000 acc 50.0%" in text
+    assert "loss 2.000 acc 50.00 %" in text
     assert "kept" in text
     assert max(len(line) for line in re.split(r"[\r\n]", text)) <= 80
     shown = terminal.getvalue()

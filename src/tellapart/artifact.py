@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import torch
 
 from tellapart import files
 from tellapart.contract import Card, Preprocessing
+from tellapart.contract.sides import words
 from tellapart.devices import AMP_DTYPES, put
 from tellapart.errors import ArtifactError
 from tellapart.models import zoo
+from tellapart.models.features import Capture
 from tellapart.preprocess import averaged, normalise
 
 FILE_NAME = "model.safetensors"
@@ -80,7 +83,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 
 class Predictor:
-    """The seam that every backend opens to: uint8 images [B, size, size, C] -> float32 logits [B, K]."""
+    """The seam that every backend opens to: uint8 images [B, height, width, C] -> float32 logits [B, K]."""
 
     def __init__(
         self, model: torch.nn.Module, card: Card, device: torch.device, precision: str = "fp32"
@@ -89,6 +92,8 @@ class Predictor:
         self._amp = AMP_DTYPES[precision]
         self.device = device
         self.model = model.eval().to(device)
+        self._capture: Capture | None = None
+        self._capturing = threading.Lock()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -106,9 +111,33 @@ class Predictor:
 
         images_NHWC: uint8, sized by the contract.
         """
+        return self._averaged(self.model, images_NHWC)
+
+    @torch.inference_mode()
+    def with_features(self, images_NHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits [B, K] and features [B, F], float32 on the CPU, of one run of the network.
+
+        images_NHWC: uint8, sized by the contract. Features are the input of the last layer, averaged over the card's
+        views as the logits are. Raises ModelError for a network without a last layer that runs once.
+        """
+        with self._capturing:
+            self._capture = capture = self._capture or Capture(self.model)
+        both = self._averaged(capture.joint, images_NHWC, len(self.classes))
+        return both[:, : len(self.classes)], both[:, len(self.classes) :]
+
+    def features(self, images_NHWC: torch.Tensor) -> torch.Tensor:
+        """Return the features alone (see `with_features`): float32 [B, F] on the CPU."""
+        return self.with_features(images_NHWC)[1]
+
+    def _averaged(
+        self,
+        network: Callable[[torch.Tensor], torch.Tensor],
+        images_NHWC: torch.Tensor,
+        classes: int | None = None,
+    ) -> torch.Tensor:
         images = normalise(put(images_NHWC, self.device), self.preprocessing, channels_last=True)
         with torch.autocast(self.device.type, self._amp, enabled=self._amp is not None):
-            return averaged(self.model, images, self.card.views).cpu()
+            return averaged(network, images, self.card.views, classes).cpu()
 
 
 def open_model(
@@ -119,7 +148,7 @@ def open_model(
     Raises ArtifactError, ModelError.
     """
     card = read_card(path)
-    if max(card.architecture.size, card.architecture.num_classes // 16) > _USUAL:
+    if max(*card.architecture.sides, card.architecture.num_classes // 16) > _USUAL:
         _check_shapes(path, card)
     model = zoo.build(card.architecture)
     try:
@@ -152,7 +181,8 @@ def _check_shapes(path: str | os.PathLike[str], card: Card) -> None:
         name = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
         raise ArtifactError(
             f"The weights in {find(path)} do not fit {card.architecture.name} for {card.architecture.num_classes} "
-            f"classes and {card.architecture.size} pixels: {name[:80]} is {found.get(name)}, not {wanted.get(name)}."
+            f"classes and {words(card.architecture.size)} pixels: "
+            f"{name[:80]} is {found.get(name)}, not {wanted.get(name)}."
         )
 
 

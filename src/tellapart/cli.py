@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 import tellapart
-from tellapart import packages, printing
+from tellapart import packages, printing, values
 from tellapart.commands import (
     Cache,
     Check,
@@ -126,14 +126,17 @@ def _evaluate(args: Evaluate) -> int:
 
 
 def _predict(args: Predict) -> int:
-    from tellapart.predict import expand
+    from tellapart.predict import Features, check_features_file, expand
 
     if args.top < 1:
         raise SpecError(f"--top is {args.top}; it must be at least 1.")
     if not args.images:
-        raise UserError("Nothing to label: give IMAGES (files, folders, patterns, or - for standard input).")
+        raise UserError("Nothing to label: give IMAGE… (files, folders, patterns, or - for standard input).")
+    if args.features:
+        check_features_file(args.features)
     images = list(expand(args.images, args.urls))
     classifier = _classifier(args.model, args.device, args.trust)
+    kept = Features() if args.features else None
     write = {"table": printing.write_table, "jsonl": printing.write_jsonl, "csv": printing.write_csv}[
         args.format
     ]
@@ -141,11 +144,13 @@ def _predict(args: Predict) -> int:
 
     def counted() -> Any:
         nonlocal failed
-        for prediction in classifier.stream(images, args.top, lambda: sys.stdin.buffer):
+        for prediction in classifier.stream(images, args.top, lambda: sys.stdin.buffer, kept):
             failed += bool(prediction.error)
             yield prediction
 
     write(counted(), sys.stdout)
+    if kept is not None:
+        kept.write(args.features, classifier.classes)
     if failed:
         print(f"{failed} of {len(images)} images could not be read.", file=sys.stderr)
     return 1 if failed else 0
@@ -174,6 +179,8 @@ def _report(args: Report) -> int:
 def _compare(args: Compare) -> int:
     from tellapart import workflow
 
+    if len(args.runs) < 2:
+        raise UserError("A comparison needs two run folders or more: give RUN RUN….")
     comparison = workflow.compare(args.runs)
     print(printing.as_json_line(comparison.to_dict()) if args.as_json else shown(comparison.to_text()))
     return 0
@@ -201,11 +208,10 @@ def _models(args: Models) -> int:
     if args.as_json:
         print(printing.as_json_line({"models": [dataclasses.asdict(info) for info in found]}))
         return 0
-    for info in found:
-        size = f"{info.size}px" if info.size else "any size"
-        print(f"{info.name:<58}{size:>9}  {info.licence or ''}".rstrip())
     if not found:
         raise UserError(f"No model matches {args.pattern!r}.")
+    print(printing.models_text(found))
+    print(printing.MODELS_NOTE, file=sys.stderr)
     return 0
 
 
@@ -254,6 +260,7 @@ def _export(args: Export) -> int:
             args.out,
             precision=args.precision,
             plain=args.plain,
+            features=args.features,
             batch=args.batch,
             opset=args.opset,
             data=args.data,
@@ -488,7 +495,7 @@ def _run(words: list[str]) -> int:
     _check_choices(rest)
     default = _defaults(kind, rest)
     options: dict[str, Any] = {} if default is None else {"default": default}
-    args = tyro.cli(kind, prog=f"tellapart {name}", args=rest, **options)
+    args = tyro.cli(kind, prog=f"tellapart {name}", args=rest, registry=values.named(), **options)
     if _computes(args):
         with packages.no_collection():
             from tellapart import workflow  # noqa: F401 - loads torch

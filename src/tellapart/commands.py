@@ -16,16 +16,27 @@ from tellapart.spec import DataFormat, Spec
 
 Json = Annotated[bool, tyro.conf.arg(name="json")]
 
+# What stands for a value in usage lines, help and errors.
+_Run = Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
+_Model = Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")]
+_Device = Annotated[str, tyro.conf.arg(metavar="DEVICE")]
+_Column = Annotated[str, tyro.conf.arg(metavar="COLUMN")]
+_Folder = Annotated[str, tyro.conf.arg(metavar="FOLDER")]
+_File = Annotated[str | None, tyro.conf.arg(metavar="FILE")]
+_MAY = "(optional)"  # instead of "(default: None)"
+
 
 @dataclass(frozen=True)
 class FromSpec:
     """What commands that train have in common."""
 
-    data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
+    data_source: Annotated[
+        Positional[str | None], tyro.conf.arg(metavar="[DATA]", name="source", help_behavior_hint=_MAY)
+    ] = None
     """Folder, list, archive, annotation file or name (the same as --data.source)."""
-    recipe: str | None = None
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Start from a recipe: tutorial, tutorial-cnn, transfer, staged, finetune, cifar10-fast, cifar10-best."""
-    spec_file: Annotated[str | None, tyro.conf.arg(name="spec")] = None
+    spec_file: Annotated[str | None, tyro.conf.arg(name="spec", metavar="FILE")] = None
     """Start from a YAML file (such as a run's spec.yaml)."""
     as_json: Json = False
     """Print one JSON object on standard output."""
@@ -34,7 +45,7 @@ class FromSpec:
 
 @dataclass(frozen=True)
 class Train(FromSpec):
-    """Train a classifier and measure it. With no DATA it trains on the embedded handwritten digits."""
+    """Train a classifier and measure it. No DATA: the embedded handwritten digits."""
 
     profile: bool = False
     """Tell where a step's time goes, and write a trace for Perfetto (profile/ in the run's folder)."""
@@ -42,7 +53,7 @@ class Train(FromSpec):
 
 @dataclass(frozen=True)
 class FindLr(FromSpec):
-    """Find a good learning rate: the range test of Smith (2015), which trains while the rate rises."""
+    """Find a good learning rate: the range test of Smith (2015), with a rising rate."""
 
     steps: int = 100
     """Steps of the test."""
@@ -52,7 +63,7 @@ class FindLr(FromSpec):
 class Resume:
     """Go on exactly where a run was cut off."""
 
-    run: Positional[str]
+    run: _Run
     """The run folder."""
     as_json: Json = False
     """Print one JSON object on standard output."""
@@ -62,15 +73,15 @@ class Resume:
 class Evaluate:
     """Measure a model: accuracy with its interval, per class, confusion, loss, speed."""
 
-    model: Positional[str]
+    model: _Model
     """Run folder, artifact or exported file."""
-    source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA")] = None
+    source: Annotated[Positional[str | None], tyro.conf.arg(metavar="[DATA]", help_behavior_hint=_MAY)] = None
     """Labelled images; without it the data that the run was trained with."""
     split: Literal["", "train", "val", "test", "all"] = ""
     """Which part; by default test where there is one, else val, else all."""
-    out: str | None = None
+    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder for metrics.json, predictions.csv and pictures of the mistakes."""
-    device: str = "auto"
+    device: _Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; for an ONNX file also tensorrt and tensorrt:N."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the network computes in; with less than fp32 the answers can differ a little."""
@@ -82,17 +93,17 @@ class Evaluate:
     """How to read DATA."""
     boxes: Literal["image", "crop"] = "image"
     """Annotation files: one label for the image, or one crop for each box."""
-    encoding: str = "utf-8"
+    encoding: Annotated[str, tyro.conf.arg(metavar="NAME")] = "utf-8"
     """Encoding of lists and annotation files that declare none; auto guesses it."""
-    path_column: str = ""
+    path_column: _Column = ""
     """Lists: the column with the images' paths, file names or ids; empty: guessed."""
-    label_column: tuple[str, ...] = ()
+    label_column: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN…")] = ()
     """Lists: the column with the label; several: one-hot columns; empty: guessed."""
-    split_column: str = ""
+    split_column: _Column = ""
     """Lists: the column with the split; empty: guessed; none: no column."""
-    root: str = ""
+    root: _Folder = ""
     """Lists: the folder that the paths in a list start from; empty: the list's own, or where the images are."""
-    suffix: str = ""
+    suffix: Annotated[str, tyro.conf.arg(metavar="END")] = ""
     """Lists: what is missing at the end of each path, such as .jpg; empty: looked for."""
     as_json: Json = False
     """Print one JSON object on standard output."""
@@ -102,17 +113,21 @@ class Evaluate:
 class Predict:
     """Label images: files, folders, patterns, or - for one image on standard input."""
 
-    model: Positional[str]
+    model: _Model
     """Run folder, artifact or exported file."""
-    images: Positional[tuple[str, ...]]
+    images: Annotated[
+        Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE…", help_behavior_hint="(required)")
+    ]
     """What to label."""
     format: Literal["table", "jsonl", "csv"] = "table"
     """How to print."""
     top: int = 1
     """How many classes to give for each image."""
+    features: Annotated[str, tyro.conf.arg(metavar="FILE.npz")] = ""
+    """Write what the last layer gets to a new file: paths, features, logits and classes, as NumPy arrays."""
     urls: bool = False
     """Fetch http(s) addresses; nothing is fetched otherwise."""
-    device: str = "auto"
+    device: _Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; for an ONNX file also tensorrt and tensorrt:N."""
     trust: bool = False
     """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs."""
@@ -122,17 +137,19 @@ class Predict:
 class Report:
     """Write a run's report: one self-contained HTML page."""
 
-    run: Positional[str]
+    run: _Run
     """The run folder."""
-    out: str | None = None
+    out: _File = None
     """Where to write it; by default RUN/report.html."""
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare runs: what differs in spec and result, and whether it is more than chance."""
+    """Compare runs: what differs in spec and result, and whether it may be chance."""
 
-    runs: Positional[tuple[str, ...]]
+    runs: Annotated[
+        Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN RUN…", help_behavior_hint="(required)")
+    ]
     """Two or more run folders."""
     as_json: Json = False
     """Print one JSON object on standard output."""
@@ -140,11 +157,11 @@ class Compare:
 
 @dataclass(frozen=True)
 class Check:
-    """Look at a data set's health: counts, corrupt files, duplicates, leaks, suspects, imbalance."""
+    """Look at a data set's health: bad files, copies, leaks, suspects, imbalance."""
 
-    data_source: Annotated[Positional[str], tyro.conf.arg(metavar="DATA", name="source")] = "digits"
+    data_source: Annotated[Positional[str], tyro.conf.arg(metavar="[DATA]", name="source")] = "digits"
     """Folder, list, archive, annotation file or name."""
-    html: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    html: _File = None
     """Write a page with pictures to FILE."""
     as_json: Json = False
     """Print one JSON object on standard output."""
@@ -155,7 +172,7 @@ class Check:
 class Models:
     """List the models by name, or look into one."""
 
-    pattern: Positional[str] = ""
+    pattern: Annotated[Positional[str], tyro.conf.arg(metavar="[PATTERN]", help_behavior_hint=_MAY)] = ""
     """Part of a name, or a pattern such as 'resnet*'."""
     summary: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Print one model's layers, shapes, parameters and FLOPs."""
@@ -179,15 +196,17 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Cache:
-    """List what is kept on the disk, or clear it: decoded images, features, what was measured here."""
+    """List what is kept on disk, or clear it: decoded images, features, measurements."""
 
     action: Positional[Literal["list", "clear"]]
     """What to do."""
-    keys: Positional[tuple[str, ...]] = ()
+    keys: Annotated[
+        Positional[tuple[str, ...]], tyro.conf.arg(metavar="[KEY…]", help_behavior_hint=_MAY)
+    ] = ()
     """With clear: keys, or how they begin, of what to remove; without any: everything that is not in use."""
     older_than: Annotated[float | None, tyro.conf.arg(metavar="DAYS")] = None
     """With clear: only what was not used for so many days."""
-    cache_dir: str = ""
+    cache_dir: _Folder = ""
     """The cache folder, as in --data.cache-dir."""
     as_json: Json = False
     """Print one JSON object on standard output."""
@@ -197,7 +216,7 @@ class Cache:
 class Export:
     """Write a model in other formats, each compared with the artifact on real images."""
 
-    model: Positional[str]
+    model: _Model
     """Run folder or artifact."""
     to: tuple[
         Literal[
@@ -215,17 +234,19 @@ class Export:
         ...,
     ] = ("onnx",)
     """Formats to write (docs/formats.md): what each file holds, and what opens it."""
-    out: str = "export"
+    out: _Folder = "export"
     """Folder to write to; nothing in it is overwritten."""
     precision: tuple[Literal["fp32", "fp16"], ...] = ("fp32",)
     """What the network computes in; a file for each."""
     plain: bool = False
     """The bare network: normalised floats in, logits out."""
+    features: bool = False
+    """One more output, features: what the last layer gets (onnx and openvino)."""
     batch: int = 0
     """Images of one call, for formats that fix it; 0: any, or the format's own choice."""
     opset: int = 0
     """Opset of ONNX files, from 18 on, for runtimes that know no newer one; 0: torch's own choice."""
-    env: str = ""
+    env: _Folder = ""
     """Folder of the environment that litert or executorch have of their own; an error says how to make it."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Labelled images to compare on; without it the run's own (validation part), or made-up ones."""
@@ -235,7 +256,7 @@ class Export:
     """How many images to compare on at most, of each class alike."""
     threads: int = 0
     """Threads that both sides compute with; 0: as many as torch uses."""
-    device: str = "cpu"
+    device: _Device = "cpu"
     """Where ONNX files are run for the comparison: cpu, cuda, cuda:N, tensorrt or tensorrt:N."""
     as_json: Json = False
     """Print one JSON object on standard output."""
@@ -252,11 +273,13 @@ class ServeOptions(Options):
 
 @dataclass(frozen=True)
 class Serve:
-    """Answer over HTTP, with a page to try it: labels for images, also by the Open Inference Protocol."""
+    """Answer over HTTP, with a page to try it: also by the Open Inference Protocol."""
 
-    path: Annotated[Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None
+    path: Annotated[Positional[str | None], tyro.conf.arg(metavar="[MODEL]", help_behavior_hint=_MAY)] = None
     """Run folder, artifact or exported file."""
-    models: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="model")] = ()
+    models: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="model", metavar="NAME=PATH")
+    ] = ()
     """A model as name=path; can be given several times."""
     as_json: Json = False
     """Print one JSON object on standard output when requests are taken."""
@@ -265,15 +288,17 @@ class Serve:
 
 @dataclass(frozen=True)
 class Compress:
-    """Make smaller, faster models of a trained one, and compare them: accuracy, size, latency."""
+    """Make smaller, faster models of a trained one: compare accuracy, size, latency."""
 
-    model: Positional[str]
+    model: _Model
     """Run folder or artifact."""
-    data_source: Annotated[Positional[str | None], tyro.conf.arg(metavar="DATA", name="source")] = None
+    data_source: Annotated[
+        Positional[str | None], tyro.conf.arg(metavar="[DATA]", name="source", help_behavior_hint=_MAY)
+    ] = None
     """Labelled images; without it the data that the run was trained with."""
     method: tuple[Literal["int8", "qat", "prune", "sparse", "distill"], ...] = ("int8",)
     """int8, qat (with training): files for runtimes; prune: channels; sparse: weights; distill: a smaller network."""
-    out: str = "compressed"
+    out: _Folder = "compressed"
     """A new folder for everything that is made."""
     ratio: tuple[float, ...] = (0.5,)
     """prune: parts of the operations to take away; sparse: parts of the weights."""
@@ -295,7 +320,7 @@ class Compress:
     """int8: for which runtimes."""
     threads: int = 0
     """Threads of the measurement; 0: one for each core."""
-    spec_file: Annotated[str | None, tyro.conf.arg(name="spec")] = None
+    spec_file: Annotated[str | None, tyro.conf.arg(name="spec", metavar="FILE")] = None
     """YAML file whose fields go over the spec of fine-tuning."""
     as_json: Json = False
     """Print one JSON object on standard output."""
@@ -305,10 +330,10 @@ class Compress:
 class Import:
     """Bring in a state dict (.pth, .safetensors) from elsewhere as a model of ours."""
 
-    weights: Positional[str]
+    weights: Annotated[Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
     """The file, a trainer's checkpoint, or a folder of the Hugging Face hub with timm's config.json."""
-    out: str
+    out: Annotated[str, tyro.conf.arg(metavar="FILE")]
     """The artifact to write, such as model.safetensors."""
-    classes: str = ""
+    classes: Annotated[str, tyro.conf.arg(metavar="NAME,NAME…")] = ""
     """Class names in the order of the outputs, with commas between; may be left out where config.json names them."""
     spec: Annotated[Spec, tyro.conf.arg(name="")] = field(default_factory=Spec)

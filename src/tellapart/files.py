@@ -226,8 +226,8 @@ class Appending:
 class Lock:
     """A lock on a file for as long as this object lives. ``certain``: the system really gave it."""
 
-    def __init__(self, descriptor: int, certain: bool) -> None:
-        self.descriptor: int | None = descriptor
+    def __init__(self, descriptor: int | None, certain: bool) -> None:
+        self.descriptor = descriptor
         self.certain = certain
 
     def share(self) -> None:
@@ -262,6 +262,18 @@ def lock(path: Path, exclusive: bool = True, create: bool = True) -> Lock | None
     """
     descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
     taken = _flock(descriptor, exclusive)
+    if taken is None:
+        os.close(descriptor)
+        return None
+    return Lock(descriptor, taken)
+
+
+def lock_folder(folder: Path) -> Lock | None:
+    """Lock a folder itself, which leaves no file in it; as `lock`. Raises OSError where it cannot be opened."""
+    if fcntl is None:
+        return Lock(None, False)
+    descriptor = os.open(folder, os.O_RDONLY)
+    taken = _flock(descriptor, True)
     if taken is None:
         os.close(descriptor)
         return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import concurrent.futures
 import glob
 import http.client
-import io
 import itertools
 import os
 import urllib.request
@@ -21,7 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from tellapart import files
 from tellapart.contract import BadImage, Card, answers
+from tellapart.contract.given import content_of, is_picture
 from tellapart.data.sources.folders import walk
 from tellapart.errors import UserError
 from tellapart.runtime import Backend
@@ -124,32 +125,46 @@ class Classifier:
         """Class names by index."""
         return self.card.classes
 
+    def _prepared(self, image: Any) -> Pixels:
+        return self.backend.prepare(_content(image, self.card.preprocessing.range is not None))
+
     def probabilities(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for images: paths, bytes, Pillow images or uint8 arrays [H, W(, 3)].
+        """Return float32 [B, K] for images: paths, bytes, Pillow images, arrays [H, W(, C)] or tensors [C, H, W].
 
         Raises BadImage for one that cannot be read.
         """
-        pixels = np.stack([self.backend.prepare(_content(image)) for image in images])
+        pixels = np.stack([self._prepared(image) for image in images])
         return answers.probabilities(self.backend.logits(pixels), self.card).astype(np.float32)
 
+    def features(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
+        """Return what the last layer gets, float32 [B, F], for images as `probabilities` takes them.
+
+        Raises BadImage for one that cannot be read, and ArtifactError for an exported file without features.
+        """
+        return self.backend.features(np.stack([self._prepared(image) for image in images]))
+
     def predict(self, images: Any, top: int = 1) -> list[Prediction]:
-        """Return a prediction for each image: path, bytes, Pillow image or uint8 array, or a list of them."""
-        single = isinstance(images, (str, bytes, os.PathLike, np.ndarray)) or hasattr(images, "convert")
-        if isinstance(images, np.ndarray) and images.ndim == 4:
+        """Return a prediction for each image: path, bytes, Pillow image, array or tensor, or several of them."""
+        single = isinstance(images, (str, os.PathLike)) or is_picture(images)
+        if getattr(images, "ndim", 0) == 4:
             single = False
         return list(self.stream([images] if single else images, top))
 
     def stream(
-        self, images: Iterable[Any], top: int = 1, stdin: Callable[[], BinaryIO] | None = None
+        self,
+        images: Iterable[Any],
+        top: int = 1,
+        stdin: Callable[[], BinaryIO] | None = None,
+        features: Features | None = None,
     ) -> Iterator[Prediction]:
-        """Yield predictions in order, holding one batch in memory at a time."""
+        """Yield predictions in order, holding one batch in memory at a time; ``features`` collects these too."""
 
         def prepare(image: Any) -> tuple[str, Pixels | None, str]:
             name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
             try:
                 if name == "-" and stdin is not None:
                     return name, self.backend.prepare(stdin().read()), ""
-                return name, self.backend.prepare(_content(image)), ""
+                return name, self._prepared(image), ""
             except BadImage as error:
                 return name, None, error.reason
             except OSError as error:
@@ -158,11 +173,21 @@ class Classifier:
         pending = iter(images)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             while chunk := list(itertools.islice(pending, _BATCH)):
-                yield from self._answer(list(pool.map(prepare, chunk)), top)
+                yield from self._answer(list(pool.map(prepare, chunk)), top, features)
 
-    def _answer(self, prepared: list[tuple[str, Pixels | None, str]], top: int) -> Iterator[Prediction]:
-        good = [pixels for _, pixels, _ in prepared if pixels is not None]
-        told = answers.of(self.backend.logits(np.stack(good)), self.card).top(top) if good else iter(())
+    def _answer(
+        self, prepared: list[tuple[str, Pixels | None, str]], top: int, features: Features | None
+    ) -> Iterator[Prediction]:
+        good = [(name, pixels) for name, pixels, _ in prepared if pixels is not None]
+        told: Iterator[answers.Answer] = iter(())
+        if good:
+            images = np.stack([pixels for _, pixels in good])
+            if features is None:
+                logits = self.backend.logits(images)
+            else:
+                logits, found = self.backend.with_features(images)
+                features.add([name for name, _ in good], found, logits)
+            told = answers.of(logits, self.card).top(top)
         for name, pixels, reason in prepared:
             if pixels is None:
                 yield Prediction(name, error=reason)
@@ -171,19 +196,54 @@ class Classifier:
             yield Prediction(name, answer.labels, answer.probabilities, told=answer.told)
 
 
-def _content(image: Any) -> bytes | Pixels:
-    """Return an image's encoded bytes or its pixels."""
-    if isinstance(image, (bytes, np.ndarray)):
-        return image
+class Features:
+    """The features of many images with their paths and logits, for a file; images that cannot be read are not in it."""
+
+    def __init__(self) -> None:
+        self._paths: list[str] = []
+        self._features: list[npt.NDArray[np.float32]] = []
+        self._logits: list[npt.NDArray[np.float32]] = []
+
+    def add(
+        self, paths: Sequence[str], features: npt.NDArray[np.float32], logits: npt.NDArray[np.float32]
+    ) -> None:
+        """Take a batch: n paths, float32 [n, F] and [n, K]."""
+        self._paths += paths
+        self._features.append(features)
+        self._logits.append(logits)
+
+    def write(self, path: str | os.PathLike[str], classes: Sequence[str]) -> None:
+        """Write ``paths`` [N], ``features`` [N, F], ``logits`` [N, K], ``classes`` [K] as .npz. Raises WriteError."""
+        empty = np.zeros((0, 0), np.float32)
+        check_features_file(path)
+        with files.replacing(path) as beside, open(beside, "wb") as stream:
+            np.savez(
+                stream,
+                paths=np.array(self._paths, dtype=np.str_),
+                features=np.concatenate(self._features) if self._features else empty,
+                logits=np.concatenate(self._logits) if self._logits else empty,
+                classes=np.array(list(classes), dtype=np.str_),
+            )
+
+
+def check_features_file(path: str | os.PathLike[str]) -> None:
+    """Raise UserError where features cannot be written to a new file of that name."""
+    target = Path(path)
+    if target.suffix.lower() != ".npz":
+        raise UserError(f"--features is {target}; it must be the name of a new .npz file.")
+    if os.path.lexists(target):
+        raise UserError(f"{target} exists, and is not overwritten; choose another name for --features.")
+    if not target.parent.is_dir():
+        raise UserError(f"--features is {target}, but there is no folder {target.parent}.")
+
+
+def _content(image: Any, ranged: bool) -> bytes | Pixels:
+    """Return an image's encoded bytes or its pixels; ``ranged``: floating point keeps its numbers."""
     if isinstance(image, (str, os.PathLike)):
         name = os.fspath(image)
         return _fetch(name) if name.startswith(("http://", "https://")) else Path(name).read_bytes()
-    if hasattr(image, "save") and hasattr(image, "convert"):  # a Pillow image: through its own lossless bytes
-        from PIL import ImageOps
-
-        image = ImageOps.exif_transpose(image)  # the bytes below hold no orientation
-        image = image.convert("RGB") if image.mode == "HSV" else image
-        buffer = io.BytesIO()
-        image.save(buffer, format="TIFF" if image.mode in ("CMYK", "LAB", "YCbCr") else "PNG")
-        return buffer.getvalue()
-    raise TypeError(f"an image is a path, bytes, a Pillow image or a uint8 array, not {type(image).__name__}")
+    if is_picture(image):
+        return content_of(image, ranged)
+    raise TypeError(
+        f"an image is a path, bytes, a Pillow image, an array or a tensor, not {type(image).__name__}"
+    )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-from tellapart import json_text, tables
+from tellapart import json_text, numerals, tables
 from tellapart.errors import shown
 
 _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -21,6 +21,7 @@ _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 if TYPE_CHECKING:
     from tellapart.evaluation.metrics import Evaluation
     from tellapart.evaluation.multilabel import MultiEvaluation
+    from tellapart.models.zoo import ModelInfo
     from tellapart.workflow import Result
 
 
@@ -38,14 +39,16 @@ def summary(result: Result) -> str:
     if "map" in result.metrics:
         value, (low, high) = result.metrics["map"], result.metrics["map_interval"]
         lines.append(
-            f"mAP {value:.2%} (95 % interval {low:.2%} to {high:.2%}, {result.metrics['n']:,} images)   macro F1 "
-            f"{result.metrics['macro_f1']:.4f}   micro F1 {result.metrics['micro_f1']:.4f}"
+            f"mAP {numerals.percent(value)} (95 % interval {numerals.interval(low, high)}, "
+            f"{result.metrics['n']:,} images)   macro F1 {numerals.percent(result.metrics['macro_f1'])}   "
+            f"micro F1 {numerals.percent(result.metrics['micro_f1'])}"
         )
         lines.append(f"  {_worth(result)}")
     elif result.split:
         accuracy, (low, high) = result.metrics["accuracy"], result.metrics["accuracy_interval"]
         lines.append(
-            f"Accuracy {accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {result.metrics['n']:,} images)"
+            f"Accuracy {numerals.percent(accuracy)} (95 % interval {numerals.interval(low, high)}, "
+            f"{result.metrics['n']:,} images)"
         )
         lines.append(f"  {_worth(result)}")
     else:
@@ -77,35 +80,37 @@ def _worth(result: Result) -> str:
 def _speed(evaluation: Evaluation | MultiEvaluation) -> list[str]:
     if not (evaluation.images_per_second and evaluation.latency_ms):
         return []
-    times = "  ".join(f"{name} {value:.1f} ms" for name, value in evaluation.latency_ms.items())
-    return [f"{evaluation.images_per_second:,.0f} images/s; one image at a time: {times}"]
+    times = "  ".join(
+        f"{name} {numerals.milliseconds(value)}" for name, value in evaluation.latency_ms.items()
+    )
+    return [f"{numerals.rate(evaluation.images_per_second)} images/s; one image at a time: {times}"]
 
 
 def _several_text(evaluation: MultiEvaluation) -> str:
     """Return the figures of images with several labels, and the table of classes."""
     low, high = evaluation.map_interval
     lines = [
-        f"mAP {evaluation.map:.2%} (95 % interval {low:.2%} to {high:.2%})",
+        f"mAP {numerals.percent(evaluation.map)} (95 % interval {numerals.interval(low, high)})",
         f"on {evaluation.n:,} images ({evaluation.split})",
-        f"macro F1 {evaluation.macro_f1:.4f}   micro F1 {evaluation.micro_f1:.4f}   F1 of images "
-        f"{evaluation.samples_f1:.4f}",
-        f"all labels right {evaluation.subset_accuracy:.2%}   Hamming loss {evaluation.hamming_loss:.4f}   "
-        f"loss {'-' if evaluation.loss is None else f'{evaluation.loss:.4f}'}",
+        f"macro F1 {numerals.percent(evaluation.macro_f1)}   micro F1 {numerals.percent(evaluation.micro_f1)}   "
+        f"F1 of images {numerals.percent(evaluation.samples_f1)}",
+        f"all labels right {numerals.percent(evaluation.subset_accuracy)}   "
+        f"Hamming loss {numerals.loss(evaluation.hamming_loss)}   loss {numerals.loss(evaluation.loss)}",
         *_speed(evaluation),
         "",
     ]
     names = [shown(score.name, one_line=True) for score in evaluation.per_class]
     width = min(30, max(5, *map(cell_len, names)))
-    lines.append(f"{'class':<{width}}  images      AP  threshold  precision  recall      F1")
+    lines.append(f"{'class':<{width}}  images        AP  threshold  precision    recall        F1")
     for name, score in zip(names, evaluation.per_class, strict=True):
         figures = "".join(
-            f"{'-' if value is None else f'{value:.4f}':>{space}}"
-            for value, space in (
-                (score.ap, 8),
-                (score.threshold, 11),
-                (score.precision, 11),
-                (score.recall, 8),
-                (score.f1, 8),
+            f"{text:>{space}}"
+            for text, space in (
+                (numerals.percent(score.ap), 10),
+                (numerals.fixed(score.threshold, 4), 11),
+                (numerals.percent(score.precision), 11),
+                (numerals.percent(score.recall), 10),
+                (numerals.percent(score.f1), 10),
             )
         )
         lines.append(f"{set_cell_size(name, width)}  {score.support:>6}{figures}")
@@ -118,20 +123,20 @@ def evaluation_text(evaluation: Evaluation | MultiEvaluation) -> str:
         return _several_text(evaluation)
     low, high = evaluation.accuracy_interval
     lines = [
-        f"Accuracy {evaluation.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%})",
+        f"Accuracy {numerals.percent(evaluation.accuracy)} (95 % interval {numerals.interval(low, high)})",
         f"on {evaluation.n:,} images ({evaluation.split})",
-        f"balanced accuracy {evaluation.balanced_accuracy:.4f}   macro F1 {evaluation.macro.f1:.4f}   "
-        f"loss {'-' if evaluation.loss is None else f'{evaluation.loss:.4f}'}"
-        + ("" if evaluation.top5 is None else f"   top-5 {evaluation.top5:.2%}"),
+        f"balanced accuracy {numerals.percent(evaluation.balanced_accuracy)}   "
+        f"macro F1 {numerals.percent(evaluation.macro.f1)}   loss {numerals.loss(evaluation.loss)}"
+        + ("" if evaluation.top5 is None else f"   top-5 {numerals.percent(evaluation.top5)}"),
     ]
     lines += [*_speed(evaluation), ""]
     names = [shown(score.name, one_line=True) for score in evaluation.per_class]
     width = min(30, max(5, *map(cell_len, names)))
-    lines.append(f"{'class':<{width}}  images  precision  recall      F1")
+    lines.append(f"{'class':<{width}}  images  precision    recall        F1")
     for name, score in zip(names, evaluation.per_class, strict=True):
         figures = "".join(
-            f"{'-' if value is None else f'{value:.4f}':>{space}}"
-            for value, space in ((score.precision, 11), (score.recall, 8), (score.f1, 8))
+            f"{numerals.percent(value):>{space}}"
+            for value, space in ((score.precision, 11), (score.recall, 10), (score.f1, 10))
         )
         lines.append(f"{set_cell_size(name, width)}  {score.support:>6}{figures}")
     return "\n".join(lines + _confusion_lines(evaluation))
@@ -163,16 +168,34 @@ def _confusion_lines(evaluation: Evaluation) -> list[str]:
     return lines
 
 
+MODELS_NOTE = (
+    "px: the size a network was made for. params: with 1,000 classes (tellapart's\n"
+    "own: 10). top-1: accuracy on ImageNet-1K in %, as torchvision states it of its\n"
+    "default weights. Blank: not stated (timm's package states neither)."
+)
+
+
+def models_text(models: Sequence[ModelInfo]) -> str:
+    """Return a line for each model, below a header: whole names, and licences as long as there is room."""
+    width = max(len("model"), *(len(info.name) for info in models))
+    lines = [f"{'model':<{width}} {'px':>4} {'params':>7} {'top-1':>5}  licence"]
+    for info in models:
+        size = str(info.size or "any")
+        count = f"{info.parameters / 1e6:.2f}M" if info.parameters else ""
+        accuracy = "" if info.accuracy is None else f"{info.accuracy:.1f}"
+        line = f"{info.name:<{width}} {size:>4} {count:>7} {accuracy:>5}  {info.licence or ''}".rstrip()
+        lines.append(line if len(line) <= TERMINAL else line[: TERMINAL - 1] + "…")
+    return "\n".join(lines)
+
+
 def write_table(predictions: Any, out: TextIO) -> None:
     """Write one line for each image: labels with their probabilities, or what was wrong."""
     for p in predictions:
         pairs = zip(p.labels, p.probabilities, strict=True) if p.told is None else _told(p)
-        none = (
-            f"none of the classes (the most probable: {p.labels[0]} {p.probabilities[0]:.1%})"
-            if p.told == ()
-            else ""
-        )
-        answer = p.error or none or ", ".join(f"{label} {value:.1%}" for label, value in pairs)
+        answer = p.error or ", ".join(f"{label} {numerals.probability(value)}" for label, value in pairs)
+        if p.told == ():
+            best = f"{p.labels[0]} {numerals.probability(p.probabilities[0])}"
+            answer = f"none of the classes (the most probable: {best})"
         out.write(shown(f"{p.path}: {answer}", one_line=True) + "\n")
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,19 @@ from tellapart.spec import Spec, to_dict, update
 SPEC_FILE = "spec.yaml"
 SAMPLES_FILE = "samples.csv"
 CHECKPOINTS = "checkpoint"
+OBJECTS_FILE = "objects.json"  # of a run on objects of Python: what was said of them
 WARNINGS_FILE = "warnings.jsonl"
 LOCK_FILE = ".tellapart-lock"
 COMPLETE = "environment.json"  # the last of the files that a run begins with
-_BEGINNING = {SPEC_FILE, SAMPLES_FILE, LOCK_FILE, "bad-images.csv", "conflicts.csv", "warnings.jsonl"}
+_BEGINNING = {
+    SPEC_FILE,
+    SAMPLES_FILE,
+    OBJECTS_FILE,
+    LOCK_FILE,
+    "bad-images.csv",
+    "conflicts.csv",
+    "warnings.jsonl",
+}
 
 
 class Claim:
@@ -113,6 +122,24 @@ def hold(folder: Path) -> files.Lock:
     )
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make a folder, if need be, that this process alone writes results to, for the time of the block.
+
+    Raises RunError where another has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = files.lock_folder(folder)
+    if held is None:
+        raise RunError(
+            f"Another process is writing to {folder}. Wait until it has ended, or choose another --out."
+        )
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def _sign(held: files.Lock) -> None:
     """Write down who has the lock, for people."""
     assert held.descriptor is not None
@@ -196,6 +223,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON, complete or not at all."""
     write_text(path, json_text.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return an object of JSON; {} where there is none, or it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_warnings(folder: Path) -> list[dict[str, str]]:

@@ -181,7 +181,11 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _coerce(value, next(a for a in typing.get_args(hint) if a is not type(None)), name)
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        several = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+        if several and len(kinds) > 1 and isinstance(value, (list, tuple)):  # one value, or several
+            return _coerce(value, several[0], name) if len(value) != 1 else _coerce(value[0], kinds[0], name)
+        return _coerce(value, kinds[0], name)
     if origin is tuple:
         return _coerce_tuple(value, typing.get_args(hint), name)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):

@@ -97,7 +97,7 @@ class DataSpec(Section, prefix="data."):
     test: tuple[str, ...] = ()
     """Folders of class folders that are the test split."""
     path_column: str = ""
-    """Lists: the column with the images' paths, file names or ids; empty: by its name and what is there."""
+    """Lists: the column with the images' paths, file names or ids (Parquet: of bytes); empty: by name and content."""
     label_column: tuple[str, ...] = ()
     """Lists: the column with the label; several: one-hot columns, whose names are the classes; empty: guessed."""
     labels: Literal["auto", "single", "multi"] = "auto"
@@ -137,12 +137,12 @@ class DataSpec(Section, prefix="data."):
 class InputSpec(Section, prefix="input."):
     """The preprocessing contract: how a file becomes the network's input, in training and ever after."""
 
-    size: CountOrZero = 0
-    """Height and width in pixels; 0: the model's or the data's own."""
-    channels: Literal[0, 1, 3] = 0
-    """1 for greyscale, 3 for colour; 0: what the data is."""
+    size: CountOrZero | tuple[Count, Count] = 0
+    """Height and width in pixels, one number for a square; 0: the model's or the data's own."""
+    channels: Annotated[int, Range(0, 256)] = 0
+    """1 for greyscale, 3 for colour, 4 for RGBA too, or as many as the TIFF or .npy files have; 0: what the data is."""
     resize: Literal["auto", "squash", "crop", "letterbox"] = "auto"
-    """Squash to the square, crop its centre, or fit the whole image with a border."""
+    """Squash to the size, crop the centre, or fit the whole image with a border."""
     interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
     """How pixels are interpolated (always with anti-aliasing)."""
     crop_fraction: Fraction = 0.0
@@ -162,6 +162,8 @@ class InputSpec(Section, prefix="input."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.size, tuple) and self.size[0] == self.size[1]:
+            object.__setattr__(self, "size", self.size[0])
         if self.range not in ("full", "max"):
             self.levels()
 

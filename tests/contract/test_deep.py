@@ -212,7 +212,7 @@ def test_alpha_is_put_on_white_and_other_bands_are_left_out(planar: bool, kind: 
         (numbers(4, "f4"), {"photometric": 2, "extra": (2,)}, "floating-point 32-bit RGB, 4 bands, which"),
         (numbers(1, "u4") + np.uint32(70_000), {"photometric": 1}, "no defined range (unsigned 32-bit grey)"),
         (numbers(1, "i2") - np.int16(9), {"photometric": 1}, "pixels from -9 to"),
-        (numbers(1, "f4"), {"photometric": 1, "more": {317: 3}}, "with a floating-point predictor"),
+        (numbers(1, "u2"), {"photometric": 1, "more": {317: 3}}, "unsigned 16-bit grey, which"),
         (numbers(3, "u1"), {"photometric": 2, "more": {254: 1, 330: 8}}, "a camera's raw file"),
     ],
 )  # fmt: skip

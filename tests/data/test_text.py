@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
+import zipfile
 
 import pytest
+from PIL import Image
 
 from tellapart.data.sources import text
 from tellapart.data.sources.opening import open_source
@@ -184,3 +187,59 @@ GUESSES = [
 def test_a_few_class_names_suffice_to_guess(codec: str, words: str) -> None:
     content = words.replace(" ", "\n").encode(codec)
     assert content.decode(guess(content)) == words.replace(" ", "\n")
+
+
+@pytest.mark.parametrize("kind", ["list", "names", "zip"])
+def test_a_guess_is_a_warning_with_the_names_that_came_of_it_each_time(
+    tmp_path: pathlib.Path, kind: str
+) -> None:
+    classes = ("кошка", "собака")
+    (tmp_path / "set").mkdir()
+    rows = ["image,label"]
+    for number in range(24):
+        Image.new("L", (8, 8), number).save(tmp_path / f"set/{number}.png")
+        rows.append(f"{number}.png,{number % 2 if kind == 'names' else classes[number % 2]}")
+    encoding = "cp1251"
+    (tmp_path / "set/list.csv").write_bytes("\n".join(rows).encode(encoding))
+    if kind == "names":
+        (tmp_path / "set/classes.txt").write_bytes("\n".join(classes).encode(encoding))
+    source = tmp_path / "set"
+    if kind == "zip":
+        source = tmp_path / "packed.zip"
+        raw_zip(
+            source, [(f"{classes[n % 2]}/{n}.png", tmp_path / f"set/{n}.png") for n in range(24)], encoding
+        )
+    for _ in range(2):
+        said: list[str] = []
+        warned: list[str] = []
+        spec = DataSpec(source=str(source), encoding="auto", cache_dir=str(tmp_path / "cache"))
+        samples = open_source(spec, said.append, warned.append)
+        assert samples.classes == classes
+        assert len(warned) == 1, (said, warned)
+        assert "cp1251" in warned[0]
+        assert "The classes are then: кошка, собака." in warned[0]
+        assert "--data.encoding" in warned[0]
+        assert warned[0] in samples.notes
+
+
+def raw_zip(path: pathlib.Path, members: list[tuple[str, pathlib.Path]], encoding: str) -> None:
+    """Write a zip as programs do that put their system's encoding into it without a mark."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for number, (name, file) in enumerate(members):
+            archive.writestr(f"@{number:02d}".ljust(len(name.encode(encoding)), "@"), file.read_bytes())
+    content = stream.getvalue()
+    for number, (name, _) in enumerate(members):
+        raw = name.encode(encoding)
+        content = content.replace(f"@{number:02d}".ljust(len(raw), "@").encode(), raw)
+    path.write_bytes(content)
+
+
+def test_a_guess_is_told_where_reading_fails(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "list.csv").write_bytes("image,label\nx.png,кошка\ny.png,собака\n".encode("cp1251"))
+    warned: list[str] = []
+    with pytest.raises(DataError, match="None of the images"):
+        open_source(
+            DataSpec(source=str(tmp_path / "list.csv"), encoding="auto"), lambda text: None, warned.append
+        )
+    assert len(warned) == 1

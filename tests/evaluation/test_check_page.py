@@ -28,7 +28,7 @@ class Page(html.parser.HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
-        self.feed(text)
+        self.feed(text.replace("<wbr>", ""))  # where a name may break
         self.close()
         assert self.open == []
 

@@ -25,7 +25,7 @@ class Page(HTMLParser):
         super().__init__()
         self.source = path.read_text(encoding="utf-8")
         self.open, self.words, self.attributes, self.tags = [], [], [], []
-        self.feed(self.source)
+        self.feed(self.source.replace("<wbr>", ""))  # where a name may break
         assert self.open == []
         self.text = re.sub(r"\s+", " ", " ".join(self.words))
 
@@ -56,9 +56,9 @@ def test_the_page_of_a_tested_run(make_run):
     assert path == run / "report.html"
     page = Page(path)
     found = read_evaluation(run / "evaluation" / "test")
-    assert f"accuracy on 600 test images {100 * found.accuracy:.1f} %" in page.text
+    assert f"accuracy on 600 test images {100 * found.accuracy:.2f} %" in page.text
     low, high = found.accuracy_interval
-    assert f"95 % interval {100 * low:.1f} to {100 * high:.1f} %" in page.text
+    assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in page.text
     assert "played no part in training or in choosing the epoch" in page.text
     assert "2 min 05 s" in page.text
     assert "8 of 12" in page.text
@@ -66,7 +66,7 @@ def test_the_page_of_a_tested_run(make_run):
         assert name in page.text
     assert "b" not in page.tags or "<b>&amp;amp;" not in page.source
     assert "<script>alert" not in page.source
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page.source
+    assert "&lt;script&gt;alert(1)&lt;/<wbr>script&gt;" in page.source
     assert len([v for v in page.values("img", "src") if v.startswith("data:image/png;base64,")]) == 24
     assert "lr 0.02 default 0.001" in page.text
     assert "packages.torch 2.13.0" in page.text
@@ -96,9 +96,8 @@ def test_numbers_of_the_class_table_are_those_of_the_evaluation(make_run):
     order = sorted(scores, key=lambda score: score.f1)
     places = []
     for score in order:
-        row = f"{score.name} {score.support} {score.recall:.1%} {score.precision:.1%} {score.f1:.1%}".replace(
-            "%", " %"
-        )
+        shares = " ".join(f"{100 * share:.2f} %" for share in (score.recall, score.precision, score.f1))
+        row = f"{score.name} {score.support} {shares}"
         assert row in page.text
         places.append(page.text.index(row))
     assert places == sorted(places)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -178,6 +180,25 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(
     monkeypatch.setitem(formats.FORMATS, "onnx", dataclasses.replace(formats.FORMATS["onnx"], write=write))
     assert call("export", trained.run, "--out", "out").code == 2
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(trained: Any, call: Call, tmp_path: Path) -> None:
+    holding = "import sys; from pathlib import Path; from tellapart import runs\n"
+    holding += "with runs.alone(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", holding, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        for words in (
+            ["export", trained.run, "--to", "state-dict"],
+            ["compress", trained.run, "--method", "int8"],
+        ):
+            answer = call(*words, "--out", "out")
+            assert answer.code == 2
+            assert "Another process is writing to out" in answer.err
+            assert list((tmp_path / "out").iterdir()) == []
+        other.kill()  # which gives the folder back
+    assert call("export", trained.run, "--to", "state-dict", "--out", "out").code == 0
 
 
 def test_what_is_refused(trained: Any, call: Call, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tellapart.errors import ModelError, SpecError
 from tellapart.models import checkpoints, preparation, timm_zoo, torchvision_zoo, weights, zoo
 from tellapart.models.zoo import Architecture
 from tellapart.spec import Spec, update
-from tellapart.training import resolve
+from tellapart.training.resolution import checks
 
 LEVEL = 1 / 255
 
@@ -383,7 +383,7 @@ def test_what_is_doubtful_is_warned_of(finetune: str, inexact: str, given: Any, 
     resolved = update(
         asked, {"model.finetune": finetune, "input.size": 32, "input.resize": "crop", "input.mean": (0.4,)}
     )
-    told = resolve.doubts(asked.input, resolved, weights.WeightsInfo("a.pth", inexact=inexact))
+    told = checks.doubts(asked.input, resolved, weights.WeightsInfo("a.pth", inexact=inexact))
     assert [words in doubt.text for doubt in told if doubt.serious] == ([True] if words else [])
     assert len(told) == (bool(inexact) and "resize" not in given) + ("mean" not in given)
 

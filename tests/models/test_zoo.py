@@ -219,7 +219,8 @@ def test_list() -> None:
     infos = zoo.list_models()
     names = [info.name for info in infos]
     assert len(names) == len(set(names)) > 1000
-    assert all(info.parameters is None for info in infos)
+    assert all((info.parameters is None) == (info.source == "timm") for info in infos)
+    assert all((info.accuracy is not None) == (info.source == "torchvision") for info in infos)
     assert {"fast-cnn", "timm/resnet18", "torchvision/alexnet"} <= set(names)
     assert [info.name for info in zoo.list_models("alexnet")] == ["torchvision/alexnet"]
     assert (

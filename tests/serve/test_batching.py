@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tellapart.runtime import timing
 from tellapart.serve import batching
 from tellapart.serve.batching import MOST, Batcher, Images, Logits, worthwhile
 from tellapart.serve.refusal import Refusal
@@ -268,6 +269,7 @@ def test_how_large_a_batch_pays(
 ) -> None:
     clock = Clock(fixed, each)
     monkeypatch.setattr(batching, "time", clock)
+    monkeypatch.setattr(timing, "time", clock)
     assert worthwhile(clock.compute, images(1)) == batch
     if batch == 1:
         assert max(clock.sizes) == 4  # tried twice in vain
@@ -276,6 +278,7 @@ def test_how_large_a_batch_pays(
 def test_a_slow_model_is_not_tried_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(1.0, 1.0)
     monkeypatch.setattr(batching, "time", clock)
+    monkeypatch.setattr(timing, "time", clock)
     assert worthwhile(clock.compute, images(1)) == 1
     assert clock.sizes == [1, 1]
 

@@ -57,7 +57,7 @@ def test_choose_and_look(browser: Browser, shared: Running, files: list[str]) ->
     rows = browser.run(
         "[...document.querySelectorAll('#results > li')].find(n => n.innerText.includes('picture 0')).innerText"
     )
-    assert f"{expected.max():.1%}" in rows
+    assert f"{100 * expected.max():.1f}\N{NO-BREAK SPACE}%" in rows
     browser.run("document.querySelector('#results button').click()")
     browser.until("document.querySelector('#results canvas')")
     red = browser.run(
@@ -128,7 +128,7 @@ def test_with_a_screen_reader(browser: Browser, shared: Running, files: list[str
     ]
     assert nameless == []
     said = browser.run("document.getElementById('status').textContent")
-    assert re.fullmatch(r"picture 0\.png: \S+, \d+\.\d%", said)
+    assert re.fullmatch(r"picture 0\.png: \S+, \d+\.\d\xa0%", said)
     assert browser.run("document.getElementById('status').getAttribute('aria-live')") == "polite"
 
 

@@ -79,7 +79,7 @@ class Recorder:
     warnings: list[str] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
 
-    def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
+    def start(self, epochs: int, steps_per_epoch: int, first_step: int, ahead: Any) -> None:
         self.first_step = first_step
 
     def message(self, text: str) -> None:
@@ -132,11 +132,16 @@ def pictures() -> Callable[..., Samples]:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Bench]:
-    """Return a function: samples and changes of the spec -> Bench. ``model`` takes the built network's place."""
+    """Return a function: samples and changes of the spec -> Bench. ``model`` takes the built network's place; ``task`` makes another."""
     made: list[Path] = []
 
     def make(
-        samples: Samples, /, model: torch.nn.Module | None = None, device: str = "cpu", **changes: Any
+        samples: Samples,
+        /,
+        model: torch.nn.Module | None = None,
+        device: str = "cpu",
+        task: setup.MakeTask = setup.build_task,
+        **changes: Any,
     ) -> Bench:
         own = {"input.size": samples.pixels.shape[1], "data.cache_dir": str(tmp_path / "cache")}
         own["training.device"] = device
@@ -146,7 +151,8 @@ def build(tmp_path: Path) -> Callable[..., Bench]:
         network = built if model is None else model
         start = copy.deepcopy(network)
         processes = Processes(0, 1, choose_device(device))
-        plan = setup.plan(prepared, network, processes)
+        prepared = setup.complete(prepared, network, processes)
+        plan = setup.plan(prepared, network, processes, task)
         recorder = Recorder()
         made.append(tmp_path / f"run{len(made)}")
         trainer = Trainer(plan, processes, made[-1] / "checkpoint", recorder)

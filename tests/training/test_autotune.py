@@ -351,9 +351,9 @@ def test_compiling_is_chosen_only_where_it_pays(prepare: Any, monkeypatch: pytes
 
     def decide(rate: float, name: str, **changes: Any) -> str:
         said: list[str] = []
-        memory = autotune.remembered.TuningCache(prepared.spec.data, {"test": name})
+        memory = autotune.tuning_cache.TuningCache(prepared.spec.data, {"test": name})
         choice = autotune.Choice("fp32", 1, rate, "")
-        ready = dataclasses.replace(prepared, spec=update(prepared.spec, changes))
+        ready = dataclasses.replace(prepared, resolution=prepared.resolution.asking(changes))
         return autotune._compile(ready, model, CPU, choice, memory, said.append)
 
     images = 160

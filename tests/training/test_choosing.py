@@ -74,7 +74,7 @@ def test_the_message_is_true() -> None:
     spec = TrainingSpec(patience=2, min_delta=0.01)
     _, _, text = follow(spec, [scores("accuracy", value) for value in (0.5, 0.6, 0.605, 0.609)])
     assert text == (
-        "Stopped early: validation accuracy did not rise by more than 0.01 for 2 epochs since epoch 2 (60.00%)."
+        "Stopped early: validation accuracy did not rise by more than 0.01 for 2 epochs since epoch 2 (60.00 %)."
     )
     _, _, text = follow(TrainingSpec(patience=1, best_metric="loss"), [scores("loss", v) for v in (0.5, 0.6)])
     assert text == "Stopped early: validation loss did not fall for 1 epoch since epoch 1 (0.5000)."
@@ -147,9 +147,9 @@ def test_the_choice_is_explained() -> None:
         spec, counts = TrainingSpec(best_metric=metric), np.array([50, 50])  # type: ignore[arg-type]
         return Chooser(spec, counts).explain(follow(spec, epochs, counts)[0])
 
-    assert said([(0.7, 1), (0.9, 1)]) == "Epoch 2 is kept: validation accuracy 90.00%, the highest."
+    assert said([(0.7, 1), (0.9, 1)]) == "Epoch 2 is kept: validation accuracy 90.00 %, the highest."
     assert said([(0.9, 1), (0.89, 1)]).startswith(
-        "Epoch 2 is kept: validation accuracy 89.00%. The highest, 90.00% in epoch 1, is within one standard error (3.10%"
+        "Epoch 2 is kept: validation accuracy 89.00 %. The highest, 90.00 % in epoch 1, is within one standard error (3.10 %"
     )
     assert "as in epoch 1, and a loss that is no higher" in said([(0.9, 1.0), (0.9, 0.5)])
     assert said([(0.9, 0.9), (0.5, 0.5)], "loss") == "Epoch 2 is kept: validation loss 0.5000, the lowest."

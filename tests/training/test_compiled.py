@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from tellapart.models.whitened_cnn import WhitenedCNN
-from tellapart.spec import Spec, flatten, update
+from tellapart.spec import Spec, update
 from tellapart.training import setup
 from tellapart.training.distributed import Processes
+from tellapart.training.resolution import Resolution, Stage, rules
 from tellapart.training.speed import compiled
 from tellapart.training.speed.compiled import Compiled, Graphs, can_compile
 
@@ -149,14 +150,17 @@ def test_graphs_are_for_many_steps_and_a_search_for_more(
     )  # nothing is for the CPU
     assert not bench.plan.graphs
     assert not bench.plan.search
-    spec = update(Spec(), {**flatten(bench.prepared.spec), **changes})
-    prepared = dataclasses.replace(bench.prepared, spec=spec)
+    open_ = {"speed.cuda_graphs": "auto", "speed.kernel_search": "auto"}
+    spec = update(bench.prepared.spec, {**open_, **changes})
+    prepared = dataclasses.replace(bench.prepared, resolution=Resolution(spec, stage=Stage.PIXELS))
     cuda = Processes(0, 1, torch.device("cuda"))
-    speed = setup.settle(prepared, bench.model, cuda).speed
+    speed = setup.complete(prepared, bench.model, cuda).spec.speed
     assert (speed.cuda_graphs, speed.kernel_search) == (graphs, search)
-    monkeypatch.setattr(setup, "GRAPH_FLOPS", 10)
+    monkeypatch.setattr(rules, "GRAPH_FLOPS", 10)
     if "speed.cuda_graphs" not in changes:
-        assert setup.settle(prepared, bench.model, cuda).speed.cuda_graphs == "off"  # steps are too large
+        assert (
+            setup.complete(prepared, bench.model, cuda).spec.speed.cuda_graphs == "off"
+        )  # steps are too large
 
 
 @pytest.mark.parametrize(

@@ -543,7 +543,8 @@ def trainer(folder, **changes):
     prepared = setup.prepare(update(Spec(), {**spec, **changes}), samples, lambda count: None)
     model, _, _ = setup.build_model(prepared)
     processes = Processes(0, 1, torch.device("cpu"))
-    return Trainer(setup.plan(prepared, model, processes), processes, Path(folder), Quiet())
+    plan = setup.plan(setup.complete(prepared, model, processes), model, processes)
+    return Trainer(plan, processes, Path(folder), Quiet())
 
 samples, spec = pickle.loads(Path("given.pickle").read_bytes())
 trainer("small", **{"training.accumulate": 8}).run()  # all code is loaded now, and parts of 64 fit

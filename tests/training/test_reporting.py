@@ -13,7 +13,7 @@ from tellapart import cli
 from tellapart.errors import SpecError
 from tellapart.spec import Spec, update
 from tellapart.training import reporting
-from tellapart.training.resolve import check_device
+from tellapart.training.resolution.checks import check_device
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_training_far_above_validation_is_said(
     text = reporting.overfitted(plan, train, {"accuracy": val})
     assert bool(text) == warns
     if warns:
-        assert "99.0% on its own images and 73.0% on validation" in text
+        assert "99.00 % on its own images and 73.00 % on validation" in text
         assert "--augment.preset" in text
     assert reporting.overfitted(plan, train, {}) == ""
 

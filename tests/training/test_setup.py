@@ -50,7 +50,8 @@ def _prepare(samples: Samples, **changes: Any) -> setup.RunData:
 
 def _plan(prepared: setup.RunData, rank: int = 0, world: int = 1) -> Any:
     model, _, _ = setup.build_model(prepared)
-    return setup.plan(prepared, model, Processes(rank, world, torch.device("cpu")))
+    processes = Processes(rank, world, torch.device("cpu"))
+    return setup.plan(setup.complete(prepared, model, processes), model, processes)
 
 
 # ------------------------------------------------------------------------------------ prepare
@@ -268,7 +269,8 @@ def test_a_plan_draws_nothing(pictures: Callable[..., Samples]) -> None:
     prepared = _prepare(pictures(), **{"model.batch_norm": True, "model.dropout": 0.5})
     model, _, _ = setup.build_model(prepared)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    setup.plan(prepared, model, Processes(0, 1, torch.device("cpu")))
+    processes = Processes(0, 1, torch.device("cpu"))
+    setup.plan(setup.complete(prepared, model, processes), model, processes)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 

@@ -16,7 +16,8 @@ from tellapart.errors import SpecError
 from tellapart.models.whitened_cnn import WhitenedCNN, whitening_filters
 from tellapart.preprocess import Views, averaged
 from tellapart.spec import InputSpec
-from tellapart.training import checkpoint, resolve, setup
+from tellapart.training import checkpoint, setup
+from tellapart.training.resolution.inputs import views
 
 CHANGES: dict[str, Any] = {
     "model.name": "whitened-cnn",
@@ -153,7 +154,7 @@ def test_validation_averages_the_views(pictures: Any, build: Any) -> None:
     shown.clear()
     single.plan.validate(single.model)
     assert shown == [27]
-    assert resolve.views(InputSpec(views="mirror", views_below=0.3)) == Views("mirror", 0.3)
+    assert views(InputSpec(views="mirror", views_below=0.3)) == Views("mirror", 0.3)
 
 
 def test_the_artifact_keeps_the_views_and_applies_them(pictures: Any, build: Any, tmp_path: Path) -> None:
@@ -161,8 +162,8 @@ def test_the_artifact_keeps_the_views_and_applies_them(pictures: Any, build: Any
     bench.trainer.run()
     architecture = setup.zoo.Architecture("whitened-cnn", 3, 3, 8)
     classes = bench.prepared.classes
-    views = resolve.views(bench.prepared.spec.input)
-    card = Card(architecture, classes, bench.prepared.contract, views=views)
+    wanted = views(bench.prepared.spec.input)
+    card = Card(architecture, classes, bench.prepared.contract, views=wanted)
     artifact.save(tmp_path / artifact.FILE_NAME, bench.trainer.weights(), card)
     predictor = artifact.open_model(tmp_path)
     assert predictor.card.views == Views("mirror-shift")

@@ -36,7 +36,7 @@ here knows labels' meaning, files, models or the loop.
 
 from tellapart.augment.mix import Mix
 from tellapart.augment.params import Params
-from tellapart.augment.pipeline import Augment
-from tellapart.augment.presets import describe, resolve
+from tellapart.augment.pipeline import Augment, needs_large_source
+from tellapart.augment.presets import describe, for_channels, resolve
 
-__all__ = ["Augment", "Mix", "Params", "describe", "resolve"]
+__all__ = ["Augment", "Mix", "Params", "describe", "for_channels", "needs_large_source", "resolve"]

@@ -16,7 +16,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 def grey(images: Tensor) -> Tensor:
     """Return the luma [B, 1, H, W] (ITU-R BT.601)."""
-    if images.shape[1] == 1:
+    if images.shape[1] != 3:
         return images
     red, green, blue = images.unbind(1)
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).unsqueeze(1)
@@ -49,12 +49,12 @@ def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
 
 def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
     """Blend with the luma of each pixel; 0 is black and white."""
-    return images if images.shape[1] == 1 else blend(images, grey(images), factors)
+    return images if images.shape[1] != 3 else blend(images, grey(images), factors)
 
 
 def adjust_hue(images: Tensor, shifts: Tensor) -> Tensor:
     """Turn the hue of HSV by ``shifts`` [B] of the circle."""
-    if images.shape[1] == 1:
+    if images.shape[1] != 3:
         return images
     red, green, blue = images.unbind(1)
     value, least = images.amax(dim=1), images.amin(dim=1)

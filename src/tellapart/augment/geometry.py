@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tellapart.contract.decoding import Pixels
+from tellapart.contract.sides import Size, sides
 from tellapart.devices import put
 from tellapart.preprocess import Images, Ragged, as_tensor
 
@@ -41,26 +42,25 @@ def pad(images: Tensor, padding: int, mode: Literal["zeros", "reflect"]) -> Tens
 
 
 def padded_crop(images: Tensor, boxes: Tensor, padding: int, mode: Literal["zeros", "reflect"]) -> Tensor:
-    """Pad [B, S, S, C] and cut each image's box back to [B, S, S, C]."""
-    batch, size, _, channels = images.shape
+    """Pad [B, H, W, C] and cut each image's box back to [B, H, W, C]."""
+    batch, height, width, channels = images.shape
     padded = pad(images, padding, mode).contiguous()
     if images.device.type == "cpu":  # numpy's copies of blocks are three times as fast as a gather
         result = torch.empty_like(images, memory_format=torch.contiguous_format)
         for row, source, (top, left, _, _) in zip(
             result.numpy(), padded.numpy(), boxes.tolist(), strict=True
         ):
-            row[...] = source[top : top + size, left : left + size]
+            row[...] = source[top : top + height, left : left + width]
         return result
-    width = size + 2 * padding
-    row = width * channels
+    rows, row = height + 2 * padding, (width + 2 * padding) * channels
     # A view of all possible crops: [B, top, left, row of the crop, its bytes]; one gather picks each's own.
     windows = padded.as_strided(
-        (batch, 2 * padding + 1, 2 * padding + 1, size, size * channels),
-        (width * row, row, channels, row, 1),
+        (batch, 2 * padding + 1, 2 * padding + 1, height, width * channels),
+        (rows * row, row, channels, row, 1),
     )
     corner = put(boxes[:, :2], images.device)
     index = torch.arange(batch, device=images.device)
-    return windows[index, corner[:, 0], corner[:, 1]].view(batch, size, size, channels)
+    return windows[index, corner[:, 0], corner[:, 1]].view(batch, height, width, channels)
 
 
 def replace(images: Tensor, rows: Tensor, changed: Tensor) -> None:
@@ -97,30 +97,30 @@ def cut(image: Pixels, box: list[int]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image[top : top + height, left : left + width]))
 
 
-def resized_crop(images: Images, boxes: Tensor, size: int) -> Tensor:
-    """Cut each box and scale it with anti-aliasing: uint8 [B, H, W, C] -> uint8 [B, size, size, C]."""
+def resized_crop(images: Images, boxes: Tensor, size: Size) -> Tensor:
+    """Cut each box and scale it with anti-aliasing: uint8 [B, H, W, C] -> uint8 [B, height, width, C]."""
     if images.device.type != "cpu":
         return resized_crop_by_matrices(as_tensor(images), put(boxes, images.device), size)
     channels = images.channels if isinstance(images, Ragged) else images.shape[3]
-    result = torch.empty(len(images), size, size, channels, dtype=torch.uint8)
+    result = torch.empty(len(images), *sides(size), channels, dtype=torch.uint8)
     sources = images if isinstance(images, Ragged) else images.numpy()
     scaled = result.permute(0, 3, 1, 2)
     for row, (image, box) in enumerate(zip(sources, boxes.tolist(), strict=True)):
         # Channels-last in torch's eyes, so that its 8-bit kernel neither unpacks the channels nor packs them again:
         # that takes longer than the scaling.
         box_NCHW = cut(image, box).unsqueeze(0).permute(0, 3, 1, 2)
-        scaled[row : row + 1] = F.interpolate(box_NCHW, (size, size), mode="bilinear", antialias=True)
+        scaled[row : row + 1] = F.interpolate(box_NCHW, sides(size), mode="bilinear", antialias=True)
     return result
 
 
-def scale(images: Tensor, size: int) -> Tensor:
-    """Scale whole images with anti-aliasing: uint8 [B, H, W, C] -> uint8 [B, size, size, C]."""
+def scale(images: Tensor, size: Size) -> Tensor:
+    """Scale whole images with anti-aliasing: uint8 [B, H, W, C] -> uint8 [B, height, width, C]."""
     images_NCHW = images.permute(0, 3, 1, 2)
     if images.device.type != "cpu":  # only the CPU has a kernel for bytes
-        scaled = F.interpolate(images_NCHW.float(), (size, size), mode="bilinear", antialias=True)
+        scaled = F.interpolate(images_NCHW.float(), sides(size), mode="bilinear", antialias=True)
         images_NCHW = scaled.round_().clamp_(0, 255).to(torch.uint8)
     else:
-        images_NCHW = F.interpolate(images_NCHW, (size, size), mode="bilinear", antialias=True)
+        images_NCHW = F.interpolate(images_NCHW, sides(size), mode="bilinear", antialias=True)
     return images_NCHW.permute(0, 2, 3, 1).contiguous()
 
 
@@ -143,17 +143,18 @@ def tents(centre: Tensor, step: Tensor, start: Tensor, extent: Tensor, length: i
     return weight / weight.sum(dim=2, keepdim=True)
 
 
-def resized_crop_by_matrices(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+def resized_crop_by_matrices(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
     """`resized_crop` of the whole batch at once, for devices where many small kernels are slow."""
     # Half precision on a GPU: whole numbers up to 255 are exact in it, weights and sums are off by less than a tenth
     # of a level, and half of the bytes are moved.
     kind = torch.float16 if images.device.type == "cuda" else torch.float32
     batch, height, width, channels = images.shape
-    rows = _filter(height, boxes[:, 0], boxes[:, 2], size).to(kind)
-    columns = _filter(width, boxes[:, 1], boxes[:, 3], size).to(kind)
+    high, wide = sides(size)
+    rows = _filter(height, boxes[:, 0], boxes[:, 2], high).to(kind)
+    columns = _filter(width, boxes[:, 1], boxes[:, 3], wide).to(kind)
     scaled = torch.bmm(rows, images.view(batch, height, width * channels).to(kind))
-    across = scaled.view(batch, size, width, channels).transpose(1, 2).reshape(batch, width, size * channels)
-    scaled = torch.bmm(columns, across).view(batch, size, size, channels).transpose(1, 2)
+    across = scaled.view(batch, high, width, channels).transpose(1, 2).reshape(batch, width, high * channels)
+    scaled = torch.bmm(columns, across).view(batch, wide, high, channels).transpose(1, 2)
     return scaled.contiguous().round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -164,12 +165,12 @@ def inverse_affine(
     scale: Tensor,
     shear_x: Tensor,
     shear_y: Tensor,
-    centre: float = 0.0,
+    centre: tuple[float, float] = (0.0, 0.0),
 ) -> Tensor:
     """Return the maps from result to source, [B, 2, 3], in pixels from the middle of the image.
 
     The map is shift * about centre (rotation * scale * shear y * shear x), each float64 [B] on the CPU, angles
-    in degrees, y pointing down, as torchvision's ``affine`` defines it; ``centre`` is a point on the diagonal.
+    in degrees, y pointing down, as torchvision's ``affine`` defines it; ``centre`` is x and y of a point.
     """
     turn, along, across = (np.deg2rad(values.numpy()) for values in (angle, shear_x, shear_y))
     cosine, sine = np.cos(turn - across) / np.cos(across), np.sin(turn - across) / np.cos(across)
@@ -177,26 +178,30 @@ def inverse_affine(
     b = torch.from_numpy(-cosine * np.tan(along) - np.sin(turn))
     d = torch.from_numpy(-sine * np.tan(along) + np.cos(turn))
     m00, m01, m10, m11 = d / scale, -b / scale, -c / scale, a / scale
-    x, y = centre + shift_x, centre + shift_y
-    first = torch.stack([m00, m01, centre - m00 * x - m01 * y], dim=1)
-    second = torch.stack([m10, m11, centre - m10 * x - m11 * y], dim=1)
+    x, y = centre[0] + shift_x, centre[1] + shift_y
+    first = torch.stack([m00, m01, centre[0] - m00 * x - m01 * y], dim=1)
+    second = torch.stack([m10, m11, centre[1] - m10 * x - m11 * y], dim=1)
     return torch.stack([first, second], dim=1)
 
 
-def grid(maps: Tensor, size: int, device: torch.device) -> Tensor:
-    """Return where the maps of `inverse_affine` take each pixel: float32 [B, 2, size, size], x and y.
+def grid(maps: Tensor, size: Size, device: torch.device) -> Tensor:
+    """Return where the maps of `inverse_affine` take each pixel: float32 [B, 2, height, width], x and y.
 
     -1..1 is the image, from edge to edge.
     """
-    maps = put((maps / (size / 2)).float(), device)[..., None, None]
-    place = torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2
-    along_x = maps[:, :, 0] * place[None, None, None, :] + maps[:, :, 2]
-    return along_x + maps[:, :, 1] * place[None, None, :, None]
+    height, width = sides(size)
+    halves = torch.tensor([width / 2, height / 2], dtype=maps.dtype)[:, None]
+    maps = put((maps / halves).float(), device)[..., None, None]
+    across, down = (
+        torch.arange(side, device=device, dtype=torch.float32) - (side - 1) / 2 for side in (width, height)
+    )
+    along_x = maps[:, :, 0] * across[None, None, None, :] + maps[:, :, 2]
+    return along_x + maps[:, :, 1] * down[None, None, :, None]
 
 
 def warp(
     images_NCHW: Tensor, maps: Tensor, mode: Literal["nearest", "bilinear"], border: Border = "zeros"
 ) -> Tensor:
-    """Resample float32 [B, C, S, S] by the maps of `inverse_affine`."""
-    places = grid(maps, images_NCHW.shape[-1], images_NCHW.device).permute(0, 2, 3, 1)
+    """Resample float32 [B, C, H, W] by the maps of `inverse_affine`."""
+    places = grid(maps, (images_NCHW.shape[2], images_NCHW.shape[3]), images_NCHW.device).permute(0, 2, 3, 1)
     return F.grid_sample(images_NCHW, places, mode=mode, padding_mode=border, align_corners=False)

@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
+from tellapart.contract.sides import Size, sides
+
 Boxes = npt.NDArray[np.int64]
 ATTEMPTS = 10  # as torchvision: so often is a box drawn before the fallback
 ERASING_SCALE, ERASING_RATIO = (0.02, 0.33), (0.3, 3.3)  # torchvision's and the paper's (arXiv:1708.04896)
@@ -119,10 +121,10 @@ def resized_crop(
     return torch.from_numpy(np.where(valid.any(axis=1, keepdims=True), placed, centred))
 
 
-def padded_crop(batch: int, size: int, padding: int, generator: Generator) -> Tensor:
+def padded_crop(batch: int, size: Size, padding: int, generator: Generator) -> Tensor:
     """Draw RandomCrop's boxes in the padded image: int64 [B, 4]."""
     corner = torch.randint(0, 2 * padding + 1, (batch, 2), generator=generator)
-    return torch.cat([corner, torch.full((batch, 2), size)], dim=1)
+    return torch.cat([corner, torch.tensor(sides(size)).expand(batch, 2)], dim=1)
 
 
 def flip(batch: int, probability: float, generator: Generator) -> Tensor:
@@ -148,7 +150,7 @@ def alternating_flip(positions: npt.NDArray[np.int64], probability: float, seed:
 
 def affine(
     batch: int,
-    size: int,
+    size: Size,
     rotation: float,
     translate: float,
     scale: tuple[float, float],
@@ -158,7 +160,9 @@ def affine(
     """Draw RandomAffine's values, float64 [B, 5]; shifts are whole pixels."""
     values = uniform(-1, 1, (batch, 5), generator)
     values[:, 0] *= rotation
-    values[:, 1:3] = (values[:, 1:3] * (translate * size)).round()
+    height, width = sides(size)
+    most = torch.tensor([translate * width, translate * height], dtype=values.dtype)
+    values[:, 1:3] = (values[:, 1:3] * most).round()
     values[:, 3] = scale[0] + (values[:, 3] + 1) / 2 * (scale[1] - scale[0])
     values[:, 4] *= shear
     return values
@@ -173,20 +177,25 @@ def colour(
     return torch.rand((batch, 4), generator=generator) * (high - low) + low
 
 
-def erase(batch: int, size: int, probability: float, generator: Generator) -> Tensor:
+def erase(batch: int, size: Size, probability: float, generator: Generator) -> Tensor:
     """Draw RandomErasing's boxes, int64 [B, 4]; zeros where nothing is erased."""
-    shape = (batch, ATTEMPTS)
-    area = size * size * uniform(*ERASING_SCALE, shape, generator).numpy()
+    shape, (rows, columns) = (batch, ATTEMPTS), sides(size)
+    area = rows * columns * uniform(*ERASING_SCALE, shape, generator).numpy()
     height, width = _sides(area, ERASING_RATIO, generator)
-    valid = (height < size) & (width < size)
+    valid = (height < rows) & (width < columns)
     boxes = np.stack([height, width], axis=2).astype(np.int64)
     chosen = _first_valid(boxes, valid, np.zeros((batch, 2), np.int64))
-    placed = _place(chosen, np.full((batch, 2), size), generator)
+    placed = _place(chosen, np.tile(np.array(sides(size)), (batch, 1)), generator)
     wanted = flip(batch, probability, generator).numpy() & valid.any(axis=1)
     return torch.from_numpy(placed * wanted[:, None])
 
 
-def cutout(batch: int, size: int, side: int, generator: Generator) -> Tensor:
+def cutout(batch: int, size: Size, side: int, generator: Generator) -> Tensor:
     """Draw squares of ``side`` pixels that lie wholly inside the image, as boxes like `erase`'s, int64 [B, 4]."""
-    corner = torch.randint(0, size - side + 1, (batch, 2), generator=generator)
+    rows, columns = sides(size)
+    if rows == columns:
+        corner = torch.randint(0, rows - side + 1, (batch, 2), generator=generator)
+    else:
+        rooms = (rows - side + 1, columns - side + 1)
+        corner = torch.stack([torch.randint(0, room, (batch,), generator=generator) for room in rooms], dim=1)
     return torch.cat([corner, torch.full((batch, 2), side)], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -13,17 +14,23 @@ from tellapart.augment import colour, geometry, params, policies, resample, thre
 from tellapart.augment import mix as mixing
 from tellapart.augment.mix import Mix
 from tellapart.augment.params import Params
+from tellapart.contract.sides import Size, shortest
 from tellapart.devices import put
 from tellapart.preprocess import Images, Preprocessing, as_tensor, normalise, normalise_, slices
 from tellapart.spec import AugmentSpec
+
+
+def needs_large_source(spec: AugmentSpec) -> bool:
+    """Return whether a resolved spec wants images of their own sizes (see `Augment`)."""
+    return spec.crop == "resized"
 
 
 class Augment:
     """The random changes that a resolved spec (`tellapart.augment.resolve`) describes.
 
     ``needs_large_source``: whether `apply` wants images of their own sizes (resized crops), not images that
-    are [size, size] already. ``channels_last``: memory order of the result. ``seed``: of what is drawn once for
-    the whole run, which is where alternating flips begin.
+    are of the contract's size already. ``channels_last``: memory order of the result. ``seed``: of what is drawn once
+    for the whole run, which is where alternating flips begin.
     """
 
     def __init__(
@@ -39,7 +46,7 @@ class Augment:
             raise ValueError(f"the spec is not resolved: {', '.join(missing)}")
         self.spec, self.contract = spec, contract
         self.num_classes, self.channels_last, self.seed = num_classes, channels_last, seed
-        self.needs_large_source = spec.crop == "resized"
+        self.needs_large_source = needs_large_source(spec)
         self._affine = bool(spec.rotation or spec.translate or spec.shear) or spec.scale != (1.0, 1.0)
         jitter = (spec.brightness, spec.contrast, spec.saturation, spec.hue)
         self._colour = tuple(which for which, strength in enumerate(jitter) if strength)
@@ -60,7 +67,7 @@ class Augment:
         """Whether images are changed at all, MixUp and CutMix apart."""
         return self._images
 
-    def at_size(self, size: int) -> Augment:
+    def at_size(self, size: Size) -> Augment:
         """Return the same changes for another size of the result; the sources stay as they are.
 
         Resized crops are taken at that size; other images are scaled before they are changed, and the border of
@@ -70,13 +77,20 @@ class Augment:
             return self
 
         def smaller(pixels: int | None) -> int:
-            return min(max(1, round(pixels * size / self.contract.size)), max(size - 1, 0)) if pixels else 0
+            short, full = shortest(size), shortest(self.contract.size)
+            return min(max(1, round(pixels * short / full)), max(short - 1, 0)) if pixels else 0
 
         spec = dataclasses.replace(
             self.spec, crop_padding=smaller(self.spec.crop_padding), cutout=smaller(self.spec.cutout)
         )
         contract = dataclasses.replace(self.contract, size=size)
         return Augment(spec, contract, self.num_classes, self.channels_last, self.seed)
+
+    def in_order(self, channels_last: bool) -> Augment:
+        """Return the same, with another order of the result in memory; the numbers are the same."""
+        other = copy.copy(self)
+        other.channels_last = channels_last
+        return other
 
     # ------------------------------------------------------------------------------------------- drawing
 
@@ -90,7 +104,7 @@ class Augment:
     ) -> Params:
         """Draw every random number of a batch.
 
-        ``sizes``: int64 [B, 2] on the CPU, height and width of each source; None: all are [size, size].
+        ``sizes``: int64 [B, 2] on the CPU, height and width of each source; None: all are of the contract's.
         ``generator``: on the CPU; the only source of chance, but for alternating flips: those are a function of
         the seed, ``epoch`` and ``positions``, which name the images (None: their places in the batch).
         """
@@ -142,7 +156,7 @@ class Augment:
             return params.padded_crop(batch, size, spec.crop_padding, generator)
         if spec.crop != "resized" or spec.crop_scale is None or spec.crop_ratio is None:
             return None
-        sources = torch.full((batch, 2), size) if sizes is None else sizes
+        sources = torch.tensor(self.contract.sides).repeat(batch, 1) if sizes is None else sizes
         return params.resized_crop(sources, spec.crop_scale, spec.crop_ratio, generator)
 
     def _draw_policy(self, batch: int, generator: Generator) -> tuple[Tensor | None, Tensor | None]:
@@ -164,9 +178,9 @@ class Augment:
     # ------------------------------------------------------------------------------------------ applying
 
     def apply(self, images: Images, sizes: Tensor | None, drawn: Params) -> Tensor:
-        """Return the network's input float32 [B, C, size, size], normalised, on the images' device.
+        """Return the network's input float32 [B, C, height, width], normalised, on the images' device.
 
-        ``images``: uint8 [B, H, W, C], [size, size] each (others are scaled to it), or with
+        ``images``: uint8 [B, H, W, C], of the contract's size (others are scaled to it), or with
         `needs_large_source` sources, as a `Ragged` or in the upper left of a common canvas. ``drawn``: of this
         batch, or the part ``params[a:b]`` that belongs to these images; the result is the same either way.
         ``sizes`` as for `draw`; the boxes hold all that is needed.
@@ -175,16 +189,16 @@ class Augment:
             return normalise(self._fitted(images), self.contract, self.channels_last)
         if len(images) != len(drawn):
             raise ValueError(f"{len(images)} images, but the random numbers of {len(drawn)}")
-        size, order = self.contract.size, torch.contiguous_format
+        order = torch.contiguous_format
         if self.channels_last:
             order = torch.channels_last
-        shape = (len(images), self.contract.channels, size, size)
+        shape = (len(images), self.contract.channels, *self.contract.sides)
         result = torch.empty(shape, dtype=torch.float32, device=images.device, memory_format=order)
         threads.run(lambda rows: self._apply(images[rows], drawn[rows], result[rows]), slices(result))
         return result
 
     def _apply(self, images: Images, drawn: Params, result: Tensor) -> None:
-        """Write the network's input for a part of a batch into ``result``, float32 [B, C, size, size]."""
+        """Write the network's input for a part of a batch into ``result``, float32 [B, C, height, width]."""
         if drawn.affine is None and drawn.colour is None:
             pixels = self._place(images, drawn)
             if drawn.operations is not None and drawn.magnitudes is not None:
@@ -197,11 +211,12 @@ class Augment:
 
     def _fitted(self, images: Images) -> Tensor:
         """Return images of the input's size: a smaller one (`at_size`) is made from those of the larger."""
-        size, pixels = self.contract.size, as_tensor(images)
-        return pixels if tuple(pixels.shape[1:3]) == (size, size) else geometry.scale(pixels, size)
+        pixels = as_tensor(images)
+        fits = tuple(pixels.shape[1:3]) == self.contract.sides
+        return pixels if fits else geometry.scale(pixels, self.contract.size)
 
     def _place(self, images: Images, drawn: Params) -> Tensor:
-        """Crop and flip: uint8 [B, size, size, C]."""
+        """Crop and flip: uint8 [B, height, width, C]."""
         own = drawn.crop is not None  # the images are the caller's; what was cut from them is ours
         if self.needs_large_source and drawn.crop is not None:
             pixels = geometry.resized_crop(images, drawn.crop, self.contract.size)
@@ -215,7 +230,7 @@ class Augment:
         return pixels if drawn.vflip is None else geometry.flip(pixels, drawn.vflip, 1, own)
 
     def _values(self, images: Images, drawn: Params) -> Tensor:
-        """Crop, flip, rotate, shift, zoom and shear: float32 [B, C, size, size] of 0..255."""
+        """Crop, flip, rotate, shift, zoom and shear: float32 [B, C, height, width] of 0..255."""
         if drawn.affine is None:
             return self._place(images, drawn).permute(0, 3, 1, 2).contiguous().to(torch.float32)
         angle, shift_x, shift_y, scale, shear = drawn.affine.unbind(1)
@@ -245,18 +260,17 @@ class Augment:
                 if height:
                     image[:, top : top + height, left : left + width] = 0.0
             return
-        place = torch.arange(images_NCHW.shape[-1], device=images_NCHW.device)
+        down, across = (torch.arange(side, device=images_NCHW.device) for side in images_NCHW.shape[2:])
         top, left, height, width = put(drawn.erase, images_NCHW.device)[:, :, None].unbind(1)
-        rows = (place >= top) & (place < top + height)
-        columns = (place >= left) & (place < left + width)
+        rows = (down >= top) & (down < top + height)
+        columns = (across >= left) & (across < left + width)
         images_NCHW.masked_fill_((rows[:, :, None] & columns[:, None, :]).unsqueeze(1), 0.0)
 
     # -------------------------------------------------------------------------------------------- mixing
 
     def draw_mix(self, generator: Generator) -> Mix | None:
         """Draw MixUp or CutMix for one batch; None where both are off."""
-        size = self.contract.size
-        return mixing.draw(self.spec.mixup or 0.0, self.spec.cutmix or 0.0, size, size, generator)
+        return mixing.draw(self.spec.mixup or 0.0, self.spec.cutmix or 0.0, *self.contract.sides, generator)
 
     def mix(self, images_NCHW: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Mix a batch: images and soft labels float32 [B, num_classes]; both as given where mixing is off.

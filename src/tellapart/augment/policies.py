@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from tellapart.augment import colour, geometry
+from tellapart.contract.sides import Size, sides
 from tellapart.devices import put
 
 OPERATIONS = (
@@ -34,7 +35,7 @@ _STRONGEST: dict[str, dict[str, float]] = {
 }
 
 
-def strengths(policy: Policy, size: int) -> Tensor:
+def strengths(policy: Policy, size: Size) -> Tensor:
     """Return float64 [14, BINS]: the magnitude of each operation at each level.
 
     Shears are tangents, translations pixels, rotations degrees, colours the distance of the factor from 1,
@@ -44,7 +45,8 @@ def strengths(policy: Policy, size: int) -> Tensor:
     ramp = torch.linspace(0, 1, BINS, dtype=torch.float64)
     table = torch.zeros(len(OPERATIONS), BINS, dtype=torch.float64)
     table[1:3] = ramp * most["shear"]
-    table[3:5] = ramp * most["translate"] * (size if policy == "randaugment" else 1)
+    height, width = sides(size) if policy == "randaugment" else (1, 1)
+    table[3], table[4] = ramp * most["translate"] * width, ramp * most["translate"] * height
     table[5] = ramp * most["rotate"]
     table[6:10] = ramp * most["colour"]
     table[10] = (8 - torch.arange(BINS) / ((BINS - 1) / most["posterize"])).round()
@@ -68,7 +70,7 @@ def draw(
 
 
 def apply(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
-    """Apply the columns of ``operations`` one after the other to uint8 [B, S, S, C]."""
+    """Apply the columns of ``operations`` one after the other to uint8 [B, H, W, C]."""
     result = images.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
     for step in range(operations.shape[1]):
         _step(result, operations[:, step], magnitudes[:, step])
@@ -76,7 +78,7 @@ def apply(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
 
 
 def _step(images: Tensor, operations: Tensor, magnitudes: Tensor) -> None:
-    """Apply one operation to each image of uint8 [B, C, S, S], in place."""
+    """Apply one operation to each image of uint8 [B, C, H, W], in place."""
     geometric = (operations >= _GEOMETRIC[0]) & (operations <= _GEOMETRIC[-1])
     rows = geometric.nonzero()[:, 0]
     if len(rows):
@@ -91,7 +93,7 @@ def _step(images: Tensor, operations: Tensor, magnitudes: Tensor) -> None:
 
 def _move(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
     """Shear, shift or rotate, in one resampling of all images."""
-    size = images.shape[-1]
+    height, width = images.shape[2:]
     names = dict(zip(OPERATIONS, range(len(OPERATIONS)), strict=True))
 
     def of(name: str) -> Tensor:
@@ -103,7 +105,7 @@ def _move(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
         return torch.from_numpy(np.rad2deg(np.arctan(of(name).numpy())))
 
     about_corner = geometry.inverse_affine(  # shears keep the upper left corner
-        zero, zero, zero, one, sheared("ShearX"), sheared("ShearY"), -size / 2
+        zero, zero, zero, one, sheared("ShearX"), sheared("ShearY"), (-width / 2, -height / 2)
     )
     about_middle = geometry.inverse_affine(
         -of("Rotate"), of("TranslateX").trunc(), of("TranslateY").trunc(), one, zero, zero
@@ -118,7 +120,7 @@ def _brightness(images: Tensor, magnitudes: Tensor) -> Tensor:
 
 
 def _saturation(images: Tensor, magnitudes: Tensor) -> Tensor:
-    if images.shape[1] == 1:
+    if images.shape[1] != 3:
         return images
     values = images.float()
     return colour.blend(values, colour.grey(values).floor_(), 1 + magnitudes).to(torch.uint8)
@@ -132,7 +134,7 @@ def _contrast(images: Tensor, magnitudes: Tensor) -> Tensor:
 
 def _sharpness(images: Tensor, magnitudes: Tensor) -> Tensor:
     """Blend with a 3x3 blur (the middle weighs 5 of 13); the outermost pixels stay."""
-    if images.shape[-1] <= 2:
+    if min(images.shape[2:]) <= 2:
         return images
     values = images.float()
     columns = values[..., :-2] + values[..., 1:-1] + values[..., 2:]

@@ -6,25 +6,31 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from tellapart.contract.sides import Size, longest, shortest, sides
 from tellapart.errors import SpecError
 from tellapart.spec import AugmentSpec
 
 SMALL = 96  # up to this size "auto" means "cifar", and "tutorial" and "strong" crop with padding
 
 
-def _border(size: int, part: int) -> int:
-    """Return the padding for shifts by up to 1/part of the image, at least a pixel where there is room."""
-    return min(max(1, size // part), size - 1)
+def _border(size: Size, part: int) -> int:
+    """Return the padding for shifts by up to 1/part of the short side, at least a pixel where there is room."""
+    return min(max(1, shortest(size) // part), shortest(size) - 1)
 
 
-def _base(size: int) -> dict[str, Any]:
-    """Everything off; the values below take effect when the thing that they belong to is switched on."""
+def _base(size: Size) -> dict[str, Any]:
+    """Everything off; the values below take effect when the thing that they belong to is switched on.
+
+    Resized crops are about as wide for their height as the input is, so that nothing is stretched on the whole.
+    """
+    height, width = sides(size)
+    aspect = width / height
     return {
         "crop": "none",
         "crop_padding": _border(size, 8),
         "padding_mode": "zeros",
         "crop_scale": (0.08, 1.0),
-        "crop_ratio": (3 / 4, 4 / 3),
+        "crop_ratio": (3 / 4 * aspect, 4 / 3 * aspect),
         "hflip": 0.0,
         "hflip_mode": "random",
         "vflip": 0.0,
@@ -46,43 +52,43 @@ def _base(size: int) -> dict[str, Any]:
     }
 
 
-def _none(size: int) -> dict[str, Any]:
+def _none(size: Size) -> dict[str, Any]:
     """Nothing at all."""
     return {}
 
 
-def _light(size: int) -> dict[str, Any]:
+def _light(size: Size) -> dict[str, Any]:
     """Shifts by up to a sixteenth, no flips: safe for digits, letters and whatever has a left and a right."""
     return {"crop": "pad", "crop_padding": _border(size, 16), "padding_mode": "reflect"}
 
 
-def _tutorial(size: int) -> dict[str, Any]:
+def _tutorial(size: Size) -> dict[str, Any]:
     """What beginners' tutorials use, and RandomHorizontalFlip().
 
     Small images: RandomCrop(size, padding=size/8), black around; large ones: RandomResizedCrop(size).
     """
-    return {"crop": "pad" if size <= SMALL else "resized", "hflip": 0.5}
+    return {"crop": "pad" if longest(size) <= SMALL else "resized", "hflip": 0.5}
 
 
-def _cifar(size: int) -> dict[str, Any]:
+def _cifar(size: Size) -> dict[str, Any]:
     """Crops of a mirrored border of an eighth (4 pixels at 32), without black edges to learn, and flips."""
     return {"crop": "pad", "padding_mode": "reflect", "hflip": 0.5}
 
 
-def _photo(size: int) -> dict[str, Any]:
+def _photo(size: Size) -> dict[str, Any]:
     """For photographs: resized crops of at least a quarter of the area, flips, a little colour jitter."""
     colour = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
     return {"crop": "resized", "crop_scale": (0.25, 1.0), "hflip": 0.5, **colour}
 
 
-def _strong(size: int) -> dict[str, Any]:
+def _strong(size: Size) -> dict[str, Any]:
     """For long training: crops as on ImageNet, TrivialAugment, erasing, and MixUp or CutMix."""
-    crop = {"crop": "pad", "padding_mode": "reflect"} if size <= SMALL else {"crop": "resized"}
+    crop = {"crop": "pad", "padding_mode": "reflect"} if longest(size) <= SMALL else {"crop": "resized"}
     mix = {"mixup": 0.2, "cutmix": 1.0}
     return {**crop, "hflip": 0.5, "policy": "trivialaugment", "erasing": 0.25, **mix}
 
 
-PRESETS: dict[str, Callable[[int], dict[str, Any]]] = {
+PRESETS: dict[str, Callable[[Size], dict[str, Any]]] = {
     "none": _none,
     "light": _light,
     "tutorial": _tutorial,
@@ -92,15 +98,15 @@ PRESETS: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 
 
-def resolve(spec: AugmentSpec, size: int) -> AugmentSpec:
-    """Fill a spec's gaps from its preset, for images of ``size`` x ``size`` pixels.
+def resolve(spec: AugmentSpec, size: Size) -> AugmentSpec:
+    """Fill a spec's gaps from its preset, for images of ``size`` pixels.
 
     Returns a spec without None, whose ``preset`` is the name that ``auto`` stood for; resolving it again
     changes nothing. Raises SpecError where values contradict each other.
     """
     name = spec.preset
     if name == "auto":
-        name = "cifar" if size <= SMALL else "photo"
+        name = "cifar" if longest(size) <= SMALL else "photo"
     given = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
     explicit = {key: value for key, value in given.items() if value is not None}
     resolved = AugmentSpec(**{**_base(size), **PRESETS[name](size), **explicit, "preset": name})
@@ -108,7 +114,13 @@ def resolve(spec: AugmentSpec, size: int) -> AugmentSpec:
     return resolved
 
 
-def _check(spec: AugmentSpec, size: int) -> None:
+def for_channels(spec: AugmentSpec, channels: int) -> AugmentSpec:
+    """Return a resolved spec without what is defined for red, green and blue only, for images of other channels."""
+    return spec if channels in (1, 3) else dataclasses.replace(spec, saturation=0.0, hue=0.0)
+
+
+def _check(spec: AugmentSpec, size: Size) -> None:
+    short = shortest(size)
     ranges: dict[str, tuple[tuple[float, float] | None, float]] = {
         "crop_scale": (spec.crop_scale, 1.0),
         "crop_ratio": (spec.crop_ratio, float("inf")),
@@ -120,15 +132,19 @@ def _check(spec: AugmentSpec, size: int) -> None:
             raise SpecError(
                 f"augment.{name} is {pair}; it must be two numbers above 0{limit}, the smaller one first."
             )
-    if spec.crop == "pad" and spec.padding_mode == "reflect" and (spec.crop_padding or 0) >= size:
+    if spec.crop == "pad" and spec.padding_mode == "reflect" and (spec.crop_padding or 0) >= short:
         raise SpecError(
             f"augment.crop_padding is {spec.crop_padding}; with padding_mode=reflect it must be "
-            f"below {size}, the size of the image."
+            f"below {short}, the {_side(size)} of the image."
         )
-    if (spec.cutout or 0) > size:
-        raise SpecError(f"augment.cutout is {spec.cutout}; images have {size} pixels only.")
+    if (spec.cutout or 0) > short:
+        raise SpecError(f"augment.cutout is {spec.cutout}; images have {short} pixels only.")
     if spec.cutout and spec.erasing:
         raise SpecError("augment.cutout and augment.erasing both erase; choose one of them.")
+
+
+def _side(size: Size) -> str:
+    return "size" if isinstance(size, int) else "short side"
 
 
 def _numbers(spec: AugmentSpec, *names: str) -> list[str]:

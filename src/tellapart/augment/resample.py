@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tellapart.augment.geometry import Border, cut, grid, tents
+from tellapart.contract.sides import Size, sides
 from tellapart.devices import put
 from tellapart.preprocess import Images, as_tensor
 
@@ -33,7 +34,7 @@ def flipped(maps: Tensor, hflip: Tensor | None, vflip: Tensor | None) -> Tensor:
     return maps
 
 
-def reaches(boxes: Tensor, maps: Tensor, size: int) -> npt.NDArray[np.float64]:
+def reaches(boxes: Tensor, maps: Tensor, size: Size) -> npt.NDArray[np.float64]:
     """Return how many source pixels the triangles reach to both sides along each axis: float64 [B, 2], y and x.
 
     Below one nothing is averaged. ``steps`` is how far a step to each side of the result goes along an axis of the
@@ -42,16 +43,17 @@ def reaches(boxes: Tensor, maps: Tensor, size: int) -> npt.NDArray[np.float64]:
     is less (tests/test_augment_resample.py).
     """
     lengths = np.linalg.norm(maps[:, :, :2].numpy(), axis=2)[:, ::-1]
-    scaling = boxes[:, 2:].numpy() / size
+    scaling = boxes[:, 2:].numpy() / np.array(sides(size))
     steps: npt.NDArray[np.float64] = lengths * scaling
-    return np.maximum(steps, 1.3 * np.minimum(steps, scaling) - 0.2)
+    reach: npt.NDArray[np.float64] = np.maximum(steps, 1.3 * np.minimum(steps, scaling) - 0.2)
+    return reach
 
 
-def crop_and_warp(images: Images, boxes: Tensor, maps: Tensor, size: int, border: Border) -> Tensor:
+def crop_and_warp(images: Images, boxes: Tensor, maps: Tensor, size: Size, border: Border) -> Tensor:
     """Cut each box, scale it to ``size`` and change it by ``maps`` [B, 2, 3] of `geometry.inverse_affine`.
 
-    uint8 [B, H, W, C] -> float32 [B, C, size, size] of 0..255. ``boxes`` (int64 [B, 4]) and ``maps`` (float64) are on
-    the CPU, the result on the device of the images.
+    uint8 [B, H, W, C] -> float32 [B, C, height, width] of 0..255. ``boxes`` (int64 [B, 4]) and ``maps`` (float64)
+    are on the CPU, the result on the device of the images.
     """
     places = grid(maps, size, images.device)
     way = _one_by_one if images.device.type == "cpu" else together
@@ -61,9 +63,12 @@ def crop_and_warp(images: Images, boxes: Tensor, maps: Tensor, size: int, border
 
 def _coverage(places: Tensor) -> Tensor:
     """Return which part of each pixel lies on the image, as bilinear sampling of its scaled version does."""
-    half = places.shape[-1] / 2
-    inside = torch.add(half + 0.5, places.abs(), alpha=-half).clamp_(0, 1)
-    return inside[:, :1].mul_(inside[:, 1:])
+    away, halves = places.abs(), (places.shape[3] / 2, places.shape[2] / 2)
+    across, down = (
+        torch.add(half + 0.5, away[:, axis : axis + 1], alpha=-half).clamp_(0, 1)
+        for axis, half in enumerate(halves)
+    )
+    return across.mul_(down)
 
 
 def _one_by_one(
@@ -140,7 +145,7 @@ def _triangles(length: int, start: Tensor, extent: Tensor, step: Tensor) -> Tens
 
 
 def _on_canvas(place: Tensor, start: Tensor, extent: Tensor, length: int, border: Border) -> Tensor:
-    """Turn coordinates [B, S, S] where -1..1 is a box into those where it is the canvas, kept inside of the box."""
+    """Turn coordinates [B, H, W] where -1..1 is a box into those where it is the canvas, kept inside of the box."""
     start, extent = start[:, None, None], extent[:, None, None]
     part = (place + 1) / 2
     if border == "reflection":

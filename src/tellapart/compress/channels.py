@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tellapart import packages
+from tellapart import numerals, packages
 from tellapart.errors import ModelError
 from tellapart.models import heads
 
@@ -72,7 +72,8 @@ def prune(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], ratio: flo
     narrow = _without(tp, judged, example, high)
     if cost(narrow, example).flops > wanted:
         raise ModelError(
-            f"{ratio:.0%} of the operations cannot be taken away: {1 - cost(narrow, example).flops / before:.0%} are "
+            f"{numerals.percent(ratio, 0)} of the operations cannot be taken away: "
+            f"{numerals.percent(1 - cost(narrow, example).flops / before, 0)} are "
             "the most where each layer keeps an eighth of its channels. Give a smaller --ratio."
         )
     for _ in range(_TRIALS):

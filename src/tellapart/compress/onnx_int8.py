@@ -33,7 +33,7 @@ class Quantizer:
     """One exported file, its ranges measured once; gives quantised files with any layers left in float."""
 
     def __init__(self, file: Path, batches: Sequence[Pixels], reduce_range: bool = False) -> None:
-        """Read the whole-graph ONNX ``file``; measure ranges on ``batches``, uint8 [B, size, size, C].
+        """Read the whole-graph ONNX ``file``; measure ranges on ``batches``, uint8 [B, height, width, C].
 
         ``reduce_range``: weights of seven bits, for x86 processors without VNNI. Their products of eight bits are
         added in pairs to 16 bits, which saturate: 255 * 127 * 2 is above 32,767.
@@ -210,7 +210,8 @@ def _spare_channels(onnx: Any, network: Any, names: set[str]) -> None:
     Large images keep different numbers by channel, which would take megabytes for each value. The results are the same.
     """
     held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in network.graph.initializer}
-    (side,) = [v.type.tensor_type.shape.dim[1].dim_value for v in network.graph.input if v.name == PIXELS]
+    (shape,) = [v.type.tensor_type.shape.dim for v in network.graph.input if v.name == PIXELS]
+    height, width = shape[1].dim_value, shape[2].dim_value
     for node in network.graph.node:
         if node.name not in names or node.op_type not in ("Mul", "Add"):
             continue
@@ -220,8 +221,8 @@ def _spare_channels(onnx: Any, network: Any, names: set[str]) -> None:
                 continue
             if (values == values.flat[0]).all():
                 values = np.array(values.flat[0])
-            elif values.shape[1:] == (1, 1) and values.size * side**2 <= _SPREAD:
-                values = np.ascontiguousarray(np.broadcast_to(values, (len(values), side, side)))
+            elif values.shape[1:] == (1, 1) and values.size * height * width <= _SPREAD:
+                values = np.ascontiguousarray(np.broadcast_to(values, (len(values), height, width)))
             else:
                 continue
             single = onnx.numpy_helper.from_array(values, f"{name}_of_all_channels")

@@ -30,7 +30,7 @@ class Quantizer:
     """One exported file and the images to measure ranges on; gives quantised models."""
 
     def __init__(self, file: Path, card: Card, batches: Sequence[Pixels]) -> None:
-        """``file``: the .xml of a whole graph. ``batches``: uint8 [B, size, size, C]."""
+        """``file``: the .xml of a whole graph. ``batches``: uint8 [B, height, width, C]."""
         self.openvino = packages.require("openvino", "openvino", _PURPOSE)
         with _quiet():
             self.nncf = packages.require("nncf", "compress", _PURPOSE)
@@ -62,7 +62,7 @@ class Quantizer:
         """Return the network with the layers left in float that hurt most, until accuracy falls by ``drop`` at most.
 
         NNCF's accuracy-aware quantisation: layers are ranked by what each does to the answers, and taken back one by
-        one. ``images``: uint8 [B, size, size, C] each, with ``labels`` int64 [N] of all; ``drop``: 0 to 1.
+        one. ``images``: uint8 [B, height, width, C] each, with ``labels`` int64 [N] of all; ``drop``: 0 to 1.
         """
         _, network = self._parts()
         single = [batch[place : place + 1] for batch in images for place in range(len(batch))]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tellapart import files
+from tellapart import files, numerals, pages
 from tellapart.compress.measuring import BATCHES, Row
 from tellapart.compress.table import NO_ENERGY, Comparison, best_of
 from tellapart.evaluation.charts import Tick, cells_of, nice_ticks
@@ -69,15 +69,7 @@ class Picture:
 
 def write_page(comparison: Comparison) -> Path:
     """Write the page beside compress.json; return its path."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("tellapart.compress"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment("tellapart.compress")
     target = comparison.folder / FILE_NAME
     text = environment.get_template("compress.html.j2").render(_content(comparison))
     files.write_text(target, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
@@ -153,7 +145,8 @@ def picture(rows: Sequence[Row], across: int = WIDTH, numbers: bool = False) -> 
         width = (_BOLD if row in best else _CHARACTER) * cells_of(label)
         label_x, label_y, anchor = _free_place(x, y, radius, width, placed, discs, across)
         text = (
-            f"{row.candidate.name}: {100 * row.accuracy:.2f} %, {row.p50[1]:.3g} ms, {row.bytes / 1e6:.3g} MB"
+            f"{row.candidate.name}: {numerals.percent(row.accuracy)}, {numerals.milliseconds(row.p50[1])}, "
+            f"{numerals.megabytes(row.bytes)}"
         )
         names = ("x", "y", "low", "high", "radius", "label_x", "label_y")
         values = (x, y, y_at(row.interval[0]), y_at(row.interval[1]), radius, label_x, label_y)
@@ -166,9 +159,12 @@ def picture(rows: Sequence[Row], across: int = WIDTH, numbers: bool = False) -> 
         tuple(points),
         "M" + " L".join(f"{x:.1f} {y:.1f}" for x, y in line),
         tuple(
-            Tick(round(x_at(value), 1), f"{value:g}") for value in _log_ticks(math.exp(low), math.exp(high))
+            Tick(round(x_at(value), 1), numerals.setting(value))
+            for value in _log_ticks(math.exp(low), math.exp(high))
         ),
-        tuple(Tick(round(y_at(value), 1), f"{100 * value:.4g} %") for value in y_values),
+        tuple(
+            Tick(round(y_at(value), 1), f"{numerals.setting(round(100 * value, 6))} %") for value in y_values
+        ),
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tellapart import artifact, runs
+from tellapart import artifact, numerals, runs
 from tellapart.contract import Card
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
@@ -46,9 +46,9 @@ class Subject:
         return "test" if "test" in self.parts else "val"
 
     def example(self) -> Tensor:
-        """Return an image of zeros as the network takes it, float32 [1, C, size, size]."""
+        """Return an image of zeros as the network takes it, float32 [1, C, height, width]."""
         contract = self.card.preprocessing
-        return torch.zeros(1, contract.channels, contract.size, contract.size)
+        return torch.zeros(1, contract.channels, *contract.sides)
 
     def training_rows(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the places of ``count`` training images, drawn by the spec's seed."""
@@ -56,7 +56,7 @@ class Subject:
         return np.sort(rng.permutation(len(self.parts["train"]))[:count]).astype(np.int64)
 
     def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield ``count`` training images as the network takes them, float32 [b, C, size, size], and labels [b]."""
+        """Yield ``count`` training images as the network takes them, float32 [b, C, height, width], and labels [b]."""
         rows = self.training_rows(count)
         for start in range(0, len(rows), _BATCH):
             batch = self.parts["train"].batch(rows[start : start + _BATCH])
@@ -92,8 +92,8 @@ def open_subject(
     samples = opening.open_source(spec.data, lambda note: None)
     if not (samples.splits == "val").any() and not spec.data.val_fraction:
         console.warn(
-            f"There are no validation images; {HELD_OUT:.0%} of the training images take their part. They trained the "
-            "model, so the drop measured on them is an optimistic one."
+            f"There are no validation images; {numerals.percent(HELD_OUT, 0)} of the training images take "
+            "their part. They trained the model, so the drop measured on them is an optimistic one."
         )
         spec = update(spec, {"data.val_fraction": HELD_OUT})
         samples = opening.open_source(spec.data, lambda note: None)

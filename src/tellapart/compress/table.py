@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tellapart import runs
+from tellapart import numerals, runs
 from tellapart.compress.measuring import BATCHES, Row
 
 FILE_NAME = "compress.json"
@@ -70,15 +70,15 @@ def _cells(row: Row, first: Row, best: bool) -> list[str]:
     low, high = row.interval
     cells = [
         ("* " if best else "  ") + row.candidate.name,
-        f"{100 * row.accuracy:.2f} %",
-        f"{100 * low:.1f}–{100 * high:.1f}",
-        f"{100 * (row.accuracy - first.accuracy):+.2f}",
-        f"{100 * row.agreement:.1f} %",
-        f"{row.bytes / 1e6:.2f}",
+        numerals.percent(row.accuracy),
+        numerals.interval(low, high),
+        numerals.points(row.accuracy - first.accuracy),
+        numerals.percent(row.agreement),
+        numerals.fixed(row.bytes / 1e6, 2),
         f"{row.size_ratio:.2f}x",
     ]
     for batch in BATCHES:
-        cells += [f"{row.p50[batch]:.2f}", f"{row.ratios[batch]:.2f}x"]
+        cells += [numerals.number(row.p50[batch]), f"{row.ratios[batch]:.2f}x"]
     return cells
 
 

@@ -49,9 +49,10 @@ class Single(Kind):
 
     def probabilities(self, scaled_BK: Floats) -> Floats:
         """Return the softmax, float64 [B, K]; not a number where a logit is none."""
-        with np.errstate(invalid="ignore"):
-            powers = np.exp(scaled_BK - scaled_BK.max(axis=1, keepdims=True))
-            result: Floats = powers / powers.sum(axis=1, keepdims=True)
+        highest = scaled_BK.max(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            result: Floats = np.exp(scaled_BK - highest)
+        result /= result.sum(axis=1, keepdims=True)
         return result
 
     def told(self, scores_BK: npt.NDArray[Any], probabilities_BK: Callable[[], Floats]) -> list[list[int]]:
@@ -179,11 +180,12 @@ class Answers:
     def top(self, count: int) -> Iterator[Answer]:
         """Yield for each image its ``count`` most probable classes (all of them where there are fewer)."""
         order = ranked(self.logits, count)
-        values = np.take_along_axis(self.probabilities, order, axis=1).tolist()
         told = self.told if self.several else [None] * len(self)
-        for place, (indices, row) in enumerate(zip(order.tolist(), values, strict=True)):
-            found = None if told[place] is None else tuple(self._told(place, k) for k in told[place] or ())
-            yield Answer(tuple(self.classes[index] for index in indices), tuple(row), found)
+        for place, (indices, values) in enumerate(zip(order, self.probabilities, strict=True)):
+            names = tuple([self.classes[index] for index in indices.tolist()])
+            several = told[place]
+            found = None if several is None else tuple(self._told(place, index) for index in several)
+            yield Answer(names, tuple(values[indices].tolist()), found)
 
     def _told(self, row: int, index: int) -> Told:
         return Told(self.classes[index], float(self.probabilities[row, index]), self.thresholds[index])
@@ -228,7 +230,8 @@ def checked(logits: Logits, card: Card) -> Logits:
 
 def comparable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the values with those that are not numbers as the lowest, so that ranks are defined."""
-    return np.where(np.isnan(values), -np.inf, values)
+    highest = values.max() if values.size else 0.0
+    return values if highest == highest else np.where(np.isnan(values), -np.inf, values)
 
 
 def best(values_BK: npt.NDArray[Any]) -> Indices:
@@ -239,4 +242,4 @@ def best(values_BK: npt.NDArray[Any]) -> Indices:
 
 def ranked(values_BK: npt.NDArray[Any], count: int) -> Indices:
     """Return the places of each row's ``count`` highest values, the highest first, int64 [B, min(count, K)]."""
-    return np.argsort(-comparable(values_BK), axis=1, kind="stable")[:, :count]
+    return np.argsort(-values_BK, axis=1, kind="stable")[:, :count]  # which puts what is not a number last

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tellapart.contract import strict
+from tellapart.contract import sides, strict
+from tellapart.contract.sides import Size
 from tellapart.errors import ModelError, did_you_mean
 
 STEMS = ("standard", "small")
 MOST_SIZE = 4096
+MOST_CHANNELS = 256
 
 Pruned = tuple[tuple[str, tuple[int, ...]], ...]
 """(path of a layer, its sizes), 0 where a size is the network's own. A convolution: outputs, inputs, groups; a
@@ -26,13 +28,13 @@ class Architecture:
     """A network by name and the values that shape it; JSON-able, and saved with the weights.
 
     ``name`` is canonical (see :func:`tellapart.models.zoo.resolve`). Images have ``channels`` (at least 1)
-    and are ``size`` pixels high and wide. Raises ModelError for an impossible value.
+    and are ``size`` pixels high and wide (one number, or height and width). Raises ModelError for an impossible value.
     """
 
     name: str
     num_classes: int
     channels: int = 3
-    size: int = 32
+    size: Size = 32
     dropout: float = 0.0
     """Probability of every dropout that the network has; at least one before the head."""
     drop_path: float = 0.0
@@ -45,10 +47,12 @@ class Architecture:
     """Layers that are narrower than the network ``name`` has them; see :mod:`tellapart.models.shrink`."""
 
     def __post_init__(self) -> None:
-        for field, most in (("num_classes", 100_000), ("channels", 16), ("size", MOST_SIZE)):
-            if not 1 <= getattr(self, field) <= most:
+        object.__setattr__(self, "size", sides.normal(self.size))
+        for field, most in (("num_classes", 100_000), ("channels", MOST_CHANNELS), ("size", MOST_SIZE)):
+            value = getattr(self, field)
+            if not 1 <= sides.shortest(value) <= sides.longest(value) <= most:
                 raise ModelError(
-                    f"{self.name}: {field} is {getattr(self, field)}; it must be at least 1 and at most {most}."
+                    f"{self.name}: {field} is {value}; it must be at least 1 and at most {most}."
                 )
         for field in ("dropout", "drop_path"):
             if not 0 <= getattr(self, field) < 1:
@@ -58,9 +62,14 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values by field name; ``pruned``, a mapping here, only where layers are."""
-        values = dataclasses.asdict(self)
+        values = {**dataclasses.asdict(self), "size": sides.plain(self.size)}
         pruned = values.pop("pruned")
         return {**values, "pruned": {path: list(sizes) for path, sizes in pruned}} if pruned else values
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return sides.sides(self.size)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:

@@ -16,7 +16,8 @@ from tellapart.contract.preprocessing import Preprocessing
 from tellapart.contract.views import Views
 from tellapart.errors import ModelError
 
-# 1: one view, no calibration; 2: views; 3: calibration; 4: another kind of label. The lowest that says all is written.
+# 1: one view, no calibration; 2: views; 3: calibration; 4: another kind of label, or inputs that are not square or have
+# other channels than 1 and 3. The lowest that says all is written.
 FORMAT = 4
 KINDS = ("single", "multi-label")
 """What a label can be: ``single``, exactly one class for each image; ``multi-label``, any number of them, each told
@@ -77,7 +78,8 @@ class Card:
         return json_text.dumps(content, ensure_ascii=False)
 
     def _format(self) -> int:
-        if self.kind != KINDS[0]:
+        shape = self.preprocessing
+        if self.kind != KINDS[0] or shape.channels not in (1, 3) or not isinstance(shape.size, int):
             return 4
         return 3 if self.calibration else 2 if self.views.count > 1 else 1
 

@@ -12,7 +12,10 @@ The content decides, never the file's name:
   and rounded (65535 becomes 255), and 16-bit colour keeps its upper byte; signed and 32-bit numbers count as 16-bit
   ones where all lie in 0..65535. With ``levels`` (low, high), low becomes 0, high 255, and what lies beyond is clipped.
   What has no range (floating point; other numbers outside 0..65535) is refused without levels. 1-bit becomes 0 and 255.
-- A TIFF whose bands have no stated meaning is refused; `tiff` says by which tags.
+- A TIFF whose bands have no stated meaning is refused where 1 or 3 channels are wanted; `tiff` says by which tags.
+- Any other number of channels: all bands of a TIFF or NumPy file that has so many, in its order, 16 bits divided by
+  257 and rounded; 4 also of red, green, blue and opacity (RGBA), 2 of grey and opacity. Other files are refused.
+- NumPy files hold one image each; `npy` says in which layouts.
 - Greyscale becomes three equal channels where three are wanted; colour becomes Rec. 601 luma where one is.
 - A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (by its DCT coefficients, as libjpeg does) where the
   caller says that this suffices; its header's size is what the limits below are about.
@@ -39,7 +42,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin
 
-from tellapart.contract import jpeg, png, tiff
+from tellapart.contract import jpeg, npy, png, tiff
 from tellapart.contract.deep import BadImage as BadImage
 from tellapart.contract.deep import Deep, Levels
 from tellapart.contract.formats import BY_NAME, FORMATS, NOT_IMAGES, Format
@@ -105,6 +108,8 @@ def _recognise(content: bytes) -> tuple[str, Any]:
     if found.name == "JPEG":
         return found.name, _Jpeg
     reader = _reader(found)
+    if found.name == "NumPy":
+        return found.name, None
     if reader is None and found.package:
         raise BadImage(f"is {found.name}, which needs a further package: pip install '{found.package}'")
     if reader is None:
@@ -178,7 +183,7 @@ def decode(
 
     Args:
         content: the whole file.
-        channels: 1 (luma) or 3 (RGB).
+        channels: 1 (luma), 3 (RGB), or any other number that the file itself has.
         max_pixels: the most pixels that an image may have.
         suffices: whether a JPEG decoded to this height and width (before EXIF's orientation turns it) is large
             enough; without it every image is decoded at its own size.
@@ -190,7 +195,7 @@ def decode(
     if tedious(name, content):
         raise BadImage(f"{name} of very many parts")
     try:
-        deep = _deep(name, content, reader, max_pixels, levels is not None)
+        deep = _deep(name, content, reader, max_pixels, levels is not None, channels)
         if deep is not None:
             return _upright(_levelled(deep, channels, levels), deep.orientation)
         with _quiet(name, content), reader(io.BytesIO(content)) as image:
@@ -209,13 +214,43 @@ def decode(
         raise _damage(name, error, content) from error
 
 
-def largest(content: bytes, max_pixels: int = MAX_PIXELS) -> float | None:
-    """Return the largest number in an image of more than 8 bits; None for any other. Raises BadImage."""
+def bands(content: bytes) -> int:
+    """Return how many channels a file has whose channels have no colours' names; 0 for any other file.
+
+    Only the head of the file is read. Raises BadImage.
+    """
+    name, _ = _recognise(content)
+    return tiff.bands(content) if name == "TIFF" else npy.bands(content) if name == "NumPy" else 0
+
+
+def shown(content: bytes | Pixels, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Return an image to look at, RGB [H, W, 3]: of channels that have no colours' names the first three, or the first.
+
+    Raises BadImage.
+    """
+    if isinstance(content, np.ndarray):
+        return to_channels(content, 3) if content.ndim == 2 or content.shape[2] == 4 else to_shown(content)
+    count = bands(content)
+    return to_shown(decode(content, count if count not in (0, 1, 3) else 3, max_pixels))
+
+
+def to_shown(pixels: Pixels) -> Pixels:
+    """Return uint8 [H, W(, C)] to look at, RGB: of 2 channels the first, as grey, of 4 or more the first three."""
+    if pixels.ndim == 3 and pixels.shape[2] not in (1, 3):
+        pixels = np.ascontiguousarray(pixels[..., : 3 if pixels.shape[2] > 3 else 1])
+    return to_channels(pixels, 3)
+
+
+def largest(content: bytes, max_pixels: int = MAX_PIXELS, channels: int = 0) -> float | None:
+    """Return the largest number in an image of more than 8 bits; None for any other. Raises BadImage.
+
+    ``channels``: those of the input; 0: the file's own.
+    """
     name, reader = _recognise(content)
     if name not in _DEEP:
         return None
     try:
-        deep = _deep(name, content, reader, max_pixels, True)
+        deep = _deep(name, content, reader, max_pixels, True, channels or bands(content) or 3)
         if deep is not None:
             return deep.largest
         with _quiet(name, content), reader(io.BytesIO(content)) as image:
@@ -230,10 +265,18 @@ def largest(content: bytes, max_pixels: int = MAX_PIXELS) -> float | None:
         raise _damage(name, error, content) from error
 
 
-_DEEP = ("PNG", "TIFF", "PPM", "JPEG 2000")  # formats that hold more than 8 bits, and that Pillow gives so
+_DEEP = (
+    "NumPy",
+    "PNG",
+    "TIFF",
+    "PPM",
+    "JPEG 2000",
+)  # formats that hold more than 8 bits, and that Pillow gives so
 
 
-def _deep(name: str, content: bytes, reader: Any, max_pixels: int, all_bits: bool) -> Deep | None:
+def _deep(
+    name: str, content: bytes, reader: Any, max_pixels: int, all_bits: bool, channels: int
+) -> Deep | None:
     """Return an image's numbers where Pillow would not give them, or not rightly; with ``all_bits`` not in full.
 
     Raises BadImage, and what Pillow's readers raise.
@@ -242,7 +285,10 @@ def _deep(name: str, content: bytes, reader: Any, max_pixels: int, all_bits: boo
         width, height = tiff.dimensions(content)
         if width and height:
             check_dimensions(width, height, max_pixels)
-        return tiff.read(content, max_pixels)
+        return tiff.read(content, max_pixels, channels)
+    if name == "NumPy":
+        check_dimensions(*npy.dimensions(content, channels), max_pixels)
+        return npy.read(content, channels)
     if name == "PNG" and png.is_deep(content):
         width, height = png.dimensions(content)
         check_dimensions(width, height, max_pixels)
@@ -256,7 +302,9 @@ def _deep(name: str, content: bytes, reader: Any, max_pixels: int, all_bits: boo
 def _levelled(deep: Deep, channels: int, levels: Levels | None) -> Pixels:
     """Return an image's numbers as [H, W, channels]."""
     pixels = deep.pixels(levels)
-    if deep.values.shape[2] == 4:
+    if deep.bands and pixels.shape[2] == 4 != channels:  # whether the fourth is opacity is not said
+        raise _mismatch(4, channels)
+    if deep.values.shape[2] == 4 and not deep.bands:
         return _to_pixels(Image.fromarray(pixels, "CMYK"), channels, 1)
     return to_channels(pixels, channels)
 
@@ -275,6 +323,8 @@ def _to_pixels(image: Image.Image, channels: int, orientation: int, levels: Leve
     """Return a loaded image's pixels [H, W, channels]: its mode converted, turned upright."""
     if image.mode[0] in "IF":
         return _upright(to_channels(_numbers(image).pixels(levels), channels), orientation)
+    if channels not in (1, 3):
+        return _upright(_with_opacity(image, channels), orientation)
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
@@ -287,6 +337,21 @@ def _to_pixels(image: Image.Image, channels: int, orientation: int, levels: Leve
         image = image.convert(wanted)
     pixels = np.array(image)
     return _upright(pixels[:, :, None] if channels == 1 else pixels, orientation)
+
+
+def _with_opacity(image: Image.Image, channels: int) -> Pixels:
+    """Return the channels of an image with transparency, opacity the last: RGBA for 4, LA for 2. Raises BadImage."""
+    clear = image.has_transparency_data
+    grey = image.mode in ("L", "LA", "La", "1")
+    if clear and channels == 4:
+        return np.array(image.convert("RGBA"))
+    if clear and channels == 2 and grey:
+        return np.array(image.convert("LA"))
+    raise _mismatch((1 if grey else 3) + clear, channels)
+
+
+def _mismatch(has: int, channels: int) -> BadImage:
+    return BadImage(f"has {has} channel{'s' if has > 1 else ''}; the input has {channels}")
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
@@ -340,11 +405,19 @@ def _exif_orientation(exif: bytes) -> int | None:
 
 
 def to_channels(pixels: Pixels, channels: int) -> Pixels:
-    """Return uint8 [H, W] or [H, W, 1, 3 or 4] (alpha, put on white) as [H, W, channels]. Raises BadImage."""
+    """Return uint8 [H, W] or [H, W, 1, 3 or 4] (alpha, put on white) as [H, W, channels]. Raises BadImage.
+
+    Any other number of channels has to be the one that is wanted.
+    """
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
-    if pixels.ndim != 3 or pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3, 4) or not pixels.size:
+    own = pixels.ndim == 3 and pixels.shape[2] == channels
+    if pixels.ndim != 3 or pixels.dtype != np.uint8 or not pixels.size:
         raise BadImage(f"an array of {pixels.dtype} {list(pixels.shape)} is not an image")
+    if not own and (channels not in (1, 3) or pixels.shape[2] not in (1, 3, 4)):
+        raise _mismatch(pixels.shape[2], channels)
+    if own:
+        return pixels
     if pixels.shape[2] == 4:
         return _to_pixels(Image.fromarray(pixels), channels, 1)
     if pixels.shape[2] == channels:

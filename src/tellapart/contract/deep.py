@@ -39,7 +39,7 @@ def likely_range(largest: float) -> str:
 
 @dataclass(frozen=True)
 class Deep:
-    """An image's numbers, [H, W, 1 (grey), 3 (RGB) or 4 (CMYK)], as the file stores them.
+    """An image's numbers, [H, W, 1 (grey), 3 (RGB) or 4 (CMYK)], as the file stores them; with ``bands`` any number.
 
     top: the largest number that the file can hold, 0: it has no range of its own. what: the file in words.
     alpha: [H, W] of the same kind; premultiplied: the colours were multiplied by it. inverted: 0 is white.
@@ -52,6 +52,7 @@ class Deep:
     premultiplied: bool = False
     inverted: bool = False
     orientation: int = 1
+    bands: bool = False
 
     @property
     def largest(self) -> float | None:
@@ -59,11 +60,11 @@ class Deep:
         return None if self.top and self.top <= 255 else float(self.values.max())
 
     def pixels(self, levels: Levels | None) -> Pixels:
-        """Return the image in levels, uint8 [H, W, 1, 3 or 4 (RGBA)] (CMYK: [H, W, 4], see ``values``).
+        """Return the image in levels, uint8 [H, W, 1, 3 or 4 (RGBA)] (CMYK and bands: as ``values``).
 
         Raises BadImage where no range is known.
         """
-        colours = _scaled(self.values, self.top, self.what, levels)
+        colours = _scaled(self.values, self.top, self.what, levels, self.bands)
         if self.inverted:
             colours = 255 - colours
         if self.alpha is None:
@@ -77,15 +78,17 @@ class Deep:
         return np.concatenate([colours, alpha], axis=2)
 
 
-def _scaled(values: npt.NDArray[Any], top: int, what: str, levels: Levels | None) -> Pixels:
-    """Return numbers as levels."""
+def _scaled(
+    values: npt.NDArray[Any], top: int, what: str, levels: Levels | None, bands: bool = False
+) -> Pixels:
+    """Return numbers as levels; 16-bit colour by its upper byte, as Pillow does, grey and ``bands`` rounded."""
     if top and top <= 255:
         return values.astype(np.uint8)
     if levels is None and not top:
         _check_sixteen_bits(values, what)
         values = values.astype(np.uint16)
     if levels is None:
-        if values.shape[-1] == 1 or values.ndim == 2:
+        if bands or values.shape[-1] == 1 or values.ndim == 2:
             return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         return (values >> 8).astype(np.uint8)
     if values.dtype.kind == "f" and not np.isfinite(values).all():

@@ -75,6 +75,7 @@ FORMATS: tuple[Format, ...] = (
         "PCX",
         _pil("Pcx", "Pcx"),
     ),
+    Format("NumPy", re.compile(rb"\x93NUMPY"), (".npy",), "NumPy", ()),
     Format("QOI", re.compile(rb"qoif"), (".qoi",), "QOI", _pil("Qoi", "Qoi")),
     # The last, because its first bytes say little: colour map, kind, 14 bytes of places and sizes, depth, order.
     Format(
@@ -101,7 +102,6 @@ NOT_IMAGES: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "is a PostScript document, not an image"),
     (re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf"), "is an archive, not an image"),
     (re.compile(rb".{128}DICM", re.S), "is a DICOM file; convert it to PNG or TIFF with the window that you want"),
-    (re.compile(rb"\x93NUMPY"), "is a NumPy array; save its images as PNG or TIFF"),
     (re.compile(rb"\x89HDF\r\n"), "is an HDF5 file; save its images as PNG or TIFF"),
     (re.compile(rb"SIMPLE  ="), "is a FITS file, which is not supported; convert it to PNG or TIFF"),
     (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "is JPEG XL, which is not supported; convert it to PNG"),

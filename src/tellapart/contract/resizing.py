@@ -46,7 +46,7 @@ def load(
     max_pixels: int = MAX_PIXELS,
     box: npt.NDArray[np.float64] | tuple[float, ...] | None = None,
 ) -> Pixels:
-    """Return an image as the contract wants it: uint8 [size, size, channels]. Raises BadImage.
+    """Return an image as the contract wants it: uint8 [height, width, channels]. Raises BadImage.
 
     ``content``: a file's bytes, or pixels uint8 [H, W] or [H, W, C]. ``box``: x0, y0, x1, y1 in pixels of the
     upright image, of which only that part is used; None or NaN: all of it.
@@ -59,33 +59,38 @@ def load(
 
 def scaled_size(height: int, width: int, contract: Preprocessing) -> tuple[int, int]:
     """Return the height and width that the policy scales an image to, before it is cut or bordered."""
-    size = contract.size
+    rows, columns = contract.sides
     if contract.resize == "squash":
-        return size, size
+        return rows, columns
     if contract.resize == "crop":
-        edge, short = contract.edge, min(height, width)
-        return edge * height // short, edge * width // short
-    long, least = max(height, width), min(2, size)
-    rounded = ((2 * size * side + long) // (2 * long) for side in (height, width))
-    scaled_height, scaled_width = (max(side, least) for side in rounded)
-    return scaled_height, scaled_width
+        rows, columns = contract.edges
+        return max(rows, columns * height // width), max(columns, rows * width // height)
+    by_width, by_height = _rounded(columns * height, width), _rounded(rows * width, height)
+    return max(min(rows, by_width), min(2, rows)), max(min(columns, by_height), min(2, columns))
+
+
+def _rounded(number: int, by: int) -> int:
+    """Return a quotient, rounded; halves go up."""
+    return (2 * number + by) // (2 * by)
 
 
 def resize(image_HWC: Pixels, contract: Preprocessing) -> Pixels:
-    """Apply the resize policy: uint8 [H, W, C] -> [size, size, C].
+    """Apply the resize policy: uint8 [H, W, C] -> uint8 of the contract's height and width, [h, w, C].
 
     Where the policy's scaled height and width are the image's own, no pixel changes. ``crop`` gives exactly the
     centre of the whole scaled image, from where `Preprocessing.start` says.
     """
-    size = contract.size
+    sides = contract.sides
     height, width = scaled_size(image_HWC.shape[0], image_HWC.shape[1], contract)
-    rows, columns = (size, size) if contract.resize != "letterbox" else (height, width)
-    corner = (contract.start(height), contract.start(width)) if contract.resize == "crop" else (0, 0)
+    rows, columns = sides if contract.resize != "letterbox" else (height, width)
+    corner = (0, 0)
+    if contract.resize == "crop":
+        corner = contract.start(height, rows), contract.start(width, columns)
     inner = scale(image_HWC, (height, width), corner, (rows, columns), contract)
-    if (rows, columns) == (size, size):
+    if (rows, columns) == sides:
         return inner
-    canvas = np.full((size, size, image_HWC.shape[2]), contract.fill, np.uint8)
-    top, left = (size - rows) // 2, (size - columns) // 2
+    canvas = np.full((*sides, image_HWC.shape[2]), contract.fill, np.uint8)
+    top, left = (sides[0] - rows) // 2, (sides[1] - columns) // 2
     canvas[top : top + rows, left : left + columns] = inner
     return canvas
 

@@ -111,8 +111,21 @@ def dimensions(content: bytes) -> tuple[int, int]:
     return (tags.one(_WIDTH, 0), tags.one(_HEIGHT, 0)) if tags else (0, 0)
 
 
-def read(content: bytes, max_pixels: int) -> Deep | None:
-    """Return a TIFF's numbers; None: Pillow reads it rightly, or says how it is damaged. Raises BadImage."""
+def bands(content: bytes) -> int:
+    """Return how many bands a TIFF has, where more than one of them have no colour's name; else 0."""
+    tags = _read_tags(content)
+    if tags is None:
+        return 0
+    photometric = tags.one(_PHOTOMETRIC, 0)
+    further = tags.samples - _COLOURS.get(photometric, 0)  # one more may be opacity, or be left out
+    return tags.samples if photometric in (0, 1, 2) and further > 1 else 0
+
+
+def read(content: bytes, max_pixels: int, channels: int = 3) -> Deep | None:
+    """Return a TIFF's numbers; None: Pillow reads it rightly, or says how it is damaged. Raises BadImage.
+
+    ``channels``: how many are wanted. Where that is neither 1 nor 3, all bands are given, in the file's order.
+    """
     tags = _read_tags(content)
     if tags is None or tags.samples < 1 or not tags.values.get(_BITS, (1,)):
         return None
@@ -124,9 +137,16 @@ def read(content: bytes, max_pixels: int) -> Deep | None:
         return None
     simple = max(tags.bits) <= 8 and tags.kind == "unsigned" and not tags.separate
     foreign = tags.big and tags.order == ">"  # which Pillow does not know
+    if channels not in (1, 3) and tags.samples == channels:
+        return _read_bands(content, tags, max_pixels)
     bands = tags.samples - colours
     if colours == 1 and photometric != 3 and (bands > 1 or (bands and not extra and max(tags.bits) > 8)):
-        raise BadImage(f"is a TIFF of {tags.describe()}: which bands are red, green and blue is not said")
+        if tags.samples not in (1, 3) and channels not in (1, 3):
+            raise BadImage(f"is a TIFF of {tags.describe()}; the input has {channels} channels")
+        advice = f"; --input.channels {tags.samples} takes all" if tags.samples != 3 else ""
+        raise BadImage(
+            f"is a TIFF of {tags.describe()}: which bands are red, green and blue is not said{advice}"
+        )
     if simple and not (foreign and bits == 8):
         return None
     used = colours + (1 if extra and extra[0] in (1, 2) and bands > 0 else 0)
@@ -144,6 +164,24 @@ def read(content: bytes, max_pixels: int) -> Deep | None:
         premultiplied=alpha is not None and extra[0] == 1,
         inverted=photometric == 0,
         orientation=tags.one(_ORIENTATION, 1),
+    )
+
+
+def _read_bands(content: bytes, tags: _Tags, max_pixels: int) -> Deep:
+    """Return all bands of a TIFF of grey or RGB and further ones, as they are."""
+    bits, samples = tags.bits[0], tags.samples
+    if tags.one(_PHOTOMETRIC, 0) not in (1, 2):
+        raise BadImage(f"is a TIFF of {tags.describe()}, whose bands are not taken one by one")
+    _check(tags, samples, samples, 1)
+    width, height = tags.one(_WIDTH, 0), tags.one(_HEIGHT, 0)
+    if width * height * samples * -(-bits // 8) > 8 * max(max_pixels, 1) * max(1, samples // 4):
+        raise BadImage(f"decompression bomb? {width}x{height} of {tags.describe()}")
+    return Deep(
+        values=_values(content, tags, samples),
+        top=(255 if bits == 8 else WHOLE) if tags.kind == "unsigned" and bits <= 16 else 0,
+        what=tags.describe(),
+        orientation=tags.one(_ORIENTATION, 1),
+        bands=True,
     )
 
 
@@ -167,11 +205,10 @@ def _check(tags: _Tags, used: int, colours: int, photometric: int) -> None:
         or (packed and (_TILE_WIDTH in tags.values or tags.one(_PREDICTOR, 1) != 1))
         or (not ranged and (photometric in (0, 5) or used > colours))
         or (photometric == 5 and (tags.one(_INKS, 1) != 1 or tags.samples > 4))
-        or tags.one(_PREDICTOR, 1) > 2
+        or tags.one(_PREDICTOR, 1) > (3 if tags.kind == "floating-point" else 2)
     )
     if odd:
-        note = " with a floating-point predictor" if tags.one(_PREDICTOR, 1) == 3 else ""
-        raise BadImage(f"is a TIFF of {tags.describe()}{note}, which is not supported")
+        raise BadImage(f"is a TIFF of {tags.describe()}, which is not supported")
 
 
 def _values(content: bytes, tags: _Tags, used: int) -> npt.NDArray[Any]:
@@ -191,6 +228,10 @@ def _plane(content: bytes, tags: _Tags, number: int, together: int) -> npt.NDArr
         most = (1 << bits) - 1
         scaled: npt.NDArray[np.uint16] = ((whole * (2 * WHOLE) + most) // (2 * most)).astype(np.uint16)
         return scaled
+    if tags.one(_PREDICTOR, 1) == 3:
+        return _of_byte_planes(rows, bits // 8, together, tags.one(_TILE_WIDTH, width)).reshape(
+            height, width, together
+        )
     letter = {"unsigned": "u", "signed": "i", "floating-point": "f"}[tags.kind]
     values = (
         np.ascontiguousarray(rows).view(f"{tags.order}{letter}{bits // 8}").reshape(height, width, together)
@@ -202,6 +243,20 @@ def _plane(content: bytes, tags: _Tags, number: int, together: int) -> npt.NDArr
             part = values[:, left : left + step]
             np.cumsum(part, axis=1, dtype=values.dtype, out=part)
     return values
+
+
+def _of_byte_planes(rows: npt.NDArray[np.uint8], size: int, together: int, step: int) -> npt.NDArray[Any]:
+    """Undo the floating-point predictor (TIFF technical note 3): each row of a strip or tile of ``step`` pixels holds
+    the highest bytes of all its numbers, then the next ones, each byte less the one of the pixel on its left.
+    """
+    parts = []
+    for left in range(0, rows.shape[1], step * together * size):
+        part = rows[:, left : left + step * together * size]
+        lines = part.reshape(len(part), -1, together).cumsum(axis=1, dtype=np.uint8)
+        planes = lines.reshape(len(part), size, -1).transpose(0, 2, 1)
+        parts.append(np.ascontiguousarray(planes).view(f">f{size}")[..., 0])
+    values: npt.NDArray[Any] = np.concatenate(parts, axis=1)
+    return values.astype(values.dtype.newbyteorder("="))
 
 
 def _rows_of_bytes(content: bytes, tags: _Tags, number: int, together: int) -> npt.NDArray[np.uint8]:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,15 @@ class Unusable:
     reason: str
 
 
+class Items(Protocol):
+    """Images that lie in objects of Python, by number. ``hashes``: of their contents, "" where one is bad."""
+
+    hashes: list[str]
+
+    def read(self, key: int) -> bytes | npt.NDArray[np.uint8]:
+        """Return an image's encoded bytes or pixels. Raises OSError."""
+
+
 @dataclass(frozen=True)
 class Samples:
     """Columns of equal length N.
@@ -49,7 +58,8 @@ class Samples:
     splits: object array of "train", "val" or "test".
     boxes: float64 [N, 4] as x0, y0, x1, y1 in pixels of the upright image, NaN where the whole image counts, or
     None. pixels: uint8 [M, H, W] or [M, H, W, 3] where the source is an array and not files; ``keys`` (int64 [N])
-    are its rows. hashes: object array of hexadecimal content hashes, "" where not read yet, or None.
+    are its rows. items: the images where the source is objects of Python; ``keys`` are their numbers. hashes: object
+    array of hexadecimal content hashes, "" where not read yet, or None.
     """
 
     paths: npt.NDArray[Any]
@@ -62,6 +72,7 @@ class Samples:
     boxes: npt.NDArray[np.float64] | None = None
     pixels: npt.NDArray[np.uint8] | None = None
     keys: npt.NDArray[np.int64] | None = None
+    items: Items | None = None
     hashes: npt.NDArray[Any] | None = None
     conflicts: tuple[Conflict, ...] = ()
     unusable: tuple[Unusable, ...] = ()
@@ -102,6 +113,8 @@ class Samples:
         """Return a row's encoded bytes, or its pixels [H, W] or [H, W, 3]. Raises OSError."""
         if self.pixels is not None:
             return np.asarray(self.pixels[row if self.keys is None else self.keys[row]])
+        if self.items is not None:
+            return self.items.read(row if self.keys is None else int(self.keys[row]))
         return read_file(self.file(row))
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tellapart import numerals
+
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 400, 250
@@ -140,7 +142,7 @@ def line_chart(
     for name, kind, points in finite:
         drawn = thin(points)
         path = "M" + "L".join(f"{x_at(x):g},{y_at(y):g}" for x, y in drawn)
-        texts = [f"{name}, {x_label} {x:g}: {number(y, unit)}" for x, y in drawn]
+        texts = [f"{name}, {x_label} {numerals.setting(round(x, 4))}: {number(y, unit)}" for x, y in drawn]
         dots = (
             [] if kind == "faint" else [(x_at(x), y_at(y), t) for (x, y), t in zip(drawn, texts, strict=True)]
         )
@@ -166,13 +168,13 @@ def _ceiling(values: npt.NDArray[np.float64]) -> float:
 def number(value: float, unit: str, tick: bool = False) -> str:
     """Return a value as the charts write it."""
     if unit == "share":
-        return f"{100 * value:.3g}%" if tick else f"{value:.2%}"
+        return f"{numerals.setting(round(100 * value, 6))} %" if tick else numerals.percent(value)
     if unit == "rate" and value and abs(value) < 0.01:
         mantissa, _, exponent = (
             f"{value:.{0 if tick and f'{value:.6e}'[1:8] == '.000000' else 1}e}".partition("e")
         )
         return f"{mantissa}e{int(exponent)}"
-    return f"{value:.4g}"
+    return numerals.setting(float(f"{value:.4g}")) if tick else numerals.number(value, 4)
 
 
 def matrix_chart(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> Matrix:

@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tellapart import files
+from tellapart import files, pages
+from tellapart.contract.decoding import shown, to_shown
 from tellapart.data.health import Health, Read
 from tellapart.data.samples import SPLITS, Samples
 from tellapart.errors import UserError, WriteError
-from tellapart.preprocess import MAX_PIXELS, BadImage, crop_box, decode, to_channels
+from tellapart.preprocess import MAX_PIXELS, BadImage, crop_box
 
 Pixels = npt.NDArray[np.uint8]
 Augmented = tuple[str, Pixels, Sequence[Pixels]]
@@ -62,9 +63,7 @@ class Thumbnails:
             return self.made[row]
         try:
             content = self.read(row)
-            pixels = (
-                decode(content, 3, self.max_pixels) if isinstance(content, bytes) else to_channels(content, 3)
-            )
+            pixels = shown(content, self.max_pixels)
             picture = self.make(pixels if boxes is None else crop_box(pixels, boxes[row]))
         except (BadImage, OSError, MemoryError):
             return Picture("")
@@ -74,7 +73,7 @@ class Thumbnails:
 
     def make(self, pixels: Pixels) -> Picture:
         """Return the thumbnail of uint8 [H, W] or [H, W, C]; small images stay as they are, without loss."""
-        image = Image.fromarray(to_channels(pixels, 3))
+        image = Image.fromarray(to_shown(pixels))
         is_small = max(image.size) <= 64
         if not is_small:
             image.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
@@ -119,18 +118,10 @@ def write_check_page(
 
     Raises UserError where the file cannot be written.
     """
-    import jinja2
-
     path = pathlib.Path(out_path)
     budget = max(0, max_bytes - TEXT_RESERVE)
     thumbnails = Thumbnails(samples, read or samples.read, thumbnail, budget, max_pixels)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tellapart.evaluation", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment("tellapart.evaluation")
     environment.filters["flags"] = _mark_flags
     page = environment.get_template("check.html.j2").render(
         health=health,

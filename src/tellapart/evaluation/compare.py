@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tellapart import numerals
 from tellapart.errors import RunError
 from tellapart.evaluation import compare_labels
 from tellapart.evaluation.compare_labels import NotComparableError as _NotComparableError
@@ -326,12 +327,12 @@ def _result_cells(result: Result) -> list[str]:
     return [
         result.run,
         result.split or "–",
-        _percent(result.accuracy if result.map is None else result.map),
-        f"{_percent(low)} – {_percent(high)}",
-        "–" if result.macro_f1 is None else f"{result.macro_f1:.4f}",
+        numerals.percent(result.accuracy if result.map is None else result.map),
+        numerals.interval(low, high),
+        numerals.percent(result.macro_f1),
         "–" if result.n is None else f"{result.n:,}",
         str(result.epochs or "–"),
-        _duration(result.seconds),
+        numerals.clock(result.seconds),
     ]
 
 
@@ -341,8 +342,8 @@ def _pair_lines(pair: Pair, one: str, two: str) -> list[str]:
     if pair.n != (pair.shared, pair.shared):
         scope += f" shared ({one} has {pair.n[0]:,}, {two} {pair.n[1]:,})"
     return [
-        f"  {two} less {one}: {100 * pair.difference:+.2f} points of {pair.metric} "
-        f"({100 * low:+.2f} to {100 * high:+.2f}, 95 %): {pair.verdict}",
+        f"  {two} less {one}: {numerals.points(pair.difference)} points of {pair.metric} "
+        f"({numerals.points(low)} to {numerals.points(high)}, 95 %): {pair.verdict}",
         f"    {scope}; only {one} right: {pair.only_first:,}, only {two} right: {pair.only_second:,}",
     ]
 
@@ -379,16 +380,4 @@ def _plain(value: Any) -> str:
         return "–"
     if isinstance(value, (list, tuple)):
         return " ".join(_plain(item) for item in value) or "–"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2%}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return numerals.setting(value) if isinstance(value, float) else str(value)

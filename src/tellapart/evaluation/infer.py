@@ -7,6 +7,7 @@ that is no file yet, which training validates. Formats and devices cannot be tol
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from tellapart.contract import Pixels, answers
+from tellapart.contract.sides import Size, sides
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
 from tellapart.devices import is_out_of_memory
@@ -36,18 +38,18 @@ _PIXELS_ELSEWHERE = 512 * 224 * 224
 _SMALLEST, _LARGEST = {"cpu": 32}, {"cpu": 512}
 
 
-def batch_that_pays(size: int, device: torch.device) -> int:
-    """Return how many images of ``size`` x ``size`` pixels to compute at once on ``device``.
+def batch_that_pays(size: Size, device: torch.device) -> int:
+    """Return how many images of ``size`` pixels to compute at once on ``device``.
 
     The largest batch that pays: a larger one needs more memory and is not faster.
     """
     return _batch_that_pays(size, device.type)
 
 
-def _batch_that_pays(size: int, kind: str) -> int:
+def _batch_that_pays(size: Size, kind: str) -> int:
     pixels = _PIXELS.get(kind, _PIXELS_ELSEWHERE)
     low, high = _SMALLEST.get(kind, 64), _LARGEST.get(kind, 4096)
-    return min(max(pixels // size**2, low), high)
+    return min(max(pixels // math.prod(sides(size)), low), high)
 
 
 class Pictures(Protocol):

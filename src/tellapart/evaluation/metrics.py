@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tellapart import files, tables
 from tellapart.contract.answers import Answers
+from tellapart.contract.decoding import to_shown
 from tellapart.errors import DataError
 from tellapart.evaluation import multilabel
 from tellapart.evaluation.multilabel import MultiEvaluation
@@ -296,7 +297,7 @@ def write_evaluation(
         for number, row in enumerate(shown, 1):
             assert thumbnails is not None
             pixels, name = np.asarray(thumbnails(row)), f"{number:02}.png"
-            Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(
+            Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else to_shown(pixels)).save(
                 fresh / "mistakes" / name
             )
             index.append({"image": name} | {key: column[row] for key, column in columns.items()})

@@ -11,7 +11,6 @@ import collections
 import hashlib
 import io
 import json
-import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart import files, runs
+from tellapart import files, numerals, pages, runs
 from tellapart import spec as specs
 from tellapart.contract.card import label_mark
 from tellapart.errors import RunError
@@ -54,17 +53,9 @@ def write_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | 
 
     Raises RunError where the folder is no run's, or where one of its files is damaged.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     run = read_run(run_dir)
-    page = Environment(
-        loader=PackageLoader("tellapart.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page.filters.update(percent=_percent, figure=_figure, shorten=charts.shorten)
+    page = pages.environment("tellapart.evaluation")
+    page.filters["shorten"] = charts.shorten
     script = page.get_template("report.js.j2").render()
     digest = base64.b64encode(
         hashlib.sha256(script.encode()).digest()
@@ -128,33 +119,36 @@ def _facts(run: RunFolder, figures: Evaluation | MultiEvaluation | None) -> list
     facts: list[tuple[str, str]] = []
     if isinstance(figures, MultiEvaluation):
         facts += [
-            ("macro F1", _percent(figures.macro_f1)),
-            ("micro F1", _percent(figures.micro_f1)),
-            ("F1 of images", _percent(figures.samples_f1)),
-            ("all labels right", _percent(figures.subset_accuracy)),
-            ("Hamming loss", _figure(figures.hamming_loss)),
-            ("loss", _figure(figures.loss)),
+            ("macro F1", numerals.percent(figures.macro_f1)),
+            ("micro F1", numerals.percent(figures.micro_f1)),
+            ("F1 of images", numerals.percent(figures.samples_f1)),
+            ("all labels right", numerals.percent(figures.subset_accuracy)),
+            ("Hamming loss", numerals.loss(figures.hamming_loss)),
+            ("loss", numerals.loss(figures.loss)),
             ("classes", f"{len(figures.classes):,}"),
         ]
     elif figures:
         facts += [
-            ("macro F1", _percent(figures.macro.f1)),
-            ("balanced accuracy", _percent(figures.balanced_accuracy)),
+            ("macro F1", numerals.percent(figures.macro.f1)),
+            ("balanced accuracy", numerals.percent(figures.balanced_accuracy)),
         ]
-        facts += [("top-5 accuracy", _percent(figures.top5))] if figures.top5 is not None else []
-        facts += [("loss", _figure(figures.loss))] if figures.loss is not None else []
+        facts += [("top-5 accuracy", numerals.percent(figures.top5))] if figures.top5 is not None else []
+        facts += [("loss", numerals.loss(figures.loss))] if figures.loss is not None else []
         facts.append(("classes", f"{len(figures.classes):,}"))
     if run.epochs:
         best = f"{run.best_epoch} of {run.epochs}" if run.validated else f"{run.epochs}"
         facts.append(("best epoch" if run.validated else "epochs", best))
     if run.seconds is not None:
-        facts.append(("training time", _duration(run.seconds)))
+        facts.append(("training time", numerals.duration(run.seconds)))
     if figures and figures.images_per_second is not None:
-        facts.append(("images per second", f"{figures.images_per_second:,.0f}"))
+        facts.append(("images per second", numerals.rate(figures.images_per_second)))
     if figures and figures.latency_ms:
         latency = figures.latency_ms
         facts.append(
-            (f"latency {' / '.join(latency)}", " / ".join(f"{ms:.3g}" for ms in latency.values()) + " ms")
+            (
+                f"latency {' / '.join(latency)}",
+                " / ".join(numerals.number(ms) for ms in latency.values()) + " ms",
+            )
         )
     return facts
 
@@ -337,20 +331,4 @@ def _plain(value: Any) -> str:
         return ", ".join(_plain(item) for item in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.3g} s"
+    return numerals.setting(value) if isinstance(value, float) else str(value)

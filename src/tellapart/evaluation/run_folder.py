@@ -65,7 +65,9 @@ class RunFolder:
         """The epoch (from 1) whose weights are kept: as the run says; of older runs the first best, else the last."""
         if self.metrics.get("best-epoch"):
             return int(self.metrics["best-epoch"][-1][1])
-        metric = self.field("training.best_metric", "accuracy")
+        metric = self.field("training.best_metric", "auto")
+        if metric == "auto":
+            metric = "mAP" if "val/mAP" in self.metrics else "accuracy"
         series = dict(self.metrics.get(f"val/{metric}", ()))
         ends = dict(self.epoch_ends)
         scored = [(value, -ends[step]) for step, value in series.items() if step in ends and value == value]

@@ -142,7 +142,7 @@ def _compare(job: Job, advance: Callable[[int], None]) -> Parity:
         backend = entry.open(file, reference.card, job.threads)
 
     def locate(pixels: Pixels) -> str:
-        graph = graph_of(job.model)
+        graph = graph_of(job.model, options.features)
         return entry.locate(file, graph, pixels) if entry.locate else "The difference starts in the network."
 
     return parity.compare(
@@ -162,6 +162,7 @@ def _compare(job: Job, advance: Callable[[int], None]) -> Parity:
         locate=locate,
         watch=_watch(file) if options.precision == "fp16" and file.suffix == ".onnx" else None,
         advance=advance,
+        features=options.features,
     )
 
 

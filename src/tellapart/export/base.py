@@ -21,14 +21,16 @@ class Tolerance:
 
     ``probability``: the largest difference of any probability of any image. ``agreement``: the smallest share of
     images with the same most probable class; images whose two best classes lie within ``probability`` of each other
-    in the artifact do not count against it.
+    in the artifact do not count against it. ``features``: the largest length of what an image's features differ by, of
+    the length of the artifact's.
     """
 
     probability: float
     agreement: float = 1.0
+    features: float = 1e-3
 
 
-FLOAT = {"fp32": Tolerance(1e-4), "fp16": Tolerance(5e-3)}
+FLOAT = {"fp32": Tolerance(1e-4), "fp16": Tolerance(5e-3, features=3e-2)}
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,15 @@ class Options:
 
     ``plain``: the bare network, normalised floats -> logits. ``batch``: the number of images of one call, for formats
     that fix it; 0: any, or the format's own choice. ``opset``: of an ONNX file; 0: the exporter's own. ``examples``:
-    images by which the ranges of inner values are known, uint8 [N, size, size, C]; None: they are not.
+    images by which the ranges of inner values are known, uint8 [N, height, width, C]; None: they are not.
+    ``features``: whether the file has the features, the input of the last layer, as one more output.
     """
 
     precision: str = "fp32"
     plain: bool = False
     batch: int = 0
     opset: int = 0
+    features: bool = False
     examples: Pixels | None = field(default=None, repr=False, compare=False)
 
 
@@ -78,8 +82,9 @@ class Exporter:
             Raises UserError (also MissingPackageError) or ExportError.
         tolerance: by precision; a precision that is not there is not offered.
         plain: whether the bare network can be written.
+        features: whether features can be one more output.
         open: (file, card, threads) -> backend, where `runtime.open_backend` cannot (None: it can).
-        locate: (file, graph, pixels uint8 [B, size, size, C]) -> a sentence on where the file's values begin to
+        locate: (file, graph, pixels uint8 [B, height, width, C]) -> a sentence on where the file's values begin to
             differ from the graph's; called after a failed check. None where the format shows no inner values.
         stem: how the file's name begins; two formats with one suffix need two.
     """
@@ -90,11 +95,12 @@ class Exporter:
     write: Write
     tolerance: Mapping[str, Tolerance]
     plain: bool = False
+    features: bool = False
     open: Open | None = None
     locate: Locate | None = None
     stem: str = "model"
 
     def file_name(self, options: Options) -> str:
         """Return the name of the file for these options, such as ``model-fp16.onnx``."""
-        parts = [self.stem] + (["plain"] if options.plain else [])
+        parts = [self.stem] + ["plain"] * options.plain + ["features"] * options.features
         return "-".join(parts + ([] if options.precision == "fp32" else [options.precision])) + self.suffix

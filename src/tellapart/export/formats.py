@@ -11,8 +11,17 @@ _FP32 = {"fp32": FLOAT["fp32"]}
 FORMATS: dict[str, Exporter] = {
     entry.name: entry
     for entry in (
-        Exporter("onnx", ".onnx", "onnx", onnx.write, FLOAT, plain=True, locate=onnx.locate),
-        Exporter("openvino", ".xml", "openvino", openvino.write, FLOAT, plain=True, locate=openvino.locate),
+        Exporter("onnx", ".onnx", "onnx", onnx.write, FLOAT, plain=True, features=True, locate=onnx.locate),
+        Exporter(
+            "openvino",
+            ".xml",
+            "openvino",
+            openvino.write,
+            FLOAT,
+            plain=True,
+            features=True,
+            locate=openvino.locate,
+        ),
         Exporter(
             "torch-export", ".pt2", "", torch_export.write, _FP32, plain=True, locate=torch_export.locate
         ),

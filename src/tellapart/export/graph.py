@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from tellapart import artifact
 from tellapart.contract import Card, Views
+from tellapart.models.features import Capture
 from tellapart.preprocess import PreprocessModule, as_module, with_others
 
 
 class Resize(nn.Module):
-    """The contract's resizing: uint8 [B, H, W, C] of any H, W -> uint8 [B, size, size, C], called ``pixels``.
+    """The contract's resizing: uint8 [B, H, W, C] of any H, W -> uint8 [B, height, width, C], called ``pixels``.
 
     B, H and W may be symbols; all images of a batch have one size.
     """
@@ -32,56 +33,74 @@ class Resize(nn.Module):
 
 
 class Classify(nn.Module):
-    """From the contract's pixels, uint8 [B, size, size, C], to probabilities and logits, float32 [B, K] each.
+    """From the contract's pixels, uint8 [B, height, width, C], to probabilities and logits, float32 [B, K] each.
 
-    Logits are averaged over the card's views; probabilities are the softmax (of several
-    labels: the sigmoids) of logits / temperature.
+    Logits are averaged over the card's views; probabilities are the softmax (of several labels: the sigmoids) of logits
+    / temperature. ``features``: the input of the last layer, averaged alike, float32 [B, F], comes third.
     """
 
-    def __init__(self, preprocess: PreprocessModule, network: nn.Module, card: Card) -> None:
+    def __init__(
+        self, preprocess: PreprocessModule, network: nn.Module, card: Card, features: bool = False
+    ) -> None:
         super().__init__()
+        self._capture = Capture(network) if features else None
         self.preprocess, self.network = preprocess, network
         self.views, self.card = card.views, card
 
-    def forward(self, pixels_NHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (probabilities, logits)."""
+    def forward(self, pixels_NHWC: Tensor) -> tuple[Tensor, ...]:
+        """Return (probabilities, logits), and features where they were asked for."""
         images = self.preprocess.normalised(pixels_NHWC.permute(0, 3, 1, 2).to(torch.float32))
+        if self._capture is not None:
+            return self._with_features(self._capture, images)
         logits = averaged_in_graph(self.network, images, self.views)
         return told_in_graph(logits, self.card), logits
 
+    def _with_features(self, capture: Capture, images: Tensor) -> tuple[Tensor, ...]:
+        if self.views.count == 1:
+            logits, features = capture(images)
+        else:
+            count = len(self.card.classes)
+            both = averaged_in_graph(capture.joint, images, self.views, count)
+            logits, features = both[:, :count], both[:, count:]
+        return told_in_graph(logits, self.card), logits, features
+
 
 class GraphModel(nn.Module):
-    """uint8 [B, H, W, C] of any size -> (probabilities, logits), float32 [B, K]: `Resize`, then `Classify`."""
+    """uint8 [B, H, W, C] of any size -> (probabilities, logits), float32 [B, K]: `Resize`, then `Classify`.
 
-    def __init__(self, network: nn.Module, card: Card) -> None:
+    With ``features`` these come third. Raises ModelError where the network has none.
+    """
+
+    def __init__(self, network: nn.Module, card: Card, features: bool = False) -> None:
         super().__init__()
         self.card = card
         preprocess = as_module(card.preprocessing)
         self.resize = Resize(preprocess)
-        self.classify = Classify(preprocess, network, card)
+        self.classify = Classify(preprocess, network, card, features)
         self.eval()
 
     @property
     def network(self) -> nn.Module:
-        """The bare network: normalised float32 [B, C, size, size] -> logits [B, K], one view."""
+        """The bare network: normalised float32 [B, C, height, width] -> logits [B, K], one view."""
         return self.classify.network
 
-    def forward(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (probabilities, logits)."""
-        probabilities, logits = self.classify(self.resize(images_NHWC))
-        return probabilities, logits
+    def forward(self, images_NHWC: Tensor) -> tuple[Tensor, ...]:
+        """Return (probabilities, logits), and features where they were asked for."""
+        outputs: tuple[Tensor, ...] = self.classify(self.resize(images_NHWC))
+        return outputs
 
     def example(self, batch: int = 2) -> Tensor:
         """Return noise of an image's shape, larger than the input and not square: uint8 [batch, H, W, C]."""
         contract = self.card.preprocessing
         generator = torch.Generator().manual_seed(0)
-        shape = (batch, contract.size + 37, contract.size + 61, contract.channels)
+        height, width = contract.sides
+        shape = (batch, height + 37, width + 61, contract.channels)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
     def example_pixels(self, batch: int = 2) -> Tensor:
-        """Return noise of the contract's size: uint8 [batch, size, size, C]."""
-        size = self.card.preprocessing.size
-        return self.example(batch)[:, :size, :size].contiguous()
+        """Return noise of the contract's size: uint8 [batch, height, width, C]."""
+        height, width = self.card.preprocessing.sides
+        return self.example(batch)[:, :height, :width].contiguous()
 
 
 def told_in_graph(logits: Tensor, card: Card) -> Tensor:
@@ -96,7 +115,9 @@ _KINDS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def averaged_in_graph(network: nn.Module, images_NCHW: Tensor, views: Views) -> Tensor:
+def averaged_in_graph(
+    network: Callable[[Tensor], Tensor], images_NCHW: Tensor, views: Views, classes: int | None = None
+) -> Tensor:
     """Return `preprocess.averaged` by operations that do not depend on values: float32 [B, K].
 
     Where ``views.below`` lets the first view decide, all views are computed and one of both answers is chosen for
@@ -106,17 +127,18 @@ def averaged_in_graph(network: nn.Module, images_NCHW: Tensor, views: Views) -> 
     if views.count == 1:
         return first
     average = with_others(network, images_NCHW, views, first)
-    if views.below >= 1 or first.shape[1] < 2:
+    own = first[:, :classes] if classes is not None else first
+    if views.below >= 1 or own.shape[1] < 2:
         return average
-    probabilities = first.softmax(1)  # the two largest without `topk`, which not every format has
+    probabilities = own.softmax(1)  # the two largest without `topk`, which not every format has
     best = probabilities.argmax(1, keepdim=True)
-    others = torch.where(torch.arange(first.shape[1], device=first.device) == best, -1.0, probabilities)
+    others = torch.where(torch.arange(own.shape[1], device=first.device) == best, -1.0, probabilities)
     doubtful = probabilities.amax(1, keepdim=True) - others.amax(1, keepdim=True) < views.below
     return torch.where(doubtful, average, first)
 
 
-def graph_of(model: str | os.PathLike[str]) -> GraphModel:
+def graph_of(model: str | os.PathLike[str], features: bool = False) -> GraphModel:
     """Return the graph of a run folder or an artifact, float32 on the CPU. Raises ArtifactError, ModelError."""
     predictor = artifact.open_model(model)
     network = predictor.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return GraphModel(network.requires_grad_(False), predictor.card)
+    return GraphModel(network.requires_grad_(False), predictor.card, features)

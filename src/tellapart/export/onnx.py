@@ -1,7 +1,7 @@
 """ONNX by torch's current exporter: one file with the preprocessing in its graph and the card in its properties.
 
 The whole graph takes ``images``, uint8 [batch, height, width, C] of any size, and gives ``probabilities`` and
-``logits``; the tensor ``pixels`` in its middle (uint8 [batch, size, size, C]) is where a reader may cut it in two.
+``logits``; the tensor ``pixels`` in its middle (uint8 [batch, height, width, C]) is where a reader may cut it in two.
 Knows nothing of runtimes.
 """
 
@@ -34,24 +34,23 @@ _LOOKED_AT = 4  # images at once whose inner values are looked at
 
 
 class _WithPixels(nn.Module):
-    """The graph, with the pixels as a third output so that they keep a name."""
+    """The graph, with the pixels as one more output so that they keep a name."""
 
     def __init__(self, graph: GraphModel) -> None:
         super().__init__()
         self.resize, self.classify = graph.resize, graph.classify
 
-    def forward(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (probabilities, logits, pixels)."""
+    def forward(self, images_NHWC: Tensor) -> tuple[Tensor, ...]:
+        """Return (probabilities, logits, features if any, pixels)."""
         pixels = self.resize(images_NHWC)
-        probabilities, logits = self.classify(pixels)
-        return probabilities, logits, pixels
+        return (*self.classify(pixels), pixels)
 
 
 def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Written:
     """Write the ONNX file. Raises MissingPackageError, ExportError."""
     onnx = packages.require("onnx", "onnx", "Export to ONNX")
     packages.require("onnxscript", "onnx", "Export to ONNX")
-    model = _plain(graph, options.opset) if options.plain else _whole(graph, options.opset)
+    model = _plain(graph, options.opset) if options.plain else _whole(graph, options)
     notes: tuple[str, ...] = ()
     if options.precision == "fp16":
         nodes = [n.name for n in model.graph.node if options.plain or NETWORK_SCOPE in scopes(n)]
@@ -92,19 +91,19 @@ def halved(
 
 
 def locate(path: Path, graph: GraphModel, pixels: Any) -> str:
-    """Return where the file's values begin to differ from the graph's, for pixels uint8 [B, size, size, C]."""
+    """Return where the file's values begin to differ from the graph's, for pixels uint8 [B, height, width, C]."""
     return onnx_layers.locate(path, graph, pixels)
 
 
-def _whole(graph: GraphModel, opset: int) -> Any:
+def _whole(graph: GraphModel, options: Options) -> Any:
     dim = torch.export.Dim
     model = convert(
         _WithPixels(graph).eval(),
         graph.example(),
         {0: dim("batch"), 1: dim("height", min=2), 2: dim("width", min=2)},
         IMAGES,
-        [PROBABILITIES, LOGITS, PIXELS],
-        opset,
+        [PROBABILITIES, LOGITS, *[runtime.FEATURES] * options.features, PIXELS],
+        options.opset,
     )
     _separate(model)
     (pixels,) = (value for value in model.graph.output if value.name == PIXELS)
@@ -253,6 +252,8 @@ def describe(model: Any, card: Card, options: Options, graph: str = "") -> None:
         "licence": str(card.weights.get("licence") or ""),
         "version": packages.version("tellapart") or "",
     }
+    if options.features:
+        properties["features"] = "the output 'features': float32 [batch, F], the input of the last layer"
     for key, value in properties.items():
         model.metadata_props.add(key=key, value=value)
 

@@ -100,7 +100,7 @@ class Watch:
         self.session = runtime.showing(onnx, part, list(self.makers)) if self.makers else None
 
     def __call__(self, pixels: Pixels) -> str:
-        """Return the first node with an fp16 output that is not finite, for uint8 [B, size, size, C]; "" if none."""
+        """Return the first node with an fp16 output that is not finite, for uint8 [B, height, width, C]; "" if none."""
         if self.session is None:
             return ""
         for start in range(0, len(pixels), self.batch):

@@ -36,7 +36,7 @@ class _Layer:
 
 
 def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
-    """Return a sentence on the first layer that differs, for pixels uint8 [B, size, size, C]."""
+    """Return a sentence on the first layer that differs, for pixels uint8 [B, height, width, C]."""
     onnx = packages.require("onnx", "onnx", "Looking into an ONNX file")
     model = onnx.load(path)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value  # 0: any

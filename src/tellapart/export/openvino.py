@@ -2,7 +2,7 @@
 
 The network comes from `torch.export`. The resizing is built of OpenVINO's own operations: its torch reader does not
 know ``sym_min`` and ``sym_max`` (2026.4), and its processor plugin computes float64 as float32, which has to be
-minded. The tensor ``pixels`` (uint8 [batch, size, size, C]) lies between the two; a reader may cut the graph there.
+minded. The tensor ``pixels`` (uint8 [batch, height, width, C]) lies between the two; a reader may cut the graph there.
 Knows nothing of how the file is run.
 """
 
@@ -23,7 +23,7 @@ from tellapart.export import programs
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
 from tellapart.export.half import fits, rounded, smallest
-from tellapart.runtime.openvino import compiled, cut
+from tellapart.runtime.openvino import FEATURES, compiled, cut
 
 PURPOSE = "Export to OpenVINO"
 IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
@@ -32,7 +32,11 @@ IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "pro
 def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Written:
     """Write ``target`` (.xml) and the weights beside it (.bin). Raises MissingPackageError, ExportError."""
     openvino = packages.require("openvino", "openvino", PURPOSE)
-    model = _plain(openvino, graph) if options.plain else _whole(openvino, graph, card.preprocessing)
+    model = (
+        _plain(openvino, graph)
+        if options.plain
+        else _whole(openvino, graph, card.preprocessing, options.features)
+    )
     model.set_friendly_name(card.architecture.name)
     _describe(model, card, options)
     if options.precision == "fp16":
@@ -84,7 +88,7 @@ def _is_weight(openvino: Any, product: Any) -> bool:
 
 
 def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
-    """Return where the file's values begin to differ from the graph's, for pixels uint8 [B, size, size, C]."""
+    """Return where the file's values begin to differ from the graph's, for pixels uint8 [B, height, width, C]."""
     openvino = packages.require("openvino", "openvino", "Looking into an OpenVINO file")
     expected = programs.inner_values(_program(graph), pixels, decomposed=True)
     precision = "fp16" if "-fp16" in path.stem else "fp32"
@@ -135,41 +139,41 @@ def _reason(error: Exception) -> str:
 def _plain(openvino: Any, graph: GraphModel) -> Any:
     example = graph.classify.preprocess(graph.example())
     model = _convert(openvino, programs.trace(graph.network, example, programs.batch_dim()))
-    size, channels = graph.card.preprocessing.size, graph.card.preprocessing.channels
-    model.reshape(openvino.PartialShape([-1, channels, size, size]))
+    contract = graph.card.preprocessing
+    model.reshape(openvino.PartialShape([-1, contract.channels, *contract.sides]))
     model.input(0).get_tensor().set_names({INPUT})
     model.output(0).get_tensor().add_names({LOGITS})
     return model
 
 
-def _whole(openvino: Any, graph: GraphModel, contract: Preprocessing) -> Any:
-    """Return images -> pixels -> (probabilities, logits)."""
+def _whole(openvino: Any, graph: GraphModel, contract: Preprocessing, features: bool = False) -> Any:
+    """Return images -> pixels -> (probabilities, logits, features if asked for)."""
     model = _convert(openvino, _program(graph))
-    size, channels = contract.size, contract.channels
+    channels = contract.channels
     images = openvino.opset13.parameter([-1, -1, -1, channels], np.uint8, name=IMAGES)
     pixels = resize(openvino, images, contract)
-    model.reshape(openvino.PartialShape([-1, size, size, channels]))
+    model.reshape(openvino.PartialShape([-1, *contract.sides, channels]))
     start = model.input(0).get_node()
     start.output(0).replace(pixels.output(0))
     whole = openvino.Model(model.get_results(), [images], "tellapart")
     for port, name in ((images.output(0), IMAGES), (pixels.output(0), PIXELS)):
         port.get_tensor().set_names({name})
-    for port, name in zip(whole.outputs, (PROBABILITIES, LOGITS), strict=True):
+    for port, name in zip(whole.outputs, (PROBABILITIES, LOGITS, *[FEATURES] * features), strict=True):
         port.get_tensor().add_names({name})
     whole.validate_nodes_and_infer_types()
     return whole
 
 
 def resize(openvino: Any, images: Any, contract: Preprocessing) -> Any:
-    """Return `contract.resizing.resize` as OpenVINO's operations: uint8 [B, H, W, C] -> [B, size, size, C]."""
-    op, size = openvino.opset13, contract.size
+    """Return `contract.resizing.resize` as OpenVINO's operations: uint8 [B, H, W, C] -> [B, height, width, C]."""
+    op = openvino.opset13
     planes = op.transpose(op.convert(images, np.float32), _ints(op, 0, 3, 1, 2))
     shape = op.shape_of(images, "i64")
     sides = [op.gather(shape, _ints(op, axis), op.constant(np.int64(0))) for axis in (1, 2)]
     scaled = _scaled(op, sides, contract)
     down, across = (
-        _matrix(op, side, to, _start(op, to, contract), size, contract.interpolation)
-        for side, to in zip(sides, scaled, strict=True)
+        _matrix(op, side, to, _start(op, to, wanted, contract), wanted, contract.interpolation)
+        for side, to, wanted in zip(sides, scaled, contract.sides, strict=True)
     )
     lines = op.round(
         op.multiply(op.matmul(down, planes, False, False), _float(op, BETWEEN / ONE)), "half_to_even"
@@ -251,21 +255,26 @@ def _shares(op: Any, distance: Any, whole: Any, mode: str) -> tuple[Any, Any]:
 
 def _scaled(op: Any, sides: list[Any], contract: Preprocessing) -> list[Any]:
     """Return the height and width that the policy scales to, as `contract.resizing.scaled_size` does: int64 [1]."""
-    size = contract.size
+    rows, columns = contract.sides
     if contract.resize == "squash":
-        return [_ints(op, size), _ints(op, size)]
+        return [_ints(op, rows), _ints(op, columns)]
+    height, width = sides
     if contract.resize == "crop":
-        edge, short = _ints(op, contract.edge), op.minimum(*sides)
-        return [op.divide(op.multiply(edge, side), short) for side in sides]
-    long = op.maximum(*sides)
-    doubled = [op.add(op.multiply(_ints(op, 2 * size), side), long) for side in sides]
-    rounded = [op.divide(one, op.multiply(_ints(op, 2), long)) for one in doubled]
-    return [op.maximum(one, _ints(op, min(2, size))) for one in rounded]
+        rows, columns = contract.edges
+        by_width = op.divide(op.multiply(_ints(op, columns), height), width)
+        by_height = op.divide(op.multiply(_ints(op, rows), width), height)
+        return [op.maximum(_ints(op, rows), by_width), op.maximum(_ints(op, columns), by_height)]
+
+    def rounded(side: int, of: Any, by: Any) -> Any:
+        return op.divide(op.add(op.multiply(_ints(op, 2 * side), of), by), op.multiply(_ints(op, 2), by))
+
+    fitted = ((rows, rounded(columns, height, width)), (columns, rounded(rows, width, height)))
+    return [op.maximum(op.minimum(_ints(op, side), one), _ints(op, min(2, side))) for side, one in fitted]
 
 
-def _start(op: Any, scaled: Any, contract: Preprocessing) -> Any:
+def _start(op: Any, scaled: Any, side: int, contract: Preprocessing) -> Any:
     """Return which scaled pixel is the input's first; below 0 where a border comes before the scaled image."""
-    size = _ints(op, contract.size)
+    size = _ints(op, side)
     if contract.resize == "squash":
         return _ints(op, 0)
     if contract.resize == "crop":
@@ -293,6 +302,8 @@ def _describe(model: Any, card: Card, options: Options) -> None:
         "licence": str(card.weights.get("licence") or ""),
         "version": packages.version("tellapart") or "",
     }
+    if options.features:
+        entries["features"] = "the output 'features': float32 [batch, F], the input of the last layer"
     for key, value in entries.items():
         model.set_rt_info(value, ["tellapart", key])
 

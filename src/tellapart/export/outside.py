@@ -22,6 +22,8 @@ def pixels(content: bytes, contract: Preprocessing, whole: bool = False) -> Pixe
 
     ``whole``: a JPEG at its own size, also where the contract takes a part.
     """
+    if contract.channels not in (1, 3):
+        return _bands(content, contract.channels)
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as opened:
             warnings.simplefilter("ignore")
@@ -40,6 +42,17 @@ def pixels(content: bytes, contract: Preprocessing, whole: bool = False) -> Pixe
             return found.reshape(image.height, image.width, contract.channels)
     except Exception:  # Pillow's readers raise nearly every kind of error
         return None
+
+
+def _bands(content: bytes, channels: int) -> Pixels | None:
+    """Return a NumPy file of 8 bits as numpy reads it, its channels last; None for any other file."""
+    try:
+        found = np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception:
+        return None
+    if found.dtype != np.uint8 or found.ndim != 3 or channels not in (found.shape[0], found.shape[2]):
+        return None
+    return np.ascontiguousarray(found if found.shape[2] == channels else found.transpose(1, 2, 0))
 
 
 def _is_beyond(image: Image.Image, content: bytes) -> bool:

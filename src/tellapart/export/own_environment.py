@@ -1,6 +1,6 @@
 """LiteRT and ExecuTorch: converted by programs in environments of their own, from a program of `torch.export`.
 
-Both hold the classifier from the contract's pixels on (uint8 [batch, size, size, C], NHWC): normalisation, network,
+Both hold the classifier from the contract's pixels on (uint8 [batch, height, width, C], NHWC): normalisation, network,
 views, temperature and softmax. Resizing stays outside: LiteRT fixes all shapes, and neither has the contract's
 anti-aliased filter for a size that is not known beforehand. Knows nothing of how the files are run.
 """

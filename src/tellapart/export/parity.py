@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart import numerals
 from tellapart.contract import BadImage, Pixels, answers
 from tellapart.contract.resizing import open_pixels
 from tellapart.errors import DataError, ExportError
@@ -79,8 +80,9 @@ class Parity:
     (None: it is no such file). ``full_difference``: the same where JPEG files were decoded whole although the contract
     takes a part (None: it does not). ``pixels``: the share of values of the network's input that differ, and by how
     many levels at most.
-    ``where``: where a difference begins; only after a failed comparison. ``several``: images can have several labels;
-    ``agreement`` is then of images with the same labels, and ties lie at a threshold.
+    ``features_difference``: how far an image's features are from the artifact's at most, of their length (None: the
+    file has none). ``where``: where a difference begins; only after a failed comparison. ``several``: images can have
+    several labels; ``agreement`` is then of images with the same labels, and ties lie at a threshold.
     """
 
     format: str
@@ -107,6 +109,7 @@ class Parity:
     notes: tuple[str, ...] = ()
     full_difference: float | None = None
     several: bool = False
+    features_difference: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -158,6 +161,7 @@ class Measured:
     unreadable: int
     found: str = ""
     full: Floats | None = None
+    features: float | None = None
     inside: int = 0  # images that only our decoder reads, so that even the graph got its pixels
 
 
@@ -167,13 +171,15 @@ def measure(
     cases: Cases,
     advance: Callable[[int], None],
     watch: Callable[[Pixels], str] | None = None,
+    features: bool = False,
 ) -> Measured:
     """Run both over the images, a batch at a time. Raises DataError where no image can be read.
 
     An image that one of the two can read and the other cannot is an error of the export, and raised as ExportError.
     ``watch`` looks at the same pixels, and says what is wrong inside the file; the first thing is kept as ``found``.
+    ``features``: these are compared too.
     """
-    found = ""
+    found, apart = "", 0.0
     parts: list[tuple[Floats, Floats]] = []
     whole, full = list[Floats](), list[Floats]()
     inside = 0
@@ -214,6 +220,8 @@ def measure(
             values += distance.size
             pair = _probabilities(artifact, ours), _probabilities(export, theirs)
             parts.append(pair)
+            if features:
+                apart = max(apart, _features_apart(artifact.features(ours), export.features(theirs)))
             furthest = _distance(*pair)
             worst += [(float(furthest[row]), ours[row]) for row in np.argsort(-furthest)[:8]]
             worst = sorted(worst, key=lambda entry: -entry[0])[:8]
@@ -224,12 +232,24 @@ def measure(
     first, second = (np.concatenate(side) for side in zip(*parts, strict=True))
     chosen = np.stack([image for _, image in worst])
     graph, unreduced = (np.concatenate(given) if given else None for given in (whole, full))
-    return Measured(first, second, graph, names, labels, pixels, chosen, unreadable, found, unreduced, inside)
+    return Measured(
+        first, second, graph, names, labels, pixels, chosen, unreadable, found, unreduced,
+        apart if features else None, inside,
+    )  # fmt: skip
 
 
 def _probabilities(side: Backend, pixels: Pixels) -> Floats:
     """Return probabilities [B, K], also where they are not numbers."""
     return answers.unchecked(side.logits(pixels), side.card).probabilities
+
+
+def _features_apart(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
+    """Return the largest length of a difference of [B, F], of the length of ours; infinite where it is no number."""
+    if ours.shape != theirs.shape:
+        raise ExportError(f"its features are {list(theirs.shape[1:])}, the artifact's {list(ours.shape[1:])}")
+    lengths = np.linalg.norm(ours.astype(np.float64), axis=1)
+    apart = np.linalg.norm(ours.astype(np.float64) - theirs, axis=1) / np.where(lengths > 0, lengths, 1.0)
+    return float(np.nan_to_num(apart, nan=np.inf).max())
 
 
 def _whole(export: Any, pixels: Pixels) -> Floats:
@@ -295,13 +315,17 @@ def judge(
     other = "other labels" if thresholds else "another class"
     if counted < tolerance.agreement:
         reasons.append(
-            f"{int((differ & ~ties).sum())} of {len(first)} images get {other} ({counted:.2%} agree; "
-            f"{tolerance.agreement:.0%} are needed)"
+            f"{int((differ & ~ties).sum())} of {len(first)} images get {other} "
+            f"({numerals.percent(counted)} agree; {numerals.percent(tolerance.agreement)} are needed)"
         )
     if measured.whole is not None:
         furthest = float(_distance(first, measured.whole).max())
         if not furthest <= tolerance.probability:
             reasons.append(f"run as one graph, the file differs by {furthest:.2g} in a probability")
+    if measured.features is not None and not measured.features <= tolerance.features:
+        reasons.append(
+            f"features differ by {measured.features:.2g} of their length; at most {tolerance.features:g} is allowed"
+        )
     if measured.found:
         reasons.append(measured.found)
     return agreement, int(ties.sum()), reasons
@@ -330,6 +354,7 @@ def compare(
     locate: Callable[[Pixels], str] | None = None,
     watch: Callable[[Pixels], str] | None = None,
     advance: Callable[[int], None] = lambda count: None,
+    features: bool = False,
 ) -> Parity:
     """Return the whole comparison.
 
@@ -345,8 +370,9 @@ def compare(
         locate: says where a difference begins, for the pixels of the worst images.
         watch: says what is wrong inside the file for a batch of pixels, which its answers here may hide; "" if nothing.
         advance: called with the number of images that were done.
+        features: whether the file has features, which are compared too.
     """
-    measured = measure(artifact, export, cases, advance, watch)
+    measured = measure(artifact, export, cases, advance, watch, features)
     agreement, ties, reasons = judge(measured, tolerance, artifact.card.thresholds)
     both = [artifact, export]
     timed = {batch: latencies(both, measured.worst, batch) for batch in batches}
@@ -379,6 +405,7 @@ def compare(
         full_difference=_finite(float(_distance(measured.artifact, measured.full).max()))
         if measured.full is not None
         else None,
+        features_difference=None if measured.features is None else _finite(measured.features),
     )
 
 
@@ -432,8 +459,8 @@ def _where(measured: Measured, locate: Callable[[Pixels], str] | None) -> str:
     pixels = measured.pixels
     if pixels["levels"] > 2 or pixels["share"] > 0.02:
         return (
-            f"The difference starts before the network: {pixels['share']:.1%} of its input's values differ, by up "
-            f"to {pixels['levels']:.0f} of 255 levels."
+            f"The difference starts before the network: {numerals.percent(pixels['share'])} of its input's values "
+            f"differ, by up to {pixels['levels']:.0f} of 255 levels."
         )
     return (
         locate(measured.worst)

@@ -58,7 +58,7 @@ def trace(module: nn.Module, example: Tensor, dims: Mapping[int, Any] | None = N
 
 
 class FromInput(nn.Module):
-    """The classifier after normalisation: float32 [B, C, size, size] -> (probabilities, logits), with its views."""
+    """The classifier after normalisation: float32 [B, C, height, width] -> (probabilities, logits), with its views."""
 
     def __init__(self, graph: GraphModel) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class FromInput(nn.Module):
 
 
 class InOneOrder(FromInput):
-    """The classifier from pixels, uint8 [B, size, size, C], all in one memory order.
+    """The classifier from pixels, uint8 [B, height, width, C], all in one memory order.
 
     ExecuTorch's own operators (those that XNNPACK has not) refuse tensors of two orders.
     """

@@ -16,12 +16,33 @@ from tellapart.export.parity import Case, Cases
 _KINDS = (("JPEG", "RGB"), ("PNG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "L"), ("JPEG", "RGB"))
 
 
-def synthetic(count: int, seed: int = 0) -> Cases:
-    """Return ``count`` images: JPEG and PNG, colour, grey and with alpha, all orientations, 9 to 700 pixels."""
+def synthetic(count: int, seed: int = 0, channels: int = 3) -> Cases:
+    """Return ``count`` images: JPEG and PNG, colour, grey and with alpha, all orientations, 9 to 700 pixels.
+
+    For a model of other channels than 1 and 3: NumPy files of that many.
+    """
+    make = draw if channels in (1, 3) else functools.partial(_bands, channels)
     images = [
-        Case(f"synthetic-{number:04d}", functools.partial(draw, number, seed)) for number in range(count)
+        Case(f"synthetic-{number:04d}", functools.partial(make, number, seed)) for number in range(count)
     ]
     return Cases(images, f"{count} made-up images (seed {seed}); no real ones were at hand", real=False)
+
+
+def _bands(channels: int, number: int, seed: int) -> bytes:
+    """Return one image as a NumPy file: uint8 [H, W, channels] of blobs and noise."""
+    rng = np.random.default_rng([seed, number])
+    width, height = (int(side) for side in rng.integers(9, 300, 2))
+    planes = []
+    for _ in range(channels):
+        coarse = Image.fromarray(
+            rng.integers(0, 256, (int(rng.integers(2, 9)), int(rng.integers(2, 9))), np.uint8)
+        )
+        planes.append(np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32))
+    pixels = np.stack(planes, axis=2)
+    pixels += rng.normal(0, float(rng.uniform(0, 30)), pixels.shape).astype(np.float32)
+    stream = io.BytesIO()
+    np.save(stream, np.clip(pixels, 0, 255).astype(np.uint8))
+    return stream.getvalue()
 
 
 def draw(number: int, seed: int = 0) -> bytes:

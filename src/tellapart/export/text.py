@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from tellapart import numerals, pages
 from tellapart.export.parity import Parity, Side, Uncompared
 
 
@@ -41,19 +42,33 @@ def _block(parity: Parity) -> str:
 def summary(parity: Parity) -> list[tuple[str, str]]:
     """Return what concerns both sides, as (name, value)."""
     ties = f", {parity.ties} of the others within the tolerance" if parity.ties else ""
+    allowed = numerals.setting(parity.tolerance.probability)
     found = [
         ("images", f"{parity.n:,} from {parity.origin}" + _unreadable(parity)),
-        ("labels agree" if parity.several else "top-1 agreement", f"{parity.agreement:.2%}{ties}"),
-        ("largest difference", f"{parity.max_difference:.2e} of {parity.tolerance.probability:g} allowed"),
+        (
+            "labels agree" if parity.several else "top-1 agreement",
+            f"{numerals.percent(parity.agreement)}{ties}",
+        ),
+        (
+            "largest difference",
+            f"{parity.max_difference:.2e} of {allowed} allowed",
+        ),
         ("mean difference", f"{parity.mean_difference:.2e}"),
     ]
     if parity.whole_difference is not None:
         found.append(("as one graph", f"{parity.whole_difference:.2e}"))
     if parity.full_difference is not None:
         found.append(("the same, JPEG decoded whole", f"{parity.full_difference:.2e}"))
+    if parity.features_difference is not None:
+        found.append(
+            ("features", f"{parity.features_difference:.2e} of {parity.tolerance.features:g} allowed")
+        )
     share, levels = parity.pixels["share"], parity.pixels["levels"]
     found.append(
-        ("input values that differ", f"{share:.4%}" + (f", by up to {levels:.0f}/255" if share else ""))
+        (
+            "input values that differ",
+            numerals.percent(share, 4) + (f", by up to {levels:.0f}/255" if share else ""),
+        )
     )
     return [*found, ("threads", str(parity.threads))]
 
@@ -71,35 +86,27 @@ def rows(parity: Parity) -> list[tuple[str, str, str]]:
     found = []
     if parity.artifact.accuracy is not None:
         found += [both("accuracy", _accuracy), both("95 % interval", _interval)]
-    found.append(both("size", lambda one: f"{one.bytes / 1e6:.2f} MB"))
+    found.append(both("size", lambda one: numerals.megabytes(one.bytes)))
     for batch in parity.artifact.latency_ms:
         found.append(both(f"batch {batch}, p50 / p95 ms", lambda one, batch=batch: _latency(one, batch)))
     return found
 
 
 def _accuracy(one: Side) -> str:
-    return "" if one.accuracy is None else f"{one.accuracy:.2%}"
+    return "" if one.accuracy is None else numerals.percent(one.accuracy)
 
 
 def _interval(one: Side) -> str:
-    return "" if one.interval is None else f"{one.interval[0]:.1%} to {one.interval[1]:.1%}"
+    return "" if one.interval is None else numerals.interval(*one.interval)
 
 
 def _latency(one: Side, batch: int) -> str:
-    return f"{one.latency_ms[batch]['p50']:.2f} / {one.latency_ms[batch]['p95']:.2f}"
+    return " / ".join(numerals.number(one.latency_ms[batch][name]) for name in ("p50", "p95"))
 
 
 def page(parities: Sequence[Parity | Uncompared], model: str, version: str) -> str:
     """Return the HTML page: one file that needs no network."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tellapart.export", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment("tellapart.export")
     blocks = [
         (one, verdict(one), *((summary(one), rows(one)) if isinstance(one, Parity) else ((), ())))
         for one in parities

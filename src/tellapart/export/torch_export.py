@@ -73,7 +73,7 @@ def write_compiled(graph: GraphModel, card: Card, target: Path, options: Options
 
 
 def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
-    """Return where the file's values begin to differ from the graph's, for pixels uint8 [B, size, size, C]."""
+    """Return where the file's values begin to differ from the graph's, for pixels uint8 [B, height, width, C]."""
     from tellapart.runtime.torch_program import embedded
 
     images = embedded(pixels, graph.card.preprocessing)

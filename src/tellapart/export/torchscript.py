@@ -51,7 +51,7 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
 def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
     """Return which module of the file gives another output for the input that it has in the graph's network.
 
-    For pixels uint8 [B, size, size, C]. A traced network keeps its modules; so each can be asked alone.
+    For pixels uint8 [B, height, width, C]. A traced network keeps its modules; so each can be asked alone.
     """
     calls: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -92,38 +92,40 @@ class _Whole(nn.Module):
 
 
 class _Resize(nn.Module):
-    """`PreprocessModule.sized` in TorchScript's words: uint8 [B, H, W, C] -> uint8 [B, size, size, C]."""
+    """`PreprocessModule.sized` in TorchScript's words: uint8 [B, H, W, C] -> uint8 [B, height, width, C]."""
 
     def __init__(self, contract: Preprocessing) -> None:
         super().__init__()
         self.policy: str = contract.resize
         self.mode: str = contract.interpolation
-        self.size: int = contract.size
-        self.edge: int = contract.edge
+        self.height, self.width = contract.sides
+        self.edge_height, self.edge_width = contract.edges
         self.rounds: bool = contract.version > 1
         self.fill: float = float(contract.fill)
 
     def forward(self, images: Tensor) -> Tensor:
         source = images.permute(0, 3, 2, 1).to(torch.float32)
-        size, height, width = self.size, int(images.shape[1]), int(images.shape[2])
-        short, long = min(height, width), max(height, width)
+        height, width = int(images.shape[1]), int(images.shape[2])
         if self.policy == "squash":
-            height, width = size, size
+            height, width = self.height, self.width
         elif self.policy == "crop":
-            height, width = self.edge * height // short, self.edge * width // short
+            by_width, by_height = self.edge_width * height // width, self.edge_height * width // height
+            height, width = max(self.edge_height, by_width), max(self.edge_width, by_height)
         else:
-            height = max((2 * size * height + long) // (2 * long), min(2, size))
-            width = max((2 * size * width + long) // (2 * long), min(2, size))
+            by_width = (2 * self.width * height + width) // (2 * width)
+            by_height = (2 * self.height * width + height) // (2 * height)
+            height = max(min(self.height, by_width), min(2, self.height))
+            width = max(min(self.width, by_height), min(2, self.width))
         top, left = 0, 0
         if self.policy == "crop":
-            top, left = (height - size) // 2, (width - size) // 2
+            top, left = (height - self.height) // 2, (width - self.width) // 2
             if self.rounds:  # `Preprocessing.start`: halves to even
-                top, left = (height - size + top % 2) // 2, (width - size + left % 2) // 2
+                top, left = (height - self.height + top % 2) // 2, (width - self.width + left % 2) // 2
         elif self.policy == "letterbox":
-            top, left = -((size - height) // 2), -((size - width) // 2)
+            top, left = -((self.height - height) // 2), -((self.width - width) // 2)
         rows, columns = int(images.shape[1]), int(images.shape[2])
-        down = matrix(rows, height, max(rows, height), top, size, self.mode)
-        across = matrix(columns, width, max(columns, width), left, size, self.mode)
+        down = matrix(rows, height, max(rows, height), top, self.height, self.mode)
+        across = matrix(columns, width, max(columns, width), left, self.width, self.mode)
         scaled = weigh(source, down, across)
         if self.policy == "letterbox":
             inside = down.sum(1).unsqueeze(1) * across.sum(1)

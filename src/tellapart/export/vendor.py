@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tellapart import packages
-from tellapart.contract import Card, Preprocessing
+from tellapart.contract import Card, Preprocessing, sides
 from tellapart.errors import ExportError
 from tellapart.export import onnx as onnx_export
 from tellapart.export import operators
@@ -32,7 +32,7 @@ PROFILE = (1, 8, 32)  # the smallest, the usual and the largest batch
 
 
 class _FromPixels(nn.Module):
-    """uint8 [B, size, size, C] -> (probabilities, logits). Bytes become floats first: TensorRT computes with none."""
+    """uint8 [B, height, width, C] -> (probabilities, logits). Floats first: TensorRT computes with no bytes."""
 
     def __init__(self, graph: GraphModel) -> None:
         super().__init__()
@@ -137,13 +137,18 @@ def aipp(contract: Preprocessing) -> str:
     Source of the formula: CANN commercial 8.0.0, ATC, "Normalization Configuration" (atlasatc_16_0022). ``min_chn``
     takes the mean because ``mean_chn`` holds whole numbers only.
     """
+    if contract.channels not in (1, 3):
+        raise ExportError(
+            f"AIPP normalises images of 1 or 3 channels, and this model takes {contract.channels}. Export to onnx with "
+            "--plain, and normalise before the network."
+        )
     lines = [
         "aipp_op {",
         "    aipp_mode: static",
         "    related_input_rank: 0",
         f"    input_format: {'RGB888_U8' if contract.channels == 3 else 'YUV400_U8'}",
-        f"    src_image_size_w: {contract.size}",
-        f"    src_image_size_h: {contract.size}",
+        f"    src_image_size_w: {contract.sides[1]}",
+        f"    src_image_size_h: {contract.sides[0]}",
         "    crop: false",
         "    csc_switch: false",
         "    rbuv_swap_switch: false",
@@ -170,7 +175,7 @@ def aipp_error(contract: Preprocessing) -> float:
 
 def _tensorrt_text(card: Card, target: Path, options: Options) -> str:
     contract = card.preprocessing
-    shape = f"{contract.size}x{contract.size}x{contract.channels}"
+    shape = f"{sides.words(contract.size)}x{contract.channels}"
     words = ["trtexec", f"--onnx={target.name}", f"--saveEngine={target.stem}.engine"]
     if not options.batch:
         for kind, batch in zip(("min", "opt", "max"), PROFILE, strict=True):
@@ -188,8 +193,8 @@ def _tensorrt_text(card: Card, target: Path, options: Options) -> str:
             "    " + " \\\n        ".join(words),
             "",
             typed,
-            f"Input {PIXELS}: uint8 [{options.batch or 'batch'}, {contract.size}, {contract.size}, {contract.channels}]"
-            f", {'RGB' if contract.channels == 3 else 'grey'}. In the graph: normalisation, "
+            f"Input {PIXELS}: uint8 [{options.batch or 'batch'}, {_shape(contract)}]"
+            f", {_CHANNELS.get(contract.channels, 'channels as in training')}. In the graph: normalisation, "
             "views, temperature, softmax.",
             f"Outputs {PROBABILITIES} and {LOGITS}: float32 [batch, {len(card.classes)}].",
             "",
@@ -201,7 +206,7 @@ def _tensorrt_text(card: Card, target: Path, options: Options) -> str:
 
 def _atlas_text(card: Card, target: Path, settings: Path, options: Options) -> str:
     contract, batch = card.preprocessing, options.batch or 1
-    shape = f"{batch},{contract.channels},{contract.size},{contract.size}"
+    shape = f"{batch},{contract.channels},{contract.sides[0]},{contract.sides[1]}"
     words = [
         "atc --framework=5",
         f"--model={target.name}",
@@ -219,8 +224,8 @@ def _atlas_text(card: Card, target: Path, settings: Path, options: Options) -> s
             "    SOC=Ascend310P3   # Ascend and the name that npu-smi info gives for your device",
             "    " + " \\\n        ".join(words),
             "",
-            f"{settings.name} lets AIPP normalise: the compiled model takes uint8 [{batch}, {contract.size}, "
-            f"{contract.size}, {contract.channels}]"
+            f"{settings.name} lets AIPP normalise: the compiled model takes uint8 [{batch}, "
+            f"{_shape(contract)}]"
             + (", RGB in this order." if contract.channels == 3 else ", grey (YUV400_U8: luma only)."),
             f"AIPP computes in fp16; its input differs from the contract's by at most {aipp_error(contract):.2g}.",
             f"In the graph: views, temperature, softmax. Outputs {PROBABILITIES} and {LOGITS}: [{batch}, "
@@ -234,19 +239,36 @@ def _atlas_text(card: Card, target: Path, settings: Path, options: Options) -> s
     )
 
 
+_CHANNELS = {1: "grey", 3: "RGB"}
+
+
+def _shape(contract: Preprocessing) -> str:
+    return ", ".join(map(str, (*contract.sides, contract.channels)))
+
+
 def _host(contract: Preprocessing) -> list[str]:
     """Return what the program before the model has to do, in words."""
-    size, corner = contract.size, "round" if contract.version > 1 else "floor"
+    (height, width), corner = contract.sides, "round" if contract.version > 1 else "floor"
+    square, (edge, edge_width) = height == width, contract.edges
+    size = str(height) if square else "its side"
     steps = {
-        "squash": [f"Scale both sides to {size}."],
+        "squash": [
+            f"Scale both sides to {height}." if square else f"Scale to {height} high and {width} wide."
+        ],
         "crop": [
-            f"Scale so that the short side is {contract.edge}; the long side is rounded down.",
-            f"Cut out the centre, {size}x{size}, its upper left corner at {corner}((scaled - {size}) / 2)"
+            f"Scale so that the short side is {edge}; the long side is rounded down."
+            if square
+            else f"Scale to the smallest that is at least {edge} high and {edge_width} wide; the other side is rounded "
+            "down.",
+            f"Cut out the centre, {height}x{width}, its upper left corner at {corner}((scaled - {size}) / 2)"
             + (", halves to even." if contract.version > 1 else "."),
         ],
         "letterbox": [
-            f"Scale so that the long side is {size}; the short side is rounded, at least 2.",
-            f"Put it in the middle of {size}x{size} filled with {contract.fill}, at floor(({size} - scaled) / 2).",
+            f"Scale so that the long side is {height}; the short side is rounded, at least 2."
+            if square
+            else f"Scale to the largest that is at most {height} high and {width} wide; the other side is rounded, at "
+            "least 2.",
+            f"Put it in the middle of {height}x{width} filled with {contract.fill}, at floor(({size} - scaled) / 2).",
         ],
     }[contract.resize]
     reduced = (

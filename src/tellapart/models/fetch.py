@@ -39,7 +39,7 @@ def fetch(model: nn.Module, architecture: Architecture, weights: str, tag: str |
         state = _translate(model, state) if library == "timm" else _torchvision_size(model, state, library)
         return Found(state, (*found.notes, *notes), found.options)
     if library == "timm":
-        return Found(_fetch_timm(bare, architecture, tag))
+        return Found(_fetch_timm(bare, architecture, tag), _channel_note(architecture))
     member = torchvision_zoo.weights_member(bare, tag or "pretrained")
     with contextlib.redirect_stdout(sys.stderr):  # torch.hub announces downloads on standard output
         state = _online(
@@ -105,6 +105,16 @@ def _fetch_timm(bare: str, architecture: Architecture, tag: str | None) -> State
         head = heads.head_names(reference)
         state = {name: tensor for name, tensor in state.items() if not heads.is_inside(name, head)}
     return state
+
+
+def _channel_note(architecture: Architecture) -> tuple[str, ...]:
+    """Return what timm does to the first layer of weights for red, green and blue."""
+    if architecture.channels == 3:
+        return ()
+    how = (
+        "summed over its input channels" if architecture.channels == 1 else "repeated over the input channels"
+    )
+    return (f"The first layer was made for 3 channels and is {how} for {architecture.channels} (by timm).",)
 
 
 def _in_hub_cache(cfg: Any) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tellapart.contract.sides import Size, longest, shortest, words
 from tellapart.errors import ModelError
 from tellapart.models import timm_zoo
 
@@ -31,7 +32,7 @@ class Preparation:
     is timm's crop_pct, which gives it for other sizes. ``inexact`` says what the contract cannot express, if anything.
     """
 
-    size: int | None = None
+    size: Size | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
@@ -181,7 +182,7 @@ def checked(found: Preparation) -> Preparation:
     mean, std = found.mean or (), found.std or ()
     right = (
         found.size is not None
-        and 1 <= found.size <= MOST_PIXELS
+        and 1 <= shortest(found.size) <= longest(found.size) <= MOST_PIXELS
         and len(mean) == len(std)
         and len(mean) in (1, 3)
         and all(math.isfinite(value) for value in (*mean, *std))
@@ -202,6 +203,6 @@ def describe(found: Preparation) -> str:
     kept = f", {found.crop_fraction:.4g} of the short side" if found.resize == "crop" else ""
     mean, std = (" ".join(f"{value:.4g}" for value in values or ()) for values in (found.mean, found.std))
     return (
-        f"{found.size}x{found.size} pixels, {found.resize}{kept}, {found.interpolation}, mean {mean}, "
+        f"{words(found.size or 0)} pixels, {found.resize}{kept}, {found.interpolation}, mean {mean}, "
         f"deviation {std}"
     )

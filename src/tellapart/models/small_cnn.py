@@ -1,6 +1,6 @@
 """Our own networks: the two of the tutorials, and a fast one for small images.
 
-Each takes float32 images ``[B, C, size, size]`` and returns logits ``[B, num_classes]``. Knows nothing of
+Each takes float32 images ``[B, C, height, width]`` and returns logits ``[B, num_classes]``. Knows nothing of
 names, weights or training; :mod:`tellapart.models.zoo` calls the builders with an Architecture.
 """
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tellapart.contract.sides import Size, longest, shortest, sides, words
 from tellapart.errors import ModelError
 
 FLATTEN_UP_TO = 64
@@ -50,13 +51,13 @@ class TutorialNet(nn.Module):
     ReLU comes after the maximum, which gives the same values at a quarter of the cost.
     """
 
-    def __init__(self, num_classes: int, channels: int = 3, size: int = 32, dropout: float = 0.0) -> None:
+    def __init__(self, num_classes: int, channels: int = 3, size: Size = 32, dropout: float = 0.0) -> None:
         super().__init__()
-        side = ((size - 4) // 2 - 4) // 2
+        height, width = (((side - 4) // 2 - 4) // 2 for side in sides(size))
         self.conv1 = nn.Conv2d(channels, 6, 5)
         self.pool = nn.MaxPool2d(2, 2)
         self.conv2 = nn.Conv2d(6, 16, 5)
-        self.fc1 = nn.Linear(16 * side * side, 120)
+        self.fc1 = nn.Linear(16 * height * width, 120)
         self.fc2 = nn.Linear(120, 84)
         self.dropout = nn.Dropout(dropout)
         self.fc3 = nn.Linear(84, num_classes)
@@ -96,16 +97,17 @@ class SimpleCNN(nn.Module):
         self,
         num_classes: int,
         channels: int = 3,
-        size: int = 32,
+        size: Size = 32,
         dropout: float = 0.0,
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        side = size // 4 if size <= FLATTEN_UP_TO else POOLED
+        flat = longest(size) <= FLATTEN_UP_TO
+        height, width = (side // 4 if flat else POOLED for side in sides(size))
         self.block1 = _simple_block(channels, 32, batch_norm, dropout)
         self.block2 = _simple_block(32, 64, batch_norm, dropout)
-        self.pool = nn.Identity() if size <= FLATTEN_UP_TO else nn.AdaptiveAvgPool2d(POOLED)
-        self.hidden = nn.Linear(64 * side * side, 512)
+        self.pool = nn.Identity() if flat else nn.AdaptiveAvgPool2d(POOLED)
+        self.hidden = nn.Linear(64 * height * width, 512)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(512, num_classes)
         initialise(self)
@@ -148,10 +150,10 @@ class FastStage(nn.Module):
         return out
 
 
-def stem_stride(size: int) -> int:
-    """Return by how much fast-cnn's stem shrinks an image, so that its maps are at most 48 pixels wide."""
-    stride = 1
-    while size > 48 * stride:
+def stem_stride(size: Size) -> int:
+    """Return by how much fast-cnn's stem shrinks an image, so that its maps' short side is at most 48 pixels."""
+    stride, short = 1, shortest(size)
+    while short > 48 * stride:
         stride *= 2
     return stride
 
@@ -174,7 +176,7 @@ class FastCNN(nn.Module):
         self,
         num_classes: int,
         channels: int = 3,
-        size: int = 32,
+        size: Size = 32,
         dropout: float = 0.0,
         widths: tuple[int, int, int, int] = WIDTHS,
     ) -> None:
@@ -182,7 +184,7 @@ class FastCNN(nn.Module):
         stride = stem_stride(size)
         stem, first, second, third = widths
         self.stem = ConvNormAct(channels, stem, stride)
-        self.stage1 = FastStage(stem, first, pool=size // stride >= 24)
+        self.stage1 = FastStage(stem, first, pool=shortest(size) // stride >= 24)
         self.stage2 = FastStage(first, second, pool=True)
         self.stage3 = FastStage(second, third, pool=True)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -198,10 +200,10 @@ class FastCNN(nn.Module):
         return logits
 
 
-def check_size(name: str, size: int, smallest: int) -> None:
+def check_size(name: str, size: Size, smallest: int) -> None:
     """Raise ModelError where images of ``size`` pixels are too small for the network ``name``."""
-    if size < smallest:
+    if shortest(size) < smallest:
         raise ModelError(
-            f"{name} cannot take images of {size}x{size} pixels; the smallest it takes is "
+            f"{name} cannot take images of {words(size)} pixels; the smallest it takes is "
             f"{smallest}x{smallest}. Give a larger --input.size, or another --model.name."
         )

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tellapart.contract.sides import Size, sides
+
 COLUMNS = (43, 20, 18, 13)
 """Widths of the table's columns, with two blanks between them: 100 in all."""
 
@@ -46,8 +48,8 @@ class Summary:
     input_shape: tuple[int, int, int]
 
 
-def summarise(model: nn.Module, channels: int, size: int) -> Summary:
-    """Return the summary for images ``[channels, size, size]``; runs one in evaluation mode.
+def summarise(model: nn.Module, channels: int, size: Size) -> Summary:
+    """Return the summary for images ``[channels, height, width]``; runs one in evaluation mode.
 
     The network is left as it was. Parameters that belong to no layer of their own (tokens, position
     embeddings) are counted at the module that holds them; the rows' parameters add up to the total.
@@ -61,7 +63,7 @@ def summarise(model: nn.Module, channels: int, size: int) -> Summary:
     handles = [module.register_forward_hook(note) for module in names]
     modes = {module: module.training for module in names}
     first = next(model.parameters(), torch.zeros(()))
-    image = torch.zeros(1, channels, size, size, device=first.device, dtype=first.dtype)
+    image = torch.zeros(1, channels, *sides(size), device=first.device, dtype=first.dtype)
     model.eval()
     try:
         with torch.no_grad(), _countable_attention(), FlopCounterMode(display=False) as counter:
@@ -79,7 +81,7 @@ def summarise(model: nn.Module, channels: int, size: int) -> Summary:
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         flops=counter.get_total_flops(),
         megabytes=sum(t.numel() * t.element_size() for t in tensors) / 1e6,
-        input_shape=(channels, size, size),
+        input_shape=(channels, *sides(size)),
     )
 
 

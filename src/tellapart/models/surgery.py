@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tellapart.contract.architecture import Architecture
+from tellapart.contract.sides import shortest, words
 from tellapart.errors import ModelError
 from tellapart.models.small_cnn import initialise
 
@@ -138,7 +139,7 @@ def check_forward(model: nn.Module, architecture: Architecture) -> None:
     Errors of the network itself (see :data:`SIZE_ERRORS`) pass through.
     """
     device = next(model.parameters()).device
-    image = torch.zeros(1, architecture.channels, architecture.size, architecture.size, device=device)
+    image = torch.zeros(1, architecture.channels, *architecture.sides, device=device)
     training = model.training
     model.eval()
     try:
@@ -171,7 +172,7 @@ def build_checked(
         advice = f" It takes {works}x{works}: --input.size {works}." if works and works != side else ""
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
-            f"{architecture.name} with the {architecture.stem} stem cannot take images of {side}x{side} "
+            f"{architecture.name} with the {architecture.stem} stem cannot take images of {words(side)} "
             f"pixels ({reason}).{advice}"
         ) from error
     return model
@@ -186,7 +187,7 @@ def _quietly(make: Callable[[Architecture], nn.Module], architecture: Architectu
 def _smallest(make: Callable[[Architecture], nn.Module], architecture: Architecture) -> int | None:
     """Search on meta tensors, which cost nothing; where a network cannot live on them, on real ones."""
     until = time.monotonic() + SEARCH_SECONDS
-    larger = [size for size in TRIED_SIZES if size > architecture.size]
+    larger = [size for size in TRIED_SIZES if size > shortest(architecture.size)]
     for device, size in [(device, size) for device in ("meta", "cpu") for size in larger]:
         if time.monotonic() > until:
             return None

@@ -12,6 +12,7 @@ from torch import nn
 
 from tellapart import packages
 from tellapart.contract.architecture import Architecture
+from tellapart.contract.sides import Size, words
 from tellapart.errors import ModelError
 from tellapart.models import surgery
 from tellapart.models.small_cnn import initialise
@@ -104,7 +105,7 @@ def arguments(architecture: Architecture) -> dict[str, Any]:
     return chosen
 
 
-def create(bare: str, size: int, chosen: dict[str, Any], **more: Any) -> nn.Module:
+def create(bare: str, size: Size, chosen: dict[str, Any], **more: Any) -> nn.Module:
     """Return ``timm.create_model`` with ``img_size`` for those that take it; the others know no size.
 
     Raises ModelError for an option that the network does not have.
@@ -125,7 +126,7 @@ def create(bare: str, size: int, chosen: dict[str, Any], **more: Any) -> nn.Modu
             option = {"drop_rate": "dropout", "drop_path_rate": "drop_path"}.get(unknown or "", unknown)
             raise ModelError(f"timm/{bare} has no {option or 'such option'} to set ({error}).") from error
         return model
-    raise ModelError(f"timm/{bare} cannot be built for images of {size}x{size} pixels.")
+    raise ModelError(f"timm/{bare} cannot be built for images of {words(size)} pixels.")
 
 
 def build(architecture: Architecture) -> nn.Module:
@@ -156,9 +157,13 @@ def _check_patches(model: nn.Module, architecture: Architecture) -> None:
     patch = getattr(embed, "patch_size", None)
     if not isinstance(patch, (tuple, list)) or getattr(embed, "dynamic_img_pad", False):
         return
-    side, step = architecture.size, int(patch[0])
-    if side % step:
+    step, size = int(patch[0]), architecture.size
+    if any(side % step for side in architecture.sides):
+        height, width = (-(-side // step) * step for side in architecture.sides)
+        fits = f"a multiple of {step}, such as {height}"
+        if height != width or not isinstance(size, int):
+            fits = f"two multiples of {step}, such as {height} {width}"
         raise ModelError(
-            f"{architecture.name} cuts images into patches of {step}x{step} pixels, so {side}x{side} does "
-            f"not fit; --input.size must be a multiple of {step}, such as {-(-side // step) * step}."
+            f"{architecture.name} cuts images into patches of {step}x{step} pixels, so {words(size)} does "
+            f"not fit; --input.size must be {fits}."
         )

@@ -12,6 +12,7 @@ from torch import nn
 
 from tellapart import packages
 from tellapart.contract.architecture import Architecture
+from tellapart.contract.sides import words
 from tellapart.errors import ModelError, did_you_mean
 from tellapart.models import surgery
 from tellapart.models.heads import head_names
@@ -72,6 +73,12 @@ def info(bare: str) -> tuple[int | None, str | None]:
     if weights is None:
         return None, "BSD-3-Clause"
     return int(weights.transforms.keywords["crop_size"]), "BSD-3-Clause"
+
+
+def stated(bare: str) -> tuple[int | None, float | None]:
+    """Return what torchvision states of the default weights: parameters, and top-1 on ImageNet-1K in %."""
+    meta = getattr(default_weights(bare), "meta", {})
+    return meta.get("num_params"), meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
 
 
 def default_weights(bare: str) -> Any:
@@ -150,11 +157,16 @@ def _make(architecture: Architecture) -> nn.Module:
 def _create(bare: str, group: str, architecture: Architecture, stem: SmallStem | None) -> nn.Module:
     """Call torchvision's builder, with the arguments that its families differ in."""
     chosen: dict[str, Any] = {"num_classes": architecture.num_classes}
-    size = architecture.size
+    size, other = architecture.sides
+    if group == "vision_transformer" and size != other:
+        raise ModelError(
+            f"{architecture.name} takes square images only, as torchvision builds it, not {words(architecture.size)}; "
+            "give one number as --input.size, or take one of timm's vision transformers, which take height and width."
+        )
     if group in ("inception", "googlenet"):  # their extra heads are for training from scratch on ImageNet
         chosen.update(aux_logits=False, init_weights=True)
     if group == "maxvit":
-        chosen["input_size"] = (size, size)
+        chosen["input_size"] = architecture.sides
     if group == "vision_transformer" and stem is None:
         chosen["image_size"] = size
     if group != "vision_transformer" or stem is None:

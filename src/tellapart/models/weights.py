@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from tellapart.contract.architecture import Architecture, Pruned, pruned_from
+from tellapart.contract.sides import Size
 from tellapart.errors import ModelError, did_you_mean
 from tellapart.models import (
     checkpoints,
@@ -52,7 +53,7 @@ class WeightsInfo:
     tag: str | None = None
     licence: str | None = None
     non_commercial: bool = False
-    size: int | None = None
+    size: Size | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
@@ -75,11 +76,16 @@ class WeightsInfo:
         return preparation.fraction_at(size, self.crop_fraction, self.crop_floor)
 
     def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Return (mean, std) for another number of channels: the average of the known ones, for each."""
+        """Return (mean, std) for another number of channels: for grey and colour the average of the known ones.
+
+        None where nothing is known, and for other channels, which are to be measured.
+        """
         if self.mean is None or self.std is None:
             return None
         if len(self.mean) == channels:
             return self.mean, self.std
+        if channels not in (1, 3):
+            return None
         mean, std = sum(self.mean) / len(self.mean), sum(self.std) / len(self.std)
         return (mean,) * channels, (std,) * channels
 
@@ -183,7 +189,7 @@ def _describe_file(name: str, tag: str | None, weights: str) -> WeightsInfo:
         source=str(file),
         licence=origin.get("licence"),
         non_commercial=bool(origin.get("non_commercial", False)),
-        size=contract.get("size"),
+        size=_size(contract.get("size")),
         mean=tuple(contract["mean"]) if "mean" in contract else None,
         std=tuple(contract["std"]) if "std" in contract else None,
         interpolation=contract.get("interpolation"),
@@ -191,6 +197,10 @@ def _describe_file(name: str, tag: str | None, weights: str) -> WeightsInfo:
         resize=contract.get("resize"),
         prepared_as=str(file),
     )
+
+
+def _size(value: Any) -> Size | None:
+    return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) and len(value) == 2 else value
 
 
 def _describe_foreign(name: str, tag: str | None, file: Path) -> WeightsInfo:

@@ -2,7 +2,7 @@
 
 The design is that of cifar10-airbench (Jordan 2024, arXiv:2404.00498): the first layer decorrelates 2x2 patches
 by what the training images say and is not trained, convolutions begin as the identity, and the norms have no
-scale. Each network takes float32 images ``[B, C, size, size]`` and returns logits ``[B, num_classes]``. Knows
+scale. Each network takes float32 images ``[B, C, height, width]`` and returns logits ``[B, num_classes]``. Knows
 nothing of training; what a trainer should know is said by ``initialise_from``, ``early_parameters`` and
 ``muon_weights``.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tellapart.contract.sides import Size, shortest
 from tellapart.models.small_cnn import stem_stride
 
 PATCH = 2
@@ -134,14 +135,14 @@ class WhitenedCNN(nn.Module):
         self,
         num_classes: int,
         channels: int = 3,
-        size: int = 32,
+        size: Size = 32,
         dropout: float = 0.0,
         widths: tuple[int, int, int] = (64, 256, 256),
         depth: int = 2,
     ) -> None:
         super().__init__()
         stride = stem_stride(size)
-        side = size // stride - PATCH + 1
+        side = shortest(size) // stride - PATCH + 1
         self.shrink = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.whiten = Whitening(channels)
         inputs = 2 * channels * PATCH * PATCH
@@ -167,7 +168,7 @@ class WhitenedCNN(nn.Module):
 
     @torch.no_grad()
     def initialise_from(self, images_NCHW: Tensor) -> None:
-        """Set the whitening filters by training images, float32 ``[n, C, size, size]``, normalised."""
+        """Set the whitening filters by training images, float32 ``[n, C, height, width]``, normalised."""
         self.whiten.weight.copy_(whitening_filters(self.shrink(images_NCHW)))
 
     def early_parameters(self) -> tuple[str, ...]:

@@ -15,10 +15,12 @@ import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from tellapart import packages
 from tellapart.contract.architecture import Architecture
+from tellapart.contract.sides import Size, longest
 from tellapart.errors import ModelError, did_you_mean
 from tellapart.models import shrink, small_cnn, timm_zoo, torchvision_zoo, whitened_cnn
 
@@ -86,13 +88,18 @@ OWN: dict[str, OwnModel] = {
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One line of the list of models; ``size`` in pixels, ``licence`` that of the default weights."""
+    """One line of the list of models; ``size`` in pixels, ``licence`` that of the default weights.
+
+    ``accuracy``: top-1 on ImageNet-1K's validation part in %, as the library states it of those weights (torchvision
+    does, timm's package does not).
+    """
 
     name: str
     parameters: int | None
     size: int | None
     licence: str | None
     source: str
+    accuracy: float | None = None
 
 
 def split_tag(name: str) -> tuple[str, str | None]:
@@ -130,7 +137,7 @@ def resolve(name: str) -> str:
 def build(architecture: Architecture) -> nn.Module:
     """Return the network with random weights, in training mode, on the CPU.
 
-    Its forward takes float32 ``[B, channels, size, size]`` and returns logits ``[B, num_classes]``. The
+    Its forward takes float32 ``[B, channels, height, width]`` and returns logits ``[B, num_classes]``. The
     library's own initialisation, except for layers that are put in for another channel count or a small stem:
     those have Kaiming's. Pruned layers are as narrow as the architecture says. Raises ModelError where the network
     cannot take these images or values.
@@ -163,14 +170,14 @@ def _build_own(architecture: Architecture, name: str) -> nn.Module:
     return own.build(architecture)
 
 
-def choose_stem(name: str, size: int, weights: str = "none") -> str:
+def choose_stem(name: str, size: Size, weights: str = "none") -> str:
     """Return ``small`` or ``standard`` for images of ``size`` pixels.
 
     ``small`` for up to 64 pixels, if the family has such a stem and no weights are to be loaded (they hold
     the standard stem, which would be lost). Our own networks have only the standard one.
     """
     name = resolve(name)
-    if name in OWN or size > SMALL_IMAGES or weights not in ("none", ""):
+    if name in OWN or longest(size) > SMALL_IMAGES or weights not in ("none", ""):
         return "standard"
     library, _, bare = name.partition("/")
     has_small = (timm_zoo if library == "timm" else torchvision_zoo).has_small_stem(bare)
@@ -195,20 +202,25 @@ def min_size(name: str) -> int | None:
 def list_models(pattern: str = "", with_parameters: bool = False) -> list[ModelInfo]:
     """Return the models whose canonical name contains ``pattern`` or matches it (``*`` and ``?``), sorted.
 
-    Builds nothing, unless ``with_parameters`` asks for the number of parameters (at the default size, 3
-    channels, 1,000 classes; ours: 10). Libraries that are not installed contribute nothing.
+    Builds none of the libraries' networks, unless ``with_parameters`` asks for the number of parameters where the
+    library does not state it (at the default size, 3 channels, 1,000 classes; ours: 10). Libraries that are not
+    installed contribute nothing.
     """
     infos = [
         ModelInfo(name, None, own.default_size, "MIT (untrained)", "tellapart") for name, own in OWN.items()
     ]
+    infos = [_with_parameters(info) if _matches(info.name, pattern) else info for info in infos]
     for library, part in (("timm", timm_zoo), ("torchvision", torchvision_zoo)):
         if packages.installed(library):
             for bare in part.names():
+                if not _matches(f"{library}/{bare}", pattern):
+                    continue
                 size, licence = part.info(bare)
-                infos.append(ModelInfo(f"{library}/{bare}", None, size, licence, library))
+                count, accuracy = torchvision_zoo.stated(bare) if library == "torchvision" else (None, None)
+                infos.append(ModelInfo(f"{library}/{bare}", count, size, licence, library, accuracy))
     chosen = [info for info in infos if _matches(info.name, pattern)]
     if with_parameters:
-        chosen = [_with_parameters(info) for info in chosen]
+        chosen = [info if info.parameters else _with_parameters(info) for info in chosen]
     return chosen
 
 
@@ -222,7 +234,8 @@ def _with_parameters(info: ModelInfo) -> ModelInfo:
     classes = 10 if info.source == "tellapart" else 1000
     architecture = Architecture(info.name, classes, 3, info.size or 224)
     try:
-        parameters = sum(p.numel() for p in build(architecture).parameters())
+        with torch.random.fork_rng(devices=[]):  # what it draws is nobody's
+            parameters = sum(p.numel() for p in build(architecture).parameters())
     except ModelError:  # a network that cannot be built alone stays in the list
         return info
-    return ModelInfo(info.name, parameters, info.size, info.licence, info.source)
+    return dataclasses.replace(info, parameters=parameters)

@@ -26,18 +26,18 @@ CACHED_VALUES = 640_000  # floats on which several passes are made before the ne
 
 def _scaled(height: Any, width: Any, contract: Preprocessing) -> tuple[Any, Any]:
     """Return the height and width that the policy scales an image to (ints, or a graph's symbols)."""
-    size = contract.size
+    rows, columns = contract.sides
     if contract.resize == "squash":
-        return size, size
+        return rows, columns
     if contract.resize == "crop":
-        edge = contract.edge
-        short = _sym_min(height, width)
-        return edge * height // short, edge * width // short
-    long = _sym_max(height, width)
-    least = min(2, size)  # not 0, and not 1: torch's kernel does not average down a lone column, others do
+        rows, columns = contract.edges
+        return _sym_max(rows, columns * height // width), _sym_max(columns, rows * width // height)
+    by_width = (2 * columns * height + width) // (2 * width)
+    by_height = (2 * rows * width + height) // (2 * height)
+    # Not 0, and not 1: torch's kernel does not average down a lone column, others do.
     return (
-        _sym_max((2 * size * height + long) // (2 * long), least),
-        _sym_max((2 * size * width + long) // (2 * long), least),
+        _sym_max(_sym_min(rows, by_width), min(2, rows)),
+        _sym_max(_sym_min(columns, by_height), min(2, columns)),
     )
 
 
@@ -126,7 +126,7 @@ def denormalise(images_NCHW: Tensor, contract: Preprocessing) -> Tensor:
 
 
 class PreprocessModule(nn.Module):
-    """`resize` and `normalise` as a graph: uint8 [B, H, W, C] of any H, W -> float32 [B, C, size, size].
+    """`resize` and `normalise` as a graph: uint8 [B, H, W, C] of any H, W -> float32 [B, C, height, width].
 
     Decoding is not in it. All images of a batch have one size. `torch.export` takes it with dynamic B, H, W.
     """
@@ -146,17 +146,19 @@ class PreprocessModule(nn.Module):
         return self.normalised(self.sized(images_NHWC))
 
     def normalised(self, values_NCHW: Tensor) -> Tensor:
-        """Normalise float32 [B, C, size, size] of 0..255."""
+        """Normalise float32 [B, C, height, width] of 0..255."""
         return values_NCHW * self.scale + self.bias
 
     def sized(self, images_NHWC: Tensor) -> Tensor:
-        """Resize and round: uint8 [B, H, W, C] -> float32 [B, C, size, size] of whole numbers from 0 to 255."""
-        contract, size = self.contract, self.contract.size
+        """Resize and round: uint8 [B, H, W, C] -> float32 [B, C, height, width] of whole numbers, 0 to 255."""
+        contract = self.contract
         height, width = images_NHWC.shape[1], images_NHWC.shape[2]
         images = images_NHWC.permute(0, 3, 2, 1).to(torch.float32)
         down, across = (
-            matrix(side, scaled, _sym_max(side, scaled), self._start(scaled), size, contract.interpolation)
-            for side, scaled in zip((height, width), _scaled(height, width, contract), strict=True)
+            matrix(side, scaled, _sym_max(side, scaled), self._start(scaled, to), to, contract.interpolation)
+            for side, scaled, to in zip(
+                (height, width), _scaled(height, width, contract), contract.sides, strict=True
+            )
         )
         values = weigh(images, down, across)
         if contract.resize != "letterbox":
@@ -164,12 +166,12 @@ class PreprocessModule(nn.Module):
         inside = down.sum(1).unsqueeze(1) * across.sum(1)  # 0 on the border
         return torch.where(inside > 0, values, float(contract.fill))
 
-    def _start(self, scaled: Any) -> Any:
+    def _start(self, scaled: Any, side: int) -> Any:
         """Return which scaled pixel is the input's first; below 0 where a border comes before the scaled image."""
-        size, policy = self.contract.size, self.contract.resize
+        policy = self.contract.resize
         if policy == "squash":
             return 0
-        return self.contract.start(scaled) if policy == "crop" else -((size - scaled) // 2)
+        return self.contract.start(scaled, side) if policy == "crop" else -((side - scaled) // 2)
 
 
 def matrix(length: int, scaled: int, larger: int, start: int, count: int, mode: str) -> Tensor:

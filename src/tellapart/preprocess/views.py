@@ -16,19 +16,21 @@ from tellapart.contract import Views
 Network = Callable[[Tensor], Tensor]
 
 
-def averaged(network: Network, images_NCHW: Tensor, views: Views) -> Tensor:
+def averaged(network: Network, images_NCHW: Tensor, views: Views, classes: int | None = None) -> Tensor:
     """Return the average of the logits over ``views``, float32 [B, K].
 
     ``images_NCHW``: float [B, C, H, W], normalised, in any memory order; ``network`` takes such images to logits
     [B, K]. Views are computed one after the other, so memory stays that of one. Reflection needs images of at
-    least 2 pixels.
+    least 2 pixels. ``classes``: how many of the columns are logits, where the network gives others behind them, such as
+    features; these are averaged alike.
     """
     logits = network(images_NCHW).float()
     if views.count == 1 or not len(logits):
         return logits
-    if views.below >= 1 or logits.shape[1] < 2:
+    first = logits[:, :classes]
+    if views.below >= 1 or first.shape[1] < 2:
         return with_others(network, images_NCHW, views, logits)
-    best = logits.softmax(1).topk(2).values
+    best = first.softmax(1).topk(2).values
     doubtful = (best[:, 0] - best[:, 1] < views.below).nonzero()[:, 0]
     if len(doubtful):
         chosen = images_NCHW[doubtful].contiguous(memory_format=_order(images_NCHW))

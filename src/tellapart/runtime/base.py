@@ -33,15 +33,43 @@ class Backend(Protocol):
         ...
 
     def prepare(self, content: bytes | Pixels) -> Pixels:
-        """Return an image sized by the contract: a file's bytes or uint8 [H, W(, C)] -> uint8 [size, size, C].
+        """Return an image sized by the contract: a file's bytes or uint8 [H, W(, C)] -> uint8 [height, width, C].
 
         Raises BadImage.
         """
         ...
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for images that `prepare` gave: uint8 [B, size, size, C]."""
+        """Return float32 [B, K] for images that `prepare` gave: uint8 [B, height, width, C]."""
         ...
+
+    def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return logits [B, K] and features [B, F], float32, of one run. Raises ArtifactError where there are none.
+
+        Features are the input of the last layer, averaged over the card's views as the logits are.
+        """
+        ...
+
+    def features(self, images: Pixels) -> npt.NDArray[np.float32]:
+        """Return the features alone."""
+        ...
+
+
+class Opened:
+    """What backends share: features, which an exported file has only where they were asked for."""
+
+    format: str
+
+    def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Raise ArtifactError: this file has none."""
+        raise ArtifactError(
+            f"This {self.format} file does not give features. Use the artifact itself, or export it with them: "
+            "tellapart export MODEL --features --to onnx (or openvino)."
+        )
+
+    def features(self, images: Pixels) -> npt.NDArray[np.float32]:
+        """Return features, float32 [B, F]. Raises ArtifactError where there are none."""
+        return self.with_features(images)[1]
 
 
 def card_of(text: str | bytes, path: str | os.PathLike[str]) -> Card:

@@ -11,9 +11,10 @@ import torch
 from tellapart import artifact
 from tellapart.contract import Card, Pixels
 from tellapart.preprocess import load
+from tellapart.runtime.base import Opened
 
 
-class EagerBackend:
+class EagerBackend(Opened):
     """`artifact.Predictor` behind the seam."""
 
     format = "artifact"
@@ -36,9 +37,14 @@ class EagerBackend:
         return load(content, self.card.preprocessing)
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]."""
+        """Return float32 [B, K] for uint8 [B, height, width, C]."""
         result: npt.NDArray[np.float32] = self.predictor(torch.from_numpy(images_NHWC)).numpy()
         return result
+
+    def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return logits [B, K] and features [B, F] of one run. Raises ModelError."""
+        logits, features = self.predictor.with_features(torch.from_numpy(images))
+        return logits.numpy(), features.numpy()
 
 
 def open_artifact(path: str | os.PathLike[str], device: str, precision: str) -> EagerBackend:

@@ -22,6 +22,8 @@ from tellapart.runtime import base, providers
 from tellapart.runtime.plain import PlainNetwork, SizedOutside
 
 IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
+FEATURES = "features"
+"""The output that a file has where features were asked for: what the last layer gets, float32 [batch, F]."""
 _PURPOSE = "An ONNX model"
 DYNAMIC = "int8-dynamic"
 """The precision of a file whose ranges are those of each batch, so that an answer depends on the other images in it."""
@@ -33,8 +35,8 @@ _NEEDED = {  # by the property "graph": inputs and outputs
 }
 
 
-class OnnxBackend:
-    """A whole graph: images in, probabilities and logits out."""
+class OnnxBackend(base.Opened):
+    """A whole graph: images in, probabilities and logits out, and features where they were asked for."""
 
     format = "onnx"
 
@@ -48,6 +50,7 @@ class OnnxBackend:
         # A caller has threads of its own for its images; one image is too little for several.
         self._resizing = session(resizing.SerializeToString(), 1)
         self._network = _computing(network, threads, device)
+        self._has_features = FEATURES in {value.name for value in network.graph.output}
         self.provider = providers.used(self._network, device)
         self._whole: Any = None
 
@@ -68,10 +71,19 @@ class OnnxBackend:
         return result
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]."""
-        return _in_parts(
-            self._network, PIXELS, np.ascontiguousarray(images_NHWC), self.device, 1 if self.single else 0
-        )
+        """Return float32 [B, K] for uint8 [B, height, width, C]."""
+        return self._run(images_NHWC, [LOGITS])[0]
+
+    def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return logits [B, K] and features [B, F] of one run. Raises ArtifactError where the file has none."""
+        if not self._has_features:
+            return super().with_features(images)
+        logits, features = self._run(images, [LOGITS, FEATURES])
+        return logits, features
+
+    def _run(self, images_NHWC: Pixels, outputs: list[str]) -> list[npt.NDArray[np.float32]]:
+        images = np.ascontiguousarray(images_NHWC)
+        return _in_parts(self._network, PIXELS, images, self.device, 1 if self.single else 0, outputs)
 
     def whole(self, images_NHWC: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Run the file as anyone would who has nothing of ours: uint8 [B, H, W, C] -> (probabilities, logits)."""
@@ -94,8 +106,8 @@ class PlainOnnxBackend(PlainNetwork):
         self.device, self.provider = device, providers.used(self._session, device)
 
     def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for normalised float32 [B, C, size, size]."""
-        return _in_parts(self._session, INPUT, images_NCHW, self.device)
+        """Return float32 [B, K] for normalised float32 [B, C, height, width]."""
+        return _in_parts(self._session, INPUT, images_NCHW, self.device)[0]
 
 
 class ReadyOnnxBackend(SizedOutside):
@@ -111,11 +123,11 @@ class ReadyOnnxBackend(SizedOutside):
         self.device, self.provider = device, providers.used(self._session, device)
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]; a file of fixed batch is called for each part."""
+        """Return float32 [B, K] for uint8 [B, height, width, C]; a file of fixed batch is called for each part."""
         contract = self.card.preprocessing
         images: Any = images_NHWC if self._input == PIXELS else normalise(images_NHWC, contract)
         if not self._batch:
-            return _in_parts(self._session, self._input, images, self.device)
+            return _in_parts(self._session, self._input, images, self.device)[0]
         step, answers = self._batch, [np.zeros((0, len(self.card.classes)), np.float32)]
         for start in range(0, len(images), step):
             part = images[start : start + step]
@@ -187,14 +199,17 @@ def card_of(properties: Mapping[str, str], file: Path) -> Card:
 
 
 def split(model: Any) -> tuple[Any, Any]:
-    """Cut a whole graph at ``pixels``: (images -> pixels, pixels -> probabilities and logits).
+    """Cut a whole graph at ``pixels``: (images -> pixels, pixels -> probabilities, logits, and features if any).
 
     Raises ArtifactError where it cannot be cut there.
     """
     extractor = packages.require("onnx.utils", "onnx", _PURPOSE).Extractor(model)
     try:
         resizing = extractor.extract_model([IMAGES], [PIXELS])
-        network = extractor.extract_model([PIXELS], [PROBABILITIES, LOGITS])
+        outputs = [value.name for value in model.graph.output]
+        network = extractor.extract_model(
+            [PIXELS], [PROBABILITIES, LOGITS, *([FEATURES] if FEATURES in outputs else [])]
+        )
     except (KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"The graph has no tensor 'pixels' to be cut at: {error}") from None
     return resizing, network
@@ -206,7 +221,7 @@ def network_of(model: Any) -> Any:
 
 
 def feed(graph: str, contract: Preprocessing, pixels: Pixels) -> dict[str, Any]:
-    """Return what the network of a file takes for uint8 [B, size, size, C], by the file's property ``graph``."""
+    """Return what the network of a file takes for uint8 [B, height, width, C], by the file's property ``graph``."""
     if graph in ("whole", "pixels"):
         return {PIXELS: np.ascontiguousarray(pixels)}
     return {INPUT: normalise(pixels, contract)}
@@ -240,16 +255,20 @@ def _computing(model: Any, threads: int, device: str) -> Any:
     return session(model.SerializeToString(), threads, device, chosen)
 
 
-def _in_parts(session: Any, name: str, images: Any, device: str, most: int = 0) -> npt.NDArray[np.float32]:
-    """Return the logits of a batch, computed in parts of ``most`` images; 0: all at once.
+def _in_parts(
+    session: Any, name: str, images: Any, device: str, most: int = 0, outputs: Sequence[str] = (LOGITS,)
+) -> list[npt.NDArray[np.float32]]:
+    """Return the outputs for a batch, computed in parts of ``most`` images; 0: all at once.
 
     For TensorRT the parts are no larger than its engine takes.
     """
     step = providers.PROFILE[-1] if device.startswith("tensorrt") else max(1, len(images))
     step = min(step, most or step)
     parts = [images[start : start + step] for start in range(0, max(1, len(images)), step)]
-    answers = [np.asarray(session.run([LOGITS], {name: part})[0], np.float32) for part in parts]
-    return answers[0] if len(answers) == 1 else np.concatenate(answers)
+    answers = [session.run(list(outputs), {name: part}) for part in parts]
+    if len(answers) == 1:
+        return [np.asarray(value, np.float32) for value in answers[0]]
+    return [np.concatenate(values).astype(np.float32, copy=False) for values in zip(*answers, strict=True)]
 
 
 def session(

@@ -21,7 +21,7 @@ from tellapart.runtime import base
 from tellapart.runtime.plain import PlainNetwork
 
 PURPOSE = "An OpenVINO model"
-PIXELS, PROBABILITIES, LOGITS = "pixels", "probabilities", "logits"
+PIXELS, PROBABILITIES, LOGITS, FEATURES = "pixels", "probabilities", "logits", "features"
 _DISABLED = 2  # SS_DISABLE of signal.h
 
 
@@ -48,7 +48,7 @@ class Requests:
         return answer
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(base.Opened):
     """The file's graph cut at ``pixels``: its first part prepares an image, its second answers a batch."""
 
     format = "openvino"
@@ -56,6 +56,7 @@ class OpenVinoBackend:
     def __init__(self, openvino: Any, model: Any, card: Card, threads: int) -> None:
         self.card = card
         self._openvino, self._model, self._settings = openvino, model.clone(), settings(threads)
+        self._has_features = any(FEATURES in output.get_names() for output in model.outputs)
         first, second = cut(openvino, model, card)
         # A caller has threads of its own for its images; one image is too little for several.
         self._prepare = compiled(openvino, first, settings(1))
@@ -77,8 +78,15 @@ class OpenVinoBackend:
         return pixels
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]."""
+        """Return float32 [B, K] for uint8 [B, height, width, C]."""
         return np.asarray(self._logits(images_NHWC)[LOGITS], np.float32)
+
+    def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return logits [B, K] and features [B, F] of one run. Raises ArtifactError where the file has none."""
+        if not self._has_features:
+            return super().with_features(images)
+        answer = self._logits(images)
+        return np.asarray(answer[LOGITS], np.float32), np.asarray(answer[FEATURES], np.float32)
 
     def whole(self, images_NHWC: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Run the file as anyone would who has nothing of ours: uint8 [B, H, W, C] -> (probabilities, logits)."""
@@ -98,7 +106,7 @@ class PlainOpenVinoBackend(PlainNetwork):
         self._network = Requests(openvino, compiled(openvino, model, settings(threads)))
 
     def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for normalised float32 [B, C, size, size]."""
+        """Return float32 [B, K] for normalised float32 [B, C, height, width]."""
         return np.asarray(self._network(images_NCHW)[0], np.float32)
 
 
@@ -152,7 +160,7 @@ def cut(openvino: Any, model: Any, card: Card) -> tuple[Any, Any]:
     pixels = next(node for node in model.get_ordered_ops() if node.get_friendly_name() == PIXELS)
     first = openvino.Model([pixels.output(0)], model.get_parameters(), "prepare").clone()
     contract = card.preprocessing
-    shape = openvino.PartialShape([-1, contract.size, contract.size, contract.channels])
+    shape = openvino.PartialShape([-1, *contract.sides, contract.channels])
     start = openvino.opset13.parameter(shape, np.uint8, name=PIXELS)
     pixels.output(0).replace(start.output(0))
     return first, openvino.Model(model.get_results(), [start], "classify")
@@ -191,6 +199,8 @@ def _check_numbers(model: Any, card: Card, path: str | os.PathLike[str]) -> None
                     f"{path} has weights that are not numbers ({node.get_friendly_name()[:80]!a})."
                 )
     for output in model.outputs:
+        if FEATURES in output.get_names():
+            continue
         sizes = output.get_partial_shape()
         if len(sizes) != 2 or (sizes[1].is_static and sizes[1].get_length() != len(card.classes)):
             raise ArtifactError(

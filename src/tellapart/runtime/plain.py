@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from tellapart.contract import Card, Pixels
 from tellapart.contract.resizing import averaged, normalise, open_pixels, resize
+from tellapart.runtime.base import Opened
 
 
-class SizedOutside:
+class SizedOutside(Opened):
     """What backends share whose file does not hold the resizing."""
 
     def __init__(self, card: Card) -> None:
@@ -28,9 +29,9 @@ class PlainNetwork(SizedOutside, abc.ABC):
 
     @abc.abstractmethod
     def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the bare network's logits, float32 [B, K], for normalised float32 [B, C, size, size]."""
+        """Return the bare network's logits, float32 [B, K], for normalised float32 [B, C, height, width]."""
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]."""
+        """Return float32 [B, K] for uint8 [B, height, width, C]."""
         images = normalise(images_NHWC, self.card.preprocessing)
         return averaged(self.network, images, self.card.views)

@@ -25,7 +25,7 @@ from tellapart.contract import Card, Pixels, Preprocessing
 from tellapart.errors import ArtifactError
 from tellapart.preprocess import load
 from tellapart.runtime import pt2
-from tellapart.runtime.base import card_of
+from tellapart.runtime.base import Opened, card_of
 from tellapart.runtime.plain import PlainNetwork
 from tellapart.runtime.trust import read
 
@@ -53,7 +53,7 @@ class _Runner:
                 torch.set_num_threads(before)
 
 
-class TorchProgramBackend:
+class TorchProgramBackend(Opened):
     """A program of images, uint8 [B, H, W, C] -> (probabilities, logits), float32 [B, K]."""
 
     def __init__(self, name: str, program: Program, card: Card, threads: int) -> None:
@@ -65,7 +65,7 @@ class TorchProgramBackend:
         return load(content, self.card.preprocessing)
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]."""
+        """Return float32 [B, K] for uint8 [B, height, width, C]."""
         return self.whole(embedded(images_NHWC, self.card.preprocessing))[1]
 
     def whole(self, images_NHWC: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -83,7 +83,7 @@ class PlainTorchBackend(PlainNetwork):
         self._run = _Runner(program, threads)
 
     def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for normalised float32 [B, C, size, size]."""
+        """Return float32 [B, K] for normalised float32 [B, C, height, width]."""
         logits: npt.NDArray[np.float32] = self._run(images_NCHW).float().numpy()
         return logits
 
@@ -92,17 +92,17 @@ TorchBackend = TorchProgramBackend | PlainTorchBackend
 
 
 def embedded(pixels_NHWC: Pixels, contract: Preprocessing) -> Pixels:
-    """Return images that the contract's resizing turns into these pixels: uint8 [B, size, size, C] -> [B, E, E, C].
+    """Return images that the contract's resizing turns into these pixels: uint8 [B, height, width, C] -> larger ones.
 
     Squashing and letterboxing leave an image of the contract's size as it is. ``crop`` leaves one of the size that
     it scales to as it is and takes its centre.
     """
     if contract.resize != "crop":
         return pixels_NHWC
-    size, edge = contract.size, contract.edge
-    start = contract.start(edge)
-    canvas = np.zeros((len(pixels_NHWC), edge, edge, contract.channels), np.uint8)
-    canvas[:, start : start + size, start : start + size] = pixels_NHWC
+    (height, width), edges = contract.sides, contract.edges
+    top, left = (contract.start(edge, side) for edge, side in zip(edges, contract.sides, strict=True))
+    canvas = np.zeros((len(pixels_NHWC), *edges, contract.channels), np.uint8)
+    canvas[:, top : top + height, left : left + width] = pixels_NHWC
     return canvas
 
 

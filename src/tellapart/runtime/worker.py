@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tellapart.contract import Pixels
 from tellapart.contract.resizing import open_pixels, resize
 from tellapart.errors import ArtifactError
-from tellapart.runtime.base import card_of
+from tellapart.runtime.base import Opened, card_of
 from tellapart.runtime.environments import (
     EXECUTORCH,
     LITERT,
@@ -36,7 +36,7 @@ from tellapart.runtime.environments import (
 _LARGEST = {"litert": 0, "executorch": 8}
 
 
-class WorkerBackend:
+class WorkerBackend(Opened):
     """A process that answers batches. Calls wait for each other."""
 
     def __init__(self, environment: Environment, path: Path, threads: int) -> None:
@@ -77,7 +77,7 @@ class WorkerBackend:
         return resize(open_pixels(content, contract), contract)
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, size, size, C]; in parts where the file's batch is fixed or bounded."""
+        """Return float32 [B, K] for uint8 [B, height, width, C], in parts where the file's batch is bounded."""
         step = self._batch or _LARGEST[self.format] or len(images_NHWC)
         answers = []
         with self._lock:

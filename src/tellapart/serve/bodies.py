@@ -21,6 +21,7 @@ from tellapart.serve import strict_json
 from tellapart.serve.refusal import Refusal
 
 _FIELD_BYTES = 1000
+_NUMPY = "application/x-npy"  # nobody has registered one; this is what programs send
 _TYPE_CHARACTERS = 1000  # the time to parse a content type grows with its square
 _FIELDS = ("top", "model")
 _SINGLE = ("image", "data")  # the second is TorchServe's name
@@ -52,7 +53,7 @@ def parse(body: bytes, content_type: str, max_images: int) -> Asked:
         asked = _multipart(body, parameters.get("boundary", ""), max_images)
     elif kind == "application/json":
         asked = _json(body, max_images)
-    elif kind.startswith("image/") or kind == _RAW:
+    elif kind.startswith("image/") or kind in (_RAW, _NUMPY):
         asked = Asked([body] if body else [])
     else:
         raise Refusal(

@@ -19,33 +19,35 @@ def cells(grid: int) -> int:
     return grid * grid + 1
 
 
-def _square(row: int, column: int, grid: int, size: int) -> tuple[slice, slice]:
-    """Return the rows and columns of the square that is centred on a cell."""
-    side = size / grid
+def _square(row: int, column: int, grid: int, sides: tuple[int, int]) -> tuple[slice, slice]:
+    """Return the rows and columns of the square that is centred on a cell (a rectangle, as the image is)."""
 
-    def span(place: int) -> slice:
+    def span(place: int, length: int) -> slice:
+        side = length / grid
         return slice(
             max(0, round((place - _REACH / 2) * side)),
-            min(size, max(1, round((place + 1 + _REACH / 2) * side))),
+            min(length, max(1, round((place + 1 + _REACH / 2) * side))),
         )
 
-    return span(row), span(column)
+    return span(row, sides[0]), span(column, sides[1])
 
 
 def occluded(image: Pixels, grid: int, start: int, end: int) -> Pixels:
-    """Return the squares ``start`` to ``end`` of a heat map: uint8 [S, S, C] -> [end - start, S, S, C].
+    """Return the squares ``start`` to ``end`` of a heat map: uint8 [H, W, C] -> [end - start, H, W, C].
 
     A square has the image's mean colour; squares go row by row, each twice as wide as a cell.
     """
     colour = image.mean(axis=(0, 1)).round().astype(np.uint8)
     images = np.repeat(image[None], end - start, axis=0)
     for place in range(start, end):
-        rows, columns = _square(*divmod(place, grid), grid, image.shape[0])
+        rows, columns = _square(*divmod(place, grid), grid, image.shape[:2])
         images[place - start, rows, columns] = colour
     return images
 
 
-def heat(whole: float, covered: npt.NDArray[np.float64], grid: int, size: int) -> npt.NDArray[np.float64]:
+def heat(
+    whole: float, covered: npt.NDArray[np.float64], grid: int, sides: tuple[int, int]
+) -> npt.NDArray[np.float64]:
     """Return float64 [grid, grid]: how much the probability falls when a cell is covered, on average.
 
     ``whole``: the class's probability for the image as it is; ``covered``: [grid * grid] with each square. A cell's
@@ -53,13 +55,13 @@ def heat(whole: float, covered: npt.NDArray[np.float64], grid: int, size: int) -
     """
     drops = whole - covered.reshape(grid, grid)
     total, count = np.zeros((grid, grid)), np.zeros((grid, grid))
-    centres = (np.arange(grid) + 0.5) * size / grid
+    down, across = ((np.arange(grid) + 0.5) * side / grid for side in sides)
     for row in range(grid):
         for column in range(grid):
-            rows, columns = _square(row, column, grid, size)
+            rows, columns = _square(row, column, grid, sides)
             inside = np.outer(
-                (centres >= rows.start) & (centres < rows.stop),
-                (centres >= columns.start) & (centres < columns.stop),
+                (down >= rows.start) & (down < rows.stop),
+                (across >= columns.start) & (across < columns.stop),
             )
             total += inside * drops[row, column]
             count += inside

@@ -30,12 +30,12 @@ class ImageReader:
     def files(
         self, files: Sequence[bytes], backend: Backend, late: Callable[[], bool], first: int = 0
     ) -> Pixels:
-        """Return images sized by the contract, uint8 [n, S, S, C], of image files.
+        """Return images sized by the contract, uint8 [n, H, W, C], of image files.
 
         Gives up with 504 as soon as ``late()``. Raises Refusal, which names the image by its place from ``first``.
         """
         contract = backend.card.preprocessing
-        images = np.empty((len(files), contract.size, contract.size, contract.channels), np.uint8)
+        images = np.empty((len(files), *contract.sides, contract.channels), np.uint8)
         for place, content in enumerate(files):
             if late():
                 raise Refusal(504, "deadline", "the deadline passed before there was an answer")
@@ -88,7 +88,7 @@ def _prepared(backend: Backend, image: Pixels) -> Pixels:
 
 def fits(images_NHWC: Pixels, contract: Preprocessing) -> bool:
     """Return whether the contract would change no pixel of these images, so that nothing need be computed."""
-    own = (contract.size, contract.size, contract.channels)
+    own = (*contract.sides, contract.channels)
     return images_NHWC.shape[1:] == own and (contract.resize != "crop" or contract.crop_fraction == 1)
 
 

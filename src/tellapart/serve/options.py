@@ -13,7 +13,7 @@ from typing import Literal
 from tellapart.errors import ServeError
 from tellapart.serve.origins import normal
 
-FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "ppm", "ico", "jpeg2000", "avif", "heif")
+FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "ppm", "ico", "jpeg2000", "avif", "heif", "numpy")
 KEY_VARIABLE = "TELLAPART_API_KEY"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -82,7 +82,7 @@ class Options:
     max_images: int = 64
     """Most images of one request."""
     formats: tuple[str, ...] = ("jpeg", "png", "webp", "gif", "bmp")
-    """Image formats that are accepted, by content: also tiff, ppm, ico, jpeg2000, avif, heif."""
+    """Image formats that are accepted, by content: also tiff, numpy (.npy), ppm, ico, jpeg2000, avif, heif."""
     max_connections: int = 512
     """Connections at once; more are refused with 503."""
     body_timeout: float = 30.0

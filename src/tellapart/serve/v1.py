@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tellapart.contract import Pixels, answers
+from tellapart.contract.decoding import to_shown
 from tellapart.serve import bodies, explain, schemas
 from tellapart.serve.batching import Expected
 from tellapart.serve.models import Model
@@ -184,7 +185,7 @@ async def _explained(
         logits = await model.batcher.submit(part, deadline)
         covered.append(answers.probabilities(logits, model.card)[:, target])
     probability = float(whole.probabilities[0, target])
-    values = explain.heat(probability, np.concatenate(covered), grid, image.shape[0])
+    values = explain.heat(probability, np.concatenate(covered), grid, image.shape[:2])
     return {
         "model": model.name,
         "version": model.version,
@@ -198,7 +199,7 @@ async def _explained(
 def _data_url(image: Pixels) -> str:
     """Return what the model sees as a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else to_shown(image)).save(
         buffer, format="PNG", compress_level=1
     )
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

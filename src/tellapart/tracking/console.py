@@ -20,8 +20,9 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from tellapart import runs
+from tellapart import numerals, runs
 from tellapart.errors import shown
+from tellapart.tracking.remaining import Ahead, Remaining
 
 REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 10.0  # between the plain lines of other long work
@@ -46,7 +47,8 @@ class Console:
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._epochs = self._steps_per_epoch = 1
-        self._run_mark = self._epoch_mark = (time.monotonic(), 0)  # a moment and the steps done by then
+        self._epoch_began = time.monotonic()
+        self._remaining = Remaining(1, 1, self._epoch_began)
         self._epoch = -1
         self._drawn_at = 0.0
         self._printed_step = 0
@@ -92,16 +94,26 @@ class Console:
         if self._folder is not None:
             runs.append_warnings(self._folder, self._kept[-1:])
 
-    def start(self, epochs: int, steps_per_epoch: int, first_step: int = 0) -> None:
-        """Begin ``epochs`` epochs, or go on where an earlier process had done ``first_step`` updates."""
+    def start(
+        self, epochs: int, steps_per_epoch: int, first_step: int = 0, ahead: Ahead | None = None
+    ) -> None:
+        """Begin ``epochs`` epochs, or go on where an earlier process had done ``first_step`` updates.
+
+        ``ahead``: what the epochs cost; without it one as the other.
+        """
         self._epochs, self._steps_per_epoch = max(1, epochs), max(1, steps_per_epoch)
-        self._run_mark = self._epoch_mark = (time.monotonic(), first_step)
+        self._epoch_began = time.monotonic()
+        self._remaining = Remaining(self._epochs, self._steps_per_epoch, self._epoch_began, first_step, ahead)
         self._epoch, self._printed_step = divmod(first_step, self._steps_per_epoch)
         if self._rich is not None and not self._quiet:
             self._say(
                 _table_row(("epoch", "loss", "accuracy", "val loss", f"val {self.score}", "lr", "time")),
                 "bold",
             )
+
+    def passed(self, epoch: int, step_in_epoch: int) -> None:
+        """Note that a step is done, whether it is shown or not: by these moments the time that is left is told."""
+        self._remaining.step(time.monotonic(), epoch, step_in_epoch)
 
     def step(
         self,
@@ -120,8 +132,8 @@ class Console:
         if self._quiet:
             return
         now = time.monotonic()
+        self.passed(epoch, step_in_epoch)
         if epoch != self._epoch:
-            self._epoch_mark = (now, epoch * self._steps_per_epoch + step_in_epoch - 1)
             self._epoch, self._printed_step = epoch, 0
         last = step_in_epoch >= self._steps_per_epoch
         if self._rich is None:
@@ -131,9 +143,9 @@ class Console:
             return
         parts = [f"loss {_number(loss)}"]
         if accuracy is not None and math.isfinite(accuracy):
-            parts[0] += f" acc {accuracy:.1%}"
-        parts.append(f"{_rate(images_per_second)} img/s")
-        parts.append(self._time_left(now, epoch, step_in_epoch))
+            parts[0] += f" acc {numerals.percent(accuracy)}"
+        parts.append(f"{numerals.rate(images_per_second)} img/s")
+        parts += _time_left(*self._remaining.left(now, epoch, step_in_epoch))
         head = f"epoch {epoch + 1}/{self._epochs}"
         if self._rich is None:
             self._printed_step = step_in_epoch
@@ -150,28 +162,29 @@ class Console:
         val/loss, val/accuracy, train/lr and seconds; what is missing is left out (seconds are measured).
         """
         now = time.monotonic()
-        seconds = values.get("seconds", now - self._epoch_mark[0])
-        self._epoch_mark = (now, (epoch + 1) * self._steps_per_epoch)
+        seconds = values.get("seconds", now - self._epoch_began)
+        self._epoch_began = now
+        self._remaining.epoch_done(now, epoch)
         self._epoch, self._printed_step = epoch + 1, 0
         if self._quiet:
             return
         self._stop_bar()
         figures = [
             _first(values, _number, "train/epoch-loss", "train/loss"),
-            _first(values, _share, "train/epoch-accuracy", "train/accuracy"),
+            _first(values, numerals.percent, "train/epoch-accuracy", "train/accuracy"),
             _first(values, _number, "val/loss"),
-            _first(values, _share, "val/accuracy", "val/mAP"),
+            _first(values, numerals.percent, "val/accuracy", "val/mAP"),
             _first(values, "{:.1e}".format, "train/lr"),
         ]
         head, mark = f"{epoch + 1}/{self._epochs}", "kept" if best else ""
         if self._rich is not None:
-            self._say(_table_row((head, *figures, _duration(seconds)), mark), "green" if best else "")
+            self._say(_table_row((head, *figures, numerals.elapsed(seconds)), mark), "green" if best else "")
             return
         words = ("loss ", "acc ", "val ", f"{self.score} ", "lr ")
         loss, accuracy, val, val_accuracy, lr = (
             word + figure if figure else "" for word, figure in zip(words, figures, strict=True)
         )
-        pairs = (f"{loss} {accuracy}".strip(), f"{val} {val_accuracy}".strip(), lr, _duration(seconds))
+        pairs = (f"{loss} {accuracy}".strip(), f"{val} {val_accuracy}".strip(), lr, numerals.elapsed(seconds))
         line = _fit([f"epoch {head}", *(part for part in pairs if part)], PLAIN_WIDTH - 6)
         self._say(line + (f"  {mark}" if mark else ""))
 
@@ -223,12 +236,6 @@ class Console:
                 self._bar.stop()
                 self._bar = None
 
-    def _time_left(self, now: float, epoch: int, step_in_epoch: int) -> str:
-        done = epoch * self._steps_per_epoch + step_in_epoch
-        epoch_left = _estimate(self._epoch_mark, now, done, (epoch + 1) * self._steps_per_epoch)
-        run_left = _estimate(self._run_mark, now, done, self._epochs * self._steps_per_epoch)
-        return f"left {_clock(epoch_left)}, run {_clock(max(run_left, epoch_left))}"
-
 
 class Busy:
     """Long work outside the epochs, such as decoding images: see `Console.busy`."""
@@ -255,7 +262,9 @@ class Busy:
         if console._rich is not None:
             console._stop_bar()
         if kind is None and time.monotonic() - self._began >= PLAIN_SECONDS:
-            console._say(f"{self._label}: {self._done:,} in {_duration(time.monotonic() - self._began)}")
+            console._say(
+                f"{self._label}: {self._done:,} in {numerals.elapsed(time.monotonic() - self._began)}"
+            )
 
     def advance(self, n: int = 1) -> None:
         """Say that ``n`` more are done."""
@@ -269,9 +278,9 @@ class Busy:
             self._shown_at = now
             rate = self._done / (now - self._began)
             of = f" of {self._total:,}" if self._total else ""
-            parts = [f"{self._done:,}{of}", f"{_rate(rate)}/s"]
+            parts = [f"{self._done:,}{of}", f"{numerals.rate(rate)}/s"]
             if self._total:
-                parts.append(f"left {_clock(max(0, self._total - self._done) / rate)}")
+                parts.append(f"left {numerals.clock(max(0, self._total - self._done) / rate)}")
             if console._rich is None:
                 console._say(_fit([self._label, *parts], PLAIN_WIDTH))
             else:
@@ -279,10 +288,13 @@ class Busy:
                 console._draw(label, self._done, _fit(parts, console._rich.width // 2), self._total or 0)
 
 
-def _estimate(mark: tuple[float, int], now: float, done: int, end: int) -> float:
-    """Return the seconds from ``done`` to ``end`` steps at the pace since ``mark``, NaN where unknown."""
-    since, before = mark
-    return (now - since) / (done - before) * (end - done) if done > before else math.nan
+def _time_left(epoch: float, run: float) -> list[str]:
+    """Return what is left of the epoch and of all epochs, or nothing where that is not known yet."""
+    parts = [("left", epoch), ("run", run)]
+    known = ", ".join(
+        f"{word} {numerals.clock(seconds)}" for word, seconds in parts if math.isfinite(seconds)
+    )
+    return [known] if known else []
 
 
 def _fit(parts: Sequence[str], width: int) -> str:
@@ -310,28 +322,4 @@ def _first(values: Mapping[str, float], show: Callable[[float], str], *names: st
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) and abs(value) < 1000 else f"{value:.3g}"
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}" if math.isfinite(value) else "–"
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def _clock(seconds: float) -> str:
-    """Return 0:07, 12:34 or 1:02:03."""
-    if not math.isfinite(seconds):
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _duration(seconds: float) -> str:
-    """Return 0.42 s, 12 s, 12:34 or 1:02:03."""
-    if seconds < 10:
-        return f"{seconds:.2f} s"
-    return f"{seconds:.0f} s" if seconds < 100 else _clock(seconds)
+    return numerals.loss(value, 3) if math.isfinite(value) else str(value)

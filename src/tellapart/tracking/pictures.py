@@ -129,6 +129,8 @@ def picture_grid(
     ``side`` pixels of width; small ones without smoothing, so that every pixel is seen. columns: 0 for about
     16 : 10.
     """
+    if images.shape[3] not in (1, 3):  # channels without colours' names: the first three, or the first
+        images = images[..., : 3 if images.shape[3] > 3 else 1]
     count, height, width = images.shape[:3]
     if count != len(labels):
         raise ValueError(f"{count} images and {len(labels)} labels")

@@ -15,7 +15,7 @@ import io
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,7 +46,7 @@ class CsvTracker:
 
     resume_step: None begins the file anew. A step keeps the rows up to it and drops the others, a
     half-written last line too (the file is rewritten beside its place and renamed); a value that the file
-    already has for that very step is not written twice. Pictures are ignored.
+    already has for that very step (its name is in ``known``) is not written twice. Pictures are ignored.
     """
 
     HEADER = ("name", "value", "step")
@@ -54,7 +54,7 @@ class CsvTracker:
     def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
         kept = [] if resume_step is None else _rows_until(pathlib.Path(path), resume_step)
         self._resume_step = resume_step
-        self._known = {name for name, _, step in kept if int(step) == resume_step}
+        self.known = {name for name, _, step in kept if int(step) == resume_step}
         with files.writing(path, text=True) as stream:
             csv.writer(stream, lineterminator="\n").writerows([self.HEADER, *kept])
         self._stream = files.Appending(path)
@@ -64,7 +64,7 @@ class CsvTracker:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         for name, value in values.items():
-            if step != self._resume_step or name not in self._known:
+            if step != self._resume_step or name not in self.known:
                 writer.writerow((name, repr(float(value)), int(step)))
         self._stream.write(text.getvalue().encode())  # one write, so that a kill can cut the last line only
 
@@ -88,31 +88,70 @@ def _rows_until(path: pathlib.Path, last_step: int) -> list[list[str]]:
 
 
 class TensorBoardTracker:
-    """TensorBoard events in ``folder``; needs the extra "tensorboard".
+    """TensorBoard events below ``folder``, in a run for each split: ``train/loss`` is ``loss`` of the run ``train``.
 
-    resume_step: TensorBoard no longer shows what earlier event files have beyond it.
+    So one chart has the curves of train and validation. What would be no curve (`_NO_CURVE`: a straight line, or the
+    mean of a curve that is there) is left out. resume_step: TensorBoard no longer shows what earlier event files have
+    beyond it; ``known`` are the names that have a value for that very step already. Needs the extra "tensorboard".
     Raises MissingPackageError.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], resume_step: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        resume_step: int | None = None,
+        known: Collection[str] = (),
+    ) -> None:
         packages.require("tensorboard", "tensorboard", "Writing TensorBoard events")
-        from torch.utils.tensorboard import SummaryWriter
+        self._folder, self._resume_step, self._known = pathlib.Path(folder), resume_step, frozenset(known)
+        self._writers: dict[str, Any] = {}
+        if (
+            resume_step is not None
+        ):  # each run forgets what comes once more, whether it gets new values or not
+            for run in sorted(path.name for path in self._folder.glob("*/") if path.is_dir()):
+                self._writer(run)
 
-        purge = None if resume_step is None else resume_step + 1
-        self._writer: Any = SummaryWriter(os.fspath(folder), purge_step=purge)
+    def _writer(self, run: str) -> Any:
+        if run not in self._writers:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = None if self._resume_step is None else self._resume_step + 1
+            self._writers[run] = SummaryWriter(os.fspath(self._folder / run), purge_step=purge)
+        return self._writers[run]
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a scalar for each value."""
+        """Add a scalar for each value, on the disk at once: a kill must not take what a checkpoint goes on from."""
         for name, value in values.items():
-            self._writer.add_scalar(name, float(value), step)
+            if name in _NO_CURVE or (step == self._resume_step and name in self._known):
+                continue
+            run, tag = _run_and_tag(name)
+            self._writer(run).add_scalar(tag, float(value), step)
+        for writer in self._writers.values():
+            writer.flush()
 
     def image(self, step: int, name: str, pixels: Pixels) -> None:
         """Add a picture, uint8 [H, W, 3]."""
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
+        run, tag = _run_and_tag(name)
+        self._writer(run).add_image(tag, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Write and close the event file."""
-        self._writer.close()
+        """Write and close the event files."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+_NO_CURVE = frozenset({"epoch", "best-epoch", "train/epoch-loss", "train/epoch-accuracy"})
+
+
+def _run_and_tag(name: str) -> tuple[str, str]:
+    """Return TensorBoard's run and tag of a value: ``val/loss`` -> validation, loss; ``seconds`` are of training."""
+    split, slash, tag = name.partition("/")
+    if not slash:
+        split, tag = "train", name
+    elif split == "final":  # final/test-accuracy
+        split, _, tag = tag.partition("-")
+        tag = f"final-{tag}"
+    return ("validation" if split == "val" else split), tag
 
 
 def check_mlflow() -> None:

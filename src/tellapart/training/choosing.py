@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from tellapart import numerals
 from tellapart.spec import TrainingSpec
 from tellapart.training.progress import Progress
 
@@ -83,7 +84,7 @@ class Chooser:
         if not self.patience or progress.stale < self.patience:
             return ""
         what = "fall" if self.falls else "rise"
-        more = f" by more than {self.min_delta:g}" if self.min_delta else ""
+        more = f" by more than {numerals.setting(self.min_delta)}" if self.min_delta else ""
         since = f" since epoch {progress.reference_epoch + 1}" if progress.reference_epoch >= 0 else ""
         before = f" ({self._figure(progress.reference)})" if since else ""
         return (
@@ -108,8 +109,8 @@ class Chooser:
         return (
             f"Epoch {chosen + 1} is kept: validation {self.metric} {figure}. The highest, "
             f"{self._figure(progress.highest)} in epoch {highest + 1}, is within one standard error "
-            f"({self._error(progress):.2%}, {int(self.counts.sum()):,} images), which may be chance; then the later "
-            "epoch counts."
+            f"({numerals.percent(self._error(progress))}, {int(self.counts.sum()):,} images), which may be "
+            "chance; then the later epoch counts."
         )
 
     def _error(self, progress: Progress) -> float:
@@ -117,8 +118,8 @@ class Chooser:
 
     def _figure(self, value: float) -> str:
         if self.metric in _PROPORTIONS:
-            return f"{value:.2%}"
-        return f"{-value if self.falls else value:.4f}"
+            return numerals.percent(value)
+        return numerals.loss(-value if self.falls else value)
 
     @staticmethod
     def _take(progress: Progress, value: float, loss: float, scores: Mapping[str, float]) -> bool:

@@ -180,6 +180,10 @@ RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
     (("augment.hflip_mode",), _on("augment", "hflip", "no image is flipped")),
     (("augment.policy_ops", "augment.policy_magnitude"), _one_of("augment", "policy", "randaugment")),
     (("augment.saturation", "augment.hue"), _when(lambda _, f: f.channels == 1, "the images are grey")),
+    (
+        ("augment.saturation", "augment.hue"),
+        _when(lambda _, f: f.channels not in (1, 3), "they are defined for red, green and blue only"),
+    ),
     (("input.crop_fraction",), _one_of("input", "resize", "crop")),
     (("input.views_below",), _when(lambda s, _: s.input.views == "one", "input.views is one")),
     (

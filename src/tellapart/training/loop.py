@@ -9,18 +9,17 @@ callbacks do.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from tellapart.data.loader import RawBatch, batches
 from tellapart.devices import kernel_search, plain_kernels
 from tellapart.models import heads
-from tellapart.training import checkpoint, reporting, sampling, stages
+from tellapart.training import checkpoint, finite, reporting, sampling, stages
 from tellapart.training.best_epoch import BestEpoch
 from tellapart.training.callbacks import Callback, Callbacks
 from tellapart.training.distributed import Processes
@@ -59,6 +58,7 @@ class Trainer:
         self.way = plan.whole
         self.interrupt = Interrupt()  # of the run, for who wants to know which signal stopped it
         self.stopping = ""  # why training ends with this epoch
+        self._ending = False  # whether all processes know that it does
         self.stepper = Stepper(plan, processes, report.warn)
         self.running = RunningMetrics(self.device, plan.task.metrics)
         self.log_every = self.spec.run.log_every or max(1, plan.steps_per_epoch // 10)
@@ -161,10 +161,10 @@ class Trainer:
             self.callbacks.after_step(outcome)
             if not self._go_on(last):
                 return False
-            if self.stopping:
+            if self._ending:
                 break
         progress.sums, progress.window = self.running.read()
-        self.check_loss(progress.sums)
+        finite.check_sums(self, progress.sums)
         # Only now has a GPU done all that was asked for.
         progress.seconds = before + time.perf_counter() - started
         return True
@@ -197,7 +197,7 @@ class Trainer:
         try:
             outcome = self.stepper.take(moved, self.progress.step, self.logging)
         except FloatingPointError:
-            self._not_finite()
+            finite.diverged(self)
         with sections("logging"):
             self.running.add(outcome.loss, outcome.metrics, 0 if batch.filler else len(batch.labels))
         return outcome
@@ -208,29 +208,34 @@ class Trainer:
         if processes.world > 1:
             if self.progress.step_in_epoch % _AGREE_EVERY and not last:
                 return True
-            self.stopping = next(filter(None, processes.gather(self.stopping)), "")
+            self._agree_to_stop()
+        self._ending = bool(self.stopping)
         save = processes.any(self._pace.due)
         stop = processes.any(self.interrupt.asked)
         if stop or (save and not last):
-            self._check_weights()
+            finite.check_weights(self)
             with self.plan.sections("checkpoint"):
                 self.save()
         return not stop
+
+    def _agree_to_stop(self) -> None:
+        """Take over the reason to stop of the first process that has one."""
+        self.stopping = next(filter(None, self.processes.gather(self.stopping)), "")
 
     # Between epochs
 
     def _end_epoch(self) -> None:
         """Validate, have the callbacks judge and tell, and move on to the next epoch."""
         progress, plan = self.progress, self.plan
-        self._check_weights()
+        finite.check_weights(self)
         means = self.running.means(self.processes.total([progress.sums])[0])
         scores = self._validate()
         self.callbacks("on_validate", scores)
         if scores:
             plan.schedule.observe(progress.epoch, scores.get("loss", -progress.highest))
-        self.stopping = next(filter(None, self.processes.gather(self.stopping)), "")
+        self._agree_to_stop()
         progress.finished = bool(self.stopping) or progress.epoch + 1 >= self.training.epochs
-        self.callbacks("on_epoch_end", self._values(means, scores))
+        self.callbacks("on_epoch_end", reporting.epoch_values(progress, means, scores))
         progress.next_epoch()
         if progress.finished or self.processes.from_first(self._pace.pays):
             self.save()
@@ -244,15 +249,6 @@ class Trainer:
             self.processes.share(self.plan.model.buffers())
             return self.way.validate(self.way.model)
 
-    def _values(self, means: dict[str, float], scores: dict[str, float]) -> dict[str, float]:
-        """Return an epoch's figures by the names under which they are logged."""
-        values = {f"train/epoch-{name}": value for name, value in means.items()}
-        values |= {f"val/{name}": value for name, value in scores.items()}
-        values |= {"epoch": self.progress.epoch + 1, "seconds": self.progress.seconds}
-        if scores:
-            values["best-epoch"] = self.progress.best_epoch + 1
-        return values
-
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the network has the averaged weights, with EMA."""
         return self.plan.ema.swapped_in(self.plan.model) if self.plan.ema else contextlib.nullcontext()
@@ -263,29 +259,6 @@ class Trainer:
             state = self.plan.model.state_dict()
             return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
-    @property
-    def lr(self) -> float:
-        """The learning rate as it is now, by the groups that move with the schedule."""
-        groups = [group for group in self.plan.optimizer.param_groups if not group.get("early_steps")]
-        return max(float(group["lr"] / group["lr_scale"]) for group in groups)
-
-    # What is not finite
-
-    def check_loss(self, sums: Sequence[float]) -> None:
-        """Stop where the sum of the losses is not a finite number."""
-        if not math.isfinite(sums[0]):
-            self._not_finite()
-
-    def _check_weights(self) -> None:
-        """Stop before weights that the last step ruined are kept or saved."""
-        if not reporting.all_finite(self.plan):
-            self._not_finite()
-
-    def _not_finite(self) -> NoReturn:
-        """Stop with what can be said about a loss that is NaN or infinite."""
-        newest, progress = checkpoint.existing(self.folder), self.progress
-        raise reporting.not_finite(self.plan, progress.step, progress.epoch, self.lr, newest)
-
     # Checkpoints
 
     def save(self) -> None:
@@ -294,7 +267,7 @@ class Trainer:
         with self._pace.saving():
             if progress.step_in_epoch:  # the file has the sums of all processes; each goes on with its own
                 progress.sums, progress.window = self.processes.total(self.running.read())
-                self.check_loss(progress.sums)
+                finite.check_sums(self, progress.sums)
             progress.micro = self.stepper.micro
             states = self.callbacks.state_dict()
             if self.processes.first:

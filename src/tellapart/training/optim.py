@@ -116,6 +116,12 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float, factor: float, step: int
         group["lr"] = lr * part * group["lr_scale"]
 
 
+def current_lr(optimizer: torch.optim.Optimizer) -> float:
+    """Return the learning rate as it is now, by the groups that move with the schedule."""
+    groups = [group for group in optimizer.param_groups if not group.get("early_steps")]
+    return max(float(group["lr"] / group["lr_scale"]) for group in groups)
+
+
 def _undecayed(model: nn.Module) -> set[str]:
     """Return the names of the parameters without weight decay."""
     named = getattr(model, "no_weight_decay", None)

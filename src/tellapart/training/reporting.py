@@ -1,4 +1,4 @@
-"""What is told of training: whom (`Reporter`), when and what (`Reporting`), and what to say when it diverged.
+"""What is told of training: whom (`Reporter`), and when and what (`Reporting`).
 
 Knows nothing of consoles and files.
 """
@@ -8,17 +8,18 @@ from __future__ import annotations
 import collections
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from tellapart import augment
-from tellapart.errors import TrainingError
-from tellapart.training import choosing
+from tellapart import augment, numerals
+from tellapart.tracking.remaining import Ahead
+from tellapart.training import choosing, finite, foreseen
 from tellapart.training.callbacks import Callback
+from tellapart.training.optim import current_lr
+from tellapart.training.progress import Progress
 from tellapart.training.running import Reading
 from tellapart.training.step import Outcome, Plan
 
@@ -32,8 +33,8 @@ _FAR = 0.1  # training's accuracy above validation's
 class Reporter(Protocol):
     """What the loop tells while it runs."""
 
-    def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
-        """Training begins, or goes on after ``first_step`` steps."""
+    def start(self, epochs: int, steps_per_epoch: int, first_step: int, ahead: Ahead) -> None:
+        """Training begins, or goes on after ``first_step`` steps; ``ahead``: what the epochs will cost."""
 
     def message(self, text: str) -> None:
         """Something to know."""
@@ -63,6 +64,18 @@ def window_values(means: Mapping[str, float], lr: float, rate: float, norm: floa
     return values
 
 
+def epoch_values(
+    progress: Progress, means: Mapping[str, float], scores: Mapping[str, float]
+) -> dict[str, float]:
+    """Return an epoch's figures by the names under which they are logged: training's means, and validation's scores."""
+    values = {f"train/epoch-{name}": value for name, value in means.items()}
+    values |= {f"val/{name}": value for name, value in scores.items()}
+    values |= {"epoch": progress.epoch + 1, "seconds": progress.seconds}
+    if scores:
+        values["best-epoch"] = progress.best_epoch + 1
+    return values
+
+
 @dataclass(frozen=True)
 class _Asked:
     """A reading that the device may still be about to answer, and what else is told of its step."""
@@ -84,7 +97,10 @@ class Reporting(Callback):
     def on_fit_start(self, trainer: Trainer) -> None:
         """Say that training begins."""
         self.trainer = trainer
-        self.report.start(trainer.training.epochs, trainer.plan.steps_per_epoch, trainer.progress.step)
+        plan = trainer.plan
+        self.report.start(
+            trainer.training.epochs, plan.steps_per_epoch, trainer.progress.step, foreseen.costs(plan)
+        )
 
     def on_epoch_start(self, epoch: int) -> None:
         """Begin to look at the clock."""
@@ -110,7 +126,9 @@ class Reporting(Callback):
         if trainer.processes.first:
             self.report.log(progress.step, values)
             best = progress.best_epoch == progress.epoch
-            self.report.epoch_done(progress.epoch, {**values, "train/lr": trainer.lr}, best)
+            self.report.epoch_done(
+                progress.epoch, {**values, "train/lr": current_lr(trainer.plan.optimizer)}, best
+            )
         if trainer.stopping:
             self.report.message(trainer.stopping)
 
@@ -138,7 +156,7 @@ class Reporting(Callback):
         while self._asked and (wait or self._asked[0].reading.ready):
             asked = self._asked.popleft()
             epoch_sums, window, norm = asked.reading.read()
-            trainer.check_loss(epoch_sums)
+            finite.check_sums(trainer, epoch_sums)
             if not trainer.processes.first:
                 continue
             epoch, means = trainer.progress.epoch, trainer.running.means(epoch_sums)
@@ -166,28 +184,7 @@ def overfitted(plan: Plan, train_accuracy: float, scores: Mapping[str, float]) -
     ways = "more images, or --training.weight-decay 0.05" if head else "--augment.preset auto or light"
     fewer = "" if head or plan.spec.model.weights == "none" else ", or fewer layers (--model.finetune head)"
     return (
-        f"Training without augmentation ended at {train_accuracy:.1%} on its own images and {accuracy:.1%} on "
+        f"Training without augmentation ended at {numerals.percent(train_accuracy)} on its own images and "
+        f"{numerals.percent(accuracy)} on "
         f"validation: the network learned images by heart. What can help: {ways}{fewer}."
-    )
-
-
-def all_finite(plan: Plan) -> bool:
-    """Return whether every weight and buffer is a finite number (waits for the device)."""
-    tensors = [*plan.model.parameters(), *plan.model.buffers()]
-    tensors += [*plan.task.own_parameters(), *plan.task.own_buffers()]
-    largest = torch._foreach_norm([t.detach() for t in tensors if t.is_floating_point()], math.inf)
-    return bool(torch.isfinite(torch.stack(largest)).all())
-
-
-def not_finite(plan: Plan, step: int, epoch: int, lr: float, checkpoints: Sequence[Path]) -> TrainingError:
-    """Return the error of a loss that is NaN or infinite; ``checkpoints`` are those that lie there, newest first."""
-    bad = [n for n, p in plan.model.named_parameters() if not bool(torch.isfinite(p).all())]
-    where = f"weights are not finite either (first: {bad[0]})" if bad else "the weights are still finite"
-    last = f"The last good checkpoint is {checkpoints[0]}." if checkpoints else "There is no checkpoint yet."
-    training = plan.spec.training
-    return TrainingError(
-        f"The loss became NaN or infinite at step {step} (epoch {epoch + 1}), with "
-        f"learning rate {lr:.3g} and {training.precision}; {where}. {last} "
-        f"Try a lower --training.lr (now {training.lr:g}), --training.warmup-epochs 1 or "
-        "--training.clip-norm 1."
     )

@@ -6,8 +6,7 @@ Knows nothing of run folders, reports or the command line.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,50 +14,63 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tellapart.augment import Augment
+from tellapart.augment import Augment, needs_large_source
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
 from tellapart.data.stores import images as decoded
-from tellapart.data.transfer import resident_limit
-from tellapart.devices import AMP_DTYPES, put, seed_device
+from tellapart.devices import put, seed_device
 from tellapart.errors import DataError, SpecError
-from tellapart.evaluation.infer import batch_that_pays, collect_logits
 from tellapart.models import heads, weights, zoo
-from tellapart.preprocess import Preprocessing, Views, averaged, normalise, resize
-from tellapart.spec import Spec, update
-from tellapart.training import optim, resolve, sampling
+from tellapart.preprocess import Preprocessing, normalise, resize
+from tellapart.spec import Spec
+from tellapart.training import optim, sampling
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
 from tellapart.training.losses import build_loss
 from tellapart.training.methods import distillation, infobatch, multilabel, progressive, qat, sparse
 from tellapart.training.methods.ema import Ema
+from tellapart.training.resolution import Choice, DeviceFacts, Resolution, Stage, facts
+from tellapart.training.resolution.inputs import contract as contract_of
+from tellapart.training.resolution.inputs import views
 from tellapart.training.schedule import Schedule
 from tellapart.training.step import Plan
 from tellapart.training.task import Classification, Task
+from tellapart.training.validation import resident, validator
 
 # Below this work for a step, oneDNN's fixed cost for each call outweighs its speed (batches of 4 in the
 # tutorials' network: 5 million; plain kernels are 1.4 times faster there, and 4 times slower at batches of 16).
 PLAIN_KERNELS_FLOPS = 10_000_000
-# Where a GPU is done with a step (a forward pass of so many operations) about as soon as the processor has started its
-# kernels, they are replayed as CUDA graphs, if there are steps enough to make up for recording.
-GRAPH_FLOPS, GRAPH_STEPS = 1_000_000_000_000, 100
-SEARCH_STEPS = 2000  # trying cuDNN's kernels takes 10 to 20 seconds for a network
 INITIAL_IMAGES = 5000  # for models that begin from training images (whitening): as many as the paper's
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The images of a run, its spec with nothing left to choose, and its preprocessing contract."""
+    """The images of a run, its spec as far as it is resolved, and its preprocessing contract."""
 
-    spec: Spec
+    resolution: Resolution
     contract: Preprocessing
     augment: Augment
     train: ImageSet
     val: ImageSet | None
     test: ImageSet | None
     bad: tuple[decoded.Bad, ...]
-    weights: weights.WeightsInfo | None
-    unused_range: str = ""  # a warning: the images use a small part of the numbers that their files can hold
+
+    @property
+    def spec(self) -> Spec:
+        """The spec; nothing in it is open after `complete`."""
+        return self.resolution.spec
+
+    @property
+    def weights(self) -> weights.WeightsInfo | None:
+        """What the weights say of themselves; None without any."""
+        model = self.resolution.facts.model
+        return model.info if model else None
+
+    @property
+    def unused_range(self) -> str:
+        """A warning: the images use a small part of the numbers that their files can hold."""
+        data = self.resolution.facts.data
+        return data.seen.unused_range() if data and self.contract.range is None else ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -72,8 +84,36 @@ class RunData:
         return ", ".join(self.classes[k] for k in np.flatnonzero(label)) or "none"
 
 
-def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> RunData:
-    """Make every choice that is left, and decode the images. Raises DataError, SpecError, ModelError."""
+def prepare(wanted: Spec | Resolution, samples: Samples, advance: Callable[[int], None]) -> RunData:
+    """Choose what the images and the weights decide, and decode the images.
+
+    What makes it fast is chosen by `complete`, when there is a network. Raises DataError, SpecError, ModelError.
+    """
+    training = _training(samples)
+    resolution = wanted if isinstance(wanted, Resolution) else Resolution(wanted)
+    if resolution.stage is Stage.WANTED:
+        resolution = resolution.by_data(facts.of_data(resolution.spec, samples))
+    spec = resolution.spec
+    contract = contract_of(spec.input)
+    train, bad = _decoded_training(training, spec, contract, advance)
+    resolution = resolution.by_pixels(facts.of_pixels(train) if resolution.needs_pixels else None)
+    spec = resolution.spec
+    contract = contract_of(spec.input)
+    bad = [*(decoded.Bad(item.path, item.reason) for item in samples.unusable), *bad]
+    others: dict[str, ImageSet | None] = {"val": None, "test": None}
+    for split in others:
+        if len(part := samples.split(split)):
+            others[split], more = decoded.evaluation_images(part, contract, spec.data, advance)
+            bad += more
+    for split, images in others.items():
+        if images is not None and not len(images):
+            raise DataError(f"None of the {split} images can be read.")
+    augment = Augment(spec.augment, contract, len(samples.classes), seed=spec.seed)
+    return RunData(resolution, contract, augment, train, others["val"], others["test"], tuple(bad))
+
+
+def _training(samples: Samples) -> Samples:
+    """Return the training images. Raises DataError where there is nothing to train on."""
     if len(samples.classes) < 2:
         raise DataError(
             f"{samples.root or samples.name} has only the class {samples.classes[0]!r}; training needs two."
@@ -81,38 +121,31 @@ def prepare(spec: Spec, samples: Samples, advance: Callable[[int], None]) -> Run
     training = samples.split("train")
     if not len(training):
         raise DataError(f"{samples.root or samples.name} has no training images.")
-    if spec.input.range == "max":
-        spec = update(spec, {"input.range": f"0-{decoded.largest(training, spec.data):.17g}"})
-    seen = decoded.look(training, spec.data, levels=spec.input.levels())
-    spec, info = resolve.resolve(spec, samples, seen)
-    contract = resolve.contract(spec.input)
-    augment = Augment(spec.augment, contract, len(samples.classes), seed=spec.seed)
-    if augment.needs_large_source:
+    return training
+
+
+def _decoded_training(
+    training: Samples, spec: Spec, contract: Preprocessing, advance: Callable[[int], None]
+) -> tuple[ImageSet, list[decoded.Bad]]:
+    """Return the training images as augmentation wants them, and the bad ones. Raises DataError where all are."""
+    if needs_large_source(spec.augment):
         reduced = spec.input.decode != "full"
         train, bad = decoded.augmentation_sources(training, contract, spec.data, advance, reduced)
     else:
         train, bad = decoded.evaluation_images(training, contract, spec.data, advance)
     if not len(train):
         raise DataError(f"None of the {len(training)} training images can be read; the first: {bad[0]}")
-    if not spec.input.mean or not spec.input.std:
-        mean, std = decoded.channel_statistics(train)
-        chosen = dataclasses.replace(spec.input, mean=spec.input.mean or mean, std=spec.input.std or std)
-        spec = dataclasses.replace(spec, input=chosen)
-        contract = resolve.contract(chosen)
-        augment = Augment(spec.augment, contract, len(samples.classes), seed=spec.seed)
-    bad = [*(decoded.Bad(item.path, item.reason) for item in samples.unusable), *bad]
-    others: dict[str, ImageSet | None] = {}
-    for split in ("val", "test"):
-        part = samples.split(split)
-        others[split] = None
-        if len(part):
-            others[split], more = decoded.evaluation_images(part, contract, spec.data, advance)
-            bad += more
-    for split, images in others.items():
-        if images is not None and not len(images):
-            raise DataError(f"None of the {split} images can be read.")
-    unused = seen.unused_range() if contract.range is None else ""
-    return RunData(spec, contract, augment, train, others["val"], others["test"], tuple(bad), info, unused)
+    return train, bad
+
+
+def complete(
+    prepared: RunData, model: torch.nn.Module, processes: Processes, measured: Iterable[Choice] = ()
+) -> RunData:
+    """Choose what is open for speed, as ``measured`` or by the device, which is the last choice of a run."""
+    labels, training = prepared.train.samples.labels, prepared.spec.training
+    images = sampling.epoch_length(labels, training.sampling)
+    device = DeviceFacts(processes.device.type, images, lambda: flops(prepared, model))
+    return dataclasses.replace(prepared, resolution=prepared.resolution.by_speed(device, measured))
 
 
 def build_model(prepared: RunData) -> tuple[torch.nn.Module, zoo.Architecture, weights.WeightsInfo | None]:
@@ -148,7 +181,7 @@ def build_model(prepared: RunData) -> tuple[torch.nn.Module, zoo.Architecture, w
 
 
 def initial_images(prepared: RunData, count: int | None = None) -> torch.Tensor:
-    """Return training images for a model that begins from some: float32 [n, C, size, size], normalised.
+    """Return training images for a model that begins from some: float32 [n, C, height, width], normalised.
 
     At most ``count``; None: INITIAL_IMAGES. Which ones is a function of the seed, so that a resumed run and every
     process see the same.
@@ -188,37 +221,108 @@ MakeTask = Callable[[RunData, torch.nn.Module, Augment, npt.NDArray[np.int64]], 
 def plan(
     prepared: RunData, model: torch.nn.Module, processes: Processes, make_task: MakeTask = build_task
 ) -> Plan:
-    """Return what the loop runs; what is still open for speed (see ``speed.autotune``) is as without autotuning.
+    """Return what the loop runs; the spec is `complete`. Raises SpecError, ModelError.
 
     ``make_task``: what makes the task, for one that is none of ours.
     """
-    spec = settle(prepared, model, processes)
-    training, device = spec.training, processes.device
-    plain = device.type == "cpu" and flops(prepared, model) * training.batch_size < PLAIN_KERNELS_FLOPS
+    if not prepared.resolution.complete:
+        raise RuntimeError("the spec is not complete: call setup.complete before setup.plan")
+    spec, device, training = prepared.spec, processes.device, prepared.spec.training
+    model, layout = _placed(prepared, model, processes)
+    blocks, count = _blocks(spec, model), _images_per_epoch(prepared, model)
+    steps = -(-count // training.batch_size)
+    augment = prepared.augment.in_order(layout.channels_last)
+    _check(prepared, model)
+    task = make_task(prepared, model, augment, _weighted_counts(prepared)).to(device)
+    task.check(training.best_metric, training.accumulate)
+    return Plan(
+        spec=spec,
+        model=model,
+        blocks=blocks,
+        task=task,
+        optimizer=_optimizer(prepared, model, blocks, task, steps),
+        schedule=Schedule(training, steps, training.epochs),
+        train=resident(prepared.train, spec, device),
+        validate=_validation(prepared, processes, layout.channels_last, task),
+        images_per_epoch=count,
+        ema=Ema(model, training.ema) if training.ema else None,
+        scaler=torch.amp.GradScaler(device.type) if training.precision == "fp16" else None,
+        plain_kernels=layout.plain_kernels,
+        channels_last=layout.channels_last,
+        graphs=spec.speed.cuda_graphs == "on" and _can_replay(spec, processes),
+        search=spec.speed.kernel_search == "on" and device.type == "cuda",
+        val_counts=None if prepared.val is None else prepared.val.samples.counts(),
+        callbacks=_callbacks(spec, augment, len(prepared.train.samples.labels), processes),
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How images and convolutions lie in memory, and whether torch's plain kernels compute them."""
+
+    channels_last: bool
+    plain_kernels: bool
+
+
+def _placed(
+    prepared: RunData, model: torch.nn.Module, processes: Processes
+) -> tuple[torch.nn.Module, _Layout]:
+    """Put the network onto the device, in the order of memory that suits it."""
+    spec, device = prepared.spec, processes.device
+    work = flops(prepared, model) * spec.training.batch_size if device.type == "cpu" else 0
+    plain = device.type == "cpu" and work < PLAIN_KERNELS_FLOPS
     has_convolutions = any(isinstance(module, torch.nn.Conv2d) for module in model.modules())
     channels_last = spec.speed.channels_last and has_convolutions and not plain
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = model.to(device)
-    if training.sync_batch_norm and processes.world > 1:
+    if spec.training.sync_batch_norm and processes.world > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    augment = Augment(spec.augment, prepared.contract, len(prepared.classes), channels_last, spec.seed)
+    return model, _Layout(channels_last, plain)
+
+
+def _blocks(spec: Spec, model: torch.nn.Module) -> list[list[str]]:
+    """Return the network's blocks, from the first layers on. Raises SpecError where none would train."""
     blocks = heads.blocks(model)
     if spec.model.freeze_blocks >= len(blocks):
         raise SpecError(
             f"model.freeze_blocks is {spec.model.freeze_blocks}; {spec.model.name} has {len(blocks)} blocks, of "
             "which one at least must train."
         )
-    labels = prepared.train.samples.labels
+    return blocks
+
+
+def _images_per_epoch(prepared: RunData, model: torch.nn.Module) -> int:
+    """Return the images of an epoch.
+
+    A batch norm learns nothing from one image, or refuses it: where the last batch would be one, another is left out in
+    each epoch.
+    """
+    training = prepared.spec.training
+    count = sampling.epoch_length(prepared.train.samples.labels, training.sampling)
+    alone = count % training.batch_size == 1 and count > 1 and _has_batch_norm(model)
+    return count - 1 if alone else count
+
+
+def _check(prepared: RunData, model: torch.nn.Module) -> None:
+    """Refuse what methods of training cannot do with this spec. Raises SpecError."""
+    spec, contract = prepared.spec, prepared.contract
+    progressive.check(spec.training, contract.size, model, contract.channels)
+    infobatch.check(spec.training, spec.augment)
+    qat.check(spec)
+
+
+def _weighted_counts(prepared: RunData) -> npt.NDArray[np.int64]:
+    """Return the images of each class for class weights, which must not favour again what sampling balances already."""
     counts = prepared.train.samples.counts()
-    if training.sampling != "shuffle":  # class weights must not favour again what sampling already balances
-        counts = np.minimum(counts, 1)
-    count = sampling.epoch_length(labels, training.sampling)
-    if count % training.batch_size == 1 and count > 1 and _has_batch_norm(model):
-        count -= (
-            1  # a batch norm learns nothing from one image, or refuses it; another is left out in each epoch
-        )
-    steps = -(-count // training.batch_size)
+    return counts if prepared.spec.training.sampling == "shuffle" else np.minimum(counts, 1)
+
+
+def _optimizer(
+    prepared: RunData, model: torch.nn.Module, blocks: list[list[str]], task: Task, steps: int
+) -> torch.optim.Optimizer:
+    """Return the optimizer; hang on the network what rounds its weights, and on both what holds zeros."""
+    spec, training = prepared.spec, prepared.spec.training
     groups = optim.parameter_groups(
         model,
         blocks,
@@ -228,55 +332,24 @@ def plan(
         training.head_lr / training.lr,
         training.early_epochs * steps,
     )
-    scaler = torch.amp.GradScaler(device.type) if training.precision == "fp16" else None
-    progressive.check(training, prepared.contract.size, model, prepared.contract.channels)
-    infobatch.check(training, spec.augment)
-    task = make_task(prepared, model, augment, counts).to(device)
-    task.check(training.best_metric, training.accumulate)
     groups += optim.own_groups(task.own_parameters(), training.weight_decay)
     optimizer = optim.build_optimizer(training, groups, spec.speed.fused)
-    qat.check(spec)
     if training.quantize != "none":
         qat.install(model, initial_images(prepared, qat.IMAGES))
     if training.keep_zeros:
         sparse.hold_zeros(model, optimizer)
+    return optimizer
+
+
+def _validation(
+    prepared: RunData, processes: Processes, channels_last: bool, task: Task
+) -> Callable[[torch.nn.Module], dict[str, float]] | None:
+    """Return what measures the network on the val split; None where there is none."""
 
     def inputs(batch_NHWC: torch.Tensor) -> torch.Tensor:
-        return normalise(put(batch_NHWC, device), prepared.contract, channels_last)
+        return normalise(put(batch_NHWC, processes.device), prepared.contract, channels_last)
 
-    return Plan(
-        spec=spec,
-        model=model,
-        blocks=blocks,
-        task=task,
-        optimizer=optimizer,
-        schedule=Schedule(training, steps, training.epochs),
-        train=_resident(prepared.train, spec, device),
-        validate=validator(prepared.val, inputs, spec, processes, resolve.views(spec.input), task),
-        images_per_epoch=count,
-        ema=Ema(model, training.ema) if training.ema else None,
-        scaler=scaler,
-        plain_kernels=plain,
-        channels_last=channels_last,
-        graphs=spec.speed.cuda_graphs == "on" and _can_replay(spec, processes),
-        search=spec.speed.kernel_search == "on" and device.type == "cuda",
-        val_counts=None if prepared.val is None else prepared.val.samples.counts(),
-        callbacks=_callbacks(spec, augment, len(labels), processes),
-    )
-
-
-def settle(prepared: RunData, model: torch.nn.Module, processes: Processes) -> Spec:
-    """Return the spec with nothing left to choose, on this device and without autotuning."""
-    spec = resolve.settle(prepared.spec, processes.device)
-    speed, batch_size = spec.speed, spec.training.batch_size
-    if processes.device.type != "cuda" or "auto" not in (speed.cuda_graphs, speed.kernel_search):
-        return spec
-    images = sampling.epoch_length(prepared.train.samples.labels, spec.training.sampling)
-    steps = math.ceil(images / batch_size) * spec.training.epochs
-    small = flops(prepared, model) * batch_size <= GRAPH_FLOPS
-    chosen = {"cuda_graphs": small and steps >= GRAPH_STEPS, "kernel_search": steps >= SEARCH_STEPS}
-    open_ = {name: pays for name, pays in chosen.items() if getattr(speed, name) == "auto"}
-    return update(spec, {f"speed.{name}": "on" if pays else "off" for name, pays in open_.items()})
+    return validator(prepared.val, inputs, prepared.spec, processes, views(prepared.spec.input), task)
 
 
 def _can_replay(spec: Spec, processes: Processes) -> bool:
@@ -298,11 +371,6 @@ def _callbacks(spec: Spec, augment: Augment, images: int, processes: Processes) 
     return found
 
 
-def _resident(images: ImageSet, spec: Spec, device: torch.device) -> ImageSet:
-    """Return the images in the memory of a GPU, where they fit and the spec allows it."""
-    return images.on_device(device, resident_limit(device)) if spec.speed.on_device else images
-
-
 def _has_batch_norm(model: torch.nn.Module) -> bool:
     return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
@@ -312,49 +380,8 @@ def flops(prepared: RunData, model: torch.nn.Module) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     contract = prepared.contract
-    image = torch.zeros(1, contract.channels, contract.size, contract.size)
+    image = torch.zeros(1, contract.channels, *contract.sides)
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     return int(counter.get_total_flops())
-
-
-def autocast(spec: Spec, device: torch.device) -> torch.autocast:
-    """Return a context in which networks compute in the spec's precision, which is settled."""
-    dtype = AMP_DTYPES[spec.training.precision]
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
-
-
-def validator(
-    images: ImageSet | None,
-    inputs: Callable[[torch.Tensor], torch.Tensor],
-    spec: Spec,
-    processes: Processes,
-    views: Views,
-    task: Task,
-) -> Callable[[torch.nn.Module], dict[str, float]] | None:
-    """Return a function from a network to its validation figures, each process doing its share of the images.
-
-    ``inputs`` turns a batch as the set gives it into what the network takes, on its device.
-    """
-    if images is None or not task.score_names:
-        return None
-    images = _resident(images, spec, processes.device)
-    samples = images.samples
-    labels = torch.from_numpy(samples.labels if samples.targets is None else samples.targets)
-    ours = np.array_split(np.arange(len(images)), processes.world)[processes.rank]
-    batch_size = batch_that_pays(spec.input.size, processes.device)
-
-    def validate(model: torch.nn.Module) -> dict[str, float]:
-        model.eval()
-
-        @torch.inference_mode()
-        def predict(batch: torch.Tensor) -> torch.Tensor:
-            network_inputs = inputs(batch)
-            with autocast(spec, processes.device):
-                return averaged(model, network_inputs, views)
-
-        parts = processes.gather(collect_logits(predict, images, ours, batch_size))
-        return task.scores(torch.cat([part for part in parts if len(part)]), labels)
-
-    return validate

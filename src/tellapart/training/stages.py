@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tellapart.models import heads
+from tellapart.spec import Spec
 from tellapart.training.distributed import Processes
 from tellapart.training.speed.compiled import Compiled
 from tellapart.training.step import Plan, Way
@@ -26,18 +27,28 @@ class Stage:
     frozen: tuple[str, ...]
 
 
+def depth_at(spec: Spec, epoch: int, blocks: int) -> int:
+    """Return how many of the blocks train in ``epoch`` (from 0), counted from the head."""
+    if spec.model.finetune == "head":
+        return 1
+    if spec.model.finetune == "staged":
+        return heads.staged_depth(epoch, spec.training.epochs, spec.model.unfreeze, blocks)
+    return blocks
+
+
+def frozen_at(spec: Spec, epoch: int) -> int:
+    """Return how many of the first blocks have stopped training in ``epoch``."""
+    late = epoch >= math.ceil(spec.model.freeze_from * spec.training.epochs)
+    return spec.model.freeze_blocks if late else 0
+
+
 def stage_of(plan: Plan, epoch: int) -> Stage:
     """Return the stage that ``epoch`` (from 0) belongs to."""
-    spec, training, blocks = plan.spec.model, plan.spec.training, plan.blocks
-    depth = len(blocks)
-    if spec.finetune == "head":
-        depth = 1
-    elif spec.finetune == "staged":
-        depth = heads.staged_depth(epoch, training.epochs, spec.unfreeze, len(blocks))
-    frozen = heads.early_names(plan.model) if epoch >= training.early_epochs else ()
-    if spec.freeze_blocks and epoch >= math.ceil(spec.freeze_from * training.epochs):
-        frozen += tuple(name for block in blocks[-spec.freeze_blocks :] for name in block)
-    return Stage(depth, frozen)
+    spec, blocks = plan.spec, plan.blocks
+    names = heads.early_names(plan.model) if epoch >= spec.training.early_epochs else ()
+    if frozen := frozen_at(spec, epoch):
+        names += tuple(name for block in blocks[-frozen:] for name in block)
+    return Stage(depth_at(spec, epoch, len(blocks)), names)
 
 
 def freeze(plan: Plan, stage: Stage) -> None:

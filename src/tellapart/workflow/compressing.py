@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tellapart import artifact, doctor, runtime
+from tellapart import artifact, doctor, numerals, runs, runtime
 from tellapart.compress import channels, masks, measuring, page
 from tellapart.compress.measuring import Candidate
 from tellapart.compress.subject import Subject, open_subject
@@ -108,15 +108,16 @@ def compress(
     folder = _new_folder(out)
     with Console(quiet=quiet) as console:
         subject = open_subject(model, data, changes, spec, console)
-    folder.mkdir(parents=True, exist_ok=True)
-    work = _Work(subject, folder, chosen, quiet)
-    candidates = [work.base()]
-    for method in dict.fromkeys(methods):
-        candidates += work.methods[method]()
-    with Console(quiet=quiet) as console:
-        comparison = _compare(subject, folder, candidates, chosen, console)
-    comparison.write()
-    page.write_page(comparison)
+    with runs.alone(folder):
+        _new_folder(out)  # another may have filled it in the meantime
+        work = _Work(subject, folder, chosen, quiet)
+        candidates = [work.base()]
+        for method in dict.fromkeys(methods):
+            candidates += work.methods[method]()
+        with Console(quiet=quiet) as console:
+            comparison = _compare(subject, folder, candidates, chosen, console)
+        comparison.write()
+        page.write_page(comparison)
     return comparison
 
 
@@ -243,8 +244,9 @@ class _Work:
             zeros = masks.zeros(artifact.open_model(file).model)
             facts = {"zeros": zeros, "compressed_bytes": packed, "compressed_ratio": packed / before}
             note = (
-                f"{name}: {zeros:.0%} of the weights are zero. Dense kernels compute with zeros as with any number, so "
-                f"it is no faster and its file no smaller; zipped, the weights take {packed / before:.2f} of the room."
+                f"{name}: {numerals.percent(zeros, 0)} of the weights are zero. Dense kernels compute "
+                f"with zeros as with any number, so it is no faster and its file no smaller; "
+                f"zipped, the weights take {packed / before:.2f} of the room."
             )
             found += self._candidates(name, "sparse", file, note, facts)
         return found

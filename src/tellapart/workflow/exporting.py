@@ -84,6 +84,7 @@ def export(
     *,
     precision: Sequence[str] = ("fp32",),
     plain: bool = False,
+    features: bool = False,
     batch: int = 0,
     opset: int = 0,
     data: str | os.PathLike[str] | None = None,
@@ -106,6 +107,7 @@ def export(
         out: the folder.
         precision: fp32, fp16 or both; a file for each.
         plain: the bare network on normalised floats, for formats that offer it.
+        features: the input of the last layer as one more output, ``features``, for formats that offer it.
         batch: images of one call, for formats that fix it; 0: any, or the format's own choice.
         opset: of ONNX files, from 18 on; 0: torch's own choice.
         data: labelled images to compare on; None: those that the run was trained with (its validation part), or
@@ -124,13 +126,16 @@ def export(
     if images < 1 or threads < 0 or batch < 0:
         raise SpecError("images must be at least 1, threads and batch at least 0.")
     providers.parse(device)
-    wanted = _wanted(to, precision, Options(plain=plain, batch=batch, opset=opset))
+    wanted = _wanted(to, precision, Options(plain=plain, batch=batch, opset=opset, features=features))
     folder, found = Path(out), artifact.find(model)
     _refuse_existing(folder, wanted)
     card = artifact.read_card(found)
-    with Console(quiet=quiet) as console, _threads(threads) as used:
+    with contextlib.ExitStack() as stack:
+        console = stack.enter_context(Console(quiet=quiet))
+        used = stack.enter_context(_threads(threads))
         cases = _cases(found, card, data, split, images, data_changes, console)
-        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(runs.alone(folder))
+        _refuse_existing(folder, wanted)  # what another wrote in the meantime
         files.sweep(folder, files.EARLIER_EXPORTS)
         results, errors = [], []
         for entry, options in wanted:
@@ -168,10 +173,15 @@ def _write_comparisons(
 def _wanted(to: Sequence[str], precision: Sequence[str], options: Options) -> list[tuple[Exporter, Options]]:
     """Return what to write, each format in each precision. Raises SpecError."""
     wanted = []
+    if options.features and options.plain:
+        raise SpecError("--features and --plain exclude each other: a plain file has logits alone.")
     for name in dict.fromkeys(to):
         entry = formats.find(name)
         if options.plain and not entry.plain:
             raise SpecError(f"{name} has no plain form.")
+        if options.features and not entry.features:
+            able = ", ".join(one.name for one in formats.FORMATS.values() if one.features)
+            raise SpecError(f"{name} is not written with features; use --to with one of: {able}.")
         if options.opset:
             _check_opset(name, options.opset)
         for one in dict.fromkeys(precision):
@@ -232,7 +242,7 @@ def _export_one(
         with console.busy(f"Writing {name}"):
             card = artifact.read_card(found)
             asked = dataclasses.replace(options, examples=_examples(cases, card, options.precision))
-            written = entry.write(graph_of(found), card, workplace / name, asked)
+            written = entry.write(graph_of(found, options.features), card, workplace / name, asked)
         job = apart.Job(entry.name, options, written, found, cases, threads, device, environments.chosen())
         with console.busy(f"Comparing {name}", len(cases.images)) as busy:
             outcome = _compared(job, name, busy.advance)
@@ -282,7 +292,7 @@ def _cases(
         return _of_source(update(base, dict(changes)), card, split, count, console)
     if not runs.is_run(found.parent):
         console.warn(f"{found} is in no run folder, so its images are not known; give them with --data DATA.")
-        return synthetic.synthetic(min(count, 200))
+        return synthetic.synthetic(min(count, 200), channels=card.preprocessing.channels)
     spec = update(runs.read_spec(found.parent / runs.SPEC_FILE).data, dict(changes))
     try:
         return _of_source(spec, card, split, count, console)
@@ -290,7 +300,7 @@ def _cases(
         if split or changes:
             raise
         console.warn(f"The run's own images cannot be used ({error}); give others with --data DATA.")
-        return synthetic.synthetic(min(count, 200))
+        return synthetic.synthetic(min(count, 200), channels=card.preprocessing.channels)
 
 
 def _of_source(spec: DataSpec, card: Card, split: str, count: int, console: Console) -> Cases:

@@ -11,7 +11,7 @@ import torch
 
 import tellapart
 from tellapart import artifact
-from tellapart.contract import Card
+from tellapart.contract import Card, sides
 from tellapart.contract.preprocessing import VERSION
 from tellapart.errors import ArtifactError, SpecError
 from tellapart.models import checkpoints, hub, weights, zoo
@@ -98,9 +98,10 @@ def _contract(spec: Spec, name: str, where: str) -> tuple[Preprocessing, str]:
             "(0.5 0.5 0.5 for both in PyTorch's CIFAR-10 tutorial)."
         )
     for field, values in (("mean", mean), ("std", std)):
-        if channels not in (1, 3) or len(values) not in (1, channels):
+        if (channels not in (1, 3) and not given.channels) or len(values) not in (1, channels):
+            wanted = given.channels or "1 or 3, or --input.channels"
             raise SpecError(
-                f"input.{field} has {len(values)} values; give 1, or one for each channel (1 or 3)."
+                f"input.{field} has {len(values)} values; give 1, or one for each channel ({wanted})."
             )
     if min(std) <= 0:
         raise SpecError(f"input.std is {std}; its values must be above 0.")
@@ -112,11 +113,11 @@ def _contract(spec: Spec, name: str, where: str) -> tuple[Preprocessing, str]:
     size = given.size or info.size or zoo.default_size(name) or 32
     resize = (info.resize or "squash") if given.resize == "auto" else given.resize
     interpolation = info.interpolation or "bilinear" if given.interpolation == "auto" else given.interpolation
-    fraction = given.crop_fraction or info.fraction_at(size) or 0.875
+    fraction = given.crop_fraction or info.fraction_at(sides.shortest(size)) or 0.875
     contract = Preprocessing.from_dict(
         {
             "version": VERSION,
-            "size": size,
+            "size": sides.plain(size),
             "channels": channels,
             "resize": resize,
             "interpolation": interpolation,
@@ -132,6 +133,6 @@ def _contract(spec: Spec, name: str, where: str) -> tuple[Preprocessing, str]:
     )
     kept = f" ({contract.crop_fraction:.4g} of the short side)" if resize == "crop" else ""
     return contract, (
-        f"Contract {source}: {size}x{size}x{channels}, {resize}{kept}, {interpolation}, mean {contract.mean}, "
+        f"Contract {source}: {sides.words(size)}x{channels}, {resize}{kept}, {interpolation}, mean {contract.mean}, "
         f"std {contract.std}."
     )

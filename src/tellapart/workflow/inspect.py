@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tellapart.data import health as checking
-from tellapart.data.sources import opening
-from tellapart.data.stores import images as decoded
+from tellapart.data.sources.objects import take
 from tellapart.errors import DataError
 from tellapart.evaluation.check_page import write_check_page
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console
-from tellapart.training import resolve, setup
+from tellapart.training import setup
+from tellapart.training.resolution import Resolution, facts
+from tellapart.workflow.given import open_data
 from tellapart.workflow.pictures import augmented_pictures
 from tellapart.workflow.run import make_spec
 
@@ -23,9 +25,12 @@ SHOWN = 8  # pictures of the grid before and after augmentation
 
 
 def check(
-    data: str | os.PathLike[str] | None = None,
+    data: Any = None,
     /,
     *,
+    val: Any = None,
+    test: Any = None,
+    classes: Iterable[str] | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,
     html: str | os.PathLike[str] | None = None,
     quiet: bool = False,
@@ -33,12 +38,17 @@ def check(
 ) -> checking.Health:
     """Look at every image of a data set once and judge the whole; write a page with pictures to ``html``.
 
+    ``data``, ``val``, ``test`` and ``classes`` as for ``train``: a path, or objects.
+
     The page also shows training pictures before and after the augmentation that ``spec`` describes, exactly
     as the network would see them. Raises DataError, SpecError.
     """
-    wanted = make_spec(data, None, spec, **changes)
+    given = take(data, val, test, classes)
+    wanted = make_spec(given or data, None, spec, **changes)
     with Console(quiet=quiet) as console:
-        samples = opening.open_source(wanted.data, console.message)
+        if given is not None:
+            given.ranged = wanted.input.range != "full"
+        samples = open_data(wanted.data, given, console, console.message)
         with console.busy("Checking images", len(samples)) as busy:
             done = 0
 
@@ -63,12 +73,9 @@ def _augmented(spec: Spec, samples: Any, console: Console) -> list[tuple[str, An
     few = np.sort(np.random.default_rng(spec.seed).permutation(rows)[: 8 * SHOWN])
     spec = update(spec, {"data.on_bad_image": "skip"})
     try:
-        if spec.input.range == "max":
-            spec = update(spec, {"input.range": f"0-{decoded.largest(samples.select(rows), spec.data):.17g}"})
-        seen = decoded.look(samples.select(rows), spec.data, levels=spec.input.levels())
-        spec, _ = resolve.resolve(spec, samples, seen)
+        resolution = Resolution(spec).by_data(facts.of_data(spec, samples))
         with console.busy("Reading images", len(few)) as busy:
-            prepared = setup.prepare(spec, samples.select(few), busy.advance)
+            prepared = setup.prepare(resolution, samples.select(few), busy.advance)
     except DataError:  # none of them can be read: the findings say so
         return []
     rounds = [augmented_pictures(prepared, SHOWN, seed) for seed in range(4)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tellapart.contract import Card
 from tellapart.data.samples import SPLITS, Samples, training_hashes
 from tellapart.data.sources import opening
 from tellapart.data.sources.listing import many
+from tellapart.data.sources.objects import Objects, take
 from tellapart.data.stores import images as decoded
 from tellapart.devices import AMP_DTYPES, choose_device
 from tellapart.errors import DataError, RunError, SpecError, did_you_mean
@@ -27,6 +28,7 @@ from tellapart.runtime import Backend
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
 from tellapart.workflow.exported import Read
+from tellapart.workflow.given import open_data
 
 
 def evaluate_set(
@@ -82,8 +84,9 @@ def _tell_of_bad(bad: Sequence[str], console: Console) -> None:
 
 def evaluate(
     model: str | os.PathLike[str],
-    data: str | os.PathLike[str] | None = None,
+    data: Any = None,
     *,
+    classes: Iterable[str] | None = None,
     split: str = "",
     out: str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -97,7 +100,10 @@ def evaluate(
 
     Args:
         model: run folder, artifact or exported file.
-        data: images with labels; None: the data that the run was trained with (model is then a run folder).
+        data: images with labels, a path or an object as for ``train``; None: the data that the run was trained with
+            (model is then a run folder).
+        classes: names of the classes in the order of the labels' numbers, for an object whose numbers are not the
+            places in the model's classes.
         split: train, val, test or all; by default test where there is one, else val, else all.
         out: folder to write metrics.json, predictions.csv and the worst mistakes to (under evaluation/SPLIT).
         device: auto, cpu, cuda, cuda:N or mps; for an ONNX file auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N.
@@ -119,13 +125,14 @@ def evaluate(
             f"{model} computes in the precision that it was exported in; --precision is for artifacts."
         )
     target = Path(out) if out else None
+    given = take(data, classes=classes)
     with Console(quiet=quiet) as console:
         if exported:
             backend = runtime.open_backend(model, device, trust=trust)
         else:
             chosen_device = str(choose_device(device))
             backend = runtime.open_backend(of_epoch(model, epoch), chosen_device, precision)
-        part, spec, chosen = _part(model, data, split, backend.card, data_changes, console)
+        part, spec, chosen = _part(model, given or data, split, backend.card, data_changes, console)
         _repeat_warnings(backend.card.warnings, console)
         if exported:  # decoded and sized by the file's own runtime
             with Read(backend, part, spec) as pictures:
@@ -170,11 +177,16 @@ def _made_as_in_training(model: str | os.PathLike[str], spec: DataSpec) -> tuple
 
 
 def _split_of_training(
-    model: str | os.PathLike[str], spec: DataSpec, samples: Samples, split: str, console: Console
+    model: str | os.PathLike[str],
+    spec: DataSpec,
+    samples: Samples,
+    split: str,
+    console: Console,
+    given: Objects | None,
 ) -> tuple[DataSpec, Samples]:
     """Return the samples with the splits that training makes of them, and say so where the source does not."""
     made, by = _made_as_in_training(model, spec)
-    again = opening.open_source(made, lambda note: None)
+    again = opening.open_source(made, lambda note: None, given=given)
     ours, theirs = again.splits == split, samples.splits == split
     if np.array_equal(ours, theirs) or not ours.any():
         return spec, samples
@@ -193,7 +205,7 @@ def _repeat_warnings(warnings: Sequence[str], console: Console) -> None:
 
 def _part(
     model: str | os.PathLike[str],
-    data: str | os.PathLike[str] | None,
+    data: str | os.PathLike[str] | Objects | None,
     split: str,
     card: Card,
     changes: Mapping[str, Any],
@@ -208,10 +220,14 @@ def _part(
             )
         spec = update(runs.read_spec(runs.require(model) / runs.SPEC_FILE).data, changes)
     else:
-        spec = update(DataSpec(source=os.fspath(data), val_fraction=0.0, test_fraction=0.0), changes)
-    samples = opening.open_source(spec, lambda note: None)
+        source = data.name if isinstance(data, Objects) else os.fspath(data)
+        spec = update(DataSpec(source=source, val_fraction=0.0, test_fraction=0.0), changes)
+    given = data if isinstance(data, Objects) else None
+    if given is not None:
+        given.known, given.ranged = card.classes, card.preprocessing.range is not None
+    samples = open_data(spec, given, console, lambda note: None)
     if data is not None and split in SPLITS:
-        spec, samples = _split_of_training(model, spec, samples, split, console)
+        spec, samples = _split_of_training(model, spec, samples, split, console, given)
     if samples.targets is not None and not card.several:
         raise DataError(
             f"Images of {spec.source} can have several labels, and the model tells one of each. --data.labels single "

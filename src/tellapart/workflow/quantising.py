@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tellapart import artifact, files, runtime
+from tellapart import artifact, files, numerals, runtime
 from tellapart.compress import measuring, onnx_int8, openvino_int8
 from tellapart.compress.measuring import Candidate
 from tellapart.compress.subject import Subject
@@ -105,13 +105,13 @@ def _tell_grain(count: int, max_drop: float, say: Say) -> None:
     grain = 100 / count
     if max_drop < grain:
         say(
-            f"--max-drop {max_drop:g} is less than one image of the validation split ({count} images, {grain:.2g} "
-            "points each): not one more may be wrong."
+            f"--max-drop {numerals.setting(max_drop)} is less than one image of the validation split ({count} images, "
+            f"{numerals.number(grain, 2)} points each): not one more may be wrong."
         )
 
 
 def calibration(subject: Subject, images: int) -> list[Any]:
-    """Return training images as the contract makes them, in batches uint8 [b, size, size, C]."""
+    """Return training images as the contract makes them, in batches uint8 [b, height, width, C]."""
     rows = subject.training_rows(images)
     train = subject.parts["train"]
     return [train.batch(rows[k : k + _BATCH]).pixels.numpy() for k in range(0, len(rows), _BATCH)]
@@ -224,7 +224,7 @@ def _least_drop(
                 files.move(list(pairs)[::-1])
         if lost <= max_drop:
             break
-        say(f"{tried[-1][0]:.2f} points lost with {len(kept)} layers left in float.")
+        say(f"{numerals.fixed(tried[-1][0], 2)} points lost with {len(kept)} layers left in float.")
     return {
         "drop": lost,
         "met": lost <= max_drop,
@@ -261,8 +261,8 @@ def _of_transformer(
 
 def _note(name: str, facts: dict[str, Any], max_drop: float) -> str:
     kept = len(facts["float_layers"])
-    text = f"{name}: {-facts['drop']:+.2f} points of accuracy on validation"
+    text = f"{name}: {numerals.signed(-facts['drop'], 2)} points of accuracy on validation"
     text += f", {kept} of the layers left in float." if kept else "."
     if not facts["met"]:
-        text += f" That is more than the {max_drop:g} allowed; --method qat trains with the rounding."
+        text += f" That is more than the {numerals.setting(max_drop)} allowed; --method qat trains with the rounding."
     return text

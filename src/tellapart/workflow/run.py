@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from tellapart import artifact, files, recipes, runs
 from tellapart.contract import Card
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
-from tellapart.data.sources import opening
 from tellapart.data.sources.listing import many, some
+from tellapart.data.sources.objects import Objects, take
 from tellapart.data.stores.streaming import StreamedStore
 from tellapart.errors import RunError
 from tellapart.evaluation import infer, metrics, multilabel, report
@@ -28,16 +28,19 @@ from tellapart.runtime import Backend
 from tellapart.runtime.eager import open_artifact
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
-from tellapart.training import checkpoint, ineffective, loop, resolve, setup
+from tellapart.training import checkpoint, ineffective, loop, setup
 from tellapart.training import progress as progressing
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes, processes
 from tellapart.training.methods import lr_finder
 from tellapart.training.methods.lr_finder import LrCurve
 from tellapart.training.progress import Progress
+from tellapart.training.resolution import checks
+from tellapart.training.resolution.inputs import views
 from tellapart.training.speed import autotune, features
 from tellapart.training.speed.profile import Profile
 from tellapart.training.step import Plan
+from tellapart.workflow import given as giving
 from tellapart.workflow import run_files
 from tellapart.workflow.measure import evaluate_set
 from tellapart.workflow.pictures import training_grid
@@ -57,7 +60,7 @@ class Result:
 
 
 def make_spec(
-    data: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | Objects | None = None,
     /,
     recipe: str | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,
@@ -65,7 +68,8 @@ def make_spec(
 ) -> Spec:
     """Return the spec of: the defaults or a recipe, a spec or YAML file over it, and ``changes`` over that.
 
-    ``data`` is the source; ``data`` among the changes is the source too, or a mapping of the section's fields.
+    ``data`` is the source, or objects (`take`), whose name the source becomes; ``data`` among the changes is the source
+    too, or a mapping of the section's fields.
     """
     if isinstance(changes.get("data"), (str, os.PathLike)):
         data = changes.pop("data")
@@ -75,13 +79,18 @@ def make_spec(
     elif spec is not None:
         base = runs.read_spec(spec, base)
     base = update(base, changes)
-    return update(base, {"data.source": os.fspath(data)}) if data is not None else base
+    if data is None:
+        return base
+    return update(base, {"data.source": data.name if isinstance(data, Objects) else os.fspath(data)})
 
 
 def train(
-    data: str | os.PathLike[str] | None = None,
+    data: Any = None,
     /,
     *,
+    val: Any = None,
+    test: Any = None,
+    classes: Iterable[str] | None = None,
     recipe: str | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,
     quiet: bool = False,
@@ -93,7 +102,16 @@ def train(
 
     Args:
         data: folder, list, archive, annotation file or name; the embedded digits where None. As the first argument, so
-            that ``data={"format": "folder"}`` can be among the changes.
+            that ``data={"format": "folder"}`` can be among the changes. Or an object: a torch ``Dataset`` that has a
+            length and gives (image, label), a list of (path, label) or of (image, label), a frame of pandas or polars
+            (columns as in a CSV file, named by ``data={"path_column": …, "label_column": …}``), a pair of arrays
+            (images, labels), a ``Dataset`` or ``DatasetDict`` of Hugging Face, or a mapping from train, val and test to
+            one of these. Images are of Pillow, uint8 or uint16 arrays [H, W(, C)], tensors [C, H, W], or floating point
+            from 0 to 1 that was 8 bits. Each is read twice at first, once in later runs, and must be the same each
+            time: random changes belong into ``augment``. Without ``val`` and ``test``, splits are made as for files.
+        val: the same for validation; ``data`` is then what is trained on.
+        test: the same for the test.
+        classes: names of the classes, in the order of the labels' numbers; by default what the object says.
         recipe: name of a recipe to start from.
         spec: a Spec, or the path of a YAML file.
         quiet: no progress on standard error.
@@ -105,27 +123,29 @@ def train(
 
     Raises: errors of ``tellapart.errors``.
     """
-    wanted = make_spec(data, recipe, spec, **changes)
+    given = take(data, val, test, classes)
+    wanted = make_spec(given or data, recipe, spec, **changes)
     ours = ineffective.given(wanted, make_spec(None, recipe))
     with contextlib.ExitStack() as stack:
         procs = stack.enter_context(processes(wanted.training.device))
         console = stack.enter_context(Console(quiet=quiet or not procs.first))
-        resolve.check_device(wanted, procs.device)
+        checks.check_device(wanted, procs.device)
         claim = stack.enter_context(runs.Claim(wanted.run.dir)) if procs.first else None
         if procs.first and wanted.run.mlflow:
             check_mlflow()
-        samples = _in_turn(procs, lambda: opening.open_source(wanted.data, console.note, console.warn))
+        samples = _in_turn(procs, lambda: _opened(wanted, given, console))
         prepared = _in_turn(procs, lambda: _prepare(wanted, samples, console))
         prepared, plan, card = _plan(prepared, procs, console)
         facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
         for text in ineffective.without_effect(ours, plan.spec, facts) + ineffective.never(plan.spec, facts):
             console.warn(text)
-        for doubt in resolve.doubts(wanted.input, prepared.spec, prepared.weights):
+        for doubt in checks.doubts(wanted.input, prepared.spec, prepared.weights):
             (console.warn if doubt.serious else console.message)(doubt.text)
         folder = procs.from_first(claim.make(prepared.spec.model.name) if claim else None)
         assert folder is not None
         if procs.first:
             with _resumable(folder):
+                giving.write(folder, given)
                 run_files.write_start(folder, prepared, samples)
         theirs = [*callbacks]
         if profile and procs.first:
@@ -134,13 +154,25 @@ def train(
             return _run(folder, prepared, plan, card, procs, console, None, theirs)
 
 
-def resume(run: str | os.PathLike[str], *, quiet: bool = False, callbacks: Sequence[Callback] = ()) -> Result:
-    """Go on exactly where a run was cut off; of a finished run, return the result. Raises RunError.
+def resume(
+    run: str | os.PathLike[str],
+    *,
+    data: Any = None,
+    val: Any = None,
+    test: Any = None,
+    classes: Iterable[str] | None = None,
+    quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
+    """Go on exactly where a run was cut off; of a finished run, return the result.
 
-    ``callbacks``: those that ``train`` was given; their saved states are loaded.
+    ``data``, ``val``, ``test`` and ``classes`` are for a run on objects, which no file holds: the same objects as for
+    ``train`` (``classes`` need not be said again). ``callbacks``: those that ``train`` was given; their saved states
+    are loaded. Raises RunError, also where these are not what they were.
     """
     folder = runs.require(run)
     spec = runs.read_spec(folder / runs.SPEC_FILE)
+    given = giving.again(folder, spec.data.source, data, val, test, classes)
     with contextlib.ExitStack() as stack:
         procs = stack.enter_context(processes(spec.training.device))
         console = stack.enter_context(Console(quiet=quiet or not procs.first))
@@ -150,11 +182,14 @@ def resume(run: str | os.PathLike[str], *, quiet: bool = False, callbacks: Seque
             if spec.run.mlflow:
                 check_mlflow()
         begun = procs.from_first(runs.has_begun(folder) if procs.first else None)
-        samples = _in_turn(procs, lambda: opening.open_source(spec.data, console.note, console.warn))
+        samples = _in_turn(procs, lambda: _opened(spec, given, console))
+        if begun:
+            giving.check_same(folder, spec.data.source, given, samples)
         prepared = _in_turn(procs, lambda: _prepare(spec, samples, console))
         if procs.first and begun:  # one writer; where it raises, the others end with it
             run_files.check_same_samples(folder, prepared)
         elif procs.first:  # killed while these files were being written
+            giving.write(folder, given)
             run_files.write_start(folder, prepared, samples)
         content = _checkpoint(folder, procs, console)
         if content is None:
@@ -188,6 +223,12 @@ def _in_turn(procs: Processes, work: Any) -> Any:
     result = work() if procs.first else None
     procs.wait()
     return result if procs.first else work()
+
+
+def _opened(spec: Spec, given: Objects | None, console: Console) -> Samples:
+    if given is not None:
+        given.ranged = spec.input.range != "full"
+    return giving.open_data(spec.data, given, console, console.note, console.warn)
 
 
 def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
@@ -242,12 +283,9 @@ def _plan(prepared: setup.RunData, procs: Processes, console: Console) -> tuple[
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        views=resolve.views(prepared.spec.input),
+        views=views(prepared.spec.input),
     )
-    if features.expected(prepared.spec):  # little is left to make faster
-        prepared = dataclasses.replace(prepared, spec=setup.settle(prepared, model, procs))
-    else:
-        prepared = autotune.choose(prepared, model, procs, console.message)
+    prepared = autotune.choose(prepared, model, procs, console.message)
     plan = setup.plan(prepared, model, procs)
     features.offer(plan, prepared, procs, console)
     return prepared, plan, card
@@ -416,9 +454,12 @@ def _brief(evaluation: metrics.Evaluation | MultiEvaluation) -> dict[str, Any]:
 
 
 def find_lr(
-    data: str | os.PathLike[str] | None = None,
+    data: Any = None,
     /,
     *,
+    val: Any = None,
+    test: Any = None,
+    classes: Iterable[str] | None = None,
     recipe: str | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,
     steps: int = 100,
@@ -429,9 +470,10 @@ def find_lr(
 
     Nothing is written. Arguments as for ``train``.
     """
-    wanted = make_spec(data, recipe, spec, **changes)
+    given = take(data, val, test, classes)
+    wanted = make_spec(given or data, recipe, spec, **changes)
     with processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
-        samples = opening.open_source(wanted.data, console.note)
+        samples = _opened(wanted, given, console)
         prepared = _prepare(wanted, samples, console)
         prepared, plan, _ = _plan(prepared, procs, console)
         trainer = loop.Trainer(plan, procs, Path(os.devnull), RunReporter(console, Trackers([]), 0, 1))

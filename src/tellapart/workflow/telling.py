@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tellapart import packages
+from tellapart.contract import sides
 from tellapart.data.loader import ImageSet
 from tellapart.spec import Spec, flatten
 from tellapart.tracking import Console, CsvTracker, MlflowTracker, TensorBoardTracker, Tracker, Trackers
+from tellapart.tracking.remaining import Ahead
 from tellapart.training import setup
 from tellapart.training.step import Plan
 
@@ -28,9 +30,9 @@ class RunReporter:
         self.pause = 0.0 if log_every else PLAIN_PAUSE  # where nobody asked for lines at every N steps
         self.shown = time.monotonic()
 
-    def start(self, epochs: int, steps_per_epoch: int, first_step: int) -> None:
+    def start(self, epochs: int, steps_per_epoch: int, first_step: int, ahead: Ahead) -> None:
         """Let the console begin."""
-        self.console.start(epochs, steps_per_epoch, first_step)
+        self.console.start(epochs, steps_per_epoch, first_step, ahead)
 
     def message(self, text: str) -> None:
         """Say something to know."""
@@ -43,6 +45,7 @@ class RunReporter:
     def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
         """Show where the epoch stands: always on a terminal, else at round steps, and not too often."""
         now = time.monotonic()
+        self.console.passed(epoch, step)
         if self.console.interactive or (step % self.every == 0 and now - self.shown >= self.pause):
             self.shown = now
             self.console.step(epoch, step, loss, accuracy, images_per_second, self.every)
@@ -61,9 +64,10 @@ def trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool, con
     """Return where a run's values go, by its spec: nowhere but in the first process."""
     if not first:
         return Trackers([])
-    kept: list[Tracker] = [CsvTracker(folder / "metrics.csv", resume_step)]
+    table = CsvTracker(folder / "metrics.csv", resume_step)
+    kept: list[Tracker] = [table]
     if spec.run.tensorboard and packages.installed("tensorboard"):
-        kept.append(TensorBoardTracker(folder / "tensorboard", resume_step))
+        kept.append(TensorBoardTracker(folder / "tensorboard", resume_step, table.known))
     if spec.run.mlflow:
         kept.append(
             MlflowTracker(folder / "mlflow-run.txt", resume_step, flatten(spec), folder.name, console.warn)
@@ -76,7 +80,7 @@ def headline(prepared: setup.RunData, name: str, plan: Plan) -> str:
     parts = [f"{len(prepared.train):,} train"]
     parts += [f"{len(s):,} {n}" for n, s in (("val", prepared.val), ("test", prepared.test)) if s is not None]
     count = sum(p.numel() for p in plan.model.parameters())
-    size = f"{prepared.contract.size}x{prepared.contract.size}x{prepared.contract.channels}"
+    size = f"{sides.words(prepared.contract.size)}x{prepared.contract.channels}"
     return (
         f"{name}, {count:,} parameters; {len(prepared.classes)} classes; images of {size}: {', '.join(parts)}"
     )

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
-from tellapart.contract.decoding import largest
+from tellapart.contract.decoding import bands, largest, shown
 from tellapart.contract.formats import BY_EXTENSION
 from tellapart.data.health.result import Pixels, Read
 from tellapart.data.samples import Samples, content_hash
 from tellapart.doctor import processors
-from tellapart.preprocess import BadImage, decode, to_channels
+from tellapart.preprocess import BadImage
 
 Table = npt.NDArray[Any]  # of RECORD
 
@@ -97,14 +97,14 @@ def measure_all(
 def _measure(content: bytes | Pixels, path: str, max_pixels: int) -> tuple[Any, ...]:
     """Return the fields of RECORD for one image. Raises BadImage."""
     if isinstance(content, bytes):
-        pixels = decode(content, 3, max_pixels)
+        pixels = shown(content, max_pixels)
         kind, mode, rotated = _header(content)
         most = largest(content, max_pixels) or 0.0
         named = BY_EXTENSION.get(os.path.splitext(path)[1].lower())
         misnamed = named is not None and kind not in (named.pillow, "", "MPO")
         size = len(content)
     else:
-        pixels = to_channels(content, 3)
+        pixels = shown(content)
         kind, mode, rotated, misnamed = "array", "L" if content.ndim == 2 else "RGB", False, False
         most = 0.0
         size = content.nbytes
@@ -124,7 +124,13 @@ def _measure(content: bytes | Pixels, path: str, max_pixels: int) -> tuple[Any, 
 
 
 def _header(content: bytes) -> tuple[str, str, bool]:
-    """Return Pillow's names of format and mode, and whether EXIF turns the picture; "" where unknown."""
+    """Return Pillow's names of format and mode, and whether EXIF turns the picture; "" where unknown.
+
+    Of files whose channels have no colours' names, the mode is how many there are.
+    """
+    count = bands(content)
+    if count:
+        return ("NumPy" if content.startswith(b"\x93NUMPY") else "TIFF"), f"{count} bands", False
     try:
         with PillowImage.open(io.BytesIO(content)) as image:
             turned = image.getexif().get(0x0112, 1)

@@ -25,7 +25,7 @@ from lzma import LZMAError
 from typing import IO
 
 from tellapart.data.sources.listing import Note, printable
-from tellapart.data.sources.text import DEFAULT, EncodingError, decode_text
+from tellapart.data.sources.text import AUTO, DEFAULT, EncodingError, decode_text
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 
@@ -90,6 +90,9 @@ def extract(path: str, cache: str, say: Note, limit: int | None = None, encoding
     stem = re.sub(r"[^\w.-]", "_", printable(os.path.basename(absolute)))[:80]
     target = os.path.join(cache, "archives", f"{stem}-{key}")
     if os.path.isdir(target):
+        if encoding == AUTO and absolute.lower().endswith(".zip"):  # what was guessed is said each time
+            with zipfile.ZipFile(absolute) as archive:
+                _zip_names(archive.infolist(), absolute, encoding, say)
         return target
     say(f"Unpacking {printable(path)} into {printable(target)}.")
     with fresh_folder(target) as temporary:

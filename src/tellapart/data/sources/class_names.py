@@ -40,13 +40,18 @@ def name_numbers(listing: Listing, root: str, others: Iterable[str], encoding: s
     if len({int(float(label)) for label in numbers}) < len(numbers):
         return listing
     found: dict[str, dict[int, str]] = {}
+    guesses: list[str] = []
     for path in [path for path in others if path.count("/") < 2][:_MOST]:
         if extension(path) in (".json", ".csv", ".txt") and _WORDS.search(os.path.basename(path)):
-            names = _read(os.path.join(root, path), encoding)
+            said: list[str] = []
+            names = _read(os.path.join(root, path), encoding, said.append)
             if names and all(int(float(label)) in names for label in numbers):
+                guesses.extend(said)
                 found[path] = {int(float(label)): names[int(float(label))] for label in numbers}
     if not found:
         return listing
+    for text in guesses:
+        note(text)
     first = next(iter(found.values()))
     if any(names != first for names in found.values()):
         note(f"The classes stay numbers: {some(found)} give them different names.")
@@ -65,12 +70,12 @@ def name_numbers(listing: Listing, root: str, others: Iterable[str], encoding: s
     return listing
 
 
-def _read(path: str, encoding: str) -> dict[int, str]:
+def _read(path: str, encoding: str, note: Note) -> dict[int, str]:
     """Return the names by number in a file, {} where it holds no such thing."""
     try:
         if os.stat(path).st_size > _LARGEST:
             return {}
-        text = read_text(path, encoding, lambda _: None)
+        text = read_text(path, encoding, note)
         kind = extension(path)
         if kind == ".json":
             return _of_json(json.loads(text))

@@ -78,6 +78,10 @@ def _first_copies(
         pixels = listing.pixels
         numbers = {n: _digest(np.ascontiguousarray(pixels[key]).tobytes()) for n, key in enumerate(keys)}
         return _firsts(paths, numbers)
+    if listing.items is not None:
+        keys = rows if listing.keys is None else np.asarray(listing.keys)[rows]
+        hashes = [listing.items.hashes[key].encode() for key in keys.tolist()]
+        return _firsts(paths, {n: digest for n, digest in enumerate(hashes) if digest})
     places = {path: n for n, path in reversed(list(enumerate(paths)))}
     if len(places) > MAX_FILES:
         notes(
@@ -115,6 +119,7 @@ def _with_near_copies(
         classes=(),
         root=listing.root,
         pixels=listing.pixels,
+        items=listing.items,
         keys=np.asarray(rows if listing.keys is None else np.asarray(listing.keys)[rows]),
     )
     table, reasons = measure_all(samples, chosen, samples.read, None, MAX_PIXELS, 0)

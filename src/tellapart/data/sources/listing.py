@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.data.samples import Conflict, Unusable
+from tellapart.data.samples import Conflict, Items, Unusable
 from tellapart.data.sources.folders.split_names import split_name, split_of_folders, split_of_stem
 
 __all__ = [
     "NO_BOX",
     "Box",
+    "Guess",
     "Listing",
     "Note",
     "clean_label",
@@ -34,6 +35,13 @@ __all__ = [
 Note = Callable[[str], None]
 Box = tuple[float, float, float, float]
 
+
+class Guess(str):
+    """A note of a guess that may be wrong without a sign, so that it is told as a warning, with what came of it."""
+
+    __slots__ = ()
+
+
 NO_BOX: Box = (float("nan"),) * 4
 """Stands for the whole image."""
 
@@ -45,7 +53,7 @@ class Listing:
     ``splits`` holds "" where the source does not say. ``sets``: all labels of each image, where it can have several
     (``labels`` holds "" then), else None. ``classes`` is the official order of class names; when
     empty, classes are the names found, sorted. ``missing``: paths
-    without a file. ``pixels`` and ``keys`` as in `Samples`.
+    without a file. ``pixels``, ``keys`` and ``items`` as in `Samples`.
     """
 
     root: str
@@ -60,6 +68,7 @@ class Listing:
     classes: tuple[str, ...] = ()
     pixels: npt.NDArray[np.uint8] | None = None
     keys: npt.NDArray[Any] | None = None
+    items: Items | None = None
     name: str = ""
     sets: list[tuple[str, ...]] | None = None
 

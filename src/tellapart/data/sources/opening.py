@@ -31,8 +31,9 @@ from tellapart.data.sources.annotations import FORMATS, TITLES, detect, file_for
 from tellapart.data.sources.containers import unread, webdataset
 from tellapart.data.sources.folders import class_folders, walk
 from tellapart.data.sources.leftovers import class_folders_first
-from tellapart.data.sources.listing import Listing, many, printable, some
+from tellapart.data.sources.listing import Guess, Listing, many, printable, some
 from tellapart.data.sources.lists import in_folders, reading
+from tellapart.data.sources.objects import Objects, explain, is_objects
 from tellapart.data.sources.text import check_encoding
 from tellapart.errors import DataError, did_you_mean
 from tellapart.spec import DataSpec
@@ -49,9 +50,13 @@ class Notes(list[str]):
     def __init__(self, say: Callable[[str], None], warn: Callable[[str], None] | None = None) -> None:
         super().__init__()
         self._say, self._warn = say, warn or say
+        self.guesses: list[str] = []
 
     def __call__(self, text: str) -> None:
-        """Say and keep a note."""
+        """Say and keep a note; a guess waits until it is known what came of it."""
+        if isinstance(text, Guess):
+            self.guesses.append(text)
+            return
         self.append(text)
         self._say(text)
 
@@ -60,9 +65,20 @@ class Notes(list[str]):
         self.append(text)
         self._warn(text)
 
+    def tell_guesses(self, classes: Sequence[str] = ()) -> None:
+        """Warn of each guess, with class names by which a person sees whether it is right."""
+        telling = [name for name in classes if not name.isascii()]
+        names = f" The classes are then: {some(telling or classes, 6)}." if classes else ""
+        for text in self.guesses:
+            self.warn(f"{text}{names} If that is wrong, --data.encoding names the encoding.")
+        self.guesses = []
+
 
 def open_source(
-    spec: DataSpec, say: Callable[[str], None], warn: Callable[[str], None] | None = None
+    spec: DataSpec,
+    say: Callable[[str], None],
+    warn: Callable[[str], None] | None = None,
+    given: Objects | None = None,
 ) -> Samples:
     """Return the samples of ``spec.source``, each with its split.
 
@@ -70,22 +86,17 @@ def open_source(
     (``val_fraction``); where it has no splits at all, val and test are taken (``test_fraction``): stratified,
     seeded, and never through a group (`splits.assign`). Classes are the union over all splits, sorted by name
     (a known set's: the official order). ``say`` receives each note, as it is found, and ``warn`` (None: ``say``) what
-    is probably wrong; all of them are in ``Samples.notes`` too. Raises DataError (and OfflineError, MissingPackageError
-    for known names), each saying what would be right.
+    is probably wrong; all of them are in ``Samples.notes`` too. ``given``: the objects of Python that the source names.
+    Raises DataError (and OfflineError, MissingPackageError for known names), each saying what would be right.
     """
     notes = Notes(say, warn)
     check_encoding(spec.encoding)
-    named = {split: names for split in SPLITS if (names := getattr(spec, split))}
-    name = "" if named else _known_name(spec, notes)
-    if named:
-        listing = _open_named(named, spec, notes)
-    elif name:
-        listing = known.open_known(name, spec, notes)
-    else:
-        shards = webdataset.expand(spec.source)
-        path = _existing(shards[0] if shards else spec.source)
-        listing = _open_shards(shards, spec, notes) if shards else _open_path(path, spec, notes)
-        listing.name = listing.name or _title(path)
+    try:
+        listing = _read(spec, given, notes)
+    except DataError:
+        notes.tell_guesses()  # one may be the reason
+        raise
+    notes.tell_guesses(sorted(set(listing.labels)))
     if listing.bad and spec.on_bad_image == "error":
         raise DataError(
             f"{many(len(listing.bad), 'image or annotation', 'images or annotations')} cannot be used, the first: "
@@ -102,6 +113,25 @@ def open_source(
 
 
 # --- Which source -----------------------------------------------------------------------------------------
+
+
+def _read(spec: DataSpec, given: Objects | None, notes: Notes) -> Listing:
+    if given is not None:
+        return given.listing(spec, notes)
+    if is_objects(spec.source):
+        raise DataError(explain(spec.source))
+    named = {split: names for split in SPLITS if (names := getattr(spec, split))}
+    name = "" if named else _known_name(spec, notes)
+    if named:
+        listing = _open_named(named, spec, notes)
+    elif name:
+        listing = known.open_known(name, spec, notes)
+    else:
+        shards = webdataset.expand(spec.source)
+        path = _existing(shards[0] if shards else spec.source)
+        listing = _open_shards(shards, spec, notes) if shards else _open_path(path, spec, notes)
+        listing.name = listing.name or _title(path)
+    return listing
 
 
 def _title(path: str) -> str:
@@ -289,6 +319,7 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
         boxes=None if listing.boxes is None else np.asarray(listing.boxes, np.float64).reshape(-1, 4),
         pixels=listing.pixels,
         keys=listing.keys,
+        items=listing.items,
         conflicts=tuple(listing.conflicts),
         unusable=tuple(listing.bad),
         notes=tuple(notes),

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from encodings.aliases import aliases
 
-from tellapart.data.sources.listing import Note, printable
+from tellapart.data.sources.listing import Guess, Note, printable
 from tellapart.data.sources.text_guess import guess
 from tellapart.errors import DataError, did_you_mean
 
@@ -275,8 +275,10 @@ def _detected(content: bytes, name: str, note: Note) -> str:
     return _checked(text, content, name)
 
 
-def _telling(name: str, codec: str, text: str) -> str:
-    return f"{printable(name)!r} was read as {codec} text, which was guessed: it begins {_begins(text)}."
+def _telling(name: str, codec: str, text: str) -> Guess:
+    return Guess(
+        f"{printable(name)!r} was read as {codec} text, which was guessed: it begins {_begins(text)}."
+    )
 
 
 def _begins(text: str) -> str:
@@ -356,5 +358,5 @@ class Texts:
             ).append(text)
         for texts in kinds.values():
             more = f" So it is with {len(texts) - 1:,} more." if len(texts) > 1 else ""
-            self._note(texts[0] + more)
+            self._note(type(texts[0])(texts[0] + more))
         self._said, self._doubtful = [], []

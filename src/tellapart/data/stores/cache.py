@@ -192,7 +192,7 @@ class ImageStore:
 def store_key(samples: Samples, policy: str) -> str:
     """Return the name of the store for these samples under this decode policy.
 
-    Files count by path, size and time of change; pixel arrays by their content.
+    Files count by path, size and time of change; pixel arrays, and images in objects, by their content.
     """
     digest = hashlib.blake2b(
         f"store 2\0{policy}\0{samples.root}".encode(errors="surrogateescape"), digest_size=16
@@ -200,6 +200,10 @@ def store_key(samples: Samples, policy: str) -> str:
     if samples.pixels is not None:
         digest.update(content_hash(samples.pixels).encode())
         digest.update(b"" if samples.keys is None else samples.keys.tobytes())
+        return digest.hexdigest()
+    if samples.items is not None:
+        keys = np.arange(len(samples)) if samples.keys is None else samples.keys
+        digest.update("".join(f"{samples.items.hashes[key]}\n" for key in keys.tolist()).encode())
         return digest.hexdigest()
     for row in range(len(samples)):
         try:

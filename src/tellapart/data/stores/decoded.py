@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tellapart.contract.decoding import BadImage, Pixels, crop_box, decode, to_channels
 from tellapart.contract.preprocessing import REDUCED_MARGIN, Preprocessing
 from tellapart.contract.resizing import load
+from tellapart.contract.sides import Size, sides
 from tellapart.data.samples import Samples, content_hash
 
 Box = npt.NDArray[np.float64] | None
@@ -46,7 +47,7 @@ def attempt(read: Callable[[], bytes | Pixels], decode: Decode, box: Box) -> Dec
 
 @dataclass(frozen=True)
 class AsContracted:
-    """Decodes to exactly what the contract says: uint8 [size, size, C]."""
+    """Decodes to exactly what the contract says: uint8 [height, width, C]."""
 
     contract: Preprocessing
     max_pixels: int
@@ -58,10 +59,13 @@ class AsContracted:
 
 @dataclass(frozen=True)
 class AsSource:
-    """Decodes to the image in its own shape, its short side scaled down to ``short_side``: uint8 [H, W, C]."""
+    """Decodes to the image in its own shape, scaled down to the smallest that covers ``size``: uint8 [H, W, C].
+
+    Of a square its short side is then the size.
+    """
 
     channels: int
-    short_side: int
+    size: Size
     max_pixels: int
     reduced: bool  # whether a JPEG may be decoded at a part of its size
     levels: tuple[float, float] | None = None  # see `decode`
@@ -72,14 +76,21 @@ class AsSource:
         reduce = self._suffices if whole and self.reduced else None
         image = pixels(content, self.channels, self.max_pixels, reduce, self.levels)
         image = image if box is None else crop_box(image, box)
-        if min(image.shape[:2]) <= self.short_side:
+        short_side = self._short_side(*image.shape[:2])
+        if min(image.shape[:2]) <= short_side:
             return image
         from tellapart.preprocess import fit_short_side  # loads torch
 
-        return fit_short_side(image, self.short_side)
+        return fit_short_side(image, short_side)
+
+    def _short_side(self, height: int, width: int) -> int:
+        """Return the short side of an image of this shape that just covers the size."""
+        rows, columns = sides(self.size)
+        short = min(height, width)
+        return max(-(-rows * short // height), -(-columns * short // width))
 
     def _suffices(self, height: int, width: int) -> bool:
-        return min(height, width) >= REDUCED_MARGIN * self.short_side
+        return min(height, width) >= REDUCED_MARGIN * self._short_side(height, width)
 
 
 def pixels(

@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import errno
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart import files, tables
+from tellapart import files, numerals, tables
+from tellapart.contract import sides
+from tellapart.contract.decoding import bands
 from tellapart.contract.decoding import largest as largest_number
 from tellapart.contract.deep import likely_range, uses_little
 from tellapart.data.loader import ImageSet, Store
@@ -32,7 +35,7 @@ from tellapart.preprocess import BadImage, Preprocessing, crop_box, resize, to_c
 from tellapart.spec import DataSpec
 
 Advance = Callable[[int], None]
-SOURCE_MARGIN = 1.15  # a random resized crop is taken from images whose short side is this times the input's
+SOURCE_MARGIN = 1.15  # a random resized crop is taken from images that cover this times the input
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Bad:
 def evaluation_images(
     samples: Samples, contract: Preprocessing, spec: DataSpec, advance: Advance = lambda count: None
 ) -> tuple[ImageSet, list[Bad]]:
-    """Return the images exactly as the contract makes them, uint8 [size, size, C], and what was left out."""
+    """Return the images exactly as the contract makes them, uint8 [height, width, C], and what was left out."""
     if samples.pixels is not None and samples.boxes is None:
         shape = samples.pixels.shape[1:3]
         probe = resize(np.zeros((*shape, contract.channels), np.uint8), contract)
@@ -54,7 +57,12 @@ def evaluation_images(
             return _from_pixels(samples, contract.channels), []
     named = {name: value for name, value in contract.to_dict().items() if name not in ("mean", "std")}
     policy = f"contract 3 {named}"
-    kind = _Kind(policy, f"{contract.resize} {contract.size}", contract.channels, contract.size**2)
+    kind = _Kind(
+        policy,
+        f"{contract.resize} {_size_words(contract.size)}",
+        contract.channels,
+        math.prod(contract.sides),
+    )
     return _stored(samples, AsContracted(contract, spec.max_pixels), kind, spec, advance)
 
 
@@ -70,11 +78,17 @@ def augmentation_sources(
     ``reduced``: large JPEGs are decoded at a part of their size where that leaves enough pixels.
     """
     reduced = reduced or contract.decode == "scaled"
-    short, how = round(contract.size * SOURCE_MARGIN), "scaled" if reduced else "full"
-    policy = f"sources 3, short side {short} {contract.channels} {how} {contract.range}"
-    kind = _Kind(policy, f"random crops, short side {short}", contract.channels)
-    decode = AsSource(contract.channels, short, spec.max_pixels, reduced, contract.range)
+    height, width = (round(side * SOURCE_MARGIN) for side in contract.sides)
+    size, how = sides.of(height, width), "scaled" if reduced else "full"
+    covered = f"short side {size}" if isinstance(size, int) else f"covering {sides.words(size)}"
+    policy = f"sources 3, {covered} {contract.channels} {how} {contract.range}"
+    kind = _Kind(policy, f"random crops, {covered}", contract.channels)
+    decode = AsSource(contract.channels, size, spec.max_pixels, reduced, contract.range)
     return _stored(samples, decode, kind, spec, advance)
+
+
+def _size_words(size: sides.Size) -> str:
+    return str(size) if isinstance(size, int) else sides.words(size)
 
 
 @dataclass(frozen=True)
@@ -153,7 +167,10 @@ def _open_store(samples: Samples, decode: Decode, kind: _Kind, spec: DataSpec, a
 
 def _cannot_keep(folder: Path, error: Exception, spec: DataSpec) -> CacheError:
     if isinstance(error, cache.NoRoom):
-        reason = f"they would not fit ({spec.cache_limit:g} GiB are allowed by --data.cache-limit, or the disk is full)"
+        reason = (
+            f"they would not fit ({numerals.setting(spec.cache_limit)} GiB are allowed by --data.cache-limit, "
+            "or the disk is full)"
+        )
     else:
         reason = str(getattr(error, "strerror", None) or error)
     return CacheError(
@@ -183,6 +200,9 @@ class Look:
     same: bool
     deep: int = 0
     largest: float = 0.0
+    bands: int = (
+        0  # channels of files whose channels have no colours' names, where all that were read have so many
+    )
 
     def unused_range(self) -> str:
         """Return a warning where images of more than 8 bits use less than half of their range; else nothing."""
@@ -196,9 +216,17 @@ class Look:
 
 
 def look(
-    samples: Samples, spec: DataSpec, count: int = 48, levels: tuple[float, float] | None = None
+    samples: Samples,
+    spec: DataSpec,
+    count: int = 48,
+    levels: tuple[float, float] | None = None,
+    channels: int = 0,
 ) -> Look:
-    """Decode a few images, evenly over the table, to choose by. Raises DataError where none is good."""
+    """Decode a few images, evenly over the table, to choose by. Raises DataError where none is good.
+
+    ``channels``: those of the input; 0: they are to be chosen, by the first file that can be read.
+    """
+    chosen, found = channels, 0
     sides: list[int] = []
     shapes: set[tuple[int, ...]] = set()
     grey, first = True, ""
@@ -206,8 +234,11 @@ def look(
     for row in np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)):
         try:
             content = samples.read(row)
-            image = pixels(content, 3, spec.max_pixels, levels=levels)
-            peak = largest_number(content, spec.max_pixels) if isinstance(content, bytes) else None
+            if not channels and not found:
+                found = _bands(content)
+                chosen = found
+            image = pixels(content, 3 if chosen in (0, 1) else chosen, spec.max_pixels, levels=levels)
+            peak = largest_number(content, spec.max_pixels, chosen) if isinstance(content, bytes) else None
             peaks += [] if peak is None else [peak]
             if samples.boxes is not None:
                 image = crop_box(image, samples.boxes[row])
@@ -216,15 +247,26 @@ def look(
             continue
         sides += image.shape[:2]
         shapes.add(image.shape[:2])
-        grey = grey and bool(
-            (image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all()
+        grey = (
+            grey
+            and image.shape[2] == 3
+            and bool((image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all())
         )
     if not sides:
         raise DataError(f"None of the images that were tried can be read, for example {first}")
-    return Look(max(sides), min(sides), grey, len(shapes) == 1, len(peaks), max(peaks, default=0.0))
+    return Look(max(sides), min(sides), grey, len(shapes) == 1, len(peaks), max(peaks, default=0.0), found)
 
 
-def largest(samples: Samples, spec: DataSpec) -> float:
+def _bands(content: bytes | npt.NDArray[np.uint8]) -> int:
+    """Return how many channels an image has that are neither grey nor colour; 0 for any other."""
+    if isinstance(content, bytes):
+        count = bands(content)
+    else:
+        count = content.shape[2] if content.ndim == 3 and content.shape[2] != 4 else 1
+    return 0 if count in (1, 3) else count
+
+
+def largest(samples: Samples, spec: DataSpec, channels: int = 0) -> float:
     """Return the largest number in the images of more than 8 bits; 65535 where there are none, or only zeros.
 
     Images that cannot be read do not count here.
@@ -233,7 +275,7 @@ def largest(samples: Samples, spec: DataSpec) -> float:
     def of(row: int) -> float:
         try:
             content = samples.read(row)
-            return (isinstance(content, bytes) and largest_number(content, spec.max_pixels)) or 0.0
+            return (isinstance(content, bytes) and largest_number(content, spec.max_pixels, channels)) or 0.0
         except (OSError, BadImage, MemoryError):
             return 0.0
 

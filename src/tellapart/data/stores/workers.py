@@ -319,6 +319,8 @@ def _processes_pay(spec: DataSpec, samples: Samples, available: int) -> bool:
         raise SpecError(
             "data.worker_kind is 'processes', which this system does not allow; it must be auto or threads."
         )
+    if samples.items is not None:  # objects stay in this process
+        return False
     if spec.worker_kind != "auto":
         return spec.worker_kind == "processes"
     enough = min(available, spec.workers or available) >= PROCESSORS and len(samples) >= IMAGES

@@ -29,7 +29,7 @@ def convert(program: str, card: str, target: str) -> None:
 
 
 class Model:
-    """An ExecuTorch file: uint8 [B, size, size, C] -> logits float32 [B, K]; any batch up to the file's largest."""
+    """An ExecuTorch file: uint8 [B, height, width, C] -> logits float32 [B, K]; any batch up to the file's largest."""
 
     def __init__(self, path: str, threads: int) -> None:
         from executorch.runtime import Runtime

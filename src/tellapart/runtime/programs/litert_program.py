@@ -60,7 +60,7 @@ def read_card(path: str) -> bytes:
 
 
 class Model:
-    """A LiteRT file: uint8 [batch, size, size, C] -> logits float32 [batch, K], ``batch`` as it was converted."""
+    """A LiteRT file: uint8 [batch, height, width, C] -> logits float32 [batch, K], ``batch`` as it was converted."""
 
     def __init__(self, path: str, threads: int) -> None:
         from ai_edge_litert.interpreter import Interpreter

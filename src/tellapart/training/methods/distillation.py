@@ -13,8 +13,6 @@ resumed run computes what the uncut one would have. Knows nothing of the loop, a
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,40 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tellapart import artifact
-from tellapart.errors import ModelError, RunError, SpecError
+from tellapart.errors import ModelError
 from tellapart.preprocess import Preprocessing
-from tellapart.spec import DistillSpec, SpeedSpec
+from tellapart.spec import DistillSpec
 from tellapart.training.task import Batch, Classification, right
 
 _SAME_RESOLUTION = 2**0.5  # maps whose sides, as parts of the image's, differ by less are compared
-
-
-def resolve(spec: DistillSpec) -> DistillSpec:
-    """Return the spec with the fingerprint of its teacher. Raises RunError where it is not the noted one."""
-    if not spec.teacher:
-        return spec
-    file = artifact.find(Path(spec.teacher).expanduser())
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    if spec.fingerprint and spec.fingerprint != digest:
-        raise RunError(
-            f"The teacher {file} is not what it was when this training began. Restore it, or train anew (for "
-            "another teacher, leave distill.fingerprint empty)."
-        )
-    return dataclasses.replace(spec, fingerprint=digest)
-
-
-def resolve_speed(speed: SpeedSpec, spec: DistillSpec, rounds: bool = False) -> SpeedSpec:
-    """Return the spec of what makes a run faster, less what the comparison of features (or rounding) cannot have."""
-    if rounds and speed.compile == "auto":
-        speed = dataclasses.replace(speed, compile="off")
-    if not (spec.teacher and spec.features):
-        return speed
-    if "on" in (speed.compile, speed.cuda_graphs):
-        raise SpecError(
-            "distill.features looks into the network, which speed.compile and speed.cuda_graphs do not allow; switch "
-            "them off, or set distill.features 0."
-        )
-    return dataclasses.replace(speed, compile="off")
 
 
 class Teacher(nn.Module):
@@ -82,8 +52,11 @@ class Teacher(nn.Module):
         self.order = torch.tensor([card.classes.index(name) for name in classes], device=device)
         theirs = card.preprocessing
         if theirs.channels != contract.channels and contract.channels != 1:
-            raise ModelError(f"The teacher {path} takes grey images and this model colours (input.channels).")
-        self.size = theirs.size
+            raise ModelError(
+                f"The teacher {path} takes images of {theirs.channels} channels and this model of {contract.channels} "
+                "(input.channels)."
+            )
+        self.sides = theirs.sides
         self.scale, self.bias = _change(contract, theirs, device)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
@@ -91,8 +64,8 @@ class Teacher(nn.Module):
     def inputs(self, images: Tensor) -> Tensor:
         """Return the teacher's inputs for the student's: float32 [B, C, H, W], normalised, at the teacher's size."""
         images = images * self.scale + self.bias  # grey ones become three channels here
-        if images.shape[-1] != self.size:
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        if tuple(images.shape[2:]) != self.sides:
+            images = F.interpolate(images, self.sides, mode="bilinear", antialias=True)
         return images
 
     @torch.no_grad()
@@ -132,7 +105,7 @@ class Distillation(Classification):
         self.teacher = Teacher(spec.teacher, contract, classes, device)
         self.attention: Attention | None = None
         if spec.features:
-            example = torch.zeros(1, contract.channels, contract.size, contract.size, device=device)
+            example = torch.zeros(1, contract.channels, *contract.sides, device=device)
             self.attention = Attention(student, self.teacher.model, example, self.teacher.inputs(example))
 
     def loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

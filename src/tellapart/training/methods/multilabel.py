@@ -64,8 +64,9 @@ def _f1_of_images(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     return torch.where(either == 0, 1.0, f1).sum()
 
 
-def check(spec: Spec, training: TrainingSpec) -> None:
-    """Refuse what is for one label alone; ``training``: with nothing left to choose. Raises SpecError."""
+def check(spec: Spec, loss: str) -> None:
+    """Refuse what is for one label alone; ``loss``: the chosen one. Raises SpecError."""
+    training = spec.training
     refused = {
         "training.sampling": (
             training.sampling != "shuffle",
@@ -76,7 +77,7 @@ def check(spec: Spec, training: TrainingSpec) -> None:
             "is for images of one label; use inverse",
         ),
         "training.label_smoothing": (
-            training.label_smoothing > 0 and training.loss == "asymmetric",
+            training.label_smoothing > 0 and loss == "asymmetric",
             "is for the loss bce: the asymmetric loss has --training.margin",
         ),
         "distill.teacher": (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tellapart.augment import Augment
+from tellapart.contract.sides import Size, longest, plain, shortest, sides, words
 from tellapart.errors import SpecError
 from tellapart.spec import TrainingSpec
 from tellapart.training.callbacks import Callback
@@ -24,48 +25,57 @@ SMALL_STEP = 4  # the same for small images
 SMALL_SIDE = 96
 
 
-def size_at(epoch: int, spec: TrainingSpec, full: int) -> int:
-    """Return the side of the training images in ``epoch`` (0 is the first), in pixels.
+def size_at(epoch: int, spec: TrainingSpec, full: Size) -> Size:
+    """Return the size of the training images in ``epoch`` (0 is the first), in pixels.
 
-    From ``start_size`` it rises in a straight line and comes to ``full`` at ``size_epochs`` of all epochs, rounded
-    to a multiple of 32 (of 4 where ``full`` is at most 96).
+    From ``start_size`` the short side rises in a straight line and comes to that of ``full`` at ``size_epochs`` of all
+    epochs, rounded to a multiple of 32 (of 4 where ``full`` is at most 96); the long side, rounded in the same way,
+    keeps the shape.
     """
     ramp = spec.size_epochs * spec.epochs
     if not spec.start_size or epoch >= ramp:
         return full
-    step = SMALL_STEP if full <= SMALL_SIDE else LARGE_STEP
-    exact = spec.start_size + (full - spec.start_size) * epoch / ramp
-    return min(max(step * round(exact / step), spec.start_size), full)
+    step = SMALL_STEP if longest(full) <= SMALL_SIDE else LARGE_STEP
+    short = shortest(full)
+    exact = spec.start_size + (short - spec.start_size) * epoch / ramp
+    side = min(max(step * round(exact / step), spec.start_size), short)
+    if isinstance(full, int):
+        return side
+    height, width = (
+        side if one == short else min(max(step * round(one * side / short / step), side), one) for one in full
+    )
+    return height, width
 
 
-def check(spec: TrainingSpec, full: int, model: torch.nn.Module, channels: int) -> None:
+def check(spec: TrainingSpec, full: Size, model: torch.nn.Module, channels: int) -> None:
     """Raise SpecError where ``start_size`` makes no sense, or the network does not take one of the sizes."""
     if not spec.start_size:
         return
-    if spec.start_size >= full:
+    if spec.start_size >= shortest(full):
+        side = "" if isinstance(full, int) else "the short side of "
         raise SpecError(
-            f"training.start_size is {spec.start_size}; it must be below input.size, which is {full} "
+            f"training.start_size is {spec.start_size}; it must be below {side}input.size, which is {plain(full)} "
             "(0 switches progressive resizing off)."
         )
-    sizes = sorted({size_at(epoch, spec, full) for epoch in range(spec.epochs)} | {spec.start_size})
+    sizes = {words(size): size for size in (size_at(epoch, spec, full) for epoch in range(spec.epochs))}
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     training = model.training
     model.eval()
     try:
-        for size in sizes:
-            _try(model, torch.zeros(1, channels, size, size, device=device), size, full)
+        for size in sorted(sizes.values(), key=shortest):
+            _try(model, torch.zeros(1, channels, *sides(size), device=device), size, full)
     finally:
         model.train(training)
 
 
-def _try(model: torch.nn.Module, image: torch.Tensor, size: int, full: int) -> None:
+def _try(model: torch.nn.Module, image: torch.Tensor, size: Size, full: Size) -> None:
     try:
         with torch.no_grad():
             model(image)
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SpecError(
-            f"training.start_size: the network takes images of {full}x{full} pixels, but not of {size}x{size} "
+            f"training.start_size: the network takes images of {words(full)} pixels, but not of {words(size)} "
             f"({reason}). Its layers belong to one size, or it needs more pixels: leave training.start_size at 0, "
             "give a larger one, or choose a network that ends in a pooling over all pixels."
         ) from error
@@ -75,7 +85,8 @@ class ProgressiveSize(Callback):
     """Gives the task, which has an ``augment``, the size of the training images for each epoch."""
 
     def __init__(self, spec: TrainingSpec, full: Augment) -> None:
-        self.spec, self.full, self.now = spec, full, 0
+        self.spec, self.full = spec, full
+        self.now: Size = 0
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """See Callback."""
@@ -86,6 +97,4 @@ class ProgressiveSize(Callback):
         before, self.now = self.now, size_at(epoch, self.spec, self.full.contract.size)
         setattr(self.trainer.plan.task, "augment", self.full.at_size(self.now))  # noqa: B010 - of such tasks alone
         if self.now != before:
-            self.trainer.report.message(
-                f"Epoch {epoch + 1}: training images of {self.now}x{self.now} pixels."
-            )
+            self.trainer.report.message(f"Epoch {epoch + 1}: training images of {words(self.now)} pixels.")

@@ -45,7 +45,7 @@ def check(spec: Spec) -> None:
 def install(model: nn.Module, images: Tensor) -> None:
     """Let every convolution and linear layer of ``model`` compute with rounded weights and inputs from now on.
 
-    ``images``: float32 [N, C, size, size], normalised, by which the range of each layer's input is measured.
+    ``images``: float32 [N, C, height, width], normalised, by which the range of each layer's input is measured.
     """
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     for layer, (low, high) in zip(layers, _ranges(model, layers, images), strict=True):

@@ -28,13 +28,14 @@ from typing import Any
 
 import torch
 
+from tellapart import numerals
 from tellapart.devices import AMP_DTYPES, is_out_of_memory, release
 from tellapart.doctor import host
 from tellapart.models import heads
-from tellapart.spec import Spec, update
-from tellapart.training import sampling, setup
+from tellapart.spec import Spec
+from tellapart.training import resolution, sampling, setup
 from tellapart.training.distributed import Processes
-from tellapart.training.speed import tuning_cache
+from tellapart.training.speed import features, tuning_cache
 from tellapart.training.speed.compiled import Compiled, can_compile
 from tellapart.training.step import Plan
 
@@ -77,19 +78,20 @@ def choose(prepared: setup.RunData, model: torch.nn.Module, processes: Processes
 
     ``model`` is the built network, which is not changed.
     """
+    measured: list[resolution.Choice] = []
+    if _may_measure(prepared, model, processes.device):
+        if processes.first and _is_long(prepared, model, processes):
+            measured = _measured(prepared, model, processes, say)
+        measured = processes.from_first(measured)
+    return setup.complete(prepared, model, processes, measured)
+
+
+def _may_measure(prepared: setup.RunData, model: torch.nn.Module, device: torch.device) -> bool:
+    """Return whether there is anything to measure, and the run may be long; a function of the spec and the data."""
     spec = prepared.spec
-    if not _is_open(spec) or not spec.speed.probe or not _may_be_long(prepared, model, processes.device):
-        return _with(prepared, setup.settle(prepared, model, processes))
-    changes: dict[str, Any] = {}
-    if processes.first and _is_long(prepared, model, processes):
-        changes = _measured(prepared, model, processes, say)
-    changes = processes.from_first(changes)
-    prepared = _with(prepared, update(spec, changes))
-    return _with(prepared, setup.settle(prepared, model, processes))
-
-
-def _with(prepared: setup.RunData, spec: Spec) -> setup.RunData:
-    return dataclasses.replace(prepared, spec=spec)
+    if features.expected(spec):  # little is left to make faster
+        return False
+    return _is_open(spec) and spec.speed.probe and _may_be_long(prepared, model, device)
 
 
 def _is_open(spec: Spec) -> bool:
@@ -132,8 +134,8 @@ def _images(prepared: setup.RunData) -> int:
 
 def _measured(
     prepared: setup.RunData, model: torch.nn.Module, processes: Processes, say: Say
-) -> dict[str, Any]:
-    """Return changes of the spec, as remembered or else as measured."""
+) -> list[resolution.Choice]:
+    """Return what is fastest, as remembered or else as measured."""
     spec = prepared.spec
     memory = tuning_cache.TuningCache(spec.data, _key(prepared, processes))
     choice, note = _recalled(memory), "as measured before on this machine"
@@ -142,15 +144,19 @@ def _measured(
         with _Bench(prepared, model, processes) as bench:
             rates = bench.rates(_ways(spec, bench))
             if not rates:  # memory does not suffice for any; the step itself will find a size that fits
-                return {}
+                return []
             choice = pick(rates, bench.batch_size)
         memory.write("step", dataclasses.asdict(choice))
         note = f"measured in {time.perf_counter() - started:.0f} s"
     say(f"Speed: {choice.text} ({note})")
-    changes = {"training.precision": choice.precision, "training.accumulate": choice.accumulate}
+    found = [
+        resolution.Choice("training.precision", choice.precision, choice.text),
+        resolution.Choice("training.accumulate", choice.accumulate, choice.text),
+    ]
     if spec.speed.compile == "auto":
-        changes["speed.compile"] = _compile(prepared, model, processes, choice, memory, say)
-    return changes
+        compile_ = _compile(prepared, model, processes, choice, memory, say)
+        found.append(resolution.Choice("speed.compile", compile_, f"at {choice.text}"))
+    return found
 
 
 def _recalled(memory: tuning_cache.TuningCache) -> Choice | None:
@@ -239,7 +245,7 @@ def pick(rates: dict[Setting, float], batch_size: int) -> Choice:
 
 
 def _speed(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+    return numerals.rate(rate)
 
 
 # Measuring
@@ -276,7 +282,8 @@ class _Bench:
     def _plan(self) -> Plan:
         """Return a plan of a copy, with as many blocks training as ever will."""
         alone = Processes(0, 1, self.device)
-        plan = setup.plan(self.prepared, copy.deepcopy(self._original), alone)
+        model = copy.deepcopy(self._original)
+        plan = setup.plan(setup.complete(self.prepared, model, alone), model, alone)
         depth = 1 if self.prepared.spec.model.finetune == "head" else len(plan.blocks)
         heads.set_trainable(plan.model, plan.blocks, depth)
         heads.train_mode(plan.model)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from tellapart import augment as augmentation
-from tellapart.augment import Augment
+from tellapart import numerals
 from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
 from tellapart.data.sources.archives import cache_folder
 from tellapart.data.stores import cache, housekeeping
@@ -39,6 +39,7 @@ from tellapart.training import setup
 from tellapart.training.distributed import Processes
 from tellapart.training.step import Plan, Way, step_seed
 from tellapart.training.task import Batch, Task
+from tellapart.training.validation import autocast, validator
 
 FORMAT = 1  # of the files; another number makes the program compute them anew
 _CHUNK = 256  # images whose random numbers are drawn together, and that one process computes
@@ -74,7 +75,7 @@ def offer(plan: Plan, prepared: setup.RunData, processes: Processes, screen: Scr
     if not obstacle:
         contract = prepared.contract
         generator = torch.Generator().manual_seed(0)
-        trial = torch.randn(2, contract.channels, contract.size, contract.size, generator=generator)
+        trial = torch.randn(2, contract.channels, *contract.sides, generator=generator)
         try:
             split = frozen.Split(plan.model, plan.blocks, trial.to(processes.device))
         except ModelError as error:
@@ -157,10 +158,7 @@ class _Maker:
         self.plan, self.prepared, self.processes, self.screen = plan, prepared, processes, screen
         self.split, self.views = split, views
         self.device = processes.device
-        order = plan.channels_last
-        self.augment = Augment(
-            plan.spec.augment, prepared.contract, len(prepared.classes), order, plan.spec.seed
-        )
+        self.augment = prepared.augment.in_order(plan.channels_last)
         self.micro = batch_that_pays(prepared.contract.size, self.device)
 
     def way(self) -> Way:
@@ -175,7 +173,7 @@ class _Maker:
         def inputs(batch: torch.Tensor) -> torch.Tensor:
             return batch[:, 0].to(self.device)
 
-        validate = setup.validator(val, inputs, plan.spec, self.processes, Views(), plan.task)
+        validate = validator(val, inputs, plan.spec, self.processes, Views(), plan.task)
         known = functools.partial(self._known, val, digest)
         return Way(self.split.head, train, OnFeatures(plan.task, self.views), validate, known)
 
@@ -301,7 +299,7 @@ class _Maker:
             while start < len(batch.labels):
                 stop = min(start + self.micro, len(batch.labels))
                 try:
-                    with setup.autocast(self.plan.spec, self.device):
+                    with autocast(self.plan.spec, self.device):
                         features = self.split.trunk(part(start, stop))
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
@@ -335,7 +333,8 @@ def _make_way(path: Path, needed: int, limit: float) -> None:
     """Remove other stores where the cache has a limit. Raises CacheError where there is no room."""
     if not housekeeping.make_room(path.parent, needed, limit):
         raise _cannot_keep(
-            path.parent, f"they would not fit ({limit:g} GiB are allowed, or the disk is full)"
+            path.parent,
+            f"they would not fit ({numerals.setting(limit)} GiB are allowed, or the disk is full)",
         )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tellapart import files
+from tellapart import files, numerals
 from tellapart.training.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -200,9 +200,9 @@ class Profile(Callback):
             seconds = self._seconds[part] / self._count
             known += seconds
             if part not in ("checkpoint", "replayed") or seconds:
-                lines.append(f"{name:<22}{seconds * 1000:>10.2f}{seconds / step:>9.1%}")
+                lines.append(f"{name:<22}{seconds * 1000:>10.2f}{numerals.percent(seconds / step, 1):>9}")
         rest = max(0.0, step - known)
-        lines.append(f"{'the rest of the loop':<22}{rest * 1000:>10.2f}{rest / step:>9.1%}")
+        lines.append(f"{'the rest of the loop':<22}{rest * 1000:>10.2f}{numerals.percent(rest / step, 1):>9}")
         lines.append(f"{'whole step':<22}{step * 1000:>10.2f}{'':>9}   {images / step:,.0f} images/s")
         return lines
 
@@ -221,5 +221,7 @@ class Profile(Callback):
             name = event.key if len(event.key) <= 42 else event.key[:41] + "…"
             spent = getattr(event, own)
             each = spent / 1000 / self._traced
-            lines.append(f"{name:<44}{each:>10.2f}{spent / total:>9.1%}{event.count / self._traced:>8.1f}")
+            lines.append(
+                f"{name:<44}{each:>10.2f}{numerals.percent(spent / total, 1):>9}{event.count / self._traced:>8.1f}"
+            )
         return lines

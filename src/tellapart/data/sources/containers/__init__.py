@@ -12,11 +12,14 @@ import os
 from tellapart.data.sources.containers import tables, webdataset
 from tellapart.data.sources.folders.walk import Tree
 from tellapart.data.sources.listing import Listing, Note, split_of_stem
+from tellapart.data.sources.lists import table_files
 from tellapart.spec import DataSpec
 
 
 def _is_table(path: str) -> bool:
-    return tables.is_table(path) and (not path.lower().endswith(".parquet") or tables.holds_images(path))
+    return table_files.is_table(path) and (
+        not path.lower().endswith(".parquet") or table_files.holds_images(path)
+    )
 
 
 def open_file(path: str, spec: DataSpec, note: Note) -> Listing | None:
@@ -25,7 +28,7 @@ def open_file(path: str, spec: DataSpec, note: Note) -> Listing | None:
     if spec.format == "table" or (spec.format == "auto" and _is_table(path)):
         return tables.read_tables(folder, [(name, split_of_stem(name))], spec, note)
     shard = spec.format == "webdataset"
-    if shard or (spec.format == "auto" and webdataset.is_tar(path) and webdataset.is_webdataset(path)):
+    if shard or (spec.format == "auto" and webdataset.is_tar(path) and webdataset.is_webdataset(path, spec)):
         return webdataset.read_shards(folder, [name], spec, note)
     return None
 
@@ -38,6 +41,6 @@ def open_folder(tree: Tree, spec: DataSpec, note: Note) -> Listing | None:
     if spec.format not in ("auto", "webdataset") or tree.images:
         return None
     shards = [path for path in tree.others if webdataset.is_tar(path)]
-    if shards and webdataset.is_webdataset(os.path.join(tree.root, shards[0])):
+    if shards and webdataset.is_webdataset(os.path.join(tree.root, shards[0]), spec):
         return webdataset.read_shards(tree.root, shards, spec, note)
     return None

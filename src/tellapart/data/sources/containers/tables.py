@@ -1,47 +1,39 @@
 """Tables with the bytes of images in a column: Parquet, Arrow files, and what Hugging Face's datasets saves.
 
 Which column holds images and what the classes are called is in the schema where `datasets` wrote it; else the
-columns are known by their names and types. Owner of pyarrow. Knows nothing of where the images are written.
+columns are found as in lists. Knows nothing of where the images are written.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tellapart import packages
 from tellapart.data.samples import read_file
-from tellapart.data.sources.containers.records import Container, Record, listing_of
+from tellapart.data.sources.containers.records import Container, Found, Record, answer, listing_of
 from tellapart.data.sources.folders.walk import Tree, extension
 from tellapart.data.sources.listing import Listing, Note, printable, some, split_name, split_of_stem
+from tellapart.data.sources.lists import column_choice, table_files
+from tellapart.data.sources.lists.column_choice import Columns
+from tellapart.data.sources.lists.column_names import LABEL, SPLIT, plain
+from tellapart.data.sources.lists.files import Table
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 
-EXTENSIONS = (".parquet", ".arrow", ".feather")
-_PURPOSE = "Reading Parquet and Arrow files"
 _IMAGE = ("image", "img", "image_bytes", "bytes", "picture", "photo", "jpg", "jpeg", "png", "webp", "content")
-_LABEL = ("label", "class", "category", "target", "class_name", "label_name", "labels", "cls", "fine_label")
-_SPLIT = ("split", "subset", "partition")
-_BATCH = 256
+_LONG = 300  # characters of a text that is no label, but a caption
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """Names of the columns, and the names of the classes where the label is a number into them."""
+class _Shape:
+    """What a file's schema says: the column of images, the plain columns, and the names of declared classes."""
 
     image: str
-    label: str
-    split: str
-    names: tuple[str, ...] = ()
-
-
-def is_table(path: str) -> bool:
-    """Return whether a file's name is that of a Parquet or Arrow file."""
-    return path.lower().endswith(EXTENSIONS)
+    columns: tuple[str, ...]
+    names: Mapping[str, tuple[str, ...]]
 
 
 def tables_of(tree: Tree) -> list[tuple[str, str]]:
@@ -50,7 +42,7 @@ def tables_of(tree: Tree) -> list[tuple[str, str]]:
     A folder that ``datasets`` saved has ``state.json`` beside its Arrow files, and ``dataset_dict.json`` above
     where it has splits. Arrow files that ``datasets`` keeps as a cache of other computations are not data.
     """
-    found = [path for path in tree.others if is_table(path)]
+    found = [path for path in tree.others if table_files.is_table(path)]
     saved = {posixpath.dirname(path) for path in tree.others if posixpath.basename(path) == "state.json"}
     if saved:
         found = [path for path in found if posixpath.dirname(path) in saved]
@@ -70,26 +62,36 @@ def read_tables(root: str, tables: Sequence[tuple[str, str]], spec: DataSpec, no
     Raises DataError where they do not agree in their columns, hold several configurations, or lack images or
     labels, and MissingPackageError without pyarrow.
     """
-    packages.require("pyarrow.parquet", "parquet", _PURPOSE)
+    table_files.require()
     _one_configuration(root, tables)
     files = [os.path.join(root, path) for path, _ in tables]
-    schemas = [_schema(path) for path in files]
-    columns = [_columns(schema, path, spec) for schema, path in zip(schemas, files, strict=True)]
-    for other, path in zip(columns, files, strict=True):
-        if other != columns[0]:
-            raise DataError(
-                f"{printable(files[0])!r} and {printable(path)!r} differ in their columns or class names; "
-                "give the path of one, or of a folder with files of one kind."
-            )
-    chosen = columns[0]
-    container = Container(
-        extension(files[0])[1:].capitalize() + " file" + ("s" if len(files) > 1 else ""),
-        files,
-        chosen.names,
-        (chosen.image, chosen.label, chosen.split),
-    )
+    schemas = [table_files.schema_of(path) for path in files]
+    shapes = [_shape(schema, path, spec) for schema, path in zip(schemas, files, strict=True)]
+    for other, path in zip(shapes, files, strict=True):
+        if (other.image, other.names) != (shapes[0].image, shapes[0].names):
+            raise _differ(files[0], path)
     splits = [split for _, split in tables]
-    return listing_of(container, _records(files, splits, chosen), spec, note)
+
+    def find(said: Note) -> Found:
+        table = _table(files, shapes, spec)
+        columns = _columns(table, shapes[0], schemas[0], spec, said)
+        wanted = {*columns.labels, *filter(None, (columns.split, columns.group))}
+        for other, path in zip(shapes, files, strict=True):
+            if not wanted <= set(other.columns):
+                raise _differ(files[0], path)
+        names = shapes[0].names.get(columns.labels[0], ()) if len(columns.labels) == 1 else ()
+        records = _records(files, splits, table, shapes[0].image, columns, names)
+        return Found(records, names, bool(columns.group))
+
+    kind = extension(files[0])[1:].capitalize() + " file" + ("s" if len(files) > 1 else "")
+    return listing_of(Container(kind, files, (repr(shapes),), find), spec, note)
+
+
+def _differ(one: str, other: str) -> DataError:
+    return DataError(
+        f"{printable(one)!r} and {printable(other)!r} differ in their columns or class names; give the path of one, or "
+        "of a folder with files of one kind."
+    )
 
 
 def _one_configuration(root: str, tables: Sequence[tuple[str, str]]) -> None:
@@ -108,199 +110,135 @@ def _one_configuration(root: str, tables: Sequence[tuple[str, str]]) -> None:
         )
 
 
-def holds_images(path: str) -> bool:
-    """Return whether a table has a column with the bytes of images; else it may be a list of their paths.
-
-    Raises DataError for a damaged file, MissingPackageError without pyarrow.
-    """
-    packages.require("pyarrow.parquet", "parquet", _PURPOSE)
-    schema = _schema(path)
-    features = _features(schema, path)
-    return any(_kind(features.get(name)) == "Image" or _holds_bytes(schema, name) for name in schema.names)
-
-
-def plain_columns(path: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the names and rows of a table's columns of texts, numbers and truth values. Errors as `holds_images`."""
-    packages.require("pyarrow.parquet", "parquet", _PURPOSE)
-    import pyarrow
-
-    kinds = pyarrow.types
-    names = [
-        str(field.name)
-        for field in _schema(path)
-        if kinds.is_string(field.type)
-        or kinds.is_large_string(field.type)
-        or kinds.is_dictionary(field.type)
-        or kinds.is_integer(field.type)
-        or kinds.is_floating(field.type)
-        or kinds.is_boolean(field.type)
-    ]
-    return names, [row for rows in _batches(path, names) for row in rows]
-
-
-# --- Opening ----------------------------------------------------------------------------------------------
-
-
-def _open(path: str) -> Any:
-    """Return a ParquetFile, or a reader of an Arrow stream or file. Raises DataError."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        if path.lower().endswith(".parquet"):
-            return pyarrow.parquet.ParquetFile(path)
-        source = pyarrow.memory_map(path)
-        try:
-            return pyarrow.ipc.open_stream(source)
-        except pyarrow.ArrowInvalid:
-            source.seek(0)
-            return pyarrow.ipc.open_file(source)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{printable(path)!r} cannot be read as {extension(path)[1:]}: {reason}.") from error
-
-
-def _schema(path: str) -> Any:
-    opened = _open(path)
-    return opened.schema_arrow if path.lower().endswith(".parquet") else opened.schema
-
-
-def _batches(path: str, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    """Yield rows, a bounded number at a time."""
-    import pyarrow
-
-    opened = _open(path)
-    try:
-        if path.lower().endswith(".parquet"):
-            for batch in opened.iter_batches(batch_size=_BATCH, columns=list(columns)):
-                yield batch.to_pylist()
-            return
-        stream = hasattr(opened, "read_next_batch")
-        batches = opened if stream else (opened.get_batch(k) for k in range(opened.num_record_batches))
-        for batch in batches:
-            for start in range(0, batch.num_rows, _BATCH):
-                yield batch.slice(start, _BATCH).select(list(columns)).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{printable(path)!r} is damaged: {reason}.") from error
-
-
 # --- Which columns ----------------------------------------------------------------------------------------
 
 
-def _features(schema: Any, path: str) -> Mapping[str, Any]:
-    """Return what ``datasets`` wrote on the columns, from the schema or from the file beside."""
-    raw = (schema.metadata or {}).get(b"huggingface")
-    beside = os.path.join(os.path.dirname(path), "dataset_info.json")
-    try:
-        if raw is not None:
-            found = json.loads(raw)["info"]["features"]
-        elif os.path.isfile(beside):
-            found = json.loads(read_file(beside))["features"]
-        else:
-            return {}
-    except (ValueError, KeyError, TypeError, RecursionError, OSError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _shape(schema: Any, path: str, spec: DataSpec) -> _Shape:
+    features = table_files.features_of(schema, path)
+    image = _image_column(schema, features, path, spec)
+    names = {}
+    for name in schema.names:
+        feature = features.get(name) or {}
+        if name != image and table_files.kind_of(feature) == "ClassLabel":
+            given = feature.get("names")
+            names[name] = tuple(map(str, given)) if isinstance(given, list) else ()
+    texts = [n for n in schema.names if plain(n) in LABEL and table_files.is_binary(schema, n)]
+    columns = tuple(name for name in (*table_files.plain_names(schema), *texts) if name != image)
+    return _Shape(image, columns, names)
 
 
-def _columns(schema: Any, path: str, spec: DataSpec) -> _Columns:
-    features = _features(schema, path)
-    names = list(schema.names)
-    image = _image_column(schema, features, path)
-    label, class_names = _label_column(schema, features, image, path)
-    split = next((name for name in names if name.casefold() in _SPLIT and name not in (image, label)), "")
-    return _Columns(image, label, split, class_names)
-
-
-def _kind(feature: Any) -> str:
-    return str(feature.get("_type", "")) if isinstance(feature, dict) else ""
-
-
-def _holds_bytes(schema: Any, name: str) -> bool:
-    import pyarrow
-
-    kind = schema.field(name).type
-    if pyarrow.types.is_struct(kind):
-        return any(kind.field(k).name in ("bytes", "path") for k in range(kind.num_fields))
-    return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
-
-
-def _image_column(schema: Any, features: Mapping[str, Any], path: str) -> str:
-    declared = [name for name in schema.names if _kind(features.get(name)) == "Image"]
-    candidates = declared or [name for name in schema.names if _holds_bytes(schema, name)]
+def _image_column(schema: Any, features: Mapping[str, Any], path: str, spec: DataSpec) -> str:
+    bytes_ = [name for name in schema.names if table_files.holds_bytes(schema, name)]
+    if spec.path_column:
+        found = column_choice.told(Table(path, list(schema.names), []), spec.path_column, "path_column")
+        if found not in bytes_:
+            raise DataError(
+                f"data.path_column is {spec.path_column!r}, and {printable(path)!r} has no bytes of images there, but "
+                f"in {some(bytes_)}. --data.format list reads the table as a list of paths."
+            )
+        return found
+    declared = [name for name in schema.names if table_files.kind_of(features.get(name)) == "Image"]
+    candidates = declared or bytes_
     named = [name for name in candidates if name.casefold() in _IMAGE]
     best = candidates if len(candidates) == 1 else named
     if len(best) == 1:
         return str(best[0])
     what = "several columns of images" if candidates else "no column with the bytes of images"
     raise DataError(
-        f"{printable(path)!r} has {what}. Its columns: "
-        f"{some((f'{field.name} ({field.type})' for field in schema), 20)}. Expected one column of image "
-        "bytes, or of structs with bytes and path as Hugging Face's datasets writes them."
+        f"{printable(path)!r} has {what}. Its columns: {_described(schema)}. Expected one column of image "
+        "bytes, or of structs with bytes and path as Hugging Face's datasets writes them; --data.path-column names it."
     )
 
 
-def _label_column(
-    schema: Any, features: Mapping[str, Any], image: str, path: str
-) -> tuple[str, tuple[str, ...]]:
-    others = [name for name in schema.names if name != image]
-    declared = [name for name in others if _kind(features.get(name)) == "ClassLabel"]
-    named = sorted(
-        (name for name in declared or others if name.casefold() in _LABEL),
-        key=lambda name: _LABEL.index(name.casefold()),
+def _described(schema: Any) -> str:
+    return some((f"{field.name} ({field.type})" for field in schema), 20)
+
+
+def _columns(table: Table, shape: _Shape, schema: Any, spec: DataSpec, note: Note) -> Columns:
+    usual = shape.names or any(plain(column) in LABEL for column in table.columns)
+    for name in schema.names:
+        wanted = name in spec.label_column if spec.label_column or usual else plain(name) in LABEL
+        if wanted and name != shape.image and table_files.is_nested(schema, name):
+            raise DataError(
+                f"{printable(table.path)!r}: the label column {name!r} holds {schema.field(name).type}; expected "
+                "one class for each image."
+            )
+    columns = column_choice.choose_beside(table, spec, [c for c in shape.names if c in table.columns], note)
+    if columns.labels:
+        return columns
+    raise DataError(
+        f"{printable(table.path)!r} has no column for the label (label, class, category, …), or several that may be "
+        f"it; --data.label-column names it. Its columns: {_described(schema)}."
     )
-    best = declared if len(declared) == 1 else named[:1]
-    if not best:
-        raise DataError(
-            f"{printable(path)!r} has no column for the label ({', '.join(_LABEL)}). Its columns: "
-            f"{some((f'{field.name} ({field.type})' for field in schema), 20)}."
-        )
-    feature = features.get(best[0])
-    names = feature.get("names") if isinstance(feature, dict) else None
-    return best[0], tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 # --- Rows to records --------------------------------------------------------------------------------------
 
 
-def _records(files: Sequence[str], splits: Sequence[str], columns: _Columns) -> Iterator[Record]:
-    wanted = [name for name in (columns.image, columns.label, columns.split) if name]
+def _table(files: Sequence[str], shapes: Sequence[_Shape], spec: DataSpec) -> Table:
+    """Return the cells of all files beside the images, with the names of declared classes in place of numbers."""
+    named = (*spec.label_column, spec.split_column, spec.group)
+    columns = [c for c in shapes[0].columns if c in named or c in shapes[0].names or _is_short(files[0], c)]
+    rows: list[tuple[int, Mapping[str, Any]]] = []
+    for path, shape in zip(files, shapes, strict=True):
+        for batch in table_files.batches(path, [c for c in columns if c in shape.columns]):
+            rows.extend((len(rows) + k, _cells(row, shape)) for k, row in enumerate(batch))
+    return Table(files[0] if len(files) == 1 else os.path.dirname(files[0]), columns, rows)
+
+
+def _is_short(path: str, column: str) -> bool:
+    """Return whether a column's first cells are such that they may be labels, splits or groups."""
+    if plain(column) in (*LABEL, *SPLIT):
+        return True
+    cells = [row[column] for row in next(table_files.batches(path, [column]), [])]
+    if any(isinstance(value, float) and not value.is_integer() and value == value for value in cells):
+        return False  # a measurement
+    return all(len(str(value)) <= _LONG for value in cells)
+
+
+def _cells(row: Mapping[str, Any], shape: _Shape) -> dict[str, Any]:
+    found = {}
+    for name, value in row.items():
+        if isinstance(value, float):  # how whole numbers are written where some are missing
+            value = None if value != value else int(value) if value.is_integer() else value
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "backslashreplace")
+        names = shape.names.get(name, ())
+        inside = isinstance(value, int) and 0 <= value < len(names)
+        found[name] = names[value] if inside else value
+    return found
+
+
+def _records(
+    files: Sequence[str],
+    splits: Sequence[str],
+    table: Table,
+    image: str,
+    columns: Columns,
+    names: tuple[str, ...],
+) -> Iterator[Record]:
+    cells = iter(table.rows)
     for path, split in zip(files, splits, strict=True):
         row = 0
-        for rows in _batches(path, wanted):
-            for record in rows:
-                yield _record(record, split, columns, f"{printable(path)}, row {row}", os.path.dirname(path))
+        for batch in table_files.batches(path, [image]):
+            for record in batch:
+                where = f"{printable(path)}, row {row}"
+                given = next(cells)[1]
+                found = _numbered(given, columns, names, where) or answer(given, columns, split, where)
+                found.content, found.name = _image(record[image], where, os.path.dirname(path))
+                found.problem = found.problem or ("" if found.content else "no image in its row")
+                yield found
                 row += 1
 
 
-def _record(row: Mapping[str, Any], split: str, columns: _Columns, where: str, folder: str) -> Record:
-    label, problem = _label(row[columns.label], columns.names, where)
-    given = "" if columns.split == "" else str(row[columns.split] or "")
-    if given and not split_name(given):
-        raise DataError(f"{where}: {columns.split} is {given!r}; expected train, val or test.")
-    content, name = _image(row[columns.image], where, folder)
-    problem = problem or ("" if content else "no image in its row")
-    return Record(content, label, split_name(given) or split, name, problem)
-
-
-def _label(value: Any, names: Sequence[str], where: str) -> tuple[str, str]:
-    """Return a row's label, or why it has none."""
-    if value is None or value == "" or (isinstance(value, float) and value != value):
-        return "", "no label"
-    if isinstance(value, list | dict):
-        raise DataError(f"{where}: the label is {str(value)[:60]}; expected one class for each image.")
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "backslashreplace")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not names or isinstance(value, str):
-        return str(value), ""
-    if value == -1:  # what datasets writes where a split has no labels
-        return "", "no label (-1)"
-    if not isinstance(value, int) or not 0 <= value < len(names):
-        raise DataError(f"{where}: the label is {value}, but there are names for 0 to {len(names) - 1}.")
-    return names[value], ""
+def _numbered(row: Mapping[str, Any], columns: Columns, names: Sequence[str], where: str) -> Record | None:
+    """Return the record of a row whose class is a number without a name: -1 is what datasets writes for none."""
+    value = row[columns.labels[0]]
+    if not names or not isinstance(value, int):
+        return None
+    if value == -1:
+        return Record(b"", problem="no label (-1)")
+    raise DataError(f"{where}: the label is {value}, but there are names for 0 to {len(names) - 1}.")
 
 
 def _image(value: Any, where: str, folder: str) -> tuple[bytes, str]:

@@ -9,17 +9,19 @@ import os
 import re
 from dataclasses import dataclass, field
 
+from tellapart.contract import npy
 from tellapart.contract.formats import BY_EXTENSION, FORMATS
 from tellapart.data.sources.listing import Note, printable, some
 from tellapart.errors import DataError
 
 _OTHERS = """
     .txt .csv .tsv .json .jsonl .ndjson .xml .yaml .yml .toml .ini .cfg .md .rst .html .htm .css .js .py
-    .ipynb .sh .bat .log .pdf .doc .docx .xls .xlsx .zip .tar .gz .tgz .bz2 .xz .zst .7z .rar .npy .npz .pt
+    .ipynb .sh .bat .log .pdf .doc .docx .xls .xlsx .zip .tar .gz .tgz .bz2 .xz .zst .7z .rar .npz .pt
     .pth .pkl .mat .h5 .hdf5 .parquet .arrow .tfrecord .lmdb .db .sqlite .mp4 .avi .mov .mkv .webm .mp3 .wav
     .svg .psd .cache .md5 .sha256 .safetensors .onnx
 """
 IMAGE_EXTENSIONS = frozenset(BY_EXTENSION)
+_NUMPY = ".npy"
 OTHER_EXTENSIONS = frozenset(_OTHERS.split())
 _HIDDEN = frozenset(
     name.casefold()
@@ -111,6 +113,7 @@ def walk(root: str, note: Note) -> Tree:
             if not folder.prefix:
                 raise DataError(f"{printable(root)!r} cannot be read: {error.strerror}.") from error
             unread.append(folder.prefix)
+    _leave_out_companions(tree)
     tree.images.sort()
     tree.others.sort()
     for names, text in (
@@ -121,6 +124,26 @@ def walk(root: str, note: Note) -> Tree:
         if names:
             note(f"{text}: {some(sorted(names))}.")
     return tree
+
+
+def _leave_out_companions(tree: Tree) -> None:
+    """Count an array with an image of its name beside it, such as a mask or features of that, among the others."""
+    arrays = {name for name in tree.images if extension(name) == _NUMPY}
+    if not arrays:
+        return
+    pictures = {os.path.splitext(name)[0] for name in tree.images if name not in arrays}
+    companions = {name for name in arrays if os.path.splitext(name)[0] in pictures}
+    tree.images = [name for name in tree.images if name not in companions]
+    tree.others += companions
+
+
+def _is_one_image(path: str) -> bool:
+    """Return whether a NumPy file's shape is that of one image, and not of many, or of labels."""
+    try:
+        with open(path, "rb") as stream:
+            return npy.could_be_image(stream.read(1024))
+    except OSError:
+        return True  # found bad when it is decoded
 
 
 def _scan(
@@ -157,8 +180,8 @@ def _file(tree: Tree, prefix: str, entry: os.DirEntry[str]) -> bool:
         dangling = entry.is_symlink() and not os.path.exists(entry.path)
         if not dangling:
             return False
-    known = kind in IMAGE_EXTENSIONS
-    if known or (kind not in OTHER_EXTENSIONS and not dangling and looks_like_image(entry.path)):
+    known = kind in IMAGE_EXTENSIONS and (kind != _NUMPY or _is_one_image(entry.path))
+    if known or (kind not in (*OTHER_EXTENSIONS, _NUMPY) and not dangling and looks_like_image(entry.path)):
         tree.images.append(prefix + entry.name)
     else:
         tree.others.append(prefix + entry.name)

@@ -13,46 +13,20 @@ from typing import Any
 
 from tellapart.data.sources.folders.split_names import is_plain, split_cells
 from tellapart.data.sources.listing import Note, clean_label, printable, some
+from tellapart.data.sources.lists.column_names import (
+    FLAGS,
+    LABEL,
+    PATH,
+    SPLIT,
+    WEAK_LABEL,
+    WEAK_SPLIT,
+    pick,
+    plain,
+)
 from tellapart.data.sources.lists.files import Table, cell
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 
-_PATHS = """
-    path filepath file filename image imagepath imagefile imagefilename imagefilepath img imgpath imgfile imgname
-    imagename imageid imgid imageindex filenames filepaths imagepaths images picture photo fname uri
-    idcode fileid id name 文件名 文件 路径 图片 图像 图片名 图片路径 檔名 圖片 datei dateiname dateipfad bild
-    bildname pfad
-"""
-_LABELS = """
-    label labels class classes classname category categoryname target labelname breed species dx diagnosis
-    choice classid categoryid labelid tag tags finding findinglabels disease celltype emotion expression
-    groundtruth gt annotation level grade y type kind genre style artist 标签 类别 分类 標籤 類別 klasse kategorie
-    etikett beschriftung
-"""
-_PATH = _PATHS.split()
-_LABEL = _LABELS.split()
-_WEAK_LABEL = ("name", "id")
-_SPLIT = ("split", "subset", "partition")
-_WEAK_SPLIT = (
-    "划分",
-    "数据划分",
-    "aufteilung",
-    "set",
-    "fold",
-    "usage",
-    "phase",
-    "dataset",
-    "datasplit",
-    "stage",
-    "purpose",
-    "mode",
-    "kfold",
-)
-_FLAGS = {
-    "val": ("isvalid", "isval", "isvalidation", "valid", "val", "validation"),
-    "test": ("istest", "istesting", "test"),
-    "train": ("istrain", "istraining", "istrainingimage", "train"),
-}
 _CORNERS = (
     ("xmin", "ymin", "xmax", "ymax"),
     ("x0", "y0", "x1", "y1"),
@@ -62,6 +36,8 @@ _CORNERS = (
 _YES = frozenset(("1", "1.0", "true", "yes", "t", "y"))
 _NO = frozenset(("0", "0.0", "false", "no", "f", "n"))
 _SAMPLE = 200
+MISSING = frozenset(("nan", "NaN", "NAN", "n/a", "N/A", "#N/A", "<NA>", "NA", "#NA", "-nan"))
+"""Cells that programs write where they know no value."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +50,6 @@ class Columns:
     splits: dict[str, str] | None = None
     group: str = ""
     box: tuple[str, ...] = ()
-
-
-def plain(name: str) -> str:
-    """Return a column's name as names are compared: without case, spaces and marks."""
-    return re.sub(r"[\W_]", "", name).casefold()
-
-
-def pick(columns: Sequence[str], names: Sequence[str]) -> str:
-    """Return the first of ``names`` that is a column, in any spelling, else ""."""
-    lower = {plain(column): column for column in reversed(columns)}
-    return next((lower[name] for name in names if name in lower), "")
 
 
 def choose(table: Table, spec: DataSpec, share: Callable[[Sequence[str]], float], note: Note) -> Columns:
@@ -102,6 +67,39 @@ def choose(table: Table, spec: DataSpec, share: Callable[[Sequence[str]], float]
     if not table.header:
         box = _bare_box(table, {path, split, *labels})
     return Columns(path, labels, split, splits, group, box)
+
+
+def choose_beside(table: Table, spec: DataSpec, declared: Sequence[str], note: Note) -> Columns:
+    """Return the columns of a table whose rows come with their images: labels, split and group; no path.
+
+    ``declared``: the columns that the file's format says hold classes; they go before the others. Columns that
+    name images are no labels, nor, without a usual name, those whose values hardly repeat. Raises DataError.
+    """
+    split, splits = _split_column(table, spec, "", note)
+    if splits and plain(split) not in ("fold", "kfold"):
+        _say_splits(table, split, splits, note)
+    group = _group_column(table, spec)
+    used = {split, group}
+    if not spec.label_column and (classes := [column for column in declared if column not in used]):
+        return Columns("", (_declared_label(table, classes, used, note),), split, splits, group)
+    names = [c for c in table.columns if plain(c) in PATH and plain(c) not in WEAK_LABEL]
+    alone = [
+        c for c in table.columns if plain(c) not in LABEL and 2 * len(set(table.cells(c))) > len(table.rows)
+    ]
+    labels = _label_columns(table, spec, "", {*used, *names, *alone}, note)
+    return Columns("", labels, split, splits, group)
+
+
+def _declared_label(table: Table, declared: Sequence[str], used: set[str], note: Note) -> str:
+    usual = [column for name in LABEL for column in declared if plain(column) == name]
+    if len(declared) > 1 and not usual:
+        raise DataError(
+            f"{printable(table.path)!r} has several columns of classes ({some(declared)}), and nothing says which is "
+            "the label: name one with --data.label-column."
+        )
+    first = (usual or declared)[0]
+    others = [c for c in table.columns if plain(c) in LABEL and c not in declared and c not in used]
+    return _best_label(table, [first, *(c for c in declared if c != first), *others], note)
 
 
 def told(table: Table, name: str, field: str) -> str:
@@ -134,12 +132,12 @@ def _path_column(table: Table, spec: DataSpec, share: Callable[[Sequence[str]], 
     if spec.path_column:
         return told(table, spec.path_column, "path_column")
     cells = {column: [c for c in table.cells(column, _SAMPLE) if c] for column in table.columns}
-    order = [c for name in _PATH for c in table.columns if plain(c) == name]
+    order = [c for name in PATH for c in table.columns if plain(c) == name]
     shares = {column: share(cells[column]) for column in order}
     best = max(order, key=lambda column: shares[column], default="")
     if best and shares[best] > 0:
         return best
-    others = [c for c in table.columns if c not in order and plain(c) and plain(c) not in _LABEL]
+    others = [c for c in table.columns if c not in order and plain(c) and plain(c) not in LABEL]
     found = max(others, key=lambda column: share(cells[column]), default="")
     if found and share(cells[found]) >= 0.5:
         return found
@@ -156,7 +154,7 @@ def _label_columns(table: Table, spec: DataSpec, path: str, used: set[str], note
     if spec.label_column:
         return tuple(told(table, name, "label_column") for name in spec.label_column)
     free = [column for column in table.columns if column not in used]
-    named = [column for name in _LABEL for column in free if plain(column) == name]
+    named = [column for name in LABEL for column in free if plain(column) == name]
     if named:
         return (_best_label(table, named, note),)
     rest = [column for column in free if not _is_index(table, column)]
@@ -182,7 +180,7 @@ def _label_columns(table: Table, spec: DataSpec, path: str, used: set[str], note
         return hot
     if not table.header and len(rest) == 2 and _same(table, rest[0], rest[1]):
         return (_best_label(table, rest, note),)
-    weak = [c for name in _WEAK_LABEL for c in free if plain(c) == name and _repeats(table, c)]
+    weak = [c for name in WEAK_LABEL for c in free if plain(c) == name and _repeats(table, c)]
     return (weak[0],) if weak else ()
 
 
@@ -275,6 +273,24 @@ def is_yes_or_no(text: str) -> bool:
     return text.casefold() in _YES | _NO
 
 
+def labels_of(record: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, ...]:
+    """Return the labels of a row: one, or those of its one-hot columns that say yes."""
+    if len(columns.labels) == 1:
+        label = clean_label(cell(record, columns.labels[0]))
+        return (label,) if label else ()
+    found = []
+    for column in columns.labels:
+        text = cell(record, column)
+        if text and not is_yes_or_no(text):
+            raise DataError(
+                f"{where}: the one-hot column {column.strip()!r} is {text!r}; expected 0 or 1. Probabilities and "
+                "ratings are no labels."
+            )
+        if is_yes(text):
+            found.append(clean_label(column))
+    return tuple(found)
+
+
 # --- Splits, groups, boxes --------------------------------------------------------------------------------
 
 
@@ -285,10 +301,10 @@ def _split_column(table: Table, spec: DataSpec, path: str, note: Note) -> tuple[
         column = told(table, spec.split_column, "split_column")
         return column, _splits_wanted(table, column, note)
     free = [column for column in table.columns if column != path and column not in spec.label_column]
-    strong = pick(free, _SPLIT)
+    strong = pick(free, SPLIT)
     if strong:
         return strong, _splits_wanted(table, strong, note)
-    flags = tuple(name for names in _FLAGS.values() for name in names)
+    flags = tuple(name for names in FLAGS.values() for name in names)
     flagged = [c for c in free if plain(c) in flags and all(is_yes_or_no(v) for v in table.cells(c) if v)]
     if len(flagged) > 1:
         raise DataError(
@@ -296,13 +312,13 @@ def _split_column(table: Table, spec: DataSpec, path: str, note: Note) -> tuple[
             "with --data.split-column, or none."
         )
     for column in free:
-        named = table.header and plain(column) in (*_WEAK_SPLIT, *flags)
-        if not named and plain(column) in _LABEL:
+        named = table.header and plain(column) in (*WEAK_SPLIT, *flags)
+        if not named and plain(column) in LABEL:
             continue
         splits = _splits_of(table, column, note, bare=not named)
         if splits is not None and (named or len(set(splits.values())) > 1):
             return column, splits
-        if table.header and plain(column) in _WEAK_SPLIT:
+        if table.header and plain(column) in WEAK_SPLIT:
             note(
                 f"The column {printable(column)!r} of {printable(_name(table))!r} names no split "
                 f"({some(dict.fromkeys(table.cells(column)), 4)})."
@@ -355,7 +371,7 @@ def _splits_of(table: Table, column: str, note: Note, bare: bool = False) -> dic
         return words if any(words.values()) else None
     if bare:
         return None
-    flag = next((split for split, names in _FLAGS.items() if plain(column) in names), "")
+    flag = next((split for split, names in FLAGS.items() if plain(column) in names), "")
     if flag and all(is_yes_or_no(cell) for cell in cells if cell):
         other = "test" if flag == "train" else "train"
         return {cell: "" if not cell else flag if is_yes(cell) else other for cell in cells}

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tellapart.data.sources.containers import tables
 from tellapart.data.sources.folders.walk import IMAGE_EXTENSIONS, extension
 from tellapart.data.sources.listing import Note, printable
+from tellapart.data.sources.lists import table_files
 from tellapart.data.sources.text import read_text
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
@@ -60,7 +60,7 @@ def read_table(path: str, spec: DataSpec, exists: Callable[[str], bool], note: N
     """Return the table of a list; ``exists`` says whether a cell names an image. Raises DataError."""
     kind = extension(path)
     if kind == ".parquet":
-        columns, cells = tables.plain_columns(path)
+        columns, cells = table_files.plain_columns(path)
         return Table(path, columns, list(enumerate(cells)))
     text = read_text(path, spec.encoding, note)
     if kind in (".jsonl", ".ndjson"):

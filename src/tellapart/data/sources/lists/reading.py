@@ -17,7 +17,7 @@ from typing import Any
 from tellapart.data.samples import Conflict
 from tellapart.data.sources.folders import walk
 from tellapart.data.sources.folders.walk import Tree
-from tellapart.data.sources.listing import NO_BOX, Box, Listing, Note, clean_label, many, printable, some
+from tellapart.data.sources.listing import NO_BOX, Box, Listing, Note, many, printable, some
 from tellapart.data.sources.lists import column_choice, files, paths, several
 from tellapart.data.sources.lists.column_choice import Columns
 from tellapart.data.sources.lists.files import Table, is_list
@@ -29,7 +29,6 @@ from tellapart.spec import DataSpec
 __all__ = ["Plan", "is_list", "is_list_of_images", "names_images", "plan", "read_list", "read_plan"]
 
 _RANK = {"test": 3, "val": 2, "train": 1, "": 0}
-_MISSING = frozenset(("nan", "NaN", "NAN", "n/a", "N/A", "#N/A", "<NA>", "NA", "#NA", "-nan"))
 _BESIDE = re.compile(
     r"labels?|annotations?|lists?|csvs?|meta(?:data)?|splits?|.*ground_?truth", re.IGNORECASE
 )
@@ -193,21 +192,13 @@ def _row(
             empty[""] += 1
             return None
         return _Row(path, "", split, group, NO_BOX, names)
-    labels = _labels(record, columns, where)
+    labels = column_choice.labels_of(record, columns, where)
     label = labels[0] if labels else ""
-    if not path or not label or (label in _MISSING and len(labels) == 1):
+    if not path or not label or (label in column_choice.MISSING and len(labels) == 1):
         empty[label if path and label else ""] += 1
         return None
     box = _box(record, columns.box, where)
     return _Row(path, label, split, group, box, labels if len(labels) > 1 else ())
-
-
-def _labels(record: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, ...]:
-    """Return the labels of a row: one, or those of its one-hot columns that say yes."""
-    if len(columns.labels) == 1:
-        label = clean_label(files.cell(record, columns.labels[0]))
-        return (label,) if label else ()
-    return column_choice.hot_labels(record, columns.labels, where)
 
 
 def _split_labels(rows: Sequence[_Row]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tellapart import packages
 from tellapart.contract import Card
@@ -15,7 +14,8 @@ from tellapart.data.samples import Samples
 from tellapart.data.stores.images import Look, look
 from tellapart.errors import ModelError, SpecError
 from tellapart.spec import DataSpec, Spec, flatten, update
-from tellapart.training import resolve
+from tellapart.training.resolution import DataFacts, DeviceFacts, PixelFacts, Resolution
+from tellapart.training.resolution.inputs import contract as contract_of
 
 SMALL_GREY = Look(longest=8, shortest=8, grey=True, same=True)
 SMALL_COLOUR = Look(longest=32, shortest=32, grey=False, same=True)
@@ -25,20 +25,18 @@ GREY_PHOTOGRAPHS = Look(longest=500, shortest=300, grey=True, same=False)
 LITE0 = {"model.name": "timm/tf_efficientnet_lite0", "model.weights": "efficientnet-lite0"}
 
 
-def _samples(train: int = 1000, name: str = "", val: int = 10) -> Samples:
-    count = train + val
-    return Samples(
-        paths=np.array([f"{i}.png" for i in range(count)], dtype=object),
-        labels=np.arange(count, dtype=np.int64) % 2,
-        splits=np.array(["train"] * train + ["val"] * val, dtype=object),
-        classes=("a", "b"),
-        name=name,
-    )
+def _by_data(spec: Spec, seen: Look, train: int = 1000, name: str = "") -> Resolution:
+    return Resolution(spec).by_data(DataFacts(seen, train, name))
+
+
+def _complete(found: Resolution) -> Resolution:
+    """The later stages on a CPU, with statistics that somebody measured and no pace."""
+    known = PixelFacts((0.5,) * found.spec.input.channels, (0.25,) * found.spec.input.channels)
+    return found.by_pixels(known).by_speed(DeviceFacts("cpu", 1000, lambda: 10**6))
 
 
 def _chosen(seen: Look, train: int = 1000, name: str = "", **changes: Any) -> dict[str, Any]:
-    spec, _ = resolve.resolve(update(Spec(), changes), _samples(train, name), seen)
-    return flatten(spec)
+    return flatten(_by_data(update(Spec(), changes), seen, train, name).spec)
 
 
 # Each row: what the images are, how many train, the given changes, and what must come out.
@@ -152,23 +150,31 @@ def test_what_is_given_stays(given: dict[str, Any], seen: Look) -> None:
 def test_nothing_is_left_to_choose_and_choosing_again_changes_nothing(case: str) -> None:
     """A resumed run resolves the saved spec once more."""
     seen, train, changes, _ = TABLE[case]
-    samples = _samples(train)
-    once, _ = resolve.resolve(update(Spec(), changes), samples, seen)
-    once = resolve.settle(once, torch.device("cpu"))
+    found = _complete(_by_data(update(Spec(), changes), seen, train))
+    once = found.spec
     flat = flatten(once)
     left = [
         name
         for name, value in flat.items()
         if value == "auto"
-        and name not in ("training.device", "data.format", "data.labels", "data.match", "data.cache", "data.worker_kind")
+        and name
+        not in (
+            "training.device",
+            "data.format",
+            "data.labels",
+            "data.match",
+            "data.cache",
+            "data.worker_kind",
+        )
     ]
     assert left == []
     assert all(
         flat[name] for name in ("input.size", "input.channels", "input.crop_fraction", "training.batch_size")
     )
     assert None not in flat.values()
-    again, _ = resolve.resolve(once, samples, seen)
-    assert again == once
+    again = _complete(_by_data(once, seen, train))
+    assert again.spec == once
+    assert again.choices == ()
 
 
 def test_without_the_packages_photographs_get_our_own_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +191,8 @@ def test_mirrored_digits_are_other_signs(name: str, hflip: float) -> None:
     assert _chosen(SMALL_GREY, name=name)["augment.hflip"] == hflip
     assert _chosen(SMALL_GREY, name=name, **{"augment.hflip": 0.3})["augment.hflip"] == 0.3
     assert _chosen(SMALL_GREY, name=name, **{"augment.preset": "cifar"})["augment.hflip"] == 0.5
-    once, _ = resolve.resolve(Spec(), _samples(name=name), SMALL_GREY)
-    assert resolve.resolve(once, _samples(name=name), SMALL_GREY)[0] == once
+    once = _by_data(Spec(), SMALL_GREY, name=name).spec
+    assert _by_data(once, SMALL_GREY, name=name).spec == once
 
 
 def test_the_statistics_of_colour_weights_are_averaged_for_grey() -> None:
@@ -219,11 +225,11 @@ def test_an_unknown_network_is_named_with_its_neighbours() -> None:
 def test_contract_repeats_one_value_for_all_channels() -> None:
     spec = update(Spec(), {"input.size": 8, "input.channels": 3, "input.resize": "squash"})
     spec = update(spec, {"input.interpolation": "bilinear", "input.crop_fraction": 1.0, "input.mean": (0.5,)})
-    contract = resolve.contract(spec.input)
+    contract = contract_of(spec.input)
     assert contract.mean == (0.5, 0.5, 0.5)
     assert contract.std == (1.0, 1.0, 1.0)
     with pytest.raises(SpecError, match=r"input\.mean has 2 values.*3 channels"):
-        resolve.contract(update(spec, {"input.mean": (0.1, 0.2)}).input)
+        contract_of(update(spec, {"input.mean": (0.1, 0.2)}).input)
 
 
 # ------------------------------------------------------------------------------------ the look itself

@@ -1,0 +1,114 @@
+"""What choices are made by, gathered in one place: the images, the weights, the pixels, the device.
+
+Knows nothing of the rules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tellapart import artifact
+from tellapart.data.loader import ImageSet
+from tellapart.data.samples import Samples
+from tellapart.data.stores import images as decoded
+from tellapart.models import weights, zoo
+from tellapart.spec import ModelSpec, Spec
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the training images say, of which a few were looked at."""
+
+    seen: decoded.Look
+    train: int  # how many there are
+    name: str = ""  # of a known data set
+    several: bool = False  # whether an image can have several labels
+    largest: float | None = None  # number in the images of more than 8 bits, where the range is to be theirs
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the weights say, and the architecture."""
+
+    name: str
+    info: weights.WeightsInfo | None
+
+    @property
+    def default_size(self) -> int | None:
+        """The architecture's own size; None where it has none. Asking may import a library, so it is asked last."""
+        return zoo.default_size(self.name)
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """The file whose answers are followed, and its SHA-256."""
+
+    file: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class PixelFacts:
+    """Statistics of the decoded training images, by channel, in a range from 0 to 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """Where the run computes and how much there is to do.
+
+    ``images``: of an epoch. ``flops``: of one image's forward pass; counted only where a rule asks.
+    """
+
+    kind: str
+    images: int
+    flops: Callable[[], int]
+
+    def steps(self, spec: Spec) -> int:
+        """Return the optimizer's steps of the whole run."""
+        return math.ceil(self.images / spec.training.batch_size) * spec.training.epochs
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the choices so far were made by; what a later stage gathers is None."""
+
+    data: DataFacts | None = None
+    model: ModelFacts | None = None
+    teacher: TeacherFacts | None = None
+    pixels: PixelFacts | None = None
+
+
+def of_data(spec: Spec, samples: Samples) -> DataFacts:
+    """Look at the training images (all of them where ``input.range`` is max). Raises DataError."""
+    training = samples.split("train")
+    largest, levels = None, spec.input.levels()
+    if spec.input.range == "max":
+        largest = decoded.largest(training, spec.data, spec.input.channels)
+        levels = (0.0, largest)
+    seen = decoded.look(training, spec.data, levels=levels, channels=spec.input.channels)
+    return DataFacts(seen, len(training), samples.name, samples.targets is not None, largest)
+
+
+def of_model(spec: ModelSpec) -> ModelFacts:
+    """Read what the weights say of themselves; the model is chosen. Raises ModelError."""
+    return ModelFacts(spec.name, weights.describe(spec.name, spec.weights))
+
+
+def of_pixels(train: ImageSet) -> PixelFacts:
+    """Measure the decoded training images."""
+    return PixelFacts(*decoded.channel_statistics(train))
+
+
+def of_teacher(path: str) -> TeacherFacts | None:
+    """Find a teacher's file and hash it; None where there is no teacher. Raises RunError."""
+    if not path:
+        return None
+    file = artifact.find(Path(path).expanduser())
+    return TeacherFacts(file, hashlib.sha256(file.read_bytes()).hexdigest())

@@ -1,0 +1,95 @@
+"""The one owner of a run's spec, from what was wanted to what is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tellapart.spec import Spec, flatten, update
+from tellapart.training.resolution import facts, rules
+from tellapart.training.resolution.choice import Choice
+from tellapart.training.resolution.facts import DataFacts, DeviceFacts, Facts, PixelFacts
+
+
+class Stage(enum.IntEnum):
+    """How far a spec is resolved."""
+
+    WANTED = 0
+    DATA = 1
+    PIXELS = 2
+    SPEED = 3
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """A spec as far as it is resolved, each choice that was made with its reason, and the facts that it was made by.
+
+    Every stage returns another Resolution. A stage that comes too early raises RuntimeError.
+    """
+
+    spec: Spec
+    choices: tuple[Choice, ...] = ()
+    facts: Facts = field(default_factory=Facts)
+    stage: Stage = Stage.WANTED
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is open any more."""
+        return self.stage is Stage.SPEED
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether the next stage needs the statistics of the decoded images."""
+        return not (self.spec.input.mean and self.spec.input.std)
+
+    def by_data(self, data: DataFacts) -> Resolution:
+        """Choose all that the images, the weights and the teacher decide. Raises ModelError, SpecError, RunError."""
+        self._follows(Stage.WANTED)
+        now = self._with(rules.of_range(self.spec.input, data))
+        now = now._with(rules.of_model(now.spec.model, data))
+        model = facts.of_model(now.spec.model)
+        now = now._with(rules.of_input(now.spec.input, data, model))
+        now = now._with(rules.of_stem(now.spec))
+        now = now._with(rules.of_batch_size(now.spec, data))
+        now = now._with(rules.of_labels(now.spec, data))
+        now = now._with(rules.of_augment(now.spec, data))
+        teacher = facts.of_teacher(now.spec.distill.teacher)
+        now = now._with(rules.of_teacher(now.spec.distill, teacher))
+        now = now._with(rules.of_compiling(now.spec))
+        return now._at(Stage.DATA, data=data, model=model, teacher=teacher)
+
+    def by_pixels(self, pixels: PixelFacts | None) -> Resolution:
+        """Take mean and deviation from the images; ``pixels`` may be None unless `needs_pixels`."""
+        self._follows(Stage.DATA)
+        now = self._with(rules.of_pixels(self.spec.input, pixels))
+        return now._at(Stage.PIXELS, pixels=pixels)
+
+    def by_speed(self, device: DeviceFacts, measured: Iterable[Choice] = ()) -> Resolution:
+        """Choose how to compute: as ``measured``, and what was not measured by the device and the work there is."""
+        self._follows(Stage.PIXELS, Stage.SPEED)
+        now = self._with(measured)
+        now = now._with(rules.of_speed(now.spec, device))
+        return now._at(Stage.SPEED)  # the device's facts hold the network, and are not kept
+
+    def asking(self, changes: Mapping[str, Any]) -> Resolution:
+        """Return the same with other wishes in fields that no choice so far depends on, such as ``training.epochs``."""
+        return dataclasses.replace(self, spec=update(self.spec, changes))
+
+    def _follows(self, *stages: Stage) -> None:
+        if self.stage not in stages:
+            raise RuntimeError(f"this stage follows {stages[0].name}, and the spec is at {self.stage.name}")
+
+    def _with(self, choices: Iterable[Choice]) -> Resolution:
+        """Apply choices; one that changes nothing is none."""
+        before = flatten(self.spec)
+        new = tuple(choice for choice in choices if before[choice.field] != choice.value)
+        if not new:
+            return self
+        spec = update(self.spec, {choice.field: choice.value for choice in new})
+        return dataclasses.replace(self, spec=spec, choices=(*self.choices, *new))
+
+    def _at(self, stage: Stage, **known: Any) -> Resolution:
+        return dataclasses.replace(self, stage=stage, facts=dataclasses.replace(self.facts, **known))

