@@ -223,6 +223,7 @@ def test_the_service_tells_labels_with_thresholds(run: Path) -> None:
         }
         name = answer["model"]
         given = client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]}).json()
+        assert "outputs" in given, given
         outputs = {one["name"]: one["data"] for one in given["outputs"]}
         np.testing.assert_allclose(
             outputs["probabilities"], 1 / (1 + np.exp(-np.array(outputs["logits"]))), atol=1e-6

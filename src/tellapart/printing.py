@@ -119,7 +119,9 @@ def _several_text(evaluation: MultiEvaluation) -> str:
 
 def evaluation_text(evaluation: Evaluation | MultiEvaluation) -> str:
     """Return an evaluation's figures and its table of classes."""
-    if not hasattr(evaluation, "accuracy"):
+    from tellapart.evaluation.multilabel import MultiEvaluation  # there was one, so torch is there too
+
+    if isinstance(evaluation, MultiEvaluation):
         return _several_text(evaluation)
     low, high = evaluation.accuracy_interval
     lines = [

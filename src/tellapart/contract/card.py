@@ -184,7 +184,10 @@ def _thresholds(value: Any, where: str) -> tuple[float, ...]:
 
 def label_mark(classes: Sequence[str]) -> str:
     """Return what several labels of one image are joined by in text: the first mark that no class name has."""
-    marks = (*"|;/+&#~^", *map(chr, range(0xE000, 0xF8FF)))  # after the usual ones those of private use
+    marks: tuple[str, ...] = (
+        *"|;/+&#~^",
+        *map(chr, range(0xE000, 0xF8FF)),
+    )  # after the usual ones those of private use
     return next(mark for mark in marks if not any(mark in name for name in classes))
 
 

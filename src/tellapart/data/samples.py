@@ -103,7 +103,9 @@ class Samples:
         """Return a row's label, or its labels joined by `label_mark`."""
         if self.targets is None:
             return str(self.classes[self.labels[row]])
-        return label_mark(self.classes).join(self.classes[k] for k in np.flatnonzero(self.targets[row]))
+        return label_mark(self.classes).join(
+            self.classes[k] for k in np.flatnonzero(self.targets[row]).tolist()
+        )
 
     def file(self, row: int) -> str:
         """Return the path of a row's file on this machine."""
@@ -121,7 +123,7 @@ class Samples:
 def class_counts(labels: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
     """Return the number of samples of each class, int64 [classes], for labels [N] or targets [N, classes]."""
     if labels.ndim == 2:
-        return labels.sum(axis=0, dtype=np.int64)
+        return np.asarray(labels.sum(axis=0), np.int64)
     return np.bincount(labels, minlength=classes).astype(np.int64)
 
 

@@ -233,7 +233,7 @@ def predictions(answers: Answers, targets: Targets, paths: Sequence[str]) -> dic
     mark = label_mark(classes)
 
     def names(row: npt.NDArray[Any]) -> str:
-        return mark.join(classes[k] for k in np.flatnonzero(row))
+        return mark.join(classes[k] for k in np.flatnonzero(row).tolist())
 
     columns: dict[str, list[Any]] = {
         "path": [str(path) for path in paths],

@@ -68,12 +68,12 @@ PREDICTIONS = _object(
         }
     ),
 )
-_MAP = {"explained": _TEXT, "heat": _list(_list(_NUMBER)), "image": _TEXT}
-_HEAD = {"model": _TEXT, "version": _COUNT}
+_MAP: dict[str, Any] = {"explained": _TEXT, "heat": _list(_list(_NUMBER)), "image": _TEXT}
+_HEAD: dict[str, Any] = {"model": _TEXT, "version": _COUNT}
 EXPLANATION = {
     "anyOf": [
-        _object(**_HEAD, label=_TEXT, probability=_SHARE, top=_list(_CLASS), **_MAP),
-        _object(**_HEAD, labels=_list(_TOLD), top=_list(_CLASS), **_MAP),
+        _object(True, **_HEAD, label=_TEXT, probability=_SHARE, top=_list(_CLASS), **_MAP),
+        _object(True, **_HEAD, labels=_list(_TOLD), top=_list(_CLASS), **_MAP),
     ]
 }
 STATUS = _object(status=_TEXT)
