@@ -202,6 +202,7 @@ def test_an_exported_file_agrees(run: Path, tmp_path: Path) -> None:
     assert isinstance(measured, multilabel.MultiEvaluation)
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 def test_the_service_tells_labels_with_thresholds(run: Path) -> None:
     row = next(row for row in rows_of(run) if "|" in row["predicted"])
     content = (data_of(run) / row["path"]).read_bytes()
