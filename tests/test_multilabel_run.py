@@ -142,6 +142,17 @@ def test_other_ways_to_train(run: Path, tmp_path: Path, changes: dict[str, Any])
     assert result.metrics["map"] > 0.5
 
 
+def test_a_head_alone_trains_on_features(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = changed(tmp_path / "run", epochs=2) | {"data": {"labels": "multi"}}
+    spec["model"] = {"name": "fast-cnn", "weights": str(run), "finetune": "head"}
+    result = tellapart.train(str(data_of(run)), quiet=True, **spec)
+    assert result.metrics["map"] > 0.9
+    ours, theirs = artifact.read_state(result.run), artifact.read_state(run)
+    assert any(torch.equal(ours[name], theirs[name]) for name in theirs if name.endswith("weight"))
+
+
 def test_parts_of_a_batch_give_the_same_weights(run: Path, tmp_path: Path) -> None:
     states = []
     for parts in (1, 4):
