@@ -11,6 +11,7 @@ from tellapart.cli import main
 from tellapart.errors import SpecError
 from tellapart.sections import choices
 from tellapart.spec import Spec, update
+from tellapart.training.methods.multilabel import MultiLabel
 from tellapart.training.task import Classification
 
 # (field, what somebody who knows torch, torchvision, scikit-learn or Lightning types, ours)
@@ -82,5 +83,7 @@ def test_every_choice_is_known_to_the_command_line_in_any_case(capsys: pytest.Ca
 
 def test_what_is_known_from_elsewhere_is_a_choice_of_ours() -> None:
     ours = {word for words in choices(Spec()).values() for word in words}
-    assert set(sections._ELSEWHERE.values()) <= ours | set(Classification.score_names)
+    assert set(sections._ELSEWHERE.values()) <= ours | set(Classification.score_names) | set(
+        MultiLabel.score_names
+    )
     assert all(name == name.casefold() and not set(name) & set("-_ ") for name in sections._ELSEWHERE)

@@ -41,22 +41,26 @@ class Prediction:
     labels: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str = ""
+    told: tuple[answers.Told, ...] | None = None
+    """Where an image can have several labels: those that reach their thresholds, best first; None else."""
 
     @property
     def label(self) -> str:
-        """The most probable class."""
-        return self.labels[0] if self.labels else ""
+        """The most probable class; of several labels the first that is told, or an empty text."""
+        names = self.labels if self.told is None else [one.label for one in self.told]
+        return names[0] if names else ""
 
     @property
     def probability(self) -> float:
         """The probability of ``label``, 0 to 1."""
-        return self.probabilities[0] if self.probabilities else 0.0
+        values = self.probabilities if self.told is None else [one.probability for one in self.told]
+        return values[0] if values else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: path, label, probability, top (or error)."""
+        """Return plain values: path, label, probability, top (or error); for several labels path, labels, top."""
         if self.error:
             return {"path": self.path, "error": self.error}
-        return {"path": self.path, **answers.Answer(self.labels, self.probabilities).to_dict()}
+        return {"path": self.path, **answers.Answer(self.labels, self.probabilities, self.told).to_dict()}
 
 
 def expand(inputs: Sequence[str], urls: bool = False) -> Iterator[str]:
@@ -189,7 +193,7 @@ class Classifier:
                 yield Prediction(name, error=reason)
                 continue
             answer = next(told)
-            yield Prediction(name, answer.labels, answer.probabilities)
+            yield Prediction(name, answer.labels, answer.probabilities, told=answer.told)
 
 
 class Features:

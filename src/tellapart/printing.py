@@ -20,6 +20,7 @@ _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 if TYPE_CHECKING:
     from tellapart.evaluation.metrics import Evaluation
+    from tellapart.evaluation.multilabel import MultiEvaluation
     from tellapart.models.zoo import ModelInfo
     from tellapart.workflow import Result, Series
 
@@ -35,7 +36,15 @@ def as_json_line(content: Any) -> str:
 def summary(result: Result) -> str:
     """Return how a training ended: accuracy and what it is of, where things lie, what to type next."""
     lines = []
-    if result.split:
+    if "map" in result.metrics:
+        value, (low, high) = result.metrics["map"], result.metrics["map_interval"]
+        lines.append(
+            f"mAP {numerals.percent(value)} (95 % interval {numerals.interval(low, high)}, "
+            f"{result.metrics['n']:,} images)   macro F1 {numerals.percent(result.metrics['macro_f1'])}   "
+            f"micro F1 {numerals.percent(result.metrics['micro_f1'])}"
+        )
+        lines.append(f"  {_worth(result)}")
+    elif result.split:
         accuracy, (low, high) = result.metrics["accuracy"], result.metrics["accuracy_interval"]
         lines.append(
             f"Accuracy {numerals.percent(accuracy)} (95 % interval {numerals.interval(low, high)}, "
@@ -110,8 +119,52 @@ def _worth(result: Result) -> str:
     return f"{on}, which also chose the epoch (there is no test split): expect a little less"
 
 
-def evaluation_text(evaluation: Evaluation) -> str:
+def _speed(evaluation: Evaluation | MultiEvaluation) -> list[str]:
+    if not (evaluation.images_per_second and evaluation.latency_ms):
+        return []
+    times = "  ".join(
+        f"{name} {numerals.milliseconds(value)}" for name, value in evaluation.latency_ms.items()
+    )
+    return [f"{numerals.rate(evaluation.images_per_second)} images/s; one image at a time: {times}"]
+
+
+def _several_text(evaluation: MultiEvaluation) -> str:
+    """Return the figures of images with several labels, and the table of classes."""
+    low, high = evaluation.map_interval
+    lines = [
+        f"mAP {numerals.percent(evaluation.map)} (95 % interval {numerals.interval(low, high)})",
+        f"on {evaluation.n:,} images ({evaluation.split})",
+        f"macro F1 {numerals.percent(evaluation.macro_f1)}   micro F1 {numerals.percent(evaluation.micro_f1)}   "
+        f"F1 of images {numerals.percent(evaluation.samples_f1)}",
+        f"all labels right {numerals.percent(evaluation.subset_accuracy)}   "
+        f"Hamming loss {numerals.loss(evaluation.hamming_loss)}   loss {numerals.loss(evaluation.loss)}",
+        *_speed(evaluation),
+        "",
+    ]
+    names = [shown(score.name, one_line=True) for score in evaluation.per_class]
+    width = min(30, max(5, *map(cell_len, names)))
+    lines.append(f"{'class':<{width}}  images        AP  threshold  precision    recall        F1")
+    for name, score in zip(names, evaluation.per_class, strict=True):
+        figures = "".join(
+            f"{text:>{space}}"
+            for text, space in (
+                (numerals.percent(score.ap), 10),
+                (numerals.fixed(score.threshold, 4), 11),
+                (numerals.percent(score.precision), 11),
+                (numerals.percent(score.recall), 10),
+                (numerals.percent(score.f1), 10),
+            )
+        )
+        lines.append(f"{set_cell_size(name, width)}  {score.support:>6}{figures}")
+    return "\n".join(lines)
+
+
+def evaluation_text(evaluation: Evaluation | MultiEvaluation) -> str:
     """Return an evaluation's figures and its table of classes."""
+    from tellapart.evaluation.multilabel import MultiEvaluation  # there was one, so torch is there too
+
+    if isinstance(evaluation, MultiEvaluation):
+        return _several_text(evaluation)
     low, high = evaluation.accuracy_interval
     lines = [
         f"Accuracy {numerals.percent(evaluation.accuracy)} (95 % interval {numerals.interval(low, high)})",
@@ -120,12 +173,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
         f"macro F1 {numerals.percent(evaluation.macro.f1)}   loss {numerals.loss(evaluation.loss)}"
         + ("" if evaluation.top5 is None else f"   top-5 {numerals.percent(evaluation.top5)}"),
     ]
-    if evaluation.images_per_second and evaluation.latency_ms:
-        times = "  ".join(
-            f"{name} {numerals.milliseconds(value)}" for name, value in evaluation.latency_ms.items()
-        )
-        lines.append(f"{numerals.rate(evaluation.images_per_second)} images/s; one image at a time: {times}")
-    lines.append("")
+    lines += [*_speed(evaluation), ""]
     names = [shown(score.name, one_line=True) for score in evaluation.per_class]
     width = min(30, max(5, *map(cell_len, names)))
     lines.append(f"{'class':<{width}}  images  precision    recall        F1")
@@ -187,9 +235,16 @@ def models_text(models: Sequence[ModelInfo]) -> str:
 def write_table(predictions: Any, out: TextIO) -> None:
     """Write one line for each image: labels with their probabilities, or what was wrong."""
     for p in predictions:
-        pairs = zip(p.labels, p.probabilities, strict=True)
+        pairs = zip(p.labels, p.probabilities, strict=True) if p.told is None else _told(p)
         answer = p.error or ", ".join(f"{label} {numerals.probability(value)}" for label, value in pairs)
+        if p.told == ():
+            best = f"{p.labels[0]} {numerals.probability(p.probabilities[0])}"
+            answer = f"none of the classes (the most probable: {best})"
         out.write(shown(f"{p.path}: {answer}", one_line=True) + "\n")
+
+
+def _told(prediction: Any) -> list[tuple[str, float]]:
+    return [(one.label, one.probability) for one in prediction.told]
 
 
 def write_jsonl(predictions: Any, out: TextIO) -> None:
@@ -209,12 +264,16 @@ class _Spelt:
 
 
 def write_csv(predictions: Any, out: TextIO) -> None:
-    """Write a row for each of an image's labels, the best first; a bad image has one, with the error."""
+    """Write a row for each of an image's labels, the best first; a bad image has one, with the error.
+
+    An image that can have several labels and has none has one row too, without a label.
+    """
     writer = tables.Writer(_Spelt(out) if out.isatty() else out)  # a file gets the very names
     writer.writerow(["path", "rank", "label", "probability", "error"])
     for p in predictions:
         rows: list[Any] = [(p.path, "", "", "", p.error)] if p.error else []
-        pairs = enumerate(zip(p.labels, p.probabilities, strict=True), 1)
+        pairs = enumerate(zip(p.labels, p.probabilities, strict=True) if p.told is None else _told(p), 1)
+        rows += [(p.path, "", "", "", "")] if p.told == () else []
         rows += [(p.path, rank, label, f"{value:.6f}", "") for rank, (label, value) in pairs]
         writer.writerows(rows)
 

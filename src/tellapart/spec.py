@@ -103,6 +103,10 @@ class DataSpec(Section, prefix="data."):
     """Lists: the column with the images' paths, file names or ids (Parquet: of bytes); empty: by name and content."""
     label_column: tuple[str, ...] = ()
     """Lists: the column with the label; several: one-hot columns, whose names are the classes; empty: guessed."""
+    labels: Literal["auto", "single", "multi"] = "auto"
+    """Labels of an image: one, or several (or none); auto: one, unless a list plainly gives many images several."""
+    label_separator: str = ""
+    """Lists with several labels: what stands between them in a cell, such as | or a space; empty: guessed, and said."""
     split_column: str = ""
     """Lists: the column with the split (also fold numbers, or yes and no); empty: guessed; none: no column."""
     root: str = ""
@@ -321,14 +325,23 @@ class TrainingSpec(Section, prefix="training."):
     """plateau: epochs without a better validation loss before a drop."""
     min_lr_factor: Fraction = 0.0
     """linear, cosine, plateau: the lowest learning rate, as a fraction of lr."""
-    loss: Literal["cross-entropy", "focal"] = "cross-entropy"
-    """The loss function."""
+    loss: Literal["auto", "cross-entropy", "focal", "bce", "asymmetric"] = "auto"
+    """The loss; auto: cross-entropy, for several labels bce (binary cross-entropy, the mean over the classes)."""
     label_smoothing: Annotated[float, Range(0, 0.99)] = 0.0
-    """Probability mass spread over all classes."""
+    """Probability mass spread over all classes; bce: over yes and no."""
     focal_gamma: NonNegative = 2.0
     """focal: how strongly easy images are down-weighted."""
+    gamma_negative: NonNegative = 4.0
+    """asymmetric: how strongly easy classes that an image does not have are down-weighted."""
+    gamma_positive: NonNegative = 0.0
+    """asymmetric: how strongly easy classes that it has are down-weighted."""
+    margin: Annotated[float, Range(0, 0.9)] = 0.05
+    """asymmetric: probability up to which a class that an image does not have costs nothing."""
     class_weights: Literal["none", "inverse", "effective"] = "none"
-    """Weight of each class in the loss: by inverse frequency, or by the effective number of samples."""
+    """Weight of each class in the loss: by inverse frequency, or by the effective number of samples.
+    Several labels: inverse weighs each class's yes by how many no there are for one."""
+    class_weight_limit: Annotated[float, Range(1)] = 20.0
+    """Several labels: the largest class weight."""
     effective_beta: Annotated[float, Range(0, 0.999999)] = 0.999
     """effective: beta of the effective number."""
     sampling: Literal["shuffle", "oversample", "undersample", "weighted"] = "shuffle"
@@ -341,8 +354,9 @@ class TrainingSpec(Section, prefix="training."):
     """Early stopping: stop after this many epochs in which best-metric did not improve; 0: off."""
     min_delta: NonNegative = 0.0
     """Early stopping: the smallest change that counts as an improvement."""
-    best_metric: str = "accuracy"
-    """The validation figure by which the best epoch is chosen: accuracy, macro-f1, balanced-accuracy or loss."""
+    best_metric: str = "auto"
+    """The validation figure by which the best epoch is chosen: accuracy, macro-f1, balanced-accuracy or loss; for
+    several labels mAP, macro-f1, micro-f1 or loss; auto: the first."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Mixed precision by torch.amp; fp16 with a gradient scaler. auto: bf16 if speed.probe measures it faster."""
     device: str = "auto"

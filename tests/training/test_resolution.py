@@ -157,7 +157,15 @@ def test_nothing_is_left_to_choose_and_choosing_again_changes_nothing(case: str)
         name
         for name, value in flat.items()
         if value == "auto"
-        and name not in ("training.device", "data.format", "data.match", "data.cache", "data.worker_kind")
+        and name
+        not in (
+            "training.device",
+            "data.format",
+            "data.labels",
+            "data.match",
+            "data.cache",
+            "data.worker_kind",
+        )
     ]
     assert left == []
     assert all(

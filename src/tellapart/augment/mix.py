@@ -40,12 +40,12 @@ def draw(mixup: float, cutmix: float, height: int, width: int, generator: Genera
 
 
 def apply(images: Tensor, labels: Tensor, num_classes: int, mix: Mix) -> tuple[Tensor, Tensor]:
-    """Return mixed images [B, C, H, W] and labels float32 [B, num_classes] of int64 [B]."""
+    """Return mixed images [B, C, H, W] and labels float32 [B, num_classes] of int64 [B] or float32 [B, num_classes]."""
     if mix.box is None:
         mixed = torch.lerp(images.roll(1, 0), images, mix.weight)
     else:
         x0, y0, x1, y1 = mix.box
         mixed = images.clone()
         mixed[:, :, y0:y1, x0:x1] = images.roll(1, 0)[:, :, y0:y1, x0:x1]
-    hot = F.one_hot(labels, num_classes).to(torch.float32)
+    hot = labels if labels.is_floating_point() else F.one_hot(labels, num_classes).to(torch.float32)
     return mixed, torch.lerp(hot.roll(1, 0), hot, mix.weight)

@@ -275,7 +275,8 @@ class Augment:
     def mix(self, images_NCHW: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Mix a batch: images and soft labels float32 [B, num_classes]; both as given where mixing is off.
 
-        ``labels``: int64 [B]. Partners are neighbours in the batch, so mix the whole batch before slicing it.
+        ``labels``: int64 [B], or float32 [B, num_classes]. Partners are neighbours in the batch, so mix the whole
+        batch before slicing it.
         """
         drawn = self.draw_mix(generator)
         if drawn is None:

@@ -29,6 +29,9 @@ class Kind(abc.ABC):
     What a kind needs beside the logits (such as a threshold for each class) it takes from the card when it is made.
     """
 
+    thresholds: tuple[float, ...] = ()
+    """The probability of each class from which on it is told, where classes are told by their own."""
+
     @abc.abstractmethod
     def probabilities(self, scaled_BK: Floats) -> Floats:
         """Return each class's probability, float64 [B, K], for logits over the card's temperature."""
@@ -57,21 +60,61 @@ class Single(Kind):
         return [[index] for index in best(scores_BK).tolist()]
 
 
-KINDS: Mapping[str, Callable[[Card], Kind]] = {"single": lambda card: Single()}
+class MultiLabel(Kind):
+    """Each image is of any number of classes: a sigmoid for each, told where it reaches the class's threshold."""
+
+    def __init__(self, thresholds: Sequence[float]) -> None:
+        self.thresholds = tuple(thresholds)
+
+    def probabilities(self, scaled_BK: Floats) -> Floats:
+        """Return the sigmoids, float64 [B, K]; not a number where a logit is none."""
+        small = np.exp(-np.abs(scaled_BK))  # of at most 1, so that nothing overflows
+        result: Floats = np.where(scaled_BK >= 0, 1.0, small) / (1 + small)
+        return np.where(np.isnan(scaled_BK), np.nan, result)
+
+    def told(self, scores_BK: npt.NDArray[Any], probabilities_BK: Callable[[], Floats]) -> list[list[int]]:
+        """Return the classes that reach their thresholds; none is an answer too."""
+        order = ranked(scores_BK, scores_BK.shape[1])
+        reached = probabilities_BK() >= np.asarray(self.thresholds)
+        return [row[which[row]].tolist() for row, which in zip(order, reached, strict=True)]
+
+
+KINDS: Mapping[str, Callable[[Card], Kind]] = {
+    "single": lambda card: Single(),
+    "multi-label": lambda card: MultiLabel(card.thresholds),
+}
 """How each kind is made of a card; `tellapart.contract.card.KINDS` has the same names."""
 
 
 @dataclass(frozen=True)
+class Told:
+    """A label that is told because its probability reaches its threshold."""
+
+    label: str
+    probability: float
+    threshold: float
+
+
+@dataclass(frozen=True)
 class Answer:
-    """What is told of one image: so many of the most probable classes as were asked for, best first."""
+    """What is told of one image: so many of the most probable classes as were asked for, best first.
+
+    ``told``: the labels of an image that can have several, best first, maybe none; None where it has exactly one.
+    """
 
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
+    told: tuple[Told, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: label and probability of the best class, and ``top`` with all of them."""
+        """Return plain values: ``top`` with all classes that were asked for, and before it what is told.
+
+        That is label and probability of the best class, or ``labels``, each with its probability and threshold.
+        """
         pairs = zip(self.labels, self.probabilities, strict=True)
         top = [{"label": name, "probability": value} for name, value in pairs]
+        if self.told is not None:
+            return {"labels": [vars(one) for one in self.told], "top": top}
         return {**top[0], "top": top}
 
 
@@ -116,12 +159,36 @@ class Answers:
         """The classes that each image is said to be of."""
         return self._kind.told(self.logits, lambda: self.probabilities)
 
+    @property
+    def several(self) -> bool:
+        """Whether an image can have several labels, or none."""
+        return bool(self.thresholds)
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The probability of each class from which on it is told; empty where the best one is."""
+        return self._kind.thresholds
+
+    @functools.cached_property
+    def told_matrix(self) -> npt.NDArray[np.bool_]:
+        """The classes that each image is said to be of, [B, K]."""
+        matrix = np.zeros(self.logits.shape, bool)
+        for row, indices in zip(matrix, self.told, strict=True):
+            row[indices] = True
+        return matrix
+
     def top(self, count: int) -> Iterator[Answer]:
         """Yield for each image its ``count`` most probable classes (all of them where there are fewer)."""
         order = ranked(self.logits, count)
-        for indices, values in zip(order, self.probabilities, strict=True):
+        told = self.told if self.several else [None] * len(self)
+        for place, (indices, values) in enumerate(zip(order, self.probabilities, strict=True)):
             names = tuple([self.classes[index] for index in indices.tolist()])
-            yield Answer(names, tuple(values[indices].tolist()))
+            several = told[place]
+            found = None if several is None else tuple(self._told(place, index) for index in several)
+            yield Answer(names, tuple(values[indices].tolist()), found)
+
+    def _told(self, row: int, index: int) -> Told:
+        return Told(self.classes[index], float(self.probabilities[row, index]), self.thresholds[index])
 
     def places(self, truth: Indices) -> Indices:
         """Return how many classes are ranked before each image's own, int64 [B]."""

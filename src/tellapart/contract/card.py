@@ -5,7 +5,7 @@ Standard library only; knows nothing of the files that it is kept in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,9 @@ from tellapart.errors import ModelError
 # 1: one view, no calibration; 2: views; 3: calibration; 4: another kind of label, or inputs that are not square or have
 # other channels than 1 and 3. The lowest that says all is written.
 FORMAT = 4
-KINDS = ("single",)
-"""What a label can be: ``single``, exactly one class for each image (see `tellapart.contract.answers`)."""
+KINDS = ("single", "multi-label")
+"""What a label can be: ``single``, exactly one class for each image; ``multi-label``, any number of them, each told
+where its own probability reaches its threshold (see `tellapart.contract.answers`)."""
 MOST_CLASSES = 100_000
 MOST_WARNINGS = 1000
 TEMPERATURES = (1e-3, 1e3)
@@ -42,6 +43,13 @@ class Card:
     """What training warned of."""
     kind: str = KINDS[0]
     """What a label is, one of `KINDS`: it says how logits become probabilities, and what is told by them."""
+    thresholds: tuple[float, ...] = ()
+    """multi-label: the probability of each class from which on it is told, by class; empty for single."""
+
+    @property
+    def several(self) -> bool:
+        """Whether an image can have several labels, or none."""
+        return self.kind == "multi-label"
 
     @property
     def temperature(self) -> float:
@@ -63,6 +71,8 @@ class Card:
         }
         if self.kind != KINDS[0]:
             content["kind"] = self.kind
+        if self.thresholds:
+            content["thresholds"] = list(self.thresholds)
         if self.warnings:
             content["warnings"] = [text.encode(errors="replace").decode() for text in self.warnings]
         return json_text.dumps(content, ensure_ascii=False)
@@ -162,9 +172,36 @@ def _kind(value: Any, where: str) -> str:
     return str(name)
 
 
+def _thresholds(value: Any, where: str) -> tuple[float, ...]:
+    if not isinstance(value, list) or len(value) > MOST_CLASSES:
+        raise strict.StrictError(f"{where} is {strict.shorten(value)}; it must be a list of numbers")
+    found = tuple(strict.conform(one, float, f"{where}[{place}]") for place, one in enumerate(value))
+    for place, one in enumerate(found):
+        if not 0 <= one <= 1:
+            raise strict.StrictError(f"{where}[{place}] is {one:g}; it must be from 0 to 1")
+    return found
+
+
+def label_mark(classes: Sequence[str]) -> str:
+    """Return what several labels of one image are joined by in text: the first mark that no class name has."""
+    marks: tuple[str, ...] = (
+        *"|;/+&#~^",
+        *map(chr, range(0xE000, 0xF8FF)),
+    )  # after the usual ones those of private use
+    return next(mark for mark in marks if not any(mark in name for name in classes))
+
+
 def _check_together(card: Card) -> None:
     """Raise StrictError where two fields contradict each other."""
     network, contract = card.architecture, card.preprocessing
+    wanted = len(card.classes) if card.several else 0
+    if len(card.thresholds) != wanted:
+        raise strict.StrictError(
+            f"thresholds has {len(card.thresholds)} values; of kind {card.kind} with {len(card.classes)} classes it "
+            f"must have {wanted}"
+        )
+    if card.several and card.views.count > 1 and card.views.below < 1:
+        raise strict.StrictError("views.below is for images of one label; of kind multi-label it must be 1")
     for what, ours, theirs in (
         ("classes", len(card.classes), network.num_classes),
         ("preprocessing.channels", contract.channels, network.channels),
@@ -186,5 +223,6 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "calibration": _calibration,
     "warnings": _sentences,
     "kind": _kind,
+    "thresholds": _thresholds,
 }
 """How each field of a card is read; a new field is a line here, and one in `Card`."""

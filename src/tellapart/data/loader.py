@@ -55,7 +55,12 @@ class ImageSet:
         ours, filler = _share(count, rank, world)
         rows = self.rows[chosen]
         images = self.store.batch(rows[ours])
-        labels = torch.from_numpy(self.samples.labels[chosen[ours]])
+        samples, places = self.samples, chosen[ours]
+        labels = (
+            torch.from_numpy(samples.labels[places])
+            if samples.targets is None
+            else torch.from_numpy(samples.targets[places]).float()
+        )
         return RawBatch(images, labels, self.store.sizes(rows), ours.start, count, filler, positions=chosen)
 
     def expect(self, chosen: npt.NDArray[np.int64], rank: int = 0, world: int = 1) -> None:
@@ -91,7 +96,8 @@ class Window:
 class RawBatch:
     """One process's part of a step's global batch.
 
-    images: uint8 [B, H, W, C], where they differ in size a `Ragged`; labels: int64 [B]; sizes: int64 [count, 2],
+    images: uint8 [B, H, W, C], where they differ in size a `Ragged`; labels: int64 [B], or float32 [B, K], 0 or 1,
+    where an image can have several; sizes: int64 [count, 2],
     height and width of every image of the global batch, or None where each fills the canvas; start: place of the
     first image in the global batch; count: size of the global batch; filler: whether the batch is too small for
     all processes and this one's image does not count; weights: float32 [B], how much each image's loss counts, or

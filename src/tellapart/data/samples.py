@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart import files, tables
+from tellapart.contract.card import label_mark
 
 SPLITS = ("train", "val", "test")
 _PART = 1 << 26  # bytes of a file that the system does not give at once
@@ -52,7 +53,9 @@ class Samples:
     """Columns of equal length N.
 
     paths: object array of str, relative to ``root`` with forward slashes (or absolute); for arrays a name such
-    as ``train/12``. labels: int64, index in ``classes``. splits: object array of "train", "val" or "test".
+    as ``train/12``. labels: int64, index in ``classes``, or -1 in all rows where an image can have several: then
+    targets is uint8 [N, len(classes)] with a 1 for each of its labels (none at all is valid), and None else.
+    splits: object array of "train", "val" or "test".
     boxes: float64 [N, 4] as x0, y0, x1, y1 in pixels of the upright image, NaN where the whole image counts, or
     None. pixels: uint8 [M, H, W] or [M, H, W, 3] where the source is an array and not files; ``keys`` (int64 [N])
     are its rows. items: the images where the source is objects of Python; ``keys`` are their numbers. hashes: object
@@ -74,13 +77,14 @@ class Samples:
     conflicts: tuple[Conflict, ...] = ()
     unusable: tuple[Unusable, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    targets: npt.NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def select(self, rows: npt.NDArray[Any]) -> Samples:
         """Return the table of ``rows`` (a boolean mask or indices), in that order."""
-        columns = ("paths", "labels", "splits", "groups", "boxes", "keys", "hashes")
+        columns = ("paths", "labels", "splits", "groups", "boxes", "keys", "hashes", "targets")
         chosen = {n: getattr(self, n)[rows] for n in columns if getattr(self, n) is not None}
         return dataclasses.replace(self, **chosen)
 
@@ -90,8 +94,18 @@ class Samples:
 
     def counts(self, split: str | None = None) -> npt.NDArray[np.int64]:
         """Return the number of samples of each class, int64 [len(classes)]."""
-        labels = self.labels if split is None else self.labels[self.splits == split]
-        return np.bincount(labels, minlength=len(self.classes)).astype(np.int64)
+        rows = slice(None) if split is None else self.splits == split
+        return class_counts(
+            self.labels[rows] if self.targets is None else self.targets[rows], len(self.classes)
+        )
+
+    def label_text(self, row: int) -> str:
+        """Return a row's label, or its labels joined by `label_mark`."""
+        if self.targets is None:
+            return str(self.classes[self.labels[row]])
+        return label_mark(self.classes).join(
+            self.classes[k] for k in np.flatnonzero(self.targets[row]).tolist()
+        )
 
     def file(self, row: int) -> str:
         """Return the path of a row's file on this machine."""
@@ -104,6 +118,13 @@ class Samples:
         if self.items is not None:
             return self.items.read(row if self.keys is None else int(self.keys[row]))
         return read_file(self.file(row))
+
+
+def class_counts(labels: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
+    """Return the number of samples of each class, int64 [classes], for labels [N] or targets [N, classes]."""
+    if labels.ndim == 2:
+        return np.asarray(labels.sum(axis=0), np.int64)
+    return np.bincount(labels, minlength=classes).astype(np.int64)
 
 
 def read_file(path: str) -> bytes:
@@ -142,15 +163,19 @@ def content_hash(content: bytes | npt.NDArray[np.uint8]) -> str:
 
 
 def write_samples(samples: Samples, path: str | os.PathLike[str]) -> None:
-    """Write the table as CSV: path, label, split, hash, and group and box where there are any."""
+    """Write the table as CSV: path, label, split, hash, and group and box where there are any.
+
+    The column is ``labels`` where an image can have several, joined by `label_mark`.
+    """
     with files.writing(path, text=True, errors="surrogateescape") as stream:
         writer = tables.Writer(stream, "\r\n")
         extra = [n for n in ("groups", "boxes") if getattr(samples, n) is not None]
+        label = "label" if samples.targets is None else "labels"
         writer.writerow(
-            ["path", "label", "split", "hash", *(n[:-1] if n == "groups" else "box" for n in extra)]
+            ["path", label, "split", "hash", *(n[:-1] if n == "groups" else "box" for n in extra)]
         )
         for row in range(len(samples)):
-            line = [samples.paths[row], samples.classes[samples.labels[row]], samples.splits[row]]
+            line = [samples.paths[row], samples.label_text(row), samples.splits[row]]
             line.append("" if samples.hashes is None else samples.hashes[row])
             if samples.groups is not None:
                 line.append(samples.groups[row])

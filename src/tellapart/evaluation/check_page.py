@@ -181,7 +181,7 @@ def _class_table(health: Health) -> dict[str, Any]:
         counts = [health.counts[split][k] for split in health.counts]
         bars = [round(100 * count / most, 3) for count in counts]
         rows.append({"name": health.classes[k], "counts": counts, "bars": bars, "total": int(total[k])})
-    sums = [sum(counts) for counts in health.counts.values()]
+    sums = list(health.in_splits().values())
     return {"rows": rows, "sums": sums, "total": sum(sums), "hidden": len(health.classes) - len(rows)}
 
 
@@ -292,7 +292,8 @@ def _samples(health: Health, samples: Samples, thumbnails: Thumbnails, per_class
     generator = np.random.default_rng(0)
     classes = []
     for k in shown:
-        drawn = generator.permutation(np.flatnonzero(samples.labels == k)).tolist()
+        of_class = samples.labels == k if samples.targets is None else samples.targets[:, k] > 0
+        drawn = generator.permutation(np.flatnonzero(of_class)).tolist()
         rows = [row for row in drawn if samples.paths[row] not in bad][:number]
         pictures = [
             (str(samples.paths[row]), str(samples.splits[row]), thumbnails.of(row, use_box=True))

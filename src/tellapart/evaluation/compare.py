@@ -18,7 +18,10 @@ from typing import Any
 
 from tellapart import numerals
 from tellapart.errors import RunError
+from tellapart.evaluation import compare_labels
+from tellapart.evaluation.compare_labels import NotComparableError as _NotComparableError
 from tellapart.evaluation.metrics import wilson_interval
+from tellapart.evaluation.multilabel import MultiEvaluation
 from tellapart.evaluation.run_folder import OUT_OF_FOLD, SPLIT_ORDER, RunFolder, flatten, read_run
 from tellapart.runs import REPEATS_FILE
 
@@ -40,15 +43,17 @@ class Result:
     macro_f1: float | None
     epochs: int
     seconds: float | None
+    map: float | None = None
+    map_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two runs (numbers in the order given) on the images that both answered.
 
-    only_first and only_second: images that just that run has right. difference: accuracy of the second less
-    that of the first, with its 95 % interval. p_value: McNemar's exact test, two-sided; p_adjusted: after
-    Holm, over all pairs of the comparison.
+    only_first and only_second: images that just that run has right. difference: accuracy (``metric``) of the second
+    less that of the first, with its 95 % interval. p_value: McNemar's exact test, two-sided (of mAP: the bootstrap's,
+    see `compare_labels`); p_adjusted: after Holm, over all pairs of the comparison.
     """
 
     first: int
@@ -62,6 +67,7 @@ class Pair:
     difference_interval: tuple[float, float]
     p_value: float
     p_adjusted: float
+    metric: str = "accuracy"
 
     @property
     def verdict(self) -> str:
@@ -121,6 +127,12 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
         try:
             if split is None:
                 raise _NotComparableError("were not evaluated on the same split")
+            kinds = [isinstance(runs[k].evaluations[split], MultiEvaluation) for k in (first, second)]
+            if kinds[0] != kinds[1]:
+                raise _NotComparableError("tell different things: several labels of an image, and one")
+            if kinds[0]:
+                pairs.append(_pair_of_sets(first, second, split, runs[first], runs[second]))
+                continue
             for k in (first, second):
                 answers[k, split] = answers.get((k, split)) or _answers(runs[k], split)
             pairs.append(_pair(first, second, split, answers[first, split], answers[second, split]))
@@ -144,8 +156,24 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
     )
 
 
-class _NotComparableError(Exception):
-    """Why two runs cannot be tested against each other."""
+def _pair_of_sets(first: int, second: int, split: str, one: RunFolder, two: RunFolder) -> Pair:
+    """Return two runs whose images can have several labels, by their mAP."""
+    told = compare_labels.read(one, split), compare_labels.read(two, split)
+    found = compare_labels.compare(*told, split)
+    return Pair(
+        first=first,
+        second=second,
+        split=split,
+        shared=found.shared,
+        n=(len(told[0].rows), len(told[1].rows)),
+        only_first=found.only_first,
+        only_second=found.only_second,
+        difference=found.difference,
+        difference_interval=found.interval,
+        p_value=found.p_value,
+        p_adjusted=found.p_value,
+        metric="mAP",
+    )
 
 
 def _common_split(runs: Sequence[RunFolder]) -> str | None:
@@ -260,6 +288,19 @@ def _pair(first: int, second: int, split: str, one: Answers, two: Answers) -> Pa
 
 def _result(run: RunFolder, split: str | None) -> Result:
     figures = run.evaluations[split] if split else None
+    if isinstance(figures, MultiEvaluation):
+        return Result(
+            run=run.name,
+            split=split,
+            n=figures.n,
+            accuracy=None,
+            accuracy_interval=None,
+            macro_f1=figures.macro_f1,
+            epochs=run.epochs,
+            seconds=run.seconds,
+            map=figures.map,
+            map_interval=figures.map_interval,
+        )
     return Result(
         run=run.name,
         split=split,
@@ -274,7 +315,9 @@ def _result(run: RunFolder, split: str | None) -> Result:
 
 def _render(found: Comparison) -> str:
     letters = [_letter(k) for k in range(len(found.runs))]
-    rows = [["", "run", "split", "accuracy", "95 % interval", "macro-F1", "images", "epochs", "time"]]
+    maps = sum(result.map is not None for result in found.results)
+    figure = "mAP" if maps == len(found.results) else "accuracy or mAP" if maps else "accuracy"
+    rows = [["", "run", "split", figure, "95 % interval", "macro-F1", "images", "epochs", "time"]]
     rows += [[letter, *_result_cells(result)] for letter, result in zip(letters, found.results, strict=True)]
     lines = ["Results", *_table(rows, stretch=1, left=3), "", "Spec: the fields that differ"]
     if found.differences:
@@ -294,11 +337,11 @@ def _render(found: Comparison) -> str:
 
 
 def _result_cells(result: Result) -> list[str]:
-    low, high = result.accuracy_interval or (None, None)
+    low, high = result.accuracy_interval or result.map_interval or (None, None)
     return [
         result.run,
         result.split or "–",
-        numerals.percent(result.accuracy),
+        numerals.percent(result.accuracy if result.map is None else result.map),
         numerals.interval(low, high),
         numerals.percent(result.macro_f1),
         "–" if result.n is None else f"{result.n:,}",
@@ -313,7 +356,7 @@ def _pair_lines(pair: Pair, one: str, two: str) -> list[str]:
     if pair.n != (pair.shared, pair.shared):
         scope += f" shared ({one} has {pair.n[0]:,}, {two} {pair.n[1]:,})"
     return [
-        f"  {two} less {one}: {numerals.points(pair.difference)} points of accuracy "
+        f"  {two} less {one}: {numerals.points(pair.difference)} points of {pair.metric} "
         f"({numerals.points(low)} to {numerals.points(high)}, 95 %): {pair.verdict}",
         f"    {scope}; only {one} right: {pair.only_first:,}, only {two} right: {pair.only_second:,}",
     ]

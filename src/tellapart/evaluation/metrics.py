@@ -27,6 +27,8 @@ from tellapart import files, tables
 from tellapart.contract.answers import Answers
 from tellapart.contract.decoding import to_shown
 from tellapart.errors import DataError
+from tellapart.evaluation import multilabel
+from tellapart.evaluation.multilabel import MultiEvaluation
 from tellapart.runtime import timing
 
 WILSON_Z = 1.959963984540054  # the 97.5 % point of the normal distribution: a 95 % interval
@@ -283,15 +285,17 @@ def worst_mistakes(answers: Answers, labels: npt.NDArray[np.int64], count: int) 
 
 def write_evaluation(
     folder: str | os.PathLike[str],
-    evaluation: Evaluation,
+    evaluation: Evaluation | MultiEvaluation,
     paths: Sequence[str],
     answers: Answers,
-    labels: npt.NDArray[np.int64],
+    labels: npt.NDArray[Any],
     thumbnails: Callable[[int], npt.NDArray[np.uint8]] | None = None,
     count: int = 24,
     boxes: npt.NDArray[np.float64] | None = None,
 ) -> None:
     """Write metrics.json, predictions.csv and mistakes/ into ``folder`` (RUN/evaluation/SPLIT).
+
+    ``labels``: int64 [N], or targets uint8 [N, K] where an image can have several.
 
     ``thumbnails(row)`` gives a row's picture, uint8 [H, W, 1 or 3]; it is called for the ``count`` most
     confident mistakes. mistakes/index.json says what each picture shows. They come together: where they
@@ -301,8 +305,14 @@ def write_evaluation(
 
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    columns = predictions(answers, labels, paths, boxes)
-    shown = worst_mistakes(answers, labels, count) if thumbnails else []
+    several = isinstance(evaluation, MultiEvaluation)
+    columns = (
+        multilabel.predictions(answers, labels, paths)
+        if several
+        else predictions(answers, labels, paths, boxes)
+    )
+    worst = multilabel.worst_mistakes if several else worst_mistakes
+    shown = worst(answers, labels, count) if thumbnails else []
 
     def table(stream: Any) -> None:
         writer = tables.Writer(stream)
@@ -330,10 +340,15 @@ def write_evaluation(
         )
 
 
-def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
+def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation | MultiEvaluation:
     """Return what `write_evaluation` wrote to ``folder``. Raises OSError, ValueError, KeyError."""
     with open(pathlib.Path(folder) / "metrics.json", encoding="utf-8") as stream:
-        return Evaluation.from_dict(json.load(stream))
+        values = json.load(stream)
+    return (
+        MultiEvaluation.from_dict(values)
+        if values.get("kind") == multilabel.KIND
+        else Evaluation.from_dict(values)
+    )
 
 
 def _check(logits: Sequence[int], labels: int) -> None:

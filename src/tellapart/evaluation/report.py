@@ -21,9 +21,11 @@ import numpy.typing as npt
 
 from tellapart import files, numerals, pages, runs
 from tellapart import spec as specs
+from tellapart.contract.card import label_mark
 from tellapart.errors import RunError
 from tellapart.evaluation import charts
 from tellapart.evaluation.metrics import Evaluation, wilson_interval
+from tellapart.evaluation.multilabel import LabelScore, MultiEvaluation
 from tellapart.evaluation.run_folder import RunFolder, flatten, read_run
 
 MOST_BAD_IMAGES = 200
@@ -67,6 +69,8 @@ def write_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | 
 def _content(run: RunFolder) -> dict[str, Any]:
     """Return all that the template shows."""
     figures = run.evaluations.get(run.split or "")
+    several = figures if isinstance(figures, MultiEvaluation) else None
+    single = figures if isinstance(figures, Evaluation) else None
     drawn, data = _charts(run), _data(run)
     return {
         "name": run.name,
@@ -83,9 +87,12 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "data": data,
         "charts": drawn,
         "legend": list({line.kind: line for chart in drawn[:2] for line in chart.lines}.values()),
-        "classes": _classes(figures) if figures else [],
-        "matrix": _matrix(figures) if figures else None,
-        "pairs": charts.confused_pairs(figures.confusion) if figures else [],
+        "several": several,
+        "label_rows": _label_rows(several) if several else [],
+        "together": _together(several) if several else [],
+        "classes": _classes(single) if single else [],
+        "matrix": _matrix(single) if single else None,
+        "pairs": charts.confused_pairs(single.confusion) if single else [],
         "mistakes": _mistakes(run),
         "spec": _spec(run),
         "environment": flatten(run.environment),
@@ -106,10 +113,20 @@ def _meaning(run: RunFolder, splits: Sequence[str]) -> str:
     return meaning
 
 
-def _facts(run: RunFolder, figures: Evaluation | None) -> list[tuple[str, str]]:
+def _facts(run: RunFolder, figures: Evaluation | MultiEvaluation | None) -> list[tuple[str, str]]:
     """Return the smaller figures beside the headline: (name, value)."""
     facts: list[tuple[str, str]] = []
-    if figures:
+    if isinstance(figures, MultiEvaluation):
+        facts += [
+            ("macro F1", numerals.percent(figures.macro_f1)),
+            ("micro F1", numerals.percent(figures.micro_f1)),
+            ("F1 of images", numerals.percent(figures.samples_f1)),
+            ("all labels right", numerals.percent(figures.subset_accuracy)),
+            ("Hamming loss", numerals.loss(figures.hamming_loss)),
+            ("loss", numerals.loss(figures.loss)),
+            ("classes", f"{len(figures.classes):,}"),
+        ]
+    elif figures:
         facts += [
             ("macro F1", numerals.percent(figures.macro.f1)),
             ("balanced accuracy", numerals.percent(figures.balanced_accuracy)),
@@ -118,8 +135,8 @@ def _facts(run: RunFolder, figures: Evaluation | None) -> list[tuple[str, str]]:
         facts += [("loss", numerals.loss(figures.loss))] if figures.loss is not None else []
         facts.append(("classes", f"{len(figures.classes):,}"))
     if run.epochs:
-        best = f"{run.best_epoch} of {run.epochs}" if "val/accuracy" in run.metrics else f"{run.epochs}"
-        facts.append(("best epoch" if "val/accuracy" in run.metrics else "epochs", best))
+        best = f"{run.best_epoch} of {run.epochs}" if run.validated else f"{run.epochs}"
+        facts.append(("best epoch" if run.validated else "epochs", best))
     if run.seconds is not None:
         facts.append(("training time", numerals.duration(run.seconds)))
     if figures and figures.images_per_second is not None:
@@ -139,8 +156,12 @@ def _data(run: RunFolder) -> dict[str, Any]:
     """Return counts for each class and split, what is missing, and the images that could not be read."""
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     total: collections.Counter[str] = collections.Counter()
+    names = {name for figures in run.evaluations.values() for name in figures.classes}
+    mark = label_mark(sorted(names))
     for row in run.rows("samples.csv"):
-        counts[row.get("label", "")][row.get("split", "")] += 1
+        labels = list(filter(None, row["labels"].split(mark))) if "labels" in row else [row.get("label", "")]
+        for label in labels:
+            counts[label][row.get("split", "")] += 1
         total[row.get("split", "")] += 1
     for figures in run.evaluations.values():
         for name in figures.classes:
@@ -178,7 +199,7 @@ def _charts(run: RunFolder) -> list[charts.Chart]:
         return [(_epoch_at(step, steps, epochs), value) for step, value in series]
 
     label, best = ("epoch", run.best_epoch) if by_epoch else ("step", None)
-    mark_text = f"best: {best}" if best and "val/accuracy" in run.metrics else ""
+    mark_text = f"best: {best}" if best and run.validated else ""
     mark = float(best) if best and mark_text else None
     found = []
     for title, unit in (("Loss", "number"), ("Accuracy", "share")):
@@ -190,6 +211,9 @@ def _charts(run: RunFolder) -> list[charts.Chart]:
         )
         series += [("training", "train", whole or single), ("validation", "val", points(f"val/{name}"))]
         found.append(charts.line_chart(title, series, unit, label, mark, mark_text))
+    if "val/mAP" in run.metrics:
+        scores: list[tuple[str, str, charts.Points]] = [("validation", "val", points("val/mAP"))]
+        found.append(charts.line_chart("mAP", scores, "share", label, mark, mark_text))
     rate: list[tuple[str, str, charts.Points]] = [("learning rate", "rate", points("train/lr", "lr"))]
     found.append(charts.line_chart("Learning rate", rate, "rate", label, mark, mark_text))
     return [chart for chart in found if chart is not None]
@@ -211,6 +235,28 @@ def _classes(figures: Evaluation) -> list[dict[str, Any]]:
         low, high = wilson_interval(hits, score.support) if score.support else (0.0, 0.0)
         rows.append({"score": score, "low": low, "high": high})
     return sorted(rows, key=lambda row: (row["score"].f1 is None, row["score"].f1, row["score"].name))
+
+
+def _label_rows(figures: MultiEvaluation) -> list[LabelScore]:
+    """Return the rows of the table of labels, the lowest average precision first, those without images last."""
+    return sorted(figures.per_class, key=lambda score: (score.ap is None, score.ap, score.name))
+
+
+def _together(figures: MultiEvaluation) -> list[tuple[str, str, int, float]]:
+    """Return the pairs of labels that most often come together: images, and their part of those of the rarer one."""
+    counts = np.triu(figures.together, 1)
+    alone = figures.together.diagonal()
+    places = np.argwhere(counts > 0)
+    order = sorted(places.tolist(), key=lambda pair: (-int(counts[pair[0], pair[1]]), pair))
+    return [
+        (
+            figures.classes[a],
+            figures.classes[b],
+            int(counts[a, b]),
+            float(counts[a, b] / min(alone[a], alone[b])),
+        )
+        for a, b in order[:15]
+    ]
 
 
 def _matrix(figures: Evaluation) -> dict[str, Any]:
@@ -253,7 +299,11 @@ def _mistake(folder: pathlib.Path, entry: dict[str, Any]) -> dict[str, Any]:
     content = (folder / pathlib.PurePath(entry["image"]).name).read_bytes()
     with Image.open(io.BytesIO(content)) as picture:
         small = max(picture.size) <= 96
-    shown = {name: entry[name] for name in ("path", "label", "predicted", "confidence")}
+    if "labels" in entry:
+        texts = {"label": entry["labels"] or "none", "predicted": entry["predicted"] or "none"}
+        shown = {"path": entry["path"], **texts, "confidence": None}
+    else:
+        shown = {name: entry[name] for name in ("path", "label", "predicted", "confidence")}
     return {**shown, "small": small, "picture": _data_uri(content)}
 
 

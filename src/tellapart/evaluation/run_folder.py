@@ -16,6 +16,7 @@ from typing import Any
 from tellapart import runs, tables, yaml_text
 from tellapart.errors import RunError
 from tellapart.evaluation.metrics import Evaluation, read_evaluation
+from tellapart.evaluation.multilabel import MultiEvaluation
 
 Series = list[tuple[int, float]]
 OUT_OF_FOLD = "out-of-fold"  # every image of a cross-validation, answered by the model that has not seen it
@@ -29,7 +30,7 @@ class RunFolder:
     path: pathlib.Path
     spec: dict[str, Any]
     metrics: dict[str, Series]
-    evaluations: dict[str, Evaluation]
+    evaluations: dict[str, Evaluation | MultiEvaluation]
     environment: dict[str, Any]
     warnings: list[dict[str, str]] = field(default_factory=list)
 
@@ -42,6 +43,11 @@ class RunFolder:
     def split(self) -> str | None:
         """The split whose figure counts: test, else validation, else training; None without evaluation."""
         return next((split for split in (*SPLIT_ORDER, *self.evaluations) if split in self.evaluations), None)
+
+    @property
+    def validated(self) -> bool:
+        """Whether epochs were measured on validation."""
+        return "val/accuracy" in self.metrics or "val/mAP" in self.metrics
 
     @property
     def epoch_ends(self) -> list[tuple[int, float]]:
@@ -60,7 +66,9 @@ class RunFolder:
         """The epoch (from 1) whose weights are kept: as the run says; of older runs the first best, else the last."""
         if self.metrics.get("best-epoch"):
             return int(self.metrics["best-epoch"][-1][1])
-        metric = self.field("training.best_metric", "accuracy")
+        metric = self.field("training.best_metric", "auto")
+        if metric == "auto":
+            metric = "mAP" if "val/mAP" in self.metrics else "accuracy"
         series = dict(self.metrics.get(f"val/{metric}", ()))
         ends = dict(self.epoch_ends)
         scored = [(value, -ends[step]) for step, value in series.items() if step in ends and value == value]
@@ -123,7 +131,7 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {"": values}
 
 
-def _evaluations(folder: pathlib.Path) -> dict[str, Evaluation]:
+def _evaluations(folder: pathlib.Path) -> dict[str, Evaluation | MultiEvaluation]:
     found = sorted(path.parent.name for path in folder.glob("*/metrics.json"))
     order = [name for name in SPLIT_ORDER if name in found] + [n for n in found if n not in SPLIT_ORDER]
     try:

@@ -63,7 +63,8 @@ def pool(folder: pathlib.Path, names: Sequence[str]) -> Evaluation:
     """
     places = [folder / name / "evaluation" / "test" for name in names]
     try:
-        evaluation = pooled([read_evaluation(place) for place in places], OUT_OF_FOLD)
+        found = [read_evaluation(place) for place in places]
+        evaluation = pooled([one for one in found if isinstance(one, Evaluation)], OUT_OF_FOLD)
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"An evaluation of the folds in {folder} cannot be read ({error!r}).") from error
     target = folder / "evaluation" / OUT_OF_FOLD

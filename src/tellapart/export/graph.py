@@ -35,8 +35,8 @@ class Resize(nn.Module):
 class Classify(nn.Module):
     """From the contract's pixels, uint8 [B, height, width, C], to probabilities and logits, float32 [B, K] each.
 
-    Logits are averaged over the card's views; probabilities are the softmax of logits / temperature. ``features``: the
-    input of the last layer, averaged alike, float32 [B, F], comes third.
+    Logits are averaged over the card's views; probabilities are the softmax (of several labels: the sigmoids) of logits
+    / temperature. ``features``: the input of the last layer, averaged alike, float32 [B, F], comes third.
     """
 
     def __init__(
@@ -109,7 +109,10 @@ def told_in_graph(logits: Tensor, card: Card) -> Tensor:
     return _KINDS[card.kind](scaled)
 
 
-_KINDS: dict[str, Callable[[Tensor], Tensor]] = {"single": lambda scaled: scaled.softmax(1)}
+_KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "single": lambda scaled: scaled.softmax(1),
+    "multi-label": lambda scaled: scaled.sigmoid(),
+}
 
 
 def averaged_in_graph(

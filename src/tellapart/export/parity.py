@@ -81,7 +81,8 @@ class Parity:
     takes a part (None: it does not). ``pixels``: the share of values of the network's input that differ, and by how
     many levels at most.
     ``features_difference``: how far an image's features are from the artifact's at most, of their length (None: the
-    file has none). ``where``: where a difference begins; only after a failed comparison.
+    file has none). ``where``: where a difference begins; only after a failed comparison. ``several``: images can have
+    several labels; ``agreement`` is then of images with the same labels, and ties lie at a threshold.
     """
 
     format: str
@@ -107,6 +108,7 @@ class Parity:
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     full_difference: float | None = None
+    several: bool = False
     features_difference: float | None = None
 
     @property
@@ -283,14 +285,25 @@ def latencies(sides: Sequence[Backend], pixels: Pixels, batch: int) -> list[dict
     return found
 
 
-def judge(measured: Measured, tolerance: Tolerance) -> tuple[float, int, list[str]]:
-    """Return agreement, ties, and the reasons for which the file is not accepted."""
+def judge(
+    measured: Measured, tolerance: Tolerance, thresholds: Sequence[float] = ()
+) -> tuple[float, int, list[str]]:
+    """Return agreement, ties, and the reasons for which the file is not accepted.
+
+    ``thresholds``: of the classes, where images can have several labels; those that are told are compared then.
+    """
     first, second = measured.artifact, measured.export
-    ours, theirs = answers.best(first), answers.best(second)
-    rows = np.arange(len(first))
-    differ = ours != theirs
-    lead = first[rows, ours] - first[rows, theirs]
-    ties = differ & (lead <= tolerance.probability)
+    if thresholds:
+        limits = np.asarray(thresholds)
+        unlike = (first >= limits) != (second >= limits)
+        differ = unlike.any(1)
+        ties = differ & ~(unlike & (np.abs(first - limits) > tolerance.probability)).any(1)
+    else:
+        ours, theirs = answers.best(first), answers.best(second)
+        rows = np.arange(len(first))
+        differ = ours != theirs
+        lead = first[rows, ours] - first[rows, theirs]
+        ties = differ & (lead <= tolerance.probability)
     agreement = float((~differ).mean())
     furthest = float(_distance(first, second).max())
     reasons = []
@@ -299,9 +312,10 @@ def judge(measured: Measured, tolerance: Tolerance) -> tuple[float, int, list[st
             f"a probability differs by {furthest:.2g}; at most {tolerance.probability:g} is allowed"
         )
     counted = float((~differ | ties).mean())
+    other = "other labels" if thresholds else "another class"
     if counted < tolerance.agreement:
         reasons.append(
-            f"{int((differ & ~ties).sum())} of {len(first)} images get another class "
+            f"{int((differ & ~ties).sum())} of {len(first)} images get {other} "
             f"({numerals.percent(counted)} agree; {numerals.percent(tolerance.agreement)} are needed)"
         )
     if measured.whole is not None:
@@ -359,7 +373,7 @@ def compare(
         features: whether the file has features, which are compared too.
     """
     measured = measure(artifact, export, cases, advance, watch, features)
-    agreement, ties, reasons = judge(measured, tolerance)
+    agreement, ties, reasons = judge(measured, tolerance, artifact.card.thresholds)
     both = [artifact, export]
     timed = {batch: latencies(both, measured.worst, batch) for batch in batches}
     distance = _distance(measured.artifact, measured.export)
@@ -375,6 +389,7 @@ def compare(
         real=cases.real,
         unreadable=measured.unreadable,
         agreement=agreement,
+        several=artifact.card.several,
         ties=ties,
         max_difference=_finite(float(distance.max())),
         mean_difference=_finite(mean),

@@ -45,7 +45,10 @@ def summary(parity: Parity) -> list[tuple[str, str]]:
     allowed = numerals.setting(parity.tolerance.probability)
     found = [
         ("images", f"{parity.n:,} from {parity.origin}" + _unreadable(parity)),
-        ("top-1 agreement", f"{numerals.percent(parity.agreement)}{ties}"),
+        (
+            "labels agree" if parity.several else "top-1 agreement",
+            f"{numerals.percent(parity.agreement)}{ties}",
+        ),
         (
             "largest difference",
             f"{parity.max_difference:.2e} of {allowed} allowed",

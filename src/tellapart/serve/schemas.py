@@ -55,21 +55,27 @@ def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 _CLASS = _object(label=_TEXT, probability=_SHARE)
+_TOLD = _object(label=_TEXT, probability=_SHARE, threshold=_SHARE)  # where an image can have several labels
 PREDICTIONS = _object(
     model=_TEXT,
     version=_COUNT,
-    predictions=_list(_object(label=_TEXT, probability=_SHARE, top=_list(_CLASS))),
+    predictions=_list(
+        {
+            "anyOf": [
+                _object(label=_TEXT, probability=_SHARE, top=_list(_CLASS)),
+                _object(labels=_list(_TOLD), top=_list(_CLASS)),
+            ]
+        }
+    ),
 )
-EXPLANATION = _object(
-    model=_TEXT,
-    version=_COUNT,
-    label=_TEXT,
-    probability=_SHARE,
-    top=_list(_CLASS),
-    explained=_TEXT,
-    heat=_list(_list(_NUMBER)),
-    image=_TEXT,
-)
+_MAP: dict[str, Any] = {"explained": _TEXT, "heat": _list(_list(_NUMBER)), "image": _TEXT}
+_HEAD: dict[str, Any] = {"model": _TEXT, "version": _COUNT}
+EXPLANATION = {
+    "anyOf": [
+        _object(True, **_HEAD, label=_TEXT, probability=_SHARE, top=_list(_CLASS), **_MAP),
+        _object(True, **_HEAD, labels=_list(_TOLD), top=_list(_CLASS), **_MAP),
+    ]
+}
 STATUS = _object(status=_TEXT)
 MODELS = _object(models=_list(_object(name=_TEXT, version=_COUNT, classes=_list(_TEXT), format=_TEXT)))
 

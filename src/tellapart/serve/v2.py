@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from tellapart import packages
 from tellapart.contract import Card, answers
+from tellapart.contract.card import label_mark
 from tellapart.errors import TellapartError
 from tellapart.serve import schemas, strict_json, tensors
 from tellapart.serve.models import Model
@@ -215,12 +216,20 @@ def _answer(
     outputs = {
         "probabilities": told.probabilities.astype(np.float32),
         "logits": logits,
-        "labels": told.labels,
+        "labels": _labels(told),
     }
     body, length = tensors.render(head, asked.outputs, outputs, model.card.classes)
     if length is None:
         return Response(body, media_type="application/json")
     return Response(body, media_type="application/octet-stream", headers={_LENGTH: str(length)})
+
+
+def _labels(told: answers.Answers) -> list[str]:
+    """Return each image's label; of several those that are told, joined by a mark that no class name has."""
+    if not told.several:
+        return told.labels
+    mark = label_mark(told.classes)
+    return [mark.join(told.classes[index] for index in row) for row in told.told]
 
 
 def _platform(model: Model) -> str:

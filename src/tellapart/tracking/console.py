@@ -40,6 +40,7 @@ class Console:
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._quiet = quiet
+        self.score = "acc"  # the validation figure that is shown beside the loss, in short
         self._lock = threading.RLock()
         interactive = self._stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
         self._rich = RichConsole(file=self._stream, highlight=False) if interactive else None
@@ -116,7 +117,10 @@ class Console:
         self._remaining = Remaining(self._epochs, self._steps_per_epoch, self._epoch_began, first_step, ahead)
         self._epoch, self._printed_step = divmod(first_step, self._steps_per_epoch)
         if self._rich is not None and not self._quiet:
-            self._say(_table_row(("epoch", "loss", "accuracy", "val loss", "val acc", "lr", "time")), "bold")
+            self._say(
+                _table_row(("epoch", "loss", "accuracy", "val loss", f"val {self.score}", "lr", "time")),
+                "bold",
+            )
 
     def passed(self, epoch: int, step_in_epoch: int) -> None:
         """Note that a step is done, whether it is shown or not: by these moments the time that is left is told."""
@@ -180,14 +184,14 @@ class Console:
             _first(values, _number, "train/epoch-loss", "train/loss"),
             _first(values, numerals.percent, "train/epoch-accuracy", "train/accuracy"),
             _first(values, _number, "val/loss"),
-            _first(values, numerals.percent, "val/accuracy"),
+            _first(values, numerals.percent, "val/accuracy", "val/mAP"),
             _first(values, "{:.1e}".format, "train/lr"),
         ]
         head, mark = f"{epoch + 1}/{self._epochs}", "kept" if best else ""
         if self._rich is not None:
             self._say(_table_row((head, *figures, numerals.elapsed(seconds)), mark), "green" if best else "")
             return
-        words = ("loss ", "acc ", "val ", "acc ", "lr ")
+        words = ("loss ", "acc ", "val ", f"{self.score} ", "lr ")
         loss, accuracy, val, val_accuracy, lr = (
             word + figure if figure else "" for word, figure in zip(words, figures, strict=True)
         )

@@ -51,7 +51,8 @@ class Chooser:
     def __init__(
         self, spec: TrainingSpec, counts: npt.NDArray[np.int64] | None, lower: Collection[str] = ("loss",)
     ) -> None:
-        self.metric, self.patience, self.min_delta = spec.best_metric, spec.patience, spec.min_delta
+        self.metric = "accuracy" if spec.best_metric == "auto" else spec.best_metric
+        self.patience, self.min_delta = spec.patience, spec.min_delta
         self.falls = self.metric in lower
         self.counts = np.zeros(0, np.int64) if counts is None else counts
 

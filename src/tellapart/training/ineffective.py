@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from tellapart.augment import resolve as resolve_augment
@@ -52,7 +51,7 @@ def facts(plan: Plan, channels: int, processes: int) -> Facts:
     keeps = plan.spec.training.keep_zeros
     return Facts(
         validation=plan.validate is not None,
-        counts=tuple(np.bincount(plan.train.samples.labels).tolist()),
+        counts=tuple(plan.train.samples.counts().tolist()),
         channels=channels,
         device=next(model.parameters()).device.type,
         processes=processes,
@@ -118,6 +117,17 @@ RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
     (("training.gamma",), _schedule("step", "multi-step", "plateau")),
     (("training.min_lr_factor",), _schedule("linear", "cosine", "plateau")),
     (("training.focal_gamma",), _one_of("training", "loss", "focal")),
+    (
+        ("training.gamma_negative", "training.gamma_positive", "training.margin"),
+        _one_of("training", "loss", "asymmetric"),
+    ),
+    (
+        ("training.class_weight_limit",),
+        _when(
+            lambda s, _: s.training.loss not in ("bce", "asymmetric") or s.training.class_weights == "none",
+            "it is for training.class_weights inverse and several labels",
+        ),
+    ),
     (("training.effective_beta",), _one_of("training", "class_weights", "effective")),
     (("training.momentum",), _optimizer("sgd", "rmsprop", "muon", "muon-sgd")),
     (("training.sgd_momentum",), _optimizer("muon-sgd")),

@@ -42,7 +42,8 @@ def build_loss(
     if spec.class_weights != "none":
         values = class_weights(class_counts, spec.class_weights, spec.effective_beta)
         weight = torch.as_tensor(values, dtype=torch.float32, device=device)
-    loss = {"cross-entropy": _build_cross_entropy, "focal": _build_focal}[spec.loss](spec)
+    builders = {"auto": _build_cross_entropy, "cross-entropy": _build_cross_entropy, "focal": _build_focal}
+    loss = builders[spec.loss](spec)
     return loss if weight is None else _weighted(loss, weight)
 
 

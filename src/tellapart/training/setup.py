@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from tellapart.training import optim, sampling
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
 from tellapart.training.losses import build_loss
-from tellapart.training.methods import distillation, infobatch, progressive, qat, sparse
+from tellapart.training.methods import distillation, infobatch, multilabel, progressive, qat, sparse
 from tellapart.training.methods.ema import Ema
 from tellapart.training.resolution import Choice, DeviceFacts, Resolution, Stage, facts
 from tellapart.training.resolution.inputs import contract as contract_of
@@ -75,6 +76,12 @@ class RunData:
     def classes(self) -> tuple[str, ...]:
         """Class names by index."""
         return self.train.samples.classes
+
+    def label_names(self, label: npt.NDArray[Any]) -> str:
+        """Return what a label of a batch says: a class by index, or several by their places."""
+        if not label.ndim:
+            return self.classes[int(label)]
+        return ", ".join(self.classes[k] for k in np.flatnonzero(label)) or "none"
 
 
 def prepare(wanted: Spec | Resolution, samples: Samples, advance: Callable[[int], None]) -> RunData:
@@ -219,6 +226,10 @@ def build_task(
     """Return a run's task, on the model's device; ``counts``: images of each class, for class weights, int64 [K]."""
     spec = prepared.spec
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if prepared.train.samples.targets is not None:
+        return multilabel.MultiLabel(
+            augment, multilabel.build_loss(spec.training, counts, len(prepared.train), device)
+        )
     task = Classification(augment, build_loss(spec.training, counts, device))
     if spec.distill.teacher:
         task = distillation.Distillation(task, spec.distill, model, prepared.contract, prepared.classes)
@@ -261,7 +272,7 @@ def plan(
         channels_last=layout.channels_last,
         graphs=spec.speed.cuda_graphs == "on" and _can_replay(spec, processes),
         search=spec.speed.kernel_search == "on" and device.type == "cuda",
-        val_counts=None if prepared.val is None else _counts(prepared.val, len(prepared.classes)),
+        val_counts=None if prepared.val is None else prepared.val.samples.counts(),
         callbacks=_callbacks(spec, augment, len(prepared.train.samples.labels), processes),
     )
 
@@ -324,7 +335,7 @@ def _check(prepared: RunData, model: torch.nn.Module) -> None:
 
 def _weighted_counts(prepared: RunData) -> npt.NDArray[np.int64]:
     """Return the images of each class for class weights, which must not favour again what sampling balances already."""
-    counts = _counts(prepared.train, len(prepared.classes))
+    counts = prepared.train.samples.counts()
     return counts if prepared.spec.training.sampling == "shuffle" else np.minimum(counts, 1)
 
 
@@ -379,11 +390,6 @@ def _callbacks(spec: Spec, augment: Augment, images: int, processes: Processes) 
     if training.prune:
         found.append(infobatch.InfoBatch(training, images, spec.seed, processes.device, processes))
     return found
-
-
-def _counts(images: ImageSet, classes: int) -> npt.NDArray[np.int64]:
-    """Return the images of each class, int64 [K]."""
-    return np.bincount(images.samples.labels, minlength=classes).astype(np.int64)
 
 
 def _has_batch_norm(model: torch.nn.Module) -> bool:

@@ -30,7 +30,7 @@ class Batch:
 
     images: float32 [B, C, H, W]; for several views of each image a tuple of such tensors, or one [V * B, C, H, W],
     in which case ``count`` says how many images there are. targets: int64 [B] or soft float32 [B, K], or None;
-    labels: int64 [B], or None.
+    labels: int64 [B], or float32 [B, K] where an image can have several, or None.
     """
 
     images: Images

@@ -46,7 +46,8 @@ def validator(
     if images is None or not task.score_names:
         return None
     images = resident(images, spec, processes.device)
-    labels = torch.from_numpy(images.samples.labels)
+    samples = images.samples
+    labels = torch.from_numpy(samples.labels if samples.targets is None else samples.targets)
     ours = np.array_split(np.arange(len(images)), processes.world)[processes.rank]
     batch_size = batch_that_pays(spec.input.size, processes.device)
 

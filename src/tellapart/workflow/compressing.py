@@ -100,6 +100,11 @@ def compress(
             raise SpecError(f"There is no method {method!r}. {did_you_mean(method, METHODS)}")
     if "distill" in methods and not chosen.student:
         raise SpecError("distill needs a smaller network: --student NAME (see: tellapart models).")
+    if artifact.read_card(artifact.find(model)).several:
+        raise SpecError(
+            "compress compares models by the accuracy of one label for each image, and this model tells several: that "
+            "is not there yet. tellapart export writes it in fp32 and fp16."
+        )
     folder = _new_folder(out)
     with Console(quiet=quiet) as console:
         subject = open_subject(model, data, changes, spec, console)

@@ -38,7 +38,7 @@ from tellapart.runtime import environments, providers
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
 from tellapart.workflow.exported import content_of
-from tellapart.workflow.measure import with_classes
+from tellapart.workflow.measure import with_classes, with_kind
 
 PARITY, PAGE = "parity.json", "parity.html"
 REJECTED = ".rejected"
@@ -304,7 +304,13 @@ def _cases(
 
 
 def _of_source(spec: DataSpec, card: Card, split: str, count: int, console: Console) -> Cases:
+    spec = update(spec, with_kind({"labels": spec.labels}, card))
     samples = with_classes(opening.open_source(spec, lambda note: None), card.classes)
+    if samples.targets is not None and not card.several:
+        raise DataError(
+            f"Images of {spec.source} can have several labels, and the model tells one of each. --data.labels single "
+            "leaves out those with several."
+        )
     present = set(samples.splits.tolist())
     chosen = split or next((name for name in ("val", "test") if name in present), "all")
     part = samples if chosen == "all" else samples.split(chosen)
@@ -315,7 +321,7 @@ def _of_source(spec: DataSpec, card: Card, split: str, count: int, console: Cons
         Case(
             str(used.paths[row]),
             functools.partial(content_of, used, row, card.preprocessing, spec.max_pixels),
-            int(used.labels[row]),
+            None if card.several else int(used.labels[row]),
         )
         for row in range(len(used))
     ]

@@ -91,10 +91,9 @@ def _difference(before: Mapping[str, Mapping[str, str]], samples: Samples) -> st
     changed: dict[str, list[str]] = {"label": [], "split": [], "content": []}
     for path, old in before.items():
         row = now[path]
-        if samples.classes[samples.labels[row]] != old["label"]:
-            changed["label"].append(
-                f"{path} was {old['label']!r} and is {samples.classes[samples.labels[row]]!r}"
-            )
+        label = old.get("label", old.get("labels"))
+        if samples.label_text(row) != label:
+            changed["label"].append(f"{path} was {label!r} and is {samples.label_text(row)!r}")
         elif samples.splits[row] != old["split"]:
             changed["split"].append(f"{path} was in {old['split']} and is in {samples.splits[row]}")
         elif (

@@ -81,6 +81,6 @@ def _augmented(spec: Spec, samples: Any, console: Console) -> list[tuple[str, An
     rounds = [augmented_pictures(prepared, SHOWN, seed) for seed in range(4)]
     before, _, labels = rounds[0]
     return [
-        (prepared.classes[label], before[place], [after[place] for _, after, _ in rounds])
+        (prepared.label_names(label), before[place], [after[place] for _, after, _ in rounds])
         for place, label in enumerate(labels)
     ]

@@ -21,8 +21,9 @@ from tellapart.data.stores import images as decoded
 from tellapart.devices import AMP_DTYPES, choose_device
 from tellapart.errors import DataError, RunError, SpecError, did_you_mean
 from tellapart.evaluation import compare as comparing
-from tellapart.evaluation import infer, metrics, series
+from tellapart.evaluation import infer, metrics, multilabel, series
 from tellapart.evaluation import report as reporting
+from tellapart.evaluation.multilabel import MultiEvaluation
 from tellapart.runtime import Backend
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
@@ -38,7 +39,7 @@ def evaluate_set(
     console: Console,
     known: torch.Tensor | None = None,
     on_bad_image: str = "skip",
-) -> metrics.Evaluation:
+) -> metrics.Evaluation | MultiEvaluation:
     """Measure a model of any format; write the evaluation's files below ``out`` where it is given.
 
     ``known``: the images' logits by a shorter way, float32 [N, K] (see `infer.run`). Images that cannot be read are
@@ -56,8 +57,10 @@ def evaluate_set(
     if not len(ran.rows):
         raise DataError(f"None of the {split} images can be read.")
     kept = pictures.samples.select(ran.rows)
-    evaluation = metrics.evaluate(
-        ran.answers, kept.labels, split, seconds=ran.seconds, latencies_ms=ran.latencies_ms
+    labels: Any = kept.labels if kept.targets is None else kept.targets
+    measure: Any = metrics.evaluate if kept.targets is None else multilabel.evaluate
+    evaluation: metrics.Evaluation | MultiEvaluation = measure(
+        ran.answers, labels, split, seconds=ran.seconds, latencies_ms=ran.latencies_ms
     )
     if out is not None:
         metrics.write_evaluation(
@@ -65,7 +68,7 @@ def evaluate_set(
             evaluation,
             list(kept.paths),
             ran.answers,
-            kept.labels,
+            labels,
             lambda row: pictures.picture(int(ran.rows[row])),
             boxes=kept.boxes,
         )
@@ -92,7 +95,7 @@ def evaluate(
     quiet: bool = False,
     trust: bool = False,
     **data_changes: Any,
-) -> metrics.Evaluation:
+) -> metrics.Evaluation | MultiEvaluation:
     """Measure a model on labelled images, by the model's own preprocessing contract.
 
     Args:
@@ -209,6 +212,7 @@ def _part(
     console: Console,
 ) -> tuple[Samples, DataSpec, str]:
     """Return the samples to measure on, where they are from, and the name of their part."""
+    changes = with_kind(changes, card)
     if data is None:
         if runtime.is_export(model):
             raise DataError(
@@ -224,12 +228,31 @@ def _part(
     samples = open_data(spec, given, console, lambda note: None)
     if data is not None and split in SPLITS:
         spec, samples = _split_of_training(model, spec, samples, split, console, given)
+    if samples.targets is not None and not card.several:
+        raise DataError(
+            f"Images of {spec.source} can have several labels, and the model tells one of each. --data.labels single "
+            "leaves out those with several."
+        )
     samples = with_classes(samples, card.classes)
     chosen = split or next((name for name in ("test", "val") if (samples.splits == name).any()), "all")
     part = samples if chosen == "all" else samples.split(chosen)
     if not len(part):
         raise DataError(f"{spec.source} has no {chosen} images.")
     return part, spec, chosen
+
+
+def with_kind(changes: Mapping[str, Any], card: Card) -> dict[str, Any]:
+    """Return changes of the data section by which images are read with as many labels as a model tells.
+
+    Raises DataError where they ask for another number.
+    """
+    wanted = "multi" if card.several else "single"
+    if changes.get("labels", wanted) not in (wanted, "auto"):
+        tells = "any number of labels" if card.several else "one label"
+        raise DataError(
+            f"data.labels is {changes['labels']}, and the model tells {tells} of an image: {wanted}."
+        )
+    return {**changes, "labels": wanted} if card.several else dict(changes)
 
 
 def _warn_of_training_images(table: Path, samples: Samples, console: Console) -> None:
@@ -268,6 +291,10 @@ def with_classes(samples: Samples, classes: tuple[str, ...]) -> Samples:
             f"{' …' if len(classes) > 20 else ''}."
         )
     table = np.array([classes.index(name) for name in samples.classes], np.int64)
+    if samples.targets is not None:
+        targets = np.zeros((len(samples), len(classes)), np.uint8)
+        targets[:, table] = samples.targets
+        return dataclasses.replace(samples, classes=classes, targets=targets)
     return dataclasses.replace(samples, classes=classes, labels=table[samples.labels])
 
 

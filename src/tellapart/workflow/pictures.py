@@ -19,7 +19,7 @@ from tellapart.training import setup
 def training_grid(prepared: setup.RunData, count: int = 16) -> Any:
     """Return training pictures as the network sees them, after augmentation."""
     _, after, labels = augmented_pictures(prepared, count)
-    return picture_grid(after, [prepared.classes[label] for label in labels])
+    return picture_grid(after, [prepared.label_names(label) for label in labels])
 
 
 def augmented_pictures(prepared: setup.RunData, count: int, seed: int = 0) -> tuple[Any, Any, Any]:

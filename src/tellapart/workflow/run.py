@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import tellapart
 from tellapart import artifact, files, recipes, runs
 from tellapart.contract import Card
+from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
-from tellapart.data.sources.listing import many
+from tellapart.data.sources.listing import many, some
 from tellapart.data.sources.objects import Objects, take
 from tellapart.data.stores.streaming import StreamedStore
 from tellapart.errors import RunError
-from tellapart.evaluation import infer, metrics, report
+from tellapart.evaluation import infer, metrics, multilabel, report
+from tellapart.evaluation.multilabel import MultiEvaluation
+from tellapart.runtime import Backend
 from tellapart.runtime.eager import open_artifact
 from tellapart.spec import InputSpec, Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
@@ -275,7 +277,7 @@ def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
         )
     if prepared.unused_range:
         console.warn(prepared.unused_range)
-    left = np.bincount(prepared.train.samples.labels, minlength=len(prepared.classes))
+    left = prepared.train.samples.counts()
     empty = [name for name, count in zip(prepared.classes, left, strict=True) if not count]
     if empty:
         console.warn(
@@ -299,7 +301,10 @@ def _plan(prepared: setup.RunData, procs: Processes, console: Console) -> tuple[
             console.message(note)
         if info.non_commercial:
             console.warn(f"The licence of these weights ({info.licence}) forbids commercial use.")
+    several = prepared.train.samples.targets is not None
     card = Card(
+        kind="multi-label" if several else "single",
+        thresholds=(multilabel.HALF,) * len(prepared.classes) if several else (),
         architecture=architecture,
         classes=prepared.classes,
         preprocessing=prepared.contract,
@@ -344,6 +349,11 @@ def _run(
                 f"{folder} is finished: there is nothing left to train, so it was only measured again."
             )
     elif procs.first:
+        if card.several:
+            console.score = "mAP"
+            console.message(
+                f"Several labels for an image: loss {spec.training.loss}, best epoch by {spec.training.best_metric}."
+            )
         console.message(headline(prepared, card.architecture.name, plan))
         tracker.image(0, "train/images", training_grid(prepared))
     try:
@@ -407,6 +417,10 @@ def _finish(
     ``known``: by split, logits that need not be computed anew (see `step.Way`).
     """
     backend = open_artifact(folder, str(device), "fp32")
+    if card.several and prepared.val is not None:
+        card = _with_thresholds(card, backend, prepared.val, console)
+        artifact.save(folder / artifact.FILE_NAME, artifact.read_state(folder), card)
+        backend = open_artifact(folder, str(device), "fp32")
     scores: dict[str, Any] = {"epoch": progress.best_epoch + 1}
     kept = dict(scores)
     final = ""
@@ -416,8 +430,12 @@ def _finish(
             evaluation = evaluate_set(backend, infer.Stored(images), split, folder, console, logits)
             scores[split] = brief(evaluation)
             # How often each class was given: what a service expects, wherever the model's file goes.
-            kept[split] = {**scores[split], "predicted": evaluation.confusion.sum(axis=0).tolist()}
             final = split
+            if isinstance(evaluation, MultiEvaluation):
+                kept[split] = {**scores[split], "predicted": evaluation.told.tolist()}
+                tracker.log(progress.step, {f"final/{split}-mAP": evaluation.map})
+                continue
+            kept[split] = {**scores[split], "predicted": evaluation.confusion.sum(axis=0).tolist()}
             tracker.log(progress.step, {f"final/{split}-accuracy": evaluation.accuracy})
             if len(prepared.classes) <= 100:
                 tracker.image(
@@ -431,8 +449,36 @@ def _finish(
     return Result(folder, folder / artifact.FILE_NAME, final, scores.get(final, {}))
 
 
-def brief(evaluation: metrics.Evaluation) -> dict[str, Any]:
+def _with_thresholds(card: Card, backend: Backend, val: ImageSet, console: Console) -> Card:
+    """Return the card with the thresholds that are best on validation, and say so."""
+    ran = infer.run(backend, infer.Stored(val), latency=False)
+    assert val.samples.targets is not None
+    targets = val.samples.targets[ran.rows]
+    found = multilabel.choose_thresholds(ran.answers.probabilities, targets)
+    few = [
+        name
+        for name, count in zip(card.classes, targets.sum(0), strict=True)
+        if count < multilabel.LEAST_POSITIVES
+    ]
+    text = f"Thresholds by the highest F1 of each class on validation: {min(found):.2f} to {max(found):.2f}."
+    if few:
+        least = multilabel.LEAST_POSITIVES
+        text += f" {multilabel.HALF:g} for those with fewer than {least} images there: {some(few)}."
+    console.message(text)
+    return dataclasses.replace(card, thresholds=found)
+
+
+def brief(evaluation: metrics.Evaluation | MultiEvaluation) -> dict[str, Any]:
     """Return the few figures of an evaluation that go into the artifact and the summary."""
+    if isinstance(evaluation, MultiEvaluation):
+        return {
+            "n": evaluation.n,
+            "map": evaluation.map,
+            "map_interval": list(evaluation.map_interval),
+            "macro_f1": evaluation.macro_f1,
+            "micro_f1": evaluation.micro_f1,
+            "loss": evaluation.loss,
+        }
     return {
         "n": evaluation.n,
         "accuracy": evaluation.accuracy,

@@ -73,7 +73,7 @@ def check_same_samples(folder: Path, prepared: setup.RunData) -> None:
 def _all_samples(prepared: setup.RunData) -> Samples:
     """Return the samples of all splits that are used, as one table."""
     parts = [s.samples for s in (prepared.train, prepared.val, prepared.test) if s is not None]
-    columns = ("paths", "labels", "splits", "groups", "boxes", "hashes")
+    columns = ("paths", "labels", "splits", "groups", "boxes", "hashes", "targets")
     joined: dict[str, Any] = {
         name: None
         if getattr(parts[0], name) is None

@@ -277,6 +277,11 @@ class _Work:
         spec = self.kind.spec(self.spec, number)
         if before is None:
             samples = opened(spec, self.given, self.console)
+            if samples.targets is not None:
+                raise DataError(
+                    "Folds and repeated runs are summarised by accuracy, and these images have several labels. Train "
+                    "without --folds and --repeat."
+                )
             if self.folder is None:
                 self._resolve(samples)
             return samples

@@ -31,7 +31,10 @@ def find_duplicates(
     if len(rows) == 0:
         return (), True
     _, first, of_content = np.unique(table["content"], return_index=True, return_inverse=True)
-    pairs, changes, complete = near_copies(table[first], samples.labels[rows[first]])
+    labels = (
+        samples.labels
+    )  # -1 for all where an image can have several: pairs of any two images are compared then
+    pairs, changes, complete = near_copies(table[first], labels[rows[first]])
     edges = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(first), len(first)))
     _, component = connected_components(edges, directed=False)
     kinds: dict[int, set[str]] = collections.defaultdict(set)

@@ -85,6 +85,14 @@ def _assemble(samples: Samples, table: Table, rows: npt.NDArray[np.int64], bad: 
         complete=complete,
         suspects=find_suspects(samples, table, rows),
         notes=samples.notes,
+        images=None
+        if readable.targets is None
+        else {
+            split: int((readable.splits == split).sum())
+            for split in SPLITS
+            if (samples.splits == split).any()
+        },
+        unlabelled=0 if readable.targets is None else int((~readable.targets.any(axis=1)).sum()),
     )
 
 

@@ -112,8 +112,41 @@ TEXTS: dict[str, tuple[str, str]] = {
 }
 
 
+SEVERAL: dict[str, tuple[str, str]] = {
+    "imbalance": (
+        "Labels are unequal in train: {most} is on {high:,} images, {least} on {low:,} ({ratio:.1f} times).",
+        "Try --training.class-weights inverse; the best epoch is chosen by the mean over the labels already.",
+    ),
+    "small-split": (
+        "{split} has {count} images: thresholds and the figures of rare labels are uncertain.",
+        "",
+    ),
+    "labels-exact": (
+        "{count} with different labels, byte for byte the same.",
+        "One may lack a label of the other: look at them and keep one copy.",
+    ),
+    "labels-near": (
+        "{count} with different labels, nearly the same.",
+        "One may lack a label of the other: look at them.",
+    ),
+    "unlabelled": (
+        "{count} without any label.",
+        "They count as images in which none of the classes is: right if somebody looked, wrong if nobody did.",
+    ),
+}
+"""What is said instead where an image can have several labels."""
+
+
 def _finding(level: Level, code: str, paths: Iterable[str] = (), **values: Any) -> Finding:
     message, advice = (text.format(**values) for text in TEXTS[code])
+    return Finding(level, code, message, advice, tuple(paths))
+
+
+def _of(health: Health, level: Level, code: str, paths: Iterable[str] = (), **values: Any) -> Finding:
+    """Return a finding whose words depend on whether an image can have several labels."""
+    if health.images is None or code not in SEVERAL:
+        return _finding(level, code, paths, **values)
+    message, advice = (text.format(**values) for text in SEVERAL[code])
     return Finding(level, code, message, advice, tuple(paths))
 
 
@@ -125,6 +158,8 @@ def judge(health: Health, samples: Samples) -> Iterator[Finding]:
         yield from _class_findings(health)
         yield from _name_findings(health)
         yield from _balance_findings(health)
+        if health.unlabelled:
+            yield _of(health, "info", "unlabelled", count=counted(health.unlabelled, "image"))
     yield from _leakage_findings(health, has_boxes=samples.boxes is not None)
     yield from _file_findings(health, samples)
     if samples.conflicts:
@@ -182,7 +217,8 @@ def _balance_findings(health: Health) -> Iterator[Finding]:
         most, least = present[np.argmax(train[present])], present[np.argmin(train[present])]
         ratio = train[most] / train[least]
         if ratio >= 2:
-            yield _finding(
+            yield _of(
+                health,
                 "warning" if ratio >= 5 else "info",
                 "imbalance",
                 most=_isolated(health.classes[most]),
@@ -196,10 +232,10 @@ def _balance_findings(health: Health) -> Iterator[Finding]:
     if small:
         yield _finding("warning", "small-class", names=_some(small))
     for split in ("val", "test"):
-        count = sum(health.counts.get(split, ()))
+        count = health.in_splits().get(split, 0)
         if 0 < count < 400:
             points = 100 * 1.96 * (0.9 * 0.1 / count) ** 0.5  # half of the normal 95 % interval
-            yield _finding("info", "small-split", split=split, count=count, points=points)
+            yield _of(health, "info", "small-split", split=split, count=count, points=points)
 
 
 def _leakage_findings(health: Health, has_boxes: bool) -> Iterator[Finding]:
@@ -208,10 +244,10 @@ def _leakage_findings(health: Health, has_boxes: bool) -> Iterator[Finding]:
         near = [g for g in health.groups if g.differing(field, False) and not g.differing(field, True)]
         if exact and not (field == "label" and has_boxes):
             count = counted(len(exact), "picture")
-            yield _finding("error", f"{code}-exact", _copies(exact, field), count=count)
+            yield _of(health, "error", f"{code}-exact", _copies(exact, field), count=count)
         if near and not (field == "label" and has_boxes):
             count = counted(len(near), "picture")
-            yield _finding("warning", f"{code}-near", _copies(near, field), count=count)
+            yield _of(health, "warning", f"{code}-near", _copies(near, field), count=count)
     inside = [g for g in health.groups if not g.differing("split", False) and not g.differing("label", False)]
     if inside:
         extra = sum(len(group.images) - 1 for group in inside)

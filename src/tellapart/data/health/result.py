@@ -84,7 +84,8 @@ class Health:
     images; widths, heights: int32 [M] in pixels, upright; sizes: int64 [M] in bytes. formats, modes: how many
     images have each. deep: the images of more than 8 bits; largest: the largest number in them. grey: the greyscale
     images of a colour set. groups: duplicates, those across splits first; ``complete`` is False where the search for
-    near duplicates had to stop. findings: gravest first.
+    near duplicates had to stop. findings: gravest first. images: where an image can have several labels, the readable
+    ones of each split (``counts`` are of labels then), else None; unlabelled: those of all splits without any.
     """
 
     name: str
@@ -109,11 +110,21 @@ class Health:
     largest: float = 0.0
     notes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    images: dict[str, int] | None = None
+    unlabelled: int = 0
 
     @property
     def exit_code(self) -> int:
         """1 where there is an error among the findings, else 0."""
         return int(any(finding.level == "error" for finding in self.findings))
+
+    def in_splits(self) -> dict[str, int]:
+        """Return the readable samples of each split."""
+        return (
+            {split: sum(counts) for split, counts in self.counts.items()}
+            if self.images is None
+            else self.images
+        )
 
     def total(self) -> npt.NDArray[np.int64]:
         """Return the readable samples of each class over all splits, int64 [K]."""
@@ -136,6 +147,11 @@ class Health:
             **{name: getattr(self, name) for name in fields},
             "images": len(self.rows) + len(self.bad),
             "counts": {split: dict(zip(self.classes, n, strict=True)) for split, n in self.counts.items()},
+            **(
+                {}
+                if self.images is None
+                else {"images_of_splits": self.images, "unlabelled": self.unlabelled}
+            ),
             "quantiles": self.quantiles(),
             "rotated": [image.path for image in self.rotated],
             "grey": [image.path for image in self.grey],
@@ -160,8 +176,9 @@ def _public(image: Image) -> dict[str, str]:
 
 def image_at(samples: Samples, row: int, content: str = "") -> Image:
     """Return a row of the samples as an `Image`."""
-    label = samples.classes[int(samples.labels[row])]
-    return Image(int(row), str(samples.paths[row]), label, str(samples.splits[row]), content)
+    return Image(
+        int(row), str(samples.paths[row]), samples.label_text(int(row)), str(samples.splits[row]), content
+    )
 
 
 def images_at(samples: Samples, rows: Iterable[Any]) -> tuple[Image, ...]:

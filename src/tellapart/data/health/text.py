@@ -68,8 +68,9 @@ def _table_lines(health: Health, limit: int = 40) -> list[str]:
             lines.append(f"… {len(health.classes) - limit:,} more classes …")
         cells = "".join(f"{health.counts[name][k]:>10,}" for name in names)
         lines.append(_pad(health.classes[k], width) + cells)
-    sums = "".join(f"{sum(health.counts[name]):>10,}" for name in names)
-    return [*lines, _pad("all", width) + sums]
+    images = health.in_splits()
+    sums = "".join(f"{images[name]:>10,}" for name in names)
+    return [*lines, _pad("all" if health.images is None else "images", width) + sums]
 
 
 def _columns(text: str) -> int:

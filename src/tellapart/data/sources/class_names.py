@@ -28,7 +28,9 @@ def name_numbers(listing: Listing, root: str, others: Iterable[str], encoding: s
 
     Two numbers with one name stay numbers, as does all where files disagree; both are said.
     """
-    numbers = set(listing.labels)
+    numbers = (
+        set(listing.labels) if listing.sets is None else {name for names in listing.sets for name in names}
+    )
     if (
         listing.classes
         or not numbers
@@ -61,6 +63,9 @@ def name_numbers(listing: Listing, root: str, others: Iterable[str], encoding: s
         f"The names of {many(len(first), 'class', 'classes')} come from {printable(next(iter(found)))}: "
         f"{some((f'{number} is {first[number]}' for number in sorted(first)), 4)}."
     )
+    if listing.sets is not None:
+        listing.sets = [tuple(first[int(float(name))] for name in names) for names in listing.sets]
+        return listing
     listing.labels = [first[int(float(label))] for label in listing.labels]
     return listing
 

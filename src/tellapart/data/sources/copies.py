@@ -32,7 +32,7 @@ _THREADS = 8  # they wait for the disk
 
 def deal(
     listing: Listing,
-    labels: npt.NDArray[np.int64],
+    labels: npt.NDArray[Any],
     groups: Sequence[str] | None,
     rows: npt.NDArray[np.intp],
     fractions: tuple[float, float],
@@ -44,14 +44,16 @@ def deal(
 
     Of each picture the copy whose path comes first is dealt, and the others follow it; so without copies the
     splits are what `splits.assign` makes, and with some, they are nearly that. Where there are groups, those that
-    share a picture become one. ``warn`` (None: ``notes``) is told of copies with different labels.
+    share a picture become one. ``labels``: int64 [N], or targets uint8 [N, K]. ``warn`` (None: ``notes``) is told of
+    copies with different labels.
     """
     paths = [listing.paths[row] for row in rows]
     chosen = None if groups is None else [groups[row] for row in rows]
     seed = spec.split_seed
     if not any(fractions):
         return splits.assign(labels[rows], paths, *fractions, seed, chosen)
-    first = _copies(listing, labels, rows, spec, notes, warn or notes)
+    kinds = labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+    first = _copies(listing, kinds, rows, spec, notes, warn or notes)
     own = np.arange(len(rows))
     if (first == own).all():
         return splits.assign(labels[rows], paths, *fractions, seed, chosen)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.data.sources.splits import Dealer, Labels, numbers
+from tellapart.data.sources.splits import Dealer, Labels, seeded
 from tellapart.errors import DataError
 
 
@@ -29,7 +29,7 @@ def assign(labels: Labels, units: Sequence[str], count: int, seed: int) -> npt.N
         raise DataError(
             f"{count} folds need at least {count} {what}, and there are {len(names)}. Use fewer folds."
         )
-    order = numbers(seed, [str(name) for name in names])
+    order = seeded(seed, [str(name) for name in names])
     if len(names) == len(units):
         folds = np.empty(len(units), np.int64)
         folds[np.lexsort((order[index], labels))] = np.arange(len(units)) % count

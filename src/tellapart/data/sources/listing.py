@@ -50,7 +50,8 @@ NO_BOX: Box = (float("nan"),) * 4
 class Listing:
     """Columns of equal length, as lists.
 
-    ``splits`` holds "" where the source does not say. ``classes`` is the official order of class names; when
+    ``splits`` holds "" where the source does not say. ``sets``: all labels of each image, where it can have several
+    (``labels`` holds "" then), else None. ``classes`` is the official order of class names; when
     empty, classes are the names found, sorted. ``missing``: paths
     without a file. ``pixels``, ``keys`` and ``items`` as in `Samples`.
     """
@@ -69,12 +70,19 @@ class Listing:
     keys: npt.NDArray[Any] | None = None
     items: Items | None = None
     name: str = ""
+    sets: list[tuple[str, ...]] | None = None
 
     def add(self, path: str, label: str, split: str) -> None:
         """Append a row."""
         self.paths.append(path)
         self.labels.append(label)
         self.splits.append(split)
+
+    def add_set(self, path: str, labels: tuple[str, ...], split: str) -> None:
+        """Append an image that can have several labels."""
+        assert self.sets is not None
+        self.add(path, "", split)
+        self.sets.append(labels)
 
 
 def clean_label(text: str) -> str:

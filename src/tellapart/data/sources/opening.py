@@ -12,11 +12,12 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.data.samples import SPLITS, Samples
+from tellapart.data.samples import SPLITS, Samples, class_counts
 from tellapart.data.sources import (
     archives,
     class_names,
@@ -24,6 +25,7 @@ from tellapart.data.sources import (
     copies,
     folds,
     known,
+    linked,
     lookalikes,
     splits,
 )
@@ -107,6 +109,8 @@ def open_source(
         raise DataError(
             f"No image with a label can be used in {printable(spec.source)!r}. " + " ".join(notes)
         )
+    if spec.labels == "multi" and listing.sets is None:
+        listing = linked.merged(listing, notes)
     return _finish(listing, spec, notes)
 
 
@@ -242,7 +246,8 @@ def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
     kind: str = spec.format if spec.format in FORMATS else ""
     if not kind and spec.format == "auto":
         kind, *others = detect(tree) or [""]
-        kept = class_folders_first(tree, kind, spec, notes) if kind else None
+        multi = spec.labels == "multi"
+        kept = class_folders_first(tree, kind, spec, notes) if kind and not multi else None
         if kept is not None:
             return known.name_imagenet(kept, notes)
         for other in others:
@@ -293,12 +298,18 @@ def _wrapped(tree: walk.Tree) -> str:
 def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
     classes = _class_names(listing, notes)
     index = {name: number for number, name in enumerate(classes)}
-    labels = np.fromiter((index[label] for label in listing.labels), np.int64, len(listing.labels))
+    targets = None if listing.sets is None else _targets(listing.sets, index)
+    labels = (
+        np.fromiter((index[label] for label in listing.labels), np.int64, len(listing.labels))
+        if targets is None
+        else np.full(len(listing.paths), -1, np.int64)
+    )
+    meant = labels if targets is None else targets
     groups = _groups(listing, spec, notes)
     apart = _apart(listing, spec)
     fill = _fill_splits if not spec.fold else _fill_fold
-    fill(listing, labels, groups, spec, notes)
-    _report_classes(labels, listing.splits, classes, notes)
+    fill(listing, meant, groups, spec, notes)
+    _report_classes(meant, listing.splits, classes, notes)
     samples = Samples(
         paths=_objects(listing.paths),
         labels=labels,
@@ -314,6 +325,7 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
         conflicts=tuple(listing.conflicts),
         unusable=tuple(listing.bad),
         notes=tuple(notes),
+        targets=targets,
     )
     if samples.pixels is not None and samples.keys is None:
         samples = dataclasses.replace(samples, keys=np.arange(len(samples)))
@@ -326,6 +338,14 @@ def _apart(listing: Listing, spec: DataSpec) -> npt.NDArray[np.bool_]:
     return own if spec.fold else np.zeros_like(own)
 
 
+def _targets(sets: Sequence[tuple[str, ...]], index: Mapping[str, int]) -> npt.NDArray[np.uint8]:
+    """Return which labels each image has, uint8 [N, K]."""
+    targets = np.zeros((len(sets), len(index)), np.uint8)
+    for row, names in enumerate(sets):
+        targets[row, [index[name] for name in names]] = 1
+    return targets
+
+
 def _objects(items: Sequence[str]) -> npt.NDArray[np.object_]:
     column = np.empty(len(items), dtype=object)
     column[:] = items
@@ -333,7 +353,11 @@ def _objects(items: Sequence[str]) -> npt.NDArray[np.object_]:
 
 
 def _class_names(listing: Listing, notes: Notes) -> tuple[str, ...]:
-    found = set(listing.labels)
+    found = (
+        set(listing.labels) if listing.sets is None else {name for names in listing.sets for name in names}
+    )
+    if not found:
+        raise DataError(f"No image of {listing.name} has a label.")
     classes = listing.classes or tuple(sorted(found))
     if len(found) == 1:
         notes(f"There is only one class, {next(iter(found))!r}; training needs two.")
@@ -372,7 +396,7 @@ def _groups(listing: Listing, spec: DataSpec, notes: Notes) -> list[str] | None:
 
 
 def _fill_splits(
-    listing: Listing, labels: npt.NDArray[np.int64], groups: list[str] | None, spec: DataSpec, notes: Notes
+    listing: Listing, labels: npt.NDArray[Any], groups: list[str] | None, spec: DataSpec, notes: Notes
 ) -> None:
     column = listing.splits
     if any(column):
@@ -404,7 +428,7 @@ def _fill_splits(
 
 
 def _fill_fold(
-    listing: Listing, labels: npt.NDArray[np.int64], groups: list[str] | None, spec: DataSpec, notes: Notes
+    listing: Listing, labels: npt.NDArray[Any], groups: list[str] | None, spec: DataSpec, notes: Notes
 ) -> None:
     """Make the fold that the spec names the test split, and deal train and val from the others.
 
@@ -412,6 +436,11 @@ def _fill_fold(
     """
     chosen = spec.folds()
     assert chosen is not None
+    if labels.ndim == 2:
+        raise DataError(
+            "Cross-validation deals images by their one label; these have several. Train without --folds "
+            "(data.fold)."
+        )
     number, count = chosen
     own = _objects(listing.splits) == "test"
     rows = np.flatnonzero(_there(listing) & ~own)
@@ -448,7 +477,7 @@ def _there(listing: Listing) -> npt.NDArray[np.bool_]:
 
 def _deal(
     listing: Listing,
-    labels: npt.NDArray[np.int64],
+    labels: npt.NDArray[Any],
     groups: list[str] | None,
     rows: npt.NDArray[np.intp],
     fractions: tuple[float, float],
@@ -471,14 +500,14 @@ def _report_splits(column: Sequence[str], notes: Notes) -> None:
 
 
 def _report_classes(
-    labels: npt.NDArray[np.int64], column: Sequence[str], classes: Sequence[str], notes: Notes
+    labels: npt.NDArray[Any], column: Sequence[str], classes: Sequence[str], notes: Notes
 ) -> None:
     array = _objects(column)
-    whole = np.bincount(labels, minlength=len(classes))
+    whole = class_counts(labels, len(classes))
     if not whole.all():
         notes(f"Classes without any image: {some(classes[k] for k in np.flatnonzero(whole == 0).tolist())}.")
     for split in SPLITS:
-        counts = np.bincount(labels[array == split], minlength=len(classes))
+        counts = class_counts(labels[array == split], len(classes))
         missing = np.flatnonzero((counts == 0) & (whole > 0))
         if counts.any() and len(missing):
             names = some(classes[k] for k in missing.tolist())

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart.data.sources import iterative
 from tellapart.errors import DataError
 
 Labels = npt.NDArray[np.int64]
@@ -41,7 +42,7 @@ def quotas(count: int, val_fraction: float, test_fraction: float) -> tuple[int, 
 
 
 def assign(
-    labels: Labels,
+    labels: npt.NDArray[Any],
     paths: Sequence[str],
     val_fraction: float,
     test_fraction: float,
@@ -51,7 +52,8 @@ def assign(
     """Return the split of each sample, an object array [N] of "train", "val" or "test".
 
     Without groups, each class is ordered by a hash of seed and path, and gives its `quotas`. With groups,
-    whole groups are dealt out, see `_deal_groups`. Rows with the same path always stay together. Raises
+    whole groups are dealt out, see `_deal_groups`. Where ``labels`` are targets [N, K], images of several labels are
+    dealt by `iterative.deal`. Rows with the same path always stay together. Raises
     DataError if the two fractions leave nothing for train.
     """
     if val_fraction + test_fraction >= 1:
@@ -59,13 +61,16 @@ def assign(
             f"data.val_fraction ({val_fraction:g}) and data.test_fraction ({test_fraction:g}) together leave "
             "nothing to train on; their sum must be below 1."
         )
+    if labels.ndim == 2:
+        names = list(paths) if groups is None else merge(paths, groups)
+        return iterative.deal(labels, names, val_fraction, test_fraction, seeded(seed, names))
     if groups is None and len(set(paths)) == len(paths):
         return _deal_samples(labels, paths, val_fraction, test_fraction, seed)
     merged = list(paths) if groups is None else merge(paths, groups)
     return _deal_groups(labels, merged, val_fraction, test_fraction, seed)
 
 
-def numbers(seed: int, names: Sequence[str]) -> npt.NDArray[np.uint64]:
+def seeded(seed: int, names: Sequence[str]) -> npt.NDArray[np.uint64]:
     """Return a pseudo-random number for each name, the same for the same seed and name."""
     start = hashlib.blake2b(f"{seed}\0".encode(), digest_size=8)
     drawn = np.empty(len(names), np.uint64)
@@ -80,7 +85,7 @@ def _deal_samples(
     labels: Labels, paths: Sequence[str], val_fraction: float, test_fraction: float, seed: int
 ) -> npt.NDArray[Any]:
     splits = np.full(len(labels), "train", dtype=object)
-    order = np.lexsort((numbers(seed, paths), labels))
+    order = np.lexsort((seeded(seed, paths), labels))
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     for rows in np.split(order, starts[1:]):
         val, test = quotas(len(rows), val_fraction, test_fraction)
@@ -147,7 +152,7 @@ def _deal_groups(
     fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
     dealer = Dealer(np.bincount(labels, minlength=width).tolist(), fractions)
     sizes = np.bincount(index, minlength=len(names))
-    order = np.lexsort((numbers(seed, [str(name) for name in names]), -sizes)).tolist()
+    order = np.lexsort((seeded(seed, [str(name) for name in names]), -sizes)).tolist()
     place = ["train"] * len(names)
     for group in order:
         place[group] = min(dealer.target, key=lambda split: dealer.cost(split, counts[group]))

@@ -38,6 +38,11 @@ class Teacher(nn.Module):
         super().__init__()
         predictor = artifact.open_model(Path(path).expanduser(), device)
         self.model, card = predictor.model, predictor.card
+        if card.several:
+            raise ModelError(
+                f"The teacher {path} tells several labels of an image, and distillation compares answers of which one "
+                "is right."
+            )
         if set(card.classes) != set(classes):
             only = sorted(set(card.classes) ^ set(classes))
             raise ModelError(

@@ -26,6 +26,7 @@ class DataFacts:
     seen: decoded.Look
     train: int  # how many there are
     name: str = ""  # of a known data set
+    several: bool = False  # whether an image can have several labels
     largest: float | None = None  # number in the images of more than 8 bits, where the range is to be theirs
 
 
@@ -92,7 +93,7 @@ def of_data(spec: Spec, samples: Samples) -> DataFacts:
         largest = decoded.largest(training, spec.data, spec.input.channels)
         levels = (0.0, largest)
     seen = decoded.look(training, spec.data, levels=levels, channels=spec.input.channels)
-    return DataFacts(seen, len(training), samples.name, largest)
+    return DataFacts(seen, len(training), samples.name, samples.targets is not None, largest)
 
 
 def of_model(spec: ModelSpec) -> ModelFacts:

@@ -54,6 +54,7 @@ class Resolution:
         now = now._with(rules.of_input(now.spec.input, data, model))
         now = now._with(rules.of_stem(now.spec))
         now = now._with(rules.of_batch_size(now.spec, data))
+        now = now._with(rules.of_labels(now.spec, data))
         now = now._with(rules.of_augment(now.spec, data))
         teacher = facts.of_teacher(now.spec.distill.teacher)
         now = now._with(rules.of_teacher(now.spec.distill, teacher))

@@ -15,6 +15,7 @@ from tellapart.contract.sides import Size
 from tellapart.errors import RunError, SpecError
 from tellapart.models import zoo
 from tellapart.spec import AugmentSpec, DistillSpec, InputSpec, ModelSpec, Spec, flatten
+from tellapart.training.methods import multilabel as several
 from tellapart.training.resolution.choice import Choice
 from tellapart.training.resolution.facts import DataFacts, DeviceFacts, ModelFacts, PixelFacts, TeacherFacts
 
@@ -171,6 +172,26 @@ def of_batch_size(spec: Spec, data: DataFacts) -> list[Choice]:
         return [Choice("training.batch_size", 32, "photographs")]
     reason = "small images: 128, and at least 32 steps an epoch"
     return [Choice("training.batch_size", max(8, min(128, data.train // 32)), reason)]
+
+
+def of_labels(spec: Spec, data: DataFacts) -> list[Choice]:
+    """Loss and best metric by what a label is; what does not go with it is refused. Raises SpecError."""
+    training = spec.training
+    losses = several.LOSSES if data.several else ("cross-entropy", "focal")
+    what = "can have several labels" if data.several else "has one label"
+    if training.loss not in ("auto", *losses):
+        raise SpecError(
+            f"training.loss is {training.loss!r}, and each image of this data {what}: use {' or '.join(losses)}."
+            + ("" if data.several else " (--data.labels multi reads several.)")
+        )
+    loss = losses[0] if training.loss == "auto" else training.loss
+    if data.several:
+        several.check(spec, loss)
+    metric = several.SCORES[0] if data.several else "accuracy"
+    found = [Choice("training.loss", loss, f"an image {what}")] if training.loss == "auto" else []
+    if training.best_metric == "auto":
+        found.append(Choice("training.best_metric", metric, f"an image {what}"))
+    return found
 
 
 def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:

@@ -16,7 +16,7 @@ from tellapart.data.sources.annotations.detection import TITLES, file_format
 from tellapart.data.sources.annotations.entries import NO_BOX, Entry, Files, Labelled
 from tellapart.data.sources.annotations.given_splits import image_lists, image_sets, one_split
 from tellapart.data.sources.annotations.index import ImageIndex
-from tellapart.data.sources.annotations.tables import crops, images
+from tellapart.data.sources.annotations.tables import crops, images, sets
 from tellapart.data.sources.folders.walk import Tree, extension
 from tellapart.data.sources.listing import (
     Listing,
@@ -27,7 +27,7 @@ from tellapart.data.sources.listing import (
     split_of_folders,
     split_of_stem,
 )
-from tellapart.errors import DataError
+from tellapart.errors import DataError, SpecError
 from tellapart.spec import DataSpec
 
 _TEXTS = (".xml", ".json", ".csv", ".tsv", ".txt", ".names", ".labels", ".yaml", ".yml")
@@ -68,6 +68,12 @@ def read_annotations(tree: Tree, kind: str, spec: DataSpec, note: Note, only: st
     _tell(found, kind, note)
     listing = Listing(root=tree.root, bad=found.bad)
     objects = _chosen_labels(found, spec.boxes == "crop", note)
+    if spec.labels == "multi":
+        if spec.boxes == "crop":
+            raise SpecError(
+                "data.labels multi is for whole images: with data.boxes crop each box has one label."
+            )
+        return sets(listing, objects, splits, note)
     make = crops if spec.boxes == "crop" else images
     return make(listing, objects, splits, found.relative, note)
 

@@ -35,8 +35,25 @@ def images(
     if listing.conflicts:
         note(
             f"Skipped {many(len(listing.conflicts), 'image')} with boxes of more than one label "
-            f"({some([c.path for c in listing.conflicts], 3)}). --data.boxes crop makes a sample of each box."
+            f"({some([c.path for c in listing.conflicts], 3)}). --data.boxes crop makes a sample of each box, "
+            "--data.labels multi gives the image all of them."
         )
+    return listing
+
+
+def sets(
+    listing: Listing, objects: Mapping[str, list[Labelled]], splits: Mapping[str, str], note: Note
+) -> Listing:
+    """Fill the listing with one row for each image, which has all labels of its boxes, or none."""
+    listing.sets = []
+    for image, found in sorted(objects.items()):
+        listing.add_set(image, tuple(sorted({label for label, _ in found})), splits[image])
+    several = sum(len(names) > 1 for names in listing.sets)
+    bare = sum(not names for names in listing.sets)
+    note(
+        f"Labels of whole images: {many(several, 'image')} with several, {bare:,} annotated with none (no class is in "
+        "them)."
+    )
     return listing
 
 

@@ -167,7 +167,7 @@ def _label_columns(table: Table, spec: DataSpec, path: str, used: set[str], note
         if table.header:
             note(f"Labels are the column {printable(rest[0])!r} of {printable(_name(table))!r}.")
         return (rest[0],)
-    hot = one_hot(table, rest)
+    hot = one_hot(table, rest, spec.labels)
     twice = sorted(table.doubled.intersection(hot))
     if twice:
         raise DataError(
@@ -209,7 +209,7 @@ def _same(table: Table, one: str, other: str) -> bool:
 
 def _numeric(table: Table, column: str) -> bool:
     cells = [c for c in table.cells(column, _SAMPLE) if c]
-    return bool(cells) and all(re.fullmatch(r"[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?", c, re.I) for c in cells)
+    return bool(cells) and all(map(is_number, cells))
 
 
 def _is_index(table: Table, column: str) -> bool:
@@ -227,18 +227,45 @@ def _repeats(table: Table, column: str) -> bool:
     return len(set(cells)) < len(cells)
 
 
-def one_hot(table: Table, columns: Sequence[str]) -> tuple[str, ...]:
-    """Return those of ``columns`` that are one-hot labels: yes or no, and in 19 of 20 rows exactly one yes."""
+def one_hot(table: Table, columns: Sequence[str], labels: str = "auto") -> tuple[str, ...]:
+    """Return those of ``columns`` that are one-hot labels: yes or no, and in 19 of 20 rows exactly one yes.
+
+    Where images may have several labels (``labels``: multi, or auto and nothing else is in the list, with three columns
+    at least) any number of yes will do.
+    """
     binary = [c for c in columns if all(v.casefold() in _YES | _NO | {""} for v in set(table.cells(c)))]
     if len(binary) < 2:
         return ()
     ones = [sum(is_yes(str(record.get(c, "")).strip()) for c in binary) for _, record in table.rows]
-    return tuple(binary) if ones and 20 * ones.count(1) >= 19 * len(ones) else ()
+    if ones and 20 * ones.count(1) >= 19 * len(ones):
+        return tuple(binary)
+    several = labels == "multi" or (labels == "auto" and len(binary) == len(columns) >= 3)
+    return tuple(binary) if several and any(count > 1 for count in ones) else ()
 
 
 def is_yes(text: str) -> bool:
     """Return whether a cell says yes (1, true)."""
     return text.casefold() in _YES
+
+
+def is_number(text: str) -> bool:
+    """Return whether a cell is a number."""
+    return bool(re.fullmatch(r"[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?", text, re.I))
+
+
+def hot_labels(record: Mapping[str, Any], columns: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return the names of the one-hot columns that say yes. Raises DataError for a cell that is neither yes nor no."""
+    found = []
+    for column in columns:
+        text = cell(record, column)
+        if text and not is_yes_or_no(text):
+            raise DataError(
+                f"{where}: the one-hot column {column.strip()!r} is {text!r}; expected 0 or 1. Probabilities and "
+                "ratings are no labels."
+            )
+        if is_yes(text):
+            found.append(clean_label(column))
+    return tuple(found)
 
 
 def is_yes_or_no(text: str) -> bool:

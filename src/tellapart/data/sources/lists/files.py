@@ -47,7 +47,7 @@ class Table:
 def cell(record: Mapping[str, Any], column: str) -> str:
     """Return a cell as text without outer white space, "" where there is none."""
     value = record.get(column) if column else None
-    return "" if value is None else str(value).strip()
+    return "" if value is None or value == [] else str(value).strip()
 
 
 def is_list(path: str) -> bool:
@@ -135,7 +135,9 @@ def _json_lines(text: str, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record whose lists of one text are that text, and of several are joined by bars."""
     return {
-        key: "|".join(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
+        key: "|".join(value)
+        if value and isinstance(value, list) and all(isinstance(v, str) for v in value)
+        else value
         for key, value in record.items()
     }
 

@@ -152,7 +152,7 @@ def prefers_lists(found: Lists, tree: Tree, spec: DataSpec) -> bool:
     except DataError:
         return True
     classes = set(listing.labels)
-    if len(classes) < 2 or any(map(is_container, classes)):
+    if spec.labels == "multi" or len(classes) < 2 or any(map(is_container, classes)):
         return True
     start = os.path.relpath(listing.root, tree.root).replace(os.sep, "/")
     images = {path if start == "." else f"{start}/{path}" for path in listing.paths}
@@ -218,7 +218,11 @@ def _say_unlisted(whole: Listing, tree: Tree, note: Note) -> None:
 
 
 def _extend(whole: Listing, part: Listing) -> None:
-    for column in ("groups", "boxes"):
+    if (whole.sets is None) != (part.sets is None):
+        raise DataError(
+            "Some of the lists give images several labels, and others one. --data.labels multi reads all as several."
+        )
+    for column in ("groups", "boxes", "sets"):
         one, other = getattr(whole, column), getattr(part, column)
         if (one is None) != (other is None):
             raise DataError(f"Some of the lists have a column for {column} and others have not.")
@@ -246,6 +250,11 @@ def _keep_last(whole: Listing, note: Note) -> None:
         if path not in best or rank[whole.splits[row]] > rank[whole.splits[best[path]]]:
             best[path] = row
     torn = {path for path, names in labels.items() if len(names) > 1}
+    if whole.sets is not None:  # with the labels of all lists
+        sets: dict[str, dict[str, None]] = {}
+        for path, several in zip(whole.paths, whole.sets, strict=True):
+            sets.setdefault(path, {}).update(dict.fromkeys(several))
+        whole.sets = [tuple(sets[path]) for path in whole.paths]
     rows = [row for path, row in best.items() if path not in torn]
     note(
         f"Skipped {many(len(whole.paths) - len(best), 'row')} of images that several lists name: each image counts in "
@@ -257,7 +266,7 @@ def _keep_last(whole: Listing, note: Note) -> None:
 
 
 def _keep(whole: Listing, rows: Sequence[int]) -> None:
-    for name in ("paths", "labels", "splits", "groups"):
+    for name in ("paths", "labels", "splits", "groups", "sets"):
         column = getattr(whole, name)
         if column is not None:
             setattr(whole, name, [column[row] for row in rows])

@@ -18,10 +18,11 @@ from tellapart.data.samples import Conflict
 from tellapart.data.sources.folders import walk
 from tellapart.data.sources.folders.walk import Tree
 from tellapart.data.sources.listing import NO_BOX, Box, Listing, Note, many, printable, some
-from tellapart.data.sources.lists import column_choice, files, paths
+from tellapart.data.sources.lists import column_choice, files, paths, several
 from tellapart.data.sources.lists.column_choice import Columns
 from tellapart.data.sources.lists.files import Table, is_list
 from tellapart.data.sources.lists.paths import Finder
+from tellapart.data.sources.lists.several import Several
 from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 
@@ -123,11 +124,12 @@ def read_plan(found: Plan, spec: DataSpec, note: Note) -> Listing:
     """Return the listing of a list that `plan` looked at. Raises DataError."""
     for text in found.notes:
         note(text)
-    rows = _rows(found, note)
+    several_labels = several.decide(found.table, found.columns, spec, note)
+    rows = _rows(found, several_labels, note)
     path = found.table.path
     if not rows:
         raise DataError(f"{printable(path)!r} lists no image with a label.")
-    if not spec.label_column:
+    if not spec.label_column and several_labels is None:
         _split_labels(rows)
     places = found.finder.find(list(dict.fromkeys(row.path for row in rows)))
     if not any(places.paths.values()):
@@ -144,18 +146,22 @@ def read_plan(found: Plan, spec: DataSpec, note: Note) -> Listing:
         if not place:
             missing.add(row.path)
         row.path = place or row.path
-    listing = _table(rows, bool(found.columns.box), spec, found.finder.root, note)
+    listing = (
+        _table(rows, bool(found.columns.box), spec, found.finder.root, note)
+        if several_labels is None
+        else _table_of_sets(rows, found.finder.root, note)
+    )
     listing.missing = missing & set(listing.paths)
     if not found.columns.group:
         listing.groups = None
     return listing
 
 
-def _rows(found: Plan, note: Note) -> list[_Row]:
+def _rows(found: Plan, several_labels: Several | None, note: Note) -> list[_Row]:
     rows: list[_Row] = []
     empty: Counter[str] = Counter()
     for line, record in found.table.rows:
-        row = _row(record, found, f"{printable(found.table.path)}, line {line}", empty)
+        row = _row(record, found, several_labels, f"{printable(found.table.path)}, line {line}", empty)
         if row is not None:
             rows.append(row)
     if empty[""]:
@@ -172,17 +178,25 @@ def _rows(found: Plan, note: Note) -> list[_Row]:
     return rows
 
 
-def _row(record: Mapping[str, Any], found: Plan, where: str, empty: Counter[str]) -> _Row | None:
+def _row(
+    record: Mapping[str, Any], found: Plan, several_labels: Several | None, where: str, empty: Counter[str]
+) -> _Row | None:
     columns = found.columns
     raw = record.get(columns.path)
     path = found.finder.clean("" if raw is None else str(raw))
+    split = (columns.splits or {}).get(files.cell(record, columns.split), "")
+    group = files.cell(record, columns.group)
+    if several_labels is not None:
+        names = several_labels.labels(record, where)
+        if not path or names is None:
+            empty[""] += 1
+            return None
+        return _Row(path, "", split, group, NO_BOX, names)
     labels = column_choice.labels_of(record, columns, where)
     label = labels[0] if labels else ""
     if not path or not label or (label in column_choice.MISSING and len(labels) == 1):
         empty[label if path and label else ""] += 1
         return None
-    split = (columns.splits or {}).get(files.cell(record, columns.split), "")
-    group = files.cell(record, columns.group)
     box = _box(record, columns.box, where)
     return _Row(path, label, split, group, box, labels if len(labels) > 1 else ())
 
@@ -246,6 +260,29 @@ def _table(rows: Sequence[_Row], has_boxes: bool, spec: DataSpec, folder: str, n
         }
         listing.conflicts.append(Conflict(path, tuple(sorted(found))))
     _report(left, len(bad), sum(len(found) > 1 for found in splits.values()), note)
+    return listing
+
+
+def _table_of_sets(rows: Sequence[_Row], folder: str, note: Note) -> Listing:
+    """Return a row for each image, with the labels of all its rows."""
+    listing = Listing(root=folder, groups=[], sets=[])
+    sets: dict[str, dict[str, None]] = defaultdict(dict)
+    splits: dict[str, set[str]] = defaultdict(set)
+    groups: dict[str, str] = {}
+    for row in rows:
+        sets[row.path].update(dict.fromkeys(row.several))
+        splits[row.path].add(row.split)
+        groups.setdefault(row.path, row.group)
+    for path, names in sets.items():
+        listing.add_set(path, tuple(names), max(splits[path], key=_RANK.__getitem__))
+    listing.groups = list(groups.values())
+    if len(sets) < len(rows):
+        note(
+            f"{many(len(rows), 'row')} of {many(len(sets), 'image')}: an image has the labels of all its rows."
+        )
+    if bare := sum(not names for names in sets.values()):
+        note(f"{many(bare, 'image')} without any label: none of the classes is in them.")
+    _report(Counter(), 0, sum(len(found) > 1 for found in splits.values()), note)
     return listing
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -105,6 +106,7 @@ class Objects:
     def listing(self, spec: DataSpec, notes: Note) -> Listing:
         """Return the listing of all parts. Raises DataError."""
         self._check(spec)
+        spec = dataclasses.replace(spec, labels="single")
         self.look(spec)
         if self._read:
             result = self._of_items(notes)
@@ -121,6 +123,11 @@ class Objects:
         given = [name for name in SPLITS if getattr(spec, name)]
         if given:
             raise DataError(f"data.{given[0]} names folders, but the data is an object.")
+        if spec.labels == "multi":
+            raise DataError(
+                "data.labels is multi, and objects of Python have one label for each image so far: write a list (CSV "
+                "with paths and labels) for several."
+            )
         if spec.format != "auto":
             raise DataError(f"data.format is {spec.format!r}, which is for files; the data is an object.")
 

@@ -1,0 +1,323 @@
+"""The figures of images with several labels, and the thresholds that tell labels from probabilities.
+
+Definitions are scikit-learn's (`average_precision_score`, `f1_score`, `hamming_loss`), computed here because that takes
+longer to import than a small set to be measured. Works on logits, probabilities and targets alone.
+
+Averages over classes are over those that the split has: a class that no image has, has no average precision and no
+recall, so it is left out and not counted as 0. Classes that every image has count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tellapart.contract.answers import Answers
+from tellapart.contract.card import label_mark
+from tellapart.errors import DataError
+from tellapart.runtime import timing
+
+Floats = npt.NDArray[np.float64]
+Targets = npt.NDArray[np.uint8]
+QUICK = ("mAP", "macro-f1", "micro-f1", "loss")
+KIND = "multi-label"
+LEAST_POSITIVES = 5  # validation images of a class, with fewer of which its threshold stays at the half
+HALF = 0.5
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """One class's figures, each in [0, 1]; None where the split has no image of the class (or precision: none told)."""
+
+    name: str
+    support: int
+    threshold: float
+    ap: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class MultiEvaluation:
+    """Every figure of one split; see `evaluate`. Fractions are in [0, 1].
+
+    together: int64 [K, K], images that have both the label of the row and that of the column.
+    """
+
+    split: str
+    n: int
+    classes: tuple[str, ...]
+    map: float
+    map_interval: tuple[float, float]
+    macro_f1: float
+    micro_f1: float
+    samples_f1: float
+    subset_accuracy: float
+    hamming_loss: float
+    loss: float | None
+    per_class: tuple[LabelScore, ...]
+    together: npt.NDArray[np.int64]
+    told: npt.NDArray[np.int64]
+    images_per_second: float | None = None
+    latency_ms: Mapping[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values["classes"] = list(self.classes)
+        values["map_interval"] = list(self.map_interval)
+        values["per_class"] = [asdict(score) for score in self.per_class]
+        values["together"], values["told"] = self.together.tolist(), self.told.tolist()
+        values["latency_ms"] = None if self.latency_ms is None else dict(self.latency_ms)
+        return {"kind": KIND, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MultiEvaluation:
+        """Return the evaluation that `to_dict` gave the values of. Raises KeyError for a missing one."""
+        known = {name: values[name] for name in cls.__dataclass_fields__}
+        low, high = values["map_interval"]
+        return cls(
+            **known
+            | {
+                "classes": tuple(values["classes"]),
+                "map_interval": (float(low), float(high)),
+                "per_class": tuple(LabelScore(**score) for score in values["per_class"]),
+                "together": np.array(values["together"], np.int64).reshape(len(values["classes"]), -1),
+                "told": np.array(values["told"], np.int64),
+            }
+        )
+
+
+def average_precision(scores_N: npt.NDArray[Any], truth_N: npt.NDArray[Any]) -> float:
+    """Return the average precision of one class: the sum over ranks of the gain in recall times the precision.
+
+    Equal scores are one rank. NaN where no image has the class.
+    """
+    order = np.argsort(-scores_N, kind="stable")
+    return _average_precision(scores_N[order], truth_N[order].astype(np.float64))
+
+
+def _average_precision(falling: npt.NDArray[Any], truth: Floats) -> float:
+    """Return the same of scores that fall. ``truth``: how often each counts as a yes."""
+    ends = np.flatnonzero(np.diff(falling, append=np.nan) != 0)
+    hits = truth.cumsum()[ends]
+    if not len(hits) or not hits[-1]:
+        return math.nan
+    return float((np.diff(hits, prepend=0) * hits / (ends + 1)).sum() / hits[-1])
+
+
+def average_precisions(scores_NK: npt.NDArray[Any], targets_NK: Targets) -> Floats:
+    """Return each class's average precision, float64 [K]; NaN where no image has the class."""
+    pairs = zip(scores_NK.T, targets_NK.T, strict=True)
+    return np.array([average_precision(scores, truth) for scores, truth in pairs], np.float64)
+
+
+def mean_of_present(values: Floats) -> float:
+    """Return the mean over the classes that the split has; NaN where it has none."""
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else math.nan
+
+
+def quick(logits: npt.NDArray[Any], targets: Targets) -> dict[str, float]:
+    """Return the figures by which an epoch is judged: mAP, macro-f1, micro-f1 (at probability 0.5), loss.
+
+    logits: float [N, K]; targets: uint8 [N, K]. The loss is the mean binary cross-entropy in nats. Raises DataError
+    where N is 0.
+    """
+    _check(logits.shape, targets)
+    macro, micro = _f1(logits > 0, targets)
+    clean = np.nan_to_num(logits.astype(np.float64), nan=-np.inf)
+    figures = {
+        "mAP": mean_of_present(average_precisions(clean, targets)),
+        "macro-f1": macro,
+        "micro-f1": micro,
+    }
+    return {**figures, "loss": _loss(logits.astype(np.float64), targets)}
+
+
+def choose_thresholds(probabilities_NK: Floats, targets_NK: Targets) -> tuple[float, ...]:
+    """Return for each class the threshold with the highest F1; an image has the class at the threshold and above.
+
+    It lies in the middle between the two probabilities that it separates, which is what new images ask for. Of equal F1
+    that nearest to a half counts. A class of fewer than `LEAST_POSITIVES` images keeps a half: the best threshold for
+    so few is chance.
+    """
+    return tuple(_threshold(p, t) for p, t in zip(probabilities_NK.T, targets_NK.T, strict=True))
+
+
+def _threshold(probabilities: Floats, truth: npt.NDArray[Any]) -> float:
+    positives = int(truth.sum())
+    if positives < LEAST_POSITIVES or positives == len(truth):
+        return HALF
+    order = np.argsort(-probabilities, kind="stable")
+    falling, hits = probabilities[order], truth[order].cumsum()
+    ends = np.flatnonzero(np.diff(falling, append=-1.0) != 0)
+    f1 = 2 * hits[ends] / (ends + 1 + positives)
+    below = np.append(falling[1:], 0.0)[ends]
+    middle = np.round((falling[ends] + below) / 2, 6)
+    valid = (middle > below) & (middle <= falling[ends])  # rounding may not move an image to the other side
+    middle = np.where(valid, middle, falling[ends])
+    best = np.flatnonzero(f1 >= f1.max() - 1e-12)
+    return float(middle[best[np.abs(middle[best] - HALF).argmin()]])
+
+
+def evaluate(
+    answers: Answers,
+    targets: Targets,
+    split: str,
+    *,
+    seconds: float | None = None,
+    latencies_ms: Sequence[float] | None = None,
+) -> MultiEvaluation:
+    """Return every figure of one split; ``answers``: of N images; targets: uint8 [N, K]. Raises DataError for N = 0.
+
+    map is the mean average precision over the classes that the split has, with a 95 % interval by drawing the images
+    anew `RESAMPLES` times (percentiles of the bootstrap). F1, subset accuracy and Hamming loss are of what is told, by
+    the card's thresholds. samples_f1 is the mean F1 of the images, 1 where there is rightly nothing to tell.
+    """
+    _check(answers.logits.shape, targets)
+    told = answers.told_matrix
+    scores = np.nan_to_num(answers.scaled, nan=-np.inf)
+    ap = average_precisions(scores, targets)
+    macro, micro = _f1(told, targets)
+    truth = targets.astype(bool)
+    hits, support, predicted = (told & truth).sum(0), truth.sum(0), told.sum(0)
+    loss = _loss(answers.scaled, targets)
+    return MultiEvaluation(
+        split=split,
+        n=len(targets),
+        classes=tuple(answers.classes),
+        map=mean_of_present(ap),
+        map_interval=map_interval(scores, targets),
+        macro_f1=macro,
+        micro_f1=micro,
+        samples_f1=float(_f1_of_images(told, truth).mean()),
+        subset_accuracy=float((told == truth).all(1).mean()),
+        hamming_loss=float((told != truth).mean()),
+        loss=loss if math.isfinite(loss) else None,
+        per_class=tuple(
+            LabelScore(
+                str(name),
+                int(support[k]),
+                float(answers.thresholds[k]),
+                float(ap[k]) if support[k] else None,
+                float(hits[k] / predicted[k])
+                if support[k] and predicted[k]
+                else (0.0 if support[k] else None),
+                float(hits[k] / support[k]) if support[k] else None,
+                float(2 * hits[k] / (support[k] + predicted[k])) if support[k] else None,
+            )
+            for k, name in enumerate(answers.classes)
+        ),
+        together=targets.T.astype(np.int64) @ targets.astype(np.int64),
+        told=predicted.astype(np.int64),
+        images_per_second=len(targets) / seconds if seconds else None,
+        latency_ms=timing.percentiles(latencies_ms) if latencies_ms is not None else None,
+    )
+
+
+def predictions(answers: Answers, targets: Targets, paths: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the columns of predictions.csv, each of length N.
+
+    path, labels and predicted (class names, joined by `label_mark`), correct (0 or 1: whether these are the same) and
+    the probability of each class (``p:CLASS``).
+    """
+    classes, told = answers.classes, answers.told_matrix
+    mark = label_mark(classes)
+
+    def names(row: npt.NDArray[Any]) -> str:
+        return mark.join(classes[k] for k in np.flatnonzero(row).tolist())
+
+    columns: dict[str, list[Any]] = {
+        "path": [str(path) for path in paths],
+        "labels": [names(row) for row in targets],
+        "predicted": [names(row) for row in told],
+        "correct": (told == targets.astype(bool)).all(1).astype(int).tolist(),
+    }
+    return columns | {f"p:{name}": answers.probabilities[:, k].tolist() for k, name in enumerate(classes)}
+
+
+def worst_mistakes(answers: Answers, targets: Targets, count: int) -> list[int]:
+    """Return the rows of the ``count`` images with a label that is wrong (or missing) the most surely, this first."""
+    wrong = answers.told_matrix != targets.astype(bool)
+    far = np.where(wrong, np.abs(np.nan_to_num(answers.probabilities) - targets), -1.0).max(axis=1)
+    rows = np.flatnonzero(far >= 0)
+    return [int(row) for row in rows[np.argsort(-far[rows], kind="stable")][:count]]
+
+
+def map_interval(scores_NK: npt.NDArray[Any], targets_NK: Targets, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of the mean average precision, by the bootstrap over images.
+
+    Images that are drawn twice make the average precision of a drawing a little too high; by as much as the drawings'
+    mean lies above the figure itself, the interval is moved back.
+    """
+    drawn = resampled_maps([scores_NK], targets_NK, seed)[0]
+    bias = float(drawn.mean()) - mean_of_present(average_precisions(scores_NK, targets_NK))
+    low, high = (float(np.percentile(drawn, point)) - bias for point in (2.5, 97.5))
+    return max(0.0, low), min(1.0, high)
+
+
+def resampled_maps(models: Sequence[npt.NDArray[Any]], targets_NK: Targets, seed: int = 0) -> list[Floats]:
+    """Return for each model's scores [N, K] the mAP on `RESAMPLES` drawings of N images, the same for all models.
+
+    Where the images and classes are many, fewer drawings are made (at least 200): 95 % intervals need no more.
+    """
+    n, classes = targets_NK.shape
+    count = max(200, min(RESAMPLES, 100_000_000 // max(1, n * classes)))
+    rng = np.random.default_rng(seed)
+    orders = [np.argsort(-scores, axis=0, kind="stable") for scores in models]
+    found: list[list[float]] = [[] for _ in models]
+    for _ in range(count):
+        times = np.bincount(rng.integers(n, size=n), minlength=n)
+        for values, scores, order in zip(found, models, orders, strict=True):
+            values.append(_weighted_map(scores, targets_NK, order, times))
+    return [np.array(values) for values in found]
+
+
+def _weighted_map(
+    scores: npt.NDArray[Any], targets: Targets, order: npt.NDArray[np.intp], times: npt.NDArray[np.int64]
+) -> float:
+    """Return the mAP where image n counts ``times[n]`` times; of equal scores the first come first."""
+    weights = times[order].astype(np.float64)
+    yes = weights * np.take_along_axis(targets, order, axis=0)
+    hits, ranks = yes.cumsum(0), weights.cumsum(0)
+    # An image that counts several times is one rank, as equal scores are.
+    total = hits[-1]
+    ap = (yes * hits / np.maximum(ranks, 1)).sum(0)[total > 0] / total[total > 0]
+    return float(ap.mean()) if len(ap) else math.nan
+
+
+def _f1(told: npt.NDArray[np.bool_], targets: Targets) -> tuple[float, float]:
+    """Return macro (over the classes present) and micro F1."""
+    truth = targets.astype(bool)
+    hits, either = (told & truth).sum(0), told.sum(0) + truth.sum(0)
+    present = truth.any(0)
+    macro = float((2 * hits[present] / either[present]).mean()) if present.any() else math.nan
+    return macro, float(2 * hits.sum() / max(1, either.sum()))
+
+
+def _f1_of_images(told: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> Floats:
+    """Return the F1 of what is told of each image, float64 [N]."""
+    either = told.sum(1) + truth.sum(1)
+    return np.where(either == 0, 1.0, 2 * (told & truth).sum(1) / np.maximum(either, 1))
+
+
+def _loss(scaled: Floats, targets: Targets) -> float:
+    """Return the mean binary cross-entropy in nats; not finite where a logit is not."""
+    with np.errstate(invalid="ignore"):
+        losses = np.maximum(scaled, 0) - scaled * targets + np.log1p(np.exp(-np.abs(scaled)))
+    return float(losses.mean())
+
+
+def _check(shape: Sequence[int], targets: Targets) -> None:
+    if len(targets) == 0:
+        raise DataError("There are no images to evaluate: the split is empty.")
+    if tuple(shape) != targets.shape:
+        raise ValueError(f"logits {tuple(shape)} and targets {targets.shape} do not belong together")
