@@ -88,7 +88,8 @@ class Evaluate:
     epoch: Literal["best", "last"] = "best"
     """Of a run folder: the epoch that validation chose, or the last."""
     trust: bool = False
-    """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs."""
+    """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs. With a name, such as
+    --trust my_package: import that package for a network that is not tellapart's (every command takes this)."""
     format: DataFormat = "auto"
     """How to read DATA."""
     boxes: Literal["image", "crop"] = "image"
@@ -130,7 +131,8 @@ class Predict:
     device: _Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; for an ONNX file also tensorrt and tensorrt:N."""
     trust: bool = False
-    """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs."""
+    """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs. With a name, such as
+    --trust my_package: import that package for a network that is not tellapart's (every command takes this)."""
 
 
 @dataclass(frozen=True)

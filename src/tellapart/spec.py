@@ -11,9 +11,11 @@ with a run holds what was chosen.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from tellapart import references
 from tellapart.errors import SpecError
 from tellapart.sections import (
     Count,
@@ -41,6 +43,7 @@ __all__ = [
     "SpeedSpec",
     "TrainingSpec",
     "flatten",
+    "own_names",
     "to_dict",
     "update",
 ]
@@ -233,7 +236,10 @@ class ModelSpec(Section, prefix="model."):
     """The network: its architecture, the weights that it starts from, and which of them train."""
 
     name: str = "auto"
-    """Architecture (see: tellapart models); auto: fast-cnn, for photographs a pretrained network."""
+    """Architecture (see: tellapart models), or your own, package.module:function; auto: fast-cnn, for photographs a
+    pretrained network."""
+    arguments: tuple[str, ...] = ()
+    """A network of your own: what its function is given besides num_classes and channels, NAME=VALUE."""
     weights: str = "auto"
     """none, pretrained, a tag, efficientnet-lite0, a file, or a run of ours; auto: only with name auto."""
     finetune: Literal["auto", "full", "head", "staged"] = "auto"
@@ -254,6 +260,13 @@ class ModelSpec(Section, prefix="model."):
     """simple-cnn: batch normalisation after each convolution."""
     stem: Literal["auto", "small", "standard"] = "auto"
     """First layers: small keeps the resolution of images of up to 64 pixels."""
+
+    def __post_init__(self) -> None:
+        given: Any = self.arguments
+        if isinstance(given, Mapping):
+            object.__setattr__(self, "arguments", references.arguments(given))
+        super().__post_init__()
+        references.arguments(self.arguments)
 
 
 @dataclass(frozen=True)
@@ -418,3 +431,9 @@ class Spec(Section):
     run: RunSpec = field(default_factory=RunSpec)
     seed: int = 0
     """Seed of everything random in training."""
+
+
+def own_names(spec: Spec) -> list[tuple[str, str]]:
+    """Return (kind, name) of the code of one's own that a spec names."""
+    named = {"model": spec.model.name}
+    return [(kind, name) for kind, name in named.items() if references.is_own(name)]

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tellapart import references
 from tellapart.augment import Augment, needs_large_source
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
 from tellapart.data.stores import images as decoded
 from tellapart.devices import put, seed_device
 from tellapart.errors import DataError, SpecError
-from tellapart.models import heads, weights, zoo
+from tellapart.models import heads, own_code, weights, zoo
 from tellapart.preprocess import Preprocessing, normalise, resize
 from tellapart.spec import Spec
 from tellapart.training import optim, sampling
@@ -156,9 +157,12 @@ def build_model(prepared: RunData) -> tuple[torch.nn.Module, zoo.Architecture, w
         batch_norm=spec.model.batch_norm,
         stem=stem,
         pruned=weights.pruned(spec.model.weights),
+        arguments=spec.model.arguments,
     )
     seed_device(torch.device("cpu"), spec.seed)
     model = zoo.build(architecture)
+    if references.is_own(architecture.name):
+        own_code.check(model, architecture)
     info = None
     initialise = getattr(model, "initialise_from", None)
     if callable(initialise) and spec.model.weights == "none":

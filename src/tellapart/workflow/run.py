@@ -23,6 +23,7 @@ from tellapart.data.sources.objects import Objects, take
 from tellapart.data.stores.streaming import StreamedStore
 from tellapart.errors import RunError
 from tellapart.evaluation import infer, metrics, report
+from tellapart.references import Trust
 from tellapart.runtime.eager import open_artifact
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
@@ -39,7 +40,7 @@ from tellapart.training.speed import autotune, features
 from tellapart.training.speed.profile import Profile
 from tellapart.training.step import Plan
 from tellapart.workflow import given as giving
-from tellapart.workflow import run_files
+from tellapart.workflow import own_code, run_files
 from tellapart.workflow.measure import evaluate_set
 from tellapart.workflow.pictures import training_grid
 from tellapart.workflow.telling import RunReporter, headline, trackers, warn_of_leaks
@@ -94,6 +95,7 @@ def train(
     quiet: bool = False,
     profile: bool = False,
     callbacks: Sequence[Callback] = (),
+    trust: Trust = False,
     **changes: Any,
 ) -> Result:
     """Train a classifier and measure it.
@@ -116,15 +118,21 @@ def train(
         profile: tell where a step's time goes, and keep it, with a trace, under ``profile`` in the run's folder.
         callbacks: objects of classes derived from ``tellapart.Callback``, which take part in training. What they
             return as their state is saved with each checkpoint; give them to ``resume`` again.
+        trust: packages that may be imported for what the file ``spec`` names, or True; what is given here needs none.
         changes: fields of the spec, such as ``training={"epochs": 3}``, ``data={"val_fraction": 0.2}``, ``seed=1`` or
-            ``**{"model.name": "resnet18"}``.
+            ``**{"model.name": "resnet18"}``. ``model`` may be a network of your own too: an ``nn.Module``, of which a
+            copy is trained, what makes one, ``(num_classes, channels) -> nn.Module``, or the name of that,
+            ``"my_package.my_module:build"``.
 
     Raises: errors of ``tellapart.errors``.
     """
     given = take(data, val, test, classes)
-    wanted = make_spec(given or data, recipe, spec, **changes)
+    own = own_code.take(changes)
+    wanted = make_spec(given or data, recipe, spec, **own.changes)
+    own_code.consent(wanted, own, spec, trust)
     ours = ineffective.given(wanted, make_spec(None, recipe))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(own.at_hand(wanted))
         procs = stack.enter_context(processes(wanted.training.device))
         console = stack.enter_context(Console(quiet=quiet or not procs.first))
         checks.check_device(wanted, procs.device)
@@ -161,17 +169,22 @@ def resume(
     classes: Iterable[str] | None = None,
     quiet: bool = False,
     callbacks: Sequence[Callback] = (),
+    trust: Trust = False,
+    model: Any = None,
 ) -> Result:
     """Go on exactly where a run was cut off; of a finished run, return the result.
 
     ``data``, ``val``, ``test`` and ``classes`` are for a run on objects, which no file holds: the same objects as for
     ``train`` (``classes`` need not be said again). ``callbacks``: those that ``train`` was given; their saved states
-    are loaded. Raises RunError, also where these are not what they were.
+    are loaded. ``model``: the network of your own that ``train`` was given as an object; ``trust``: packages that may
+    be imported for what a run from elsewhere names, or True. Raises RunError, also where these are not what they were.
     """
     folder = runs.require(run)
     spec = runs.read_spec(folder / runs.SPEC_FILE)
     given = giving.again(folder, spec.data.source, data, val, test, classes)
+    own = own_code.again(folder, spec, trust, model=model)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(own.at_hand(spec))
         procs = stack.enter_context(processes(spec.training.device))
         console = stack.enter_context(Console(quiet=quiet or not procs.first))
         if procs.first:
@@ -418,6 +431,7 @@ def find_lr(
     spec: Spec | str | os.PathLike[str] | None = None,
     steps: int = 100,
     quiet: bool = False,
+    trust: Trust = False,
     **changes: Any,
 ) -> LrCurve:
     """Train while the learning rate rises, and return the losses and a rate that suits (Smith, 2015).
@@ -425,8 +439,10 @@ def find_lr(
     Nothing is written. Arguments as for ``train``.
     """
     given = take(data, val, test, classes)
-    wanted = make_spec(given or data, recipe, spec, **changes)
-    with processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
+    own = own_code.take(changes)
+    wanted = make_spec(given or data, recipe, spec, **own.changes)
+    own_code.consent(wanted, own, spec, trust)
+    with own.at_hand(wanted), processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
         samples = _opened(wanted, given, console)
         prepared = _prepare(wanted, samples, console)
         prepared, plan, _ = _plan(prepared, procs, console)

@@ -1,0 +1,118 @@
+"""Code of one's own in a run: what is given as objects, a spec's names for it, and who consents to import it.
+
+Knows nothing of what the code does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tellapart import references
+from tellapart.errors import RunError, SpecError
+from tellapart.references import Trust
+from tellapart.spec import ModelSpec, Spec, own_names
+
+FIELDS = {"model": "model.name"}
+"""The field of the spec that names each kind of code."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """Objects by kind, and the changes of the spec with their names in the objects' places."""
+
+    things: Mapping[str, Any]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def at_hand(self, spec: Spec) -> Iterator[None]:
+        """Let the spec's names stand for the objects inside the block."""
+        names = dict(own_names(spec))
+        with references.providing({(kind, names[kind]): thing for kind, thing in self.things.items()}):
+            yield
+
+
+def take(changes: Mapping[str, Any], **given: Any) -> Own:
+    """Return what was given: objects, or names, under ``given`` or in their places among the changes.
+
+    Raises SpecError for what is neither.
+    """
+    things, changed = {}, dict(changes)
+    if not isinstance(changed.get("model"), (Mapping, ModelSpec, type(None))):
+        given["model"] = changed.pop("model")
+    for kind, thing in given.items():
+        if thing is None:
+            continue
+        if isinstance(thing, str):
+            changed[FIELDS[kind]] = thing
+        elif callable(thing):
+            things[kind] = thing
+            changed[FIELDS[kind]] = references.name_of(thing)
+        else:
+            raise SpecError(
+                f"{kind} is {thing!r:.100}; it must be an object that can be called, or a name such as "
+                "my_package.my_module:function."
+            )
+    return Own(things, changed)
+
+
+def consent(spec: Spec, own: Own, file: object, trust: Trust) -> None:
+    """Take a person's names as consent to import them, and note that; a file's own names need trust.
+
+    ``file``: a spec, or the path of one. Raises ArtifactError.
+    """
+    theirs: set[tuple[str, str]] = set()
+    if isinstance(file, (str, os.PathLike)):
+        from tellapart import runs
+
+        theirs = set(own_names(runs.read_spec(file)))
+    references.trust(trust, *(name for _, name in theirs))
+    for kind, name in own_names(spec):
+        if kind in own.things:
+            pass
+        elif (kind, name) in theirs:
+            references.require(name, str(file), kind)
+        if references.is_reference(name):
+            references.allow(name)
+            references.remember(name)
+
+
+def again(folder: object, spec: Spec, trust: Trust, **given: Any) -> Own:
+    """Return the objects with which a run goes on. Raises RunError, ArtifactError."""
+    own, names = take({}, **given), dict(own_names(spec))
+    for kind in own.things:
+        if kind not in names:
+            raise RunError(f"{folder} was trained without a {kind} of your own: resume it without {kind}=.")
+    references.trust(trust, *names.values())
+    for kind, name in names.items():
+        if kind in own.things:
+            now = references.name_of(own.things[kind])
+            if now != name:
+                raise RunError(f"{folder} was trained with {kind} {name}; what is given now is {now}.")
+        elif references.is_object(name):
+            raise RunError(
+                f"{folder} cannot go on without its {references.KINDS[kind]}, {name.removeprefix(references.MARK)}: an "
+                f"object of Python, which is in no file. Give it again, in Python: tellapart.resume(RUN, {kind}=…)."
+            )
+        else:
+            references.require(name, str(folder), kind)
+    return own
+
+
+def opened(
+    file: object, network: str, trust: Trust, model: Any = None, spec: Spec | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """Let a model's file be opened inside the block, and its ``spec`` be trained on. Raises ArtifactError.
+
+    network: the name of its architecture; model: that network, or what makes it.
+    """
+    names = [("model", network), *(own_names(spec) if spec else [])]
+    things = {} if model is None else {("model", network): model}
+    references.trust(trust, *(name for _, name in names))
+    for kind, name in names:
+        if references.is_reference(name) and (kind, name) not in things:
+            references.require(name, str(file), kind)
+    return references.providing(things)
