@@ -25,6 +25,7 @@ from tellapart.sections import (
     Positive,
     Range,
     Section,
+    Words,
     flatten,
     to_dict,
     update,
@@ -313,8 +314,10 @@ class TrainingSpec(Section, prefix="training."):
     """plateau: epochs without a better validation loss before a drop."""
     min_lr_factor: Fraction = 0.0
     """linear, cosine, plateau: the lowest learning rate, as a part of lr."""
-    loss: Literal["cross-entropy", "focal"] = "cross-entropy"
-    """The loss."""
+    loss: Annotated[str, Words(("cross-entropy", "focal"), "losses")] = "cross-entropy"
+    """The loss: cross-entropy, focal, or your own, package.module:function, of (logits, targets)."""
+    loss_arguments: tuple[str, ...] = ()
+    """A loss of your own: what it is given besides, NAME=VALUE."""
     label_smoothing: Annotated[float, Range(0, 0.99)] = 0.0
     """Probability mass spread over all classes."""
     focal_gamma: NonNegative = 2.0
@@ -357,6 +360,13 @@ class TrainingSpec(Section, prefix="training."):
     """InfoBatch: part of the epochs that read all images at the beginning (the first does always)."""
     prune_until: Fraction = 0.875
     """InfoBatch: part of the epochs after which all images are read again."""
+
+    def __post_init__(self) -> None:
+        given: Any = self.loss_arguments
+        if isinstance(given, Mapping):
+            object.__setattr__(self, "loss_arguments", references.arguments(given))
+        super().__post_init__()
+        references.arguments(self.loss_arguments)
 
 
 @dataclass(frozen=True)
@@ -435,5 +445,5 @@ class Spec(Section):
 
 def own_names(spec: Spec) -> list[tuple[str, str]]:
     """Return (kind, name) of the code of one's own that a spec names."""
-    named = {"model": spec.model.name}
+    named = {"model": spec.model.name, "loss": spec.training.loss}
     return [(kind, name) for kind, name in named.items() if references.is_own(name)]

@@ -118,6 +118,7 @@ RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
     (("training.gamma",), _schedule("step", "multi-step", "plateau")),
     (("training.min_lr_factor",), _schedule("linear", "cosine", "plateau")),
     (("training.focal_gamma",), _one_of("training", "loss", "focal")),
+    (("training.label_smoothing",), _one_of("training", "loss", "cross-entropy", "focal")),
     (("training.effective_beta",), _one_of("training", "class_weights", "effective")),
     (("training.momentum",), _optimizer("sgd", "rmsprop", "muon", "muon-sgd")),
     (("training.sgd_momentum",), _optimizer("muon-sgd")),

@@ -29,6 +29,7 @@ from tellapart.training.distributed import Processes
 from tellapart.training.losses import build_loss
 from tellapart.training.methods import distillation, infobatch, progressive, qat, sparse
 from tellapart.training.methods.ema import Ema
+from tellapart.training.own_loss import OwnLoss, try_out
 from tellapart.training.resolution import Choice, DeviceFacts, Resolution, Stage, facts
 from tellapart.training.resolution.inputs import contract as contract_of
 from tellapart.training.resolution.inputs import views
@@ -202,7 +203,12 @@ def build_task(
     """Return a run's task, on the model's device; ``counts``: images of each class, for class weights, int64 [K]."""
     spec = prepared.spec
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    task = Classification(augment, build_loss(spec.training, counts, device))
+    criterion = build_loss(spec.training, counts, device)
+    task = Classification(augment, criterion)
+    if isinstance(criterion, OwnLoss):
+        soft = bool(spec.augment.mixup or spec.augment.cutmix)
+        task.separable = try_out(criterion.cpu(), len(prepared.classes), soft)
+        criterion.to(device)
     if spec.distill.teacher:
         task = distillation.Distillation(task, spec.distill, model, prepared.contract, prepared.classes)
     return task

@@ -81,6 +81,7 @@ def compress(
     quiet: bool = False,
     trust: Trust = False,
     model: Any = None,
+    loss: Any = None,
     **changes: Any,
 ) -> Comparison:
     """Make smaller models of a trained one, and compare all with it: accuracy, size, latency.
@@ -95,6 +96,7 @@ def compress(
         quiet: no progress on standard error.
         trust: packages that may be imported for a network that is not tellapart's, or True.
         model: that network itself, or what makes it.
+        loss: the loss of your own that the run was trained with, where it was an object.
         changes: fields of that spec, such as ``training={"lr": 1e-4}``.
 
     Raises: errors of ``tellapart.errors``.
@@ -108,7 +110,7 @@ def compress(
     folder = _new_folder(out)
     with Console(quiet=quiet) as console:
         subject = open_subject(path, data, changes, spec, console)
-    own = own_code.opened(subject.file, subject.card.architecture.name, trust, model, subject.spec)
+    own = own_code.opened(subject.file, subject.card.architecture.name, trust, model, subject.spec, loss)
     with own, runs.alone(folder):
         _new_folder(out)  # another may have filled it in the meantime
         work = _Work(subject, folder, chosen, quiet)

@@ -16,7 +16,7 @@ from tellapart.errors import RunError, SpecError
 from tellapart.references import Trust
 from tellapart.spec import ModelSpec, Spec, own_names
 
-FIELDS = {"model": "model.name"}
+FIELDS = {"model": "model.name", "loss": "training.loss"}
 """The field of the spec that names each kind of code."""
 
 
@@ -103,7 +103,7 @@ def again(folder: object, spec: Spec, trust: Trust, **given: Any) -> Own:
 
 
 def opened(
-    file: object, network: str, trust: Trust, model: Any = None, spec: Spec | None = None
+    file: object, network: str, trust: Trust, model: Any = None, spec: Spec | None = None, loss: Any = None
 ) -> contextlib.AbstractContextManager[None]:
     """Let a model's file be opened inside the block, and its ``spec`` be trained on. Raises ArtifactError.
 
@@ -111,6 +111,8 @@ def opened(
     """
     names = [("model", network), *(own_names(spec) if spec else [])]
     things = {} if model is None else {("model", network): model}
+    if loss is not None and spec is not None:
+        things["loss", spec.training.loss] = loss
     references.trust(trust, *(name for _, name in names))
     for kind, name in names:
         if references.is_reference(name) and (kind, name) not in things:

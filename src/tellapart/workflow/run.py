@@ -96,6 +96,7 @@ def train(
     profile: bool = False,
     callbacks: Sequence[Callback] = (),
     trust: Trust = False,
+    loss: Any = None,
     **changes: Any,
 ) -> Result:
     """Train a classifier and measure it.
@@ -118,6 +119,8 @@ def train(
         profile: tell where a step's time goes, and keep it, with a trace, under ``profile`` in the run's folder.
         callbacks: objects of classes derived from ``tellapart.Callback``, which take part in training. What they
             return as their state is saved with each checkpoint; give them to ``resume`` again.
+        loss: your own loss, ``(logits, targets) -> losses``: what takes float32 [B, K] and int64 [B] (float32 [B, K]
+            with MixUp or CutMix) and returns the loss of each image, float32 [B]; or its name.
         trust: packages that may be imported for what the file ``spec`` names, or True; what is given here needs none.
         changes: fields of the spec, such as ``training={"epochs": 3}``, ``data={"val_fraction": 0.2}``, ``seed=1`` or
             ``**{"model.name": "resnet18"}``. ``model`` may be a network of your own too: an ``nn.Module``, of which a
@@ -127,7 +130,7 @@ def train(
     Raises: errors of ``tellapart.errors``.
     """
     given = take(data, val, test, classes)
-    own = own_code.take(changes)
+    own = own_code.take(changes, loss=loss)
     wanted = make_spec(given or data, recipe, spec, **own.changes)
     own_code.consent(wanted, own, spec, trust)
     ours = ineffective.given(wanted, make_spec(None, recipe))
@@ -171,18 +174,19 @@ def resume(
     callbacks: Sequence[Callback] = (),
     trust: Trust = False,
     model: Any = None,
+    loss: Any = None,
 ) -> Result:
     """Go on exactly where a run was cut off; of a finished run, return the result.
 
     ``data``, ``val``, ``test`` and ``classes`` are for a run on objects, which no file holds: the same objects as for
     ``train`` (``classes`` need not be said again). ``callbacks``: those that ``train`` was given; their saved states
-    are loaded. ``model``: the network of your own that ``train`` was given as an object; ``trust``: packages that may
+    are loaded. ``model``, ``loss``: those of your own that ``train`` was given as objects; ``trust``: packages that may
     be imported for what a run from elsewhere names, or True. Raises RunError, also where these are not what they were.
     """
     folder = runs.require(run)
     spec = runs.read_spec(folder / runs.SPEC_FILE)
     given = giving.again(folder, spec.data.source, data, val, test, classes)
-    own = own_code.again(folder, spec, trust, model=model)
+    own = own_code.again(folder, spec, trust, model=model, loss=loss)
     with contextlib.ExitStack() as stack:
         stack.enter_context(own.at_hand(spec))
         procs = stack.enter_context(processes(spec.training.device))
@@ -432,6 +436,7 @@ def find_lr(
     steps: int = 100,
     quiet: bool = False,
     trust: Trust = False,
+    loss: Any = None,
     **changes: Any,
 ) -> LrCurve:
     """Train while the learning rate rises, and return the losses and a rate that suits (Smith, 2015).
@@ -439,7 +444,7 @@ def find_lr(
     Nothing is written. Arguments as for ``train``.
     """
     given = take(data, val, test, classes)
-    own = own_code.take(changes)
+    own = own_code.take(changes, loss=loss)
     wanted = make_spec(given or data, recipe, spec, **own.changes)
     own_code.consent(wanted, own, spec, trust)
     with own.at_hand(wanted), processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
