@@ -27,6 +27,7 @@ from typing import Any
 
 import platformdirs
 
+from tellapart import packages
 from tellapart.errors import ArtifactError, SpecError, UserError, did_you_mean
 
 MARK = "object:"
@@ -34,6 +35,7 @@ Trust = bool | str | Sequence[str]
 """True: whatever the file names; else the packages that may be imported."""
 KINDS = {"model": "network", "loss": "loss", "transform": "augmentation", "optimizer": "optimizer"}
 _WORD = r"[^\W\d]\w*"
+_GIVEN = {"transform": 'augment={"transform": …}'}
 _REFERENCE = re.compile(rf"{_WORD}(\.{_WORD})*:{_WORD}(\.{_WORD})*")
 _DOTTED = re.compile(rf"{_WORD}(\.{_WORD})*")
 
@@ -57,6 +59,11 @@ def is_reference(name: str) -> bool:
 def is_own(name: str) -> bool:
     """Return whether ``name`` stands for code that is not tellapart's."""
     return is_object(name) or is_reference(name)
+
+
+def as_given(kind: str) -> str:
+    """Return how an object is given in Python."""
+    return _GIVEN.get(kind, f"{kind}=…")
 
 
 def package_of(name: str) -> str:
@@ -215,7 +222,7 @@ def load(name: str, kind: str, where: str) -> Any:
     if is_object(name):
         raise UserError(
             f"{where} was made with a {KINDS[kind]} of one's own, {name.removeprefix(MARK)}, that has no name by which "
-            f"it could be imported. Give it again, in Python: {kind}=…"
+            f"it could be imported. Give it again, in Python: {as_given(kind)}"
         )
     require(name, where, kind)
     return _imported(name)
@@ -223,6 +230,7 @@ def load(name: str, kind: str, where: str) -> Any:
 
 def _imported(name: str) -> Any:
     module_name, _, path = name.partition(":")
+    packages.prepare_torchvision()
     with _working_folder():
         try:
             found: Any = importlib.import_module(module_name)

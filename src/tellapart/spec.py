@@ -230,6 +230,23 @@ class AugmentSpec(Section, prefix="augment."):
     """MixUp's alpha; 0: off."""
     cutmix: NonNegative | None = None
     """CutMix's alpha; 0: off. With MixUp on too, each batch takes one of the two."""
+    transform: str = ""
+    """Your own, package.module:function, after all of the above but erasing; with preset auto, in its place."""
+    transform_arguments: tuple[str, ...] = ()
+    """Your own: what it is given besides, NAME=VALUE."""
+    transform_takes: Literal["auto", "image", "array", "batch"] = "auto"
+    """Your own takes a tensor [C, H, W], image=array [H, W, C], or a tensor [B, C, H, W]; auto: by what it is."""
+
+    def __post_init__(self) -> None:
+        given: Any = self.transform_arguments
+        if isinstance(given, Mapping):
+            object.__setattr__(self, "transform_arguments", references.arguments(given))
+        super().__post_init__()
+        references.arguments(self.transform_arguments)
+        if self.transform and not references.is_own(self.transform):
+            raise SpecError(
+                f"augment.transform is {self.transform!r}; it must be a name such as my_package.my_module:function."
+            )
 
 
 @dataclass(frozen=True)
@@ -445,5 +462,5 @@ class Spec(Section):
 
 def own_names(spec: Spec) -> list[tuple[str, str]]:
     """Return (kind, name) of the code of one's own that a spec names."""
-    named = {"model": spec.model.name, "loss": spec.training.loss}
+    named = {"model": spec.model.name, "loss": spec.training.loss, "transform": spec.augment.transform}
     return [(kind, name) for kind, name in named.items() if references.is_own(name)]

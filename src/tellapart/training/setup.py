@@ -104,6 +104,8 @@ def prepare(wanted: Spec | Resolution, samples: Samples, advance: Callable[[int]
         if images is not None and not len(images):
             raise DataError(f"None of the {split} images can be read.")
     augment = Augment(spec.augment, contract, len(samples.classes), seed=spec.seed)
+    if augment.own is not None:
+        augment.own.check(contract.size, contract.channels)
     return RunData(resolution, contract, augment, train, others["val"], others["test"], tuple(bad))
 
 

@@ -16,7 +16,7 @@ from tellapart.errors import RunError, SpecError
 from tellapart.references import Trust
 from tellapart.spec import ModelSpec, Spec, own_names
 
-FIELDS = {"model": "model.name", "loss": "training.loss"}
+FIELDS = {"model": "model.name", "loss": "training.loss", "transform": "augment.transform"}
 """The field of the spec that names each kind of code."""
 
 
@@ -43,6 +43,12 @@ def take(changes: Mapping[str, Any], **given: Any) -> Own:
     things, changed = {}, dict(changes)
     if not isinstance(changed.get("model"), (Mapping, ModelSpec, type(None))):
         given["model"] = changed.pop("model")
+    augment = changed.get("augment")
+    if isinstance(augment, Mapping) and not isinstance(augment.get("transform", ""), str):
+        given["transform"] = augment["transform"]
+        changed["augment"] = {key: value for key, value in augment.items() if key != "transform"}
+    elif not isinstance(changed.get("augment.transform", ""), str):
+        given["transform"] = changed.pop("augment.transform")
     for kind, thing in given.items():
         if thing is None:
             continue
@@ -85,7 +91,9 @@ def again(folder: object, spec: Spec, trust: Trust, **given: Any) -> Own:
     own, names = take({}, **given), dict(own_names(spec))
     for kind in own.things:
         if kind not in names:
-            raise RunError(f"{folder} was trained without a {kind} of your own: resume it without {kind}=.")
+            raise RunError(
+                f"{folder} was trained without a {kind} of your own: resume it without {references.as_given(kind)}."
+            )
     references.trust(trust, *names.values())
     for kind, name in names.items():
         if kind in own.things:
@@ -95,7 +103,8 @@ def again(folder: object, spec: Spec, trust: Trust, **given: Any) -> Own:
         elif references.is_object(name):
             raise RunError(
                 f"{folder} cannot go on without its {references.KINDS[kind]}, {name.removeprefix(references.MARK)}: an "
-                f"object of Python, which is in no file. Give it again, in Python: tellapart.resume(RUN, {kind}=…)."
+                "object of Python, which is in no file. Give it again, in Python: tellapart.resume(RUN, "
+                f"{references.as_given(kind)})."
             )
         else:
             references.require(name, str(folder), kind)

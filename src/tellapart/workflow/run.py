@@ -175,18 +175,22 @@ def resume(
     trust: Trust = False,
     model: Any = None,
     loss: Any = None,
+    augment: Mapping[str, Any] | None = None,
 ) -> Result:
     """Go on exactly where a run was cut off; of a finished run, return the result.
 
     ``data``, ``val``, ``test`` and ``classes`` are for a run on objects, which no file holds: the same objects as for
     ``train`` (``classes`` need not be said again). ``callbacks``: those that ``train`` was given; their saved states
-    are loaded. ``model``, ``loss``: those of your own that ``train`` was given as objects; ``trust``: packages that may
-    be imported for what a run from elsewhere names, or True. Raises RunError, also where these are not what they were.
+    are loaded. ``model``, ``loss``, ``augment={"transform": …}``: those of your own that
+    ``train`` was given as objects; ``trust``: packages that may be imported for what a run from elsewhere names, or
+    True. Raises RunError, also where these are not what they were.
     """
     folder = runs.require(run)
     spec = runs.read_spec(folder / runs.SPEC_FILE)
     given = giving.again(folder, spec.data.source, data, val, test, classes)
-    own = own_code.again(folder, spec, trust, model=model, loss=loss)
+    own = own_code.again(
+        folder, spec, trust, model=model, loss=loss, transform=(augment or {}).get("transform")
+    )
     with contextlib.ExitStack() as stack:
         stack.enter_context(own.at_hand(spec))
         procs = stack.enter_context(processes(spec.training.device))
