@@ -78,6 +78,8 @@ def evaluation_text(evaluation: Evaluation) -> str:
         f"macro F1 {numerals.percent(evaluation.macro.f1)}   loss {numerals.loss(evaluation.loss)}"
         + ("" if evaluation.top5 is None else f"   top-5 {numerals.percent(evaluation.top5)}"),
     ]
+    for name, value in evaluation.own.items():
+        lines.append(f"{name} {'not defined' if value is None else numerals.setting(round(value, 6))}")
     if evaluation.images_per_second and evaluation.latency_ms:
         times = "  ".join(
             f"{name} {numerals.milliseconds(value)}" for name, value in evaluation.latency_ms.items()

@@ -33,7 +33,7 @@ from tellapart.errors import ArtifactError, SpecError, UserError, did_you_mean
 MARK = "object:"
 Trust = bool | str | Sequence[str]
 """True: whatever the file names; else the packages that may be imported."""
-KINDS = {"model": "network", "loss": "loss", "transform": "augmentation", "optimizer": "optimizer"}
+KINDS = {"model": "network", "loss": "loss", "transform": "augmentation", "metrics": "metric"}
 _WORD = r"[^\W\d]\w*"
 _GIVEN = {"transform": 'augment={"transform": …}'}
 _REFERENCE = re.compile(rf"{_WORD}(\.{_WORD})*:{_WORD}(\.{_WORD})*")
@@ -61,8 +61,15 @@ def is_own(name: str) -> bool:
     return is_object(name) or is_reference(name)
 
 
+def what(kind: str) -> str:
+    """Return what a kind of code is called; a metric's kind is ``metrics.NAME``."""
+    return KINDS[kind.partition(".")[0]]
+
+
 def as_given(kind: str) -> str:
     """Return how an object is given in Python."""
+    if kind.startswith("metrics."):
+        return f'metrics={{"{kind.partition(".")[2]}": …}}'
     return _GIVEN.get(kind, f"{kind}=…")
 
 
@@ -123,9 +130,9 @@ def require(name: str, where: str, kind: str = "model") -> None:
     if _may(name):
         return
     package = package_of(name)
-    instead = f", or the {KINDS[kind]} itself: {kind}=…" if kind in ("model", "loss") else ""
+    instead = f", or the {what(kind)} itself: {kind}=…" if kind in ("model", "loss") else ""
     raise ArtifactError(
-        f"{where} is not opened: its {KINDS[kind]} is {name}, and to import that would run "
+        f"{where} is not opened: its {what(kind)} is {name}, and to import that would run "
         f"{_origin(package) or 'a package that is not installed here'}. If you trust that code, give --trust {package} "
         f'(in Python: trust="{package}"{instead}).'
     )
@@ -221,7 +228,7 @@ def load(name: str, kind: str, where: str) -> Any:
         return provided[kind, name]
     if is_object(name):
         raise UserError(
-            f"{where} was made with a {KINDS[kind]} of one's own, {name.removeprefix(MARK)}, that has no name by which "
+            f"{where} was made with a {what(kind)} of one's own, {name.removeprefix(MARK)}, that has no name by which "
             f"it could be imported. Give it again, in Python: {as_given(kind)}"
         )
     require(name, where, kind)

@@ -355,6 +355,8 @@ class TrainingSpec(Section, prefix="training."):
     """Early stopping: what counts as better."""
     best_metric: str = "accuracy"
     """The validation figure by which the best epoch is chosen: accuracy, macro-f1, balanced-accuracy or loss."""
+    metrics: tuple[str, ...] = ()
+    """Your own figures, NAME=package.module:function, of (labels, predictions); more is better."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Mixed precision by torch.amp; fp16 with a gradient scaler. auto: bf16 where speed.probe finds it faster."""
     device: str = "auto"
@@ -384,6 +386,12 @@ class TrainingSpec(Section, prefix="training."):
             object.__setattr__(self, "loss_arguments", references.arguments(given))
         super().__post_init__()
         references.arguments(self.loss_arguments)
+        for one in self.metrics:
+            name, _, where = one.partition("=")
+            if not name or not references.is_own(where):
+                raise SpecError(
+                    f"training.metrics has {one!r}; it must be NAME=my_package.my_module:function."
+                )
 
 
 @dataclass(frozen=True)
@@ -463,4 +471,7 @@ class Spec(Section):
 def own_names(spec: Spec) -> list[tuple[str, str]]:
     """Return (kind, name) of the code of one's own that a spec names."""
     named = {"model": spec.model.name, "loss": spec.training.loss, "transform": spec.augment.transform}
+    for one in spec.training.metrics:
+        name, _, where = one.partition("=")
+        named[f"metrics.{name}"] = where
     return [(kind, name) for kind, name in named.items() if references.is_own(name)]

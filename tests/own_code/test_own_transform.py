@@ -31,10 +31,10 @@ CONTRACT = Preprocessing(
 IMAGES = torch.arange(6 * 8 * 8 * 3, dtype=torch.int64).reshape(6, 8, 8, 3).remainder(251).to(torch.uint8)
 
 
-def augment(transform: Any, **changes: Any) -> Augment:
+def augment(own: Any, **changes: Any) -> Augment:
     """Return an Augment with one's own transform."""
     spec = resolve(AugmentSpec(**{"preset": "none", "transform": "object:T", **changes}), CONTRACT.size)
-    with references.providing({("transform", "object:T"): transform}):
+    with references.providing({("transform", "object:T"): own}):
         return Augment(spec, CONTRACT, 3)
 
 

@@ -23,7 +23,7 @@ from tellapart.errors import DataError, SpecError
 from tellapart.models import heads, own_code, weights, zoo
 from tellapart.preprocess import Preprocessing, normalise, resize
 from tellapart.spec import Spec
-from tellapart.training import optim, sampling
+from tellapart.training import optim, own_metrics, sampling
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
 from tellapart.training.losses import build_loss
@@ -213,7 +213,10 @@ def build_task(
         criterion.to(device)
     if spec.distill.teacher:
         task = distillation.Distillation(task, spec.distill, model, prepared.contract, prepared.classes)
-    return task
+    own = own_metrics.build(spec.training.metrics, Classification.score_names)
+    labels = np.arange(2 * len(counts)) % len(counts)
+    own_metrics.measure(own, labels, np.sort(labels))  # what they cannot do is told before training
+    return task.with_metrics(own)
 
 
 MakeTask = Callable[[RunData, torch.nn.Module, Augment, npt.NDArray[np.int64]], Task]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from tellapart.errors import DataError, RunError, SpecError, did_you_mean
 from tellapart.evaluation import compare as comparing
 from tellapart.evaluation import infer, metrics
 from tellapart.evaluation import report as reporting
+from tellapart.evaluation.metrics import Evaluation
 from tellapart.references import Trust
 from tellapart.runtime import Backend
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
+from tellapart.training import own_metrics
 from tellapart.workflow.exported import Read
 from tellapart.workflow.given import open_data
 
@@ -39,6 +41,7 @@ def evaluate_set(
     console: Console,
     known: torch.Tensor | None = None,
     on_bad_image: str = "skip",
+    own: own_metrics.Metrics | None = None,
 ) -> metrics.Evaluation:
     """Measure a model of any format; write the evaluation's files below ``out`` where it is given.
 
@@ -60,6 +63,9 @@ def evaluate_set(
     evaluation = metrics.evaluate(
         ran.answers, kept.labels, split, seconds=ran.seconds, latencies_ms=ran.latencies_ms
     )
+    if own:
+        values = own_metrics.measure(own, kept.labels, ran.answers.best)
+        evaluation = dataclasses.replace(evaluation, own=own_metrics.finite(values))
     if out is not None:
         metrics.write_evaluation(
             out / "evaluation" / split,
@@ -93,8 +99,9 @@ def evaluate(
     quiet: bool = False,
     trust: Trust = False,
     model: Any = None,
+    metrics: Mapping[str, Callable[..., Any]] | None = None,
     **data_changes: Any,
-) -> metrics.Evaluation:
+) -> Evaluation:
     """Measure a model on labelled images, by the model's own preprocessing contract.
 
     Args:
@@ -112,6 +119,7 @@ def evaluate(
         trust: True: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are
             programs. Names of packages: import these for an artifact whose network is not tellapart's (True: any).
         model: that network itself, or what makes it.
+        metrics: your own figures by name, functions of (labels, predictions), two arrays of class numbers.
         data_changes: fields of the data section, such as ``format="coco"``.
 
     Raises DataError where the data has a class that the model does not know.
@@ -140,7 +148,13 @@ def evaluate(
         if exported:  # decoded and sized by the file's own runtime
             with Read(backend, part, spec) as pictures:
                 return evaluate_set(
-                    backend, pictures, chosen, target, console, on_bad_image=spec.on_bad_image
+                    backend,
+                    pictures,
+                    chosen,
+                    target,
+                    console,
+                    on_bad_image=spec.on_bad_image,
+                    own=metrics,
                 )
         with console.busy("Reading images", len(part)) as busy:
             images, bad = decoded.evaluation_images(part, backend.card.preprocessing, spec, busy.advance)
@@ -148,7 +162,7 @@ def evaluate(
         if not len(images):
             raise DataError(f"None of the {chosen} images of {spec.source} can be read.")
         _warn_of_training_images(artifact.find(path).parent / runs.SAMPLES_FILE, images.samples, console)
-        return evaluate_set(backend, infer.Stored(images), chosen, target, console)
+        return evaluate_set(backend, infer.Stored(images), chosen, target, console, own=metrics)
 
 
 def of_epoch(model: str | os.PathLike[str], epoch: str) -> str | os.PathLike[str]:

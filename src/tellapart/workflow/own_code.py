@@ -49,6 +49,7 @@ def take(changes: Mapping[str, Any], **given: Any) -> Own:
         changed["augment"] = {key: value for key, value in augment.items() if key != "transform"}
     elif not isinstance(changed.get("augment.transform", ""), str):
         given["transform"] = changed.pop("augment.transform")
+    metrics = given.pop("metrics", None)
     for kind, thing in given.items():
         if thing is None:
             continue
@@ -62,7 +63,24 @@ def take(changes: Mapping[str, Any], **given: Any) -> Own:
                 f"{kind} is {thing!r:.100}; it must be an object that can be called, or a name such as "
                 "my_package.my_module:function."
             )
+    if metrics:
+        changed["training.metrics"] = tuple(
+            f"{name}={_metric(things, name, one)}" for name, one in metrics.items()
+        )
     return Own(things, changed)
+
+
+def _metric(things: dict[str, Any], name: str, thing: Any) -> str:
+    """Return the name of a metric; keep an object among the things. Raises SpecError."""
+    if isinstance(thing, str):
+        return thing
+    if not callable(thing):
+        raise SpecError(
+            f"metrics: {name!r} is {thing!r:.100}; it must be a function of (labels, predictions)."
+        )
+    things[f"metrics.{name}"] = thing
+    found = references.name_of(thing)
+    return references.MARK + name if references.is_object(found) else found
 
 
 def consent(spec: Spec, own: Own, file: object, trust: Trust) -> None:
@@ -98,11 +116,11 @@ def again(folder: object, spec: Spec, trust: Trust, **given: Any) -> Own:
     for kind, name in names.items():
         if kind in own.things:
             now = references.name_of(own.things[kind])
-            if now != name:
+            if now != name and not (kind.startswith("metrics.") and references.is_object(name)):
                 raise RunError(f"{folder} was trained with {kind} {name}; what is given now is {now}.")
         elif references.is_object(name):
             raise RunError(
-                f"{folder} cannot go on without its {references.KINDS[kind]}, {name.removeprefix(references.MARK)}: an "
+                f"{folder} cannot go on without its {references.what(kind)}, {name.removeprefix(references.MARK)}: an "
                 "object of Python, which is in no file. Give it again, in Python: tellapart.resume(RUN, "
                 f"{references.as_given(kind)})."
             )

@@ -22,12 +22,13 @@ from tellapart.data.sources.listing import many
 from tellapart.data.sources.objects import Objects, take
 from tellapart.data.stores.streaming import StreamedStore
 from tellapart.errors import RunError
-from tellapart.evaluation import infer, metrics, report
+from tellapart.evaluation import infer, report
+from tellapart.evaluation.metrics import Evaluation
 from tellapart.references import Trust
 from tellapart.runtime.eager import open_artifact
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
-from tellapart.training import checkpoint, ineffective, loop, setup
+from tellapart.training import checkpoint, ineffective, loop, own_metrics, setup
 from tellapart.training import progress as progressing
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes, processes
@@ -97,6 +98,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     trust: Trust = False,
     loss: Any = None,
+    metrics: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Result:
     """Train a classifier and measure it.
@@ -121,6 +123,8 @@ def train(
             return as their state is saved with each checkpoint; give them to ``resume`` again.
         loss: your own loss, ``(logits, targets) -> losses``: what takes float32 [B, K] and int64 [B] (float32 [B, K]
             with MixUp or CutMix) and returns the loss of each image, float32 [B]; or its name.
+        metrics: your own figures by name, functions of (labels, predictions), two arrays of class numbers, or their
+            names; validation and evaluation report them, and ``training.best_metric`` may be one (more is better).
         trust: packages that may be imported for what the file ``spec`` names, or True; what is given here needs none.
         changes: fields of the spec, such as ``training={"epochs": 3}``, ``data={"val_fraction": 0.2}``, ``seed=1`` or
             ``**{"model.name": "resnet18"}``. ``model`` may be a network of your own too: an ``nn.Module``, of which a
@@ -130,7 +134,7 @@ def train(
     Raises: errors of ``tellapart.errors``.
     """
     given = take(data, val, test, classes)
-    own = own_code.take(changes, loss=loss)
+    own = own_code.take(changes, loss=loss, metrics=metrics)
     wanted = make_spec(given or data, recipe, spec, **own.changes)
     own_code.consent(wanted, own, spec, trust)
     ours = ineffective.given(wanted, make_spec(None, recipe))
@@ -176,12 +180,13 @@ def resume(
     model: Any = None,
     loss: Any = None,
     augment: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> Result:
     """Go on exactly where a run was cut off; of a finished run, return the result.
 
     ``data``, ``val``, ``test`` and ``classes`` are for a run on objects, which no file holds: the same objects as for
     ``train`` (``classes`` need not be said again). ``callbacks``: those that ``train`` was given; their saved states
-    are loaded. ``model``, ``loss``, ``augment={"transform": …}``: those of your own that
+    are loaded. ``model``, ``loss``, ``augment={"transform": …}``, ``metrics``: those of your own that
     ``train`` was given as objects; ``trust``: packages that may be imported for what a run from elsewhere names, or
     True. Raises RunError, also where these are not what they were.
     """
@@ -189,7 +194,13 @@ def resume(
     spec = runs.read_spec(folder / runs.SPEC_FILE)
     given = giving.again(folder, spec.data.source, data, val, test, classes)
     own = own_code.again(
-        folder, spec, trust, model=model, loss=loss, transform=(augment or {}).get("transform")
+        folder,
+        spec,
+        trust,
+        model=model,
+        loss=loss,
+        transform=(augment or {}).get("transform"),
+        metrics=metrics,
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(own.at_hand(spec))
@@ -395,10 +406,11 @@ def _finish(
     scores: dict[str, Any] = {"epoch": progress.best_epoch + 1}
     kept = dict(scores)
     final = ""
+    own = own_metrics.build(prepared.spec.training.metrics, ())
     for split, images in (("val", prepared.val), ("test", prepared.test)):
         if images is not None:
             logits = known[split](backend.predictor.model) if split in known else None
-            evaluation = evaluate_set(backend, infer.Stored(images), split, folder, console, logits)
+            evaluation = evaluate_set(backend, infer.Stored(images), split, folder, console, logits, own=own)
             scores[split] = _brief(evaluation)
             # How often each class was given: what a service expects, wherever the model's file goes.
             kept[split] = {**scores[split], "predicted": evaluation.confusion.sum(axis=0).tolist()}
@@ -416,7 +428,7 @@ def _finish(
     return Result(folder, folder / artifact.FILE_NAME, final, scores.get(final, {}))
 
 
-def _brief(evaluation: metrics.Evaluation) -> dict[str, Any]:
+def _brief(evaluation: Evaluation) -> dict[str, Any]:
     """Return the few figures of an evaluation that go into the artifact and the summary."""
     return {
         "n": evaluation.n,
@@ -425,6 +437,7 @@ def _brief(evaluation: metrics.Evaluation) -> dict[str, Any]:
         "macro_f1": evaluation.macro.f1,
         "balanced_accuracy": evaluation.balanced_accuracy,
         "loss": evaluation.loss,
+        **evaluation.own,
     }
 
 
@@ -441,6 +454,7 @@ def find_lr(
     quiet: bool = False,
     trust: Trust = False,
     loss: Any = None,
+    metrics: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> LrCurve:
     """Train while the learning rate rises, and return the losses and a rate that suits (Smith, 2015).
@@ -448,7 +462,7 @@ def find_lr(
     Nothing is written. Arguments as for ``train``.
     """
     given = take(data, val, test, classes)
-    own = own_code.take(changes, loss=loss)
+    own = own_code.take(changes, loss=loss, metrics=metrics)
     wanted = make_spec(given or data, recipe, spec, **own.changes)
     own_code.consent(wanted, own, spec, trust)
     with own.at_hand(wanted), processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
