@@ -150,7 +150,7 @@ class Classification(Task):
 
     on_features = True
     metrics = ("accuracy",)
-    score_names = ("accuracy", "macro-f1", "balanced-accuracy", "loss")
+    score_names: tuple[str, ...] = ("accuracy", "macro-f1", "balanced-accuracy", "loss")
 
     def __init__(self, augment: Augment, criterion: Loss) -> None:
         super().__init__()
