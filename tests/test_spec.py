@@ -43,6 +43,8 @@ CHECKED: dict[tuple[type, str], st.SearchStrategy[Any]] = {  # beyond what their
     (AugmentSpec, "transform_arguments"): ARGUMENTS,
     (ModelSpec, "arguments"): ARGUMENTS,
     (TrainingSpec, "loss_arguments"): ARGUMENTS,
+    (TrainingSpec, "optimizer_arguments"): ARGUMENTS,
+    (TrainingSpec, "metrics"): st.sampled_from([(), ("kappa=my_package.my_module:kappa",)]),
     (InputSpec, "range"): st.sampled_from(["full", "max", "0-4095", "-1000-3000.5", "255"]),
 }
 

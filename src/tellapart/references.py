@@ -33,7 +33,14 @@ from tellapart.errors import ArtifactError, SpecError, UserError, did_you_mean
 MARK = "object:"
 Trust = bool | str | Sequence[str]
 """True: whatever the file names; else the packages that may be imported."""
-KINDS = {"model": "network", "loss": "loss", "transform": "augmentation", "metrics": "metric"}
+KINDS = {
+    "model": "network",
+    "loss": "loss",
+    "transform": "augmentation",
+    "metrics": "metric",
+    "optimizer": "optimizer",
+    "schedule": "schedule",
+}
 _WORD = r"[^\W\d]\w*"
 _GIVEN = {"transform": 'augment={"transform": …}'}
 _REFERENCE = re.compile(rf"{_WORD}(\.{_WORD})*:{_WORD}(\.{_WORD})*")
@@ -215,7 +222,10 @@ def is_package(word: str) -> bool:
 
 def entry_points(group: str) -> dict[str, str]:
     """Return what installed packages offer under ``tellapart.models`` or ``tellapart.losses``, by name."""
-    return {entry.name: entry.value for entry in importlib.metadata.entry_points(group=f"tellapart.{group}")}
+    return {
+        entry.name: f"{entry.module}:{entry.attr}"
+        for entry in importlib.metadata.entry_points(group=f"tellapart.{group}")
+    }
 
 
 def load(name: str, kind: str, where: str) -> Any:

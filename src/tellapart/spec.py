@@ -297,8 +297,10 @@ class TrainingSpec(Section, prefix="training."):
     """Images for each step of the optimizer, over all processes and micro-batches; 0: by the images' size."""
     accumulate: CountOrZero = 0
     """Micro-batches that a step's batch is computed in, to save memory or time; 0: see speed.probe, else 1."""
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "muon", "muon-sgd"] = "adamw"
-    """The optimizer; muon has AdamW for what is no hidden matrix, muon-sgd has SGD and holds matrices' norms."""
+    optimizer: Annotated[str, Words(("sgd", "adam", "adamw", "rmsprop", "muon", "muon-sgd"))] = "adamw"
+    """The optimizer, or your own, package.module:function, of (groups, lr=…); muon has AdamW for what is no hidden matrix, muon-sgd has SGD and holds matrices' norms."""
+    optimizer_arguments: tuple[str, ...] = ()
+    """An optimizer of your own: what it is given besides, NAME=VALUE."""
     lr: Positive = 0.001
     """Highest learning rate."""
     bias_lr: NonNegative = 0.0
@@ -317,8 +319,10 @@ class TrainingSpec(Section, prefix="training."):
     """Adam and AdamW: averaging of the gradient and of its square."""
     weight_decay: NonNegative = 0.0
     """Weight decay; norms and biases have none."""
-    schedule: Literal["constant", "step", "multi-step", "linear", "cosine", "one-cycle", "plateau"] = "cosine"
-    """How the learning rate changes."""
+    schedule: Annotated[
+        str, Words(("constant", "step", "multi-step", "linear", "cosine", "one-cycle", "plateau"))
+    ] = "cosine"
+    """How the learning rate changes; or your own, package.module:function, of (step, steps), which returns a factor."""
     warmup_epochs: NonNegative = 0.0
     """Epochs (parts too) over which the learning rate rises from nearly 0."""
     step_epochs: Count = 30
@@ -381,11 +385,12 @@ class TrainingSpec(Section, prefix="training."):
     """InfoBatch: part of the epochs after which all images are read again."""
 
     def __post_init__(self) -> None:
-        given: Any = self.loss_arguments
-        if isinstance(given, Mapping):
-            object.__setattr__(self, "loss_arguments", references.arguments(given))
+        for name in ("loss_arguments", "optimizer_arguments"):
+            given: Any = getattr(self, name)
+            if isinstance(given, Mapping):
+                object.__setattr__(self, name, references.arguments(given))
         super().__post_init__()
-        references.arguments(self.loss_arguments)
+        references.arguments((*self.loss_arguments, *self.optimizer_arguments))
         for one in self.metrics:
             name, _, where = one.partition("=")
             if not name or not references.is_own(where):
@@ -470,7 +475,13 @@ class Spec(Section):
 
 def own_names(spec: Spec) -> list[tuple[str, str]]:
     """Return (kind, name) of the code of one's own that a spec names."""
-    named = {"model": spec.model.name, "loss": spec.training.loss, "transform": spec.augment.transform}
+    named = {
+        "model": spec.model.name,
+        "loss": spec.training.loss,
+        "transform": spec.augment.transform,
+        "optimizer": spec.training.optimizer,
+        "schedule": spec.training.schedule,
+    }
     for one in spec.training.metrics:
         name, _, where = one.partition("=")
         named[f"metrics.{name}"] = where

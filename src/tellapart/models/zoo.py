@@ -225,6 +225,9 @@ def list_models(pattern: str = "", with_parameters: bool = False) -> list[ModelI
                 size, licence = part.info(bare)
                 count, accuracy = torchvision_zoo.stated(bare) if library == "torchvision" else (None, None)
                 infos.append(ModelInfo(f"{library}/{bare}", count, size, licence, library, accuracy))
+    infos += [
+        ModelInfo(name, None, None, None, where) for name, where in references.entry_points("models").items()
+    ]
     chosen = [info for info in infos if _matches(info.name, pattern)]
     if with_parameters:
         chosen = [info if info.parameters else _with_parameters(info) for info in chosen]

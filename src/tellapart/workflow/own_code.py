@@ -13,10 +13,17 @@ from typing import Any
 
 from tellapart import references
 from tellapart.errors import RunError, SpecError
+from tellapart.models.zoo import OWN
 from tellapart.references import Trust
-from tellapart.spec import ModelSpec, Spec, own_names
+from tellapart.spec import ModelSpec, Spec, own_names, update
 
-FIELDS = {"model": "model.name", "loss": "training.loss", "transform": "augment.transform"}
+FIELDS = {
+    "model": "model.name",
+    "loss": "training.loss",
+    "transform": "augment.transform",
+    "optimizer": "training.optimizer",
+    "schedule": "training.schedule",
+}
 """The field of the spec that names each kind of code."""
 
 
@@ -83,10 +90,11 @@ def _metric(things: dict[str, Any], name: str, thing: Any) -> str:
     return references.MARK + name if references.is_object(found) else found
 
 
-def consent(spec: Spec, own: Own, file: object, trust: Trust) -> None:
+def consent(spec: Spec, own: Own, file: object, trust: Trust) -> Spec:
     """Take a person's names as consent to import them, and note that; a file's own names need trust.
 
-    ``file``: a spec, or the path of one. Raises ArtifactError.
+    ``file``: a spec, or the path of one. Returns the spec with the names of packages' entry points in full, which need
+    no consent: who installs a package that offers itself to tellapart has given it. Raises ArtifactError.
     """
     theirs: set[tuple[str, str]] = set()
     if isinstance(file, (str, os.PathLike)):
@@ -94,14 +102,29 @@ def consent(spec: Spec, own: Own, file: object, trust: Trust) -> None:
 
         theirs = set(own_names(runs.read_spec(file)))
     references.trust(trust, *(name for _, name in theirs))
+    spec = _in_full(spec)
     for kind, name in own_names(spec):
-        if kind in own.things:
-            pass
-        elif (kind, name) in theirs:
+        if kind not in own.things and (kind, name) in theirs:
             references.require(name, str(file), kind)
         if references.is_reference(name):
             references.allow(name)
             references.remember(name)
+    return spec
+
+
+def _in_full(spec: Spec) -> Spec:
+    """Return the spec with ``module:function`` for what entry points name; names of ours are ours."""
+    found = {}
+    for field_name, value, group in (
+        ("model.name", spec.model.name, "models"),
+        ("training.loss", spec.training.loss, "losses"),
+    ):
+        if value in ("auto", *OWN, "cross-entropy", "focal") or references.is_own(value) or "/" in value:
+            continue
+        offered = references.entry_points(group)
+        if value in offered:
+            found[field_name] = offered[value]
+    return update(spec, found)
 
 
 def again(folder: object, spec: Spec, trust: Trust, **given: Any) -> Own:

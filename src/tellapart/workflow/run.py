@@ -99,6 +99,8 @@ def train(
     trust: Trust = False,
     loss: Any = None,
     metrics: Mapping[str, Any] | None = None,
+    optimizer: Any = None,
+    schedule: Any = None,
     **changes: Any,
 ) -> Result:
     """Train a classifier and measure it.
@@ -125,6 +127,8 @@ def train(
             with MixUp or CutMix) and returns the loss of each image, float32 [B]; or its name.
         metrics: your own figures by name, functions of (labels, predictions), two arrays of class numbers, or their
             names; validation and evaluation report them, and ``training.best_metric`` may be one (more is better).
+        optimizer: your own, ``(groups, lr=…) -> torch.optim.Optimizer`` (a class of torch.optim is one), or its name.
+        schedule: your own, ``(step, steps) -> factor`` of the learning rate, or its name; warm-up is multiplied.
         trust: packages that may be imported for what the file ``spec`` names, or True; what is given here needs none.
         changes: fields of the spec, such as ``training={"epochs": 3}``, ``data={"val_fraction": 0.2}``, ``seed=1`` or
             ``**{"model.name": "resnet18"}``. ``model`` may be a network of your own too: an ``nn.Module``, of which a
@@ -134,9 +138,9 @@ def train(
     Raises: errors of ``tellapart.errors``.
     """
     given = take(data, val, test, classes)
-    own = own_code.take(changes, loss=loss, metrics=metrics)
+    own = own_code.take(changes, loss=loss, metrics=metrics, optimizer=optimizer, schedule=schedule)
     wanted = make_spec(given or data, recipe, spec, **own.changes)
-    own_code.consent(wanted, own, spec, trust)
+    wanted = own_code.consent(wanted, own, spec, trust)
     ours = ineffective.given(wanted, make_spec(None, recipe))
     with contextlib.ExitStack() as stack:
         stack.enter_context(own.at_hand(wanted))
@@ -181,14 +185,16 @@ def resume(
     loss: Any = None,
     augment: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    optimizer: Any = None,
+    schedule: Any = None,
 ) -> Result:
     """Go on exactly where a run was cut off; of a finished run, return the result.
 
     ``data``, ``val``, ``test`` and ``classes`` are for a run on objects, which no file holds: the same objects as for
     ``train`` (``classes`` need not be said again). ``callbacks``: those that ``train`` was given; their saved states
-    are loaded. ``model``, ``loss``, ``augment={"transform": …}``, ``metrics``: those of your own that
-    ``train`` was given as objects; ``trust``: packages that may be imported for what a run from elsewhere names, or
-    True. Raises RunError, also where these are not what they were.
+    are loaded. ``model``, ``loss``, ``augment={"transform": …}``, ``metrics``, ``optimizer``, ``schedule``: those of
+    your own that ``train`` was given as objects. ``trust``: packages that may be imported for what a run from elsewhere
+    names, or True. Raises RunError, also where these are not what they were.
     """
     folder = runs.require(run)
     spec = runs.read_spec(folder / runs.SPEC_FILE)
@@ -201,6 +207,8 @@ def resume(
         loss=loss,
         transform=(augment or {}).get("transform"),
         metrics=metrics,
+        optimizer=optimizer,
+        schedule=schedule,
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(own.at_hand(spec))
@@ -455,6 +463,8 @@ def find_lr(
     trust: Trust = False,
     loss: Any = None,
     metrics: Mapping[str, Any] | None = None,
+    optimizer: Any = None,
+    schedule: Any = None,
     **changes: Any,
 ) -> LrCurve:
     """Train while the learning rate rises, and return the losses and a rate that suits (Smith, 2015).
@@ -462,9 +472,9 @@ def find_lr(
     Nothing is written. Arguments as for ``train``.
     """
     given = take(data, val, test, classes)
-    own = own_code.take(changes, loss=loss, metrics=metrics)
+    own = own_code.take(changes, loss=loss, metrics=metrics, optimizer=optimizer, schedule=schedule)
     wanted = make_spec(given or data, recipe, spec, **own.changes)
-    own_code.consent(wanted, own, spec, trust)
+    wanted = own_code.consent(wanted, own, spec, trust)
     with own.at_hand(wanted), processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
         samples = _opened(wanted, given, console)
         prepared = _prepare(wanted, samples, console)
