@@ -20,9 +20,11 @@ from tellapart import runs
 from tellapart import spec as spec_module
 from tellapart.cli import Train
 from tellapart.errors import SpecError
+from tellapart.sections import Words
 from tellapart.spec import (
     AugmentSpec,
     InputSpec,
+    ModelSpec,
     Range,
     Section,
     Spec,
@@ -35,8 +37,15 @@ from tellapart.spec import (
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=12)  # no line breaks
 
 
+ARGUMENTS = st.lists(st.sampled_from(["width=64", "act=gelu", "x="]), max_size=3).map(tuple)
 CHECKED: dict[tuple[type, str], st.SearchStrategy[Any]] = {  # beyond what their annotations say
-    (InputSpec, "range"): st.sampled_from(["full", "max", "0-4095", "-1000-3000.5", "255"])
+    (AugmentSpec, "transform"): st.sampled_from(["", "my_package.my_module:transform"]),
+    (AugmentSpec, "transform_arguments"): ARGUMENTS,
+    (ModelSpec, "arguments"): ARGUMENTS,
+    (TrainingSpec, "loss_arguments"): ARGUMENTS,
+    (TrainingSpec, "optimizer_arguments"): ARGUMENTS,
+    (TrainingSpec, "metrics"): st.sampled_from([(), ("kappa=my_package.my_module:kappa",)]),
+    (InputSpec, "range"): st.sampled_from(["full", "max", "0-4095", "-1000-3000.5", "255"]),
 }
 
 
@@ -45,6 +54,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         base, bounds = parts
+        if isinstance(bounds, Words):
+            return st.sampled_from([*bounds.words, "my_package.my_module:function"])
         limits: dict[str, Any] = {"min_value": bounds.low, "max_value": bounds.high}
         if base is float:
             return st.floats(**limits, exclude_min=bounds.above, allow_nan=False, allow_infinity=False)
@@ -266,7 +277,12 @@ def test_a_choice_of_numbers_takes_no_other_type(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, value in flatten(Spec()).items() if not isinstance(value, bool)]
+    "name",
+    [
+        name
+        for name, value in flatten(Spec()).items()
+        if not isinstance(value, bool) and not name.endswith("arguments")
+    ],
 )
 def test_no_field_takes_a_mapping(name: str) -> None:
     with pytest.raises(SpecError, match=re.escape(name)):

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from tellapart import files, runs
+from tellapart import files, references, runs
 from tellapart.contract import Card, Preprocessing
 from tellapart.contract.sides import words
 from tellapart.devices import AMP_DTYPES, put
@@ -26,6 +26,7 @@ from tellapart.errors import ArtifactError
 from tellapart.models import zoo
 from tellapart.models.features import Capture
 from tellapart.preprocess import averaged, normalise
+from tellapart.references import Trust
 
 FILE_NAME = "model.safetensors"
 _USUAL = 1024  # pixels of a side, or sixteenths of classes, up to which a network's memory is that of its own layers
@@ -147,25 +148,38 @@ class Predictor:
 
 
 def open_model(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu", precision: str = "fp32"
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    *,
+    trust: Trust = False,
+    model: Any = None,
 ) -> Predictor:
     """Load an artifact (a run folder or a file) for prediction, in fp32, bf16 or fp16 (by torch's autocast).
 
-    Raises ArtifactError, ModelError.
+    ``trust``: packages that may be imported for a network that is not tellapart's, or True; ``model``: that network
+    itself, or what makes it. Raises ArtifactError, ModelError.
     """
     card = read_card(path)
+    if model is not None:
+        with references.providing({("model", card.architecture.name): model}):
+            return open_model(path, device, precision)
+    if references.is_reference(card.architecture.name):
+        references.trust(trust, card.architecture.name)
+        if not references.is_provided("model", card.architecture.name):
+            references.require(card.architecture.name, str(find(path)))
     if max(*card.architecture.sides, card.architecture.num_classes // 16) > _USUAL:
         _check_shapes(path, card)
-    model = zoo.build(card.architecture)
+    network = zoo.build(card.architecture)
     try:
-        model.load_state_dict(read_state(path))
+        network.load_state_dict(read_state(path))
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise ArtifactError(
             f"The weights in {find(path)} do not fit {card.architecture.name}: {error}"
         ) from None
-    _check_numbers(find(path), model)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Predictor(model, card, torch.device(device), precision)
+    _check_numbers(find(path), network)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Predictor(network, card, torch.device(device), precision)
 
 
 def _check_shapes(path: str | os.PathLike[str], card: Card) -> None:

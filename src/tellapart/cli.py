@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 import tellapart
-from tellapart import packages, printing, values
+from tellapart import packages, printing, references, values
 from tellapart.commands import (
     Cache,
     Check,
@@ -40,7 +40,7 @@ from tellapart.commands import (
 )
 from tellapart.errors import SpecError, Stopped, TellapartError, UserError, did_you_mean, shown
 from tellapart.sections import choices
-from tellapart.spec import Spec, flatten, update
+from tellapart.spec import Spec, flatten, own_names, update
 
 if TYPE_CHECKING:
     from tellapart.predict import Classifier
@@ -389,6 +389,32 @@ def _defaults(kind: type[T], argv: Sequence[str]) -> T | None:
     return kind(spec=base)
 
 
+def _trusted(argv: Sequence[str]) -> list[str]:
+    """Take ``--trust PACKAGE`` as consent to import it, and leave it out; ``--trust`` alone is the command's own."""
+    left, words = [], list(argv)
+    while words:
+        word = words.pop(0)
+        flag, equals, package = word.partition("=")
+        if flag != "--trust" or package.lower() in ("true", "false"):
+            left.append(word)
+        elif equals:
+            references.trust(package)
+        elif words and references.is_package(words[0]):
+            references.trust(words.pop(0))
+        else:
+            left.append(word)
+    return left
+
+
+def _check_code(args: Any, default: Any, argv: Sequence[str]) -> None:
+    """Ask for consent to import what a file given by --spec names. Raises ArtifactError."""
+    file = _value_of("--spec", argv)
+    if default is not None and file and isinstance(args, FromSpec):
+        for kind, name in own_names(args.spec):
+            if (kind, name) in own_names(default.spec):
+                references.require(name, file, kind)
+
+
 def _check_choices(argv: Sequence[str]) -> None:
     """Answer an impossible word for a field of the spec as YAML's is answered: with the nearest valid one."""
     fields = choices(Spec())
@@ -518,12 +544,14 @@ def _run(words: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"There is no command {name!r}. {did_you_mean(name, COMMANDS, limit=len(COMMANDS))}")
     kind, call = COMMANDS[name]
+    rest = _trusted(rest)
     _check_choices(rest)
     if kind is Resume:
         _refuse_fixed(rest)
     default = _defaults(kind, rest)
     options: dict[str, Any] = {} if default is None else {"default": default}
     args = tyro.cli(kind, prog=f"tellapart {name}", args=rest, registry=values.named(), **options)
+    _check_code(args, default, rest)
     if _computes(args):
         with packages.no_collection():
             from tellapart import workflow  # noqa: F401 - loads torch

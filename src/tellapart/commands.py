@@ -122,7 +122,8 @@ class Evaluate:
     epoch: Literal["best", "last"] = "best"
     """Which epoch of a run folder: the one chosen on validation, or the last."""
     trust: bool = False
-    """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs."""
+    """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs. With a name, such as
+    --trust my_package: import that package for a network that is not tellapart's (every command takes this)."""
     format: DataFormat = "auto"
     """How to read DATA."""
     boxes: Literal["image", "crop"] = "image"
@@ -164,7 +165,8 @@ class Predict:
     device: _Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; for an ONNX file also tensorrt and tensorrt:N."""
     trust: bool = False
-    """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs."""
+    """Open a .pt2 or TorchScript file that tellapart did not write here: such files are programs. With a name, such as
+    --trust my_package: import that package for a network that is not tellapart's (every command takes this)."""
 
 
 @dataclass(frozen=True)

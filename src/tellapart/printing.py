@@ -173,6 +173,8 @@ def evaluation_text(evaluation: Evaluation | MultiEvaluation) -> str:
         f"macro F1 {numerals.percent(evaluation.macro.f1)}   loss {numerals.loss(evaluation.loss)}"
         + ("" if evaluation.top5 is None else f"   top-5 {numerals.percent(evaluation.top5)}"),
     ]
+    for name, value in evaluation.own.items():
+        lines.append(f"{name} {'not defined' if value is None else numerals.setting(round(value, 6))}")
     lines += [*_speed(evaluation), ""]
     names = [shown(score.name, one_line=True) for score in evaluation.per_class]
     width = min(30, max(5, *map(cell_len, names)))

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
+from tellapart import references
 from tellapart.errors import SpecError, did_you_mean
 
 S = TypeVar("S", bound="Section")
@@ -35,6 +36,26 @@ class Range:
         if self.high is not None and value > self.high:
             return f"must be at most {self.high:g}"
         return None
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words that a text may be, besides the name of one's own code; ``group``: of packages' entry points."""
+
+    words: tuple[str, ...]
+    group: str = ""
+
+    def check(self, value: str, name: str) -> None:
+        """Raise SpecError for another word."""
+        if value in self.words or references.is_own(value):
+            return
+        offered = list(references.entry_points(self.group)) if self.group else []
+        if value not in offered:
+            valid = [*self.words, *offered]
+            raise SpecError(
+                f"{name} is {value!r}. {did_you_mean(value, valid, meant=meant(value, valid))} Your own: "
+                "my_package.my_module:function."
+            )
 
 
 Fraction = Annotated[float, Range(0, 1)]
@@ -167,6 +188,8 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
             problem = extra.problem(value) if isinstance(extra, Range) else None
             if problem:
                 raise SpecError(f"{name} is {value!r}; it {problem}.")
+            if isinstance(extra, Words):
+                extra.check(value, name)
         return value
     if origin is Literal:
         choices = typing.get_args(hint)
@@ -263,6 +286,9 @@ def choices(spec: Section) -> dict[str, tuple[str, ...]]:
         if isinstance(value, Section):
             found.update({f"{name}.{key}": inner for key, inner in choices(value).items()})
             continue
+        for extra in getattr(hint, "__metadata__", ()):
+            if isinstance(extra, Words):
+                found[name] = extra.words
         parts = (
             typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
         )

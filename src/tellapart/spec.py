@@ -11,9 +11,11 @@ with a run holds what was chosen.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from tellapart import references
 from tellapart.errors import SpecError
 from tellapart.sections import (
     Count,
@@ -23,6 +25,7 @@ from tellapart.sections import (
     Positive,
     Range,
     Section,
+    Words,
     flatten,
     to_dict,
     update,
@@ -41,6 +44,7 @@ __all__ = [
     "SpeedSpec",
     "TrainingSpec",
     "flatten",
+    "own_names",
     "to_dict",
     "update",
 ]
@@ -251,6 +255,23 @@ class AugmentSpec(Section, prefix="augment."):
     """MixUp's alpha; 0: off."""
     cutmix: NonNegative | None = None
     """CutMix's alpha; 0: off. If MixUp is on too, each batch gets one of the two."""
+    transform: str = ""
+    """Your own, package.module:function, after all of the above but erasing; with preset auto, in its place."""
+    transform_arguments: tuple[str, ...] = ()
+    """Your own: what it is given besides, NAME=VALUE."""
+    transform_takes: Literal["auto", "image", "array", "batch"] = "auto"
+    """Your own takes a tensor [C, H, W], image=array [H, W, C], or a tensor [B, C, H, W]; auto: by what it is."""
+
+    def __post_init__(self) -> None:
+        given: Any = self.transform_arguments
+        if isinstance(given, Mapping):
+            object.__setattr__(self, "transform_arguments", references.arguments(given))
+        super().__post_init__()
+        references.arguments(self.transform_arguments)
+        if self.transform and not references.is_own(self.transform):
+            raise SpecError(
+                f"augment.transform is {self.transform!r}; it must be a name such as my_package.my_module:function."
+            )
 
 
 @dataclass(frozen=True)
@@ -258,7 +279,10 @@ class ModelSpec(Section, prefix="model."):
     """The network: its architecture, the weights it starts from, and which layers train."""
 
     name: str = "auto"
-    """Architecture (see: tellapart models); auto: fast-cnn, for photographs a pretrained network."""
+    """Architecture (see: tellapart models), or your own, package.module:function; auto: fast-cnn, for photographs a
+    pretrained network."""
+    arguments: tuple[str, ...] = ()
+    """A network of your own: what its function is given besides num_classes and channels, NAME=VALUE."""
     weights: str = "auto"
     """none, pretrained, a tag, efficientnet-lite0, a file, or an earlier run; auto: only with name auto."""
     finetune: Literal["auto", "full", "head", "staged"] = "auto"
@@ -280,6 +304,13 @@ class ModelSpec(Section, prefix="model."):
     stem: Literal["auto", "small", "standard"] = "auto"
     """First layers: small keeps the resolution of images of up to 64 pixels."""
 
+    def __post_init__(self) -> None:
+        given: Any = self.arguments
+        if isinstance(given, Mapping):
+            object.__setattr__(self, "arguments", references.arguments(given))
+        super().__post_init__()
+        references.arguments(self.arguments)
+
 
 @dataclass(frozen=True)
 class TrainingSpec(Section, prefix="training."):
@@ -291,8 +322,11 @@ class TrainingSpec(Section, prefix="training."):
     """Images per optimizer step, over all processes and micro-batches; 0: chosen by image size."""
     accumulate: CountOrZero = 0
     """Number of micro-batches that a batch is computed in, to save memory or time; 0: see speed.probe, else 1."""
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "muon", "muon-sgd"] = "adamw"
-    """The optimizer; muon uses AdamW for all but hidden matrices, muon-sgd uses SGD and fixes the matrices' norms."""
+    optimizer: Annotated[str, Words(("sgd", "adam", "adamw", "rmsprop", "muon", "muon-sgd"))] = "adamw"
+    """The optimizer, or your own, package.module:function, of (groups, lr=…); muon uses AdamW for all but hidden
+    matrices, muon-sgd uses SGD and fixes the matrices' norms."""
+    optimizer_arguments: tuple[str, ...] = ()
+    """An optimizer of your own: what it is given besides, NAME=VALUE."""
     lr: Positive = 0.001
     """Highest learning rate."""
     bias_lr: NonNegative = 0.0
@@ -311,8 +345,10 @@ class TrainingSpec(Section, prefix="training."):
     """Adam and AdamW: decay rates of the averages of the gradient and of its square."""
     weight_decay: NonNegative = 0.0
     """Weight decay; not applied to norm layers and biases."""
-    schedule: Literal["constant", "step", "multi-step", "linear", "cosine", "one-cycle", "plateau"] = "cosine"
-    """How the learning rate changes."""
+    schedule: Annotated[
+        str, Words(("constant", "step", "multi-step", "linear", "cosine", "one-cycle", "plateau"))
+    ] = "cosine"
+    """How the learning rate changes; or your own, package.module:function, of (step, steps), which returns a factor."""
     warmup_epochs: NonNegative = 0.0
     """Epochs (fractions allowed) over which the learning rate rises from nearly 0."""
     step_epochs: Count = 30
@@ -325,8 +361,11 @@ class TrainingSpec(Section, prefix="training."):
     """plateau: epochs without a better validation loss before a drop."""
     min_lr_factor: Fraction = 0.0
     """linear, cosine, plateau: the lowest learning rate, as a fraction of lr."""
-    loss: Literal["auto", "cross-entropy", "focal", "bce", "asymmetric"] = "auto"
-    """The loss; auto: cross-entropy, for several labels bce (binary cross-entropy, the mean over the classes)."""
+    loss: Annotated[str, Words(("auto", "cross-entropy", "focal", "bce", "asymmetric"), "losses")] = "auto"
+    """The loss; auto: cross-entropy, for several labels bce (binary cross-entropy, the mean over the classes). Or your
+    own, package.module:function, of (logits, targets)."""
+    loss_arguments: tuple[str, ...] = ()
+    """A loss of your own: what it is given besides, NAME=VALUE."""
     label_smoothing: Annotated[float, Range(0, 0.99)] = 0.0
     """Probability mass spread over all classes; bce: over yes and no."""
     focal_gamma: NonNegative = 2.0
@@ -357,6 +396,8 @@ class TrainingSpec(Section, prefix="training."):
     best_metric: str = "auto"
     """The validation figure by which the best epoch is chosen: accuracy, macro-f1, balanced-accuracy or loss; for
     several labels mAP, macro-f1, micro-f1 or loss; auto: the first."""
+    metrics: tuple[str, ...] = ()
+    """Your own figures, NAME=package.module:function, of (labels, predictions); more is better."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Mixed precision by torch.amp; fp16 with a gradient scaler. auto: bf16 if speed.probe measures it faster."""
     device: str = "auto"
@@ -379,6 +420,20 @@ class TrainingSpec(Section, prefix="training."):
     """InfoBatch: fraction of the epochs, at the beginning, that read all images (the first always does)."""
     prune_until: Fraction = 0.875
     """InfoBatch: fraction of the epochs after which all images are read again."""
+
+    def __post_init__(self) -> None:
+        for name in ("loss_arguments", "optimizer_arguments"):
+            given: Any = getattr(self, name)
+            if isinstance(given, Mapping):
+                object.__setattr__(self, name, references.arguments(given))
+        super().__post_init__()
+        references.arguments((*self.loss_arguments, *self.optimizer_arguments))
+        for one in self.metrics:
+            name, _, where = one.partition("=")
+            if not name or not references.is_own(where):
+                raise SpecError(
+                    f"training.metrics has {one!r}; it must be NAME=my_package.my_module:function."
+                )
 
 
 @dataclass(frozen=True)
@@ -453,3 +508,18 @@ class Spec(Section):
     run: RunSpec = field(default_factory=RunSpec)
     seed: int = 0
     """Seed for everything random in training."""
+
+
+def own_names(spec: Spec) -> list[tuple[str, str]]:
+    """Return (kind, name) of the code of one's own that a spec names."""
+    named = {
+        "model": spec.model.name,
+        "loss": spec.training.loss,
+        "transform": spec.augment.transform,
+        "optimizer": spec.training.optimizer,
+        "schedule": spec.training.schedule,
+    }
+    for one in spec.training.metrics:
+        name, _, where = one.partition("=")
+        named[f"metrics.{name}"] = where
+    return [(kind, name) for kind, name in named.items() if references.is_own(name)]

@@ -33,7 +33,7 @@ class Params:
     degrees. operations: int64 [B, n], index in `policies.OPERATIONS`; magnitudes: float64 [B, n].
     colour: float32 [B, 4], factors of brightness, contrast and saturation, shift of the hue; colour_order:
     which of these four change, and in what order. erase: int64 [B, 4], top, left, height, width; all 0 where
-    nothing is erased.
+    nothing is erased. seeds: int64 [B], of chance in an augmentation that is not ours.
     """
 
     batch: int
@@ -46,6 +46,7 @@ class Params:
     colour: Tensor | None = None
     colour_order: tuple[int, ...] = ()
     erase: Tensor | None = None
+    seeds: Tensor | None = None
 
     def __len__(self) -> int:
         return self.batch
@@ -65,6 +66,7 @@ class Params:
             colour=cut(self.colour),
             colour_order=self.colour_order,
             erase=cut(self.erase),
+            seeds=cut(self.seeds),
         )
 
 

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from tellapart.augment import colour, geometry, params, policies, resample, threads
 from tellapart.augment import mix as mixing
 from tellapart.augment.mix import Mix
+from tellapart.augment.own import OwnTransform
 from tellapart.augment.params import Params
 from tellapart.contract.sides import Size, shortest
 from tellapart.devices import put
@@ -47,6 +48,7 @@ class Augment:
         self.spec, self.contract = spec, contract
         self.num_classes, self.channels_last, self.seed = num_classes, channels_last, seed
         self.needs_large_source = needs_large_source(spec)
+        self.own = OwnTransform(spec) if spec.transform else None
         self._affine = bool(spec.rotation or spec.translate or spec.shear) or spec.scale != (1.0, 1.0)
         jitter = (spec.brightness, spec.contrast, spec.saturation, spec.hue)
         self._colour = tuple(which for which, strength in enumerate(jitter) if strength)
@@ -59,6 +61,7 @@ class Augment:
         self._images = (
             self._images
             or self._affine
+            or self.own is not None
             or bool(self._colour or spec.policy != "none" or spec.erasing or spec.cutout)
         )
 
@@ -133,6 +136,7 @@ class Augment:
             colour=factors,
             colour_order=order,
             erase=self._draw_erase(batch, generator),
+            seeds=torch.randint(2**62, (batch,), generator=generator) if self.own else None,
         )
 
     def _draw_hflip(
@@ -194,16 +198,39 @@ class Augment:
             order = torch.channels_last
         shape = (len(images), self.contract.channels, *self.contract.sides)
         result = torch.empty(shape, dtype=torch.float32, device=images.device, memory_format=order)
-        threads.run(lambda rows: self._apply(images[rows], drawn[rows], result[rows]), slices(result))
+        if self.own is not None and drawn.seeds is not None:
+            self._apply_own(self.own, images, drawn, result)
+        else:
+            threads.run(lambda rows: self._apply(images[rows], drawn[rows], result[rows]), slices(result))
         return result
 
-    def _apply(self, images: Images, drawn: Params, result: Tensor) -> None:
-        """Write the network's input for a part of a batch into ``result``, float32 [B, C, height, width]."""
+    def _apply_own(self, own: OwnTransform, images: Images, drawn: Params, result: Tensor) -> None:
+        """Do as `_apply` for a whole batch, with one's own changes before normalising, in one thread."""
+        shape = (len(images), *self.contract.sides, self.contract.channels)
+        pixels = torch.empty(shape, dtype=torch.uint8, device=images.device)
+
+        def change(rows: slice) -> None:
+            pixels[rows] = self._pixels(images[rows], drawn[rows])
+
+        threads.run(change, slices(result))
+        assert drawn.seeds is not None
+        normalise(own(pixels, drawn.seeds), self.contract, self.channels_last, out=result)
+        self._erase(result, drawn)
+
+    def _pixels(self, images: Images, drawn: Params) -> Tensor:
+        """Return images as all of our changes but erasing leave them, uint8 [B, height, width, C]."""
         if drawn.affine is None and drawn.colour is None:
             pixels = self._place(images, drawn)
             if drawn.operations is not None and drawn.magnitudes is not None:
                 pixels = policies.apply(pixels, drawn.operations, drawn.magnitudes)
-            normalise(pixels, self.contract, self.channels_last, out=result)
+            return pixels
+        values = self._recolour(self._values(images, drawn), drawn)
+        return values.round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+    def _apply(self, images: Images, drawn: Params, result: Tensor) -> None:
+        """Write the network's input for a part of a batch into ``result``, float32 [B, C, size, size]."""
+        if drawn.affine is None and drawn.colour is None:
+            normalise(self._pixels(images, drawn), self.contract, self.channels_last, out=result)
         else:
             values = self._recolour(self._values(images, drawn), drawn)
             result.copy_(normalise_(values, self.contract))

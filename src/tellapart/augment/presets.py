@@ -181,4 +181,5 @@ def describe(spec: AugmentSpec) -> str:
     parts += _numbers(
         spec, "brightness", "contrast", "saturation", "hue", "erasing", "cutout", "mixup", "cutmix"
     )
+    parts += [f"transform {spec.transform}"] if spec.transform else []
     return ", ".join(parts) or "none"

@@ -147,6 +147,7 @@ def _fine_tuning(spec: Spec, card: Card, file: Path, data: str | os.PathLike[str
         },
         "model": {
             "name": architecture.name,
+            "arguments": architecture.arguments,
             "weights": str(file.resolve()),
             "finetune": "full",
             "freeze_blocks": 0,

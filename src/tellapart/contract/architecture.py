@@ -45,6 +45,8 @@ class Architecture:
     """``small`` keeps the resolution of images of up to 64 pixels; see :func:`zoo.choose_stem`."""
     pruned: Pruned = ()
     """Layers that are narrower than the network ``name`` has them; see :mod:`tellapart.models.shrink`."""
+    arguments: tuple[str, ...] = ()
+    """Of a network of one's own, what its function is given besides: ``NAME=VALUE``."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", sides.normal(self.size))
@@ -61,9 +63,11 @@ class Architecture:
             raise ModelError(f"{self.name}: stem is {self.stem!r}. {did_you_mean(self.stem, STEMS)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values by field name; ``pruned``, a mapping here, only where layers are."""
+        """Return plain values by field name; ``pruned``, a mapping here, and ``arguments`` only where there are any."""
         values = {**dataclasses.asdict(self), "size": sides.plain(self.size)}
         pruned = values.pop("pruned")
+        if arguments := values.pop("arguments"):
+            values["arguments"] = list(arguments)
         return {**values, "pruned": {path: list(sizes) for path, sizes in pruned}} if pruned else values
 
     @property

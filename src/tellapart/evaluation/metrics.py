@@ -15,7 +15,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,8 @@ class Evaluation:
     confusion: npt.NDArray[np.int64]
     images_per_second: float | None = None
     latency_ms: Mapping[str, float] | None = None
+    own: Mapping[str, float | None] = field(default_factory=dict)
+    """Figures of metrics that are not tellapart's."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON (no NaN: what is not known is None)."""
@@ -88,7 +90,8 @@ class Evaluation:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
         """Return the evaluation that `to_dict` gave the values of. Raises KeyError for a missing one."""
-        known = {name: values[name] for name in cls.__dataclass_fields__}
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name != "own"}
+        known["own"] = values.get("own") or {}
         low, high = values["accuracy_interval"]
         return cls(
             **known

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tellapart import packages
+from tellapart import packages, references
 from tellapart.contract.architecture import Architecture
 from tellapart.contract.sides import Size, longest
 from tellapart.errors import ModelError, did_you_mean
-from tellapart.models import shrink, small_cnn, timm_zoo, torchvision_zoo, whitened_cnn
+from tellapart.models import own_code, shrink, small_cnn, timm_zoo, torchvision_zoo, whitened_cnn
 
 __all__ = [
     "Architecture",
@@ -107,6 +107,8 @@ def split_tag(name: str) -> tuple[str, str | None]:
 
     Raises ModelError for an unknown name, MissingPackageError where the library that would know is missing.
     """
+    if references.is_own(name):
+        return name, None
     library, slash, rest = name.rpartition("/")
     bare, _, tag = rest.partition(".")
     if not slash and bare in OWN:
@@ -145,6 +147,10 @@ def build(architecture: Architecture) -> nn.Module:
     if architecture.pruned:
         whole = build(dataclasses.replace(architecture, pruned=()))
         return shrink.apply(whole, architecture)
+    if references.is_own(architecture.name):
+        return own_code.build(architecture)
+    if architecture.arguments:
+        raise ModelError(f"model.arguments are for a network of one's own; {architecture.name} takes none.")
     name = resolve(architecture.name)
     if name in OWN:
         return _build_own(architecture, name)
@@ -177,7 +183,7 @@ def choose_stem(name: str, size: Size, weights: str = "none") -> str:
     the standard stem, which would be lost). Our own networks have only the standard one.
     """
     name = resolve(name)
-    if name in OWN or longest(size) > SMALL_IMAGES or weights not in ("none", ""):
+    if name in OWN or references.is_own(name) or longest(size) > SMALL_IMAGES or weights not in ("none", ""):
         return "standard"
     library, _, bare = name.partition("/")
     has_small = (timm_zoo if library == "timm" else torchvision_zoo).has_small_stem(bare)
@@ -189,6 +195,8 @@ def default_size(name: str) -> int | None:
     name = resolve(name)
     if name in OWN:
         return OWN[name].default_size
+    if references.is_own(name):
+        return None
     library, _, bare = name.partition("/")
     return timm_zoo.info(bare)[0] if library == "timm" else torchvision_zoo.info(bare)[0]
 
@@ -218,6 +226,9 @@ def list_models(pattern: str = "", with_parameters: bool = False) -> list[ModelI
                 size, licence = part.info(bare)
                 count, accuracy = torchvision_zoo.stated(bare) if library == "torchvision" else (None, None)
                 infos.append(ModelInfo(f"{library}/{bare}", count, size, licence, library, accuracy))
+    infos += [
+        ModelInfo(name, None, None, None, where) for name, where in references.entry_points("models").items()
+    ]
     chosen = [info for info in infos if _matches(info.name, pattern)]
     if with_parameters:
         chosen = [info if info.parameters else _with_parameters(info) for info in chosen]

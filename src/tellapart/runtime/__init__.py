@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tellapart.contract.answers import checked, probabilities
 from tellapart.errors import ArtifactError, SpecError
+from tellapart.references import Trust
 from tellapart.runtime.base import Backend
 
 __all__ = ["Backend", "checked", "is_export", "open_backend", "probabilities"]
@@ -22,7 +24,8 @@ def open_backend(
     device: str = "cpu",
     precision: str = "fp32",
     threads: int = 0,
-    trust: bool = False,
+    trust: Trust = False,
+    model: Any = None,
 ) -> Backend:
     """Open a run folder, an artifact or an exported file, by its content and name.
 
@@ -32,7 +35,9 @@ def open_backend(
             other exported files compute on the CPU. ``auto`` is the CPU for every exported file.
         precision: fp32, bf16 or fp16, for an artifact.
         threads: threads that one call computes with; 0 leaves it to the runtime.
-        trust: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are programs.
+        trust: True: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are
+            programs. Names of packages: import these for an artifact whose network is not tellapart's (True: any).
+        model: that network itself, or what makes it.
 
     Raises ArtifactError, ModelError, MissingPackageError, SpecError.
     """
@@ -48,15 +53,15 @@ def open_backend(
                 f"{os.fspath(path)} computes on the CPU, not on {device}; only artifacts and ONNX files do."
             )
         if suffix in _PROGRAMS:
-            return _PROGRAMS[suffix](path, threads, trust)
+            return _PROGRAMS[suffix](path, threads, trust is True)
         return _BY_SUFFIX[suffix](path, threads)
-    return _artifact(path, device, precision)
+    return _artifact(path, device, precision, trust, model)
 
 
-def _artifact(path: str | os.PathLike[str], device: str, precision: str) -> Backend:
+def _artifact(path: str | os.PathLike[str], device: str, precision: str, trust: Trust, model: Any) -> Backend:
     from tellapart.runtime.eager import open_artifact
 
-    return open_artifact(path, device, precision)
+    return open_artifact(path, device, precision, trust, model)
 
 
 def _onnx(path: str | os.PathLike[str], threads: int, device: str = "cpu") -> Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import torch
 from tellapart import artifact
 from tellapart.contract import Card, Pixels
 from tellapart.preprocess import load
+from tellapart.references import Trust
 from tellapart.runtime.base import Opened
 
 
@@ -47,6 +49,8 @@ class EagerBackend(Opened):
         return logits.numpy(), features.numpy()
 
 
-def open_artifact(path: str | os.PathLike[str], device: str, precision: str) -> EagerBackend:
+def open_artifact(
+    path: str | os.PathLike[str], device: str, precision: str, trust: Trust = False, model: Any = None
+) -> EagerBackend:
     """Open a run folder or an artifact. Raises ArtifactError, ModelError."""
-    return EagerBackend(artifact.open_model(path, device, precision))
+    return EagerBackend(artifact.open_model(path, device, precision, trust=trust, model=model))

@@ -128,6 +128,10 @@ RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
             "it is for training.class_weights inverse and several labels",
         ),
     ),
+    (
+        ("training.label_smoothing",),
+        _when(lambda s, _: ":" in s.training.loss, "the loss is one of your own, which sees to that itself"),
+    ),
     (("training.effective_beta",), _one_of("training", "class_weights", "effective")),
     (("training.momentum",), _optimizer("sgd", "rmsprop", "muon", "muon-sgd")),
     (("training.sgd_momentum",), _optimizer("muon-sgd")),

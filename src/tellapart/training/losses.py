@@ -14,8 +14,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from tellapart.errors import DataError
+from tellapart import references
+from tellapart.errors import DataError, SpecError
 from tellapart.spec import TrainingSpec
+from tellapart.training.own_loss import OwnLoss
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -42,6 +44,10 @@ def build_loss(
     if spec.class_weights != "none":
         values = class_weights(class_counts, spec.class_weights, spec.effective_beta)
         weight = torch.as_tensor(values, dtype=torch.float32, device=device)
+    if references.is_own(spec.loss):
+        return OwnLoss(spec.loss, spec.loss_arguments, weight)
+    if spec.loss_arguments:
+        raise SpecError(f"training.loss_arguments are for a loss of your own; {spec.loss} takes none.")
     builders = {"auto": _build_cross_entropy, "cross-entropy": _build_cross_entropy, "focal": _build_focal}
     loss = builders[spec.loss](spec)
     return loss if weight is None else _weighted(loss, weight)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tellapart import references
 from tellapart.errors import ModelError, SpecError
 from tellapart.models import heads
 from tellapart.spec import TrainingSpec
@@ -101,7 +102,33 @@ def build_optimizer(spec: TrainingSpec, groups: list[Group], fused: bool = True)
         return _muon_sgd(spec, plain, [group["matrices"] for group in groups])
     if spec.optimizer == "muon":
         return Muon(spec, plain, [group["matrices"] for group in groups], fused)
+    if references.is_own(spec.optimizer):
+        return _own(spec, plain)
+    if spec.optimizer_arguments:
+        raise SpecError(
+            f"training.optimizer_arguments are for an optimizer of your own; {spec.optimizer} takes none."
+        )
     return _BUILDERS[spec.optimizer](spec, plain, fused)
+
+
+def _own(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
+    """Return one's own optimizer. Raises SpecError where it is none, or not over these groups."""
+    name = spec.optimizer
+    make = references.load(name, "optimizer", f"A run with the optimizer {name}")
+    if not callable(make):
+        raise SpecError(
+            f"{name} is of type {type(make).__name__}; an optimizer is made by a function or a class."
+        )
+    made = references.called(make, spec.optimizer_arguments, name, groups, lr=spec.lr)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise SpecError(f"{name} returned {type(made).__name__}; it must return a torch.optim.Optimizer.")
+    if [len(group["params"]) for group in made.param_groups] != [
+        len(group["params"]) for group in groups
+    ] or any("lr_scale" not in group for group in made.param_groups):
+        raise SpecError(
+            f"{name} has other groups of parameters than it was given; hand these to torch's optimizer as they are."
+        )
+    return made
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, factor: float, step: int = 0) -> None:

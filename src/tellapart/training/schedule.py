@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from tellapart import references
 from tellapart.errors import SpecError
 from tellapart.spec import TrainingSpec
 
@@ -56,7 +57,9 @@ class Schedule:
             )
         self._steps_per_epoch = steps_per_epoch
         self._plateau = _Plateau(spec) if spec.schedule == "plateau" else None
-        self._shape: Shape = self._plateau or _SHAPES[spec.schedule](spec, total - self.warmup)
+        make = _own if references.is_own(spec.schedule) else _SHAPES.get(spec.schedule)
+        assert make is not None or self._plateau is not None
+        self._shape: Shape = self._plateau or make(spec, total - self.warmup)  # type: ignore[misc]
 
     def factor(self, step: int) -> float:
         """Return the factor for global step ``step`` (0 is the first)."""
@@ -149,6 +152,25 @@ def _one_cycle(spec: TrainingSpec, steps: int) -> Shape:
 def _between(start: float, end: float, part: float) -> float:
     """Return the value at ``part`` (0 to 1) of half a cosine wave from ``start`` to ``end``."""
     return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+
+
+def _own(spec: TrainingSpec, steps: int) -> Shape:
+    """One's own function of (step, steps), both counted from the warm-up's end. Raises SpecError."""
+    name = spec.schedule
+    function = references.load(name, "schedule", f"A run with the schedule {name}")
+
+    def shape(epoch: int, progress: int) -> float:
+        value = references.called(function, (), name, min(progress, steps - 1), steps)
+        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise SpecError(
+                f"The schedule {name} returns {value!r:.60} for step {progress} of {steps}; it must be the factor of "
+                "the learning rate, a number of at least 0."
+            )
+        return float(value)
+
+    shape(0, 0)
+    shape(0, steps - 1)
+    return shape
 
 
 _SHAPES: dict[str, Callable[[TrainingSpec, int], Shape]] = {

@@ -14,21 +14,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tellapart import references
 from tellapart.augment import Augment, needs_large_source
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
 from tellapart.data.stores import images as decoded
 from tellapart.devices import put, seed_device
 from tellapart.errors import DataError, SpecError
-from tellapart.models import heads, weights, zoo
+from tellapart.models import heads, own_code, weights, zoo
 from tellapart.preprocess import Preprocessing, normalise, resize
 from tellapart.spec import DataSpec, Spec
-from tellapart.training import optim, sampling
+from tellapart.training import optim, own_metrics, sampling
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
 from tellapart.training.losses import build_loss
 from tellapart.training.methods import distillation, infobatch, multilabel, progressive, qat, sparse
 from tellapart.training.methods.ema import Ema
+from tellapart.training.own_loss import OwnLoss, try_out
 from tellapart.training.resolution import Choice, DeviceFacts, Resolution, Stage, facts
 from tellapart.training.resolution.inputs import contract as contract_of
 from tellapart.training.resolution.inputs import views
@@ -109,6 +111,8 @@ def prepare(wanted: Spec | Resolution, samples: Samples, advance: Callable[[int]
         if images is not None and not len(images):
             raise DataError(f"None of the {split} images can be read.")
     augment = Augment(spec.augment, contract, len(samples.classes), seed=spec.seed)
+    if augment.own is not None:
+        augment.own.check(contract.sides, contract.channels)
     return RunData(resolution, contract, augment, train, others["val"], others["test"], tuple(bad))
 
 
@@ -184,9 +188,12 @@ def build_model(prepared: RunData) -> tuple[torch.nn.Module, zoo.Architecture, w
         batch_norm=spec.model.batch_norm,
         stem=stem,
         pruned=weights.pruned(spec.model.weights),
+        arguments=spec.model.arguments,
     )
     seed_device(torch.device("cpu"), spec.seed)
     model = zoo.build(architecture)
+    if references.is_own(architecture.name):
+        own_code.check(model, architecture)
     info = None
     initialise = getattr(model, "initialise_from", None)
     if callable(initialise) and spec.model.weights == "none":
@@ -227,13 +234,23 @@ def build_task(
     spec = prepared.spec
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if prepared.train.samples.targets is not None:
+        if spec.training.metrics:
+            raise SpecError("training.metrics are for images of one label each; these have several.")
         return multilabel.MultiLabel(
             augment, multilabel.build_loss(spec.training, counts, len(prepared.train), device)
         )
-    task = Classification(augment, build_loss(spec.training, counts, device))
+    criterion = build_loss(spec.training, counts, device)
+    task = Classification(augment, criterion)
+    if isinstance(criterion, OwnLoss):
+        soft = bool(spec.augment.mixup or spec.augment.cutmix)
+        task.separable = try_out(criterion.cpu(), len(prepared.classes), soft)
+        criterion.to(device)
     if spec.distill.teacher:
         task = distillation.Distillation(task, spec.distill, model, prepared.contract, prepared.classes)
-    return task
+    own = own_metrics.build(spec.training.metrics, Classification.score_names)
+    labels = np.arange(2 * len(counts)) % len(counts)
+    own_metrics.measure(own, labels, np.sort(labels))  # what they cannot do is told before training
+    return task.with_metrics(own)
 
 
 MakeTask = Callable[[RunData, torch.nn.Module, Augment, npt.NDArray[np.int64]], Task]

@@ -18,6 +18,7 @@ from tellapart.data.loader import RawBatch, source_sizes
 from tellapart.errors import RunError, SpecError, did_you_mean
 from tellapart.evaluation import metrics
 from tellapart.sections import meant
+from tellapart.training import own_metrics
 from tellapart.training.sections import Sections
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -149,12 +150,18 @@ class Classification(Task):
 
     on_features = True
     metrics = ("accuracy",)
-    score_names = ("accuracy", "macro-f1", "balanced-accuracy", "loss")
+    score_names: tuple[str, ...] = ("accuracy", "macro-f1", "balanced-accuracy", "loss")
 
     def __init__(self, augment: Augment, criterion: Loss) -> None:
         super().__init__()
         self.augment = augment
         self.criterion = criterion
+        self.own_metrics: own_metrics.Metrics = {}
+
+    def with_metrics(self, metrics: own_metrics.Metrics) -> Classification:
+        """Report these too."""
+        self.own_metrics, self.score_names = metrics, (*Classification.score_names, *metrics)
+        return self
 
     def inputs(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
         """See Task. MixUp and CutMix mix within one process's part of the batch."""
@@ -172,7 +179,11 @@ class Classification(Task):
 
     def scores(self, outputs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         """See Task."""
-        return metrics.quick(outputs, labels)
+        found = metrics.quick(outputs, labels)
+        if self.own_metrics:
+            guess = outputs.argmax(1).cpu().numpy()
+            found |= own_metrics.measure(self.own_metrics, labels.cpu().numpy(), guess)
+        return found
 
 
 def right(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -21,9 +21,10 @@ from tellapart.compress.table import Comparison
 from tellapart.contract import Architecture
 from tellapart.errors import RunError, SpecError, Stopped, did_you_mean
 from tellapart.models import shrink, zoo
+from tellapart.references import Trust
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console
-from tellapart.workflow import quantising
+from tellapart.workflow import own_code, quantising
 from tellapart.workflow.run import train
 
 METHODS = ("int8", "qat", "prune", "sparse", "distill")
@@ -70,7 +71,7 @@ class Options:
 
 
 def compress(
-    model: str | os.PathLike[str],
+    path: str | os.PathLike[str],
     data: str | os.PathLike[str] | None = None,
     *,
     methods: Sequence[str] = ("prune",),
@@ -78,18 +79,24 @@ def compress(
     options: Options | None = None,
     spec: str | os.PathLike[str] | None = None,
     quiet: bool = False,
+    trust: Trust = False,
+    model: Any = None,
+    loss: Any = None,
     **changes: Any,
 ) -> Comparison:
     """Make smaller models of a trained one, and compare all with it: accuracy, size, latency.
 
     Args:
-        model: run folder or artifact.
-        data: labelled images; None: the data that the run was trained with (model is then a run folder).
+        path: run folder or artifact.
+        data: labelled images; None: the data that the run was trained with (path is then a run folder).
         methods: what to do, of METHODS.
         out: a new folder: a run folder or file for each candidate, compress.json and compress.html.
         options: how to do it.
         spec: YAML file whose fields go over the spec of fine-tuning, which is the run's but for small steps.
         quiet: no progress on standard error.
+        trust: packages that may be imported for a network that is not tellapart's, or True.
+        model: that network itself, or what makes it.
+        loss: the loss of your own that the run was trained with, where it was an object.
         changes: fields of that spec, such as ``training={"lr": 1e-4}``.
 
     Raises: errors of ``tellapart.errors``.
@@ -107,8 +114,9 @@ def compress(
         )
     folder = _new_folder(out)
     with Console(quiet=quiet) as console:
-        subject = open_subject(model, data, changes, spec, console)
-    with runs.alone(folder):
+        subject = open_subject(path, data, changes, spec, console)
+    own = own_code.opened(subject.file, subject.card.architecture.name, trust, model, subject.spec, loss)
+    with own, runs.alone(folder):
         _new_folder(out)  # another may have filled it in the meantime
         work = _Work(subject, folder, chosen, quiet)
         candidates = [work.base()]
@@ -261,7 +269,7 @@ class _Work:
             "model.weights": tag or "none",
             "model.stem": "auto",
         }
-        for field in ("dropout", "drop_path", "batch_norm"):
+        for field in ("arguments", "dropout", "drop_path", "batch_norm"):
             changes[f"model.{field}"] = getattr(Spec().model, field)
         changes["training.lr"] = 2e-3
         for kind in ("distill", "alone") if self.options.alone else ("distill",):

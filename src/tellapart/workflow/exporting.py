@@ -34,9 +34,11 @@ from tellapart.export.base import Exporter, Options
 from tellapart.export.graph import graph_of
 from tellapart.export.onnx import LOWEST_OPSET
 from tellapart.export.parity import Case, Cases, Parity, Uncompared
+from tellapart.references import Trust
 from tellapart.runtime import environments, providers
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
+from tellapart.workflow import own_code
 from tellapart.workflow.exported import content_of
 from tellapart.workflow.measure import with_classes, with_kind
 
@@ -78,7 +80,7 @@ class Export:
 
 
 def export(
-    model: str | os.PathLike[str],
+    path: str | os.PathLike[str],
     to: Sequence[str],
     out: str | os.PathLike[str],
     *,
@@ -93,6 +95,8 @@ def export(
     threads: int = 0,
     device: str = "cpu",
     quiet: bool = True,
+    trust: Trust = False,
+    model: Any = None,
     **data_changes: Any,
 ) -> Export:
     """Write a model in other formats into the folder ``out``, each compared with the artifact.
@@ -102,7 +106,7 @@ def export(
     cannot hold the network does not keep the others back.
 
     Args:
-        model: run folder or artifact.
+        path: run folder or artifact.
         to: formats by name.
         out: the folder.
         precision: fp32, fp16 or both; a file for each.
@@ -118,6 +122,8 @@ def export(
         device: where ONNX files are run for the comparison: cpu, cuda, cuda:N, tensorrt or tensorrt:N. The artifact
             and all other files are run on the CPU.
         quiet: no progress on standard error.
+        trust: packages that may be imported for a network that is not tellapart's, or True.
+        model: that network itself, or what makes it.
         data_changes: fields of the data section, such as ``format="coco"``.
 
     Raises SpecError, ArtifactError, DataError, MissingPackageError, and ExportError where none of the formats can
@@ -127,10 +133,11 @@ def export(
         raise SpecError("images must be at least 1, threads and batch at least 0.")
     providers.parse(device)
     wanted = _wanted(to, precision, Options(plain=plain, batch=batch, opset=opset, features=features))
-    folder, found = Path(out), artifact.find(model)
+    folder, found = Path(out), artifact.find(path)
     _refuse_existing(folder, wanted)
     card = artifact.read_card(found)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(own_code.opened(found, card.architecture.name, trust, model))
         console = stack.enter_context(Console(quiet=quiet))
         used = stack.enter_context(_threads(threads))
         cases = _cases(found, card, data, split, images, data_changes, console)
@@ -148,12 +155,12 @@ def export(
                     ([], Uncompared(entry.name, options.precision, name, (str(error),), written=False))
                 )
             if len(errors) < len(results):  # also what comes before a format that takes hours, or Ctrl-C
-                _write_comparisons(folder, model, [one for _, one in results])
+                _write_comparisons(folder, path, [one for _, one in results])
     if len(errors) == len(wanted):
         raise errors[0]
     parities = tuple(one for _, one in results)
-    good = [path for files, one in results for path in files if one.passed]
-    bad = [path for files, one in results for path in files if not one.passed]
+    good = [file for files, one in results for file in files if one.passed]
+    bad = [file for files, one in results for file in files if not one.passed]
     return Export(tuple(good), tuple(bad), parities, folder / PAGE)
 
 

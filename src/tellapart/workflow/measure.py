@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,13 @@ from tellapart.errors import DataError, RunError, SpecError, did_you_mean
 from tellapart.evaluation import compare as comparing
 from tellapart.evaluation import infer, metrics, multilabel, series
 from tellapart.evaluation import report as reporting
+from tellapart.evaluation.metrics import Evaluation
 from tellapart.evaluation.multilabel import MultiEvaluation
+from tellapart.references import Trust
 from tellapart.runtime import Backend
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
+from tellapart.training import own_metrics
 from tellapart.workflow.exported import Read
 from tellapart.workflow.given import open_data
 
@@ -39,7 +42,8 @@ def evaluate_set(
     console: Console,
     known: torch.Tensor | None = None,
     on_bad_image: str = "skip",
-) -> metrics.Evaluation | MultiEvaluation:
+    own: own_metrics.Metrics | None = None,
+) -> Evaluation | MultiEvaluation:
     """Measure a model of any format; write the evaluation's files below ``out`` where it is given.
 
     ``known``: the images' logits by a shorter way, float32 [N, K] (see `infer.run`). Images that cannot be read are
@@ -59,9 +63,12 @@ def evaluate_set(
     kept = pictures.samples.select(ran.rows)
     labels: Any = kept.labels if kept.targets is None else kept.targets
     measure: Any = metrics.evaluate if kept.targets is None else multilabel.evaluate
-    evaluation: metrics.Evaluation | MultiEvaluation = measure(
+    evaluation: Evaluation | MultiEvaluation = measure(
         ran.answers, labels, split, seconds=ran.seconds, latencies_ms=ran.latencies_ms
     )
+    if own and isinstance(evaluation, Evaluation):
+        values = own_metrics.measure(own, kept.labels, ran.answers.best)
+        evaluation = dataclasses.replace(evaluation, own=own_metrics.finite(values))
     if out is not None:
         metrics.write_evaluation(
             out / "evaluation" / split,
@@ -83,7 +90,7 @@ def _tell_of_bad(bad: Sequence[str], console: Console) -> None:
 
 
 def evaluate(
-    model: str | os.PathLike[str],
+    path: str | os.PathLike[str],
     data: Any = None,
     *,
     classes: Iterable[str] | None = None,
@@ -93,15 +100,17 @@ def evaluate(
     precision: str = "fp32",
     epoch: str = "best",
     quiet: bool = False,
-    trust: bool = False,
+    trust: Trust = False,
+    model: Any = None,
+    metrics: Mapping[str, Callable[..., Any]] | None = None,
     **data_changes: Any,
-) -> metrics.Evaluation | MultiEvaluation:
+) -> Evaluation | MultiEvaluation:
     """Measure a model on labelled images, by the model's own preprocessing contract.
 
     Args:
-        model: run folder, artifact or exported file.
+        path: run folder, artifact or exported file.
         data: images with labels, a path or an object as for ``train``; None: the data that the run was trained with
-            (model is then a run folder).
+            (path is then a run folder).
         classes: names of the classes in the order of the labels' numbers, for an object whose numbers are not the
             places in the model's classes.
         split: train, val, test or all; by default test where there is one, else val, else all.
@@ -110,42 +119,53 @@ def evaluate(
         precision: fp32, bf16 or fp16, by torch's autocast.
         epoch: of a run folder: best (the epoch that validation chose) or last.
         quiet: no progress on standard error.
-        trust: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are programs.
+        trust: True: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are
+            programs. Names of packages: import these for an artifact whose network is not tellapart's (True: any).
+        model: that network itself, or what makes it.
+        metrics: your own figures by name, functions of (labels, predictions), two arrays of class numbers.
         data_changes: fields of the data section, such as ``format="coco"``.
 
     Raises DataError where the data has a class that the model does not know.
     """
     if precision not in AMP_DTYPES:
         raise SpecError(f"precision is {precision!r}. {did_you_mean(precision, list(AMP_DTYPES))}")
-    exported = runtime.is_export(model)
+    exported = runtime.is_export(path)
     if exported and epoch != "best":
-        raise SpecError(f"{model} is an exported file; --epoch is for run folders.")
+        raise SpecError(f"{path} is an exported file; --epoch is for run folders.")
     if exported and precision != "fp32":
         raise SpecError(
-            f"{model} computes in the precision that it was exported in; --precision is for artifacts."
+            f"{path} computes in the precision that it was exported in; --precision is for artifacts."
         )
     target = Path(out) if out else None
     given = take(data, classes=classes)
     with Console(quiet=quiet) as console:
         if exported:
-            backend = runtime.open_backend(model, device, trust=trust)
+            backend = runtime.open_backend(path, device, trust=trust)
         else:
             chosen_device = str(choose_device(device))
-            backend = runtime.open_backend(of_epoch(model, epoch), chosen_device, precision)
-        part, spec, chosen = _part(model, given or data, split, backend.card, data_changes, console)
+            backend = runtime.open_backend(
+                of_epoch(path, epoch), chosen_device, precision, trust=trust, model=model
+            )
+        part, spec, chosen = _part(path, given or data, split, backend.card, data_changes, console)
         _repeat_warnings(backend.card.warnings, console)
         if exported:  # decoded and sized by the file's own runtime
             with Read(backend, part, spec) as pictures:
                 return evaluate_set(
-                    backend, pictures, chosen, target, console, on_bad_image=spec.on_bad_image
+                    backend,
+                    pictures,
+                    chosen,
+                    target,
+                    console,
+                    on_bad_image=spec.on_bad_image,
+                    own=metrics,
                 )
         with console.busy("Reading images", len(part)) as busy:
             images, bad = decoded.evaluation_images(part, backend.card.preprocessing, spec, busy.advance)
         _tell_of_bad([f"{one.path}: {one.reason}" for one in bad], console)
         if not len(images):
             raise DataError(f"None of the {chosen} images of {spec.source} can be read.")
-        _warn_of_training_images(artifact.find(model).parent / runs.SAMPLES_FILE, images.samples, console)
-        return evaluate_set(backend, infer.Stored(images), chosen, target, console)
+        _warn_of_training_images(artifact.find(path).parent / runs.SAMPLES_FILE, images.samples, console)
+        return evaluate_set(backend, infer.Stored(images), chosen, target, console, own=metrics)
 
 
 def of_epoch(model: str | os.PathLike[str], epoch: str) -> str | os.PathLike[str]:

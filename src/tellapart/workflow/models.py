@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from tellapart import runtime
 from tellapart.devices import choose_device
 from tellapart.models import summary, zoo
 from tellapart.models.zoo import ModelInfo
 from tellapart.predict import Classifier
+from tellapart.references import Trust
 
 
-def load(model: str | os.PathLike[str], device: str = "cpu", trust: bool = False) -> Classifier:
+def load(
+    path: str | os.PathLike[str], device: str = "cpu", trust: Trust = False, model: Any = None
+) -> Classifier:
     """Open a model or an exported file: ``tellapart.load(path).predict(images)``. Raises ArtifactError, SpecError.
 
-    ``trust``: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are programs.
+    ``trust``: True: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are
+    programs. Names of packages: import these for an artifact whose network is not tellapart's (True: any). ``model``:
+    that network itself, or what makes it.
     """
-    return Classifier(
-        runtime.open_backend(
-            model, device if runtime.is_export(model) else str(choose_device(device)), trust=trust
-        )
-    )
+    chosen = device if runtime.is_export(path) else str(choose_device(device))
+    return Classifier(runtime.open_backend(path, chosen, trust=trust, model=model))
 
 
 def models(pattern: str = "") -> list[ModelInfo]:

@@ -22,13 +22,15 @@ from tellapart.data.sources.listing import many, some
 from tellapart.data.sources.objects import Objects, take
 from tellapart.data.stores.streaming import StreamedStore
 from tellapart.errors import RunError
-from tellapart.evaluation import infer, metrics, multilabel, report
+from tellapart.evaluation import infer, multilabel, report
+from tellapart.evaluation.metrics import Evaluation
 from tellapart.evaluation.multilabel import MultiEvaluation
+from tellapart.references import Trust
 from tellapart.runtime import Backend
 from tellapart.runtime.eager import open_artifact
 from tellapart.spec import InputSpec, Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
-from tellapart.training import checkpoint, ineffective, loop, setup
+from tellapart.training import checkpoint, ineffective, loop, own_metrics, setup
 from tellapart.training import progress as progressing
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes, processes
@@ -40,7 +42,7 @@ from tellapart.training.resolution.inputs import views
 from tellapart.training.speed import autotune, features
 from tellapart.training.speed.profile import Profile
 from tellapart.training.step import Plan
-from tellapart.workflow import extending, run_files
+from tellapart.workflow import extending, own_code, run_files
 from tellapart.workflow import given as giving
 from tellapart.workflow.measure import evaluate_set
 from tellapart.workflow.pictures import training_grid
@@ -96,6 +98,11 @@ def train(
     quiet: bool = False,
     profile: bool = False,
     callbacks: Sequence[Callback] = (),
+    trust: Trust = False,
+    loss: Any = None,
+    metrics: Mapping[str, Any] | None = None,
+    optimizer: Any = None,
+    schedule: Any = None,
     **changes: Any,
 ) -> Result:
     """Train a classifier and measure it.
@@ -118,15 +125,27 @@ def train(
         profile: tell where a step's time goes, and keep it, with a trace, under ``profile`` in the run's folder.
         callbacks: objects of classes derived from ``tellapart.Callback``, which take part in training. What they
             return as their state is saved with each checkpoint; give them to ``resume`` again.
+        loss: your own loss, ``(logits, targets) -> losses``: what takes float32 [B, K] and int64 [B] (float32 [B, K]
+            with MixUp or CutMix) and returns the loss of each image, float32 [B]; or its name.
+        metrics: your own figures by name, functions of (labels, predictions), two arrays of class numbers, or their
+            names; validation and evaluation report them, and ``training.best_metric`` may be one (more is better).
+        optimizer: your own, ``(groups, lr=…) -> torch.optim.Optimizer`` (a class of torch.optim is one), or its name.
+        schedule: your own, ``(step, steps) -> factor`` of the learning rate, or its name; warm-up is multiplied.
+        trust: packages that may be imported for what the file ``spec`` names, or True; what is given here needs none.
         changes: fields of the spec, such as ``training={"epochs": 3}``, ``data={"val_fraction": 0.2}``, ``seed=1`` or
-            ``**{"model.name": "resnet18"}``.
+            ``**{"model.name": "resnet18"}``. ``model`` may be a network of your own too: an ``nn.Module``, of which a
+            copy is trained, what makes one, ``(num_classes, channels) -> nn.Module``, or the name of that,
+            ``"my_package.my_module:build"``.
 
     Raises: errors of ``tellapart.errors``.
     """
     given = take(data, val, test, classes)
-    wanted = make_spec(given or data, recipe, spec, **changes)
+    own = own_code.take(changes, loss=loss, metrics=metrics, optimizer=optimizer, schedule=schedule)
+    wanted = make_spec(given or data, recipe, spec, **own.changes)
+    wanted = own_code.consent(wanted, own, spec, trust)
     ours = ineffective.given(wanted, make_spec(None, recipe))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(own.at_hand(wanted))
         procs = stack.enter_context(processes(wanted.training.device))
         console = stack.enter_context(Console(quiet=quiet or not procs.first))
         checks.check_device(wanted, procs.device)
@@ -193,13 +212,32 @@ def resume_run(
     callbacks: Sequence[Callback] = (),
     part: bool = False,
     changes: Mapping[str, Any] | None = None,
+    trust: Trust = False,
+    model: Any = None,
+    loss: Any = None,
+    augment: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    optimizer: Any = None,
+    schedule: Any = None,
 ) -> Result:
     """Go on with one run; arguments as for `series.resume`. ``part``: see `begin`."""
     folder = runs.require(run)
     before = runs.read_spec(folder / runs.SPEC_FILE)
     spec = extending.changed(before, changes or {})
     given = giving.again(folder, spec.data.source, data, val, test, classes)
+    own = own_code.again(
+        folder,
+        spec,
+        trust,
+        model=model,
+        loss=loss,
+        transform=(augment or {}).get("transform"),
+        metrics=metrics,
+        optimizer=optimizer,
+        schedule=schedule,
+    )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(own.at_hand(spec))
         procs = stack.enter_context(processes(spec.training.device))
         console = stack.enter_context(Console(quiet=quiet or not procs.first))
         if procs.first:
@@ -424,10 +462,11 @@ def _finish(
     scores: dict[str, Any] = {"epoch": progress.best_epoch + 1}
     kept = dict(scores)
     final = ""
+    own = own_metrics.build(prepared.spec.training.metrics, ())
     for split, images in (("val", prepared.val), ("test", prepared.test)):
         if images is not None:
             logits = known[split](backend.predictor.model) if split in known else None
-            evaluation = evaluate_set(backend, infer.Stored(images), split, folder, console, logits)
+            evaluation = evaluate_set(backend, infer.Stored(images), split, folder, console, logits, own=own)
             scores[split] = brief(evaluation)
             # How often each class was given: what a service expects, wherever the model's file goes.
             final = split
@@ -468,7 +507,7 @@ def _with_thresholds(card: Card, backend: Backend, val: ImageSet, console: Conso
     return dataclasses.replace(card, thresholds=found)
 
 
-def brief(evaluation: metrics.Evaluation | MultiEvaluation) -> dict[str, Any]:
+def brief(evaluation: Evaluation | MultiEvaluation) -> dict[str, Any]:
     """Return the few figures of an evaluation that go into the artifact and the summary."""
     if isinstance(evaluation, MultiEvaluation):
         return {
@@ -486,6 +525,7 @@ def brief(evaluation: metrics.Evaluation | MultiEvaluation) -> dict[str, Any]:
         "macro_f1": evaluation.macro.f1,
         "balanced_accuracy": evaluation.balanced_accuracy,
         "loss": evaluation.loss,
+        **evaluation.own,
     }
 
 
@@ -500,6 +540,11 @@ def find_lr(
     spec: Spec | str | os.PathLike[str] | None = None,
     steps: int = 100,
     quiet: bool = False,
+    trust: Trust = False,
+    loss: Any = None,
+    metrics: Mapping[str, Any] | None = None,
+    optimizer: Any = None,
+    schedule: Any = None,
     **changes: Any,
 ) -> LrCurve:
     """Train while the learning rate rises, and return the losses and a rate that suits (Smith, 2015).
@@ -507,8 +552,10 @@ def find_lr(
     Nothing is written. Arguments as for ``train``.
     """
     given = take(data, val, test, classes)
-    wanted = make_spec(given or data, recipe, spec, **changes)
-    with processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
+    own = own_code.take(changes, loss=loss, metrics=metrics, optimizer=optimizer, schedule=schedule)
+    wanted = make_spec(given or data, recipe, spec, **own.changes)
+    wanted = own_code.consent(wanted, own, spec, trust)
+    with own.at_hand(wanted), processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
         samples = opened(wanted, given, console)
         prepared = _prepare(wanted, samples, console)
         prepared, plan, _ = _plan(prepared, procs, console)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tellapart.data.stores import images as decoded
 from tellapart.errors import DataError, RunError, SpecError
 from tellapart.evaluation import infer
 from tellapart.evaluation import series as figures
+from tellapart.references import Trust
 from tellapart.runtime.eager import open_artifact
 from tellapart.spec import InputSpec, Spec, update
 from tellapart.tracking import Console, check_mlflow
@@ -33,7 +34,7 @@ from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes, processes
 from tellapart.training.resolution import Resolution, checks, facts
 from tellapart.workflow import given as giving
-from tellapart.workflow import run_files
+from tellapart.workflow import own_code, run_files
 from tellapart.workflow.measure import evaluate_set
 from tellapart.workflow.run import New, Result, begin, brief, in_turn, make_spec, opened, resume_run
 
@@ -70,6 +71,7 @@ def cross_validate(
     quiet: bool = False,
     profile: bool = False,
     callbacks: Sequence[Callback] = (),
+    trust: Trust = False,
     **changes: Any,
 ) -> Series:
     """Train a model for each of ``folds`` folds on the others, and measure it on the fold that it has not seen.
@@ -81,13 +83,30 @@ def cross_validate(
     if not 2 <= folds <= _MOST:
         raise SpecError(f"folds is {folds}; a cross-validation needs from 2 to {_MOST:,} folds.")
     given = take(data, val, test, classes)
-    wanted = make_spec(given or data, recipe, spec, **changes)
+    wanted = _named(given or data, recipe, spec, trust, changes)
     if wanted.data.fold:
         raise SpecError(
             f"data.fold is {wanted.data.fold!r}, which is one fold alone; leave it out with folds."
         )
     ours = ineffective.given(wanted, make_spec(None, recipe))
     return _start(_Kind("folds", folds), wanted, given, ours, quiet, profile, callbacks)
+
+
+def _named(
+    data: Any,
+    recipe: str | None,
+    spec: Spec | str | os.PathLike[str] | None,
+    trust: Trust,
+    changes: dict[str, Any],
+) -> Spec:
+    """Return the spec of several runs, whose code of one's own has names: each run must find it again."""
+    own = own_code.take(changes)
+    if own.things:
+        raise SpecError(
+            f"Several runs take {', '.join(own.things)} of your own by name, my_package.my_module:function, not as an "
+            "object."
+        )
+    return own_code.consent(make_spec(data, recipe, spec, **own.changes), own, spec, trust)
 
 
 def repeat(
@@ -103,6 +122,7 @@ def repeat(
     quiet: bool = False,
     profile: bool = False,
     callbacks: Sequence[Callback] = (),
+    trust: Trust = False,
     **changes: Any,
 ) -> Series:
     """Train ``times`` times with other seeds (``seed``, ``seed + 1``, …) on the same splits.
@@ -113,7 +133,7 @@ def repeat(
     if not 2 <= times <= _MOST:
         raise SpecError(f"repeat is {times}; it must be from 2 to {_MOST:,}.")
     given = take(data, val, test, classes)
-    wanted = make_spec(given or data, recipe, spec, **changes)
+    wanted = _named(given or data, recipe, spec, trust, changes)
     ours = ineffective.given(wanted, make_spec(None, recipe))
     return _start(_Kind("repeats", times), wanted, given, ours, quiet, profile, callbacks)
 
@@ -127,6 +147,13 @@ def resume(
     classes: Iterable[str] | None = None,
     quiet: bool = False,
     callbacks: Sequence[Callback] = (),
+    trust: Trust = False,
+    model: Any = None,
+    loss: Any = None,
+    augment: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    optimizer: Any = None,
+    schedule: Any = None,
     **changes: Any,
 ) -> Result:
     """Go on exactly where a run was cut off; of a finished run, return the result.
@@ -136,7 +163,9 @@ def resume(
 
     ``data``, ``val``, ``test`` and ``classes`` are for a run on objects, which no file holds: the same objects as for
     ``train`` (``classes`` need not be said again). ``callbacks``: those that ``train`` was given; their saved states
-    are loaded. ``changes``: fields of the spec that may still change, such as ``training={"epochs": 40}``, with which a
+    are loaded. ``model``, ``loss``, ``augment={"transform": …}``, ``metrics``, ``optimizer``, ``schedule``: those of
+    your own that ``train`` was given as objects. ``trust``: packages that may be imported for what a run from elsewhere
+    names, or True. ``changes``: fields of the spec that may still change, such as ``training={"epochs": 40}``, with which a
     run goes on past its end (see `extending`). Raises RunError, also where these are not what they were, and SpecError
     for a field that cannot be changed any more.
     """
@@ -144,7 +173,22 @@ def resume(
     listed = runs.series_file(folder)
     if listed is None:
         objects = {"data": data, "val": val, "test": test, "classes": classes}
-        return resume_run(folder, **objects, quiet=quiet, callbacks=callbacks, changes=changes)
+        if augment and set(augment) - {"transform"}:
+            changes = {**changes, "augment": {key: augment[key] for key in augment if key != "transform"}}
+        return resume_run(
+            folder,
+            **objects,
+            quiet=quiet,
+            callbacks=callbacks,
+            changes=changes,
+            trust=trust,
+            model=model,
+            loss=loss,
+            augment=augment,
+            metrics=metrics,
+            optimizer=optimizer,
+            schedule=schedule,
+        )
     if changes:
         raise RunError(
             f"{folder} holds several runs, which are comparable because they have one spec: nothing can be changed "
@@ -153,6 +197,7 @@ def resume(
     kind = _Kind.read(listed)
     spec = runs.read_spec(folder / runs.SPEC_FILE)
     given = giving.again(folder, spec.data.source, data, val, test, classes)
+    own_code.again(folder, spec, trust)
     with contextlib.ExitStack() as stack:
         procs = stack.enter_context(processes(spec.training.device))
         console = stack.enter_context(Console(quiet=quiet or not procs.first))

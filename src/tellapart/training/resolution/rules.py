@@ -199,6 +199,11 @@ def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:
     wanted, why = spec.augment, ""
     if _frozen_without_a_choice(spec):
         wanted, why = AugmentSpec(preset="none"), "only the head trains, on features that are computed once"
+    elif wanted.preset == "auto" and wanted.transform:
+        wanted, why = (
+            dataclasses.replace(wanted, preset="none"),
+            "augment.transform takes the place of a preset",
+        )
     elif wanted.preset == "auto" and data.name in MIRROR_MATTERS:
         signs: dict[str, Any] = {"hflip": 0.0, "rotation": 10.0, "scale": (0.9, 1.1)}
         free = {name: value for name, value in signs.items() if getattr(wanted, name) is None}
