@@ -298,7 +298,8 @@ class TrainingSpec(Section, prefix="training."):
     accumulate: CountOrZero = 0
     """Micro-batches that a step's batch is computed in, to save memory or time; 0: see speed.probe, else 1."""
     optimizer: Annotated[str, Words(("sgd", "adam", "adamw", "rmsprop", "muon", "muon-sgd"))] = "adamw"
-    """The optimizer, or your own, package.module:function, of (groups, lr=…); muon has AdamW for what is no hidden matrix, muon-sgd has SGD and holds matrices' norms."""
+    """The optimizer, or your own, package.module:function, of (groups, lr=…); muon has AdamW for what is no hidden
+    matrix, muon-sgd has SGD and holds matrices' norms."""
     optimizer_arguments: tuple[str, ...] = ()
     """An optimizer of your own: what it is given besides, NAME=VALUE."""
     lr: Positive = 0.001
