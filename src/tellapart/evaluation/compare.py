@@ -120,7 +120,9 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
         except _NotComparableError as reason:
             notes.append(f"{_letter(first)} and {_letter(second)} {reason}; their difference was not tested.")
     if any(pair.split != "test" for pair in pairs):
-        notes.append("Validation and training images took part in making the models: their figures flatter.")
+        notes.append(
+            "Validation and training images were used to make the models: their figures are too optimistic."
+        )
     if len(pairs) > 1:
         notes.append(f"The p values are corrected for {len(pairs)} comparisons (Holm).")
     return Comparison(
