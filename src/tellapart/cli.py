@@ -147,7 +147,7 @@ def _predict(args: Predict) -> int:
     if args.top < 1:
         raise SpecError(f"--top is {args.top}; it must be at least 1.")
     if not args.images:
-        raise UserError("Nothing to label: give IMAGE… (files, folders, patterns, or - for standard input).")
+        raise UserError("No images given: name IMAGE… (files, folders, patterns, or - for standard input).")
     if args.features:
         check_features_file(args.features)
     images = list(expand(args.images, args.urls))
@@ -358,8 +358,8 @@ def _overview() -> str:
     lines += [
         "",
         "tellapart COMMAND --help lists a command's options.",
-        "A first run, on the embedded digits: tellapart train",
-        "Your own images, in folders by class: tellapart train photos/",
+        "A first run, on the built-in digits: tellapart train",
+        "Your own images, one folder per class: tellapart train photos/",
     ]
     return "\n".join(lines)
 

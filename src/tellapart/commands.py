@@ -45,7 +45,7 @@ class FromSpec:
 
 @dataclass(frozen=True)
 class Train(FromSpec):
-    """Train a classifier and measure it. No DATA: the embedded handwritten digits."""
+    """Train a classifier and evaluate it. Without DATA: the built-in digits."""
 
     folds: int = 0
     """Cross-validation: train so many models, each measured on the images that it has not seen."""
@@ -105,7 +105,7 @@ class Resume:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model: accuracy with its interval, per class, confusion, loss, speed."""
+    """Evaluate a model: accuracy with its interval, per class, confusion, loss, speed."""
 
     model: _Model
     """Run folder, artifact or exported file."""
@@ -146,7 +146,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Label images: files, folders, patterns, or - for one image on standard input."""
+    """Classify images: files, folders, patterns, or - for one on standard input."""
 
     model: _Model
     """Run folder, artifact or exported file."""
@@ -309,7 +309,7 @@ class ServeOptions(Options):
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve models over HTTP, with a page to try them; also speaks the Open Inference Protocol."""
+    """Serve models over HTTP, with a page to try them: also Open Inference Protocol."""
 
     path: Annotated[Positional[str | None], tyro.conf.arg(metavar="[MODEL]", help_behavior_hint=_MAY)] = None
     """Run folder, artifact or exported file."""
@@ -324,7 +324,7 @@ class Serve:
 
 @dataclass(frozen=True)
 class Compress:
-    """Make a trained model smaller and faster, and compare accuracy, size and latency."""
+    """Make smaller, faster versions of a model: compare accuracy, size and latency."""
 
     model: _Model
     """Run folder or artifact."""

@@ -154,7 +154,7 @@ def test_boxes_tell_rows_of_one_image_apart(make_run):
 def test_validation_is_said_to_flatter(make_run):
     found = compare([make_run("one", splits=("val",)), make_run("two", splits=("test", "val"), seed=1)])
     assert found.pairs[0].split == "val"
-    assert any("flatter" in note for note in found.notes)
+    assert any("too optimistic" in note for note in found.notes)
 
 
 def test_what_is_no_run_is_refused(make_run, tmp_path):

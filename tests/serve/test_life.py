@@ -350,7 +350,7 @@ def test_a_process_ends_in_order_and_never_loads_torch(tmp_path: Path) -> None:
     assert set(statuses) == {200}
     assert json.loads(out) == []
     assert re.search(r"serving at http://127\.0\.0\.1:\d+", err)
-    assert "all that was accepted is answered" in err
+    assert "all accepted requests have been answered" in err
 
 
 def test_fake_answers_are_those_of_its_classes(tmp_path: Path) -> None:

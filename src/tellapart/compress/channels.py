@@ -71,7 +71,7 @@ def prune(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], ratio: flo
     narrow = _without(tp, judged, example, high)
     if cost(narrow, example).flops > wanted:
         raise ModelError(
-            f"{numerals.percent(ratio, 0)} of the operations cannot be taken away: "
+            f"{numerals.percent(ratio, 0)} of the operations cannot be removed: "
             f"{numerals.percent(1 - cost(narrow, example).flops / before, 0)} are "
             "the most where each layer keeps an eighth of its channels. Give a smaller --ratio."
         )
@@ -126,9 +126,7 @@ def _check(model: nn.Module) -> None:
     """Refuse networks with layers whose channels cannot be described: see `models.shrink`."""
     for path, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and module.groups not in (1, module.in_channels):
-            raise ModelError(
-                f"{path} is a grouped convolution, whose channels cannot be taken away one by one."
-            )
+            raise ModelError(f"{path} is a grouped convolution, whose channels cannot be removed one by one.")
         if isinstance(module, _KNOWN):
             continue
         matrices = any(p.ndim > 1 for p in module.parameters(recurse=False))
@@ -136,7 +134,7 @@ def _check(model: nn.Module) -> None:
             continue
         what = type(module).__name__
         raise ModelError(
-            f"{path or 'the network'} is a {what}: channels are only taken from networks of convolutions, batch "
+            f"{path or 'the network'} is a {what}: channels are removed only from networks of convolutions, batch "
             "norms and linear layers. Transformers: --method int8 or distill."
         )
 

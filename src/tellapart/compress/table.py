@@ -62,7 +62,7 @@ class Comparison:
             )
             for line in lines
         ]
-        where = f"{self.rows[0].n:,} {names.get(self.split, self.split)} images; * no other is as right and as fast"
+        where = f"{self.rows[0].n:,} {names.get(self.split, self.split)} images; * no other is as accurate and as fast"
         return os.linesep.join([where, "", *body, *(["", *self.notes] if self.notes else [])])
 
 

@@ -144,7 +144,9 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
             "answer as independent, is a little too sure."
         )
     if any(pair.split not in ("test", OUT_OF_FOLD) for pair in pairs):
-        notes.append("Validation and training images took part in making the models: their figures flatter.")
+        notes.append(
+            "Validation and training images were used to make the models: their figures are too optimistic."
+        )
     if len(pairs) > 1:
         notes.append(f"The p values are corrected for {len(pairs)} comparisons (Holm).")
     return Comparison(

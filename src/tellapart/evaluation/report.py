@@ -45,7 +45,7 @@ KNOWN_ALREADY = {
     "chose": "some of which are validation images too and helped to choose the epoch: expect a little less of new "
     "images",
 }
-"""What is said instead where a run's warnings tell of such images (`runs.honesty`)."""
+"""Shown instead if the run's warnings report such images (`runs.honesty`)."""
 
 
 def write_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> pathlib.Path:

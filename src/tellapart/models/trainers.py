@@ -196,7 +196,7 @@ def fit_names(state: State, own: Mapping[str, Tensor], where: str) -> tuple[Stat
         )
     prefix = (averaged or best)[0]
     rest = [name for name in state if not name.startswith(prefix)]
-    note = f"The names in {where} begin with {prefix!r}, which is taken off."
+    note = f"The names in {where} begin with {prefix!r}, which is removed."
     if len(best) > 1:
         note += " These are averaged weights; the raw ones are ignored."
     elif rest:

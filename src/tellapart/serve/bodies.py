@@ -205,7 +205,7 @@ class _Form:
             raise Refusal(400, "unknown_key", f"the form has a field that is not one of {', '.join(_KEYS)}")
         if not is_file and name in _FIELDS:
             if name in self.asked.fields or len(content) > _FIELD_BYTES:
-                raise Refusal(400, "bad_form", f"the field {name} is there twice or too long")
+                raise Refusal(400, "bad_form", f"the field {name} appears twice or is too long")
             self.asked.fields[str(name)] = content.decode("utf-8", "replace")
             return
         if len(self.asked.files) == self._max_images:

@@ -214,10 +214,12 @@ class Repository:
     async def _reload(self, name: str, notify: Callable[[str], None]) -> None:
         try:
             model = await self.load(name)
-            notify(f"{name}: version {model.version} answers now")
+            notify(f"{name}: version {model.version} is now in use")
         except Exception as error:  # also a shortage of memory or of threads must not end the watch
             self._counts[name].reload_failed()
-            notify(f"{name}: the new file cannot be used, version {self._versions[name]} goes on: {error}")
+            notify(
+                f"{name}: the new file cannot be used, version {self._versions[name]} stays in use: {error}"
+            )
             _log.warning("%s cannot be loaded again: %s", name, error)
 
     async def close(self) -> None:

@@ -46,61 +46,61 @@ class Options:
     """How to serve. Raises ServeError for an impossible value."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; only this machine by default. 0.0.0.0: every network that the machine is in."""
+    """Address to listen on; by default only this machine can connect. 0.0.0.0: listen on all networks."""
     port: int = 8000
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0: any free port."""
     api_key: str = ""
     """Key that requests must carry; better in the environment as TELLAPART_API_KEY, where others cannot see it."""
     allow_origin: tuple[str, ...] = ()
     """Origin of a page elsewhere that may ask by script, such as https://pages.example; *: every page of the web."""
     max_batch: int = 0
-    """Most images that are computed at once; 0: up to 32, by what is measured to pay when the service starts."""
+    """Largest batch; 0: measured when the service starts, up to 32."""
     max_wait_ms: float = 2.0
-    """Longest that an image waits for others, and only while other requests are being read."""
+    """Longest time an image waits for others to form a batch, only while other requests are being read."""
     queue: int = 256
-    """Images that may wait for each model; more are refused with 503 and Retry-After."""
+    """Images that may wait for each model; further ones are refused with 503 and Retry-After."""
     deadline_ms: int = 10_000
-    """Time for a request until it is answered by 504; a request's header Deadline-Ms may shorten it."""
+    """Time limit of a request, after which the answer is 504; the request header Deadline-Ms can shorten it."""
     instances: int = 1
-    """Batches of one model that are computed at the same time."""
+    """Batches of one model computed at the same time."""
     threads: int = 0
-    """Threads that one batch is computed with, where the format's runtime lets one say; 0: its own choice."""
+    """Threads per batch, if the format's runtime allows setting it; 0: the runtime's choice."""
     decoders: int = 0
-    """Threads that decode images; 0: as many as there are processors."""
+    """Threads that decode images; 0: one per processor core."""
     device: str = "cpu"
     """For an artifact: cpu, cuda, cuda:N or mps; for an ONNX file: cpu, cuda, cuda:N, tensorrt or tensorrt:N."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """For an artifact: what the network computes in."""
+    """For an artifact: the precision to compute in."""
     trust: bool = False
-    """Open .pt2 and TorchScript files that tellapart did not write here, now and when replaced: they are programs."""
+    """Open .pt2 and TorchScript files not exported on this machine, now and when replaced: they are programs."""
     max_body_mb: float = 20.0
-    """Largest body of a request, in MiB."""
+    """Largest request body in MiB."""
     max_memory_mb: int = 256
-    """All bodies that are held at once, in MiB; beyond it requests are refused with 503."""
+    """Total size in MiB of all request bodies held at once; above it, requests are refused with 503."""
     max_pixels: int = 50_000_000
-    """Most pixels of an image; looked up in its header before anything is decoded."""
+    """Largest number of pixels of an image, checked in its header before decoding."""
     max_images: int = 64
-    """Most images of one request."""
+    """Largest number of images in one request."""
     formats: tuple[str, ...] = ("jpeg", "png", "webp", "gif", "bmp")
-    """Image formats that are accepted, by content: also tiff, numpy (.npy), ppm, ico, jpeg2000, avif, heif."""
+    """Accepted image formats, recognised by content: also tiff, numpy (.npy), ppm, ico, jpeg2000, avif, heif."""
     max_connections: int = 512
-    """Connections at once; more are refused with 503."""
+    """Open connections at once; further ones are refused with 503."""
     body_timeout: float = 30.0
-    """Seconds in which the whole body of a request must arrive, and in which an answer must be taken."""
+    """Seconds for the body of a request to arrive, and for the client to receive the answer."""
     head_timeout: float = 10.0
-    """Seconds in which the head of a request must arrive."""
+    """Seconds for the header of a request to arrive."""
     explain_images: int = 400
-    """Most images that one heat map may compute; 0 switches heat maps off."""
+    """Largest number of images computed for one heat map; 0: no heat maps."""
     reload_seconds: float = 1.0
-    """How often to look whether a model's file was replaced; 0: only when asked to."""
+    """Seconds between checks whether a model file was replaced; 0: only on request."""
     class_mix: str = ""
     """JSON file with the expected share of answers by class; else the model's validation, else the first answers."""
     drift_window: int = 1000
-    """Latest answers whose class mix is compared with the expected one."""
+    """Number of recent answers whose class mix is compared with the expected one."""
     drain_seconds: float = 0.5
-    """After SIGTERM: how long new requests are still taken while /readyz already says no."""
+    """After SIGTERM: seconds in which new requests are still accepted while /readyz already reports not ready."""
     shutdown_seconds: float = 30.0
-    """After that: longest time to finish what was accepted."""
+    """After that: seconds to finish the accepted requests."""
 
     def __post_init__(self) -> None:
         for name, least in _AT_LEAST.items():

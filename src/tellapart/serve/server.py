@@ -259,4 +259,4 @@ def run(
         raise service.failure or ServeError("The service did not start.") from None
     finally:
         listener.close()
-    notify("all that was accepted is answered")
+    notify("all accepted requests have been answered")

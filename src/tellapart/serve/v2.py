@@ -146,7 +146,7 @@ def _add_repository(routes: APIRouter, service: Service) -> None:
             service.metrics.for_model(name).reload_failed()
             _log.warning("%s cannot be loaded again: %s", name, error)
             raise Refusal(
-                400, "load_failed", "the model's file cannot be loaded; the old one goes on"
+                400, "load_failed", "the model file cannot be loaded; the old one stays in use"
             ) from None
         return Response(status_code=200)
 

@@ -45,7 +45,7 @@ def again(
     if not is_objects(source):
         if given:
             raise RunError(
-                f"{folder} was trained on {source}, which is read again: resume it without data, val and test."
+                f"{folder} was trained on {source}, which is read again: resume it without data, val or test."
             )
         return None
     if not given:

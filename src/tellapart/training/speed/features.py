@@ -93,7 +93,7 @@ def _obstacle(spec: Spec) -> str:
     if spec.training.quantize != "none":
         return "it computes with rounded weights (training.quantize)."
     if spec.distill.teacher:
-        return "a teacher is followed, which looks at whole images (distill.teacher)."
+        return "there is a teacher, which needs whole images (distill.teacher)."
     if spec.training.start_size:
         return "the size of the images changes (training.start_size)."
     if spec.input.views != "one":
