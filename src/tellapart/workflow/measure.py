@@ -23,6 +23,7 @@ from tellapart.errors import DataError, RunError, SpecError, did_you_mean
 from tellapart.evaluation import compare as comparing
 from tellapart.evaluation import infer, metrics
 from tellapart.evaluation import report as reporting
+from tellapart.runs import require
 from tellapart.runtime import Backend
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
@@ -276,6 +277,6 @@ def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = Non
     return reporting.write_report(runs.require(run), None if out is None else Path(out))
 
 
-def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> comparing.Comparison:
+def compare(runs: Sequence[str | os.PathLike[str]]) -> comparing.Comparison:
     """Compare runs: differences of spec and result, with a paired test on the images that they share."""
-    return comparing.compare([runs.require(run) for run in run_dirs])
+    return comparing.compare([require(run) for run in runs])
