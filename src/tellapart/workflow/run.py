@@ -22,7 +22,7 @@ from tellapart.data.sources.listing import many
 from tellapart.data.sources.objects import Objects, take
 from tellapart.data.stores.streaming import StreamedStore
 from tellapart.errors import RunError
-from tellapart.evaluation import infer, metrics, report
+from tellapart.evaluation import infer, metrics, notebook, report
 from tellapart.runtime.eager import open_artifact
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
@@ -55,6 +55,10 @@ class Result:
     metrics: Mapping[str, Any]
     interrupted: bool = False
     signal: int = 0  # that interrupted it
+
+    def _repr_html_(self) -> str:
+        """Return how a notebook shows it."""
+        return notebook.of_run(self.run, self.split, self.interrupted)
 
 
 def make_spec(
