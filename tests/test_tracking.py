@@ -524,3 +524,59 @@ def test_an_mlflow_store_that_cannot_be_used_is_told_before_the_run(kind, monkey
     said = "connection refused" if kind == "refused" else "no answer within 0.1 seconds"
     with pytest.raises(RunError, match=rf"MLflow cannot be used at http://server: {said}\. Start its server"):
         trackers.check_mlflow()
+
+
+class Kernel:
+    """Stands for IPython in a Jupyter kernel."""
+
+    kernel = object()
+
+    @classmethod
+    def get_ipython(cls) -> type[Kernel]:
+        return cls
+
+
+def screen(text: str) -> list[str]:
+    """What is seen of text with carriage returns, a line for each."""
+    lines = []
+    for line in text.split("\n"):
+        seen = ""
+        for part in line.split("\r"):
+            seen = part + seen[len(part) :]
+        lines.append(seen.rstrip())
+    return lines
+
+
+def test_in_a_notebook_one_line_moves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", Kernel)
+    monkeypatch.setattr(console_module, "REDRAW_SECONDS", 0.0)
+    with Console() as console:
+        assert console.interactive
+        console.message("first")
+        console.start(2, 50)
+        for epoch in range(2):
+            for step in range(1, 51):
+                console.step(epoch, step, 1 / step, 0.5, 1000.0 * step, every=1)
+            console.epoch_done(epoch, {"train/loss": 0.5, "seconds": 1.0}, best=True)
+        console.step(2, 1, 1.0, 0.5, 100.0, every=1)
+    out, err = capsys.readouterr()
+    assert err == ""
+    seen = screen(out)
+    assert len(seen) == 4  # a message, two epochs, and nothing left of what moved
+    assert seen[0] == "first"
+    assert seen[1].startswith("epoch 1/2")
+    assert seen[1].endswith("kept")
+    assert " step " not in "".join(seen)
+    assert seen[3] == ""
+    assert out.count("\r") > 90
+
+
+def test_a_stream_that_is_given_and_plain_python_are_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", Kernel)
+    assert not Console(io.StringIO()).interactive
+    monkeypatch.setattr(Kernel, "get_ipython", classmethod(lambda cls: object()))  # IPython in a terminal
+    assert not console_module.in_notebook()
+    monkeypatch.setitem(sys.modules, "IPython", object())
+    assert not console_module.in_notebook()

@@ -528,7 +528,9 @@ def test_a_state_dict_goes_out_and_comes_back(trained: Any, tmp_path: Path) -> N
     network = tellapart.load(trained.run).backend.predictor.model
     network.load_state_dict(state)
     spec = runs.read_spec(trained.run / "spec.yaml")
-    brought = workflow.import_weights(file, ("ant", "bee", "cat"), tmp_path / "new/model.safetensors", spec)
+    brought = workflow.import_weights(
+        file, tmp_path / "new/model.safetensors", classes=("ant", "bee", "cat"), spec=spec
+    )
     pictures = sorted((trained.data / "test").rglob("*.png"))
     ours, theirs = (tellapart.load(path).predict(pictures, top=3) for path in (brought, trained.run))
     assert [(a.labels, a.probabilities) for a in ours] == [(a.labels, a.probabilities) for a in theirs]
@@ -547,7 +549,7 @@ def test_imported_weights_give_the_networks_own_logits(tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "cifar_net.pth")
     spec = update(Spec(), {"model.name": "tutorial-net", "input.mean": [0.5] * 3, "input.std": [0.5] * 3})
     path = workflow.import_weights(
-        tmp_path / "cifar_net.pth", [str(n) for n in range(10)], tmp_path / "m.safetensors", spec
+        tmp_path / "cifar_net.pth", tmp_path / "m.safetensors", classes=[str(n) for n in range(10)], spec=spec
     )
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     with torch.no_grad():
@@ -586,7 +588,9 @@ def test_what_an_import_needs_is_said(
 ) -> None:
     spec = update(Spec(), {**WHOLE, **changes})
     with pytest.raises(error, match=message):
-        workflow.import_weights(_weights(tmp_path), list(classes), tmp_path / "m.safetensors", spec)
+        workflow.import_weights(
+            _weights(tmp_path), tmp_path / "m.safetensors", classes=list(classes), spec=spec
+        )
     assert not (tmp_path / "m.safetensors").exists()
 
 
@@ -594,14 +598,16 @@ def test_an_import_overwrites_nothing(tmp_path: Path) -> None:
     (tmp_path / "m.safetensors").write_bytes(b"mine")
     with pytest.raises(ArtifactError, match="exists"):
         workflow.import_weights(
-            _weights(tmp_path), ["a", "b"], tmp_path / "m.safetensors", update(Spec(), WHOLE)
+            _weights(tmp_path), tmp_path / "m.safetensors", classes=["a", "b"], spec=update(Spec(), WHOLE)
         )
     assert (tmp_path / "m.safetensors").read_bytes() == b"mine"
 
 
 def test_one_mean_stands_for_all_channels(tmp_path: Path) -> None:
     spec = update(Spec(), {**WHOLE, "input.mean": 0.5, "input.std": 0.25, "input.channels": 3})
-    path = workflow.import_weights(_weights(tmp_path), ["a", "b"], tmp_path / "m.safetensors", spec)
+    path = workflow.import_weights(
+        _weights(tmp_path), tmp_path / "m.safetensors", classes=["a", "b"], spec=spec
+    )
     contract = tellapart.load(path).card.preprocessing
     assert (contract.mean, contract.std) == ((0.5,) * 3, (0.25,) * 3)
 

@@ -43,7 +43,6 @@ from tellapart.sections import choices
 from tellapart.spec import Spec, flatten, own_names, update
 
 if TYPE_CHECKING:
-    from tellapart.predict import Classifier
     from tellapart.workflow import Result
 
 T = TypeVar("T")
@@ -142,7 +141,7 @@ def _evaluate(args: Evaluate) -> int:
 
 
 def _predict(args: Predict) -> int:
-    from tellapart.predict import Features, check_features_file, expand
+    from tellapart.predict import Features, check_features_file, expand, load
 
     if args.top < 1:
         raise SpecError(f"--top is {args.top}; it must be at least 1.")
@@ -151,7 +150,7 @@ def _predict(args: Predict) -> int:
     if args.features:
         check_features_file(args.features)
     images = list(expand(args.images, args.urls))
-    classifier = _classifier(args.model, args.device, args.trust)
+    classifier = load(args.model, args.device, args.trust)
     kept = Features() if args.features else None
     write = {"table": printing.write_table, "jsonl": printing.write_jsonl, "csv": printing.write_csv}[
         args.format
@@ -170,19 +169,6 @@ def _predict(args: Predict) -> int:
     if failed:
         print(f"{failed} of {len(images)} images could not be read.", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _classifier(model: str, device: str, trust: bool) -> Classifier:
-    """Open a model; an exported file without torch, which takes longer to load than many an answer."""
-    from tellapart import runtime
-
-    if runtime.is_export(model):
-        from tellapart.predict import Classifier
-
-        return Classifier(runtime.open_backend(model, device, trust=trust))
-    from tellapart import workflow
-
-    return workflow.load(model, device, trust)
 
 
 def _report(args: Report) -> int:
@@ -217,7 +203,9 @@ def _models(args: Models) -> int:
     from tellapart import workflow
 
     if args.summary:
-        text = workflow.model_summary(args.summary, args.size, args.channels, args.num_classes)
+        text = workflow.models(
+            summary=args.summary, size=args.size, channels=args.channels, num_classes=args.num_classes
+        )
         print(printing.as_json_line({"name": args.summary, "summary": text}) if args.as_json else text)
         return 0
     found = workflow.models(args.pattern)
@@ -232,10 +220,10 @@ def _models(args: Models) -> int:
 
 
 def _doctor(args: Doctor) -> int:
-    from tellapart import doctor
+    from tellapart.doctor import examine, render
 
-    report = doctor.examine()
-    print(printing.as_json_line(report.to_dict()) if args.as_json else doctor.render(report))
+    report = examine()
+    print(printing.as_json_line(report.to_dict()) if args.as_json else render(report))
     return 0
 
 
@@ -243,15 +231,11 @@ def _cache(args: Cache) -> int:
     from tellapart import workflow
 
     if args.action == "list":
-        if args.keys or args.older_than is not None:
-            raise UserError("cache list takes no keys and no --older-than; those are for cache clear.")
-        found = workflow.cache_list(args.cache_dir)
+        found = workflow.cache("list", args.keys, older_than=args.older_than, cache_dir=args.cache_dir)
         entries = [store.to_dict() for store in found]
         print(printing.as_json_line({"stores": entries}) if args.as_json else printing.cache_text(entries))
         return 0
-    if args.older_than is not None and args.older_than < 0:
-        raise UserError(f"--older-than is {args.older_than:g}; it must be at least 0 days.")
-    cleared = workflow.cache_clear(args.keys, args.older_than, args.cache_dir)
+    cleared = workflow.cache("clear", args.keys, older_than=args.older_than, cache_dir=args.cache_dir)
     if args.as_json:
         print(printing.as_json_line(dataclasses.asdict(cleared)))
         return 0
@@ -267,46 +251,47 @@ def _cache(args: Cache) -> int:
 
 def _export(args: Export) -> int:
     from tellapart import workflow
-    from tellapart.runtime import environments
 
-    with environments.at(args.env):
-        done = workflow.export(
-            args.model,
-            args.to,
-            args.out,
-            precision=args.precision,
-            plain=args.plain,
-            features=args.features,
-            batch=args.batch,
-            opset=args.opset,
-            data=args.data,
-            split=args.split,
-            images=args.images,
-            threads=args.threads,
-            device=args.device,
-            quiet=False,
-        )
+    done = workflow.export(
+        args.model,
+        args.to,
+        args.out,
+        precision=args.precision,
+        plain=args.plain,
+        features=args.features,
+        batch=args.batch,
+        opset=args.opset,
+        env=args.env,
+        data=args.data,
+        split=args.split,
+        images=args.images,
+        threads=args.threads,
+        device=args.device,
+    )
     print(printing.as_json_line(done.to_dict()) if args.as_json else shown(done.to_text()))
     return 0 if done.passed else 1
 
 
 def _serve(args: Serve) -> int:
-    from tellapart import serve  # not by way of workflow, which loads torch
+    from tellapart.serve import by_name, serve  # not by way of workflow, which loads torch
 
     def ready(where: dict[str, Any]) -> None:
         if args.as_json:
             print(printing.as_json_line(where), flush=True)
 
-    models = serve.by_name(args.path, args.models)
-    serve.serve(models, args.options, lambda text: print(shown(text), file=sys.stderr, flush=True), ready)
+    serve(by_name(args.path, args.models), args.options, ready=ready)
     return 0
 
 
 def _compress(args: Compress) -> int:
-    from tellapart.workflow import compressing
+    from tellapart import workflow
 
-    options = compressing.Options(
-        ratios=args.ratio,
+    comparison = workflow.compress(
+        args.model,
+        args.data_source,
+        method=args.method,
+        out=args.out,
+        ratio=args.ratio,
         rounds=args.rounds,
         epochs=args.epochs,
         student=args.student,
@@ -314,11 +299,9 @@ def _compress(args: Compress) -> int:
         images=args.images,
         max_drop=args.max_drop,
         reduce_range=args.reduce_range,
-        runtimes=args.runtime,
+        runtime=args.runtime,
         threads=args.threads,
-    )
-    comparison = compressing.compress(
-        args.model, args.data_source, methods=args.method, out=args.out, options=options, spec=args.spec_file
+        spec=args.spec_file,
     )
     print(printing.as_json_line(comparison.to_dict()) if args.as_json else shown(comparison.to_text()))
     return 0
@@ -327,8 +310,7 @@ def _compress(args: Compress) -> int:
 def _import(args: Import) -> int:
     from tellapart import workflow
 
-    classes = [name.strip() for name in args.classes.split(",")]
-    print(workflow.import_weights(args.weights, classes, args.out, args.spec))
+    print(workflow.import_weights(args.weights, args.out, classes=args.classes, spec=args.spec))
     return 0
 
 

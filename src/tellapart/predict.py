@@ -11,6 +11,7 @@ import glob
 import http.client
 import itertools
 import os
+import sys
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from tellapart import files
+from tellapart import files, runtime
 from tellapart.contract import BadImage, Card, answers
 from tellapart.contract.given import content_of, is_picture
 from tellapart.data.sources.folders import walk
-from tellapart.errors import UserError
+from tellapart.errors import SpecError, UserError
+from tellapart.references import Trust
 from tellapart.runtime import Backend
 
 Pixels = npt.NDArray[np.uint8]
@@ -194,6 +196,68 @@ class Classifier:
                 continue
             answer = next(told)
             yield Prediction(name, answer.labels, answer.probabilities, told=answer.told)
+
+
+def load(
+    path: str | os.PathLike[str], device: str = "auto", trust: Trust = False, model: Any = None
+) -> Classifier:
+    """Open a model or an exported file: ``tellapart.load(path).predict(images)``.
+
+    Args:
+        path: run folder, artifact or exported file; only the format of the file decides whether torch is loaded.
+        device: auto, cpu, cuda, cuda:N or mps; for an ONNX file auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N.
+        trust: True: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are
+            programs. Names of packages: import these for an artifact whose network is not tellapart's (True: any).
+        model: that network itself, or what makes it.
+
+    Raises ArtifactError, ModelError, MissingPackageError, SpecError.
+    """
+    if not runtime.is_export(path):
+        from tellapart.devices import choose_device  # loads torch
+
+        device = str(choose_device(device))
+    return Classifier(runtime.open_backend(path, device, trust=trust, model=model))
+
+
+def predict(
+    path: str | os.PathLike[str],
+    images: Any,
+    *,
+    top: int = 1,
+    features: str | os.PathLike[str] = "",
+    urls: bool = False,
+    device: str = "auto",
+    trust: Trust = False,
+    model: Any = None,
+) -> list[Prediction]:
+    """Label images, in order; one that cannot be read has ``error`` set, and the others go on.
+
+    Args:
+        path: run folder, artifact or exported file. For many calls, `load` it once.
+        images: a file, folder or pattern, an image (bytes, of Pillow, array [H, W(, C)], tensor [C, H, W]), or several.
+        top: how many classes to give for each image.
+        features: a new .npz file for what the last layer gets: paths, features, logits and classes.
+        urls: fetch http(s) addresses; nothing is fetched otherwise.
+        device: as for `load`.
+        trust: as for `load`.
+        model: as for `load`.
+
+    Raises: errors of ``tellapart.errors``.
+    """
+    if top < 1:
+        raise SpecError(f"top is {top}; it must be at least 1.")
+    if features:
+        check_features_file(features)
+    alone = isinstance(images, (str, os.PathLike)) or (is_picture(images) and getattr(images, "ndim", 0) != 4)
+    wanted: list[Any] = []
+    for one in [images] if alone else images:
+        wanted += expand([os.fspath(one)], urls) if isinstance(one, (str, os.PathLike)) else [one]
+    classifier = load(path, device, trust, model)
+    kept = Features() if features else None
+    found = list(classifier.stream(wanted, top, lambda: sys.stdin.buffer, kept))
+    if kept is not None:
+        kept.write(features, classifier.classes)
+    return found
 
 
 class Features:

@@ -14,7 +14,6 @@ from tellapart import artifact, runs, runtime
 from tellapart.errors import ArtifactError, DataError, RunError, SpecError, UserError
 from tellapart.spec import Spec, update
 from tellapart.workflow import compress, evaluate, quantising, train
-from tellapart.workflow.compressing import Options
 
 pytest.importorskip("torch_pruning")
 
@@ -40,17 +39,17 @@ def run(tmp_path_factory: pytest.TempPathFactory, make_folder: Callable[..., Pat
 def test_pruned_sparse_and_distilled_models_are_ordinary_ones(run: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
     out = tmp_path / "out"
-    options = Options(
-        ratios=(0.5,),
-        rounds=2,
-        epochs=1,
-        student="fast-cnn-small",
-        alone=True,
-        images=16,
-        runtimes=(),
-        threads=1,
-    )
-    found = compress(run, methods=("prune", "sparse", "distill"), out=out, options=options, quiet=True)
+    options: dict[str, Any] = {
+        "ratio": (0.5,),
+        "rounds": 2,
+        "epochs": 1,
+        "student": "fast-cnn-small",
+        "alone": True,
+        "images": 16,
+        "runtime": (),
+        "threads": 1,
+    }
+    found = compress(run, method=("prune", "sparse", "distill"), out=out, **options, quiet=True)
     assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
     names = [row.candidate.name for row in found.rows]
     assert names == ["model", "prune-50", "sparse-50", "distill-fast-cnn-small", "alone-fast-cnn-small"]
@@ -94,8 +93,8 @@ def test_pruned_sparse_and_distilled_models_are_ordinary_ones(run: Path, tmp_pat
 @pytest.mark.slow
 def test_int8_files_keep_to_the_budget_or_say_so(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    options = Options(images=24, max_drop=2.0, runtimes=("onnx",), threads=1)
-    found = compress(run, methods=("int8",), out=tmp_path / "out", options=options, quiet=True)
+    options: dict[str, Any] = {"images": 24, "max_drop": 2.0, "runtime": ("onnx",), "threads": 1}
+    found = compress(run, method=("int8",), out=tmp_path / "out", **options, quiet=True)
     rows = {row.candidate.name: row for row in found.rows}
     assert list(rows) == ["model", "fp32 ONNX Runtime", "fp16 ONNX Runtime", "int8 ONNX Runtime"]
     int8 = rows["int8 ONNX Runtime"]
@@ -167,11 +166,11 @@ def _all(images: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"methods": ("prun",)}, SpecError, "Did you mean 'prune'"),
-        ({"methods": ("distill",)}, SpecError, "--student NAME"),
-        ({"options": {"ratios": (1.5,)}}, SpecError, "--ratio is 1.5"),
-        ({"options": {"rounds": 0}}, SpecError, "--rounds is 0"),
-        ({"options": {"runtimes": ("onx",)}}, SpecError, "Did you mean 'onnx'"),
+        ({"method": ("prun",)}, SpecError, "Did you mean 'prune'"),
+        ({"method": ("distill",)}, SpecError, "--student NAME"),
+        ({"ratio": 1.5}, SpecError, "--ratio is 1.5"),
+        ({"rounds": 0}, SpecError, "--rounds is 0"),
+        ({"runtime": "onx"}, SpecError, "Did you mean 'onnx'"),
         ({"model": "nowhere"}, ArtifactError, "nowhere does not exist"),
         ({"out": "."}, RunError, "choose another --out"),
     ],
@@ -186,10 +185,9 @@ def test_mistakes_are_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "something").touch()
-    given = {"model": run, "out": tmp_path / "out", "methods": ("prune",), **changes}
-    chosen = given.pop("options", {})
+    given = {"model": run, "out": tmp_path / "out", "method": ("prune",), **changes}
     with pytest.raises(error, match=words):
-        compress(given.pop("model"), options=Options(**chosen), quiet=True, **given)
+        compress(given.pop("model"), quiet=True, **given)
     assert not (tmp_path / "out").exists()
 
 
@@ -197,10 +195,10 @@ def test_an_artifact_alone_needs_images(run: Path, tmp_path: Path, make_folder: 
     file = tmp_path / "model.safetensors"
     file.write_bytes((run / "model.safetensors").read_bytes())
     with pytest.raises(DataError, match="give DATA"):
-        compress(file, methods=("prune",), out=tmp_path / "out", quiet=True)
+        compress(file, method=("prune",), out=tmp_path / "out", quiet=True)
     other = make_folder(tmp_path / "other", classes=("ant", "bee", "dog"), splits=("train", "val"))
     with pytest.raises(DataError, match="cat, dog"):
-        compress(file, other, methods=("prune",), out=tmp_path / "out", quiet=True)
+        compress(file, other, method=("prune",), out=tmp_path / "out", quiet=True)
 
 
 def test_the_command_line(run: Path, tmp_path: Path) -> None:

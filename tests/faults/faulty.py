@@ -37,7 +37,6 @@ from tellapart.errors import TellapartError
 from tellapart.export import apart
 from tellapart.export.parity import Uncompared
 from tellapart.training import checkpoint, progress
-from tellapart.workflow import compressing
 
 KINDS = {"full": errno.ENOSPC, "disk": errno.EIO, "kill": 0}
 _OPEN, _SAVE = builtins.open, safetensors.torch.save_file
@@ -285,9 +284,15 @@ class Compress(Evaluate):
     """A sparse model: a start, a run, and the comparison."""
 
     def run(self) -> None:
-        options = compressing.Options(ratios=(0.5,), runtimes=(), epochs=1, threads=1)
-        compressing.compress(
-            self.folder, methods=("sparse",), out=self.place / "out", options=options, quiet=True
+        workflow.compress(
+            self.folder,
+            method="sparse",
+            out=self.place / "out",
+            ratio=0.5,
+            runtime=(),
+            epochs=1,
+            threads=1,
+            quiet=True,
         )
 
     def check(self) -> None:

@@ -50,7 +50,7 @@ def brought(tmp_path: Path, name: str, classes: int = 1000, content: Any = None,
     names = [f"c{k}" for k in range(classes)]
     spec = update(Spec(), {"model.name": name, **changes})
     return artifact.read_card(
-        workflow.import_weights(file, names, tmp_path / "m.safetensors", spec, quiet=True)
+        workflow.import_weights(file, tmp_path / "m.safetensors", classes=names, spec=spec, quiet=True)
     )
 
 
@@ -268,7 +268,9 @@ def test_torchvisions_reference_checkpoints(tmp_path: Path) -> None:
     file = tmp_path / "model_3.pth"
     torch.save(content, file)
     spec = update(Spec(), {"model.name": "torchvision/resnet18"})
-    path = workflow.import_weights(file, ["a", "b", "c"], tmp_path / "m.safetensors", spec, quiet=True)
+    path = workflow.import_weights(
+        file, tmp_path / "m.safetensors", classes=["a", "b", "c"], spec=spec, quiet=True
+    )
     state = artifact.read_state(path)
     assert all(torch.equal(state[name], tensor) for name, tensor in networks[1].state_dict().items())
     steps = [
@@ -343,7 +345,9 @@ def test_timms_options_go_over_its_configuration(tmp_path: Path, given: dict[str
         file,
     )
     spec = update(Spec(), {"model.name": "timm/test_resnet"})
-    path = workflow.import_weights(file, ["a", "b", "c"], tmp_path / "m.safetensors", spec, quiet=True)
+    path = workflow.import_weights(
+        file, tmp_path / "m.safetensors", classes=["a", "b", "c"], spec=spec, quiet=True
+    )
     config = timm.data.resolve_data_config(options, model=network)
     image = picture()
     assert_same_input(artifact.read_card(path), timm.data.create_transform(**config)(image), image)
@@ -394,7 +398,7 @@ def test_an_import_with_all_that_is_needed_says_nothing_of_guesses(
     torch.save(zoo.build(Architecture("tutorial-net", 10)).state_dict(), tmp_path / "a.pth")
     spec = update(Spec(), {"model.name": "tutorial-net", "input.mean": (0.5,) * 3, "input.std": (0.5,) * 3})
     names = [f"c{k}" for k in range(10)]
-    workflow.import_weights(tmp_path / "a.pth", names, tmp_path / "m.safetensors", spec)
+    workflow.import_weights(tmp_path / "a.pth", tmp_path / "m.safetensors", classes=names, spec=spec)
     said = " ".join(capfd.readouterr().err.split())
     assert said.startswith("Contract as the options say: 32x32x3")
 
@@ -443,7 +447,9 @@ def test_a_folder_of_the_hub(safe: bool, tmp_path: Path) -> None:
         safe_serialization=safe,
         data_config=config,
     )
-    path = workflow.import_weights(tmp_path / "hub", [], tmp_path / "m.safetensors", Spec(), quiet=True)
+    path = workflow.import_weights(
+        tmp_path / "hub", tmp_path / "m.safetensors", classes=[], spec=Spec(), quiet=True
+    )
     card = artifact.read_card(path)
     assert card.classes == ("ant", "bee", "cat")
     assert card.architecture.name == "timm/test_vit"
@@ -458,14 +464,16 @@ def test_other_folders_of_the_hub_are_named(tmp_path: Path) -> None:
     torch.save({"vit.x": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "id2label": {"0": "cat"}}))
     with pytest.raises(ModelError, match=r"transformers \(vit\)"):
-        workflow.import_weights(tmp_path, [], tmp_path / "m.safetensors", Spec(), quiet=True)
+        workflow.import_weights(tmp_path, tmp_path / "m.safetensors", classes=[], spec=Spec(), quiet=True)
 
 
 def test_classes_must_come_from_somewhere(tmp_path: Path) -> None:
     torch.save(zoo.build(Architecture("timm/resnet18", 4, 3, 64)).state_dict(), tmp_path / "a.pth")
     spec = update(Spec(), {"model.name": "timm/resnet18"})
     with pytest.raises(SpecError, match="--classes"):
-        workflow.import_weights(tmp_path / "a.pth", [], tmp_path / "m.safetensors", spec, quiet=True)
+        workflow.import_weights(
+            tmp_path / "a.pth", tmp_path / "m.safetensors", classes=[], spec=spec, quiet=True
+        )
 
 
 @pytest.mark.parametrize(
@@ -477,4 +485,4 @@ def test_damaged_configurations(text: str, tmp_path: Path) -> None:
     )
     (tmp_path / "config.json").write_text(text)
     with pytest.raises((ModelError, SpecError)):
-        workflow.import_weights(tmp_path, [], tmp_path / "m.safetensors", Spec(), quiet=True)
+        workflow.import_weights(tmp_path, tmp_path / "m.safetensors", classes=[], spec=Spec(), quiet=True)

@@ -87,6 +87,12 @@ class Evaluation:
         values["latency_ms"] = None if self.latency_ms is None else dict(self.latency_ms)
         return values
 
+    def _repr_html_(self) -> str:
+        """Return how a notebook shows it."""
+        from tellapart.evaluation import notebook
+
+        return notebook.of_evaluation(self)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
         """Return the evaluation that `to_dict` gave the values of. Raises KeyError for a missing one."""

@@ -71,7 +71,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
     figures = run.evaluations.get(run.split or "")
     several = figures if isinstance(figures, MultiEvaluation) else None
     single = figures if isinstance(figures, Evaluation) else None
-    drawn, data = _charts(run), _data(run)
+    drawn, data = curves(run), _data(run)
     return {
         "name": run.name,
         "model": run.field("model.name", ""),
@@ -79,7 +79,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "split": run.split,
         "split_name": SPLIT_NAMES.get(run.split or "", run.split),
         "split_names": SPLIT_NAMES,
-        "meaning": _meaning(run, data["splits"]),
+        "meaning": meaning(run, run.split or "", data["splits"]),
         "warnings": run.warnings,
         "figures": figures,
         "others": [run.evaluations[name] for name in run.evaluations if name != run.split],
@@ -101,16 +101,15 @@ def _content(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _meaning(run: RunFolder, splits: Sequence[str]) -> str:
-    """Return in plain words what the headline's figure is worth."""
-    split = run.split or ""
-    meaning = MEANINGS.get(split, f"Measured on the images of {split}.")
+def meaning(run: RunFolder, split: str, splits: Sequence[str] | None = None) -> str:
+    """Return in plain words what a split's figure is worth. ``splits``: those that the run's data has, where known."""
+    text = MEANINGS.get(split, f"Measured on the images of {split}.")
     if (known := runs.honesty(run.warnings, split)) in KNOWN_ALREADY:
-        meaning = f"Measured on {SPLIT_NAMES.get(split, split)} images, {KNOWN_ALREADY[known]}."
-    if split in ("val", "train"):
+        text = f"Measured on {SPLIT_NAMES.get(split, split)} images, {KNOWN_ALREADY[known]}."
+    if split in ("val", "train") and splits is not None:
         waits = "test" in splits
-        meaning += " The test split has not been evaluated yet." if waits else " This run has no test split."
-    return meaning
+        text += " The test split has not been evaluated yet." if waits else " This run has no test split."
+    return text
 
 
 def _facts(run: RunFolder, figures: Evaluation | MultiEvaluation | None) -> list[tuple[str, str]]:
@@ -186,7 +185,7 @@ def _data(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _charts(run: RunFolder) -> list[charts.Chart]:
+def curves(run: RunFolder) -> list[charts.Chart]:
     """Return the curves of loss, accuracy and learning rate over epochs (over steps where no epoch ended)."""
     ends = [(0, 0.0), *run.epoch_ends]
     by_epoch = len(ends) > 1

@@ -6,9 +6,13 @@ whether torch is needed. Knows nothing of training, of evaluation, or of how a m
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tellapart.errors import ServeError, did_you_mean, shown
 from tellapart.serve.options import Options, by_name
 
 if TYPE_CHECKING:
@@ -40,22 +44,38 @@ def create_app(models: Mapping[str, str], options: Options | None = None) -> Fas
 
 
 def serve(
-    models: Mapping[str, str],
+    models: str | os.PathLike[str] | Mapping[str, str],
     options: Options | None = None,
-    notify: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] | None = None,
     ready: Callable[[dict[str, Any]], None] = lambda where: None,
+    **changes: Any,
 ) -> None:
     """Serve models until SIGTERM or SIGINT, then finish what was accepted.
 
     Args:
-        models: paths by name.
-        options: address, limits and the like.
-        notify: gets messages for the person who started it.
+        models: a run folder, artifact or exported file; or paths by the names that they are served under.
+        options: address, limits and the like (``tellapart.serve.Options``).
+        notify: gets messages for the person who started it; by default they go to standard error.
         ready: called once with ``host``, ``port`` and ``models`` when requests are accepted.
+        changes: fields of the options, such as ``port=8080``.
 
     Raises UserError where a model cannot be opened or the address is taken.
     """
     _require()
     from tellapart.serve.server import run
 
-    run(models, options or Options(), notify, ready)
+    named = models if isinstance(models, Mapping) else by_name(os.fspath(models))
+    run(named, _changed(options or Options(), changes), notify or _tell, ready)
+
+
+def _changed(options: Options, changes: Mapping[str, Any]) -> Options:
+    known = [field.name for field in dataclasses.fields(options)]
+    for name in changes:
+        if name not in known:
+            raise ServeError(f"There is no option {name!r}. {did_you_mean(name, known)}")
+    return dataclasses.replace(options, **changes)
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{shown(text)}\n")
+    sys.stderr.flush()

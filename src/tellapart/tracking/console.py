@@ -1,6 +1,7 @@
 """Progress for the person who waits: bars on a terminal, plain lines of at most 80 columns elsewhere.
 
-Everything goes to one stream (standard error), so that standard output stays free for results. Knows nothing
+Everything goes to one stream (standard error), so that standard output stays free for results. A notebook gets a line
+that is written over until its epoch is done, on standard output, as it paints standard error as an error. Knows nothing
 of training beyond epochs, steps and four figures. Colour only on a terminal, and not where NO_COLOR is set.
 """
 
@@ -38,7 +39,9 @@ class Console:
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self._stream = sys.stderr if stream is None else stream
+        self._moving = stream is None and in_notebook()
+        self._moved = 0  # characters of the line that is to be written over
+        self._stream = stream or (sys.stdout if self._moving else sys.stderr)
         self._quiet = quiet
         self.score = "acc"  # the validation figure that is shown beside the loss, in short
         self._lock = threading.RLock()
@@ -57,8 +60,8 @@ class Console:
 
     @property
     def interactive(self) -> bool:
-        """Whether somebody watches: bars on a terminal, not lines."""
-        return self._rich is not None
+        """Whether somebody watches: something moves, and no lines are added."""
+        return self._rich is not None or self._moving
 
     @property
     def quiet(self) -> bool:
@@ -147,7 +150,7 @@ class Console:
         if epoch != self._epoch:
             self._epoch, self._printed_step = epoch, 0
         last = step_in_epoch >= self._steps_per_epoch
-        if self._rich is None:
+        if not self.interactive:
             if every <= 0 or (step_in_epoch // every == self._printed_step // every):
                 return
         elif now - self._drawn_at < REDRAW_SECONDS and not last:
@@ -161,7 +164,7 @@ class Console:
         if self._rich is None:
             self._printed_step = step_in_epoch
             head += f" step {step_in_epoch}/{self._steps_per_epoch}"
-            self._say(_fit([head, *parts], PLAIN_WIDTH))
+            self._tell(_fit([head, *parts], PLAIN_WIDTH), now)
         else:
             self._drawn_at = now
             self._draw(head, step_in_epoch, _fit(parts, max(20, self._rich.width - len(head) - 10)))
@@ -216,8 +219,28 @@ class Console:
             if self._rich is not None:
                 self._rich.print(Text(text, style=style), soft_wrap=True)
             else:
+                self._clear()
                 self._stream.write(f"{text}\n")
                 self._stream.flush()
+
+    def _tell(self, text: str, now: float) -> None:
+        """Add a line of progress; in a notebook write it over the one before."""
+        if not self._moving:
+            self._say(text)
+            return
+        with self._lock:
+            self._drawn_at = now
+            text = shown(text, one_line=True)
+            self._stream.write(f"\r{text:<{self._moved}}")
+            self._stream.flush()
+            self._moved = len(text)
+
+    def _clear(self) -> None:
+        """Take the line that moves away."""
+        if self._moved:
+            self._stream.write(f"\r{'':<{self._moved}}\r")
+            self._stream.flush()
+            self._moved = 0
 
     def _draw(self, label: str, done: int, status: str, total: int | None = None) -> None:
         """Draw the one bar that there is, made where there is none."""
@@ -243,9 +266,17 @@ class Console:
 
     def _stop_bar(self) -> None:
         with self._lock:
+            self._clear()
             if self._bar is not None:
                 self._bar.stop()
                 self._bar = None
+
+
+def in_notebook() -> bool:
+    """Return whether a Jupyter kernel runs this: its front ends write a line over at a carriage return."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
+    return getattr(shell, "kernel", None) is not None
 
 
 class Busy:
@@ -260,7 +291,7 @@ class Busy:
 
     def __enter__(self) -> Busy:
         self._began = self._shown_at = time.monotonic()
-        if self._console._rich is not None:
+        if self._console.interactive:
             self._console._stop_bar()  # one bar at a time; an epoch's comes back with its next step
         return self
 
@@ -270,7 +301,7 @@ class Busy:
         console = self._console
         if console._quiet:
             return
-        if console._rich is not None:
+        if console.interactive:
             console._stop_bar()
         if kind is None and time.monotonic() - self._began >= PLAIN_SECONDS:
             console._say(
@@ -283,7 +314,7 @@ class Busy:
         with console._lock:
             self._done += n
             now = time.monotonic()
-            pause = PLAIN_SECONDS if console._rich is None else REDRAW_SECONDS
+            pause = REDRAW_SECONDS if console.interactive else PLAIN_SECONDS
             if console._quiet or now - self._began < 1 or now - self._shown_at < pause:
                 return
             self._shown_at = now
@@ -293,7 +324,7 @@ class Busy:
             if self._total:
                 parts.append(f"left {numerals.clock(max(0, self._total - self._done) / rate)}")
             if console._rich is None:
-                console._say(_fit([self._label, *parts], PLAIN_WIDTH))
+                console._tell(_fit([self._label, *parts], PLAIN_WIDTH), now)
             else:
                 label = _shorten(self._label, console._rich.width // 3)
                 console._draw(label, self._done, _fit(parts, console._rich.width // 2), self._total or 0)

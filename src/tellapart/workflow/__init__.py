@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from tellapart.workflow.cached import cache_clear, cache_list
+from tellapart.predict import load, predict
+from tellapart.workflow.cached import cache, cache_clear, cache_list
 from tellapart.workflow.compressing import compress
 from tellapart.workflow.exporting import Export, export
 from tellapart.workflow.importing import import_weights
 from tellapart.workflow.inspect import check
 from tellapart.workflow.measure import compare, evaluate, report
-from tellapart.workflow.models import load, model_summary, models
+from tellapart.workflow.models import model_summary, models
 from tellapart.workflow.run import Result, find_lr, make_spec, train
 from tellapart.workflow.series import Series, cross_validate, repeat, resume
 
@@ -19,6 +20,7 @@ __all__ = [
     "Export",
     "Result",
     "Series",
+    "cache",
     "cache_clear",
     "cache_list",
     "check",
@@ -33,6 +35,7 @@ __all__ = [
     "make_spec",
     "model_summary",
     "models",
+    "predict",
     "repeat",
     "report",
     "resume",

@@ -5,16 +5,65 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 from tellapart.data.sources.archives import cache_folder
 from tellapart.data.stores import housekeeping
-from tellapart.errors import UserError
+from tellapart.errors import UserError, did_you_mean
 from tellapart.spec import DataSpec
 from tellapart.training.speed import tuning_cache
 
 
 def _folder(cache_dir: str | os.PathLike[str]) -> Path:
     return Path(cache_folder(DataSpec(cache_dir=os.fspath(cache_dir))))
+
+
+@overload
+def cache(
+    action: Literal["list"],
+    keys: Sequence[str] = (),
+    *,
+    older_than: float | None = None,
+    cache_dir: str | os.PathLike[str] = "",
+) -> list[housekeeping.StoreInfo]: ...
+
+
+@overload
+def cache(
+    action: Literal["clear"],
+    keys: Sequence[str] = (),
+    *,
+    older_than: float | None = None,
+    cache_dir: str | os.PathLike[str] = "",
+) -> housekeeping.Cleared: ...
+
+
+def cache(
+    action: Literal["list", "clear"],
+    keys: Sequence[str] = (),
+    *,
+    older_than: float | None = None,
+    cache_dir: str | os.PathLike[str] = "",
+) -> list[housekeeping.StoreInfo] | housekeeping.Cleared:
+    """List what is kept on disk (decoded images, features, measurements), or clear it.
+
+    Args:
+        action: ``list`` or ``clear``.
+        keys: with clear: keys, or how they begin, of what to remove; without any, everything that is not in use.
+        older_than: with clear: only what was not used for so many days.
+        cache_dir: the cache folder, as ``data.cache_dir``; the user's where empty.
+
+    Raises UserError for a key that fits nothing, or more than one store.
+    """
+    if action not in ("list", "clear"):
+        raise UserError(f"action is {action!r}. {did_you_mean(action, ['list', 'clear'])}")
+    if action == "list":
+        if keys or older_than is not None:
+            raise UserError("cache list takes no keys and no --older-than; those are for cache clear.")
+        return cache_list(cache_dir)
+    if older_than is not None and older_than < 0:
+        raise UserError(f"--older-than is {older_than:g}; it must be at least 0 days.")
+    return cache_clear(keys, older_than, cache_dir)
 
 
 def cache_list(cache_dir: str | os.PathLike[str] = "") -> list[housekeeping.StoreInfo]:

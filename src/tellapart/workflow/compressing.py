@@ -6,25 +6,28 @@ import dataclasses
 import os
 import platform
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tellapart import artifact, doctor, numerals, runs, runtime
+from tellapart import artifact, numerals, runs
 from tellapart.compress import channels, masks, measuring, page
 from tellapart.compress.measuring import Candidate
 from tellapart.compress.subject import Subject, open_subject
 from tellapart.compress.table import Comparison
 from tellapart.contract import Architecture
+from tellapart.doctor import host
 from tellapart.errors import RunError, SpecError, Stopped, did_you_mean
 from tellapart.models import shrink, zoo
 from tellapart.references import Trust
+from tellapart.runtime import open_backend
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console
 from tellapart.workflow import own_code, quantising
+from tellapart.workflow.given import several
 from tellapart.workflow.run import train
 
 METHODS = ("int8", "qat", "prune", "sparse", "distill")
@@ -74,9 +77,18 @@ def compress(
     path: str | os.PathLike[str],
     data: str | os.PathLike[str] | None = None,
     *,
-    methods: Sequence[str] = ("prune",),
-    out: str | os.PathLike[str],
-    options: Options | None = None,
+    method: str | Sequence[str] = ("int8",),
+    out: str | os.PathLike[str] = "compressed",
+    ratio: float | Sequence[float] = (0.5,),
+    rounds: int = 3,
+    epochs: int = 0,
+    student: str = "",
+    alone: bool = False,
+    images: int = 256,
+    max_drop: float = 0.5,
+    reduce_range: bool = False,
+    runtime: str | Sequence[str] = RUNTIMES,
+    threads: int = 0,
     spec: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     trust: Trust = False,
@@ -89,9 +101,18 @@ def compress(
     Args:
         path: run folder or artifact.
         data: labelled images; None: the data that the run was trained with (path is then a run folder).
-        methods: what to do, of METHODS.
+        method: what to do: int8, qat (with training), prune (channels), sparse (weights), distill; or several.
         out: a new folder: a run folder or file for each candidate, compress.json and compress.html.
-        options: how to do it.
+        ratio: parts of the operations (prune) or weights (sparse) to take away.
+        rounds: prunings, each followed by fine-tuning, on the way to a ratio.
+        epochs: of each fine-tuning, or of the student; 0: a quarter of the run's, for a student as many.
+        student: distill: the smaller network's name.
+        alone: distill: train the student once more without the teacher.
+        images: training images by which channels are judged and ranges are measured.
+        max_drop: points of accuracy on validation that INT8 may cost.
+        reduce_range: INT8 for ONNX Runtime with weights of seven bits, for x86 processors without VNNI.
+        runtime: for which INT8 is made: onnx, openvino, or both.
+        threads: of the measurement; 0: one for each core.
         spec: YAML file whose fields go over the spec of fine-tuning, which is the run's but for small steps.
         quiet: no progress on standard error.
         trust: packages that may be imported for a network that is not tellapart's, or True.
@@ -101,20 +122,48 @@ def compress(
 
     Raises: errors of ``tellapart.errors``.
     """
-    chosen = options or Options()
+    options = Options(
+        ratios=(float(ratio),) if isinstance(ratio, (int, float)) else tuple(ratio),
+        rounds=rounds,
+        epochs=epochs,
+        student=student,
+        alone=alone,
+        images=images,
+        max_drop=max_drop,
+        reduce_range=reduce_range,
+        runtimes=several(runtime),
+        threads=threads,
+    )
+    return compress_by(options, path, data, several(method), out, spec, quiet, changes, trust, model, loss)
+
+
+def compress_by(
+    chosen: Options,
+    path: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None,
+    methods: Sequence[str],
+    out: str | os.PathLike[str],
+    spec: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    trust: Trust = False,
+    model: Any = None,
+    loss: Any = None,
+) -> Comparison:
+    """Do what `compress` does, by its options as one value."""
     for method in methods:
         if method not in METHODS:
             raise SpecError(f"There is no method {method!r}. {did_you_mean(method, METHODS)}")
     if "distill" in methods and not chosen.student:
         raise SpecError("distill needs a smaller network: --student NAME (see: tellapart models).")
-    if artifact.read_card(artifact.find(model)).several:
+    if artifact.read_card(artifact.find(path)).several:
         raise SpecError(
             "compress compares models by the accuracy of one label for each image, and this model tells several: that "
             "is not there yet. tellapart export writes it in fp32 and fp16."
         )
     folder = _new_folder(out)
     with Console(quiet=quiet) as console:
-        subject = open_subject(path, data, changes, spec, console)
+        subject = open_subject(path, data, dict(changes or {}), spec, console)
     own = own_code.opened(subject.file, subject.card.architecture.name, trust, model, subject.spec, loss)
     with own, runs.alone(folder):
         _new_folder(out)  # another may have filled it in the meantime
@@ -327,13 +376,13 @@ def _compare(
     """Measure all candidates side by side."""
     threads = options.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    opened = [(one, runtime.open_backend(one.file, threads=threads)) for one in candidates]
+    opened = [(one, open_backend(one.file, threads=threads)) for one in candidates]
     images = subject.parts[subject.split]
     total = len(candidates) * len(images) + measuring.rounds(len(candidates))
     with console.busy("Measuring", total) as busy:
         rows = measuring.measure(opened, images, busy.advance)
     machine = {
-        "processor": doctor.host.about_cpu([]).model,
+        "processor": host.about_cpu([]).model,
         "threads": threads,
         "torch": torch.__version__,
         "python": platform.python_version(),

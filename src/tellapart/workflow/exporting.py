@@ -40,6 +40,7 @@ from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
 from tellapart.workflow import own_code
 from tellapart.workflow.exported import content_of
+from tellapart.workflow.given import several
 from tellapart.workflow.measure import with_classes, with_kind
 
 PARITY, PAGE = "parity.json", "parity.html"
@@ -81,20 +82,21 @@ class Export:
 
 def export(
     path: str | os.PathLike[str],
-    to: Sequence[str],
-    out: str | os.PathLike[str],
+    to: str | Sequence[str] = ("onnx",),
+    out: str | os.PathLike[str] = "export",
     *,
-    precision: Sequence[str] = ("fp32",),
+    precision: str | Sequence[str] = ("fp32",),
     plain: bool = False,
     features: bool = False,
     batch: int = 0,
     opset: int = 0,
+    env: str | os.PathLike[str] = "",
     data: str | os.PathLike[str] | None = None,
     split: str = "",
     images: int = 500,
     threads: int = 0,
     device: str = "cpu",
-    quiet: bool = True,
+    quiet: bool = False,
     trust: Trust = False,
     model: Any = None,
     **data_changes: Any,
@@ -107,13 +109,14 @@ def export(
 
     Args:
         path: run folder or artifact.
-        to: formats by name.
+        to: a format by name, or several (docs/formats.md).
         out: the folder.
         precision: fp32, fp16 or both; a file for each.
         plain: the bare network on normalised floats, for formats that offer it.
         features: the input of the last layer as one more output, ``features``, for formats that offer it.
         batch: images of one call, for formats that fix it; 0: any, or the format's own choice.
         opset: of ONNX files, from 18 on; 0: torch's own choice.
+        env: folder of the environment that litert or executorch have of their own; an error says how to make it.
         data: labelled images to compare on; None: those that the run was trained with (its validation part), or
             made-up ones where there is no run.
         split: train, val, test or all; by default val where there is one, else test, else all.
@@ -132,11 +135,14 @@ def export(
     if images < 1 or threads < 0 or batch < 0:
         raise SpecError("images must be at least 1, threads and batch at least 0.")
     providers.parse(device)
-    wanted = _wanted(to, precision, Options(plain=plain, batch=batch, opset=opset, features=features))
+    wanted = _wanted(
+        several(to), several(precision), Options(plain=plain, batch=batch, opset=opset, features=features)
+    )
     folder, found = Path(out), artifact.find(path)
     _refuse_existing(folder, wanted)
     card = artifact.read_card(found)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(environments.at(os.fspath(env)))
         stack.enter_context(own_code.opened(found, card.architecture.name, trust, model))
         console = stack.enter_context(Console(quiet=quiet))
         used = stack.enter_context(_threads(threads))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +106,8 @@ def _difference(before: Mapping[str, Mapping[str, str]], samples: Samples) -> st
                 f"{len(places):,} of its {len(before):,} images have another {what}, the first: {places[0]}"
             )
     return ""
+
+
+def several(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Return what was given where one name, or a sequence of names, may be."""
+    return (value,) if isinstance(value, str) else tuple(value)

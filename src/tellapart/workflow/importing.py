@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,42 +15,53 @@ from tellapart import artifact
 from tellapart.contract import Card, sides
 from tellapart.contract.preprocessing import VERSION
 from tellapart.errors import ArtifactError, SpecError
-from tellapart.models import checkpoints, hub, weights, zoo
+from tellapart.models import checkpoints, hub, zoo
+from tellapart.models import weights as loading
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console
+from tellapart.workflow.run import make_spec
 
 
 def import_weights(
-    file: str | os.PathLike[str],
-    classes: Sequence[str],
+    weights: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    spec: Spec,
     *,
+    classes: str | Sequence[str] = (),
+    spec: Spec | str | os.PathLike[str] | None = None,
     quiet: bool = False,
+    **changes: Any,
 ) -> Path:
-    """Make an artifact of a state dict from elsewhere; return its path.
+    """Make an artifact, ``out``, of a state dict from elsewhere; return its path.
 
-    ``spec`` must say what the file cannot: ``model.name``, unless ``config.json`` of a Hugging Face folder does, and
-    for networks that are neither timm's nor torchvision's ``input.mean`` and ``input.std``. What it leaves open of the
-    contract is as ``config.json`` says, else as the library prepares the network's images; which, is told. ``classes``
-    may be empty where ``config.json`` names them. Raises ModelError where the weights do not fit, SpecError where
-    something is not said.
+    Args:
+        weights: the file, a trainer's checkpoint, or a folder of the Hugging Face hub with timm's ``config.json``.
+        out: the artifact to write, such as ``model.safetensors``.
+        classes: names in the order of the outputs, or one text with commas between; may be left out where
+            ``config.json`` has them.
+        spec: a Spec, or the path of a YAML file. It (or ``changes``) must say what the file cannot: ``model.name``,
+            unless ``config.json`` does, and for networks that are neither timm's nor torchvision's ``input.mean`` and
+            ``input.std``. What it leaves open of the contract is as ``config.json`` says, else as the library prepares
+            the network's images; which, is told.
+        quiet: no messages on standard error.
+        changes: fields of the spec, such as ``model={"name": "resnet18"}``.
+
+    Raises ModelError where the weights do not fit, SpecError where something is not said.
     """
     target = Path(out)
     if target.exists():
         raise ArtifactError(f"{target} exists; choose another --out.")
-    where = os.fspath(file)
-    beside = (
-        None if checkpoints.read_metadata(found := checkpoints.find(os.fspath(file))) else hub.describe(found)
-    )
+    spec = make_spec(None, None, spec, **changes)
+    where = os.fspath(weights)
+    beside = None if checkpoints.read_metadata(found := checkpoints.find(where)) else hub.describe(found)
     if spec.model.name == "auto":
         if beside is None:
             raise SpecError(
                 "model.name must be given: a state dict does not say which architecture it is of."
             )
         spec = update(spec, {"model.name": beside.name})
-    names = _classes(classes, beside, where)
+    given = [name.strip() for name in classes.split(",")] if isinstance(classes, str) else classes
+    names = _classes(given, beside, where)
     name = zoo.resolve(spec.model.name)
     contract, told = _contract(spec, name, where)
     stem = zoo.choose_stem(name, contract.size, where) if spec.model.stem == "auto" else spec.model.stem
@@ -57,7 +69,7 @@ def import_weights(
         name, len(names), contract.channels, contract.size, batch_norm=spec.model.batch_norm, stem=stem
     )
     network = zoo.build(architecture)
-    info = weights.load(network, dataclasses.replace(architecture, name=spec.model.name), where)
+    info = loading.load(network, dataclasses.replace(architecture, name=spec.model.name), where)
     if info.new:
         raise SpecError(
             f"{where} lacks {', '.join(info.new[:4])} for {len(names)} classes; are the classes right?"
@@ -68,7 +80,7 @@ def import_weights(
     artifact.save(target, network.state_dict(), card)
     with Console(quiet=quiet) as console:
         # what it says of the images is told as the contract
-        described = weights.describe(spec.model.name, where)
+        described = loading.describe(spec.model.name, where)
         for note in (*info.notes[len(described.notes) if described else 0 :], told):
             console.message(note)
     return target
@@ -86,7 +98,7 @@ def _classes(given: Sequence[str], beside: hub.Described | None, where: str) -> 
 def _contract(spec: Spec, name: str, where: str) -> tuple[Preprocessing, str]:
     """Return the contract, and in a sentence where it is from."""
     given = spec.input
-    info = weights.describe(spec.model.name, where)
+    info = loading.describe(spec.model.name, where)
     assert info is not None
     channels = given.channels or (len(given.mean) if given.mean else 3)
     known = info.statistics(channels)

@@ -26,6 +26,7 @@ from tellapart.evaluation import report as reporting
 from tellapart.evaluation.metrics import Evaluation
 from tellapart.evaluation.multilabel import MultiEvaluation
 from tellapart.references import Trust
+from tellapart.runs import require
 from tellapart.runtime import Backend
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
@@ -326,6 +327,6 @@ def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = Non
     return reporting.write_report(folder, place)
 
 
-def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> comparing.Comparison:
+def compare(runs: Sequence[str | os.PathLike[str]]) -> comparing.Comparison:
     """Compare runs: differences of spec and result, with a paired test on the images that they share."""
-    return comparing.compare([runs.require(run) for run in run_dirs])
+    return comparing.compare([require(run) for run in runs])

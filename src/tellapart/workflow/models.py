@@ -1,33 +1,42 @@
-"""Models by name, and in other forms: listing, summary and loading."""
+"""Models by name: listing and summary."""
 
 from __future__ import annotations
 
-import os
-from typing import Any
+from typing import overload
 
-from tellapart import runtime
-from tellapart.devices import choose_device
-from tellapart.models import summary, zoo
+from tellapart.models import zoo
+from tellapart.models.summary import render, summarise
 from tellapart.models.zoo import ModelInfo
-from tellapart.predict import Classifier
-from tellapart.references import Trust
 
 
-def load(
-    path: str | os.PathLike[str], device: str = "cpu", trust: Trust = False, model: Any = None
-) -> Classifier:
-    """Open a model or an exported file: ``tellapart.load(path).predict(images)``. Raises ArtifactError, SpecError.
+@overload
+def models(
+    pattern: str = "", *, size: int = 0, channels: int = 3, num_classes: int = 10
+) -> list[ModelInfo]: ...
 
-    ``trust``: True: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are
-    programs. Names of packages: import these for an artifact whose network is not tellapart's (True: any). ``model``:
-    that network itself, or what makes it.
+
+@overload
+def models(
+    pattern: str = "", *, summary: str, size: int = 0, channels: int = 3, num_classes: int = 10
+) -> str: ...
+
+
+def models(
+    pattern: str = "", *, summary: str = "", size: int = 0, channels: int = 3, num_classes: int = 10
+) -> list[ModelInfo] | str:
+    """Return the models whose names match; or the summary of one model as text.
+
+    Args:
+        pattern: part of a name, or a pattern such as ``resnet*``.
+        summary: name of one model, whose layers, shapes, parameters and FLOPs are returned instead.
+        size: of the summary: input size in pixels; 0: the model's own.
+        channels: of the summary: input channels.
+        num_classes: of the summary: classes.
+
+    Raises ModelError.
     """
-    chosen = device if runtime.is_export(path) else str(choose_device(device))
-    return Classifier(runtime.open_backend(path, chosen, trust=trust, model=model))
-
-
-def models(pattern: str = "") -> list[ModelInfo]:
-    """Return the models whose names match."""
+    if summary:
+        return model_summary(summary, size, channels, num_classes)
     return zoo.list_models(pattern)
 
 
@@ -37,4 +46,4 @@ def model_summary(name: str, size: int = 0, channels: int = 3, num_classes: int 
     side = size or zoo.default_size(canonical) or 32
     stem = zoo.choose_stem(canonical, side)
     architecture = zoo.Architecture(canonical, num_classes, channels=channels, size=side, stem=stem)
-    return summary.render(summary.summarise(zoo.build(architecture), channels, side))
+    return render(summarise(zoo.build(architecture), channels, side))

@@ -22,7 +22,7 @@ from tellapart.data.sources.listing import many, some
 from tellapart.data.sources.objects import Objects, take
 from tellapart.data.stores.streaming import StreamedStore
 from tellapart.errors import RunError
-from tellapart.evaluation import infer, multilabel, report
+from tellapart.evaluation import infer, multilabel, notebook, report
 from tellapart.evaluation.metrics import Evaluation
 from tellapart.evaluation.multilabel import MultiEvaluation
 from tellapart.references import Trust
@@ -59,6 +59,10 @@ class Result:
     metrics: Mapping[str, Any]
     interrupted: bool = False
     signal: int = 0  # that interrupted it
+
+    def _repr_html_(self) -> str:
+        """Return how a notebook shows it."""
+        return notebook.of_run(self.run, self.split, self.interrupted)
 
 
 def make_spec(

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from tellapart import doctor, files, runs, tables
+from tellapart import files, runs, tables
 from tellapart.data.samples import Samples, write_samples
 from tellapart.data.stores import images as decoded
+from tellapart.doctor import examine
 from tellapart.errors import RunError
 from tellapart.spec import Spec, update
 from tellapart.training import setup
@@ -33,7 +34,7 @@ def write_start(folder: Path, prepared: setup.RunData, samples: Samples) -> None
             writer = tables.Writer(stream, "\r\n")
             writer.writerow(["path", "labels"])
             writer.writerows((item.path, " | ".join(item.labels)) for item in samples.conflicts)
-    environment = doctor.examine(quick=True).to_dict()
+    environment = examine(quick=True).to_dict()
     runs.write_json(folder / runs.COMPLETE, environment)
 
 

@@ -165,8 +165,8 @@ def resume(
     ``train`` (``classes`` need not be said again). ``callbacks``: those that ``train`` was given; their saved states
     are loaded. ``model``, ``loss``, ``augment={"transform": …}``, ``metrics``, ``optimizer``, ``schedule``: those of
     your own that ``train`` was given as objects. ``trust``: packages that may be imported for what a run from elsewhere
-    names, or True. ``changes``: fields of the spec that may still change, such as ``training={"epochs": 40}``, with which a
-    run goes on past its end (see `extending`). Raises RunError, also where these are not what they were, and SpecError
+    names, or True. ``changes``: fields of the spec that may still change, such as ``training={"epochs": 40}``, with
+    which a run goes on past its end (see `extending`). Raises RunError, also where these are not what they were, and SpecError
     for a field that cannot be changed any more.
     """
     folder = runs.require(run)
