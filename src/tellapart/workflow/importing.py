@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import tellapart
-from tellapart import artifact
+from tellapart import artifact, references
 from tellapart.contract import Card
 from tellapart.contract.preprocessing import VERSION
 from tellapart.errors import ArtifactError, SpecError
@@ -40,6 +40,9 @@ def import_weights(
     if target.exists():
         raise ArtifactError(f"{target} exists; choose another --out.")
     where = os.fspath(file)
+    if references.is_reference(spec.model.name):  # a person typed it
+        references.allow(spec.model.name)
+        references.remember(spec.model.name)
     beside = (
         None if checkpoints.read_metadata(found := checkpoints.find(os.fspath(file))) else hub.describe(found)
     )
@@ -54,7 +57,13 @@ def import_weights(
     contract, told = _contract(spec, name, where)
     stem = zoo.choose_stem(name, contract.size, where) if spec.model.stem == "auto" else spec.model.stem
     architecture = zoo.Architecture(
-        name, len(names), contract.channels, contract.size, batch_norm=spec.model.batch_norm, stem=stem
+        name,
+        len(names),
+        contract.channels,
+        contract.size,
+        batch_norm=spec.model.batch_norm,
+        stem=stem,
+        arguments=spec.model.arguments,
     )
     network = zoo.build(architecture)
     info = weights.load(network, dataclasses.replace(architecture, name=spec.model.name), where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tellapart import runtime
+from tellapart import references, runtime
 from tellapart.devices import choose_device
 from tellapart.models import summary, zoo
 from tellapart.models.zoo import ModelInfo
@@ -34,6 +34,7 @@ def models(pattern: str = "") -> list[ModelInfo]:
 def model_summary(name: str, size: int = 0, channels: int = 3, num_classes: int = 10) -> str:
     """Return a model's layers, shapes, parameters and FLOPs as text. Raises ModelError."""
     canonical = zoo.resolve(name)
+    references.allow(name)  # who asks for it by name may have it
     side = size or zoo.default_size(canonical) or 32
     stem = zoo.choose_stem(canonical, side)
     architecture = zoo.Architecture(canonical, num_classes, channels=channels, size=side, stem=stem)
