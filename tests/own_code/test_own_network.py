@@ -252,3 +252,15 @@ def test_what_is_neither_a_network_nor_a_name_is_refused(data: Path, tmp_path: P
     """With the kinds that are taken."""
     with pytest.raises(SpecError, match="model is 3"):
         tellapart.train(data, model=3, **quick(tmp_path / "run"))
+
+
+def test_a_state_dict_is_imported_for_it(call: Call, module: str, data: Path, tmp_path: Path) -> None:
+    """And a summary is made of it; who types the name consents."""
+    assert call("train", data, "--model.name", f"{module}:Net", "--run.dir", "run", *QUICK).code == 0
+    torch.save(artifact.read_state("run"), tmp_path / "state.pth")
+    mean = ("--input.mean", 0.5, 0.5, 0.5, "--input.std", 0.25, 0.25, 0.25, "--input.size", 16)
+    own = ("--model.name", f"{module}:Net", "--classes", "ant,bee,cat", "--out", "made.safetensors")
+    made = call("import", "state.pth", *own, *mean)
+    assert made.code == 0, made.err
+    assert call("predict", "made.safetensors", data / "test" / "ant" / "000.png").code == 0
+    assert "Conv2d" in call("models", "--summary", f"{module}:Net", "--size", 16).out

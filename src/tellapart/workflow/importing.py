@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import tellapart
-from tellapart import artifact
+from tellapart import artifact, references
 from tellapart.contract import Card, sides
 from tellapart.contract.preprocessing import VERSION
 from tellapart.errors import ArtifactError, SpecError
@@ -53,6 +53,9 @@ def import_weights(
         raise ArtifactError(f"{target} exists; choose another --out.")
     spec = make_spec(None, None, spec, **changes)
     where = os.fspath(weights)
+    if references.is_reference(spec.model.name):  # a person typed it
+        references.allow(spec.model.name)
+        references.remember(spec.model.name)
     beside = None if checkpoints.read_metadata(found := checkpoints.find(where)) else hub.describe(found)
     if spec.model.name == "auto":
         if beside is None:
@@ -66,7 +69,13 @@ def import_weights(
     contract, told = _contract(spec, name, where)
     stem = zoo.choose_stem(name, contract.size, where) if spec.model.stem == "auto" else spec.model.stem
     architecture = zoo.Architecture(
-        name, len(names), contract.channels, contract.size, batch_norm=spec.model.batch_norm, stem=stem
+        name,
+        len(names),
+        contract.channels,
+        contract.size,
+        batch_norm=spec.model.batch_norm,
+        stem=stem,
+        arguments=spec.model.arguments,
     )
     network = zoo.build(architecture)
     info = loading.load(network, dataclasses.replace(architecture, name=spec.model.name), where)

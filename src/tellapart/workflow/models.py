@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import overload
 
+from tellapart import references
 from tellapart.models import zoo
 from tellapart.models.summary import render, summarise
 from tellapart.models.zoo import ModelInfo
@@ -43,6 +44,7 @@ def models(
 def model_summary(name: str, size: int = 0, channels: int = 3, num_classes: int = 10) -> str:
     """Return a model's layers, shapes, parameters and FLOPs as text. Raises ModelError."""
     canonical = zoo.resolve(name)
+    references.allow(name)  # who asks for it by name may have it
     side = size or zoo.default_size(canonical) or 32
     stem = zoo.choose_stem(canonical, side)
     architecture = zoo.Architecture(canonical, num_classes, channels=channels, size=side, stem=stem)
