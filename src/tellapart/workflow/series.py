@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tellapart import artifact, runs
-from tellapart.data.samples import Samples, training_hashes
+from tellapart.data.samples import Samples, listed_hashes
 from tellapart.data.sources import opening
 from tellapart.data.sources.listing import many
 from tellapart.data.sources.objects import Objects, take
@@ -239,6 +239,14 @@ class _Work:
 
     def run(self) -> Series:
         """Train what is not finished, and sum up."""
+        try:
+            return self._run()
+        except KeyboardInterrupt:  # a signal outside of training: between two runs, or while one is measured
+            if self.folder is not None:
+                self.console.message(f"To go on: tellapart resume {self.folder}")
+            raise
+
+    def _run(self) -> Series:
         asked = self.spec.input
         if self.folder is not None:
             known = runs.read_json(self.folder / self.kind.file).get("finished")
@@ -339,11 +347,11 @@ class _Work:
         return brief(evaluate_set(backend, infer.Stored(images), OWN_TEST, run, self.console))
 
     def _warn_of_copies(self, own: Samples, run: Path) -> None:
-        """Say once how many of the own test images are training images too, byte for byte."""
+        """Say once how many of the own test images are in the folds too, byte for byte."""
         if own.hashes is None or own.boxes is not None or self._copies_told:
             return
         self._copies_told = True
-        known = training_hashes(run / runs.SAMPLES_FILE)
+        known = listed_hashes(run / runs.SAMPLES_FILE)
         if copies := sum(value in known for value in own.hashes):
             self.console.warn(
                 f"{copies} of the {many(len(own), 'image')} of the own test split are in the folds too, byte for byte; "
