@@ -22,6 +22,7 @@ from tellapart.cli import Train
 from tellapart.errors import SpecError
 from tellapart.spec import (
     AugmentSpec,
+    DataSpec,
     InputSpec,
     Range,
     Section,
@@ -36,7 +37,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_s
 
 
 CHECKED: dict[tuple[type, str], st.SearchStrategy[Any]] = {  # beyond what their annotations say
-    (InputSpec, "range"): st.sampled_from(["full", "max", "0-4095", "-1000-3000.5", "255"])
+    (InputSpec, "range"): st.sampled_from(["full", "max", "0-4095", "-1000-3000.5", "255"]),
+    (DataSpec, "fold"): st.sampled_from(["", "1/2", "5/5", "2/10"]),
 }
 
 
