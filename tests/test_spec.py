@@ -23,6 +23,7 @@ from tellapart.errors import SpecError
 from tellapart.sections import Words
 from tellapart.spec import (
     AugmentSpec,
+    DataSpec,
     InputSpec,
     ModelSpec,
     Range,
@@ -46,6 +47,7 @@ CHECKED: dict[tuple[type, str], st.SearchStrategy[Any]] = {  # beyond what their
     (TrainingSpec, "optimizer_arguments"): ARGUMENTS,
     (TrainingSpec, "metrics"): st.sampled_from([(), ("kappa=my_package.my_module:kappa",)]),
     (InputSpec, "range"): st.sampled_from(["full", "max", "0-4095", "-1000-3000.5", "255"]),
+    (DataSpec, "fold"): st.sampled_from(["", "1/2", "5/5", "2/10"]),
 }
 
 

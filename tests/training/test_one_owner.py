@@ -32,7 +32,7 @@ FIELDS = {name.rpartition(".")[2] for name in flatten(Spec())} | {
 # completion, and describing a spec without mixing changes no run's.
 BEFORE_A_RUN = {
     "workflow/run.py": "make_spec",
-    "workflow/run_files.py": "write_start",
+    "workflow/run_files.py": "anywhere",
     "workflow/inspect.py": "_augmented",
 }
 NO_RUNS_SPEC = {

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -187,8 +188,13 @@ def write_samples(samples: Samples, path: str | os.PathLike[str]) -> None:
 
 def training_hashes(path: str | os.PathLike[str]) -> set[str]:
     """Return the content hashes of the training images in a table of ``write_samples``; empty without one."""
+    return listed_hashes(path, ("train",))
+
+
+def listed_hashes(path: str | os.PathLike[str], splits: Collection[str] = SPLITS) -> set[str]:
+    """Return the content hashes of the images of some splits in a table of ``write_samples``; empty without one."""
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            return {row["hash"] for row in tables.rows(stream) if row["split"] == "train"} - {""}
+            return {row["hash"] for row in tables.rows(stream) if row["split"] in splits} - {""}
     except (FileNotFoundError, KeyError):
         return set()

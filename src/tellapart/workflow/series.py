@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tellapart import artifact, runs
-from tellapart.data.samples import Samples, training_hashes
+from tellapart.data.samples import Samples, listed_hashes
 from tellapart.data.sources import opening
 from tellapart.data.sources.listing import many
 from tellapart.data.sources.objects import Objects, take
@@ -166,8 +166,8 @@ def resume(
     are loaded. ``model``, ``loss``, ``augment={"transform": …}``, ``metrics``, ``optimizer``, ``schedule``: those of
     your own that ``train`` was given as objects. ``trust``: packages that may be imported for what a run from elsewhere
     names, or True. ``changes``: fields of the spec that may still change, such as ``training={"epochs": 40}``, with
-    which a run goes on past its end (see `extending`). Raises RunError, also where these are not what they were, and SpecError
-    for a field that cannot be changed any more.
+    which a run goes on past its end (see `extending`). Raises RunError, also where these are not what they were, and
+    SpecError for a field that cannot be changed any more.
     """
     folder = runs.require(run)
     listed = runs.series_file(folder)
@@ -284,6 +284,14 @@ class _Work:
 
     def run(self) -> Series:
         """Train what is not finished, and sum up."""
+        try:
+            return self._run()
+        except KeyboardInterrupt:  # a signal outside of training: between two runs, or while one is measured
+            if self.folder is not None:
+                self.console.message(f"To go on: tellapart resume {self.folder}")
+            raise
+
+    def _run(self) -> Series:
         asked = self.spec.input
         if self.folder is not None:
             known = runs.read_json(self.folder / self.kind.file).get("finished")
@@ -389,11 +397,11 @@ class _Work:
         return brief(evaluate_set(backend, infer.Stored(images), OWN_TEST, run, self.console))
 
     def _warn_of_copies(self, own: Samples, run: Path) -> None:
-        """Say once how many of the own test images are training images too, byte for byte."""
+        """Say once how many of the own test images are in the folds too, byte for byte."""
         if own.hashes is None or own.boxes is not None or self._copies_told:
             return
         self._copies_told = True
-        known = training_hashes(run / runs.SAMPLES_FILE)
+        known = listed_hashes(run / runs.SAMPLES_FILE)
         if copies := sum(value in known for value in own.hashes):
             self.console.warn(
                 f"{copies} of the {many(len(own), 'image')} of the own test split are in the folds too, byte for byte; "
