@@ -321,9 +321,11 @@ def test_to_channels():
     )
     clear = np.concatenate([colour, np.zeros((40, 60, 1), np.uint8)], 2)
     assert (to_channels(clear, 3) == 255).all()
-    for wrong in (colour.astype(np.float32), colour[:, :, :2], colour[None], colour[:0]):
+    for wrong in (colour.astype(np.float32), colour[None], colour[:0]):
         with pytest.raises(BadImage, match="is not an image"):
             to_channels(wrong, 3)
+    with pytest.raises(BadImage, match="has 2 channels; the input has 3"):
+        to_channels(colour[:, :, :2], 3)
 
 
 def test_crop_box():

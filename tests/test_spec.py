@@ -234,7 +234,7 @@ IMPOSSIBLE = [
     ("model.layer_decay", 0, ["above 0"]),
     ("model.name", 18, ["18", "str"]),
     ("model.name", None, ["None", "str"]),
-    ("input.channels", 2, ["2", "0, 1, 3"]),
+    ("input.channels", 257, ["257", "256"]),
     ("input.size", -1, ["-1", "at least 0"]),
     ("augment.hflip", 2, ["2", "at most 1"]),
     ("augment.hue", 0.6, ["0.6", "at most 0.5"]),

@@ -155,11 +155,12 @@ def test_evaluating_a_run_again_gives_its_figures(trained: Any, tmp_path: Path) 
 def test_plain_progress_lines_stand_at_round_steps(capsys: pytest.CaptureFixture[str]) -> None:
     """Also where the pause between two lines ends in the middle of N steps."""
     from tellapart.tracking import Trackers
+    from tellapart.tracking.remaining import Ahead
     from tellapart.workflow.telling import RunReporter
 
     with tellapart.tracking.Console() as console:
         reporter = RunReporter(console, Trackers([]), 0, 30)
-        reporter.start(1, 30, 0)
+        reporter.start(1, 30, 0, Ahead())
         reporter.shown -= 100
         for step in range(5, 31):
             reporter.step(0, step, 1.0, 0.5, 100.0)

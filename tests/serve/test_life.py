@@ -371,7 +371,7 @@ def test_a_failure_of_the_program_is_not_shown(
     def broken(*words: object) -> None:
         raise ZeroDivisionError("/secret/inside")
 
-    monkeypatch.setattr("tellapart.serve.v1.described", broken)
+    monkeypatch.setattr("tellapart.serve.v1.answers.of", broken)
     with service.client() as client:
         answer = client.post("/v1/predict", files={"image": picture()})
         assert (answer.status_code, answer.json()["code"]) == (500, "internal")
