@@ -20,10 +20,12 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         'Options of the spec are keyword arguments by section or by dotted name: `training={"epochs": 3}`, '
         '`**{"training.epochs": 3}`; `tellapart train --help` lists them all.',
         (
-            *("tellapart.train", "tellapart.resume", "tellapart.find_lr", "tellapart.evaluate"),
+            *("tellapart.train", "tellapart.resume", "tellapart.cross_validate", "tellapart.repeat"),
+            *("tellapart.find_lr", "tellapart.evaluate"),
             *("tellapart.report", "tellapart.compare"),
             *(
                 "tellapart.Result",
+                "tellapart.workflow.Series",
                 "tellapart.evaluation.metrics.Evaluation",
                 "tellapart.Spec",
                 "tellapart.Callback",

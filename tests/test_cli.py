@@ -165,7 +165,7 @@ def test_running_as_a_module(run_cli: Call) -> None:
         (["train", "--training.lr", "-1"], ["training.lr", "above 0"]),
         (["train", "--training.lr", "nan"], ["training.lr"]),
         (["train", "--training.optimizer", "adamm"], ["adamm", "adamw", "sgd"]),
-        (["train", "--input.channels", "257"], ["--input.channels", "257"]),
+        (["train", "--input.channels", "257"], ["input.channels", "257", "256"]),
         (["train", "--input.std", "0", "0", "0"], ["std"]),
         (["train", "--recipe", "tutrial"], ["There is no recipe 'tutrial'", "'tutorial'"]),
         (["train", "--recipe=tutrial"], ["'tutorial'"]),
