@@ -343,16 +343,16 @@ def test_without_validation_test_is_read_once_at_the_end(
     tmp_path: Path, make_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make_folder(tmp_path / "data", count=10, splits=("train", "test"), size=8)
-    from tellapart.workflow import run as running
+    from tellapart.workflow import finishing
 
     measured: list[str] = []
-    evaluate_set = running.evaluate_set
+    evaluate_set = finishing.evaluate_set
 
     def counted(predictor: Any, images: Any, split: str, *rest: Any) -> Any:
         measured.append(split)
         return evaluate_set(predictor, images, split, *rest)
 
-    monkeypatch.setattr(running, "evaluate_set", counted)
+    monkeypatch.setattr(finishing, "evaluate_set", counted)
     changes = {**FLAGS, "data.val_fraction": 0.0, "run.dir": str(tmp_path / "run")}
     result = tellapart.train(data, quiet=True, **changes)
     assert measured == ["test"]

@@ -3,50 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import tellapart
 from tellapart import artifact, files, recipes, runs
 from tellapart.contract import Card
-from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
-from tellapart.data.sources.listing import many, some
 from tellapart.data.sources.objects import Objects, take
-from tellapart.data.stores.streaming import StreamedStore
 from tellapart.errors import RunError
-from tellapart.evaluation import infer, multilabel, notebook, report
-from tellapart.evaluation.metrics import Evaluation
-from tellapart.evaluation.multilabel import MultiEvaluation
+from tellapart.evaluation import notebook
 from tellapart.references import Trust
-from tellapart.runtime import Backend
-from tellapart.runtime.eager import open_artifact
 from tellapart.spec import InputSpec, Spec, update
-from tellapart.tracking import Console, Tracker, Trackers, check_mlflow, confusion_image
-from tellapart.training import checkpoint, ineffective, loop, own_metrics, setup
+from tellapart.tracking import Console, Trackers, check_mlflow
+from tellapart.training import checkpoint, ineffective, loop, setup
 from tellapart.training import progress as progressing
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes, processes
 from tellapart.training.methods import lr_finder
 from tellapart.training.methods.lr_finder import LrCurve
-from tellapart.training.progress import Progress
 from tellapart.training.resolution import checks
-from tellapart.training.resolution.inputs import views
-from tellapart.training.speed import autotune, features
 from tellapart.training.speed.profile import Profile
 from tellapart.training.step import Plan
 from tellapart.workflow import extending, own_code, run_files
 from tellapart.workflow import given as giving
-from tellapart.workflow.measure import evaluate_set
+from tellapart.workflow.finishing import ArtifactKeeper, finish
 from tellapart.workflow.pictures import training_grid
-from tellapart.workflow.telling import RunReporter, headline, trackers, warn_of_leaks
+from tellapart.workflow.preparing import in_turn, make_plan, opened, prepare
+from tellapart.workflow.telling import RunReporter, headline, trackers
 
 
 @dataclass(frozen=True)
@@ -184,8 +170,8 @@ def begin(
 
     ``part``: the run is one of several, and it is their common folder, around its own, that is to be resumed.
     """
-    prepared = in_turn(procs, lambda: _prepare(new.wanted, new.samples, console))
-    prepared, plan, card = _plan(prepared, procs, console)
+    prepared = in_turn(procs, lambda: prepare(new.wanted, new.samples, console))
+    prepared, plan, card = make_plan(prepared, procs, console)
     facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
     for text in ineffective.without_effect(new.ours, plan.spec, facts) + ineffective.never(plan.spec, facts):
         console.warn(text)
@@ -253,7 +239,7 @@ def resume_run(
         samples = in_turn(procs, lambda: opened(spec, given, console))
         if begun:
             giving.check_same(folder, spec.data.source, given, samples)
-        prepared = in_turn(procs, lambda: _prepare(spec, samples, console))
+        prepared = in_turn(procs, lambda: prepare(spec, samples, console))
         if procs.first and begun:  # one writer; where it raises, the others end with it
             run_files.check_same_samples(folder, prepared)
         elif procs.first:  # killed while these files were being written
@@ -263,7 +249,7 @@ def resume_run(
         extending.check(before, spec, content)
         if content is None:
             console.message(f"{folder} has no checkpoint yet: training starts at the beginning.")
-        prepared, plan, card = _plan(prepared, procs, console)
+        prepared, plan, card = make_plan(prepared, procs, console)
         if procs.first and begun and spec != before:
             extending.write(folder, spec)
         whole = folder.parent if part else folder
@@ -288,80 +274,6 @@ def _checkpoint(folder: Path, procs: Processes, console: Console) -> dict[str, A
     content = checkpoint.take_newest(place, progressing.check, console.warn) if procs.first else None
     procs.wait()
     return content if procs.first else checkpoint.load_newest(place, progressing.check)
-
-
-def in_turn(procs: Processes, work: Any) -> Any:
-    """Let the first process do what fills caches, and the others then find them."""
-    result = work() if procs.first else None
-    procs.wait()
-    return result if procs.first else work()
-
-
-def opened(spec: Spec, given: Objects | None, console: Console) -> Samples:
-    """Return the samples of a spec's source, or of objects, and tell what is found. Raises DataError."""
-    if given is not None:
-        given.ranged = spec.input.range != "full"
-    return giving.open_data(spec.data, given, console, console.note, console.warn)
-
-
-def _prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
-    with console.busy("Reading images", len(samples)) as busy:
-        prepared = setup.prepare(spec, samples, busy.advance)
-    if isinstance(prepared.train.store, StreamedStore) and spec.data.cache == "auto":
-        console.message(
-            "The decoded images do not fit into the cache (--data.cache-limit, or the disk): they are decoded again "
-            "in each epoch."
-        )
-    if prepared.bad:
-        console.warn(
-            f"Skipped {many(len(prepared.bad), 'image')} that cannot be read, listed in bad-images.csv; the first: "
-            f"{prepared.bad[0].path}: {prepared.bad[0].reason}"
-        )
-    if prepared.unused_range:
-        console.warn(prepared.unused_range)
-    left = prepared.train.samples.counts()
-    empty = [name for name, count in zip(prepared.classes, left, strict=True) if not count]
-    if empty:
-        console.warn(
-            f"No readable training image of: {', '.join(empty)}. The model cannot learn these classes."
-        )
-    warn_of_leaks(prepared, console)
-    return prepared
-
-
-def _plan(prepared: setup.RunData, procs: Processes, console: Console) -> tuple[setup.RunData, Plan, Card]:
-    """Build what will be trained; everything that can be wrong in the spec is found here, before any file is made.
-
-    Returns ``prepared`` too, with a spec that leaves nothing open.
-    """
-    if prepared.spec.training.threads:
-        torch.set_num_threads(prepared.spec.training.threads)
-    model, architecture, info = setup.build_model(prepared)
-    if info:
-        console.message(f"Weights: {info.source}, licence: {info.licence or 'unknown'}")
-        for note in info.notes:
-            console.message(note)
-        if info.non_commercial:
-            console.warn(f"The licence of these weights ({info.licence}) forbids commercial use.")
-    several = prepared.train.samples.targets is not None
-    card = Card(
-        kind="multi-label" if several else "single",
-        thresholds=(multilabel.HALF,) * len(prepared.classes) if several else (),
-        architecture=architecture,
-        classes=prepared.classes,
-        preprocessing=prepared.contract,
-        weights=info.to_dict() if info else {},
-        versions={
-            "tellapart": tellapart.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        views=views(prepared.spec.input),
-    )
-    prepared = autotune.choose(prepared, model, procs, console.message)
-    plan = setup.plan(prepared, model, procs)
-    features.offer(plan, prepared, procs, console)
-    return prepared, plan, card
 
 
 def _run(
@@ -411,7 +323,8 @@ def _run(
         last = artifact.with_scores(card, {"epoch": progress.epoch})
         artifact.save(folder / artifact.LAST_NAME, trainer.weights(), last)
         known = {"val": trainer.way.known}
-        return _finish(folder, prepared, card, progress, console, tracker, procs.device, known)
+        split, figures = finish(folder, prepared, card, progress, console, tracker, procs.device, known)
+        return Result(folder, folder / artifact.FILE_NAME, split, figures)
     finally:
         tracker.close()
 
@@ -424,113 +337,6 @@ def _restore(trainer: loop.Trainer, content: dict[str, Any], folder: Path) -> No
             f"The checkpoint in {folder} does not fit {runs.SPEC_FILE} there ({error}): was one of them "
             "changed, or made by another version? Start a new run, in another folder."
         ) from error
-
-
-class ArtifactKeeper(Callback):
-    """Writes the best weights so far as the artifact after a checkpoint, where they have changed since it last did."""
-
-    def __init__(self, path: Path, card: Card) -> None:
-        self.path, self.card, self._kept = path, card, -1
-
-    def on_fit_start(self, trainer: loop.Trainer) -> None:
-        """See Callback."""
-        self.trainer = trainer
-
-    def on_save(self) -> None:
-        """Write the file."""
-        trainer, best = self.trainer, self.trainer.progress.best_epoch
-        if trainer.processes.first and trainer.best is not None and best != self._kept:
-            artifact.save(self.path, trainer.best, self.card)
-            self._kept = best
-
-
-def _finish(
-    folder: Path,
-    prepared: setup.RunData,
-    card: Card,
-    progress: Progress,
-    console: Console,
-    tracker: Tracker,
-    device: torch.device,
-    known: Mapping[str, Callable[[torch.nn.Module], torch.Tensor | None]],
-) -> Result:
-    """Measure the artifact as it lies on the disk, on every split that played no part in training.
-
-    ``known``: by split, logits that need not be computed anew (see `step.Way`).
-    """
-    backend = open_artifact(folder, str(device), "fp32")
-    if card.several and prepared.val is not None:
-        card = _with_thresholds(card, backend, prepared.val, console)
-        artifact.save(folder / artifact.FILE_NAME, artifact.read_state(folder), card)
-        backend = open_artifact(folder, str(device), "fp32")
-    scores: dict[str, Any] = {"epoch": progress.best_epoch + 1}
-    kept = dict(scores)
-    final = ""
-    own = own_metrics.build(prepared.spec.training.metrics, ())
-    for split, images in (("val", prepared.val), ("test", prepared.test)):
-        if images is not None:
-            logits = known[split](backend.predictor.model) if split in known else None
-            evaluation = evaluate_set(backend, infer.Stored(images), split, folder, console, logits, own=own)
-            scores[split] = brief(evaluation)
-            # How often each class was given: what a service expects, wherever the model's file goes.
-            final = split
-            if isinstance(evaluation, MultiEvaluation):
-                kept[split] = {**scores[split], "predicted": evaluation.told.tolist()}
-                tracker.log(progress.step, {f"final/{split}-mAP": evaluation.map})
-                continue
-            kept[split] = {**scores[split], "predicted": evaluation.confusion.sum(axis=0).tolist()}
-            tracker.log(progress.step, {f"final/{split}-accuracy": evaluation.accuracy})
-            if len(prepared.classes) <= 100:
-                tracker.image(
-                    progress.step, f"{split}/confusion", confusion_image(evaluation.confusion, card.classes)
-                )
-    told = tuple(entry["text"] for entry in runs.read_warnings(folder) if entry["severity"] == "warning")
-    card = dataclasses.replace(artifact.with_scores(card, kept), warnings=told)
-    artifact.save(folder / artifact.FILE_NAME, artifact.read_state(folder), card)
-    if prepared.spec.run.report:
-        report.write_report(folder)
-    return Result(folder, folder / artifact.FILE_NAME, final, scores.get(final, {}))
-
-
-def _with_thresholds(card: Card, backend: Backend, val: ImageSet, console: Console) -> Card:
-    """Return the card with the thresholds that are best on validation, and say so."""
-    ran = infer.run(backend, infer.Stored(val), latency=False)
-    assert val.samples.targets is not None
-    targets = val.samples.targets[ran.rows]
-    found = multilabel.choose_thresholds(ran.answers.probabilities, targets)
-    few = [
-        name
-        for name, count in zip(card.classes, targets.sum(0), strict=True)
-        if count < multilabel.LEAST_POSITIVES
-    ]
-    text = f"Thresholds by the highest F1 of each class on validation: {min(found):.2f} to {max(found):.2f}."
-    if few:
-        least = multilabel.LEAST_POSITIVES
-        text += f" {multilabel.HALF:g} for those with fewer than {least} images there: {some(few)}."
-    console.message(text)
-    return dataclasses.replace(card, thresholds=found)
-
-
-def brief(evaluation: Evaluation | MultiEvaluation) -> dict[str, Any]:
-    """Return the few figures of an evaluation that go into the artifact and the summary."""
-    if isinstance(evaluation, MultiEvaluation):
-        return {
-            "n": evaluation.n,
-            "map": evaluation.map,
-            "map_interval": list(evaluation.map_interval),
-            "macro_f1": evaluation.macro_f1,
-            "micro_f1": evaluation.micro_f1,
-            "loss": evaluation.loss,
-        }
-    return {
-        "n": evaluation.n,
-        "accuracy": evaluation.accuracy,
-        "accuracy_interval": list(evaluation.accuracy_interval),
-        "macro_f1": evaluation.macro.f1,
-        "balanced_accuracy": evaluation.balanced_accuracy,
-        "loss": evaluation.loss,
-        **evaluation.own,
-    }
 
 
 def find_lr(
@@ -561,8 +367,8 @@ def find_lr(
     wanted = own_code.consent(wanted, own, spec, trust)
     with own.at_hand(wanted), processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
         samples = opened(wanted, given, console)
-        prepared = _prepare(wanted, samples, console)
-        prepared, plan, _ = _plan(prepared, procs, console)
+        prepared = prepare(wanted, samples, console)
+        prepared, plan, _ = make_plan(prepared, procs, console)
         trainer = loop.Trainer(plan, procs, Path(os.devnull), RunReporter(console, Trackers([]), 0, 1))
         with console.busy("Testing learning rates", steps) as busy:
             return lr_finder.find_lr(_counted(lr_finder.steps_at(trainer), busy.advance), steps)

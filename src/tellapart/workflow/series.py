@@ -35,8 +35,10 @@ from tellapart.training.distributed import Processes, processes
 from tellapart.training.resolution import Resolution, checks, facts
 from tellapart.workflow import given as giving
 from tellapart.workflow import own_code, run_files
+from tellapart.workflow.finishing import brief
 from tellapart.workflow.measure import evaluate_set
-from tellapart.workflow.run import New, Result, begin, brief, in_turn, make_spec, opened, resume_run
+from tellapart.workflow.preparing import in_turn, opened
+from tellapart.workflow.run import New, Result, begin, make_spec, resume_run
 
 OWN_TEST = "own-test"  # name of the evaluation on the source's own test split, which is in no fold
 _MOST = 1000
