@@ -348,9 +348,9 @@ def test_without_validation_test_is_read_once_at_the_end(
     measured: list[str] = []
     evaluate_set = finishing.evaluate_set
 
-    def counted(predictor: Any, images: Any, split: str, *rest: Any) -> Any:
+    def counted(predictor: Any, images: Any, split: str, *rest: Any, **more: Any) -> Any:
         measured.append(split)
-        return evaluate_set(predictor, images, split, *rest)
+        return evaluate_set(predictor, images, split, *rest, **more)
 
     monkeypatch.setattr(finishing, "evaluate_set", counted)
     changes = {**FLAGS, "data.val_fraction": 0.0, "run.dir": str(tmp_path / "run")}
