@@ -30,7 +30,7 @@ def doubts(given: InputSpec, chosen: Spec, info: weights.WeightsInfo | None) -> 
     ``given``: the options as they were before anything was chosen.
     """
     found: list[Doubt] = []
-    if chosen.input.channels not in (1, 3):
+    if chosen.input.channels not in (0, 1, 3):  # 0: not chosen
         had = "" if given.channels else ", as the files have"
         text = (
             f"The input has {chosen.input.channels} channels{had}. Changes of saturation and hue, which are "
