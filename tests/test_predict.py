@@ -247,7 +247,7 @@ def test_folders_files_and_patterns(tree: Path) -> None:
     [
         ("in/none.png", "no file or folder 'in/none.png'"),
         ("in/*.tiff", r"No file matches 'in/\*.tiff'"),
-        ("empty", "folder empty has no images"),
+        ("empty", "no images in the folder empty"),
         ("http://127.0.0.1/a.png", "is a URL; nothing is fetched unless --urls is given"),
         ("https://127.0.0.1/a.png", "--urls"),
     ],

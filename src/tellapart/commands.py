@@ -65,7 +65,7 @@ class FindLr(FromSpec):
 
 @dataclass(frozen=True)
 class Resume:
-    """Continue an interrupted run exactly where it stopped, or past its end with more epochs."""
+    """Continue an interrupted run exactly where it stopped, or go on past its end."""
 
     run: _Run
     """The run folder."""

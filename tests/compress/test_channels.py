@@ -86,7 +86,7 @@ def test_the_cost_is_counted_by_hand() -> None:
 
 def test_too_much_is_refused() -> None:
     model = zoo.build(Architecture("fast-cnn", 4, size=16)).eval()
-    with pytest.raises(ModelError, match="cannot be taken away"):
+    with pytest.raises(ModelError, match="cannot be removed"):
         channels.prune(model, batches(16, 4), 0.999)
 
 

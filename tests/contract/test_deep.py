@@ -203,8 +203,8 @@ def test_alpha_is_put_on_white_and_other_bands_are_left_out(planar: bool, kind: 
 @pytest.mark.parametrize(
     ("values", "options", "said"),
     [
-        (numbers(5, "u1"), {"photometric": 1}, "unsigned 8-bit grey, 5 bands: which bands are red"),
-        (numbers(3, "u2"), {"photometric": 1, "planar": True}, "3 bands in separate planes: which bands"),
+        (numbers(5, "u1"), {"photometric": 1}, "unsigned 8-bit grey, 5 bands: it does not say which bands are red"),
+        (numbers(3, "u2"), {"photometric": 1, "planar": True}, "3 bands in separate planes: it does not say which bands"),
         (numbers(3, "u2"), {"photometric": 8}, "unsigned 16-bit CIELab, 3 bands, which is not supported"),
         (numbers(1, "u2"), {"photometric": 32803}, "16-bit a camera's raw colour filter, which is not"),
         (numbers(1, "u2"), {"photometric": 3}, "16-bit palette, which is not supported"),

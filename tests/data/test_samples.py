@@ -78,8 +78,8 @@ def test_reading_files_and_arrays(tmp_path: Path) -> None:
     ("name", "reason"),
     [
         ("dangling.png", "links to a file that does not exist"),
-        ("pipe.png", "no ordinary file"),
-        ("folder.png", "no ordinary file"),
+        ("pipe.png", "not a regular file"),
+        ("folder.png", "not a regular file"),
         ("nul\0.png", "no file can have this name"),
         ("missing.png", "No such file"),
     ],

@@ -219,6 +219,7 @@ changes = {**conftest.BASE, "input.size": 8, "data.cache_dir": str(folder / "cac
 with processes("cpu") as who:
     prepared = setup.prepare(update(Spec(), {**changes, "training.batch_size": 5}), samples, lambda n: None)
     model = setup.build_model(prepared)[0]
+    prepared = setup.complete(prepared, model, who)
     plan = setup.plan(prepared, model, who, lambda data, model, augment, counts: Headed(augment))
     Trainer(plan, who, folder / f"of-{who.world}", conftest.Recorder()).run()
     torch.save({**model.state_dict(), **plan.task.state_dict()}, folder / f"{who.world}-{who.rank}.pt")

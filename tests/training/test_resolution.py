@@ -165,6 +165,7 @@ def test_nothing_is_left_to_choose_and_choosing_again_changes_nothing(case: str)
             "data.match",
             "data.cache",
             "data.worker_kind",
+            "augment.transform_takes",  # of a transform of one's own, where there is one
         )
     ]
     assert left == []

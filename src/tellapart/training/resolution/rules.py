@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tellapart import augment, packages
+from tellapart import augment, packages, references
 from tellapart.contract import sides
 from tellapart.contract.sides import Size
 from tellapart.errors import RunError, SpecError
@@ -179,7 +179,13 @@ def of_labels(spec: Spec, data: DataFacts) -> list[Choice]:
     training = spec.training
     losses = several.LOSSES if data.several else ("cross-entropy", "focal")
     what = "can have several labels" if data.several else "has one label"
-    if training.loss not in ("auto", *losses):
+    own = references.is_own(training.loss)
+    if own and data.several:
+        raise SpecError(
+            f"training.loss {training.loss} is your own, which is for one label of each image; here an image can have "
+            f"several: use {' or '.join(losses)}."
+        )
+    if not own and training.loss not in ("auto", *losses):
         raise SpecError(
             f"training.loss is {training.loss!r}, and each image of this data {what}: use {' or '.join(losses)}."
             + ("" if data.several else " (--data.labels multi reads several.)")
