@@ -37,14 +37,19 @@ def faults(samples: Samples, truth: dict[str, str]) -> list[str]:
     names = set(truth.values())
     wrong: Counter[str] = Counter()
     for row in range(len(samples)):
-        label = samples.classes[samples.labels[row]]
+        if samples.targets is None:
+            labels = {samples.classes[samples.labels[row]]}
+        else:  # several labels: the picture's own must be among them
+            labels = {
+                name for name, there in zip(samples.classes, samples.targets[row], strict=True) if there
+            }
         try:
             content = samples.read(row)
         except OSError:
             continue
         shown = truth.get(digest(bytes(content)), "")
-        if shown and label in names and label != shown:
-            wrong[f"{shown} is labelled {label}"] += 1
+        if shown and labels & names and shown not in labels:
+            wrong[f"{shown} is labelled {', '.join(sorted(labels))}"] += 1
     found = [f"{text} ({count})" for text, count in wrong.items()]
     splits = [name for name in samples.classes if split_name(name)]
     return found + ([f"splits are classes: {', '.join(splits)}"] if len(splits) > 1 else [])

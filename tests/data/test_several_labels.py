@@ -245,3 +245,15 @@ def test_copies_stay_together(folder: Path) -> None:
     split = dict(zip(samples.paths, samples.splits, strict=True))
     assert all(split[f"{n:02}.png"] == split[f"more/{n:02}.png"] for n in range(len(WANTED)))
     assert set(split.values()) == {"train", "val", "test"}
+
+
+def test_a_comma_in_every_name_is_no_list_of_labels(folder: Path) -> None:
+    """Where no label ever stands alone, a cell with a comma is one name."""
+    names = ["cat, common", "dog, common", "owl, common"]
+    with open(folder / "list.csv", "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "label"])
+        writer.writerows([f"{n:02}.png", names[n % 3]] for n in range(len(WANTED)))
+    samples, _ = opened(folder, source=folder / "list.csv")
+    assert samples.targets is None
+    assert list(samples.classes) == names

@@ -119,6 +119,8 @@ def _mark(cells: Sequence[Sequence[str]], asked: bool) -> str:
             return mark
         if asked and len(words) < len(alone):
             return mark
+        if mark == "," and not any(part in alone for part in times):
+            continue  # 'cat, common' in each row is a name with a comma: somewhere a label would stand alone
         if all(part in alone or (mark != " " and times[part] > 1) for part in times):
             return mark
     return ""
