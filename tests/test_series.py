@@ -249,3 +249,14 @@ def test_the_command_line(crossed: Crossed, call: Callable[..., Any], tmp_path: 
     assert content["summary"]["accuracy"]["n"] == 2
     assert call("train", "--folds", 2, "--repeat", 2).code == 2
     assert call("train", "--folds", 1).code == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "thing"),
+    [("loss", {"loss": lambda logits, targets: logits.sum(1)}), ("model", {"model": lambda k, c: None})],
+)
+def test_code_of_ones_own_needs_a_name_in_several_runs(word: str, thing: dict[str, Any]) -> None:
+    """A run that is begun later, in another process, has to find it again."""
+    for several in (tellapart.cross_validate, tellapart.repeat):
+        with pytest.raises(SpecError, match=f"take {word} of your own by name"):
+            several(**thing)

@@ -67,6 +67,8 @@ def evaluate_set(
     evaluation: Evaluation | MultiEvaluation = measure(
         ran.answers, labels, split, seconds=ran.seconds, latencies_ms=ran.latencies_ms
     )
+    if own and isinstance(evaluation, MultiEvaluation):
+        raise SpecError("metrics of your own are for images of one label each; these have several.")
     if own and isinstance(evaluation, Evaluation):
         values = own_metrics.measure(own, kept.labels, ran.answers.best)
         evaluation = dataclasses.replace(evaluation, own=own_metrics.finite(values))

@@ -102,7 +102,8 @@ def _named(
     changes: dict[str, Any],
 ) -> Spec:
     """Return the spec of several runs, whose code of one's own has names: each run must find it again."""
-    own = own_code.take(changes)
+    given = {name: changes.pop(name, None) for name in ("loss", "metrics", "optimizer", "schedule")}
+    own = own_code.take(changes, **given)
     if own.things:
         raise SpecError(
             f"Several runs take {', '.join(own.things)} of your own by name, my_package.my_module:function, not as an "
