@@ -295,6 +295,11 @@ def test_a_model_and_data_of_different_kinds(run: Path, tmp_path: Path) -> None:
         tellapart.evaluate(tmp_path / "single", str(data_of(run)), quiet=True)
 
 
+def test_own_metrics_of_one_label_are_refused(run: Path) -> None:
+    with pytest.raises(SpecError, match="metrics of your own are for images of one label"):
+        tellapart.evaluate(run, quiet=True, metrics={"mine": lambda labels, predictions: 0.0})
+
+
 def test_a_card_is_checked(run: Path) -> None:
     card = artifact.read_card(run)
     assert Card.from_json(card.to_json()) == card
