@@ -10,7 +10,7 @@ reported and is not a plant with its photograph (or two plants of one) counts as
 are reported without plants too; those are listed, for a person to look at (--sheet FILE.png shows them).
 
 Judged pairs (a CSV with test_path and train_path):
-for each picture of the test part the training picture with the highest score. "pairs": a picture
+for each picture of the test part the training picture with the highest likeness. "pairs": a picture
 counts as right where that pair is in the list; "pictures": where the list has the test picture at all. What is
 not in the list counts as false, so the figure is a lower bound where the list lacks true pairs; with
 ``--share 0.5``, of a list known to hold a random half of them, an estimate for the whole is printed too.
@@ -114,7 +114,8 @@ def plants(options: argparse.Namespace) -> None:
             images.append(_saved(change(photos[n]), quality=85))
     _, table = _measured(images)
     start = time.process_time()
-    pairs, _, complete = duplicates.near_copies(table, np.zeros(len(table), dtype=np.int64))
+    near = duplicates.near_copies(table, np.zeros(len(table), dtype=np.int64))
+    pairs, complete = near.pairs, near.complete
     took = time.process_time() - start
     alone = [(i, j) for i, j in pairs.tolist() if i not in kind_of and j not in kind_of]
     alike = {origin[i]: {origin[i]} for i in range(len(images))}
@@ -161,7 +162,8 @@ def judged(options: argparse.Namespace) -> None:
     candidates = near_copies.find_candidates(table["luma"])
     across = (candidates.pairs[:, 0] < len(test)) & (candidates.pairs[:, 1] >= len(test))
     pairs, flips = candidates.pairs[across], candidates.flips[across]
-    score = alignment.align(table["luma"], pairs, flips).score
+    fit = alignment.align(table["luma"], pairs, flips).score
+    score = duplicates.likeness_of(table, pairs, flips, fit)
     print(f"{len(pairs):,} candidates; {time.process_time() - start:.0f} s of processor time")
     listed = np.array([partner.get(path, "") for path in test], dtype=object)
     for name, kept in (("all", flips >= 0), ("unmirrored only (the list has no mirrored pairs)", flips == 0)):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tellapart.data.health import duplicates, examine, render
+from tellapart.data.health import duplicates, examine, measure, render
 from tellapart.data.samples import Samples
 
 Make = Callable[..., Any]
@@ -193,3 +193,47 @@ def _photos(count: int) -> list[bytes]:
         small.resize((96, 96), Image.Resampling.BICUBIC).save(stream, "JPEG")
         contents.append(stream.getvalue())
     return contents
+
+
+def _tinted(image: Image.Image) -> Image.Image:
+    red, green, blue = image.split()
+    return Image.merge(
+        "RGB", (red.point(lambda v: min(255, v + 12)), green, blue.point(lambda v: max(0, v - 12)))
+    )
+
+
+def test_the_surest_copies_come_first(encoded: Make, run: Make, good: dict[str, bytes]) -> None:
+    """Saved again, then in other colours, then mirrored: each less surely one picture, and all are reported."""
+    changes: dict[str, Callable[[Image.Image], Image.Image]] = {
+        "train/a/3.jpg": ImageOps.mirror,
+        "train/a/4.jpg": _tinted,
+        "train/a/5.jpg": lambda image: image,
+    }
+    opened = {name: Image.open(io.BytesIO(good[name])).convert("RGB") for name in changes}
+    changed = {
+        f"val/a/x{n}.jpg": encoded(change(opened[name]), quality=90)
+        for n, (name, change) in enumerate(changes.items())
+    }
+    found = run({**good, **changed, "val/a/exact.jpg": good["train/a/1.jpg"]})
+    firsts = [min(image.path for image in group.images) for group in found.groups]
+    assert firsts == ["train/a/1.jpg", "train/a/5.jpg", "train/a/4.jpg", "train/a/3.jpg"]
+    likeness = [group.likeness for group in found.groups]
+    assert likeness[0] == 1
+    assert likeness == sorted(likeness, reverse=True)
+    assert likeness[1] > likeness[2] + 0.05
+    assert [group["likeness"] for group in found.to_dict()["groups"]] == [round(n, 3) for n in likeness]
+
+
+def test_likeness_is_the_score_less_colour_and_mirroring(photo: Make, table: Make, encoded: Make) -> None:
+    image = photo(1)
+    files = [image, _tinted(image), ImageOps.mirror(image), ImageOps.mirror(_tinted(image))]
+    contents = [encoded(file, "PNG") for file in files]
+    samples = table({f"train/a/{n}.png": content for n, content in enumerate(contents)})
+    measured, _ = measure.measure_all(samples, np.arange(4), contents.__getitem__, None, 10**9, 1)
+    pairs, flips = np.array([[0, 1], [0, 2], [0, 3]]), np.array([0, 1, 1])
+    likeness = duplicates.likeness_of(measured, pairs, flips, np.full(3, 0.95, np.float32))
+    tint = (
+        duplicates.COLOUR_COST * 12
+    )  # both red less green and green less blue: 12 levels, where nothing clips
+    expected = [0.95 - tint, 0.95 - duplicates.MIRRORED_COST, 0.95 - tint - duplicates.MIRRORED_COST]
+    assert likeness == pytest.approx(expected, abs=0.006)

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from scipy.fft import dctn
+from scipy.ndimage import gaussian_filter, zoom
 
 from tellapart.data.health import near_copies
 from tellapart.data.health.near_copies import (
@@ -71,14 +72,46 @@ def test_the_exhaustive_search_finds_what_a_plain_comparison_finds() -> None:
     thumbs = _thumbs(60)
     thumbs[30:] = np.clip(thumbs[:30].astype(int) + np.arange(30)[:, None] * 3 - 40, 0, 255)
     vectors = signatures(thumbs)
+    alike = np.triu(vectors @ vectors.T, 1)
     found = find_candidates(thumbs)
     upright = {tuple(pair) for pair in found.pairs[found.flips == 0].tolist()}
     expected = {
-        (i, j)
-        for i, j in itertools.combinations(range(60), 2)
-        if vectors[i] @ vectors[j] > near_copies.COSINE
+        (i, int(j))
+        for i, (count, cosine) in itertools.product(range(60), near_copies.UPRIGHT)
+        for j in np.argsort(-alike[i])[:count]
+        if alike[i, j] > cosine
     }
     assert upright == expected
+    assert {(n, n + 30) for n in range(30)} <= upright
+
+
+@pytest.mark.parametrize("number", range(len(FLIPS)))
+def test_of_many_alike_each_has_as_many_candidates_as_its_way_of_mirroring_allows(number: int) -> None:
+    generator = np.random.default_rng(3)
+    half = generator.integers(0, 256, (4, 4)).repeat(4, axis=0).repeat(4, axis=1)
+    symmetric = np.block([[half, half[:, ::-1]], [half[::-1], half[::-1, ::-1]]])
+    thumbs = np.clip(symmetric + generator.normal(0, 9, (40, 32, 32)), 0, 255).astype(np.uint8)
+    found = find_candidates(thumbs.reshape(40, 1_024))
+    each = np.bincount(found.pairs[found.flips == number, 0], minlength=40)
+    most = (near_copies.MIRRORED if number else near_copies.UPRIGHT)[0][0]
+    assert each.tolist() == [min(most, 39 - n) for n in range(40)]
+
+
+def test_a_copy_that_is_but_a_little_alike_is_a_candidate_where_nothing_is_more_alike() -> None:
+    """A larger crop moves the low frequencies far; of two hundred others none comes as near."""
+    generator = np.random.default_rng(4)
+    scenes = gaussian_filter(generator.normal(0, 1, (200, 64, 64)), (0, 6, 6), mode="nearest")
+    scenes = 128 + 50 * scenes / scenes.std(axis=(1, 2), keepdims=True)
+    middle = scenes.reshape(200, 32, 2, 32, 2).mean(axis=(2, 4))
+    cropped = np.stack([zoom(scene[7:57, 7:57], 32 / 50, order=1) for scene in scenes[:20]])
+    thumbs = np.clip(np.concatenate([middle, cropped]), 0, 255).astype(np.uint8).reshape(220, 1_024)
+    vectors = signatures(thumbs)
+    cosine = (vectors[:20] * vectors[200:]).sum(axis=1)
+    low = np.flatnonzero((cosine > 0.57) & (cosine < 0.69))
+    assert len(low) > 3
+    found = find_candidates(thumbs)
+    upright = {tuple(pair) for pair in found.pairs[found.flips == 0].tolist()}
+    assert sum((n, 200 + n) in upright for n in low.tolist()) > 0.7 * len(low)
 
 
 def test_bands_find_near_hashes_and_nothing_beyond_the_radius() -> None:

@@ -6,6 +6,7 @@ Works on the table of `measure`; reads no file. `near_copies` finds candidates, 
 from __future__ import annotations
 
 import collections
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,28 @@ from tellapart.data.samples import Samples
 
 SCORE = 0.85  # of `alignment.Alignment`; looked at on photographs and on CIFAR-10, see docs/data.md
 COLOUR = 40  # mean difference of the colour (red less green, green less blue), in levels
+COLOUR_COST = 0.0075  # of the likeness, for each level of that difference
+MIRRORED_COST = 0.1  # of the likeness: what is symmetric fits its mirror image too
 VERIFIED = 1_000_000  # candidates that are compared (about 10 minutes of one core)
+
+
+@dataclass(frozen=True)
+class NearCopies:
+    """Pairs i < j [P, 2], what was changed in each, its likeness (float32 [P]), and whether all were compared."""
+
+    pairs: Pairs
+    changes: list[tuple[str, ...]]
+    likeness: npt.NDArray[np.float32]
+    complete: bool
 
 
 def find_duplicates(
     samples: Samples, table: Table, rows: npt.NDArray[np.int64]
 ) -> tuple[tuple[Group, ...], bool]:
-    """Return the groups of copies, those across splits first, and whether the search was complete."""
+    """Return the groups of copies, those across splits first, and whether the search was complete.
+
+    Among near copies the surest come first.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -34,11 +50,14 @@ def find_duplicates(
     labels = (
         samples.labels
     )  # -1 for all where an image can have several: pairs of any two images are compared then
-    pairs, changes, complete = near_copies(table[first], labels[rows[first]])
+    near = near_copies(table[first], labels[rows[first]])
+    pairs = near.pairs
     edges = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(first), len(first)))
     _, component = connected_components(edges, directed=False)
     kinds: dict[int, set[str]] = collections.defaultdict(set)
-    for place, words in zip(component[pairs[:, 0]].tolist(), changes, strict=True):
+    likeness = np.zeros(len(first), dtype=np.float32)
+    np.maximum.at(likeness, component[pairs[:, 0]], near.likeness)
+    for place, words in zip(component[pairs[:, 0]].tolist(), near.changes, strict=True):
         kinds[place].update(words)
     group_of = component[of_content]
     groups = []
@@ -50,13 +69,24 @@ def find_duplicates(
         members = order[start:end]
         images = tuple(image_at(samples, rows[m], table["content"][m].decode()) for m in members)
         exact = len({image.content for image in images}) == 1
-        groups.append(Group(images, exact, tuple(word for word in WORDS if word in kinds[number])))
-    groups.sort(key=lambda g: (-g.differing("split", False), -g.differing("label", False), not g.exact))
-    return tuple(groups), complete
+        changes = tuple(word for word in WORDS if word in kinds[number])
+        groups.append(Group(images, exact, changes, 1.0 if exact else float(likeness[number])))
+    groups.sort(key=_urgency)
+    return tuple(groups), near.complete
 
 
-def near_copies(table: Table, labels: npt.NDArray[np.int64]) -> tuple[Pairs, list[tuple[str, ...]], bool]:
-    """Return the pairs i < j of near copies [P, 2], what was changed in each, and whether all were compared.
+def _urgency(group: Group) -> tuple[bool, bool, bool, float]:
+    """Return by what groups are sorted: across splits, with other labels, exact, then by likeness."""
+    return (
+        not group.differing("split", False),
+        not group.differing("label", False),
+        not group.exact,
+        -group.likeness,
+    )
+
+
+def near_copies(table: Table, labels: npt.NDArray[np.int64]) -> NearCopies:
+    """Return the pairs of near copies.
 
     In some data all images are much alike (trousers at 28x28), so the score must also be far above what
     random pairs of one class have.
@@ -73,8 +103,21 @@ def near_copies(table: Table, labels: npt.NDArray[np.int64]) -> tuple[Pairs, lis
     # A symmetric picture fits mirrored too: the better fit counts, at a tie the unmirrored one.
     good = good[np.lexsort((flips[good], -fit.score[good], pairs[good, 1], pairs[good, 0]))]
     good = good[np.r_[True, (np.diff(pairs[good], axis=0) != 0).any(axis=1)][: len(good)]]
+    likeness = likeness_of(table, pairs[good], flips[good], fit.score[good])
     changes = [_changes(fit, table, pairs[n], int(flips[n]), n) for n in good.tolist()]
-    return pairs[good], changes, complete
+    return NearCopies(pairs[good], changes, likeness, complete)
+
+
+def likeness_of(
+    table: Table, pairs: Pairs, flips: npt.NDArray[np.int64], score: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Return how surely each pair is one picture, float32 [P] up to 1: what to look at first.
+
+    The score, which says nothing of colours, less what speaks for another picture of the same thing.
+    """
+    cost = COLOUR_COST * _colour_difference(table, pairs, flips) + MIRRORED_COST * (flips > 0)
+    likeness: npt.NDArray[np.float32] = np.maximum(0, score - cost).astype(np.float32)
+    return likeness
 
 
 def _usual_score(table: Table, labels: npt.NDArray[np.int64], count: int = 2_000) -> float:
@@ -102,14 +145,20 @@ def _colours(table: Table, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float3
     return cells[..., :2] - cells[..., 1:]
 
 
-def _alike_in_colour(table: Table, pairs: Pairs, flips: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Return which pairs have nearly the same colours, or of which one picture has none, bool [P]."""
+def _colour_difference(table: Table, pairs: Pairs, flips: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return the mean difference of the colours of each pair, in levels, float32 [P]."""
     one, other = (_colours(table, pairs[:, n]) for n in (0, 1))
     for number, (across, down) in enumerate(FLIPS):
         chosen = flips == number
         other[chosen] = other[chosen][:, :: -1 if down else 1, :: -1 if across else 1]
+    difference: npt.NDArray[np.float32] = np.abs(one - other).mean(axis=(1, 2, 3))
+    return difference
+
+
+def _alike_in_colour(table: Table, pairs: Pairs, flips: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which pairs have nearly the same colours, or of which one picture has none, bool [P]."""
     grey = table["grey"][pairs[:, 0]] | table["grey"][pairs[:, 1]]
-    alike: npt.NDArray[np.bool_] = grey | (np.abs(one - other).mean(axis=(1, 2, 3)) < COLOUR)
+    alike: npt.NDArray[np.bool_] = grey | (_colour_difference(table, pairs, flips) < COLOUR)
     return alike
 
 

@@ -19,8 +19,10 @@ Floats = npt.NDArray[np.float32]
 
 SIDE = 32
 EXHAUSTIVE = 65_536  # pictures; 60,000 take about a minute of one core
-COSINE = 0.7  # of signatures, for candidates of the exhaustive search
-PER_PICTURE = 6  # candidates of each picture and way of mirroring
+# The exhaustive search's candidates of each picture: at most so many, of signatures with a higher cosine than that.
+# A crop of a tenth brings the cosine of a copy down to 0.55, but leaves the copy among the two nearest.
+UPRIGHT = ((6, 0.7), (2, 0.55))
+MIRRORED = ((3, 0.7),)  # for each way of mirroring
 BITS = 256
 BAND_COUNT = 32
 BAND_POOL = 64  # lowest frequencies; the higher ones change too much under a small crop
@@ -95,7 +97,7 @@ def _signs(flip: tuple[bool, bool], rows: npt.NDArray[np.int64], columns: npt.ND
 
 
 def _all_pairs(vectors: Floats) -> list[tuple[Pairs, int]]:
-    """Return the candidates i < j of each way of mirroring, at most PER_PICTURE for each i."""
+    """Return the candidates i < j of each way of mirroring, as many for each i as UPRIGHT and MIRRORED say."""
     side = int(np.sqrt(vectors.shape[1]))
     u, v = (axis.ravel() for axis in np.mgrid[:side, :side])
     found = []
@@ -106,16 +108,17 @@ def _all_pairs(vectors: Floats) -> list[tuple[Pairs, int]]:
             alike = vectors[start : start + step] @ flipped[start:].T
             for row in range(len(alike)):
                 alike[row, : row + 1] = 0
-            found.append((_best(alike) + start, number))
+            for count, cosine in MIRRORED if any(flip) else UPRIGHT:
+                found.append((_best(alike, count, cosine) + start, number))
     return found
 
 
-def _best(alike: Floats) -> Pairs:
-    """Return where a row has its PER_PICTURE largest values above COSINE, [P, 2]."""
-    above = alike > COSINE
-    full = np.flatnonzero(above.sum(axis=1) > PER_PICTURE)
+def _best(alike: Floats, count: int, cosine: float) -> Pairs:
+    """Return where a row has its ``count`` largest values above ``cosine``, [P, 2]."""
+    above = alike > cosine
+    full = np.flatnonzero(above.sum(axis=1) > count)
     if len(full):
-        least = np.partition(alike[full], -PER_PICTURE, axis=1)[:, -PER_PICTURE]
+        least = np.partition(alike[full], -count, axis=1)[:, -count]
         above[full] = alike[full] >= least[:, None]
     return np.argwhere(above)
 

@@ -41,12 +41,14 @@ class Bad:
 class Group:
     """Copies of one picture: the same bytes (``exact``), or nearly the same picture.
 
-    changes: in words, what differs between near copies ("mirrored", "cropped"); empty for exact ones.
+    changes: in words, what differs between near copies ("mirrored", "cropped"); empty for exact ones. likeness: how
+    surely they are one picture, up to 1, of the two that are most alike; of exact copies 1.
     """
 
     images: tuple[Image, ...]
     exact: bool
     changes: tuple[str, ...] = ()
+    likeness: float = 1.0
 
     def differing(self, field: str, same_bytes: bool) -> bool:
         """Whether copies (with ``same_bytes``: byte for byte) differ in ``field``, "split" or "label"."""
@@ -158,7 +160,12 @@ class Health:
             "wrong_extension": [image.path for image in self.wrong_extension],
             "bad": [{**_public(item.image), "reason": item.reason} for item in self.bad],
             "groups": [
-                {"exact": g.exact, "changes": list(g.changes), "images": [_public(i) for i in g.images]}
+                {
+                    "exact": g.exact,
+                    "changes": list(g.changes),
+                    "likeness": round(g.likeness, 3),
+                    "images": [_public(i) for i in g.images],
+                }
                 for g in self.groups
             ],
             "suspects": [

@@ -154,8 +154,8 @@ def _with_near_copies(
     )
     table, reasons = measure_all(samples, chosen, samples.read, None, MAX_PIXELS, 0)
     fine = np.array([n not in reasons for n in range(len(chosen))], dtype=bool)
-    pairs, _, complete = near_copies(table[fine], samples.labels[chosen[fine]])
-    ends = chosen[fine][pairs]
+    near = near_copies(table[fine], samples.labels[chosen[fine]])
+    ends = chosen[fine][near.pairs]
     edges = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(rows), len(rows)))
     _, component = connected_components(edges, directed=False)
     lead: dict[int, int] = {}
@@ -167,7 +167,7 @@ def _with_near_copies(
         notes(
             f"{many(together, 'further image')} nearly a copy of another: near copies go to the same split."
         )
-    if not complete:
+    if not near.complete:
         notes(
             "So many images are alike that not all could be compared: some near copies may lie on both sides."
         )
