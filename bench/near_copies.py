@@ -72,6 +72,7 @@ KINDS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "all at once": lambda image: ImageOps.mirror(
         _inner(image.rotate(1.5, BICUBIC), 0.04).point(lambda value: min(255, round(value * 1.25)))
     ),
+    "crop 16 %, centre": lambda image: _inner(image, 0.16),
 }
 
 
