@@ -68,3 +68,12 @@ def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         runs.write_text(path, "half" * 1000 + "\ud800")
     assert json.loads(path.read_text(encoding="utf-8"))["n"] == 1.5
+
+
+def test_a_run_that_is_just_beginning_is_not_called_ended(tmp_path: Path) -> None:
+    with runs.Claim(str(tmp_path / "run")), pytest.raises(RunError, match="Another process is training"):
+        runs.require(tmp_path / "run")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / runs.LOCK_FILE).touch()
+    with pytest.raises(RunError, match="ended before it began"):
+        runs.require(tmp_path / "killed")

@@ -219,6 +219,8 @@ def require(path: str | os.PathLike[str]) -> Path:
         raise RunError(f"There is no run folder {folder}.")
     if not is_run(folder):
         begun = (folder / LOCK_FILE).exists()
+        if begun:
+            hold(folder).release()  # says so where its training is just beginning
         hint = " Its training ended before it began; train into it again." if begun else ""
         raise RunError(f"{folder} is not a run folder: it has no {SPEC_FILE}.{hint}")
     return folder

@@ -5,6 +5,7 @@ Standard library only; knows nothing of the files that it is kept in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,6 +154,39 @@ def _weights(value: Any, where: str) -> dict[str, Any]:
     return found
 
 
+def _scores(value: Any, where: str) -> dict[str, Any]:
+    """The kept epoch, and figures by split; known ones are checked, others may be anything that JSON holds."""
+    found = strict.mapping(value, where)
+    if (epoch := found.get("epoch")) is not None and strict.conform(epoch, int, f"{where}.epoch") < 0:
+        raise strict.StrictError(f"{where}.epoch is {epoch}; it must not be negative")
+    for split, figures in found.items():
+        for key, (hint, highest) in _FIGURES.items():
+            if not isinstance(figures, dict) or figures.get(key) is None:
+                continue
+            place = f"{where}.{split[:50]}.{key}"
+            numbers = figures[key] if key in _LISTS else [figures[key]]
+            if not isinstance(numbers, list):
+                raise strict.StrictError(
+                    f"{place} is {strict.shorten(numbers)}; it must be a list of numbers"
+                )
+            for number in numbers:
+                if number is not None and not 0 <= strict.conform(number, hint, place) <= highest:
+                    allowed = "be from 0 to 1" if hint is float else "not be negative"
+                    raise strict.StrictError(f"{place} is {number}; it must {allowed}")
+    return found
+
+
+_FIGURES: Mapping[str, tuple[type, float]] = {
+    "n": (int, math.inf),
+    "predicted": (int, math.inf),
+    "accuracy": (float, 1.0),
+    "accuracy_interval": (float, 1.0),
+    "macro_f1": (float, 1.0),
+    "balanced_accuracy": (float, 1.0),
+}
+_LISTS = ("predicted", "accuracy_interval")
+
+
 def _calibration(value: Any, where: str) -> dict[str, Any]:
     found = strict.mapping(value, where)
     temperature = strict.conform(found.get("temperature", 1.0), float, f"{where}.temperature")
@@ -216,7 +250,7 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "architecture": lambda value, where: Architecture.from_dict(strict.mapping(value, where)),
     "classes": class_names,
     "preprocessing": lambda value, where: Preprocessing.from_dict(strict.mapping(value, where)),
-    "scores": strict.mapping,
+    "scores": _scores,
     "weights": _weights,
     "versions": _texts,
     "views": lambda value, where: Views.from_dict(strict.mapping(value, where)),
