@@ -51,7 +51,8 @@ T = TypeVar("T")
 def _train(args: Train) -> int:
     from tellapart import workflow
 
-    asked: dict[str, Any] = {"recipe": args.recipe, "spec": args.spec, "profile": args.profile}
+    names = ("recipe", "spec", "verbose", "profile")
+    asked: dict[str, Any] = {name: getattr(args, name) for name in names}
     if args.folds and args.repeat:
         raise SpecError("--folds and --repeat cannot be combined: give one of them.")
     if args.folds:

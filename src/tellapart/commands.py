@@ -51,6 +51,8 @@ class Train(FromSpec):
     """Cross-validation: train so many models, each measured on the images that it has not seen."""
     repeat: int = 0
     """Train so many times with other seeds: mean and standard deviation."""
+    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"])] = False
+    """List every choice made for options left open, not only those that the data or the machine decided."""
     profile: bool = False
     """Print where the time of a step goes, and write a trace for Perfetto (profile/ in the run folder)."""
 
