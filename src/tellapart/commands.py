@@ -279,7 +279,7 @@ class Export:
     plain: bool = False
     """Only the network: normalised floats in, logits out."""
     features: bool = False
-    """Add an output, features: the input of the last layer (onnx and openvino)."""
+    """Add an output, features: the input of the last layer (docs/formats.md says which formats can hold it)."""
     batch: int = 0
     """Fixed batch size; 0: any, or what the format requires."""
     opset: int = 0

@@ -68,23 +68,34 @@ def test_views_of_features_are_averaged_as_those_of_logits(artifacts: dict[str, 
         np.testing.assert_allclose(layer(torch.from_numpy(features)).numpy(), logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
-@pytest.mark.parametrize("rule", ["squash", "crop", "letterbox"])
-def test_a_file_gives_the_artifacts(artifacts: dict[str, Made], rule: str, name: str, tmp_path: Path) -> None:
-    made, entry, options = artifacts[rule], formats.find(name), Options(features=True)
-    assert entry.file_name(options).startswith("model-features.")
+@pytest.mark.parametrize(
+    ("name", "plain", "rule"),
+    [
+        *((name, False, rule) for name in ("onnx", "openvino") for rule in ("squash", "crop", "letterbox")),
+        *((name, False, "crop") for name in ("torch-export", "torchscript")),
+        *((name, True, "crop") for name in ("onnx", "openvino", "torch-export", "torchscript")),
+        ("torchscript", True, "letterbox"),
+    ],
+)
+def test_a_file_gives_the_artifacts(
+    artifacts: dict[str, Made], rule: str, name: str, plain: bool, tmp_path: Path
+) -> None:
+    """Also where views are averaged outside of a plain file."""
+    made, entry, options = artifacts[rule], formats.find(name), Options(features=True, plain=plain)
+    assert entry.file_name(options).startswith("model-plain-features." if plain else "model-features.")
     target = tmp_path / entry.file_name(options)
     entry.write(graph_of(made.path, features=True), made.card, target, options)
-    backend, images = open_backend(target), batch(made, 7)
+    backend, images = open_backend(target, trust=True), batch(made, 7)
     expected, found = made.eager.with_features(images), backend.with_features(images)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(backend.logits(images), expected[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(backend.features(images), found[1])
-    _plain_runtime_gives_them(made, target, name)
+    if not plain:
+        _their_runtime_gives_them(made, target, name)
 
 
-def _plain_runtime_gives_them(made: Made, target: Path, name: str) -> None:
+def _their_runtime_gives_them(made: Made, target: Path, name: str) -> None:
     """Run the file as it lies there, with nothing of ours; its own description says that it has features."""
     image = np.random.default_rng(1).integers(0, 256, (1, 40, 31, made.card.preprocessing.channels), np.uint8)
     if name == "onnx":
@@ -94,6 +105,10 @@ def _plain_runtime_gives_them(made: Made, target: Path, name: str) -> None:
         assert [one.name for one in session.get_outputs()] == ["probabilities", "logits", "features"]
         assert "features" in session.get_modelmeta().custom_metadata_map
         (features,) = session.run(["features"], {"images": image})
+    elif name == "torchscript":
+        _, _, features = torch.jit.load(target)(torch.from_numpy(image))
+    elif name == "torch-export":
+        _, _, features = torch.export.load(target).module()(torch.from_numpy(image))
     else:
         import openvino
 
@@ -126,10 +141,16 @@ def test_exports_compare_features(artifacts: dict[str, Made], tmp_path: Path) ->
     found = json.loads((tmp_path / "out" / "parity.json").read_text())["formats"][0]["features_difference"]
     assert 0 <= found <= 1e-4
     assert "features  " in done.to_text()
-    with pytest.raises(SpecError, match=r"torchscript is not written with features.*onnx, openvino"):
-        export(artifacts["squash"].path, ["torchscript"], tmp_path / "b", features=True)
-    with pytest.raises(SpecError, match="exclude each other"):
-        export(artifacts["squash"].path, ["onnx"], tmp_path / "b", features=True, plain=True)
+    for name in ("litert", "executorch", "tensorrt-ready", "atlas-ready", "state-dict"):
+        with pytest.raises(
+            SpecError, match=rf"{name} is not written with features.*onnx, openvino, torch-export"
+        ):
+            export(artifacts["squash"].path, [name], tmp_path / "b", features=True)
+    plain = export(
+        artifacts["squash"].path, ["torchscript"], tmp_path / "c", features=True, plain=True, images=4
+    )
+    assert plain.passed
+    assert 0 <= plain.to_dict()["parity"][0]["features_difference"] <= 1e-4
 
 
 class Lying(EagerBackend):
