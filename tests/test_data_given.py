@@ -13,7 +13,7 @@ from PIL import Image
 import tellapart
 from tellapart import artifact, runs, workflow
 from tellapart.errors import DataError, SpecError
-from tellapart.export.parity import Parity
+from tellapart.export.outcome import Parity
 from tellapart.spec import DataSpec, Spec, update
 from tellapart.tracking import Console
 from tellapart.workflow.cases import cases_of

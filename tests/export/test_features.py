@@ -15,10 +15,10 @@ import torch
 from tellapart import artifact, cli
 from tellapart.contract import Card, Views
 from tellapart.errors import ArtifactError, ExportError, ModelError, SpecError
-from tellapart.export import formats, parity
+from tellapart.export import both, formats, parity
 from tellapart.export.base import Options, Tolerance
 from tellapart.export.graph import GraphModel, graph_of
-from tellapart.export.parity import Case, Cases
+from tellapart.export.outcome import Case, Cases
 from tellapart.models.features import Capture
 from tellapart.predict import Classifier
 from tellapart.preprocess import normalise
@@ -177,14 +177,12 @@ class Lying(EagerBackend):
 def test_features_that_differ_are_refused(artifacts: dict[str, Made], change: Any, passes: bool) -> None:
     eager = artifacts["squash"].eager
     cases = Cases([Case(name, lambda name=name: FILES[name]) for name in GOOD], "made up", real=False)  # type: ignore[misc]
-    measured = parity.measure(eager, Lying(eager.predictor, change), cases, lambda n: None, features=True)
+    measured = both.measure(eager, Lying(eager.predictor, change), cases, lambda n: None, features=True)
     _, _, reasons = parity.judge(measured, Tolerance(1e-4))
     assert (not reasons) == passes
     assert passes or "features differ by" in reasons[0]
     with pytest.raises(ExportError, match="its features are"):
-        parity.measure(
-            eager, Lying(eager.predictor, lambda f: f[:, 1:]), cases, lambda n: None, features=True
-        )
+        both.measure(eager, Lying(eager.predictor, lambda f: f[:, 1:]), cases, lambda n: None, features=True)
 
 
 def test_predict_writes_them(

@@ -19,7 +19,7 @@ from tellapart.data.samples import Samples
 from tellapart.data.sources.objects import Objects
 from tellapart.errors import DataError, UserError
 from tellapart.export import synthetic
-from tellapart.export.parity import Case, Cases
+from tellapart.export.outcome import Case, Cases
 from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
 from tellapart.workflow.exported import content_of

@@ -28,7 +28,7 @@ from tellapart.export import apart, formats, text
 from tellapart.export.base import Exporter, Options
 from tellapart.export.graph import graph_of
 from tellapart.export.onnx import LOWEST_OPSET
-from tellapart.export.parity import Cases, Parity, Uncompared
+from tellapart.export.outcome import Cases, Parity, Uncompared
 from tellapart.references import Trust
 from tellapart.runtime import environments, providers
 from tellapart.tracking import Console
