@@ -106,7 +106,8 @@ def _their_runtime_gives_them(made: Made, target: Path, name: str) -> None:
         assert "features" in session.get_modelmeta().custom_metadata_map
         (features,) = session.run(["features"], {"images": image})
     elif name == "torchscript":
-        _, _, features = torch.jit.load(target)(torch.from_numpy(image))
+        with pytest.warns(DeprecationWarning):
+            _, _, features = torch.jit.load(target)(torch.from_numpy(image))
     elif name == "torch-export":
         _, _, features = torch.export.load(target).module()(torch.from_numpy(image))
     else:
