@@ -85,8 +85,8 @@ def tellapart_ways(args: argparse.Namespace, cache: str) -> dict[str, Measure]:
         dataclasses.replace(prepared, train=common.repeated(prepared.train, 32 * args.batch)),
         model,
         Processes(0, 1, common.device()),
-        lambda text: print(text, flush=True),
     )
+    print(*chosen.resolution.choices, sep="\n", flush=True)
 
     def way(changes: dict[str, Any]) -> Measure:
         ready = dataclasses.replace(prepared, resolution=chosen.resolution.asking(changes))

@@ -634,7 +634,7 @@ def test_the_whole_way(tmp_path: Path, make_folder: Callable[..., Path], run_cli
         "spec.yaml", "samples.csv", "bad-images.csv", "metrics.csv", "model.safetensors", "checkpoint", "report.html",
         "environment.json", "evaluation",
     }  # fmt: skip
-    beside = {"tensorboard", "last.safetensors", "warnings.jsonl", ".tellapart-lock"}
+    beside = {"tensorboard", "last.safetensors", "warnings.jsonl", "choices.jsonl", ".tellapart-lock"}
     assert expected <= {path.name for path in run.iterdir()} <= expected | beside
     assert len(list((run / "checkpoint").iterdir())) == 2
     assert not list(run.rglob("*.tmp"))

@@ -27,7 +27,7 @@ from tellapart.export import graph
 from tellapart.serve.app import create
 from tellapart.serve.options import Options
 from tellapart.workflow import compressing, exporting
-from tellapart.workflow.run import make_spec
+from tellapart.workflow.asked import make_spec
 
 CLASSES = ("blue", "green", "red")
 

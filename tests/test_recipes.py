@@ -10,15 +10,16 @@ import pytest
 import tyro
 
 from tellapart import recipes, workflow
-from tellapart.cli import COMMANDS, Train, _defaults
+from tellapart.cli import COMMANDS, Train
 from tellapart.errors import SpecError
 from tellapart.models import zoo
 from tellapart.spec import Spec
+from tellapart.typed import defaults
 
 
 def _parse(words: list[str]) -> Spec:
     """The spec of ``tellapart train …``, as the command line reads it."""
-    args = tyro.cli(Train, args=words, default=_defaults(Train, words))
+    args = tyro.cli(Train, args=words, default=defaults(Train, words))
     return workflow.make_spec(args.data_source, spec=args.spec)
 
 

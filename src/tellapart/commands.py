@@ -51,6 +51,8 @@ class Train(FromSpec):
     """Cross-validation: train so many models, each measured on the images that it has not seen."""
     repeat: int = 0
     """Train so many times with other seeds: mean and standard deviation."""
+    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"])] = False
+    """List every choice made for options left open, not only those that the data or the machine decided."""
     profile: bool = False
     """Print where the time of a step goes, and write a trace for Perfetto (profile/ in the run folder)."""
 
@@ -277,7 +279,7 @@ class Export:
     plain: bool = False
     """Only the network: normalised floats in, logits out."""
     features: bool = False
-    """Add an output, features: the input of the last layer (onnx and openvino)."""
+    """Add an output, features: the input of the last layer (docs/formats.md says which formats can hold it)."""
     batch: int = 0
     """Fixed batch size; 0: any, or what the format requires."""
     opset: int = 0

@@ -121,6 +121,17 @@ def setting(value: float) -> str:
     return exact if len(exact) <= 12 else f"{value:.6g}"
 
 
+def option(value: object) -> str:
+    """Return an option's value: yes for True, a dash for what is empty, sequences with commas."""
+    if value is None or value in ("", [], ()):
+        return NONE
+    if isinstance(value, (list, tuple)):
+        return ", ".join(option(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return setting(value) if isinstance(value, float) else str(value)
+
+
 def _unbroken(spell: Callable[..., str]) -> Callable[..., str]:
     """Return the function for a page, whose lines must not break between a figure and its unit."""
 

@@ -27,8 +27,8 @@ from tellapart.preprocess import Preprocessing, as_module, load, normalise, resi
 from tellapart.spec import AugmentSpec
 from tellapart.tracking import Console
 from tellapart.training.sampling import epoch_length, epoch_order
+from tellapart.workflow.asked import make_spec
 from tellapart.workflow.given import open_data
-from tellapart.workflow.run import make_spec
 
 __all__ = [
     "Agreement",

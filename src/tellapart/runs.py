@@ -26,6 +26,7 @@ SAMPLES_FILE = "samples.csv"
 CHECKPOINTS = "checkpoint"
 OBJECTS_FILE = "objects.json"  # of a run on objects of Python: what was said of them
 WARNINGS_FILE = "warnings.jsonl"
+CHOICES_FILE = "choices.jsonl"  # what options that were left open became, and why
 FOLDS_FILE = "folds.json"  # of a folder with the runs of a cross-validation
 REPEATS_FILE = "repeats.json"  # of a folder with runs that differ in the seed
 LOCK_FILE = ".tellapart-lock"
@@ -37,6 +38,7 @@ _BEGINNING = {
     FOLDS_FILE,
     REPEATS_FILE,
     LOCK_FILE,
+    CHOICES_FILE,
     "bad-images.csv",
     "conflicts.csv",
     "warnings.jsonl",
@@ -247,8 +249,32 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_warnings(folder: Path) -> list[dict[str, str]]:
     """Return what a run warned of: ``severity``, ``kind`` and ``text`` of each, without a line that was cut off."""
+    found = [entry for entry in _lines(folder / WARNINGS_FILE) if isinstance(entry.get("text"), str)]
+    return [{name: str(entry.get(name, "")) for name in ("severity", "kind", "text")} for entry in found]
+
+
+def read_choices(folder: Path) -> list[dict[str, Any]]:
+    """Return what a run chose: ``field``, ``value``, ``reason``, ``matters`` of each; [] for earlier versions' runs."""
+    return [
+        {
+            **{name: entry.get(name) for name in ("field", "value", "reason")},
+            "matters": bool(entry.get("matters")),
+        }
+        for entry in _lines(folder / CHOICES_FILE)
+        if isinstance(entry.get("field"), str) and isinstance(entry.get("reason"), str)
+    ]
+
+
+def write_choices(folder: Path, choices: Sequence[Mapping[str, Any]]) -> None:
+    """Write what a run chose, a line of JSON for each."""
+    lines = [json_text.dumps(entry) + "\n" for entry in choices]
+    write_text(folder / CHOICES_FILE, "".join(lines))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file with one on each line, [] where there is none."""
     try:
-        lines = (folder / WARNINGS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     found = []
@@ -257,8 +283,8 @@ def read_warnings(folder: Path) -> list[dict[str, str]]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("text"), str):
-            found.append({name: str(entry.get(name, "")) for name in ("severity", "kind", "text")})
+        if isinstance(entry, dict):
+            found.append(entry)
     return found
 
 

@@ -16,7 +16,7 @@ from tellapart.contract import Architecture, Card, Preprocessing
 from tellapart.export import formats, parity
 from tellapart.export.base import Options
 from tellapart.export.graph import graph_of
-from tellapart.export.parity import Case, Cases
+from tellapart.export.outcome import Case, Cases
 from tellapart.models import weights, zoo
 from tellapart.runtime import open_backend
 from tellapart.runtime.eager import EagerBackend

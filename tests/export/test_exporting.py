@@ -19,7 +19,7 @@ import tellapart
 from tellapart import commands, workflow
 from tellapart.errors import ArtifactError, DataError, SpecError
 from tellapart.export import formats
-from tellapart.workflow.exporting import stratified
+from tellapart.workflow.cases import stratified
 
 Call = Callable[..., Any]
 

@@ -15,10 +15,10 @@ import torch
 from tellapart import artifact, cli
 from tellapart.contract import Card, Views
 from tellapart.errors import ArtifactError, ExportError, ModelError, SpecError
-from tellapart.export import formats, parity
+from tellapart.export import both, formats, parity
 from tellapart.export.base import Options, Tolerance
 from tellapart.export.graph import GraphModel, graph_of
-from tellapart.export.parity import Case, Cases
+from tellapart.export.outcome import Case, Cases
 from tellapart.models.features import Capture
 from tellapart.predict import Classifier
 from tellapart.preprocess import normalise
@@ -68,23 +68,34 @@ def test_views_of_features_are_averaged_as_those_of_logits(artifacts: dict[str, 
         np.testing.assert_allclose(layer(torch.from_numpy(features)).numpy(), logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
-@pytest.mark.parametrize("rule", ["squash", "crop", "letterbox"])
-def test_a_file_gives_the_artifacts(artifacts: dict[str, Made], rule: str, name: str, tmp_path: Path) -> None:
-    made, entry, options = artifacts[rule], formats.find(name), Options(features=True)
-    assert entry.file_name(options).startswith("model-features.")
+@pytest.mark.parametrize(
+    ("name", "plain", "rule"),
+    [
+        *((name, False, rule) for name in ("onnx", "openvino") for rule in ("squash", "crop", "letterbox")),
+        *((name, False, "crop") for name in ("torch-export", "torchscript")),
+        *((name, True, "crop") for name in ("onnx", "openvino", "torch-export", "torchscript")),
+        ("torchscript", True, "letterbox"),
+    ],
+)
+def test_a_file_gives_the_artifacts(
+    artifacts: dict[str, Made], rule: str, name: str, plain: bool, tmp_path: Path
+) -> None:
+    """Also where views are averaged outside of a plain file."""
+    made, entry, options = artifacts[rule], formats.find(name), Options(features=True, plain=plain)
+    assert entry.file_name(options).startswith("model-plain-features." if plain else "model-features.")
     target = tmp_path / entry.file_name(options)
     entry.write(graph_of(made.path, features=True), made.card, target, options)
-    backend, images = open_backend(target), batch(made, 7)
+    backend, images = open_backend(target, trust=True), batch(made, 7)
     expected, found = made.eager.with_features(images), backend.with_features(images)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(backend.logits(images), expected[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(backend.features(images), found[1])
-    _plain_runtime_gives_them(made, target, name)
+    if not plain:
+        _their_runtime_gives_them(made, target, name)
 
 
-def _plain_runtime_gives_them(made: Made, target: Path, name: str) -> None:
+def _their_runtime_gives_them(made: Made, target: Path, name: str) -> None:
     """Run the file as it lies there, with nothing of ours; its own description says that it has features."""
     image = np.random.default_rng(1).integers(0, 256, (1, 40, 31, made.card.preprocessing.channels), np.uint8)
     if name == "onnx":
@@ -94,6 +105,11 @@ def _plain_runtime_gives_them(made: Made, target: Path, name: str) -> None:
         assert [one.name for one in session.get_outputs()] == ["probabilities", "logits", "features"]
         assert "features" in session.get_modelmeta().custom_metadata_map
         (features,) = session.run(["features"], {"images": image})
+    elif name == "torchscript":
+        with pytest.warns(DeprecationWarning):
+            _, _, features = torch.jit.load(target)(torch.from_numpy(image))
+    elif name == "torch-export":
+        _, _, features = torch.export.load(target).module()(torch.from_numpy(image))
     else:
         import openvino
 
@@ -126,10 +142,16 @@ def test_exports_compare_features(artifacts: dict[str, Made], tmp_path: Path) ->
     found = json.loads((tmp_path / "out" / "parity.json").read_text())["formats"][0]["features_difference"]
     assert 0 <= found <= 1e-4
     assert "features  " in done.to_text()
-    with pytest.raises(SpecError, match=r"torchscript is not written with features.*onnx, openvino"):
-        export(artifacts["squash"].path, ["torchscript"], tmp_path / "b", features=True)
-    with pytest.raises(SpecError, match="exclude each other"):
-        export(artifacts["squash"].path, ["onnx"], tmp_path / "b", features=True, plain=True)
+    for name in ("litert", "executorch", "tensorrt-ready", "atlas-ready", "state-dict"):
+        with pytest.raises(
+            SpecError, match=rf"{name} is not written with features.*onnx, openvino, torch-export"
+        ):
+            export(artifacts["squash"].path, [name], tmp_path / "b", features=True)
+    plain = export(
+        artifacts["squash"].path, ["torchscript"], tmp_path / "c", features=True, plain=True, images=4
+    )
+    assert plain.passed
+    assert 0 <= plain.to_dict()["parity"][0]["features_difference"] <= 1e-4
 
 
 class Lying(EagerBackend):
@@ -156,14 +178,12 @@ class Lying(EagerBackend):
 def test_features_that_differ_are_refused(artifacts: dict[str, Made], change: Any, passes: bool) -> None:
     eager = artifacts["squash"].eager
     cases = Cases([Case(name, lambda name=name: FILES[name]) for name in GOOD], "made up", real=False)  # type: ignore[misc]
-    measured = parity.measure(eager, Lying(eager.predictor, change), cases, lambda n: None, features=True)
+    measured = both.measure(eager, Lying(eager.predictor, change), cases, lambda n: None, features=True)
     _, _, reasons = parity.judge(measured, Tolerance(1e-4))
     assert (not reasons) == passes
     assert passes or "features differ by" in reasons[0]
     with pytest.raises(ExportError, match="its features are"):
-        parity.measure(
-            eager, Lying(eager.predictor, lambda f: f[:, 1:]), cases, lambda n: None, features=True
-        )
+        both.measure(eager, Lying(eager.predictor, lambda f: f[:, 1:]), cases, lambda n: None, features=True)
 
 
 def test_predict_writes_them(

@@ -19,10 +19,11 @@ from tellapart.contract import Architecture, BadImage, Card, Preprocessing, deco
 from tellapart.contract.resizing import open_pixels, resize
 from tellapart.errors import DataError, ExportError
 from tellapart.evaluation.metrics import wilson_interval
-from tellapart.export import outside, parity, synthetic, text
+from tellapart.export import both, outside, parity, synthetic, text
 from tellapart.export.base import Tolerance
+from tellapart.export.both import Measured
 from tellapart.export.onnx_layers import locate
-from tellapart.export.parity import Case, Cases, Measured
+from tellapart.export.outcome import Case, Cases
 from tellapart.runtime import open_backend
 
 CARD = Card(
@@ -85,8 +86,8 @@ def jpegs(count: int = 6) -> Cases:
 def test_the_outside_view_decodes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault of our decoder shows, though both sides decode with it."""
     assert compare(Whole(), jpegs()).passed
-    correct = parity.open_pixels
-    monkeypatch.setattr("tests.export.test_parity.open_pixels", lambda *given: 255 - correct(*given))
+    correct = both.open_pixels
+    monkeypatch.setattr("tests.export.test_both.open_pixels", lambda *given: 255 - correct(*given))
     done = compare(Whole(), jpegs())
     assert done.max_difference == 0
     assert not done.passed

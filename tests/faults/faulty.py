@@ -35,7 +35,7 @@ from tellapart import artifact, files, runs, workflow
 from tellapart.data.stores import housekeeping
 from tellapart.errors import TellapartError
 from tellapart.export import apart
-from tellapart.export.parity import Uncompared
+from tellapart.export.outcome import Uncompared
 from tellapart.training import checkpoint, progress
 
 KINDS = {"full": errno.ENOSPC, "disk": errno.EIO, "kill": 0}

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tellapart.contract import Architecture, Card, Pixels, Preprocessing, decode
+from tellapart.errors import ArtifactError
 from tellapart.runtime import probabilities
 from tellapart.serve import door, models, server
 from tellapart.serve.app import create
@@ -39,6 +40,7 @@ class FakeBackend:
         )
         self.delay = about.get("delay", 0.0)
         self.fails = about.get("fails", False)
+        self.featureless = about.get("featureless", False)
         self.batches: list[int] = []
         rng = np.random.default_rng(about["seed"])
         self.weights = rng.normal(0, 0.002, (SIZE * SIZE * 3, len(classes))).astype(np.float32)
@@ -54,6 +56,11 @@ class FakeBackend:
         if self.fails and len(self.batches) > 2:  # not when it is tried at the start
             raise RuntimeError("/secret/path exploded")
         return images_NHWC.reshape(len(images_NHWC), -1).astype(np.float32) @ self.weights
+
+    def with_features(self, images: Pixels) -> Any:
+        if self.featureless:
+            raise ArtifactError("This fake file does not give features.")
+        return self.logits(images), images.mean(axis=(1, 2), dtype=np.float32) / np.float32(3)
 
     def answer(self, content: bytes | Pixels) -> np.ndarray[Any, Any]:
         """The probabilities of one image, straight from the model."""

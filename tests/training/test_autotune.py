@@ -116,10 +116,14 @@ def test_parts(batch: int, smallest: int, expected: list[int]) -> None:
 def test_a_short_run_is_not_probed(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "_measured", None)  # calling it fails
     prepared, model = prepare()
-    said: list[str] = []
-    spec = autotune.choose(prepared, model, CPU, said.append).spec
+    done = autotune.choose(prepared, model, CPU)
+    spec = done.spec
     assert (spec.training.precision, spec.training.accumulate, spec.speed.compile) == ("fp32", 1, "off")
-    assert not said
+    assert not [
+        one
+        for one in done.resolution.choices
+        if one.matters and one.field.startswith(("speed", "training.p"))
+    ]
 
 
 @pytest.mark.usefixtures("always")
@@ -128,11 +132,11 @@ def test_the_probe_can_be_switched_off_or_have_nothing_to_do(
 ) -> None:
     monkeypatch.setattr(autotune, "_measured", None)
     prepared, model = prepare(**{"speed.probe": False})
-    assert autotune.choose(prepared, model, CPU, print).spec.training.precision == "fp32"
+    assert autotune.choose(prepared, model, CPU).spec.training.precision == "fp32"
     given = {"training.precision": "bf16", "training.accumulate": 3}
     given |= {f"speed.{name}": "off" for name in ("compile", "cuda_graphs", "kernel_search")}
     prepared, model = prepare(**given)
-    assert autotune.choose(prepared, model, CPU, print).spec == prepared.spec
+    assert autotune.choose(prepared, model, CPU).spec == prepared.spec
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(5, True), (6, False), (0, True)])
@@ -187,7 +191,7 @@ def test_measuring_the_pace_changes_nothing(prepare: Any, monkeypatch: pytest.Mo
     prepared, model = prepare()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    chosen = autotune.choose(prepared, model, CPU, print)
+    chosen = autotune.choose(prepared, model, CPU)
     assert (chosen.spec.training.precision, chosen.spec.training.accumulate) == ("fp32", 1)
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in model.state_dict().items():
@@ -206,8 +210,8 @@ def test_measuring_changes_nothing_and_is_remembered(
     before = copy.deepcopy(model.state_dict())
     torch.manual_seed(11)
     state = torch.get_rng_state()
-    said: list[str] = []
-    spec = autotune.choose(prepared, model, CPU, said.append).spec
+    done = autotune.choose(prepared, model, CPU)
+    spec = done.spec
     assert torch.equal(torch.get_rng_state(), state)
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[key]), key
@@ -215,14 +219,13 @@ def test_measuring_changes_nothing_and_is_remembered(
     assert spec.training.precision in ("fp32", "bf16")
     assert spec.training.accumulate in ((1,) if name == "fast-cnn" else (1, 2))  # batch norms stay whole here
     assert spec.speed.compile == "off"
-    assert len(said) == 1
-    assert said[0].startswith(f"Speed: {spec.training.precision}, ")
-    assert "measured in" in said[0]
+    assert _why(done).startswith(f"{spec.training.precision}, ")
+    assert "measured in" in _why(done)
     # The second time nothing is measured, and the choice is the same.
     monkeypatch.setattr(autotune, "_Bench", None)
-    again = autotune.choose(prepared, model, CPU, said.append).spec
-    assert again == spec
-    assert said[1].endswith("(as measured before on this machine)")
+    again = autotune.choose(prepared, model, CPU)
+    assert again.spec == spec
+    assert _why(again).endswith("(as measured before on this machine)")
 
 
 @pytest.mark.usefixtures("always")
@@ -244,28 +247,26 @@ def test_another_network_or_batch_is_measured_for_itself(
         {"training.epochs": 9, "seed": 5},
     ):
         prepared, model = prepare(**changes)
-        assert autotune.choose(prepared, model, CPU, lambda text: None).spec.training.precision == "bf16"
+        assert autotune.choose(prepared, model, CPU).spec.training.precision == "bf16"
     assert measured == [32, 16, 32]
 
 
 @pytest.mark.usefixtures("always")
 def test_a_damaged_memory_is_none(prepare: Any) -> None:
     prepared, model = prepare()
-    autotune.choose(prepared, model, CPU, lambda text: None)
+    autotune.choose(prepared, model, CPU)
     (file,) = (Path(prepared.spec.data.cache_dir) / "measured").iterdir()
     content = json.loads(file.read_text())
     for damaged in ("", "[]", json.dumps({**content, "records": {"step": {"speed": 1}}})):
         file.write_text(damaged)
-        said: list[str] = []
-        autotune.choose(prepared, model, CPU, said.append)
-        assert "measured in" in said[0]
+        assert "measured in" in _why(autotune.choose(prepared, model, CPU))
         assert json.loads(file.read_text())["records"]["step"]["precision"] in ("fp32", "bf16")
 
 
 @pytest.mark.usefixtures("always")
 def test_what_was_given_is_kept(prepare: Any) -> None:
     prepared, model = prepare(**{"training.accumulate": 4, "training.precision": "bf16"})
-    spec = autotune.choose(prepared, model, CPU, lambda text: None).spec
+    spec = autotune.choose(prepared, model, CPU).spec
     assert (spec.training.precision, spec.training.accumulate) == ("bf16", 4)
 
 
@@ -278,7 +279,7 @@ def test_where_no_way_fits_into_memory_the_step_finds_one(
 
     monkeypatch.setattr(autotune._Bench, "seconds", full)
     prepared, model = prepare()
-    spec = autotune.choose(prepared, model, CPU, lambda text: None).spec
+    spec = autotune.choose(prepared, model, CPU).spec
     assert (spec.training.precision, spec.training.accumulate) == ("fp32", 1)
 
 
@@ -350,11 +351,12 @@ def test_compiling_is_chosen_only_where_it_pays(prepare: Any, monkeypatch: pytes
     monkeypatch.setattr(autotune, "Compiled", lambda network, warn: "compiled")
 
     def decide(rate: float, name: str, **changes: Any) -> str:
-        said: list[str] = []
         memory = autotune.tuning_cache.TuningCache(prepared.spec.data, {"test": name})
-        choice = autotune.Choice("fp32", 1, rate, "")
+        fastest = autotune.Fastest("fp32", 1, rate, "")
         ready = dataclasses.replace(prepared, resolution=prepared.resolution.asking(changes))
-        return autotune._compile(ready, model, CPU, choice, memory, said.append)
+        choice = autotune._compile(ready, model, CPU, fastest, memory)
+        assert choice.reason
+        return str(choice.value)
 
     images = 160
     assert decide(images / 1190, "short") == "off"  # 20 minutes are 1200 s
@@ -373,18 +375,28 @@ def test_compiling_is_chosen_only_where_it_pays(prepare: Any, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("always")
-def test_a_run_from_the_resolved_spec_is_the_same(prepare: Any, tmp_path: Path) -> None:
+def test_a_run_from_the_resolved_spec_is_the_same(
+    prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepared, model = prepare()
-    chosen = autotune.choose(prepared, model, CPU, lambda text: None)
+    chosen = autotune.choose(prepared, model, CPU)
     weights = []
     for name in ("first", "again"):
         fresh = setup.build_model(chosen)[0]
         trainer = Trainer(setup.plan(chosen, fresh, CPU), CPU, tmp_path / name, _Quiet())
         trainer.run()
         weights.append(trainer.weights())
-        chosen = autotune.choose(chosen, fresh, CPU, lambda text: pytest.fail("measured again"))
+        monkeypatch.setattr(autotune, "_Bench", None)  # nothing is measured again
+        chosen = autotune.choose(chosen, fresh, CPU)
     for key, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][key]), key
+
+
+def _why(prepared: Any) -> str:
+    """Return the reason of the precision, which a log shows."""
+    (choice,) = [one for one in prepared.resolution.choices if one.field == "training.precision"]
+    assert choice.matters
+    return str(choice.reason)
 
 
 def _failing(network: Any, warn: Callable[[str], None]) -> str:

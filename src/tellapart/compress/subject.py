@@ -21,24 +21,30 @@ from tellapart.contract import Card
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
 from tellapart.data.sources import opening
+from tellapart.data.sources.objects import Objects
 from tellapart.data.stores import images as decoded
 from tellapart.errors import DataError, SpecError
 from tellapart.preprocess import normalise
-from tellapart.spec import Spec, update
+from tellapart.spec import DataSpec, Spec, update
 from tellapart.tracking import Console
 
 HELD_OUT = 0.1  # of the training images, where a run had no validation part
 _BATCH = 32
+_OF_FILES = ("format", "train", "val", "test", "labels")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model, the spec of fine-tuning, and its images by part, as the contract makes them."""
+    """The model, the spec of fine-tuning, and its images by part, as the contract makes them.
+
+    ``objects``: what the spec's source names, where it is no file.
+    """
 
     file: Path
     card: Card
     spec: Spec
     parts: Mapping[str, ImageSet]
+    objects: Objects | None = None
 
     @property
     def split(self) -> str:
@@ -65,12 +71,15 @@ class Subject:
 
 def open_subject(
     model: str | os.PathLike[str],
-    data: str | os.PathLike[str] | None,
+    objects: Objects | None,
+    source: Mapping[str, Any],
     changes: Mapping[str, Any],
     given: str | os.PathLike[str] | None,
     console: Console,
 ) -> Subject:
     """Read the model and its images. ``changes`` and the YAML file ``given`` go over the spec of fine-tuning.
+
+    ``source``: fields of the data section that name the images, which may be ``objects``; empty: the run's own.
 
     Raises ArtifactError, DataError where there are no images or classes that the model does not know.
     """
@@ -79,25 +88,37 @@ def open_subject(
     folder = Path(model)
     if folder.is_dir() and runs.is_run(folder):
         spec = runs.read_spec(folder / runs.SPEC_FILE)
-    elif data is None:
+    elif "source" not in source:
         raise DataError(
             f"{os.fspath(model)} is not a run folder, so it does not say which images to use; give DATA."
         )
     else:
         spec = Spec()
-    spec = _fine_tuning(spec, card, file, data)
+    spec = update(_fine_tuning(spec, card, file), {"data": _section(spec.data, objects, source)})
     if given is not None:
         spec = runs.read_spec(given, spec)
     spec = update(spec, changes)
-    samples = opening.open_source(spec.data, lambda note: None)
+    if objects is not None:
+        objects.known, objects.ranged = card.classes, card.preprocessing.range is not None
+        with console.busy("Reading images and labels", len(objects)) as busy:
+            objects.look(spec.data, busy.advance)
+    samples = opening.open_source(spec.data, lambda note: None, given=objects)
     if not (samples.splits == "val").any() and not spec.data.val_fraction:
         console.warn(
             f"There are no validation images; {numerals.percent(HELD_OUT, 0)} of the training images take "
             "their part. They trained the model, so the drop measured on them is an optimistic one."
         )
         spec = update(spec, {"data.val_fraction": HELD_OUT})
-        samples = opening.open_source(spec.data, lambda note: None)
-    return Subject(file, card, spec, _parts(samples, spec, card, console))
+        samples = opening.open_source(spec.data, lambda note: None, given=objects)
+    return Subject(file, card, spec, _parts(samples, spec, card, console), objects)
+
+
+def _section(own: DataSpec, objects: Objects | None, source: Mapping[str, Any]) -> DataSpec:
+    """Return the data section: the run's own, but that objects need none of what says how files are read."""
+    if objects is not None:
+        plain = DataSpec()
+        own = dataclasses.replace(own, **{name: getattr(plain, name) for name in _OF_FILES})
+    return update(own, source)
 
 
 def _parts(samples: Samples, spec: Spec, card: Card, console: Console) -> dict[str, ImageSet]:
@@ -124,7 +145,7 @@ def _parts(samples: Samples, spec: Spec, card: Card, console: Console) -> dict[s
     return parts
 
 
-def _fine_tuning(spec: Spec, card: Card, file: Path, data: str | os.PathLike[str] | None) -> Spec:
+def _fine_tuning(spec: Spec, card: Card, file: Path) -> Spec:
     """Return a spec that goes on training the model as it is: all layers, gently, following the model's answers.
 
     Images, augmentation and loss stay the run's. What belongs to a training from scratch (large steps, growing
@@ -175,8 +196,6 @@ def _fine_tuning(spec: Spec, card: Card, file: Path, data: str | os.PathLike[str
         "run": {"dir": "", "report": True},
         "distill": {"teacher": str(file.resolve()), "fingerprint": "", "weight": 0.7, "temperature": 2.0},
     }
-    if data is not None:
-        changes["data"] = {"source": os.fspath(data)}
     try:
         return update(spec, changes)
     except SpecError as error:  # the card's values are no user's

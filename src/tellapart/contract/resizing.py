@@ -190,14 +190,20 @@ def normalise(images_NHWC: Pixels, contract: Preprocessing) -> Floats:
     return np.ascontiguousarray((images_NHWC.astype(np.float32) * scale + bias).transpose(0, 3, 1, 2))
 
 
-def averaged(network: Callable[[Floats], Floats], images_NCHW: Floats, views: Views) -> Floats:
-    """Return the average of the logits over ``views``, as `tellapart.preprocess.averaged`: float32 [B, K]."""
+def averaged(
+    network: Callable[[Floats], Floats], images_NCHW: Floats, views: Views, classes: int | None = None
+) -> Floats:
+    """Return the average of the logits over ``views``, as `tellapart.preprocess.averaged`: float32 [B, K].
+
+    ``classes``: how many of the columns are logits, which decide whether there is doubt; the rest is averaged alike.
+    """
     logits = network(images_NCHW)
     if views.count == 1 or not len(logits):
         return logits
-    if views.below >= 1 or logits.shape[1] < 2:
+    own = logits[:, :classes]
+    if views.below >= 1 or own.shape[1] < 2:
         return _others(network, images_NCHW, views, logits)
-    powers = np.exp(logits - logits.max(1, keepdims=True))
+    powers = np.exp(own - own.max(1, keepdims=True))
     best = np.sort(powers / powers.sum(1, keepdims=True), axis=1)
     doubtful = np.flatnonzero(best[:, -1] - best[:, -2] < views.below)
     if len(doubtful):

@@ -94,6 +94,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "matrix": _matrix(single) if single else None,
         "pairs": charts.confused_pairs(single.confusion) if single else [],
         "mistakes": _mistakes(run),
+        "choices": _choices(run),
         "spec": _spec(run),
         "environment": flatten(run.environment),
         "open_rows": OPEN_ROWS,
@@ -310,6 +311,16 @@ def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
+def _choices(run: RunFolder) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """Return what was chosen: option, value and reason, first of those that the data or the machine decided."""
+    rows = [
+        (one["field"], numerals.option(one["value"]), one["reason"], one["matters"]) for one in run.choices
+    ]
+    kinds = (("decided", True), ("usual", False))
+    found = [(kind, [row[:3] for row in rows if row[3] is matters]) for kind, matters in kinds]
+    return [(kind, chosen) for kind, chosen in found if chosen]
+
+
 def _spec(run: RunFolder) -> list[tuple[str, list[tuple[str, str, str | None]]]]:
     """Return the spec by section: (field, value, default where the value differs from it)."""
     defaults = flatten(specs.to_dict(specs.Spec()))
@@ -317,16 +328,6 @@ def _spec(run: RunFolder) -> list[tuple[str, list[tuple[str, str, str | None]]]]
     for name, value in flatten(run.spec).items():
         section, _, field = name.rpartition(".")
         differs = name not in defaults or defaults[name] != value
-        default = _plain(defaults.get(name)) if differs else None
-        sections.setdefault(section or "other", []).append((field, _plain(value), default))
+        default = numerals.option(defaults.get(name)) if differs else None
+        sections.setdefault(section or "other", []).append((field, numerals.option(value), default))
     return list(sections.items())
-
-
-def _plain(value: Any) -> str:
-    if value is None or value in ("", [], ()):
-        return "–"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_plain(item) for item in value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return numerals.setting(value) if isinstance(value, float) else str(value)

@@ -33,6 +33,7 @@ class RunFolder:
     evaluations: dict[str, Evaluation | MultiEvaluation]
     environment: dict[str, Any]
     warnings: list[dict[str, str]] = field(default_factory=list)
+    choices: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -109,7 +110,9 @@ def read_run(folder: str | os.PathLike[str]) -> RunFolder:
         raise RunError(f"{path / 'spec.yaml'} cannot be read as YAML: {error}") from error
     if not isinstance(spec, dict):
         raise RunError(f"{path / 'spec.yaml'} must hold the fields of a spec by name.")
-    run = RunFolder(path, spec, {}, {}, _json(path / "environment.json"), runs.read_warnings(path))
+    run = RunFolder(path, spec, {}, {}, _json(path / "environment.json"))
+    run.warnings.extend(runs.read_warnings(path))
+    run.choices.extend(runs.read_choices(path))
     for row in run.rows("metrics.csv"):
         try:
             run.metrics.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))

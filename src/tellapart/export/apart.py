@@ -27,7 +27,7 @@ from tellapart.errors import DataError, ExportError, MissingPackageError, UserEr
 from tellapart.export import formats, onnx_half, parity
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import graph_of
-from tellapart.export.parity import Cases, Parity
+from tellapart.export.outcome import Cases, Parity
 from tellapart.runtime import environments
 from tellapart.runtime.eager import EagerBackend
 

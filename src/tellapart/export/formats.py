@@ -23,9 +23,16 @@ FORMATS: dict[str, Exporter] = {
             locate=openvino.locate,
         ),
         Exporter(
-            "torch-export", ".pt2", "", torch_export.write, _FP32, plain=True, locate=torch_export.locate
+            "torch-export",
+            ".pt2",
+            "",
+            torch_export.write,
+            _FP32,
+            plain=True,
+            features=True,
+            locate=torch_export.locate,
         ),
-        Exporter("aot-inductor", ".aot.pt2", "", torch_export.write_compiled, _FP32),
+        Exporter("aot-inductor", ".aot.pt2", "", torch_export.write_compiled, _FP32, features=True),
         Exporter("litert", ".tflite", "", own_environment.write_litert, _FP32),
         Exporter("executorch", ".pte", "", own_environment.write_executorch, _FP32),
         Exporter(
@@ -33,7 +40,14 @@ FORMATS: dict[str, Exporter] = {
         ),
         Exporter("atlas-ready", ".atlas.onnx", "onnx", vendor.write_atlas, _FP32, locate=onnx.locate),
         Exporter(
-            "torchscript", ".torchscript", "", torchscript.write, _FP32, plain=True, locate=torchscript.locate
+            "torchscript",
+            ".torchscript",
+            "",
+            torchscript.write,
+            _FP32,
+            plain=True,
+            features=True,
+            locate=torchscript.locate,
         ),
         Exporter(
             "state-dict", ".pth", "", state_dict.write, {"fp32": Tolerance(1e-6)}, open=state_dict.open_file

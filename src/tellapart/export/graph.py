@@ -43,15 +43,15 @@ class Classify(nn.Module):
         self, preprocess: PreprocessModule, network: nn.Module, card: Card, features: bool = False
     ) -> None:
         super().__init__()
-        self._capture = Capture(network) if features else None
+        self.capture = Capture(network) if features else None
         self.preprocess, self.network = preprocess, network
         self.views, self.card = card.views, card
 
     def forward(self, pixels_NHWC: Tensor) -> tuple[Tensor, ...]:
         """Return (probabilities, logits), and features where they were asked for."""
         images = self.preprocess.normalised(pixels_NHWC.permute(0, 3, 1, 2).to(torch.float32))
-        if self._capture is not None:
-            return self._with_features(self._capture, images)
+        if self.capture is not None:
+            return self._with_features(self.capture, images)
         logits = averaged_in_graph(self.network, images, self.views)
         return told_in_graph(logits, self.card), logits
 
@@ -63,6 +63,18 @@ class Classify(nn.Module):
             both = averaged_in_graph(capture.joint, images, self.views, count)
             logits, features = both[:, :count], both[:, count:]
         return told_in_graph(logits, self.card), logits, features
+
+
+class Bare(nn.Module):
+    """A bare network with features: normalised float32 [B, C, height, width] -> logits [B, K], features [B, F]."""
+
+    def __init__(self, network: nn.Module, capture: Capture) -> None:
+        super().__init__()
+        self.network, self._capture = network, capture
+
+    def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and features."""
+        return self._capture(images_NCHW)
 
 
 class GraphModel(nn.Module):
@@ -83,6 +95,12 @@ class GraphModel(nn.Module):
     def network(self) -> nn.Module:
         """The bare network: normalised float32 [B, C, height, width] -> logits [B, K], one view."""
         return self.classify.network
+
+    @property
+    def bare(self) -> nn.Module:
+        """What a plain file holds: `network`; where features were asked for, it gives (logits, features)."""
+        capture = self.classify.capture
+        return self.network if capture is None else Bare(self.network, capture)
 
     def forward(self, images_NHWC: Tensor) -> tuple[Tensor, ...]:
         """Return (probabilities, logits), and features where they were asked for."""

@@ -50,7 +50,7 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
     """Write the ONNX file. Raises MissingPackageError, ExportError."""
     onnx = packages.require("onnx", "onnx", "Export to ONNX")
     packages.require("onnxscript", "onnx", "Export to ONNX")
-    model = _plain(graph, options.opset) if options.plain else _whole(graph, options)
+    model = _plain(graph, options) if options.plain else _whole(graph, options)
     notes: tuple[str, ...] = ()
     if options.precision == "fp16":
         nodes = [n.name for n in model.graph.node if options.plain or NETWORK_SCOPE in scopes(n)]
@@ -112,11 +112,12 @@ def _whole(graph: GraphModel, options: Options) -> Any:
     return model
 
 
-def _plain(graph: GraphModel, opset: int) -> Any:
+def _plain(graph: GraphModel, options: Options) -> Any:
     preprocess = graph.classify.preprocess
     with torch.no_grad():
         example = preprocess(graph.example())
-    return convert(graph.network, example, {0: torch.export.Dim("batch")}, INPUT, [LOGITS], opset)
+    outputs = [LOGITS, *[runtime.FEATURES] * options.features]
+    return convert(graph.bare, example, {0: torch.export.Dim("batch")}, INPUT, outputs, options.opset)
 
 
 def convert(

@@ -99,7 +99,9 @@ def _layers(model: Any, outputs: list[tuple[str, Values]], views: int, kind: str
 
     That is the one tensor that leaves a module's nodes; with several views each gives one, the first view's first.
     """
-    prefix = "" if kind == "plain" else "classify.network."
+    prefix = "classify.network."
+    if kind == "plain":
+        prefix = "network." if runtime.FEATURES in {value.name for value in model.graph.output} else ""
     calls = 1 if kind == "plain" else views
     inside: dict[str, list[Any]] = {}
     readers: dict[str, list[int]] = {value.name: [-1] for value in model.graph.output}

@@ -33,7 +33,7 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
     """Write ``target`` (.xml) and the weights beside it (.bin). Raises MissingPackageError, ExportError."""
     openvino = packages.require("openvino", "openvino", PURPOSE)
     model = (
-        _plain(openvino, graph)
+        _plain(openvino, graph, options.features)
         if options.plain
         else _whole(openvino, graph, card.preprocessing, options.features)
     )
@@ -136,13 +136,14 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _plain(openvino: Any, graph: GraphModel) -> Any:
+def _plain(openvino: Any, graph: GraphModel, features: bool) -> Any:
     example = graph.classify.preprocess(graph.example())
-    model = _convert(openvino, programs.trace(graph.network, example, programs.batch_dim()))
+    model = _convert(openvino, programs.trace(graph.bare, example, programs.batch_dim()))
     contract = graph.card.preprocessing
     model.reshape(openvino.PartialShape([-1, contract.channels, *contract.sides]))
     model.input(0).get_tensor().set_names({INPUT})
-    model.output(0).get_tensor().add_names({LOGITS})
+    for port, name in zip(model.outputs, (LOGITS, *[FEATURES] * features), strict=True):
+        port.get_tensor().add_names({name})
     return model
 
 

@@ -1,288 +1,25 @@
 """Whether an exported file gives the artifact's answers: both run over the same images, from the files' bytes.
 
-A file that is one graph is also run as a program would that has nothing of ours, which decodes by itself (`outside`).
 Works on two backends and a list of images; knows no format, and nothing of where images come from.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tellapart import numerals
-from tellapart.contract import BadImage, Pixels, answers
-from tellapart.contract.resizing import open_pixels
-from tellapart.errors import DataError, ExportError
+from tellapart.contract import Pixels, answers
 from tellapart.evaluation.metrics import wilson_interval
-from tellapart.export import outside
 from tellapart.export.base import Tolerance
-from tellapart.runtime import Backend, timing
+from tellapart.export.both import Floats, Measured, distance, latencies, measure
+from tellapart.export.outcome import Cases, Difference, Parity, Side
+from tellapart.runtime import Backend
 
-Floats = npt.NDArray[np.float64]
-_BATCH = 32
-_TURNS, _TURN_SECONDS = 4, 0.2  # of each side at one size of batch
-_LATENCY_SECONDS = 12.0  # for both sides together, at one size of batch
 _SHOWN = 5  # images with the largest differences
-
-
-@dataclass(frozen=True)
-class Case:
-    """One image: how it is called, a function that gives its bytes or pixels, and its class where it is known."""
-
-    name: str
-    read: Callable[[], bytes | Pixels]
-    label: int | None = None
-
-
-@dataclass(frozen=True)
-class Cases:
-    """Images to compare on. ``origin`` says in words where they are from; ``real``: whether they are photographs."""
-
-    images: Sequence[Case]
-    origin: str
-    real: bool = True
-
-
-@dataclass(frozen=True)
-class Side:
-    """What was measured of one of the two. Latencies in milliseconds by batch size: p50 and p95 of one call."""
-
-    accuracy: float | None
-    interval: tuple[float, float] | None
-    bytes: int
-    latency_ms: Mapping[int, Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One image on which both differ: name, both answers' classes and probabilities, largest difference."""
-
-    name: str
-    artifact: str
-    export: str
-    difference: float
-
-
-@dataclass(frozen=True)
-class Parity:
-    """The comparison of one exported file with its artifact.
-
-    Fractions in [0, 1]. ``agreement``: images with the same most probable class, of all. ``ties``: those that differ
-    but whose two classes lie within the tolerance of each other in the artifact; they do not count against it.
-    ``whole_difference``: the largest difference where the file ran as one graph on the image as plain Pillow decodes it
-    (None: it is no such file). ``full_difference``: the same where JPEG files were decoded whole although the contract
-    takes a part (None: it does not). ``pixels``: the share of values of the network's input that differ, and by how
-    many levels at most.
-    ``features_difference``: how far an image's features are from the artifact's at most, of their length (None: the
-    file has none). ``where``: where a difference begins; only after a failed comparison. ``several``: images can have
-    several labels; ``agreement`` is then of images with the same labels, and ties lie at a threshold.
-    """
-
-    format: str
-    precision: str
-    file: str
-    n: int
-    origin: str
-    real: bool
-    unreadable: int
-    agreement: float
-    ties: int
-    max_difference: float
-    mean_difference: float
-    whole_difference: float | None
-    pixels: Mapping[str, float]
-    tolerance: Tolerance
-    reasons: tuple[str, ...]
-    artifact: Side
-    export: Side
-    threads: int
-    largest: tuple[Difference, ...]
-    where: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    full_difference: float | None = None
-    several: bool = False
-    features_difference: float | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether the file may be used."""
-        return not self.reasons
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        values = dataclasses.asdict(self)
-        for side in ("artifact", "export"):
-            latencies = values[side]["latency_ms"].items()
-            values[side]["latency_ms"] = {str(batch): times for batch, times in latencies}
-        return {"passed": self.passed, **values}
-
-
-@dataclass(frozen=True)
-class Uncompared:
-    """A file of which there is no comparison, or a format that there is no file of, and why.
-
-    ``written``: whether there is a file.
-    """
-
-    format: str
-    precision: str
-    file: str
-    reasons: tuple[str, ...]
-    written: bool
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    passed = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {"passed": False, **dataclasses.asdict(self)}
-
-
-@dataclass
-class Measured:
-    """What both backends said to the images that both could read: probabilities [N, K], and more."""
-
-    artifact: Floats
-    export: Floats
-    whole: Floats | None
-    names: list[str]
-    labels: list[int | None]
-    pixels: dict[str, float]
-    worst: Pixels
-    unreadable: int
-    found: str = ""
-    full: Floats | None = None
-    features: float | None = None
-    inside: int = 0  # images that only our decoder reads, so that even the graph got its pixels
-
-
-def measure(
-    artifact: Backend,
-    export: Backend,
-    cases: Cases,
-    advance: Callable[[int], None],
-    watch: Callable[[Pixels], str] | None = None,
-    features: bool = False,
-) -> Measured:
-    """Run both over the images, a batch at a time. Raises DataError where no image can be read.
-
-    An image that one of the two can read and the other cannot is an error of the export, and raised as ExportError.
-    ``watch`` looks at the same pixels, and says what is wrong inside the file; the first thing is kept as ``found``.
-    ``features``: these are compared too.
-    """
-    found, apart = "", 0.0
-    parts: list[tuple[Floats, Floats]] = []
-    whole, full = list[Floats](), list[Floats]()
-    inside = 0
-    names: list[str] = []
-    labels: list[int | None] = []
-    pixels = {"share": 0.0, "levels": 0.0}
-    worst: list[tuple[float, Pixels]] = []
-    unreadable = values = 0
-    for start in range(0, len(cases.images), _BATCH):
-        chunk = cases.images[start : start + _BATCH]
-        inputs: list[tuple[Pixels, Pixels]] = []
-        for case in chunk:
-            try:
-                content = case.read()
-                expected = artifact.prepare(content)
-            except (BadImage, OSError):
-                unreadable += 1
-                continue
-            try:
-                inputs.append((expected, export.prepare(content)))
-            except BadImage as error:
-                raise ExportError(f"it cannot take the image {case.name}: {error}") from error
-            if hasattr(export, "whole"):
-                own = _outside(content, artifact)
-                inside += own is None
-                whole.append(_whole(export, _ours(content, artifact) if own is None else own))
-                if artifact.card.preprocessing.decode == "scaled":
-                    other = _outside(content, artifact, decode_whole=True)
-                    full.append(whole[-1] if other is None else _whole(export, other))
-            names.append(case.name)
-            labels.append(case.label)
-        if inputs:
-            ours, theirs = (np.stack(side) for side in zip(*inputs, strict=True))
-            found = found or (watch(theirs) if watch else "")
-            distance = np.abs(ours.astype(np.int16) - theirs)
-            pixels["share"] += float((distance > 0).sum())
-            pixels["levels"] = max(pixels["levels"], float(distance.max()))
-            values += distance.size
-            pair = _probabilities(artifact, ours), _probabilities(export, theirs)
-            parts.append(pair)
-            if features:
-                apart = max(apart, _features_apart(artifact.features(ours), export.features(theirs)))
-            furthest = _distance(*pair)
-            worst += [(float(furthest[row]), ours[row]) for row in np.argsort(-furthest)[:8]]
-            worst = sorted(worst, key=lambda entry: -entry[0])[:8]
-        advance(len(chunk))
-    if not parts:
-        raise DataError("None of the images can be read.")
-    pixels["share"] /= values
-    first, second = (np.concatenate(side) for side in zip(*parts, strict=True))
-    chosen = np.stack([image for _, image in worst])
-    graph, unreduced = (np.concatenate(given) if given else None for given in (whole, full))
-    return Measured(
-        first, second, graph, names, labels, pixels, chosen, unreadable, found, unreduced,
-        apart if features else None, inside,
-    )  # fmt: skip
-
-
-def _probabilities(side: Backend, pixels: Pixels) -> Floats:
-    """Return probabilities [B, K], also where they are not numbers."""
-    return answers.unchecked(side.logits(pixels), side.card).probabilities
-
-
-def _features_apart(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
-    """Return the largest length of a difference of [B, F], of the length of ours; infinite where it is no number."""
-    if ours.shape != theirs.shape:
-        raise ExportError(f"its features are {list(theirs.shape[1:])}, the artifact's {list(ours.shape[1:])}")
-    lengths = np.linalg.norm(ours.astype(np.float64), axis=1)
-    apart = np.linalg.norm(ours.astype(np.float64) - theirs, axis=1) / np.where(lengths > 0, lengths, 1.0)
-    return float(np.nan_to_num(apart, nan=np.inf).max())
-
-
-def _whole(export: Any, pixels: Pixels) -> Floats:
-    """Return the file's own probabilities for one decoded image, [1, K]."""
-    return np.asarray(export.whole(pixels[None])[0], np.float64)
-
-
-def _ours(content: bytes | Pixels, artifact: Backend) -> Pixels:
-    return open_pixels(content, artifact.card.preprocessing)
-
-
-def _outside(content: bytes | Pixels, artifact: Backend, decode_whole: bool = False) -> Pixels | None:
-    """Return an image as a program without anything of ours decodes it; None where that does not read it."""
-    if not isinstance(content, bytes):
-        return _ours(content, artifact)
-    return outside.pixels(content, artifact.card.preprocessing, decode_whole)
-
-
-def _distance(first: Floats, second: Floats) -> Floats:
-    """Return each image's largest difference of a probability: [N]; infinite where a value is not a number."""
-    distance: Floats = np.nan_to_num(np.abs(first - second), nan=np.inf).max(axis=1)
-    return distance
-
-
-def latencies(sides: Sequence[Backend], pixels: Pixels, batch: int) -> list[dict[str, float]]:
-    """Return p50 and p95 of calls in milliseconds for each side; they take turns, so a busy machine hits both."""
-    images = np.ascontiguousarray(np.resize(pixels, (batch, *pixels.shape[1:])))
-    calls = [functools.partial(side.logits, images) for side in sides]
-    found = []
-    for turns in timing.in_turns(calls, _TURNS, _TURN_SECONDS, longest=_LATENCY_SECONDS):
-        points = timing.percentiles([value for turn in turns for value in turn.milliseconds], (50, 95)) or {}
-        found.append({name: round(value, 4) for name, value in points.items()})
-    return found
 
 
 def judge(
@@ -305,7 +42,7 @@ def judge(
         lead = first[rows, ours] - first[rows, theirs]
         ties = differ & (lead <= tolerance.probability)
     agreement = float((~differ).mean())
-    furthest = float(_distance(first, second).max())
+    furthest = float(distance(first, second).max())
     reasons = []
     if not furthest <= tolerance.probability:
         reasons.append(
@@ -319,7 +56,7 @@ def judge(
             f"({numerals.percent(counted)} agree; {numerals.percent(tolerance.agreement)} are needed)"
         )
     if measured.whole is not None:
-        furthest = float(_distance(first, measured.whole).max())
+        furthest = float(distance(first, measured.whole).max())
         if not furthest <= tolerance.probability:
             reasons.append(f"run as one graph, the file differs by {furthest:.2g} in a probability")
     if measured.features is not None and not measured.features <= tolerance.features:
@@ -376,22 +113,22 @@ def compare(
     agreement, ties, reasons = judge(measured, tolerance, artifact.card.thresholds)
     both = [artifact, export]
     timed = {batch: latencies(both, measured.worst, batch) for batch in batches}
-    distance = _distance(measured.artifact, measured.export)
+    apart = distance(measured.artifact, measured.export)
     mean = float(np.abs(measured.artifact - measured.export).mean())
-    whole = None if measured.whole is None else float(_distance(measured.artifact, measured.whole).max())
+    whole = None if measured.whole is None else float(distance(measured.artifact, measured.whole).max())
     return Parity(
         **{
             **about,
             "notes": (*about.get("notes", ()), *_notes(measured, artifact.card.preprocessing.decode)),
         },
-        n=len(distance),
+        n=len(apart),
         origin=cases.origin,
         real=cases.real,
         unreadable=measured.unreadable,
         agreement=agreement,
         several=artifact.card.several,
         ties=ties,
-        max_difference=_finite(float(distance.max())),
+        max_difference=_finite(float(apart.max())),
         mean_difference=_finite(mean),
         whole_difference=None if whole is None else _finite(whole),
         pixels=measured.pixels,
@@ -400,9 +137,9 @@ def compare(
         artifact=side(measured.artifact, measured.labels, sizes[0], {b: t[0] for b, t in timed.items()}),
         export=side(measured.export, measured.labels, sizes[1], {b: t[1] for b, t in timed.items()}),
         threads=threads,
-        largest=_largest(measured, distance, artifact.card.classes),
+        largest=_largest(measured, apart, artifact.card.classes),
         where=_where(measured, locate) if reasons else "",
-        full_difference=_finite(float(_distance(measured.artifact, measured.full).max()))
+        full_difference=_finite(float(distance(measured.artifact, measured.full).max()))
         if measured.full is not None
         else None,
         features_difference=None if measured.features is None else _finite(measured.features),
@@ -418,7 +155,7 @@ def _notes(measured: Measured, decode: str) -> list[str]:
             "card says. A program that decodes them whole gets other answers"
         )
         if measured.full is not None:
-            furthest = float(_distance(measured.artifact, measured.full).max())
+            furthest = float(distance(measured.artifact, measured.full).max())
             flips = int((answers.best(measured.artifact) != answers.best(measured.full)).sum())
             text += (
                 f": a probability differed by up to {furthest:.2g}, and {flips} of {len(measured.full)} images got "
@@ -438,7 +175,7 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else 1.0
 
 
-def _largest(measured: Measured, distance: Floats, classes: Sequence[str]) -> tuple[Difference, ...]:
+def _largest(measured: Measured, apart: Floats, classes: Sequence[str]) -> tuple[Difference, ...]:
     def answer(values: Floats) -> str:
         (best,) = answers.best(values[None])
         return f"{classes[best]} {values[best]:.6f}"
@@ -448,9 +185,9 @@ def _largest(measured: Measured, distance: Floats, classes: Sequence[str]) -> tu
             measured.names[row],
             answer(measured.artifact[row]),
             answer(measured.export[row]),
-            _finite(float(distance[row])),
+            _finite(float(apart[row])),
         )
-        for row in np.argsort(-distance)[:_SHOWN]
+        for row in np.argsort(-apart)[:_SHOWN]
     )
 
 

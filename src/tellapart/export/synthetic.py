@@ -11,7 +11,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from tellapart.export.parity import Case, Cases
+from tellapart.export.outcome import Case, Cases
 
 _KINDS = (("JPEG", "RGB"), ("PNG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "L"), ("JPEG", "RGB"))
 

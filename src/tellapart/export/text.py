@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tellapart import numerals, pages
-from tellapart.export.parity import Parity, Side, Uncompared
+from tellapart.export.outcome import Parity, Side, Uncompared
 
 
 def render(parities: Sequence[Parity | Uncompared]) -> str:

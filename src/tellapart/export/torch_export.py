@@ -23,7 +23,7 @@ from tellapart.export import programs
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
 from tellapart.runtime import trust
-from tellapart.runtime.torch_program import CARD, GRAPH
+from tellapart.runtime.torch_program import CARD, GRAPH, kind_of
 
 COMPILERS = ("g++", "clang++", "c++")
 
@@ -31,7 +31,7 @@ COMPILERS = ("g++", "clang++", "c++")
 def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Written:
     """Write the program. Raises ExportError."""
     program = _plain(graph) if options.plain else _whole(graph)
-    extra = {CARD: card.to_json(), GRAPH: "plain" if options.plain else "whole"}
+    extra = {CARD: card.to_json(), GRAPH: kind_of(options.plain, options.features)}
     with programs.quiet():
         torch.export.save(program, target, extra_files=extra)
     facts = {
@@ -53,7 +53,11 @@ def write_compiled(graph: GraphModel, card: Card, target: Path, options: Options
     from torch._inductor import aoti_compile_and_package
 
     program = _whole(graph)
-    metadata = {"tellapart": card.to_json(), "graph": "whole", "version": packages.version("tellapart") or ""}
+    metadata = {
+        "tellapart": card.to_json(),
+        "graph": kind_of(options.plain, options.features),
+        "version": packages.version("tellapart") or "",
+    }
     try:
         with programs.quiet():
             aoti_compile_and_package(
@@ -90,7 +94,7 @@ def _whole(graph: GraphModel) -> torch.export.ExportedProgram:
 
 def _plain(graph: GraphModel) -> torch.export.ExportedProgram:
     example = graph.classify.preprocess(graph.example())
-    return programs.trace(graph.network, example, programs.batch_dim())
+    return programs.trace(graph.bare, example, programs.batch_dim())
 
 
 def _operators(program: torch.export.ExportedProgram) -> dict[str, int]:

@@ -25,7 +25,7 @@ from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
 from tellapart.preprocess.transform import matrix, weigh
 from tellapart.runtime import trust
-from tellapart.runtime.torch_program import CARD, GRAPH
+from tellapart.runtime.torch_program import CARD, GRAPH, kind_of
 
 LEGACY = "TorchScript is legacy: PyTorch no longer develops it. Prefer --to torch-export."
 
@@ -36,11 +36,12 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
         with programs.quiet(), torch.no_grad():
             if options.plain:
                 example = graph.classify.preprocess(graph.example())
-                module = torch.jit.trace(graph.network, example, check_trace=False)
+                module = torch.jit.trace(graph.bare, example, check_trace=False)
             else:
                 classify = torch.jit.trace(graph.classify, graph.example_pixels(), check_trace=False)
-                module = torch.jit.script(_Whole(_Resize(card.preprocessing), classify))
-            extra = {CARD: card.to_json(), GRAPH: "plain" if options.plain else "whole"}
+                whole = _WithFeatures if options.features else _Whole
+                module = torch.jit.script(whole(_Resize(card.preprocessing), classify))
+            extra = {CARD: card.to_json(), GRAPH: kind_of(options.plain, options.features)}
             module.save(str(target), _extra_files=extra)
     except Exception as error:  # TorchScript's compiler has many
         raise ExportError(f"TorchScript cannot hold this network: {programs.first_line(error)}") from error
@@ -89,6 +90,14 @@ class _Whole(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         probabilities, logits = self.classify(self.resize(images))
         return probabilities, logits
+
+
+class _WithFeatures(_Whole):
+    """uint8 [B, H, W, C] -> (probabilities, logits, features), in TorchScript's words."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        probabilities, logits, features = self.classify(self.resize(images))
+        return probabilities, logits, features
 
 
 class _Resize(nn.Module):

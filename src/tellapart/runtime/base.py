@@ -64,7 +64,7 @@ class Opened:
         """Raise ArtifactError: this file has none."""
         raise ArtifactError(
             f"This {self.format} file does not give features. Use the artifact itself, or export it with them: "
-            "tellapart export MODEL --features --to onnx (or openvino)."
+            "tellapart export MODEL --features --to onnx (or openvino, torch-export, aot-inductor, torchscript)."
         )
 
     def features(self, images: Pixels) -> npt.NDArray[np.float32]:

@@ -101,13 +101,14 @@ class PlainOnnxBackend(PlainNetwork):
     format = "onnx"
 
     def __init__(self, model: Any, card: Card, threads: int, device: str = "cpu") -> None:
-        super().__init__(card)
+        self._outputs = [name for name in (LOGITS, FEATURES) if name in {v.name for v in model.graph.output}]
+        super().__init__(card, FEATURES in self._outputs)
         self._session = _computing(model, threads, device)
         self.device, self.provider = device, providers.used(self._session, device)
 
-    def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for normalised float32 [B, C, height, width]."""
-        return _in_parts(self._session, INPUT, images_NCHW, self.device)[0]
+    def network(self, images_NCHW: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], ...]:
+        """Return what the file gives for normalised float32 [B, C, height, width]."""
+        return tuple(_in_parts(self._session, INPUT, images_NCHW, self.device, outputs=self._outputs))
 
 
 class ReadyOnnxBackend(SizedOutside):

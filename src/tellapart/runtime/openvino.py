@@ -101,12 +101,13 @@ class PlainOpenVinoBackend(PlainNetwork):
     format = "openvino"
 
     def __init__(self, openvino: Any, model: Any, card: Card, threads: int) -> None:
-        super().__init__(card)
+        super().__init__(card, any(FEATURES in output.get_names() for output in model.outputs))
         self._network = Requests(openvino, compiled(openvino, model, settings(threads)))
 
-    def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for normalised float32 [B, C, height, width]."""
-        return np.asarray(self._network(images_NCHW)[0], np.float32)
+    def network(self, images_NCHW: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], ...]:
+        """Return what the file gives for normalised float32 [B, C, height, width]."""
+        answer = self._network(images_NCHW)
+        return tuple(np.asarray(answer[place], np.float32) for place in range(1 + self._has_features))
 
 
 class _Stack(ctypes.Structure):

@@ -24,14 +24,32 @@ class SizedOutside(Opened):
         return resize(open_pixels(content, contract), contract)
 
 
+Floats = npt.NDArray[np.float32]
+
+
 class PlainNetwork(SizedOutside, abc.ABC):
     """A backend whose file holds only ``network``."""
 
-    @abc.abstractmethod
-    def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the bare network's logits, float32 [B, K], for normalised float32 [B, C, height, width]."""
+    def __init__(self, card: Card, has_features: bool = False) -> None:
+        super().__init__(card)
+        self._has_features = has_features
 
-    def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
+    @abc.abstractmethod
+    def network(self, images_NCHW: Floats) -> tuple[Floats, ...]:
+        """Return what the bare network gives for normalised float32 [B, C, height, width].
+
+        Logits [B, K], and features [B, F] where the file has them, each float32.
+        """
+
+    def logits(self, images_NHWC: Pixels) -> Floats:
         """Return float32 [B, K] for uint8 [B, height, width, C]."""
         images = normalise(images_NHWC, self.card.preprocessing)
-        return averaged(self.network, images, self.card.views)
+        return averaged(lambda some: self.network(some)[0], images, self.card.views)
+
+    def with_features(self, images: Pixels) -> tuple[Floats, Floats]:
+        """Return logits [B, K] and features [B, F], averaged alike. Raises ArtifactError where the file has none."""
+        if not self._has_features:
+            return super().with_features(images)
+        pixels, count = normalise(images, self.card.preprocessing), len(self.card.classes)
+        both = averaged(lambda some: np.concatenate(self.network(some), 1), pixels, self.card.views, count)
+        return both[:, :count], both[:, count:]

@@ -30,6 +30,7 @@ from tellapart.runtime.plain import PlainNetwork
 from tellapart.runtime.trust import read
 
 CARD, GRAPH = "card.json", "graph.txt"  # the names of the extra files
+WITH_FEATURES = " with features"  # after a graph's kind, plain or whole
 Program = Callable[[torch.Tensor], Any]
 
 
@@ -54,10 +55,12 @@ class _Runner:
 
 
 class TorchProgramBackend(Opened):
-    """A program of images, uint8 [B, H, W, C] -> (probabilities, logits), float32 [B, K]."""
+    """A program of images, uint8 [B, H, W, C] -> (probabilities, logits), float32 [B, K], and maybe features [B, F]."""
 
-    def __init__(self, name: str, program: Program, card: Card, threads: int) -> None:
-        self.format, self.card = name, card
+    def __init__(
+        self, name: str, program: Program, card: Card, threads: int, has_features: bool = False
+    ) -> None:
+        self.format, self.card, self._has_features = name, card, has_features
         self._run = _Runner(program, threads)
 
     def prepare(self, content: bytes | Pixels) -> Pixels:
@@ -68,24 +71,34 @@ class TorchProgramBackend(Opened):
         """Return float32 [B, K] for uint8 [B, height, width, C]."""
         return self.whole(embedded(images_NHWC, self.card.preprocessing))[1]
 
+    def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return logits [B, K] and features [B, F] of one run. Raises ArtifactError where the file has none."""
+        if not self._has_features:
+            return super().with_features(images)
+        _, logits, features = self._run(embedded(images, self.card.preprocessing))
+        return logits.float().numpy(), features.float().numpy()
+
     def whole(self, images_NHWC: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Run the file as it is: uint8 [B, H, W, C] of any size -> (probabilities, logits)."""
-        probabilities, logits = self._run(images_NHWC)
+        probabilities, logits = self._run(images_NHWC)[:2]
         return probabilities.float().numpy(), logits.float().numpy()
 
 
 class PlainTorchBackend(PlainNetwork):
     """A bare network: everything around it is computed by `PlainNetwork`."""
 
-    def __init__(self, name: str, program: Program, card: Card, threads: int) -> None:
-        super().__init__(card)
+    def __init__(
+        self, name: str, program: Program, card: Card, threads: int, has_features: bool = False
+    ) -> None:
+        super().__init__(card, has_features)
         self.format = name
         self._run = _Runner(program, threads)
 
-    def network(self, images_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for normalised float32 [B, C, height, width]."""
-        logits: npt.NDArray[np.float32] = self._run(images_NCHW).float().numpy()
-        return logits
+    def network(self, images_NCHW: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], ...]:
+        """Return what the file gives for normalised float32 [B, C, height, width]."""
+        found = self._run(images_NCHW)
+        outputs = found if isinstance(found, (tuple, list)) else (found,)
+        return tuple(output.float().numpy() for output in outputs)
 
 
 TorchBackend = TorchProgramBackend | PlainTorchBackend
@@ -160,7 +173,9 @@ def _open_compiled(path: Path, content: bytes, threads: int) -> TorchBackend:
         raise ArtifactError(
             f"{path} cannot be run by torch {torch.__version__} here: {_short(error)}"
         ) from None
-    return _backend("aot-inductor", module, metadata.get("tellapart", ""), "whole", path, threads)
+    return _backend(
+        "aot-inductor", module, metadata.get("tellapart", ""), metadata.get("graph", "whole"), path, threads
+    )
 
 
 def _backend(
@@ -173,9 +188,14 @@ def _backend(
             "which its answers have no names; export the model with tellapart export."
         )
     described = card_of(card, path)
-    if graph == "plain":
-        return PlainTorchBackend(name, program, described, threads)
-    return TorchProgramBackend(name, program, described, threads)
+    kind, *more = graph.partition(WITH_FEATURES)[:2]
+    opened = PlainTorchBackend if kind == "plain" else TorchProgramBackend
+    return opened(name, program, described, threads, bool(more[0]))
+
+
+def kind_of(plain: bool, features: bool) -> str:
+    """Return what a file's description says of its graph."""
+    return ("plain" if plain else "whole") + WITH_FEATURES * features
 
 
 def _text(value: str | bytes) -> str:

@@ -224,6 +224,8 @@ class Batcher:
         result: Logits | Refusal
         try:
             result = self._in_parts(images)
+        except Refusal as refusal:
+            result = refusal
         except Exception as error:  # whatever a runtime raises; the worker must live
             _log.exception("a batch of %d images failed", len(images))
             short = isinstance(error, MemoryError)

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.contract import Card, answers
-from tellapart.errors import ServeError, TellapartError
+from tellapart.contract import Card, Pixels, answers
+from tellapart.errors import ArtifactError, ModelError, ServeError, TellapartError
 from tellapart.runtime import Backend, open_backend
 from tellapart.serve import drift
 from tellapart.serve.batching import Batcher, worthwhile
@@ -48,14 +48,43 @@ class Model:
         self.name, self.version, self.backend, self.counts, self.mix = name, version, backend, counts, mix
         self.users = 0
         self.retired = False
-        self.batcher = Batcher(
-            backend.logits,
-            counts,
-            max_batch=max_batch,
+        self._options, self._max_batch = options, max_batch
+        self.batcher = self._batcher(backend.logits)
+        self._featured: Batcher | None = None
+
+    @property
+    def featured(self) -> Batcher:
+        """What gives features after each image's logits, float32 [n, K + F]; made when it is first asked for."""
+        if self._featured is None:
+            self._featured = self._batcher(self._with_features)
+        return self._featured
+
+    def _batcher(self, compute: Callable[[Pixels], npt.NDArray[np.float32]]) -> Batcher:
+        options = self._options
+        return Batcher(
+            compute,
+            self.counts,
+            max_batch=self._max_batch,
             max_wait=options.max_wait_ms / 1000,
             capacity=options.queue,
             instances=options.instances,
         )
+
+    def _with_features(self, images: Pixels) -> npt.NDArray[np.float32]:
+        try:
+            return np.concatenate(self.backend.with_features(images), axis=1)
+        except (ArtifactError, ModelError) as error:
+            raise Refusal(400, "no_features", f"this model gives no features: {error}") from None
+
+    @property
+    def batchers(self) -> list[Batcher]:
+        """All that compute for it."""
+        return [self.batcher, *filter(None, [self._featured])]
+
+    def close(self) -> None:
+        """Take no more; what waits is computed."""
+        for batcher in self.batchers:
+            batcher.close()
 
     @property
     def card(self) -> Card:
@@ -80,7 +109,7 @@ class Model:
         """Close as soon as nobody uses it."""
         self.retired = True
         if not self.users:
-            self.batcher.close()
+            self.close()
 
 
 class Repository:
@@ -130,7 +159,7 @@ class Repository:
         finally:
             model.users -= 1
             if model.retired and not model.users:
-                model.batcher.close()
+                model.close()
 
     async def load(self, name: str) -> Model:
         """Open a model's file (again) and let it take over. Raises TellapartError; an older one then stays.
@@ -225,9 +254,10 @@ class Repository:
     async def close(self) -> None:
         """Compute what waits, and end."""
         for model in self._models.values():
-            model.batcher.close()
+            model.close()
         for model in self._models.values():
-            await asyncio.to_thread(model.batcher.join, 10)
+            for batcher in model.batchers:
+                await asyncio.to_thread(batcher.join, 10)
 
 
 def try_answer(card: Card, values: npt.NDArray[np.float64], mix: drift.ClassMix) -> None:

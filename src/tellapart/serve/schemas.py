@@ -56,18 +56,11 @@ def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 _CLASS = _object(label=_TEXT, probability=_SHARE)
 _TOLD = _object(label=_TEXT, probability=_SHARE, threshold=_SHARE)  # where an image can have several labels
-PREDICTIONS = _object(
-    model=_TEXT,
-    version=_COUNT,
-    predictions=_list(
-        {
-            "anyOf": [
-                _object(label=_TEXT, probability=_SHARE, top=_list(_CLASS)),
-                _object(labels=_list(_TOLD), top=_list(_CLASS)),
-            ]
-        }
-    ),
-)
+_ONE = _object(label=_TEXT, probability=_SHARE, top=_list(_CLASS))
+_SEVERAL = _object(labels=_list(_TOLD), top=_list(_CLASS))
+for _kind in (_ONE, _SEVERAL):  # where they were asked for
+    _kind["properties"]["features"] = _list(_NUMBER, description="The input of the last layer, if asked for.")
+PREDICTIONS = _object(model=_TEXT, version=_COUNT, predictions=_list({"anyOf": [_ONE, _SEVERAL]}))
 _MAP: dict[str, Any] = {"explained": _TEXT, "heat": _list(_list(_NUMBER)), "image": _TEXT}
 _HEAD: dict[str, Any] = {"model": _TEXT, "version": _COUNT}
 EXPLANATION = {

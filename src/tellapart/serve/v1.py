@@ -16,16 +16,24 @@ from starlette.responses import Response
 from tellapart.contract import Pixels, answers
 from tellapart.contract.decoding import to_shown
 from tellapart.serve import bodies, explain, schemas
-from tellapart.serve.batching import Expected
+from tellapart.serve.batching import Batcher, Expected
 from tellapart.serve.models import Model
 from tellapart.serve.refusal import Refusal, dumps
 from tellapart.serve.service import Service
 
 _INLINE_BYTES = 1 << 18  # what is larger is parsed in a thread, so that others are not kept waiting
 _MAX_TOP = 1000
+MOST_FEATURED = 32  # images of a request whose answer has features, thousands of numbers for each
 
 Top = Annotated[int, Query(ge=1, le=_MAX_TOP, description="How many classes to give for each image.")]
 Name = Annotated[str | None, Query(description="The model; by default the first.", max_length=100)]
+Featured = Annotated[
+    bool,
+    Query(
+        description="Whether to give each image's features too, the input of the model's last layer: for at most "
+        f"{MOST_FEATURED} images, and by models that have them (an artifact, or a file exported with --features)."
+    ),
+]
 Deadline = {
     "name": "Deadline-Ms", "in": "header", "required": False, "description": "Time for the answer, in milliseconds.",
     "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
@@ -62,13 +70,15 @@ def router(service: Service) -> APIRouter:
         | schemas.refusals(),
         openapi_extra={**schemas.images(many=True), "parameters": [Deadline]},
     )
-    async def predict_images(request: Request, top: Top = 5, model: Name = None) -> Response:
+    async def predict_images(
+        request: Request, top: Top = 5, model: Name = None, features: Featured = False
+    ) -> Response:
         """Label images: multipart form, raw bytes, or base64 in JSON; one or many.
 
         A body that comes without a content type, or with the one of forms that curl sends then, is taken for what it
         begins like: an image or JSON.
         """
-        return await predict(service, request, top, model)
+        return await predict(service, request, top, model, features=features)
 
     @routes.post(
         "/explain",
@@ -96,10 +106,11 @@ async def predict(
     name: str | None,
     version: str | None = None,
     addressed: bool = False,
+    features: bool = False,
 ) -> Response:
-    """Return labels for a request's images. ``addressed``: the address names the model, so no field may name another.
+    """Return labels for a request's images, and ``features`` where they are asked for.
 
-    Raises Refusal.
+    ``addressed``: the address names the model, so no field may name another. Raises Refusal.
     """
     deadline = service.deadline(request)
     expected = service.repository.get(name).batcher.expect()
@@ -110,20 +121,30 @@ async def predict(
             if addressed and given != name:
                 raise Refusal(400, "bad_model", "the body names another model than the address")
             with service.repository.lease(given, version) as model:
+                if features and len(asked.files) > MOST_FEATURED:
+                    raise Refusal(
+                        413, "too_many_images", f"features are given for at most {MOST_FEATURED} images"
+                    )
                 images = await service.files(asked.files, model, deadline)
-                logits = await _queued(service, model, images, deadline, expected)
-                told = answers.of(logits, model.card)
+                found = await _queued(
+                    model.featured if features else model.batcher, images, deadline, expected
+                )
+                count = len(model.card.classes)
+                told = answers.of(found[:, :count], model.card)
                 model.answered(told)
                 predictions = [one.to_dict() for one in told.top(top)]
+                if features:
+                    for prediction, row in zip(predictions, found[:, count:], strict=True):
+                        prediction["features"] = [float(f"{value:.9g}") for value in row]  # float32 in full
                 return reply({"model": model.name, "version": model.version, "predictions": predictions})
     finally:
         expected.arrived()
 
 
 async def _queued(
-    service: Service, model: Model, images: Pixels, deadline: float, expected: Expected
+    batcher: Batcher, images: Pixels, deadline: float, expected: Expected
 ) -> npt.NDArray[np.float32]:
-    answer = model.batcher.submit(images, deadline)
+    answer = batcher.submit(images, deadline)
     expected.arrived()
     return await answer
 

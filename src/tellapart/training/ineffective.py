@@ -139,7 +139,10 @@ RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
     (("training.betas",), _optimizer("adam", "adamw", "muon")),
     (
         ("training.early_epochs",),
-        _when(lambda _, f: not f.early, "the network has no parameters that train only early"),
+        _when(
+            lambda s, f: bool(s.training.early_epochs) and not f.early,
+            "the network has no parameters that train only early",
+        ),
     ),
     (("training.size_epochs",), _on("training", "start_size", "images have one size in all epochs")),
     (

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tellapart.runtime import open_backend
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console
 from tellapart.workflow import own_code, quantising
-from tellapart.workflow.given import several
+from tellapart.workflow.given import named, several
 from tellapart.workflow.run import train
 
 METHODS = ("int8", "qat", "prune", "sparse", "distill")
@@ -75,8 +75,11 @@ class Options:
 
 def compress(
     path: str | os.PathLike[str],
-    data: str | os.PathLike[str] | None = None,
+    data: Any = None,
     *,
+    val: Any = None,
+    test: Any = None,
+    classes: Iterable[str] | None = None,
     method: str | Sequence[str] = ("int8",),
     out: str | os.PathLike[str] = "compressed",
     ratio: float | Sequence[float] = (0.5,),
@@ -100,7 +103,13 @@ def compress(
 
     Args:
         path: run folder or artifact.
-        data: labelled images; None: the data that the run was trained with (path is then a run folder).
+        data: labelled images, a path, or as for ``train`` an object; or a section of a spec, such as
+            ``{"source": "photos.csv", "label_column": "kind"}``. None: the data that the run was trained with (path is
+            then a run folder).
+        val: validation images where ``data`` is an object; without them, part of those that train.
+        test: the same for the test; candidates are compared on these, else on validation.
+        classes: names of the classes in the order of the labels' numbers, for an object whose numbers are not the
+            places in the model's classes.
         method: what to do: int8, qat (with training), prune (channels), sparse (weights), distill; or several.
         out: a new folder: a run folder or file for each candidate, compress.json and compress.html.
         ratio: parts of the operations (prune) or weights (sparse) to take away.
@@ -134,48 +143,38 @@ def compress(
         runtimes=several(runtime),
         threads=threads,
     )
-    return compress_by(options, path, data, several(method), out, spec, quiet, changes, trust, model, loss)
+    methods = several(method)
+    _check(methods, student, path)
+    folder = _new_folder(out)
+    objects, source = named(data, val, test, classes)
+    with Console(quiet=quiet) as console:
+        subject = open_subject(path, objects, source, changes, spec, console)
+    own = own_code.opened(subject.file, subject.card.architecture.name, trust, model, subject.spec, loss)
+    with own, runs.alone(folder):
+        _new_folder(out)  # another may have filled it in the meantime
+        work = _Work(subject, folder, options, quiet)
+        candidates = [work.base()]
+        for name in dict.fromkeys(methods):
+            candidates += work.methods[name]()
+        with Console(quiet=quiet) as console:
+            comparison = _compare(subject, folder, candidates, options, console)
+        comparison.write()
+        page.write_page(comparison)
+    return comparison
 
 
-def compress_by(
-    chosen: Options,
-    path: str | os.PathLike[str],
-    data: str | os.PathLike[str] | None,
-    methods: Sequence[str],
-    out: str | os.PathLike[str],
-    spec: str | os.PathLike[str] | None = None,
-    quiet: bool = False,
-    changes: Mapping[str, Any] | None = None,
-    trust: Trust = False,
-    model: Any = None,
-    loss: Any = None,
-) -> Comparison:
-    """Do what `compress` does, by its options as one value."""
+def _check(methods: Sequence[str], student: str, path: str | os.PathLike[str]) -> None:
+    """Refuse what cannot be done with a model. Raises SpecError, ArtifactError."""
     for method in methods:
         if method not in METHODS:
             raise SpecError(f"There is no method {method!r}. {did_you_mean(method, METHODS)}")
-    if "distill" in methods and not chosen.student:
+    if "distill" in methods and not student:
         raise SpecError("distill needs a smaller network: --student NAME (see: tellapart models).")
     if artifact.read_card(artifact.find(path)).several:
         raise SpecError(
             "compress compares models by the accuracy of one label for each image, and this model tells several: that "
             "is not there yet. tellapart export writes it in fp32 and fp16."
         )
-    folder = _new_folder(out)
-    with Console(quiet=quiet) as console:
-        subject = open_subject(path, data, dict(changes or {}), spec, console)
-    own = own_code.opened(subject.file, subject.card.architecture.name, trust, model, subject.spec, loss)
-    with own, runs.alone(folder):
-        _new_folder(out)  # another may have filled it in the meantime
-        work = _Work(subject, folder, chosen, quiet)
-        candidates = [work.base()]
-        for method in dict.fromkeys(methods):
-            candidates += work.methods[method]()
-        with Console(quiet=quiet) as console:
-            comparison = _compare(subject, folder, candidates, chosen, console)
-        comparison.write()
-        page.write_page(comparison)
-    return comparison
 
 
 def _new_folder(out: str | os.PathLike[str]) -> Path:
@@ -341,7 +340,7 @@ class _Work:
             spec.training.epochs if student else max(1, spec.training.epochs // 4)
         )
         changes = {**changes, "training.epochs": epochs, "run.dir": str(place)}
-        result = train(spec=update(spec, changes), quiet=self.quiet)
+        result = train(self.subject.objects, spec=update(spec, changes), quiet=self.quiet)
         if result.interrupted:
             text = (
                 f"Interrupted. Results so far: {self.folder}; to finish this part: tellapart resume {place}"

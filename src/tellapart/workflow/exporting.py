@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,30 +17,24 @@ import tellapart
 from tellapart import artifact, files, packages, runs
 from tellapart.contract import BadImage, Card, Pixels
 from tellapart.contract.resizing import load
-from tellapart.data.samples import Samples
-from tellapart.data.sources import opening
 from tellapart.errors import (
     ArtifactError,
-    DataError,
     ExportError,
     MissingPackageError,
     SpecError,
-    UserError,
     did_you_mean,
 )
-from tellapart.export import apart, formats, synthetic, text
+from tellapart.export import apart, formats, text
 from tellapart.export.base import Exporter, Options
 from tellapart.export.graph import graph_of
 from tellapart.export.onnx import LOWEST_OPSET
-from tellapart.export.parity import Case, Cases, Parity, Uncompared
+from tellapart.export.outcome import Cases, Parity, Uncompared
 from tellapart.references import Trust
 from tellapart.runtime import environments, providers
-from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
 from tellapart.workflow import own_code
-from tellapart.workflow.exported import content_of
-from tellapart.workflow.given import several
-from tellapart.workflow.measure import with_classes, with_kind
+from tellapart.workflow.cases import cases_of
+from tellapart.workflow.given import named, several
 
 PARITY, PAGE = "parity.json", "parity.html"
 REJECTED = ".rejected"
@@ -91,7 +84,8 @@ def export(
     batch: int = 0,
     opset: int = 0,
     env: str | os.PathLike[str] = "",
-    data: str | os.PathLike[str] | None = None,
+    data: Any = None,
+    classes: Iterable[str] | None = None,
     split: str = "",
     images: int = 500,
     threads: int = 0,
@@ -117,8 +111,11 @@ def export(
         batch: images of one call, for formats that fix it; 0: any, or the format's own choice.
         opset: of ONNX files, from 18 on; 0: torch's own choice.
         env: folder of the environment that litert or executorch have of their own; an error says how to make it.
-        data: labelled images to compare on; None: those that the run was trained with (its validation part), or
-            made-up ones where there is no run.
+        data: labelled images to compare on, a path, or as for ``train`` an object; or a section of a spec, such as
+            ``{"source": "test.csv", "label_column": "kind"}``. None: those that the run was trained with (its
+            validation split), or made-up ones where there is no run.
+        classes: names of the classes in the order of the labels' numbers, for an object whose numbers are not the
+            places in the model's classes.
         split: train, val, test or all; by default val where there is one, else test, else all.
         images: how many to compare on at most, of each class alike.
         threads: what both compute with; 0: as many as torch uses.
@@ -135,59 +132,27 @@ def export(
     if images < 1 or threads < 0 or batch < 0:
         raise SpecError("images must be at least 1, threads and batch at least 0.")
     providers.parse(device)
-    wanted = _wanted(
-        several(to), several(precision), Options(plain=plain, batch=batch, opset=opset, features=features)
-    )
+    asked = Options(plain=plain, batch=batch, opset=opset, features=features)
+    wanted = _wanted(several(to), several(precision), asked)
     folder, found = Path(out), artifact.find(path)
     _refuse_existing(folder, wanted)
     card = artifact.read_card(found)
+    objects, source = named(data, classes=classes)
     with contextlib.ExitStack() as stack:
         stack.enter_context(environments.at(os.fspath(env)))
         stack.enter_context(own_code.opened(found, card.architecture.name, trust, model))
         console = stack.enter_context(Console(quiet=quiet))
         used = stack.enter_context(_threads(threads))
-        cases = _cases(found, card, data, split, images, data_changes, console)
+        cases = cases_of(found, card, objects, {**source, **data_changes}, split, images, console)
         stack.enter_context(runs.alone(folder))
         _refuse_existing(folder, wanted)  # what another wrote in the meantime
         files.sweep(folder, files.EARLIER_EXPORTS)
-        results, errors = [], []
-        for entry, options in wanted:
-            try:
-                results.append(_export_one(entry, options, found, folder, cases, used, device, console))
-            except (ExportError, MissingPackageError, environments.MissingEnvironmentError) as error:
-                errors.append(error)
-                name = entry.file_name(options)
-                results.append(
-                    ([], Uncompared(entry.name, options.precision, name, (str(error),), written=False))
-                )
-            if len(errors) < len(results):  # also what comes before a format that takes hours, or Ctrl-C
-                _write_comparisons(folder, path, [one for _, one in results])
-    if len(errors) == len(wanted):
-        raise errors[0]
-    parities = tuple(one for _, one in results)
-    good = [file for files, one in results for file in files if one.passed]
-    bad = [file for files, one in results for file in files if not one.passed]
-    return Export(tuple(good), tuple(bad), parities, folder / PAGE)
-
-
-def _write_comparisons(
-    folder: Path, model: str | os.PathLike[str], parities: Sequence[Parity | Uncompared]
-) -> None:
-    """Write ``parity.json`` and the page, over those of before."""
-    content = {
-        "model": str(model),
-        "tellapart": tellapart.__version__,
-        "formats": [one.to_dict() for one in parities],
-    }
-    runs.write_json(folder / PARITY, content)
-    files.write_text(folder / PAGE, text.page(parities, os.fspath(model), tellapart.__version__))
+        return _Work(os.fspath(path), found, folder, cases, used, device, console).run(wanted)
 
 
 def _wanted(to: Sequence[str], precision: Sequence[str], options: Options) -> list[tuple[Exporter, Options]]:
     """Return what to write, each format in each precision. Raises SpecError."""
     wanted = []
-    if options.features and options.plain:
-        raise SpecError("--features and --plain exclude each other: a plain file has logits alone.")
     for name in dict.fromkeys(to):
         entry = formats.find(name)
         if options.plain and not entry.plain:
@@ -236,36 +201,70 @@ def _threads(wanted: int) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _export_one(
-    entry: Exporter,
-    options: Options,
-    found: Path,
-    folder: Path,
-    cases: Cases,
-    threads: int,
-    device: str,
-    console: Console,
-) -> tuple[list[Path], Parity | Uncompared]:
-    """Write one file, compare it, and move it to its name, or to its rejected one; return files and comparison.
+@dataclass(frozen=True)
+class _Work:
+    """Writes files of one model into a folder, and compares each. ``model``: as it was named; ``found``: its file."""
 
-    Raises what its exporter raises.
-    """
-    name = entry.file_name(options)
-    with files.workplace(folder, folder / name) as workplace:
-        with console.busy(f"Writing {name}"):
-            card = artifact.read_card(found)
-            asked = dataclasses.replace(options, examples=_examples(cases, card, options.precision))
-            written = entry.write(graph_of(found, options.features), card, workplace / name, asked)
-        job = apart.Job(entry.name, options, written, found, cases, threads, device, environments.chosen())
-        with console.busy(f"Comparing {name}", len(cases.images)) as busy:
-            outcome = _compared(job, name, busy.advance)
-        ending = "" if outcome.passed else REJECTED
-        targets = [folder / (path.name + ending) for path in written.files]
-        for target in targets:
-            if os.path.lexists(target):
-                raise ArtifactError(f"{target} exists; choose another --out.")
-        files.move(list(zip(written.files, targets, strict=True))[::-1])  # the model itself last
-    return targets, outcome
+    model: str
+    found: Path
+    folder: Path
+    cases: Cases
+    threads: int
+    device: str
+    console: Console
+
+    def run(self, wanted: Sequence[tuple[Exporter, Options]]) -> Export:
+        """Write all. Raises the first error where none can be written."""
+        results: list[tuple[list[Path], Parity | Uncompared]] = []
+        errors: list[Exception] = []
+        for entry, options in wanted:
+            try:
+                results.append(self._one(entry, options))
+            except (ExportError, MissingPackageError, environments.MissingEnvironmentError) as error:
+                errors.append(error)
+                failed = (str(error),)
+                name = entry.file_name(options)
+                results.append(([], Uncompared(entry.name, options.precision, name, failed, written=False)))
+            if len(errors) < len(results):  # also what comes before a format that takes hours, or Ctrl-C
+                self._write_comparisons([one for _, one in results])
+        if len(errors) == len(wanted):
+            raise errors[0]
+        good = [file for files, one in results for file in files if one.passed]
+        bad = [file for files, one in results for file in files if not one.passed]
+        return Export(tuple(good), tuple(bad), tuple(one for _, one in results), self.folder / PAGE)
+
+    def _one(self, entry: Exporter, options: Options) -> tuple[list[Path], Parity | Uncompared]:
+        """Write one file, compare it, and move it to its name, or to its rejected one; return files and comparison.
+
+        Raises what its exporter raises.
+        """
+        name, found, cases = entry.file_name(options), self.found, self.cases
+        with files.workplace(self.folder, self.folder / name) as workplace:
+            with self.console.busy(f"Writing {name}"):
+                card = artifact.read_card(found)
+                asked = dataclasses.replace(options, examples=_examples(cases, card, options.precision))
+                written = entry.write(graph_of(found, options.features), card, workplace / name, asked)
+            chosen = environments.chosen()
+            job = apart.Job(entry.name, options, written, found, cases, self.threads, self.device, chosen)
+            with self.console.busy(f"Comparing {name}", len(cases.images)) as busy:
+                outcome = _compared(job, name, busy.advance)
+            ending = "" if outcome.passed else REJECTED
+            targets = [self.folder / (path.name + ending) for path in written.files]
+            for target in targets:
+                if os.path.lexists(target):
+                    raise ArtifactError(f"{target} exists; choose another --out.")
+            files.move(list(zip(written.files, targets, strict=True))[::-1])  # the model itself last
+        return targets, outcome
+
+    def _write_comparisons(self, parities: Sequence[Parity | Uncompared]) -> None:
+        """Write ``parity.json`` and the page, over those of before."""
+        content = {
+            "model": self.model,
+            "tellapart": tellapart.__version__,
+            "formats": [one.to_dict() for one in parities],
+        }
+        runs.write_json(self.folder / PARITY, content)
+        files.write_text(self.folder / PAGE, text.page(parities, self.model, tellapart.__version__))
 
 
 def _examples(cases: Cases, card: Card, precision: str) -> Pixels | None:
@@ -288,78 +287,3 @@ def _compared(job: apart.Job, name: str, advance: Callable[[int], None]) -> Pari
         return Uncompared(
             job.format, job.options.precision, name, (reason,), True, written.facts, written.notes
         )
-
-
-def _cases(
-    found: Path,
-    card: Card,
-    data: str | os.PathLike[str] | None,
-    split: str,
-    count: int,
-    changes: Mapping[str, Any],
-    console: Console,
-) -> Cases:
-    """Return the images to compare on: those of DATA, else the run's own, else made-up ones."""
-    if data is not None:
-        base = DataSpec(source=os.fspath(data), val_fraction=0.0, test_fraction=0.0)
-        return _of_source(update(base, dict(changes)), card, split, count, console)
-    if not runs.is_run(found.parent):
-        console.warn(f"{found} is in no run folder, so its images are not known; give them with --data DATA.")
-        return synthetic.synthetic(min(count, 200), channels=card.preprocessing.channels)
-    spec = update(runs.read_spec(found.parent / runs.SPEC_FILE).data, dict(changes))
-    try:
-        return _of_source(spec, card, split, count, console)
-    except UserError as error:
-        if split or changes:
-            raise
-        console.warn(f"The run's own images cannot be used ({error}); give others with --data DATA.")
-        return synthetic.synthetic(min(count, 200), channels=card.preprocessing.channels)
-
-
-def _of_source(spec: DataSpec, card: Card, split: str, count: int, console: Console) -> Cases:
-    spec = update(spec, with_kind({"labels": spec.labels}, card))
-    samples = with_classes(opening.open_source(spec, lambda note: None), card.classes)
-    if samples.targets is not None and not card.several:
-        raise DataError(
-            f"Images of {spec.source} can have several labels, and the model tells one of each. --data.labels single "
-            "leaves out those with several."
-        )
-    present = set(samples.splits.tolist())
-    chosen = split or next((name for name in ("val", "test") if name in present), "all")
-    part = samples if chosen == "all" else samples.split(chosen)
-    if not len(part):
-        raise DataError(f"{spec.source} has no {chosen} images.")
-    used = _only(part, stratified(part.labels, count))
-    cases = [
-        Case(
-            str(used.paths[row]),
-            functools.partial(content_of, used, row, card.preprocessing, spec.max_pixels),
-            None if card.several else int(used.labels[row]),
-        )
-        for row in range(len(used))
-    ]
-    words = "all of" if len(cases) == len(part) else f"{len(cases)} of the {len(part)} images of"
-    where = spec.source if chosen == "all" else f"{spec.source}, {chosen}"
-    return Cases(cases, where if words == "all of" else f"{where} ({words} it)")
-
-
-def _only(samples: Samples, rows: Any) -> Samples:
-    """Return the table of some rows, and of their pixels alone: another process gets it."""
-    chosen = samples.select(rows)
-    if chosen.pixels is None:
-        return chosen
-    keys = rows if chosen.keys is None else chosen.keys
-    return dataclasses.replace(chosen, pixels=np.asarray(chosen.pixels[keys]), keys=None)
-
-
-def stratified(labels: Any, count: int, seed: int = 0) -> Any:
-    """Return the rows of at most ``count`` samples, of each class alike as far as there are any: int64, sorted."""
-    generator = np.random.default_rng(seed)
-    shuffled = generator.permutation(len(labels))
-    place: dict[int, int] = {}
-    ranks = np.empty(len(labels), np.int64)  # the how-manieth of its class a sample is
-    for row in shuffled:
-        label = int(labels[row])
-        ranks[row] = place[label] = place.get(label, -1) + 1
-    order = shuffled[np.argsort(ranks[shuffled], kind="stable")]
-    return np.sort(order[:count])

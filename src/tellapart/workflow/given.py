@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tellapart import runs, tables
-from tellapart.data.samples import Samples
+from tellapart.data.samples import SPLITS, Samples
 from tellapart.data.sources import opening
 from tellapart.data.sources.objects import Objects, explain, is_objects, take
 from tellapart.errors import RunError
-from tellapart.spec import DataSpec
+from tellapart.spec import DataSpec, Spec, to_dict
 from tellapart.tracking import Console
 
 
@@ -29,6 +30,38 @@ def open_data(
         with console.busy("Reading images and labels", len(given)) as busy:
             given.look(spec, busy.advance)
     return opening.open_source(spec, say, warn, given)
+
+
+def named(
+    data: Any, val: Any = None, test: Any = None, classes: Iterable[str] | None = None
+) -> tuple[Objects | None, dict[str, Any]]:
+    """Return the objects that are given as data, if any, and the fields of the data section that are given with it.
+
+    ``data``: a path or a name; objects as for `train`; a ``Spec``, a ``DataSpec``, or a mapping of its fields such as
+    ``{"source": "photos.csv", "label_column": "kind"}``. A mapping of splits alone is objects. Raises DataError.
+    """
+    fields = _fields(data)
+    objects = take((fields or {}).get("source") if fields is not None else data, val, test, classes)
+    if objects is not None:
+        return objects, {"source": objects.name}
+    if fields is not None:
+        return None, fields
+    return None, {} if data is None else {"source": os.fspath(data)}
+
+
+def _fields(data: Any) -> dict[str, Any] | None:
+    """Return the fields that a section, or a mapping that is no mapping of splits, gives; None for anything else."""
+    if isinstance(data, Spec):
+        data = data.data
+    if isinstance(data, DataSpec):
+        default = to_dict(DataSpec())
+        return {
+            name: value for name, value in to_dict(data).items() if name == "source" or value != default[name]
+        }
+    if not isinstance(data, Mapping):
+        return None
+    known = {field.name for field in dataclasses.fields(DataSpec)}
+    return dict(data) if set(data) <= known and set(data) - set(SPLITS) else None
 
 
 def write(folder: Path, given: Objects | None) -> None:

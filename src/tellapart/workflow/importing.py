@@ -20,7 +20,7 @@ from tellapart.models import weights as loading
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console
-from tellapart.workflow.run import make_spec
+from tellapart.workflow.asked import make_spec
 
 
 def import_weights(

@@ -17,9 +17,9 @@ from tellapart.spec import Spec, update
 from tellapart.tracking import Console
 from tellapart.training import setup
 from tellapart.training.resolution import Resolution, facts
+from tellapart.workflow.asked import make_spec
 from tellapart.workflow.given import open_data
 from tellapart.workflow.pictures import augmented_pictures
-from tellapart.workflow.run import make_spec
 
 SHOWN = 8  # pictures of the grid before and after augmentation
 

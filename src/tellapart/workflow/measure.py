@@ -16,7 +16,7 @@ from tellapart.contract import Card
 from tellapart.data.samples import SPLITS, Samples, training_hashes
 from tellapart.data.sources import opening
 from tellapart.data.sources.listing import many
-from tellapart.data.sources.objects import Objects, take
+from tellapart.data.sources.objects import Objects
 from tellapart.data.stores import images as decoded
 from tellapart.devices import AMP_DTYPES, choose_device
 from tellapart.errors import DataError, RunError, SpecError, did_you_mean
@@ -32,7 +32,7 @@ from tellapart.spec import DataSpec, update
 from tellapart.tracking import Console
 from tellapart.training import own_metrics
 from tellapart.workflow.exported import Read
-from tellapart.workflow.given import open_data
+from tellapart.workflow.given import named, open_data
 
 
 def evaluate_set(
@@ -112,8 +112,8 @@ def evaluate(
 
     Args:
         path: run folder, artifact or exported file.
-        data: images with labels, a path or an object as for ``train``; None: the data that the run was trained with
-            (path is then a run folder).
+        data: images with labels, a path or an object as for ``train``, or a section of a spec; None: the data that the
+            run was trained with (path is then a run folder).
         classes: names of the classes in the order of the labels' numbers, for an object whose numbers are not the
             places in the model's classes.
         split: train, val, test or all; by default test where there is one, else val, else all.
@@ -140,7 +140,8 @@ def evaluate(
             f"{path} computes in the precision that it was exported in; --precision is for artifacts."
         )
     target = Path(out) if out else None
-    given = take(data, classes=classes)
+    given, source = named(data, classes=classes)
+    data_changes = {**source, **data_changes}
     with Console(quiet=quiet) as console:
         if exported:
             backend = runtime.open_backend(path, device, trust=trust)
@@ -149,7 +150,7 @@ def evaluate(
             backend = runtime.open_backend(
                 of_epoch(path, epoch), chosen_device, precision, trust=trust, model=model
             )
-        part, spec, chosen = _part(path, given or data, split, backend.card, data_changes, console)
+        part, spec, chosen = _part(path, given, split, backend.card, data_changes, console)
         _repeat_warnings(backend.card.warnings, console)
         if exported:  # decoded and sized by the file's own runtime
             with Read(backend, part, spec) as pictures:
@@ -228,7 +229,7 @@ def _repeat_warnings(warnings: Sequence[str], console: Console) -> None:
 
 def _part(
     model: str | os.PathLike[str],
-    data: str | os.PathLike[str] | Objects | None,
+    given: Objects | None,
     split: str,
     card: Card,
     changes: Mapping[str, Any],
@@ -236,20 +237,19 @@ def _part(
 ) -> tuple[Samples, DataSpec, str]:
     """Return the samples to measure on, where they are from, and the name of their part."""
     changes = with_kind(changes, card)
-    if data is None:
+    own = "source" not in changes
+    if own:
         if runtime.is_export(model):
             raise DataError(
                 f"{model} does not know its images; give labelled ones: tellapart evaluate {model} DATA"
             )
         spec = update(runs.read_spec(runs.require(model) / runs.SPEC_FILE).data, changes)
     else:
-        source = data.name if isinstance(data, Objects) else os.fspath(data)
-        spec = update(DataSpec(source=source, val_fraction=0.0, test_fraction=0.0), changes)
-    given = data if isinstance(data, Objects) else None
+        spec = update(DataSpec(val_fraction=0.0, test_fraction=0.0), changes)
     if given is not None:
         given.known, given.ranged = card.classes, card.preprocessing.range is not None
     samples = open_data(spec, given, console, lambda note: None)
-    if data is not None and split in SPLITS:
+    if not own and split in SPLITS:
         spec, samples = _split_of_training(model, spec, samples, split, console, given)
     if samples.targets is not None and not card.several:
         raise DataError(

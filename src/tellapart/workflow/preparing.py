@@ -6,7 +6,7 @@ Knows nothing of run folders.
 from __future__ import annotations
 
 import platform
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -28,11 +28,13 @@ from tellapart.workflow import given as giving
 from tellapart.workflow.telling import warn_of_leaks
 
 
-def in_turn(procs: Processes, work: Any) -> Any:
-    """Let the first process do what fills caches, and the others then find them."""
-    result = work() if procs.first else None
-    procs.wait()
-    return result if procs.first else work()
+@dataclass(frozen=True)
+class Ready:
+    """All that is known of a run before its first step: images and resolved spec, the plan, and the artifact's card."""
+
+    prepared: setup.RunData
+    plan: Plan
+    card: Card
 
 
 def opened(spec: Spec, given: Objects | None, console: Console) -> Samples:
@@ -68,12 +70,10 @@ def prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
     return prepared
 
 
-def make_plan(
-    prepared: setup.RunData, procs: Processes, console: Console
-) -> tuple[setup.RunData, Plan, Card]:
+def make_plan(prepared: setup.RunData, procs: Processes, console: Console) -> Ready:
     """Build what will be trained; everything that can be wrong in the spec is found here, before any file is made.
 
-    Returns ``prepared`` too, with a spec that leaves nothing open.
+    What the result has as ``prepared`` leaves nothing open.
     """
     if prepared.spec.training.threads:
         torch.set_num_threads(prepared.spec.training.threads)
@@ -99,7 +99,7 @@ def make_plan(
         },
         views=views(prepared.spec.input),
     )
-    prepared = autotune.choose(prepared, model, procs, console.message)
+    prepared = autotune.choose(prepared, model, procs)
     plan = setup.plan(prepared, model, procs)
     features.offer(plan, prepared, procs, console)
-    return prepared, plan, card
+    return Ready(prepared, plan, card)

@@ -1,38 +1,34 @@
-"""Training from a spec to a measured artifact: train, resume, and the search for a learning rate."""
+"""Training from a spec to a measured artifact: train, and going on with one run."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tellapart import artifact, files, recipes, runs
+from tellapart import artifact, files, runs
 from tellapart.contract import Card
 from tellapart.data.samples import Samples
-from tellapart.data.sources.objects import Objects, take
 from tellapart.errors import RunError
 from tellapart.evaluation import notebook
 from tellapart.references import Trust
-from tellapart.spec import InputSpec, Spec, update
-from tellapart.tracking import Console, Trackers, check_mlflow
-from tellapart.training import checkpoint, ineffective, loop, setup
+from tellapart.spec import Spec
+from tellapart.training import checkpoint, ineffective, loop
 from tellapart.training import progress as progressing
 from tellapart.training.callbacks import Callback
-from tellapart.training.distributed import Processes, processes
-from tellapart.training.methods import lr_finder
-from tellapart.training.methods.lr_finder import LrCurve
-from tellapart.training.resolution import checks
+from tellapart.training.resolution import Choice, checks
 from tellapart.training.speed.profile import Profile
-from tellapart.training.step import Plan
-from tellapart.workflow import extending, own_code, run_files
+from tellapart.workflow import extending, place, run_files
 from tellapart.workflow import given as giving
+from tellapart.workflow.asked import Again, Asked, Telling
 from tellapart.workflow.finishing import ArtifactKeeper, finish
 from tellapart.workflow.pictures import training_grid
-from tellapart.workflow.preparing import in_turn, make_plan, opened, prepare
-from tellapart.workflow.telling import RunReporter, headline, trackers
+from tellapart.workflow.place import Place
+from tellapart.workflow.preparing import Ready, make_plan, opened, prepare
+from tellapart.workflow.telling import RunReporter, choices_text, headline, trackers
 
 
 @dataclass(frozen=True)
@@ -51,31 +47,6 @@ class Result:
         return notebook.of_run(self.run, self.split, self.interrupted)
 
 
-def make_spec(
-    data: str | os.PathLike[str] | Objects | None = None,
-    /,
-    recipe: str | None = None,
-    spec: Spec | str | os.PathLike[str] | None = None,
-    **changes: Any,
-) -> Spec:
-    """Return the spec of: the defaults or a recipe, a spec or YAML file over it, and ``changes`` over that.
-
-    ``data`` is the source, or objects (`take`), whose name the source becomes; ``data`` among the changes is the source
-    too, or a mapping of the section's fields.
-    """
-    if isinstance(changes.get("data"), (str, os.PathLike)):
-        data = changes.pop("data")
-    base = recipes.recipe(recipe) if recipe else Spec()
-    if isinstance(spec, Spec):
-        base = spec
-    elif spec is not None:
-        base = runs.read_spec(spec, base)
-    base = update(base, changes)
-    if data is None:
-        return base
-    return update(base, {"data.source": data.name if isinstance(data, Objects) else os.fspath(data)})
-
-
 def train(
     data: Any = None,
     /,
@@ -86,6 +57,7 @@ def train(
     recipe: str | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,
     quiet: bool = False,
+    verbose: bool = False,
     profile: bool = False,
     callbacks: Sequence[Callback] = (),
     trust: Trust = False,
@@ -112,6 +84,7 @@ def train(
         recipe: name of a recipe to start from.
         spec: a Spec, or the path of a YAML file.
         quiet: no progress on standard error.
+        verbose: tell every choice that was made for options left open, not only those that the data decided.
         profile: tell where a step's time goes, and keep it, with a trace, under ``profile`` in the run's folder.
         callbacks: objects of classes derived from ``tellapart.Callback``, which take part in training. What they
             return as their state is saved with each checkpoint; give them to ``resume`` again.
@@ -129,132 +102,99 @@ def train(
 
     Raises: errors of ``tellapart.errors``.
     """
-    given = take(data, val, test, classes)
-    own = own_code.take(changes, loss=loss, metrics=metrics, optimizer=optimizer, schedule=schedule)
-    wanted = make_spec(given or data, recipe, spec, **own.changes)
-    wanted = own_code.consent(wanted, own, spec, trust)
-    ours = ineffective.given(wanted, make_spec(None, recipe))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(own.at_hand(wanted))
-        procs = stack.enter_context(processes(wanted.training.device))
-        console = stack.enter_context(Console(quiet=quiet or not procs.first))
-        checks.check_device(wanted, procs.device)
-        claim = stack.enter_context(runs.Claim(wanted.run.dir)) if procs.first else None
-        if procs.first and wanted.run.mlflow:
-            check_mlflow()
-        samples = in_turn(procs, lambda: opened(wanted, given, console))
-        new = New(wanted, given, samples, wanted.input, ours, tuple(callbacks), profile)
-        return begin(new, procs, console, claim.make if claim else None)
+    asked = Asked.of(
+        data,
+        (val, test, classes),
+        (recipe, spec),
+        changes,
+        {"loss": loss, "metrics": metrics, "optimizer": optimizer, "schedule": schedule},
+        trust,
+        Telling(quiet, verbose, profile, tuple(callbacks)),
+    )
+    with asked.own.at_hand(asked.spec), place.for_new(asked.spec, quiet) as where:
+        samples = where.in_turn(lambda: opened(asked.spec, asked.objects, where.console))
+        return begin(New(asked, asked.spec, samples), where)
 
 
 @dataclass(frozen=True)
 class New:
-    """A run that is to begin: its spec, the samples, and what is only asked for in messages.
+    """A run that is to begin.
 
-    ``input``: the section as it was before anything was chosen; ``ours``: the fields that the user has set.
+    Where it is one of several, ``spec`` is its own, in which ``chosen`` are choices that were made for all of them,
+    ``several`` is True (it is their common folder, around its own, that is to be resumed), and ``telling`` may be less.
     """
 
-    wanted: Spec
-    given: Objects | None
+    asked: Asked
+    spec: Spec
     samples: Samples
-    input: InputSpec
-    ours: set[str]
-    callbacks: tuple[Callback, ...] = ()
-    profile: bool = False
+    chosen: tuple[Choice, ...] = ()
+    several: bool = False
+    first: bool = True
+
+    @property
+    def callbacks(self) -> tuple[Callback, ...]:
+        """Those that the person gave."""
+        return self.asked.telling.callbacks
 
 
-def begin(
-    new: New, procs: Processes, console: Console, make: Callable[[str], Path] | None, part: bool = False
-) -> Result:
-    """Train a new run. ``make`` gives the first process a folder, by the model's name, when the spec is found good.
-
-    ``part``: the run is one of several, and it is their common folder, around its own, that is to be resumed.
-    """
-    prepared = in_turn(procs, lambda: prepare(new.wanted, new.samples, console))
-    prepared, plan, card = make_plan(prepared, procs, console)
-    facts = ineffective.facts(plan, prepared.contract.channels, procs.world)
-    for text in ineffective.without_effect(new.ours, plan.spec, facts) + ineffective.never(plan.spec, facts):
+def begin(new: New, where: Place) -> Result:
+    """Train a new run, whose folder is made when its spec is found good."""
+    console = where.console
+    ready = make_plan(where.in_turn(lambda: prepare(new.spec, new.samples, console)), where.procs, console)
+    prepared, plan = ready.prepared, ready.plan
+    facts = ineffective.facts(plan, prepared.contract.channels, where.procs.world)
+    for text in ineffective.without_effect(new.asked.ours, plan.spec, facts) + ineffective.never(
+        plan.spec, facts
+    ):
         console.warn(text)
-    for doubt in checks.doubts(new.input, prepared.spec, prepared.weights):
+    for doubt in checks.doubts(new.asked.spec.input, prepared.spec, prepared.weights):
         (console.warn if doubt.serious else console.message)(doubt.text)
-    folder = procs.from_first(make(prepared.spec.model.name) if make else None)
+    folder = where.procs.from_first(where.make(prepared.spec.model.name) if where.make else None)
     assert folder is not None
-    whole = folder.parent if part else folder
-    if procs.first:
-        with _resumable(whole):
-            giving.write(folder, new.given)
-            run_files.write_start(folder, prepared, new.samples)
-    theirs = [*new.callbacks]
-    if new.profile and procs.first:
-        theirs.append(Profile(folder / "profile", console.message))
+    whole = folder.parent if new.several else folder
+    choices = (*new.chosen, *prepared.resolution.choices)
+    if new.first and choices:
+        console.message(choices_text(choices, new.asked.telling.verbose))
+    callbacks = [*new.callbacks]
+    if new.first and new.asked.telling.profile and where.first:
+        callbacks.append(Profile(folder / "profile", console.message))
     with _resumable(whole):
-        return _run(folder, prepared, plan, card, procs, console, None, theirs, whole)
+        if where.first:
+            run_files.write_choices(folder, choices)
+            giving.write(folder, new.asked.objects)
+            run_files.write_start(folder, prepared, new.samples)
+        return _run(folder, ready, where, None, callbacks, whole)
 
 
-def resume_run(
-    run: str | os.PathLike[str],
-    *,
-    data: Any = None,
-    val: Any = None,
-    test: Any = None,
-    classes: Iterable[str] | None = None,
-    quiet: bool = False,
-    callbacks: Sequence[Callback] = (),
-    part: bool = False,
-    changes: Mapping[str, Any] | None = None,
-    trust: Trust = False,
-    model: Any = None,
-    loss: Any = None,
-    augment: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    optimizer: Any = None,
-    schedule: Any = None,
-) -> Result:
-    """Go on with one run; arguments as for `series.resume`. ``part``: see `begin`."""
+def resume_run(run: str | os.PathLike[str], again: Again, several: bool = False) -> Result:
+    """Go on with one run; ``several``: as of `New`."""
     folder = runs.require(run)
     before = runs.read_spec(folder / runs.SPEC_FILE)
-    spec = extending.changed(before, changes or {})
-    given = giving.again(folder, spec.data.source, data, val, test, classes)
-    own = own_code.again(
-        folder,
-        spec,
-        trust,
-        model=model,
-        loss=loss,
-        transform=(augment or {}).get("transform"),
-        metrics=metrics,
-        optimizer=optimizer,
-        schedule=schedule,
-    )
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(own.at_hand(spec))
-        procs = stack.enter_context(processes(spec.training.device))
-        console = stack.enter_context(Console(quiet=quiet or not procs.first))
-        if procs.first:
-            stack.callback(runs.hold(folder).release)
-            files.sweep(folder)
-            if spec.run.mlflow:
-                check_mlflow()
+    spec = extending.changed(before, again.changes)
+    objects = again.objects(folder, spec)
+    own = again.own(folder, spec)
+    with own.at_hand(spec), place.of_run(folder, spec, again.quiet) as where:
+        procs, console = where.procs, where.console
         begun = procs.from_first(runs.has_begun(folder) if procs.first else None)
-        samples = in_turn(procs, lambda: opened(spec, given, console))
+        samples = where.in_turn(lambda: opened(spec, objects, console))
         if begun:
-            giving.check_same(folder, spec.data.source, given, samples)
-        prepared = in_turn(procs, lambda: prepare(spec, samples, console))
+            giving.check_same(folder, spec.data.source, objects, samples)
+        prepared = where.in_turn(lambda: prepare(spec, samples, console))
         if procs.first and begun:  # one writer; where it raises, the others end with it
             run_files.check_same_samples(folder, prepared)
         elif procs.first:  # killed while these files were being written
-            giving.write(folder, given)
+            giving.write(folder, objects)
             run_files.write_start(folder, prepared, samples)
-        content = _checkpoint(folder, procs, console)
+        content = _checkpoint(folder, where)
         extending.check(before, spec, content)
         if content is None:
             console.message(f"{folder} has no checkpoint yet: training starts at the beginning.")
-        prepared, plan, card = make_plan(prepared, procs, console)
+        ready = make_plan(prepared, procs, console)
         if procs.first and begun and spec != before:
             extending.write(folder, spec)
-        whole = folder.parent if part else folder
+        whole = folder.parent if several else folder
         with _resumable(whole):
-            return _run(folder, prepared, plan, card, procs, console, content, callbacks, whole)
+            return _run(folder, ready, where, content, again.callbacks, whole)
 
 
 @contextlib.contextmanager
@@ -268,26 +208,28 @@ def _resumable(folder: Path) -> Iterator[None]:
         raise failed.with_hint(f"When that is mended: tellapart resume {folder}") from error
 
 
-def _checkpoint(folder: Path, procs: Processes, console: Console) -> dict[str, Any] | None:
+def _checkpoint(folder: Path, where: Place) -> dict[str, Any] | None:
     """Return the newest good checkpoint; the first process sets damaged ones aside before the others look."""
-    place = folder / runs.CHECKPOINTS
-    content = checkpoint.take_newest(place, progressing.check, console.warn) if procs.first else None
-    procs.wait()
-    return content if procs.first else checkpoint.load_newest(place, progressing.check)
+    kept = folder / runs.CHECKPOINTS
+    content = checkpoint.take_newest(kept, progressing.check, where.console.warn) if where.first else None
+    where.procs.wait()
+    return content if where.first else checkpoint.load_newest(kept, progressing.check)
 
 
 def _run(
     folder: Path,
-    prepared: setup.RunData,
-    plan: Plan,
-    card: Card,
-    procs: Processes,
-    console: Console,
+    ready: Ready,
+    where: Place,
     content: dict[str, Any] | None,
     callbacks: Sequence[Callback],
     whole: Path,
 ) -> Result:
-    spec = prepared.spec
+    """Train from ``content``, a checkpoint's (None: from the beginning), to the end, and measure the artifact.
+
+    ``whole``: the folder that is to be resumed where training is cut off.
+    """
+    procs, console, plan, card = where.procs, where.console, ready.plan, ready.card
+    spec = ready.prepared.spec
     if procs.first:
         console.keep_in(folder)
     tracker = trackers(spec, folder, content["progress"]["step"] if content else None, procs.first, console)
@@ -296,20 +238,9 @@ def _run(
     trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter, [ours, *callbacks])
     if content is not None:
         _restore(trainer, content, folder)
-        if text := extending.take_up(trainer, folder):
-            console.message(text)
-        if trainer.progress.finished:
-            console.message(
-                f"{folder} is finished: there is nothing left to train, so it was only measured again."
-            )
     elif procs.first:
-        if card.several:
-            console.score = "mAP"
-            console.message(
-                f"Several labels for an image: loss {spec.training.loss}, best epoch by {spec.training.best_metric}."
-            )
-        console.message(headline(prepared, card.architecture.name, plan))
-        tracker.image(0, "train/images", training_grid(prepared))
+        _introduce(ready, where)
+        tracker.image(0, "train/images", training_grid(ready.prepared))
     try:
         progress = trainer.run()
         if not progress.finished:
@@ -318,15 +249,31 @@ def _run(
             return Result(folder, folder / artifact.FILE_NAME, "", {}, interrupted=True, signal=number)
         if not procs.first:
             return Result(folder, folder / artifact.FILE_NAME, "", {})
-        assert trainer.best is not None
-        artifact.save(folder / artifact.FILE_NAME, trainer.best, card)
-        last = artifact.with_scores(card, {"epoch": progress.epoch})
-        artifact.save(folder / artifact.LAST_NAME, trainer.weights(), last)
+        _save(folder, trainer, card)
         known = {"val": trainer.way.known}
-        split, figures = finish(folder, prepared, card, progress, console, tracker, procs.device, known)
+        split, figures = finish(folder, ready.prepared, card, progress, console, tracker, procs.device, known)
         return Result(folder, folder / artifact.FILE_NAME, split, figures)
     finally:
         tracker.close()
+
+
+def _introduce(ready: Ready, where: Place) -> None:
+    """Say what is going to be trained."""
+    training, card = ready.prepared.spec.training, ready.card
+    if card.several:
+        where.console.score = "mAP"
+        where.console.message(
+            f"Several labels for an image: loss {training.loss}, best epoch by {training.best_metric}."
+        )
+    where.console.message(headline(ready.prepared, card.architecture.name, ready.plan))
+
+
+def _save(folder: Path, trainer: loop.Trainer, card: Card) -> None:
+    """Write the artifact of the epoch that is kept, and the last epoch's."""
+    assert trainer.best is not None
+    artifact.save(folder / artifact.FILE_NAME, trainer.best, card)
+    last = artifact.with_scores(card, {"epoch": trainer.progress.epoch})
+    artifact.save(folder / artifact.LAST_NAME, trainer.weights(), last)
 
 
 def _restore(trainer: loop.Trainer, content: dict[str, Any], folder: Path) -> None:
@@ -337,47 +284,9 @@ def _restore(trainer: loop.Trainer, content: dict[str, Any], folder: Path) -> No
             f"The checkpoint in {folder} does not fit {runs.SPEC_FILE} there ({error}): was one of them "
             "changed, or made by another version? Start a new run, in another folder."
         ) from error
-
-
-def find_lr(
-    data: Any = None,
-    /,
-    *,
-    val: Any = None,
-    test: Any = None,
-    classes: Iterable[str] | None = None,
-    recipe: str | None = None,
-    spec: Spec | str | os.PathLike[str] | None = None,
-    steps: int = 100,
-    quiet: bool = False,
-    trust: Trust = False,
-    loss: Any = None,
-    metrics: Mapping[str, Any] | None = None,
-    optimizer: Any = None,
-    schedule: Any = None,
-    **changes: Any,
-) -> LrCurve:
-    """Train while the learning rate rises, and return the losses and a rate that suits (Smith, 2015).
-
-    Nothing is written. Arguments as for ``train``.
-    """
-    given = take(data, val, test, classes)
-    own = own_code.take(changes, loss=loss, metrics=metrics, optimizer=optimizer, schedule=schedule)
-    wanted = make_spec(given or data, recipe, spec, **own.changes)
-    wanted = own_code.consent(wanted, own, spec, trust)
-    with own.at_hand(wanted), processes(wanted.training.device) as procs, Console(quiet=quiet) as console:
-        samples = opened(wanted, given, console)
-        prepared = prepare(wanted, samples, console)
-        prepared, plan, _ = make_plan(prepared, procs, console)
-        trainer = loop.Trainer(plan, procs, Path(os.devnull), RunReporter(console, Trackers([]), 0, 1))
-        with console.busy("Testing learning rates", steps) as busy:
-            return lr_finder.find_lr(_counted(lr_finder.steps_at(trainer), busy.advance), steps)
-
-
-def _counted(step: Any, advance: Any) -> Any:
-    def call(lr: float) -> float:
-        advance(1)
-        loss: float = step(lr)
-        return loss
-
-    return call
+    if text := extending.take_up(trainer, folder):
+        trainer.report.message(text)
+    if trainer.progress.finished:
+        trainer.report.message(
+            f"{folder} is finished: there is nothing left to train, so it was only measured again."
+        )

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ from tellapart.doctor import examine
 from tellapart.errors import RunError
 from tellapart.spec import Spec, update
 from tellapart.training import setup
+from tellapart.training.resolution import Choice
+
+
+def write_choices(folder: Path, choices: Iterable[Choice]) -> None:
+    """Write what options that were left open became, and why; before the spec, which no longer tells the two apart."""
+    runs.write_choices(folder, [dataclasses.asdict(choice) for choice in choices])
 
 
 def write_start(folder: Path, prepared: setup.RunData, samples: Samples) -> None:

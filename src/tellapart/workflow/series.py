@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,28 +21,27 @@ from tellapart import artifact, runs
 from tellapart.data.samples import Samples, listed_hashes
 from tellapart.data.sources import opening
 from tellapart.data.sources.listing import many
-from tellapart.data.sources.objects import Objects, take
 from tellapart.data.stores import images as decoded
 from tellapart.errors import DataError, RunError, SpecError
 from tellapart.evaluation import infer
 from tellapart.evaluation import series as figures
 from tellapart.references import Trust
 from tellapart.runtime.eager import open_artifact
-from tellapart.spec import InputSpec, Spec, update
-from tellapart.tracking import Console, check_mlflow
-from tellapart.training import ineffective
+from tellapart.spec import Spec, update
 from tellapart.training.callbacks import Callback
-from tellapart.training.distributed import Processes, processes
-from tellapart.training.resolution import Resolution, checks, facts
+from tellapart.training.resolution import Choice, Resolution, facts
 from tellapart.workflow import given as giving
-from tellapart.workflow import own_code, run_files
+from tellapart.workflow import place, run_files
+from tellapart.workflow.asked import Again, Asked, Telling, code_of
 from tellapart.workflow.finishing import brief
 from tellapart.workflow.measure import evaluate_set
-from tellapart.workflow.preparing import in_turn, opened
-from tellapart.workflow.run import New, Result, begin, make_spec, resume_run
+from tellapart.workflow.place import Place
+from tellapart.workflow.preparing import opened
+from tellapart.workflow.run import New, Result, begin, resume_run
 
 OWN_TEST = "own-test"  # name of the evaluation on the source's own test split, which is in no fold
 _MOST = 1000
+_CODE = ("loss", "metrics", "optimizer", "schedule")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def cross_validate(
     recipe: str | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,
     quiet: bool = False,
+    verbose: bool = False,
     profile: bool = False,
     callbacks: Sequence[Callback] = (),
     trust: Trust = False,
@@ -84,32 +85,20 @@ def cross_validate(
     """
     if not 2 <= folds <= _MOST:
         raise SpecError(f"folds is {folds}; a cross-validation needs from 2 to {_MOST:,} folds.")
-    given = take(data, val, test, classes)
-    wanted = _named(given or data, recipe, spec, trust, changes)
-    if wanted.data.fold:
+    asked = Asked.of(
+        data,
+        (val, test, classes),
+        (recipe, spec),
+        changes,
+        {name: changes.pop(name, None) for name in _CODE},
+        trust,
+        Telling(quiet, verbose, profile, tuple(callbacks)),
+    )
+    if asked.spec.data.fold:
         raise SpecError(
-            f"data.fold is {wanted.data.fold!r}, which is one fold alone; leave it out with folds."
+            f"data.fold is {asked.spec.data.fold!r}, which is one fold alone; leave it out with folds."
         )
-    ours = ineffective.given(wanted, make_spec(None, recipe))
-    return _start(_Kind("folds", folds), wanted, given, ours, quiet, profile, callbacks)
-
-
-def _named(
-    data: Any,
-    recipe: str | None,
-    spec: Spec | str | os.PathLike[str] | None,
-    trust: Trust,
-    changes: dict[str, Any],
-) -> Spec:
-    """Return the spec of several runs, whose code of one's own has names: each run must find it again."""
-    given = {name: changes.pop(name, None) for name in ("loss", "metrics", "optimizer", "schedule")}
-    own = own_code.take(changes, **given)
-    if own.things:
-        raise SpecError(
-            f"Several runs take {', '.join(own.things)} of your own by name, my_package.my_module:function, not as an "
-            "object."
-        )
-    return own_code.consent(make_spec(data, recipe, spec, **own.changes), own, spec, trust)
+    return _start(_Kind("folds", folds), asked)
 
 
 def repeat(
@@ -123,6 +112,7 @@ def repeat(
     recipe: str | None = None,
     spec: Spec | str | os.PathLike[str] | None = None,
     quiet: bool = False,
+    verbose: bool = False,
     profile: bool = False,
     callbacks: Sequence[Callback] = (),
     trust: Trust = False,
@@ -135,10 +125,16 @@ def repeat(
     """
     if not 2 <= times <= _MOST:
         raise SpecError(f"repeat is {times}; it must be from 2 to {_MOST:,}.")
-    given = take(data, val, test, classes)
-    wanted = _named(given or data, recipe, spec, trust, changes)
-    ours = ineffective.given(wanted, make_spec(None, recipe))
-    return _start(_Kind("repeats", times), wanted, given, ours, quiet, profile, callbacks)
+    asked = Asked.of(
+        data,
+        (val, test, classes),
+        (recipe, spec),
+        changes,
+        {name: changes.pop(name, None) for name in _CODE},
+        trust,
+        Telling(quiet, verbose, profile, tuple(callbacks)),
+    )
+    return _start(_Kind("repeats", times), asked)
 
 
 def resume(
@@ -173,44 +169,10 @@ def resume(
     SpecError for a field that cannot be changed any more.
     """
     folder = runs.require(run)
+    code, more = code_of(model, loss, augment, metrics=metrics, optimizer=optimizer, schedule=schedule)
+    again = Again(data, val, test, classes, code, {**changes, **more}, trust, quiet, tuple(callbacks))
     listed = runs.series_file(folder)
-    if listed is None:
-        objects = {"data": data, "val": val, "test": test, "classes": classes}
-        if augment and set(augment) - {"transform"}:
-            changes = {**changes, "augment": {key: augment[key] for key in augment if key != "transform"}}
-        return resume_run(
-            folder,
-            **objects,
-            quiet=quiet,
-            callbacks=callbacks,
-            changes=changes,
-            trust=trust,
-            model=model,
-            loss=loss,
-            augment=augment,
-            metrics=metrics,
-            optimizer=optimizer,
-            schedule=schedule,
-        )
-    if changes:
-        raise RunError(
-            f"{folder} holds several runs, which are comparable because they have one spec: nothing can be changed "
-            "when they go on. A single one of them can: name its folder."
-        )
-    kind = _Kind.read(listed)
-    spec = runs.read_spec(folder / runs.SPEC_FILE)
-    given = giving.again(folder, spec.data.source, data, val, test, classes)
-    own_code.again(folder, spec, trust)
-    with contextlib.ExitStack() as stack:
-        procs = stack.enter_context(processes(spec.training.device))
-        console = stack.enter_context(Console(quiet=quiet or not procs.first))
-        if procs.first:
-            stack.callback(runs.hold(folder).release)
-            if spec.run.mlflow:
-                check_mlflow()
-        objects = {"data": data, "val": val, "test": test, "classes": classes}
-        work = _Work(kind, spec, given, procs, console, objects, tuple(callbacks), folder=folder)
-        return work.run()
+    return resume_run(folder, again) if listed is None else _resume(folder, _Kind.read(listed), again)
 
 
 @dataclass(frozen=True)
@@ -245,45 +207,52 @@ class _Kind:
         return update(spec, {"seed": spec.seed + number})
 
 
-def _start(
-    kind: _Kind,
-    wanted: Spec,
-    given: Objects | None,
-    ours: set[str],
-    quiet: bool,
-    profile: bool,
-    callbacks: Sequence[Callback],
-) -> Series:
-    with contextlib.ExitStack() as stack:
-        procs = stack.enter_context(processes(wanted.training.device))
-        console = stack.enter_context(Console(quiet=quiet or not procs.first))
-        checks.check_device(wanted, procs.device)
-        claim = stack.enter_context(runs.Claim(wanted.run.dir)) if procs.first else None
-        if procs.first and wanted.run.mlflow:
-            check_mlflow()
-        work = _Work(
-            kind, wanted, given, procs, console, {}, tuple(callbacks), ours=ours, profile=profile, claim=claim
+def _start(kind: _Kind, asked: Asked) -> Series:
+    if asked.own.things:
+        raise SpecError(  # each run must find it again
+            f"Several runs take {', '.join(asked.own.things)} of your own by name, my_package.my_module:function, not "
+            "as an object."
         )
-        return work.run()
+    with place.for_new(asked.spec, asked.telling.quiet) as where:
+        return _Work(kind, asked, where, Again()).run()
+
+
+def _resume(folder: Path, kind: _Kind, again: Again) -> Series:
+    if again.changes:
+        raise RunError(
+            f"{folder} holds several runs, which are comparable because they have one spec: nothing can be changed "
+            "when they go on. A single one of them can: name its folder."
+        )
+    spec = runs.read_spec(folder / runs.SPEC_FILE)
+    objects, own = again.objects(folder, spec), again.own(folder, spec)
+    with place.of_run(folder, spec, again.quiet) as where:
+        asked = Asked(spec, objects, own, frozenset(), Telling(again.quiet, callbacks=again.callbacks))
+        return _Work(kind, asked, where, again, folder=folder).run()
 
 
 @dataclass
 class _Work:
-    """The runs of a series, one after the other. ``folder`` is None until the first run is about to begin."""
+    """The runs of a series, one after the other. ``folder`` is None until the first run is about to begin.
+
+    ``spec`` is what all runs have in common, in which ``chosen`` are the choices that were made for all of them.
+    """
 
     kind: _Kind
-    spec: Spec
-    given: Objects | None
-    procs: Processes
-    console: Console
-    objects: dict[str, Any]
-    callbacks: tuple[Callback, ...]
-    ours: set[str] = field(default_factory=set)
-    profile: bool = False
-    claim: runs.Claim | None = None
+    asked: Asked
+    where: Place
+    again: Again
     folder: Path | None = None
+    spec: Spec = field(init=False)
+    chosen: tuple[Choice, ...] = ()
     finished: list[dict[str, Any]] = field(default_factory=list)
     _copies_told: bool = False
+
+    def __post_init__(self) -> None:
+        self.spec = self.asked.spec
+        if self.folder is not None:
+            self.chosen = tuple(Choice(**entry) for entry in runs.read_choices(self.folder))
+            known = runs.read_json(self.folder / self.kind.file).get("finished")
+            self.finished = [dict(entry) for entry in known] if isinstance(known, list) else []
 
     def run(self) -> Series:
         """Train what is not finished, and sum up."""
@@ -291,38 +260,27 @@ class _Work:
             return self._run()
         except KeyboardInterrupt:  # a signal outside of training: between two runs, or while one is measured
             if self.folder is not None:
-                self.console.message(f"To go on: tellapart resume {self.folder}")
+                self.where.console.message(f"To go on: tellapart resume {self.folder}")
             raise
 
     def _run(self) -> Series:
-        asked = self.spec.input
-        if self.folder is not None:
-            known = runs.read_json(self.folder / self.kind.file).get("finished")
-            self.finished = [dict(entry) for entry in known] if isinstance(known, list) else []
-        names = self.kind.runs(self.spec.seed)
         samples: Samples | None = None
-        for number, name in enumerate(names):
+        for number, name in enumerate(self.kind.runs(self.spec.seed)):
             if any(entry.get("run") == name for entry in self.finished):
                 continue
-            self.console.message(f"{self._word(number)} of {self.kind.count}:")
+            self.where.console.message(f"{self._word(number)} of {self.kind.count}:")
             if self.folder is not None and runs.is_run(self.folder / name):
-                result = resume_run(
-                    self.folder / name,
-                    **self.objects,
-                    quiet=self.console.quiet,
-                    callbacks=self.callbacks,
-                    part=True,
-                )
+                result = resume_run(self.folder / name, self.again, several=True)
             else:
-                samples = in_turn(self.procs, lambda n=number, s=samples: self._samples(n, s))
-                result = self._begin(number, name, samples, asked)
+                samples = self.where.in_turn(functools.partial(self._samples, number, samples))
+                result = self._begin(number, name, samples)
             self.folder = result.run.parent
             if result.interrupted:
                 return self._series(result)
-            if self.procs.first:
+            if self.where.first:
                 self.finished.append(self._entry(name, number, result))
                 self._write()
-            self.procs.wait()
+            self.where.procs.wait()
         return self._series(None)
 
     def _word(self, number: int) -> str:
@@ -332,7 +290,7 @@ class _Work:
         """Return the samples of a run; what is found in the data is told once."""
         spec = self.kind.spec(self.spec, number)
         if before is None:
-            samples = opened(spec, self.given, self.console)
+            samples = opened(spec, self.asked.objects, self.where.console)
             if samples.targets is not None:
                 raise DataError(
                     "Folds and repeated runs are summarised by accuracy, and these images have several labels. Train "
@@ -343,7 +301,7 @@ class _Work:
             return samples
         if self.kind.name == "repeats":
             return before
-        return opening.open_source(spec.data, lambda note: None, None, self.given)
+        return opening.open_source(spec.data, lambda note: None, None, self.asked.objects)
 
     def _resolve(self, samples: Samples) -> None:
         """Choose what the data decide by all images of the folds, so that all runs train the same network."""
@@ -351,31 +309,30 @@ class _Work:
             everything = np.full(len(samples), "train", dtype=object)
             samples = dataclasses.replace(samples, splits=everything)
         resolved = Resolution(self.spec).by_data(facts.of_data(self.spec, samples))
-        self.spec = resolved.spec
+        self.spec, self.chosen = resolved.spec, resolved.choices
 
-    def _begin(self, number: int, name: str, samples: Samples, asked: InputSpec) -> Result:
+    def _begin(self, number: int, name: str, samples: Samples) -> Result:
+        first, spec = self.folder is None, self.kind.spec(self.spec, number)
         with contextlib.ExitStack() as stack:
-            console = stack.enter_context(self.console.another())
+            console = stack.enter_context(self.where.console.another())
 
             def make(model: str) -> Path:
                 if self.folder is None:
-                    assert self.claim is not None
-                    self.folder = self.claim.make(f"{model}-{self.kind.count}-{self.kind.name}")
-                    self._write()
-                    giving.write(self.folder, self.given)
-                    runs.write_spec(run_files.anywhere(self.spec), self.folder / runs.SPEC_FILE)
+                    self.folder = self._made(model)
                 return stack.enter_context(runs.Claim(str(self.folder / name))).make(model)
 
-            new = New(
-                self.kind.spec(self.spec, number),
-                self.given,
-                samples,
-                asked,
-                self.ours,
-                self.callbacks,
-                self.profile and number == 0,
-            )
-            return begin(new, self.procs, console, make if self.procs.first else None, part=True)
+            new = New(self.asked, spec, samples, self.chosen, several=True, first=first)
+            return begin(new, Place(self.where.procs, console, make if self.where.first else None))
+
+    def _made(self, model: str) -> Path:
+        """Make the common folder, with all that going on needs."""
+        assert self.where.make is not None
+        self.folder = self.where.make(f"{model}-{self.kind.count}-{self.kind.name}")
+        self._write()
+        giving.write(self.folder, self.asked.objects)
+        run_files.write_choices(self.folder, self.chosen)
+        runs.write_spec(run_files.anywhere(self.spec), self.folder / runs.SPEC_FILE)
+        return self.folder
 
     def _entry(self, name: str, number: int, result: Result) -> dict[str, Any]:
         """Return what is kept of a finished run; of a fold also the figures on the source's own test split."""
@@ -388,16 +345,16 @@ class _Work:
     def _own_test(self) -> Samples | None:
         """Return the source's own test split, None where it has none."""
         spec = update(self.spec.data, {"fold": "", "val_fraction": 0.0, "test_fraction": 0.0})
-        own = opening.open_source(spec, lambda note: None, None, self.given).split("test")
+        own = opening.open_source(spec, lambda note: None, None, self.asked.objects).split("test")
         return own if len(own) else None
 
     def _measured(self, own: Samples, run: Path) -> dict[str, Any]:
-        backend = open_artifact(run, str(self.procs.device), "fp32")
+        backend = open_artifact(run, str(self.where.procs.device), "fp32")
         images, _ = decoded.evaluation_images(own, backend.card.preprocessing, self.spec.data)
         if not len(images):
             raise DataError("None of the images of the source's own test split can be read.")
         self._warn_of_copies(images.samples, run)
-        return brief(evaluate_set(backend, infer.Stored(images), OWN_TEST, run, self.console))
+        return brief(evaluate_set(backend, infer.Stored(images), OWN_TEST, run, self.where.console))
 
     def _warn_of_copies(self, own: Samples, run: Path) -> None:
         """Say once how many of the own test images are in the folds too, byte for byte."""
@@ -406,7 +363,7 @@ class _Work:
         self._copies_told = True
         known = listed_hashes(run / runs.SAMPLES_FILE)
         if copies := sum(value in known for value in own.hashes):
-            self.console.warn(
+            self.where.console.warn(
                 f"{copies} of the {many(len(own), 'image')} of the own test split are in the folds too, byte for byte; "
                 f"see: tellapart check {self.spec.data.source}"
             )

@@ -5,8 +5,9 @@ Knows nothing of how training goes; `training.reporting` says what the loop tell
 
 from __future__ import annotations
 
+import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tellapart import packages
@@ -16,8 +17,10 @@ from tellapart.spec import Spec, flatten
 from tellapart.tracking import Console, CsvTracker, MlflowTracker, TensorBoardTracker, Tracker, Trackers
 from tellapart.tracking.remaining import Ahead
 from tellapart.training import setup
+from tellapart.training.resolution import Choice
 from tellapart.training.step import Plan
 
+_OPTION = 40  # columns for an option and its value
 PLAIN_PAUSE = 5.0  # seconds between lines where there is no terminal
 
 
@@ -73,6 +76,23 @@ def trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool, con
             MlflowTracker(folder / "mlflow-run.txt", resume_step, flatten(spec), folder.name, console.warn)
         )
     return Trackers(kept)
+
+
+def choices_text(choices: Sequence[Choice], every: bool = False) -> str:
+    """Return what was chosen and why, as a table of 80 columns: ``every`` choice, or those that matter."""
+    chosen = [choice for choice in choices if every or choice.matters]
+    sections = list(dict.fromkeys(choice.field.partition(".")[0] for choice in chosen))
+    chosen.sort(key=lambda choice: sections.index(choice.field.partition(".")[0]))
+    more = "" if every else " (--verbose lists every choice)"
+    if not chosen:
+        return f"Every choice was one of the defaults{more}."
+    options = [textwrap.shorten(choice.option, _OPTION, placeholder="…") for choice in chosen]
+    width = max(map(len, options))
+    lines = [f"Chosen, and why{more}:"]
+    for choice, option in zip(chosen, options, strict=True):
+        head = f"  {option:<{width}}  "
+        lines += textwrap.wrap(choice.reason, 80, initial_indent=head, subsequent_indent=" " * (width + 4))
+    return "\n".join(lines)
 
 
 def headline(prepared: setup.RunData, name: str, plan: Plan) -> str:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,19 +20,18 @@ from tellapart.data.sources import (
     archives,
     class_names,
     containers,
-    copies,
-    folds,
+    filling,
     known,
     linked,
     lookalikes,
-    splits,
 )
 from tellapart.data.sources.annotations import FORMATS, TITLES, detect, file_format, read_annotations
 from tellapart.data.sources.containers import unread, webdataset
 from tellapart.data.sources.folders import class_folders, walk
 from tellapart.data.sources.leftovers import class_folders_first
-from tellapart.data.sources.listing import Guess, Listing, many, printable, some
+from tellapart.data.sources.listing import Listing, many, printable, some
 from tellapart.data.sources.lists import in_folders, reading
+from tellapart.data.sources.notes import Notes
 from tellapart.data.sources.objects import Objects, explain, is_objects
 from tellapart.data.sources.text import check_encoding
 from tellapart.errors import DataError, did_you_mean
@@ -44,36 +41,6 @@ _EXPECTED = (
     "Expected a folder of images, a list (.csv, .tsv, .jsonl), an archive (.tar, .zip), an annotation file "
     "(.xml, .json), a Parquet file with image bytes, WebDataset shards or the name of a known data set"
 )
-
-
-class Notes(list[str]):
-    """What is to be told to the person: said at once, and kept for the table."""
-
-    def __init__(self, say: Callable[[str], None], warn: Callable[[str], None] | None = None) -> None:
-        super().__init__()
-        self._say, self._warn = say, warn or say
-        self.guesses: list[str] = []
-
-    def __call__(self, text: str) -> None:
-        """Say and keep a note; a guess waits until it is known what came of it."""
-        if isinstance(text, Guess):
-            self.guesses.append(text)
-            return
-        self.append(text)
-        self._say(text)
-
-    def warn(self, text: str) -> None:
-        """Say and keep that something is probably wrong."""
-        self.append(text)
-        self._warn(text)
-
-    def tell_guesses(self, classes: Sequence[str] = ()) -> None:
-        """Warn of each guess, with class names by which a person sees whether it is right."""
-        telling = [name for name in classes if not name.isascii()]
-        names = f" The classes are then: {some(telling or classes, 6)}." if classes else ""
-        for text in self.guesses:
-            self.warn(f"{text}{names} If that is wrong, --data.encoding names the encoding.")
-        self.guesses = []
 
 
 def open_source(
@@ -305,19 +272,19 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
         else np.full(len(listing.paths), -1, np.int64)
     )
     meant = labels if targets is None else targets
-    groups = _groups(listing, spec, notes)
+    groups = filling.groups_of(listing, spec, notes)
     apart = _apart(listing, spec)
-    fill = _fill_splits if not spec.fold else _fill_fold
+    fill = filling.fill_fold if spec.fold else filling.fill
     fill(listing, meant, groups, spec, notes)
     _report_classes(meant, listing.splits, classes, notes)
     samples = Samples(
-        paths=_objects(listing.paths),
+        paths=filling.as_objects(listing.paths),
         labels=labels,
-        splits=_objects(listing.splits),
+        splits=filling.as_objects(listing.splits),
         classes=classes,
         root=listing.root,
         name=listing.name,
-        groups=None if groups is None else _objects(groups),
+        groups=None if groups is None else filling.as_objects(groups),
         boxes=None if listing.boxes is None else np.asarray(listing.boxes, np.float64).reshape(-1, 4),
         pixels=listing.pixels,
         keys=listing.keys,
@@ -334,7 +301,7 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
 
 def _apart(listing: Listing, spec: DataSpec) -> npt.NDArray[np.bool_]:
     """Return which rows no fold has: the source's own test split."""
-    own: npt.NDArray[np.bool_] = _objects(listing.splits) == "test"
+    own: npt.NDArray[np.bool_] = filling.as_objects(listing.splits) == "test"
     return own if spec.fold else np.zeros_like(own)
 
 
@@ -344,12 +311,6 @@ def _targets(sets: Sequence[tuple[str, ...]], index: Mapping[str, int]) -> npt.N
     for row, names in enumerate(sets):
         targets[row, [index[name] for name in names]] = 1
     return targets
-
-
-def _objects(items: Sequence[str]) -> npt.NDArray[np.object_]:
-    column = np.empty(len(items), dtype=object)
-    column[:] = items
-    return column
 
 
 def _class_names(listing: Listing, notes: Notes) -> tuple[str, ...]:
@@ -367,142 +328,10 @@ def _class_names(listing: Listing, notes: Notes) -> tuple[str, ...]:
     return classes
 
 
-def _groups(listing: Listing, spec: DataSpec, notes: Notes) -> list[str] | None:
-    """Return the group of each row: a list's column, or what the pattern finds in the path; else its own path."""
-    groups = listing.groups
-    if groups is None and spec.group:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # deprecated spellings of patterns still work
-                pattern = re.compile(spec.group)
-        except re.error as error:
-            raise DataError(
-                f"data.group is {spec.group!r}, which is not a regular expression: {error}."
-            ) from error
-        groups = []
-        for path in listing.paths:
-            match = pattern.search(path)
-            groups.append("" if match is None else (match[1] if pattern.groups else match[0]) or "")
-        if not any(groups):
-            raise DataError(
-                f"data.group is {spec.group!r}, which matches no path; the first is {listing.paths[0]!r}."
-            )
-    if groups is None:
-        return None
-    alone = groups.count("")
-    if alone:
-        notes(f"{many(alone, 'image')} without a group count as groups of their own.")
-    return [group or path for group, path in zip(groups, listing.paths, strict=True)]
-
-
-def _fill_splits(
-    listing: Listing, labels: npt.NDArray[Any], groups: list[str] | None, spec: DataSpec, notes: Notes
-) -> None:
-    column = listing.splits
-    if any(column):
-        unknown = column.count("")
-        if unknown:
-            notes(f"{many(unknown, 'image')} without a split count as train.")
-            column = listing.splits = [split or "train" for split in column]
-        if "train" in column and "val" not in column and spec.val_fraction > 0:
-            rows = np.flatnonzero(_there(listing) & (_objects(column) == "train"))
-            _deal(listing, labels, groups, rows, (spec.val_fraction, 0.0), spec, notes)
-        if groups is not None and (cut := splits.crossing(groups, listing.splits)):
-            notes.warn(
-                f"The source's own splits cut through {many(cut, 'group')}: its figures may be too good."
-            )
-    else:
-        rows = np.flatnonzero(_there(listing))
-        listing.splits = ["train"] * len(column)
-        _deal(listing, labels, groups, rows, (spec.val_fraction, spec.test_fraction), spec, notes)
-        taken = [
-            f"{listing.splits.count(split):,} as {split}"
-            for split in ("val", "test")
-            if split in listing.splits
-        ]
-        if taken:
-            notes(
-                f"The source has no splits: held out {' and '.join(taken)} of its {many(len(rows), 'image')}."
-            )
-    _report_splits(listing.splits, notes)
-
-
-def _fill_fold(
-    listing: Listing, labels: npt.NDArray[Any], groups: list[str] | None, spec: DataSpec, notes: Notes
-) -> None:
-    """Make the fold that the spec names the test split, and deal train and val from the others.
-
-    Folds are of all images but those of the source's own test split, which is left as it is.
-    """
-    chosen = spec.folds()
-    assert chosen is not None
-    if labels.ndim == 2:
-        raise DataError(
-            "Cross-validation deals images by their one label; these have several. Train without --folds "
-            "(data.fold)."
-        )
-    number, count = chosen
-    own = _objects(listing.splits) == "test"
-    rows = np.flatnonzero(_there(listing) & ~own)
-    units = copies.units(listing, labels, groups, rows, spec, notes, notes.warn)
-    held = folds.assign(labels[rows], units, count, spec.split_seed) == number - 1
-    rest = np.flatnonzero(~held)
-    together = [units[n] for n in rest.tolist()]
-    paths = [listing.paths[row] for row in rows[rest].tolist()]
-    alone = len(set(together)) == len(together)
-    dealt = splits.assign(
-        labels[rows[rest]], paths, spec.val_fraction, 0.0, spec.split_seed, None if alone else together
-    )
-    column = np.where(own, "test", "train").astype(object)
-    column[rows[held]] = "test"
-    column[rows[rest]] = dealt
-    listing.splits = column.tolist()
-    few = folds.scarce(labels[rows], units, count)
-    if few:
-        names = [listing.labels[int(np.flatnonzero(labels == k)[0])] for k in few]
-        notes.warn(
-            f"{many(len(few), 'class', 'classes')} with fewer images, or groups of them, than the {count} folds, so "
-            f"that some folds hold out none: {some(names, 6)}."
-        )
-    apart = (
-        f"; the source's own test split ({many(int(own.sum()), 'image')}) is in no fold" if own.any() else ""
-    )
-    notes(f"{count} folds of {many(len(rows), 'image')}{apart}.")
-
-
-def _there(listing: Listing) -> npt.NDArray[np.bool_]:
-    """Return which rows have a file: what is missing takes no place in a split."""
-    return np.fromiter((path not in listing.missing for path in listing.paths), bool, len(listing.paths))
-
-
-def _deal(
-    listing: Listing,
-    labels: npt.NDArray[Any],
-    groups: list[str] | None,
-    rows: npt.NDArray[np.intp],
-    fractions: tuple[float, float],
-    spec: DataSpec,
-    notes: Notes,
-) -> None:
-    dealt = copies.deal(listing, labels, groups, rows, fractions, spec, notes, notes.warn)
-    for row, split in zip(rows.tolist(), dealt.tolist(), strict=True):
-        listing.splits[row] = split
-
-
-def _report_splits(column: Sequence[str], notes: Notes) -> None:
-    present = set(column)
-    if "train" not in present:
-        notes("There is no train split: this data can only be used for evaluation.")
-    elif "val" not in present:
-        notes("There is no validation split: training uses all images and keeps the last epoch.")
-    if "test" not in present and "val" in present:
-        notes("There is no test split: the final figures will be those of validation.")
-
-
 def _report_classes(
     labels: npt.NDArray[Any], column: Sequence[str], classes: Sequence[str], notes: Notes
 ) -> None:
-    array = _objects(column)
+    array = filling.as_objects(column)
     whole = class_counts(labels, len(classes))
     if not whole.all():
         notes(f"Classes without any image: {some(classes[k] for k in np.flatnonzero(whole == 0).tolist())}.")

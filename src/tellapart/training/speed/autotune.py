@@ -22,7 +22,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,6 @@ from tellapart.training.distributed import Processes
 from tellapart.training.speed import features, tuning_cache
 from tellapart.training.speed.compiled import Compiled, can_compile
 from tellapart.training.step import Plan
-
-Say = Callable[[str], None]
 
 # Autotuning takes about the time of 20 steps; a run must be ten times as long.
 LEAST_STEPS = 200
@@ -64,8 +62,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was chosen, as a message says it; ``rate`` is in images a second of forward and backward passes."""
+class Fastest:
+    """The fastest way that was measured, in words too; ``rate``: images a second of forward and backward passes."""
 
     precision: str
     accumulate: int
@@ -73,7 +71,7 @@ class Choice:
     text: str
 
 
-def choose(prepared: setup.RunData, model: torch.nn.Module, processes: Processes, say: Say) -> setup.RunData:
+def choose(prepared: setup.RunData, model: torch.nn.Module, processes: Processes) -> setup.RunData:
     """Return ``prepared`` with a spec that leaves nothing open for speed; measure where the run is long enough.
 
     ``model`` is the built network, which is not changed.
@@ -81,7 +79,7 @@ def choose(prepared: setup.RunData, model: torch.nn.Module, processes: Processes
     measured: list[resolution.Choice] = []
     if _may_measure(prepared, model, processes.device):
         if processes.first and _is_long(prepared, model, processes):
-            measured = _measured(prepared, model, processes, say)
+            measured = _measured(prepared, model, processes)
         measured = processes.from_first(measured)
     return setup.complete(prepared, model, processes, measured)
 
@@ -133,36 +131,36 @@ def _images(prepared: setup.RunData) -> int:
 
 
 def _measured(
-    prepared: setup.RunData, model: torch.nn.Module, processes: Processes, say: Say
+    prepared: setup.RunData, model: torch.nn.Module, processes: Processes
 ) -> list[resolution.Choice]:
     """Return what is fastest, as remembered or else as measured."""
     spec = prepared.spec
     memory = tuning_cache.TuningCache(spec.data, _key(prepared, processes))
-    choice, note = _recalled(memory), "as measured before on this machine"
-    if choice is None:
+    fastest, note = _recalled(memory), "as measured before on this machine"
+    if fastest is None:
         started = time.perf_counter()
         with _Bench(prepared, model, processes) as bench:
             rates = bench.rates(_ways(spec, bench))
             if not rates:  # memory does not suffice for any; the step itself will find a size that fits
                 return []
-            choice = pick(rates, bench.batch_size)
-        memory.write("step", dataclasses.asdict(choice))
+            fastest = pick(rates, bench.batch_size)
+        memory.write("step", dataclasses.asdict(fastest))
         note = f"measured in {time.perf_counter() - started:.0f} s"
-    say(f"Speed: {choice.text} ({note})")
+    why = f"{fastest.text} ({note})"
+    told = fastest.accumulate > 1 or spec.training.precision != "auto"
     found = [
-        resolution.Choice("training.precision", choice.precision, choice.text),
-        resolution.Choice("training.accumulate", choice.accumulate, choice.text),
+        resolution.Choice("training.precision", fastest.precision, why, matters=True),
+        resolution.Choice("training.accumulate", fastest.accumulate, why, told),
     ]
     if spec.speed.compile == "auto":
-        compile_ = _compile(prepared, model, processes, choice, memory, say)
-        found.append(resolution.Choice("speed.compile", compile_, f"at {choice.text}"))
+        found.append(_compile(prepared, model, processes, fastest, memory))
     return found
 
 
-def _recalled(memory: tuning_cache.TuningCache) -> Choice | None:
+def _recalled(memory: tuning_cache.TuningCache) -> Fastest | None:
     record = memory.read("step")
     try:
-        return Choice(**record) if record else None
+        return Fastest(**record) if record else None
     except TypeError:  # of another version
         return None
 
@@ -219,7 +217,7 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and host.about_cpu([]).fast_bf16 is not False
 
 
-def pick(rates: dict[Setting, float], batch_size: int) -> Choice:
+def pick(rates: dict[Setting, float], batch_size: int) -> Fastest:
     """Return the choice by images a second; of each precision the fewest parts that are nearly the fastest."""
     best: dict[str, Setting] = {}
     for precision in dict.fromkeys(way.precision for way in rates):
@@ -241,7 +239,7 @@ def pick(rates: dict[Setting, float], batch_size: int) -> Choice:
     size = math.ceil(batch_size / chosen.parts)
     how = f"{chosen.parts} parts of {size}" if chosen.parts > 1 else f"the batch of {size} at once"
     text = f"{name}, {how}: {_speed(rates[chosen])} images/s" + (f" against {others[0]}" if others else "")
-    return Choice(name, chosen.parts, rates[chosen], text)
+    return Fastest(name, chosen.parts, rates[chosen], text)
 
 
 def _speed(rate: float) -> str:
@@ -374,24 +372,27 @@ def _compile(
     prepared: setup.RunData,
     model: torch.nn.Module,
     processes: Processes,
-    choice: Choice,
+    fastest: Fastest,
     memory: tuning_cache.TuningCache,
-    say: Say,
-) -> str:
-    """Return "on" or "off" for ``speed.compile``."""
+) -> resolution.Choice:
+    """Return the choice of ``speed.compile``."""
     images = _images(prepared)
-    seconds = images / choice.rate / processes.world
+    seconds = images / fastest.rate / processes.world
     staged = prepared.spec.model.finetune == "staged"  # each stage would be compiled anew
-    if seconds < COMPILE_SECONDS or staged or not can_compile(processes.device):
-        return "off"
+    if staged or not can_compile(processes.device):
+        reason = "each stage would be compiled anew" if staged else "torch cannot compile here"
+        return resolution.Choice("speed.compile", "off", reason)
+    if seconds < COMPILE_SECONDS:
+        return resolution.Choice("speed.compile", "off", "the run is too short to earn back the compiling")
     name = f"compile for {images} images"
     known = memory.read(name)
     if known and known.get("compile") in ("on", "off"):
-        return str(known["compile"])
+        why = "as measured before on this machine"
+        return resolution.Choice("speed.compile", str(known["compile"]), why, known["compile"] == "on")
     problems: list[str] = []
     with _Bench(prepared, model, processes) as bench:
         network = Compiled(bench.network, problems.append)
-        way = Setting(choice.precision, choice.accumulate)
+        way = Setting(fastest.precision, fastest.accumulate)
         started = time.perf_counter()
         bench.seconds(network, way)
         compiling = time.perf_counter() - started
@@ -400,7 +401,8 @@ def _compile(
     ratio = eager / compiled
     pays = not problems and ratio >= COMPILE_MARGIN and seconds * (1 - 1 / ratio) > 3 * compiling
     text = f"torch.compile makes steps {ratio:.2f} times as fast and takes {compiling:.0f} s"
-    say(f"Speed: {problems[0] if problems else text}: {'on' if pays else 'off'}")
     if not problems:  # what failed may work another time
         memory.write(name, {"compile": "on" if pays else "off"})
-    return "on" if pays else "off"
+    return resolution.Choice(
+        "speed.compile", "on" if pays else "off", problems[0] if problems else text, matters=True
+    )

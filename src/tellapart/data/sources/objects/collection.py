@@ -34,7 +34,8 @@ def explain(source: str) -> str:
     """Return what to do where a spec's source names objects and there are none."""
     return (
         f"The data is {source!r}: an object of Python, which is in no file. Give the same object again, in Python: "
-        "tellapart.train(data, …), tellapart.resume(RUN, data=…), tellapart.evaluate(MODEL, data)."
+        "tellapart.train(data, …), tellapart.resume(RUN, data=…), tellapart.evaluate(MODEL, data); export and compress "
+        "take it as data=…."
     )
 
 
@@ -42,6 +43,8 @@ def take(
     data: Any, val: Any = None, test: Any = None, classes: Iterable[str] | None = None
 ) -> Objects | None:
     """Return the objects that are given as data; None where ``data`` is a path or a name. Raises DataError."""
+    if isinstance(data, Objects):
+        return data
     path = data is None or isinstance(data, (str, os.PathLike))
     others = {name: part for name, part in (("val", val), ("test", test)) if part is not None}
     if path and not others and classes is None:

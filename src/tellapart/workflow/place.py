@@ -1,0 +1,72 @@
+"""Where a run computes, tells and writes: its processes, its console, and the folder that is its own.
+
+Knows nothing of what a run does there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tellapart import files, runs
+from tellapart.spec import Spec
+from tellapart.tracking import Console, check_mlflow
+from tellapart.training.distributed import Processes, processes
+from tellapart.training.resolution import checks
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """``make``: makes a new run's folder, by its model's name; None but in the first process of one that begins."""
+
+    procs: Processes
+    console: Console
+    make: Callable[[str], Path] | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and tells."""
+        return self.procs.first
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """Let the first process do what fills caches, and the others then find them."""
+        if self.procs.first:
+            result = work()
+            self.procs.wait()
+            return result
+        self.procs.wait()
+        return work()
+
+
+@contextlib.contextmanager
+def for_new(spec: Spec, quiet: bool) -> Iterator[Place]:
+    """Give the place of a run, or of several, that is to begin. Raises RunError, SpecError, before anything is read."""
+    with _computing(spec, quiet) as (procs, console), contextlib.ExitStack() as stack:
+        checks.check_device(spec, procs.device)
+        claim = stack.enter_context(runs.Claim(spec.run.dir)) if procs.first else None
+        if procs.first and spec.run.mlflow:
+            check_mlflow()
+        yield Place(procs, console, claim.make if claim else None)
+
+
+@contextlib.contextmanager
+def of_run(folder: Path, spec: Spec, quiet: bool) -> Iterator[Place]:
+    """Give the place of a run, or of several, that goes on in ``folder``. Raises RunError where another goes on."""
+    with _computing(spec, quiet) as (procs, console), contextlib.ExitStack() as stack:
+        if procs.first:
+            stack.callback(runs.hold(folder).release)
+            files.sweep(folder)
+            if spec.run.mlflow:
+                check_mlflow()
+        yield Place(procs, console)
+
+
+@contextlib.contextmanager
+def _computing(spec: Spec, quiet: bool) -> Iterator[tuple[Processes, Console]]:
+    with processes(spec.training.device) as procs, Console(quiet=quiet or not procs.first) as console:
+        yield procs, console
