@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart import numerals
 from tellapart.contract.answers import Answers
 from tellapart.contract.card import label_mark
 from tellapart.errors import DataError
+from tellapart.evaluation.measurement import Headline, Measurement, Table
 from tellapart.runtime import timing
 
 Floats = npt.NDArray[np.float64]
@@ -45,11 +47,14 @@ class LabelScore:
 
 
 @dataclass(frozen=True, eq=False)
-class MultiEvaluation:
+class MultiEvaluation(Measurement):
     """Every figure of one split; see `evaluate`. Fractions are in [0, 1].
 
     together: int64 [K, K], images that have both the label of the row and that of the column.
     """
+
+    kind = KIND
+    brief_keys = ("macro_f1", "micro_f1", "loss")
 
     split: str
     n: int
@@ -77,6 +82,50 @@ class MultiEvaluation:
         values["together"], values["told"] = self.together.tolist(), self.told.tolist()
         values["latency_ms"] = None if self.latency_ms is None else dict(self.latency_ms)
         return {"kind": KIND, **values}
+
+    @property
+    def headline(self) -> Headline:
+        """See Measurement."""
+        return Headline("map", self.map, self.map_interval)
+
+    def figures(self) -> dict[str, float | None]:
+        """See Measurement."""
+        names = ("macro_f1", "micro_f1", "samples_f1", "subset_accuracy", "hamming_loss", "loss")
+        return {name: getattr(self, name) for name in names}
+
+    def table(self) -> Table:
+        """See Measurement."""
+
+        def threshold(value: float | None) -> str:
+            return numerals.NONE if value is None else numerals.fixed(value, 4)
+
+        shares = ((name, numerals.percent) for name in ("precision", "recall", "F1"))
+        return Table(
+            (("AP", numerals.percent), ("threshold", threshold), *shares),
+            tuple(
+                (one.name, one.support, (one.ap, one.threshold, one.precision, one.recall, one.f1))
+                for one in self.per_class
+            ),
+        )
+
+    def given(self) -> list[int]:
+        """See Measurement."""
+        counts: list[int] = self.told.tolist()
+        return counts
+
+    def answers_table(
+        self,
+        answers: Answers,
+        truth: npt.NDArray[Any],
+        paths: Sequence[str],
+        boxes: npt.NDArray[np.float64] | None = None,
+    ) -> dict[str, list[Any]]:
+        """See Measurement; images of several labels have no boxes."""
+        return predictions(answers, truth, paths)
+
+    def worst(self, answers: Answers, truth: npt.NDArray[Any], count: int) -> list[int]:
+        """See Measurement."""
+        return worst_mistakes(answers, truth, count)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MultiEvaluation:

@@ -35,7 +35,6 @@ from tellapart.training.distributed import Processes, processes
 from tellapart.training.resolution import Resolution, checks, facts
 from tellapart.workflow import given as giving
 from tellapart.workflow import own_code, run_files
-from tellapart.workflow.finishing import brief
 from tellapart.workflow.measure import evaluate_set
 from tellapart.workflow.preparing import in_turn, opened
 from tellapart.workflow.run import New, Result, begin, make_spec, resume_run
@@ -397,7 +396,7 @@ class _Work:
         if not len(images):
             raise DataError("None of the images of the source's own test split can be read.")
         self._warn_of_copies(images.samples, run)
-        return brief(evaluate_set(backend, infer.Stored(images), OWN_TEST, run, self.console))
+        return evaluate_set(backend, infer.Stored(images), OWN_TEST, run, self.console).brief()
 
     def _warn_of_copies(self, own: Samples, run: Path) -> None:
         """Say once how many of the own test images are in the folds too, byte for byte."""
@@ -428,7 +427,7 @@ class _Work:
             content["test"] = figures.summarise([entry["test"] for entry in measured], interval=False)
         if folds and len(self.finished) == self.kind.count:
             evaluation = figures.pool(self.folder, content["runs"])
-            content["out_of_fold"] = brief(evaluation)
+            content["out_of_fold"] = evaluation.brief()
         runs.write_json(self.folder / self.kind.file, content)
         if self.finished and self.spec.run.report:
             figures.write_page(self.folder)
