@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import json
@@ -29,38 +28,7 @@ from tellapart.serve.options import Options
 from tellapart.workflow import compressing, exporting
 from tellapart.workflow.run import make_spec
 
-CLASSES = ("blue", "green", "red")
-
-
-def make(folder: Path, count: int = 120, single: bool = False) -> Path:
-    """Make images of which each colour is bright or dark, and a list that says which are bright."""
-    rng = np.random.default_rng(0)
-    (folder / "images").mkdir(parents=True)
-    with open(folder / "list.csv", "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["path", "labels"])
-        for n in range(count):
-            bright = np.eye(3)[n % 3].astype(int) if single else rng.integers(0, 2, 3)
-            pixels = rng.integers(0, 90, (16, 16, 3)) + 130 * bright
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / f"{n:03}.png")
-            names = [name for name, there in zip(("red", "green", "blue"), bright, strict=True) if there]
-            writer.writerow([f"images/{n:03}.png", "|".join(names)])
-    return folder
-
-
-CHANGES: dict[str, Any] = {
-    "model": {"name": "fast-cnn"},
-    "augment": {"preset": "none"},
-    "training": {"epochs": 4, "batch_size": 16, "threads": 1, "device": "cpu", "lr": 0.003},
-    "speed": {"probe": False},
-}
-
-
-def changed(run: Path, **training: Any) -> dict[str, Any]:
-    return CHANGES | {
-        "training": {**CHANGES["training"], **training},
-        "run": {"dir": str(run), "tensorboard": False},
-    }
+from .several import CLASSES, changed, data_of, make, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +41,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tellapart.train(str(base / "data"), quiet=True, **spec)
     patch.undo()
     return base / "run"
-
-
-def data_of(run: Path) -> Path:
-    return run.parent / "data"
-
-
-def rows_of(run: Path, split: str = "test") -> list[dict[str, str]]:
-    with open(run / "evaluation" / split / "predictions.csv", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def test_a_run_learns_and_its_files_agree(run: Path) -> None:

@@ -57,37 +57,38 @@ def summary(result: Result) -> str:
 
 def series_summary(series: Series) -> str:
     """Return how several runs ended: a line for each, what they say together, and where things lie."""
+    from tellapart.evaluation.measurement import headline_of
+
     folds = series.kind == "folds"
     width = max(len(str(entry["run"])) for entry in series.runs)
-    lines = []
+    lines, heads = [], []
     for entry in series.runs:
-        if "accuracy" in entry:
-            own = f"   own test {numerals.percent(entry['test']['accuracy'])}" if "test" in entry else ""
+        if one := headline_of(entry):
+            heads.append(one)
+            own = f"   own test {numerals.percent(entry['test'][one.key])}" if "test" in entry else ""
             on = "held out" if folds else _ON[entry["split"]]
-            text = f"accuracy {numerals.percent(entry['accuracy'])} on {entry['n']:,} images ({on})"
+            text = f"{one.name} {one.text} on {entry['n']:,} images ({on})"
             lines.append(f"{entry['run']:<{width}}  {text}{own}")
-    mean = series.summary.get("accuracy")
+    mean = series.summary.get(heads[0].key) if heads else None
     if mean is None:
         lines.append("Trained on everything: there was no validation and no test split to measure.")
     elif folds:
         low, high = mean.get("interval") or (None, None)
         lines.append(
-            f"Accuracy {numerals.percent(mean['mean'])} (95 % interval {numerals.interval(low, high)})"
+            f"{heads[0].title} {numerals.percent(mean['mean'])} (95 % interval {numerals.interval(low, high)})"
         )
         lines.append("  mean of the folds; they share training images, so the interval is approximate")
     else:
         lines.append(
-            f"Accuracy {numerals.percent(mean['mean'])}, standard deviation "
+            f"{heads[0].title} {numerals.percent(mean['mean'])}, standard deviation "
             f"{numerals.fixed(100 * mean['std'], 2)} points over {mean['n']} seeds"
         )
-    if series.metrics:
-        low, high = series.metrics["accuracy_interval"]
+    if together := headline_of(series.metrics):
         lines.append(
-            f"Together {numerals.percent(series.metrics['accuracy'])} (95 % interval {numerals.interval(low, high)}, "
-            f"{series.metrics['n']:,} images)"
+            f"Together {together.text} (95 % interval {together.interval_text}, {series.metrics['n']:,} images)"
         )
         lines.append(f"Answers  {series.run / 'evaluation' / 'out-of-fold' / 'predictions.csv'}")
-    if own_test := series.test.get("accuracy"):
+    if own_test := series.test.get(heads[0].key if heads else ""):
         lines.append(f"Own test {numerals.percent(own_test['mean'])}, mean of the models")
     if (series.run / "report.html").exists():
         lines.append(f"Report   {series.run / 'report.html'}")

@@ -7,9 +7,9 @@ Whoever shows, keeps or compares evaluations knows `Measurement` alone; each kin
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,12 @@ def _plain(value: float | None) -> str:
 def naming(key: str) -> Naming:
     """Return how a figure is read; one that is not tellapart's has its own name."""
     return NAMES.get(key) or Naming(key, _plain, share=False)
+
+
+def weighted_mean(values: Sequence[float | None], counts: Sequence[int]) -> float | None:
+    """Return the mean over parts of so many images; None where a part has no value."""
+    known = [value for value in values if value is not None]
+    return float(np.average(known, weights=counts)) if len(known) == len(values) else None
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,14 @@ class Measurement(abc.ABC):
     classes: tuple[str, ...]
     images_per_second: float | None
     latency_ms: Mapping[str, float] | None
+
+    @classmethod
+    @abc.abstractmethod
+    def pooled(cls, parts: Sequence[Self], rows: Iterable[Mapping[str, str]], split: str) -> Self:
+        """Return the figures of several evaluations' images together, of the same classes and of different images.
+
+        ``rows``: those of their predictions.csv, one after the other.
+        """
 
     @property
     @abc.abstractmethod

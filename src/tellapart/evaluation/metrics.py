@@ -15,7 +15,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ from tellapart.contract.answers import Answers
 from tellapart.contract.decoding import to_shown
 from tellapart.errors import DataError
 from tellapart.evaluation import multilabel
-from tellapart.evaluation.measurement import Headline, Measurement, Table
+from tellapart.evaluation.measurement import Headline, Measurement, Table, weighted_mean
 from tellapart.evaluation.multilabel import MultiEvaluation
 from tellapart.runtime import timing
 
@@ -91,6 +91,17 @@ class Evaluation(Measurement):
         values["confusion"] = self.confusion.tolist()
         values["latency_ms"] = None if self.latency_ms is None else dict(self.latency_ms)
         return values
+
+    @classmethod
+    def pooled(cls, parts: Sequence[Evaluation], rows: Iterable[Mapping[str, str]], split: str) -> Evaluation:
+        """See Measurement."""
+        return _figures(
+            parts[0].classes,
+            np.sum([one.confusion for one in parts], axis=0),
+            split,
+            top5=weighted_mean([one.top5 for one in parts], [one.n for one in parts]),
+            loss=weighted_mean([one.loss for one in parts], [one.n for one in parts]),
+        )
 
     @property
     def headline(self) -> Headline:
@@ -224,24 +235,6 @@ def evaluate(
         loss=loss if math.isfinite(loss) else None,
         images_per_second=len(labels) / seconds if seconds else None,
         latency_ms=timing.percentiles(latencies_ms) if latencies_ms is not None else None,
-    )
-
-
-def pooled(evaluations: Sequence[Evaluation], split: str) -> Evaluation:
-    """Return the figures of several evaluations' images together, of the same classes and of different images."""
-    first = evaluations[0]
-    weights = np.array([one.n for one in evaluations], np.float64)
-
-    def mean(values: Sequence[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return float(np.average(known, weights=weights)) if len(known) == len(values) else None
-
-    return _figures(
-        first.classes,
-        np.sum([one.confusion for one in evaluations], axis=0),
-        split,
-        top5=mean([one.top5 for one in evaluations]),
-        loss=mean([one.loss for one in evaluations]),
     )
 
 

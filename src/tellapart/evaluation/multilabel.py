@@ -10,7 +10,7 @@ recall, so it is left out and not counted as 0. Classes that every image has cou
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from tellapart import numerals
 from tellapart.contract.answers import Answers
 from tellapart.contract.card import label_mark
 from tellapart.errors import DataError
-from tellapart.evaluation.measurement import Headline, Measurement, Table
+from tellapart.evaluation.measurement import Headline, Measurement, Table, weighted_mean
 from tellapart.runtime import timing
 
 Floats = npt.NDArray[np.float64]
@@ -35,11 +35,14 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class LabelScore:
-    """One class's figures, each in [0, 1]; None where the split has no image of the class (or precision: none told)."""
+    """One class's figures, each in [0, 1]; None where the split has no image of the class.
+
+    threshold: None where the images were answered by several models, each with its own.
+    """
 
     name: str
     support: int
-    threshold: float
+    threshold: float | None
     ap: float | None
     precision: float | None
     recall: float | None
@@ -82,6 +85,28 @@ class MultiEvaluation(Measurement):
         values["together"], values["told"] = self.together.tolist(), self.told.tolist()
         values["latency_ms"] = None if self.latency_ms is None else dict(self.latency_ms)
         return {"kind": KIND, **values}
+
+    @classmethod
+    def pooled(
+        cls, parts: Sequence[MultiEvaluation], rows: Iterable[Mapping[str, str]], split: str
+    ) -> MultiEvaluation:
+        """See Measurement. Each image's labels are told by the thresholds of the model that answered it."""
+        classes = parts[0].classes
+        mark = label_mark(classes)
+        known = [(_set(row["labels"], mark), _set(row["predicted"], mark), row) for row in rows]
+        targets = np.array([[name in labels for name in classes] for labels, _, _ in known]).astype(np.uint8)
+        told = np.array([[name in names for name in classes] for _, names, _ in known])
+        scores = np.array([[float(row[f"p:{name}"]) for name in classes] for _, _, row in known])
+        thresholds = [{part.per_class[k].threshold for part in parts} for k in range(len(classes))]
+        return _figures(
+            classes,
+            np.nan_to_num(scores, nan=-np.inf),
+            told,
+            targets,
+            split,
+            [one.pop() if len(one) == 1 else None for one in thresholds],
+            loss=weighted_mean([one.loss for one in parts], [one.n for one in parts]),
+        )
 
     @property
     def headline(self) -> Headline:
@@ -142,6 +167,11 @@ class MultiEvaluation(Measurement):
                 "told": np.array(values["told"], np.int64),
             }
         )
+
+
+def _set(cell: str, mark: str) -> frozenset[str]:
+    """Return the labels of a cell of predictions.csv."""
+    return frozenset(filter(None, cell.split(mark)))
 
 
 def average_precision(scores_N: npt.NDArray[Any], truth_N: npt.NDArray[Any]) -> float:
@@ -232,17 +262,38 @@ def evaluate(
     the card's thresholds. samples_f1 is the mean F1 of the images, 1 where there is rightly nothing to tell.
     """
     _check(answers.logits.shape, targets)
-    told = answers.told_matrix
-    scores = np.nan_to_num(answers.scaled, nan=-np.inf)
+    loss = _loss(answers.scaled, targets)
+    return _figures(
+        tuple(answers.classes),
+        np.nan_to_num(answers.scaled, nan=-np.inf),
+        answers.told_matrix,
+        targets,
+        split,
+        thresholds=[float(value) for value in answers.thresholds],
+        loss=loss if math.isfinite(loss) else None,
+        images_per_second=len(targets) / seconds if seconds else None,
+        latency_ms=timing.percentiles(latencies_ms) if latencies_ms is not None else None,
+    )
+
+
+def _figures(
+    classes: tuple[str, ...],
+    scores: npt.NDArray[Any],
+    told: npt.NDArray[np.bool_],
+    targets: Targets,
+    split: str,
+    thresholds: Sequence[float | None],
+    **others: Any,
+) -> MultiEvaluation:
+    """Return an evaluation: all that follows from scores, what is told and targets, and ``others`` as they are."""
     ap = average_precisions(scores, targets)
     macro, micro = _f1(told, targets)
     truth = targets.astype(bool)
     hits, support, predicted = (told & truth).sum(0), truth.sum(0), told.sum(0)
-    loss = _loss(answers.scaled, targets)
     return MultiEvaluation(
         split=split,
         n=len(targets),
-        classes=tuple(answers.classes),
+        classes=classes,
         map=mean_of_present(ap),
         map_interval=map_interval(scores, targets),
         macro_f1=macro,
@@ -250,12 +301,11 @@ def evaluate(
         samples_f1=float(_f1_of_images(told, truth).mean()),
         subset_accuracy=float((told == truth).all(1).mean()),
         hamming_loss=float((told != truth).mean()),
-        loss=loss if math.isfinite(loss) else None,
         per_class=tuple(
             LabelScore(
                 str(name),
                 int(support[k]),
-                float(answers.thresholds[k]),
+                thresholds[k],
                 float(ap[k]) if support[k] else None,
                 float(hits[k] / predicted[k])
                 if support[k] and predicted[k]
@@ -263,12 +313,11 @@ def evaluate(
                 float(hits[k] / support[k]) if support[k] else None,
                 float(2 * hits[k] / (support[k] + predicted[k])) if support[k] else None,
             )
-            for k, name in enumerate(answers.classes)
+            for k, name in enumerate(classes)
         ),
         together=targets.T.astype(np.int64) @ targets.astype(np.int64),
         told=predicted.astype(np.int64),
-        images_per_second=len(targets) / seconds if seconds else None,
-        latency_ms=timing.percentiles(latencies_ms) if latencies_ms is not None else None,
+        **others,
     )
 
 

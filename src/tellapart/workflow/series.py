@@ -25,6 +25,7 @@ from tellapart.data.stores import images as decoded
 from tellapart.errors import DataError, RunError, SpecError
 from tellapart.evaluation import infer
 from tellapart.evaluation import series as figures
+from tellapart.evaluation.measurement import headline_of
 from tellapart.references import Trust
 from tellapart.runtime.eager import open_artifact
 from tellapart.spec import InputSpec, Spec, update
@@ -332,11 +333,6 @@ class _Work:
         spec = self.kind.spec(self.spec, number)
         if before is None:
             samples = opened(spec, self.given, self.console)
-            if samples.targets is not None:
-                raise DataError(
-                    "Folds and repeated runs are summarised by accuracy, and these images have several labels. Train "
-                    "without --folds and --repeat."
-                )
             if self.folder is None:
                 self._resolve(samples)
             return samples
@@ -419,7 +415,7 @@ class _Work:
             "runs": self.kind.runs(self.spec.seed),
             "finished": self.finished,
         }
-        measured = [entry for entry in self.finished if "accuracy" in entry]
+        measured = [entry for entry in self.finished if headline_of(entry)]
         folds = self.kind.name == "folds"
         if measured:
             content["summary"] = figures.summarise(measured, interval=folds)

@@ -307,8 +307,10 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
     meant = labels if targets is None else targets
     groups = _groups(listing, spec, notes)
     apart = _apart(listing, spec)
-    fill = _fill_splits if not spec.fold else _fill_fold
-    fill(listing, meant, groups, spec, notes)
+    if spec.fold:
+        _fill_fold(listing, meant, groups, spec, notes, classes)
+    else:
+        _fill_splits(listing, meant, groups, spec, notes)
     _report_classes(meant, listing.splits, classes, notes)
     samples = Samples(
         paths=_objects(listing.paths),
@@ -428,7 +430,12 @@ def _fill_splits(
 
 
 def _fill_fold(
-    listing: Listing, labels: npt.NDArray[Any], groups: list[str] | None, spec: DataSpec, notes: Notes
+    listing: Listing,
+    labels: npt.NDArray[Any],
+    groups: list[str] | None,
+    spec: DataSpec,
+    notes: Notes,
+    classes: Sequence[str],
 ) -> None:
     """Make the fold that the spec names the test split, and deal train and val from the others.
 
@@ -436,11 +443,6 @@ def _fill_fold(
     """
     chosen = spec.folds()
     assert chosen is not None
-    if labels.ndim == 2:
-        raise DataError(
-            "Cross-validation deals images by their one label; these have several. Train without --folds "
-            "(data.fold)."
-        )
     number, count = chosen
     own = _objects(listing.splits) == "test"
     rows = np.flatnonzero(_there(listing) & ~own)
@@ -459,7 +461,7 @@ def _fill_fold(
     listing.splits = column.tolist()
     few = folds.scarce(labels[rows], units, count)
     if few:
-        names = [listing.labels[int(np.flatnonzero(labels == k)[0])] for k in few]
+        names = [classes[k] for k in few]
         notes.warn(
             f"{many(len(few), 'class', 'classes')} with fewer images, or groups of them, than the {count} folds, so "
             f"that some folds hold out none: {some(names, 6)}."
