@@ -56,7 +56,10 @@ class Subject:
         return np.sort(rng.permutation(len(self.parts["train"]))[:count]).astype(np.int64)
 
     def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield ``count`` training images as the network takes them, float32 [b, C, height, width], and labels [b]."""
+        """Yield ``count`` training images as the network takes them, float32 [b, C, height, width], and their labels.
+
+        Labels: int64 [b], or float32 [b, K], 0 or 1, where an image can have several.
+        """
         rows = self.training_rows(count)
         for start in range(0, len(rows), _BATCH):
             batch = self.parts["train"].batch(rows[start : start + _BATCH])
@@ -101,13 +104,24 @@ def open_subject(
 
 
 def _parts(samples: Samples, spec: Spec, card: Card, console: Console) -> dict[str, ImageSet]:
+    if (samples.targets is not None) != card.several:
+        raise DataError(
+            f"Images of {spec.data.source} can have several labels, and the model tells one of each. --data.labels "
+            "single leaves out those with several."
+            if samples.targets is not None
+            else f"Images of {spec.data.source} have one label each, and the model tells several: --data.labels multi."
+        )
     if set(samples.classes) != set(card.classes):
         differing = sorted(set(samples.classes) ^ set(card.classes))
         raise DataError(
             f"The data and the model do not have the same classes; in one only: {', '.join(differing[:8])}."
         )
     table = np.array([card.classes.index(name) for name in samples.classes], np.int64)
-    samples = dataclasses.replace(samples, classes=card.classes, labels=table[samples.labels])
+    if samples.targets is not None:
+        order = np.argsort(table)
+        samples = dataclasses.replace(samples, classes=card.classes, targets=samples.targets[:, order])
+    else:
+        samples = dataclasses.replace(samples, classes=card.classes, labels=table[samples.labels])
     parts = {}
     for split in ("train", "val", "test"):
         part = samples.split(split)
@@ -177,6 +191,8 @@ def _fine_tuning(spec: Spec, card: Card, file: Path, data: str | os.PathLike[str
     }
     if data is not None:
         changes["data"] = {"source": os.fspath(data)}
+    if card.several:
+        changes.setdefault("data", {})["labels"] = "multi"
     try:
         return update(spec, changes)
     except SpecError as error:  # the card's values are no user's

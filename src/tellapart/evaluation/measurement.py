@@ -62,6 +62,14 @@ def weighted_mean(values: Sequence[float | None], counts: Sequence[int]) -> floa
     return float(np.average(known, weights=counts)) if len(known) == len(values) else None
 
 
+_HEADLINES_IN_FULL = {"map": "mean average precision (mAP)"}
+
+
+def in_full(key: str) -> str:
+    """Return the name of a headline without its abbreviation alone."""
+    return _HEADLINES_IN_FULL.get(key, naming(key).name)
+
+
 @dataclass(frozen=True)
 class Headline:
     """The figure that a model is judged by, with its 95 % interval. Fractions are in [0, 1]."""
@@ -74,6 +82,11 @@ class Headline:
     def name(self) -> str:
         """What people call it."""
         return NAMES[self.key].name
+
+    @property
+    def full(self) -> str:
+        """The name without its abbreviation alone."""
+        return in_full(self.key)
 
     @property
     def title(self) -> str:
@@ -149,6 +162,10 @@ class Measurement(abc.ABC):
     @abc.abstractmethod
     def given(self) -> list[int]:
         """Return how often each class was given as an answer."""
+
+    @abc.abstractmethod
+    def by_class(self) -> dict[str, float]:
+        """Return what each class has in place of the headline (its recall, its AP); without those without images."""
 
     def confused(self) -> npt.NDArray[np.int64] | None:
         """Return how often each class was taken for each, [K, K]; None where an image can have several labels."""

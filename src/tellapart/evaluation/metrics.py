@@ -131,6 +131,10 @@ class Evaluation(Measurement):
         counts: list[int] = self.confusion.sum(axis=0).tolist()
         return counts
 
+    def by_class(self) -> dict[str, float]:
+        """See Measurement: the share of the class's images that are answered right."""
+        return {one.name: one.recall for one in self.per_class if one.recall is not None}
+
     def confused(self) -> npt.NDArray[np.int64]:
         """See Measurement."""
         return self.confusion

@@ -138,6 +138,10 @@ class MultiEvaluation(Measurement):
         counts: list[int] = self.told.tolist()
         return counts
 
+    def by_class(self) -> dict[str, float]:
+        """See Measurement: the average precision of the class."""
+        return {one.name: one.ap for one in self.per_class if one.ap is not None}
+
     def answers_table(
         self,
         answers: Answers,
@@ -198,6 +202,12 @@ def average_precisions(scores_NK: npt.NDArray[Any], targets_NK: Targets) -> Floa
     return np.array([average_precision(scores, truth) for scores, truth in pairs], np.float64)
 
 
+def mean_average_precision(scores_NK: npt.NDArray[Any], targets_NK: Targets) -> float:
+    """Return the mean of the average precisions of the classes that the split has; NaN where it has none."""
+    clean = np.nan_to_num(scores_NK.astype(np.float64), nan=-np.inf)
+    return mean_of_present(average_precisions(clean, targets_NK))
+
+
 def mean_of_present(values: Floats) -> float:
     """Return the mean over the classes that the split has; NaN where it has none."""
     present = values[~np.isnan(values)]
@@ -212,9 +222,8 @@ def quick(logits: npt.NDArray[Any], targets: Targets) -> dict[str, float]:
     """
     _check(logits.shape, targets)
     macro, micro = _f1(logits > 0, targets)
-    clean = np.nan_to_num(logits.astype(np.float64), nan=-np.inf)
     figures = {
-        "mAP": mean_of_present(average_precisions(clean, targets)),
+        "mAP": mean_average_precision(logits, targets),
         "macro-f1": macro,
         "micro-f1": micro,
     }

@@ -15,7 +15,7 @@ from typing import Any
 
 from tellapart import files, pages, runs, tables
 from tellapart.errors import RunError
-from tellapart.evaluation.measurement import NAMES, Measurement, headline_of, naming
+from tellapart.evaluation.measurement import NAMES, Measurement, headline_of, in_full, naming
 from tellapart.evaluation.metrics import KINDS, read_evaluation
 from tellapart.evaluation.run_folder import OUT_OF_FOLD
 
@@ -117,6 +117,7 @@ def write_page(folder: str | os.PathLike[str], out: str | os.PathLike[str] | Non
         count=content.get("count", 0),
         finished=finished,
         head=heads[0] if heads else "accuracy",
+        title=in_full(heads[0] if heads else "accuracy"),
         named={key: naming(key) for key in [*NAMES, *summary]},
         columns=[key for key in dict.fromkeys([*heads, *summary]) if key != "n"],
         summary=summary,

@@ -43,9 +43,9 @@ class Options:
     fine-tuning, on the way to a ratio. epochs: of fine-tuning after each, or of the student; 0: a quarter of the
     run's, for a student as many as the run's. student: the smaller network's name. alone: whether the student is
     also trained without a teacher. images: training images by which
-    channels are judged and ranges are measured. max_drop: points of accuracy on validation that INT8 may cost.
-    runtimes: for which INT8 is made: onnx, openvino. reduce_range: ONNX Runtime's INT8 weights have seven bits, for x86
-    processors without VNNI.
+    channels are judged and ranges are measured. max_drop: points of accuracy (of several labels: mAP) on validation
+    that INT8 may cost. runtimes: for which INT8 is made: onnx, openvino. reduce_range: ONNX Runtime's INT8 weights
+    have seven bits, for x86 processors without VNNI.
     """
 
     ratios: tuple[float, ...] = (0.5,)
@@ -96,7 +96,7 @@ def compress(
     loss: Any = None,
     **changes: Any,
 ) -> Comparison:
-    """Make smaller models of a trained one, and compare all with it: accuracy, size, latency.
+    """Make smaller models of a trained one, and compare all with it: accuracy (of several labels: mAP), size, latency.
 
     Args:
         path: run folder or artifact.
@@ -109,7 +109,7 @@ def compress(
         student: distill: the smaller network's name.
         alone: distill: train the student once more without the teacher.
         images: training images by which channels are judged and ranges are measured.
-        max_drop: points of accuracy on validation that INT8 may cost.
+        max_drop: points of accuracy (of several labels: mAP) on validation that INT8 may cost.
         reduce_range: INT8 for ONNX Runtime with weights of seven bits, for x86 processors without VNNI.
         runtime: for which INT8 is made: onnx, openvino, or both.
         threads: of the measurement; 0: one for each core.
@@ -156,11 +156,6 @@ def compress_by(
             raise SpecError(f"There is no method {method!r}. {did_you_mean(method, METHODS)}")
     if "distill" in methods and not chosen.student:
         raise SpecError("distill needs a smaller network: --student NAME (see: tellapart models).")
-    if artifact.read_card(artifact.find(path)).several:
-        raise SpecError(
-            "compress compares models by the accuracy of one label for each image, and this model tells several: that "
-            "is not there yet. tellapart export writes it in fp32 and fp16."
-        )
     folder = _new_folder(out)
     with Console(quiet=quiet) as console:
         subject = open_subject(path, data, dict(changes or {}), spec, console)

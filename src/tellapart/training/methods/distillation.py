@@ -47,9 +47,9 @@ class Teacher(nn.Module):
         predictor = artifact.open_model(Path(path).expanduser(), device)
         self.model, card = predictor.model, predictor.card
         if card.several != several:
-            theirs, ours = _LABELS[card.several], _LABELS[several]
             raise ModelError(
-                f"The teacher {path} tells {theirs} of an image, and the images of this data have {ours}: its "
+                f"The teacher {path} tells {_LABELS[card.several]} of an image, and the images of this data have "
+                f"{_LABELS[several]}: its "
                 "probabilities do not mean what the student's do. Use a teacher that was trained on such labels."
             )
         if set(card.classes) != set(classes):
