@@ -246,8 +246,7 @@ def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
     kind: str = spec.format if spec.format in FORMATS else ""
     if not kind and spec.format == "auto":
         kind, *others = detect(tree) or [""]
-        multi = spec.labels == "multi"
-        kept = class_folders_first(tree, kind, spec, notes) if kind and not multi else None
+        kept = class_folders_first(tree, kind, spec, notes) if kind else None
         if kept is not None:
             return known.name_imagenet(kept, notes)
         for other in others:
