@@ -271,6 +271,11 @@ def evaluate(
     the card's thresholds. samples_f1 is the mean F1 of the images, 1 where there is rightly nothing to tell.
     """
     _check(answers.logits.shape, targets)
+    if not targets.any():
+        raise DataError(
+            f"None of the {len(targets):,} {split} images has a label, so no average precision is defined: give images "
+            "that show some of the classes."
+        )
     loss = _loss(answers.scaled, targets)
     return _figures(
         tuple(answers.classes),
