@@ -26,7 +26,9 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
             *(
                 "tellapart.Result",
                 "tellapart.workflow.Series",
+                "tellapart.evaluation.measurement.Measurement",
                 "tellapart.evaluation.metrics.Evaluation",
+                "tellapart.evaluation.multilabel.MultiEvaluation",
                 "tellapart.Spec",
                 "tellapart.Callback",
             ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import json
@@ -26,41 +25,10 @@ from tellapart.evaluation.compare import compare
 from tellapart.export import graph
 from tellapart.serve.app import create
 from tellapart.serve.options import Options
-from tellapart.workflow import compressing, exporting
+from tellapart.workflow import exporting
 from tellapart.workflow.asked import make_spec
 
-CLASSES = ("blue", "green", "red")
-
-
-def make(folder: Path, count: int = 120, single: bool = False) -> Path:
-    """Make images of which each colour is bright or dark, and a list that says which are bright."""
-    rng = np.random.default_rng(0)
-    (folder / "images").mkdir(parents=True)
-    with open(folder / "list.csv", "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["path", "labels"])
-        for n in range(count):
-            bright = np.eye(3)[n % 3].astype(int) if single else rng.integers(0, 2, 3)
-            pixels = rng.integers(0, 90, (16, 16, 3)) + 130 * bright
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / f"{n:03}.png")
-            names = [name for name, there in zip(("red", "green", "blue"), bright, strict=True) if there]
-            writer.writerow([f"images/{n:03}.png", "|".join(names)])
-    return folder
-
-
-CHANGES: dict[str, Any] = {
-    "model": {"name": "fast-cnn"},
-    "augment": {"preset": "none"},
-    "training": {"epochs": 4, "batch_size": 16, "threads": 1, "device": "cpu", "lr": 0.003},
-    "speed": {"probe": False},
-}
-
-
-def changed(run: Path, **training: Any) -> dict[str, Any]:
-    return CHANGES | {
-        "training": {**CHANGES["training"], **training},
-        "run": {"dir": str(run), "tensorboard": False},
-    }
+from .several import CLASSES, changed, data_of, make, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +41,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tellapart.train(str(base / "data"), quiet=True, **spec)
     patch.undo()
     return base / "run"
-
-
-def data_of(run: Path) -> Path:
-    return run.parent / "data"
-
-
-def rows_of(run: Path, split: str = "test") -> list[dict[str, str]]:
-    with open(run / "evaluation" / split / "predictions.csv", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def test_a_run_learns_and_its_files_agree(run: Path) -> None:
@@ -268,19 +227,27 @@ def test_what_is_for_one_label_is_refused(run: Path, tmp_path: Path) -> None:
         ("training.sampling", "oversample"),
         ("training.class_weights", "effective"),
         ("training.best_metric", "accuracy"),
-        ("distill.teacher", str(run)),
     ):
         spec = make_spec(str(data_of(run)), **base)
         with pytest.raises(SpecError, match=name.replace(".", r"\.")):
             tellapart.train(spec=make_spec(None, None, spec, **{name: value}), quiet=True)
     with pytest.raises(SpecError, match="has one label"):
         tellapart.train("digits", quiet=True, **changed(tmp_path / "run", loss="bce"))
-    with pytest.raises(SpecError, match="not there yet"):
-        compressing.compress(run, methods=["prune"], out=tmp_path / "small", quiet=True)
     one = make(tmp_path / "one", 30, single=True)
     spec = changed(tmp_path / "run") | {"distill": {"teacher": str(run)}}
     with pytest.raises(ModelError, match="several labels"):
         tellapart.train(str(one), quiet=True, **spec)
+
+
+def test_a_student_follows_a_teacher_of_several_labels(run: Path, tmp_path: Path) -> None:
+    spec = changed(tmp_path / "student", epochs=2) | {"data": {"labels": "multi"}}
+    spec["distill"] = {"teacher": str(run), "weight": 1.0, "temperature": 2.0}
+    result = tellapart.train(str(data_of(run)), quiet=True, **spec)
+    assert result.metrics["map"] > 0.9
+    kept = runs.read_spec(result.run / "spec.yaml")
+    assert kept.distill.fingerprint
+    losses = [value for _, value in run_folder.read_run(result.run).metrics["train/epoch-loss"]]
+    assert losses[-1] < losses[0]
 
 
 def test_a_model_and_data_of_different_kinds(run: Path, tmp_path: Path) -> None:
@@ -316,3 +283,14 @@ def test_a_card_is_checked(run: Path) -> None:
             Card.from_json(json.dumps(content | wrong))
     single = dataclasses.replace(card, kind="single", thresholds=())
     assert "thresholds" not in json.loads(single.to_json())
+
+
+def test_a_split_in_which_no_image_has_a_label_is_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path / "data", 20)
+    lines = (folder / "list.csv").read_text().splitlines()
+    rows = [
+        f"{line.split(',')[0]},,val" if n % 5 == 0 else f"{line},train" for n, line in enumerate(lines[1:])
+    ]
+    (folder / "list.csv").write_text("\n".join(["path,labels,split", *rows]))
+    with pytest.raises(DataError, match="None of the 4 val images"):
+        tellapart.train(str(folder), quiet=True, **changed(tmp_path / "run"), data={"labels": "multi"})

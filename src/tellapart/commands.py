@@ -107,7 +107,7 @@ class Resume:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a model: accuracy with its interval, per class, confusion, loss, speed."""
+    """Evaluate a model: accuracy (several labels: mAP) with its interval, per class, loss, speed."""
 
     model: _Model
     """Run folder, artifact or exported file."""
@@ -351,7 +351,7 @@ class Compress:
     images: int = 256
     """Number of training images used to rank channels and calibrate ranges."""
     max_drop: float = 0.5
-    """int8: largest loss of validation accuracy, in percentage points."""
+    """int8: largest loss of validation accuracy (several labels: mAP), in percentage points."""
     reduce_range: bool = False
     """int8 for ONNX Runtime: 7-bit weights, for x86 processors without VNNI, whose 16-bit sums overflow."""
     runtime: tuple[Literal["onnx", "openvino"], ...] = ("onnx", "openvino")

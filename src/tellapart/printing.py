@@ -19,8 +19,7 @@ from tellapart.errors import shown
 _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 if TYPE_CHECKING:
-    from tellapart.evaluation.metrics import Evaluation
-    from tellapart.evaluation.multilabel import MultiEvaluation
+    from tellapart.evaluation.measurement import Measurement
     from tellapart.models.zoo import ModelInfo
     from tellapart.workflow import Result, Series
 
@@ -35,21 +34,17 @@ def as_json_line(content: Any) -> str:
 
 def summary(result: Result) -> str:
     """Return how a training ended: accuracy and what it is of, where things lie, what to type next."""
+    from tellapart.evaluation.measurement import headline_of
+
     lines = []
-    if "map" in result.metrics:
-        value, (low, high) = result.metrics["map"], result.metrics["map_interval"]
+    if headline := headline_of(result.metrics):
         lines.append(
-            f"mAP {numerals.percent(value)} (95 % interval {numerals.interval(low, high)}, "
-            f"{result.metrics['n']:,} images)   macro F1 {numerals.percent(result.metrics['macro_f1'])}   "
-            f"micro F1 {numerals.percent(result.metrics['micro_f1'])}"
-        )
-        lines.append(f"  {_worth(result)}")
-    elif result.split:
-        accuracy, (low, high) = result.metrics["accuracy"], result.metrics["accuracy_interval"]
-        lines.append(
-            f"Accuracy {numerals.percent(accuracy)} (95 % interval {numerals.interval(low, high)}, "
+            f"{headline.title} {headline.text} (95 % interval {headline.interval_text}, "
             f"{result.metrics['n']:,} images)"
         )
+        if headline.key == "map":
+            macro, micro = result.metrics["macro_f1"], result.metrics["micro_f1"]
+            lines[0] += f"   macro F1 {numerals.percent(macro)}   micro F1 {numerals.percent(micro)}"
         lines.append(f"  {_worth(result)}")
     else:
         lines.append("Trained on everything: there was no validation and no test split to measure.")
@@ -62,37 +57,38 @@ def summary(result: Result) -> str:
 
 def series_summary(series: Series) -> str:
     """Return how several runs ended: a line for each, what they say together, and where things lie."""
+    from tellapart.evaluation.measurement import headline_of
+
     folds = series.kind == "folds"
     width = max(len(str(entry["run"])) for entry in series.runs)
-    lines = []
+    lines, heads = [], []
     for entry in series.runs:
-        if "accuracy" in entry:
-            own = f"   own test {numerals.percent(entry['test']['accuracy'])}" if "test" in entry else ""
+        if one := headline_of(entry):
+            heads.append(one)
+            own = f"   own test {numerals.percent(entry['test'][one.key])}" if "test" in entry else ""
             on = "held out" if folds else _ON[entry["split"]]
-            text = f"accuracy {numerals.percent(entry['accuracy'])} on {entry['n']:,} images ({on})"
+            text = f"{one.name} {one.text} on {entry['n']:,} images ({on})"
             lines.append(f"{entry['run']:<{width}}  {text}{own}")
-    mean = series.summary.get("accuracy")
+    mean = series.summary.get(heads[0].key) if heads else None
     if mean is None:
         lines.append("Trained on everything: there was no validation and no test split to measure.")
     elif folds:
         low, high = mean.get("interval") or (None, None)
         lines.append(
-            f"Accuracy {numerals.percent(mean['mean'])} (95 % interval {numerals.interval(low, high)})"
+            f"{heads[0].title} {numerals.percent(mean['mean'])} (95 % interval {numerals.interval(low, high)})"
         )
         lines.append("  mean of the folds; they share training images, so the interval is approximate")
     else:
         lines.append(
-            f"Accuracy {numerals.percent(mean['mean'])}, standard deviation "
+            f"{heads[0].title} {numerals.percent(mean['mean'])}, standard deviation "
             f"{numerals.fixed(100 * mean['std'], 2)} points over {mean['n']} seeds"
         )
-    if series.metrics:
-        low, high = series.metrics["accuracy_interval"]
+    if together := headline_of(series.metrics):
         lines.append(
-            f"Together {numerals.percent(series.metrics['accuracy'])} (95 % interval {numerals.interval(low, high)}, "
-            f"{series.metrics['n']:,} images)"
+            f"Together {together.text} (95 % interval {together.interval_text}, {series.metrics['n']:,} images)"
         )
         lines.append(f"Answers  {series.run / 'evaluation' / 'out-of-fold' / 'predictions.csv'}")
-    if own_test := series.test.get("accuracy"):
+    if own_test := series.test.get(heads[0].key if heads else ""):
         lines.append(f"Own test {numerals.percent(own_test['mean'])}, mean of the models")
     if (series.run / "report.html").exists():
         lines.append(f"Report   {series.run / 'report.html'}")
@@ -119,7 +115,7 @@ def _worth(result: Result) -> str:
     return f"{on}, which also chose the epoch (there is no test split): expect a little less"
 
 
-def _speed(evaluation: Evaluation | MultiEvaluation) -> list[str]:
+def _speed(evaluation: Measurement) -> list[str]:
     if not (evaluation.images_per_second and evaluation.latency_ms):
         return []
     times = "  ".join(
@@ -128,76 +124,58 @@ def _speed(evaluation: Evaluation | MultiEvaluation) -> list[str]:
     return [f"{numerals.rate(evaluation.images_per_second)} images/s; one image at a time: {times}"]
 
 
-def _several_text(evaluation: MultiEvaluation) -> str:
-    """Return the figures of images with several labels, and the table of classes."""
-    low, high = evaluation.map_interval
+def evaluation_text(evaluation: Measurement) -> str:
+    """Return an evaluation's figures and its table of classes."""
+    from tellapart.evaluation.measurement import naming
+
+    headline = evaluation.headline
+    figures = [f"{naming(key).name} {naming(key).show(value)}" for key, value in evaluation.figures().items()]
     lines = [
-        f"mAP {numerals.percent(evaluation.map)} (95 % interval {numerals.interval(low, high)})",
+        f"{headline.title} {headline.text} (95 % interval {headline.interval_text})",
         f"on {evaluation.n:,} images ({evaluation.split})",
-        f"macro F1 {numerals.percent(evaluation.macro_f1)}   micro F1 {numerals.percent(evaluation.micro_f1)}   "
-        f"F1 of images {numerals.percent(evaluation.samples_f1)}",
-        f"all labels right {numerals.percent(evaluation.subset_accuracy)}   "
-        f"Hamming loss {numerals.loss(evaluation.hamming_loss)}   loss {numerals.loss(evaluation.loss)}",
+        *_filled(figures),
         *_speed(evaluation),
         "",
     ]
-    names = [shown(score.name, one_line=True) for score in evaluation.per_class]
-    width = min(30, max(5, *map(cell_len, names)))
-    lines.append(f"{'class':<{width}}  images        AP  threshold  precision    recall        F1")
-    for name, score in zip(names, evaluation.per_class, strict=True):
-        figures = "".join(
-            f"{text:>{space}}"
-            for text, space in (
-                (numerals.percent(score.ap), 10),
-                (numerals.fixed(score.threshold, 4), 11),
-                (numerals.percent(score.precision), 11),
-                (numerals.percent(score.recall), 10),
-                (numerals.percent(score.f1), 10),
-            )
-        )
-        lines.append(f"{set_cell_size(name, width)}  {score.support:>6}{figures}")
-    return "\n".join(lines)
+    return "\n".join(lines + _class_lines(evaluation) + _confusion_lines(evaluation))
 
 
-def evaluation_text(evaluation: Evaluation | MultiEvaluation) -> str:
-    """Return an evaluation's figures and its table of classes."""
-    from tellapart.evaluation.multilabel import MultiEvaluation  # there was one, so torch is there too
+def _filled(parts: Sequence[str]) -> list[str]:
+    """Return parts side by side, on as few lines as a terminal needs."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 3 + len(part) <= TERMINAL:
+            lines[-1] += f"   {part}"
+        else:
+            lines.append(part)
+    return lines
 
-    if isinstance(evaluation, MultiEvaluation):
-        return _several_text(evaluation)
-    low, high = evaluation.accuracy_interval
-    lines = [
-        f"Accuracy {numerals.percent(evaluation.accuracy)} (95 % interval {numerals.interval(low, high)})",
-        f"on {evaluation.n:,} images ({evaluation.split})",
-        f"balanced accuracy {numerals.percent(evaluation.balanced_accuracy)}   "
-        f"macro F1 {numerals.percent(evaluation.macro.f1)}   loss {numerals.loss(evaluation.loss)}"
-        + ("" if evaluation.top5 is None else f"   top-5 {numerals.percent(evaluation.top5)}"),
-    ]
-    for name, value in evaluation.own.items():
-        lines.append(f"{name} {'not defined' if value is None else numerals.setting(round(value, 6))}")
-    lines += [*_speed(evaluation), ""]
-    names = [shown(score.name, one_line=True) for score in evaluation.per_class]
-    width = min(30, max(5, *map(cell_len, names)))
-    lines.append(f"{'class':<{width}}  images  precision    recall        F1")
-    for name, score in zip(names, evaluation.per_class, strict=True):
-        figures = "".join(
-            f"{numerals.percent(value):>{space}}"
-            for value, space in ((score.precision, 11), (score.recall, 10), (score.f1, 10))
-        )
-        lines.append(f"{set_cell_size(name, width)}  {score.support:>6}{figures}")
-    return "\n".join(lines + _confusion_lines(evaluation))
+
+def _class_lines(evaluation: Measurement) -> list[str]:
+    """Return the table of classes, as wide as a terminal at most."""
+    table = evaluation.table()
+    names = [shown(name, one_line=True) for name, _, _ in table.rows]
+    spaces = [max(10, len(title) + 2) for title, _ in table.columns]
+    width = min(30, TERMINAL - 8 - sum(spaces), max(5, *map(cell_len, names)))
+    heads = "".join(f"{title:>{space}}" for (title, _), space in zip(table.columns, spaces, strict=True))
+    lines = [f"{'class':<{width}}  images{heads}"]
+    for place, (name, row) in enumerate(zip(names, table.rows, strict=True)):
+        texts = zip(table.texts(place), spaces, strict=True)
+        figures = "".join(f"{text:>{space}}" for text, space in texts)
+        lines.append(f"{set_cell_size(name, width)}  {row[1]:>6}{figures}")
+    return lines
 
 
 TERMINAL = 80  # columns
 MATRIX_CLASSES = 12  # so many have room there for the confusion matrix
 
 
-def _confusion_lines(evaluation: Evaluation) -> list[str]:
+def _confusion_lines(evaluation: Measurement) -> list[str]:
     """Return the confusion matrix, a row for each true class; nothing where there are too many classes."""
-    names = [shown(score.name, one_line=True) for score in evaluation.per_class]
-    if len(names) > MATRIX_CLASSES:
+    names, confusion = [shown(name, one_line=True) for name in evaluation.classes], evaluation.confused()
+    if confusion is None or len(names) > MATRIX_CLASSES:
         return []
-    counts = evaluation.confusion.tolist()
+    counts = confusion.tolist()
     least = max(len(str(count)) + 1 for row in counts for count in row)
     spare = max(5, TERMINAL - 2 - least * len(names))
     width = min(20, spare, max(5, *map(cell_len, names)))

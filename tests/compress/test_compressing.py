@@ -63,7 +63,7 @@ def test_pruned_sparse_and_distilled_models_are_ordinary_ones(run: Path, tmp_pat
     assert found.split == "test"
     for row in found.rows[1:]:
         measured = evaluate(out / row.candidate.name, split="test", quiet=True)
-        assert measured.accuracy == pytest.approx(row.accuracy)
+        assert measured.accuracy == pytest.approx(row.value)
         spec = runs.read_spec(out / row.candidate.name / "spec.yaml")
         teacher = "" if row is alone else str((run / "model.safetensors").resolve())
         assert spec.distill.teacher == teacher
@@ -100,7 +100,7 @@ def test_int8_files_keep_to_the_budget_or_say_so(run: Path, tmp_path: Path) -> N
     int8 = rows["int8 ONNX Runtime"]
     assert int8.size_ratio < 0.4
     assert rows["fp16 ONNX Runtime"].size_ratio < 0.7
-    assert rows["fp32 ONNX Runtime"].accuracy == rows["model"].accuracy
+    assert rows["fp32 ONNX Runtime"].value == rows["model"].value
     facts = int8.candidate.facts
     assert facts["met"] == (facts["drop"] <= 2.0)
     backend = runtime.open_backend(int8.candidate.file)

@@ -34,7 +34,7 @@ class Images:
     """Images whose first pixel is their number."""
 
     def __init__(self, labels: np.ndarray) -> None:
-        self.samples = SimpleNamespace(labels=labels, classes=("a", "b", "c"))
+        self.samples = SimpleNamespace(labels=labels, targets=None, classes=("a", "b", "c"))
 
     def __len__(self) -> int:
         return len(self.samples.labels)
@@ -57,8 +57,8 @@ def test_every_figure_is_that_of_its_definition(tmp_path: Path, monkeypatch: pyt
         (Candidate("two", "int8", tmp_path / "two.xml", against="one"), Answers(two, 0.003)),
     ]
     first, second = measuring.measure(candidates, Images(labels))
-    assert first.accuracy == pytest.approx(28 / 30)
-    assert second.accuracy == pytest.approx(23 / 30)
+    assert first.value == pytest.approx(28 / 30)
+    assert second.value == pytest.approx(23 / 30)
     assert second.interval == wilson_interval(23, 30)
     assert second.change == {"a": pytest.approx(-0.3), "b": pytest.approx(-0.1)}
     assert second.agreement == pytest.approx(float((one == two).mean()))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tellapart.contract.card import label_mark
 from tellapart.data.samples import Samples, write_samples
-from tellapart.data.sources import iterative, splits
+from tellapart.data.sources import folds, iterative, splits
 from tellapart.data.sources.opening import open_source
 from tellapart.errors import DataError, SpecError
 from tellapart.spec import DataSpec
@@ -257,3 +257,45 @@ def test_a_comma_in_every_name_is_no_list_of_labels(folder: Path) -> None:
     samples, _ = opened(folder, source=folder / "list.csv")
     assert samples.targets is None
     assert list(samples.classes) == names
+
+
+def test_folds_keep_each_class_at_its_part() -> None:
+    rng = np.random.default_rng(7)
+    targets = unbalanced(rng)
+    names = [f"{n}.png" for n in range(len(targets))]
+    dealt = folds.assign(targets, names, 5, 0)
+    table = np.stack([targets[dealt == fold].sum(0) for fold in range(5)])
+    assert np.ptp(table, axis=0).max() <= 5
+    chance = [rng.integers(0, 5, len(targets)) for _ in range(20)]
+    assert min(np.ptp([targets[one == k].sum(0) for k in range(5)], axis=0).max() for one in chance) > 5
+    assert np.ptp(np.bincount(dealt)) <= 20  # of 200: what counts is the labels
+    back = rng.permutation(len(targets))
+    assert (folds.assign(targets[back], [names[n] for n in back], 5, 0) == dealt[back]).all()
+    assert (folds.assign(targets, names, 5, 1) != dealt).any()
+
+
+def test_folds_of_several_labels_keep_groups_and_copies(folder: Path) -> None:
+    (folder / "more").mkdir()
+    for n in range(len(WANTED)):
+        (folder / "more" / f"{n:02}.png").write_bytes((folder / f"{n:02}.png").read_bytes())
+    rows = "\n".join(
+        f"{d}{n:02}.png,{';'.join(names)}" for n, names in enumerate(WANTED) for d in ("", "more/")
+    )
+    (folder / "list.csv").write_text(f"path,label\n{rows}\n")
+    held: dict[str, str] = {}
+    for fold in ("1/3", "2/3", "3/3"):
+        samples, said = opened(folder, labels="multi", val_fraction=0.2, fold=fold)
+        test = set(samples.paths[samples.splits == "test"])
+        assert {path.removeprefix("more/") for path in test} <= test
+        assert not held.keys() & test
+        held |= dict.fromkeys(test, fold)
+        assert (samples.splits == "val").any()
+        assert any("3 folds of 36 images" in text for text in said)
+    assert len(held) == 36
+
+
+def test_classes_too_rare_for_the_folds_are_named(folder: Path) -> None:
+    rows = "\n".join(f"{n:02}.png,cat{';rare' if n < 2 else ''}" for n in range(len(WANTED)))
+    (folder / "list.csv").write_text(f"path,label\n{rows}\n")
+    _, said = opened(folder, labels="multi", fold="1/3")
+    assert any("1 class with fewer images" in text and "rare" in text for text in said)

@@ -191,3 +191,8 @@ def test_two_runs_on_the_same_images() -> None:
         compare_labels.compare(base, _told(logits, 1 - targets), "test")
     with pytest.raises(compare_labels.NotComparableError, match="share no"):
         compare_labels.compare(base, compare_labels.Told(CLASSES, {}), "test")
+
+
+def test_images_without_any_label_are_no_measure() -> None:
+    with pytest.raises(DataError, match="None of the 4 test images has a label"):
+        multilabel.evaluate(answers(np.zeros((4, 5), np.float32)), np.zeros((4, 5), np.uint8), "test")

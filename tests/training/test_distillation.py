@@ -14,7 +14,8 @@ from tellapart.contract import Card, Preprocessing
 from tellapart.errors import ModelError, RunError, SpecError
 from tellapart.models import zoo
 from tellapart.spec import Spec, update
-from tellapart.training.methods import distillation
+from tellapart.training.losses import soft_labels
+from tellapart.training.methods import distillation, multilabel
 from tellapart.training.task import Batch
 
 CLASSES = ("class 0", "class 1", "class 2")
@@ -27,6 +28,7 @@ def write_teacher(
     size: int = 8,
     mean: float = 0.4,
     channels: int = 3,
+    several: bool = False,
 ) -> Path:
     torch.manual_seed(3)
     architecture = zoo.Architecture(name, len(classes), channels, size=size)
@@ -39,7 +41,8 @@ def write_teacher(
             torch.nn.init.normal_(module.running_mean, 0, 0.2)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / artifact.FILE_NAME
-    artifact.save(file, model.state_dict(), Card(architecture, classes, contract))
+    kind: dict[str, Any] = {"kind": "multi-label", "thresholds": (0.5,) * len(classes)} if several else {}
+    artifact.save(file, model.state_dict(), Card(architecture, classes, contract, **kind))
     return file
 
 
@@ -49,8 +52,8 @@ def test_soft_labels_are_hintons() -> None:
     p, q = np.exp(theirs.numpy() / 3), np.exp(ours.numpy() / 3)
     p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
     wanted = 9 * (p * np.log(p / q)).sum(1)
-    np.testing.assert_allclose(distillation.soft_labels(ours, theirs, 3.0).numpy(), wanted, rtol=1e-5)
-    assert float(distillation.soft_labels(ours, ours, 3.0).abs().max()) < 1e-6
+    np.testing.assert_allclose(soft_labels(ours, theirs, 3.0).numpy(), wanted, rtol=1e-5)
+    assert float(soft_labels(ours, ours, 3.0).abs().max()) < 1e-6
 
 
 def test_the_loss_has_the_three_parts(
@@ -72,7 +75,7 @@ def test_the_loss_has_the_three_parts(
         ours = model.block1.norm if hasattr(model.block1, "norm") else None
     assert ours is None
     hard = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    soft = distillation.soft_labels(logits, taught, 2.0)
+    soft = soft_labels(logits, taught, 2.0)
     without = dataclasses.replace(task.spec, features=0.0)
     plain = distillation.Distillation(task, without, model, bench.prepared.contract, CLASSES)
     got, _ = plain.loss(model, Batch(images, labels, labels))
@@ -127,6 +130,57 @@ def test_a_student_alone_with_its_teacher_becomes_like_it(
     before = agreement(bench.start)
     bench.trainer.run()
     assert agreement(bench.model) > max(0.85, before + 0.1)
+
+
+def test_soft_labels_of_several_are_the_divergence_of_each_class() -> None:
+    """In float64, by scipy's relative entropy of yes and of no."""
+    from scipy.special import expit, rel_entr
+
+    generator = torch.Generator().manual_seed(5)
+    ours, theirs = (4 * torch.randn(6, 5, generator=generator) for _ in range(2))
+    student, teacher = (expit(x.double().numpy() / 3) for x in (ours, theirs))
+    wanted = 9 * (rel_entr(teacher, student) + rel_entr(1 - teacher, 1 - student)).mean(1)
+    found = multilabel.soft_several(ours, theirs, 3.0)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-5)
+    assert float(multilabel.soft_several(theirs, theirs, 3.0).abs().max()) < 1e-6
+    ours.requires_grad_(True)
+    multilabel.soft_several(ours, theirs, 3.0).sum().backward()
+    slope = 3 * (student - teacher) / 5  # of T² times the binary cross-entropy, by hand
+    assert ours.grad is not None
+    np.testing.assert_allclose(ours.grad.numpy(), slope, rtol=1e-4, atol=1e-6)
+
+
+def test_distillation_of_several_labels_adds_both_losses(tmp_path: Path) -> None:
+    from tellapart.spec import DistillSpec, TrainingSpec
+
+    file = write_teacher(tmp_path, several=True)
+    contract = Preprocessing(8, 3, "squash", "bilinear", 1.0, (0.4,) * 3, (0.25,) * 3)
+    criterion = multilabel.build_loss(TrainingSpec(loss="bce"), np.array([1, 2, 3]), 6)
+    augment: Any = None  # inputs are given
+    labels = multilabel.MultiLabel(augment, criterion)
+    student = zoo.build(zoo.Architecture("fast-cnn", 3, 3, size=8)).eval()
+    spec = DistillSpec(teacher=str(file), weight=0.25, temperature=2.0, features=0.0)
+    task = distillation.Distillation(labels, spec, student, contract, CLASSES).eval()
+    assert (task.metrics, task.score_names) == (labels.metrics, labels.score_names)
+    images, targets = torch.randn(4, 3, 8, 8), torch.randint(0, 2, (4, 3)).float()
+    batch = Batch(images, targets, targets)
+    with torch.no_grad():
+        loss, counted = task.loss(student, batch)
+        logits, taught = student(images), artifact.open_model(file).model(images)
+    wanted = 0.25 * multilabel.soft_several(logits, taught, 2.0) + 0.75 * criterion(logits, targets)
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert counted["samples-f1"] == labels.loss(student, batch)[1]["samples-f1"]
+    assert set(task.scores(logits, targets.to(torch.uint8))) == set(multilabel.SCORES)
+    assert not task.own_state()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_teacher_of_the_other_kind_is_refused(tmp_path: Path, several: bool) -> None:
+    file = write_teacher(tmp_path, several=several)
+    contract = Preprocessing(8, 3, "squash", "bilinear", 1.0, (0.4,) * 3, (0.25,) * 3)
+    with pytest.raises(ModelError, match="do not mean what the student's do"):
+        distillation.Teacher(str(file), contract, CLASSES, torch.device("cpu"), not several)
 
 
 def test_classes_are_matched_by_name_and_sizes_fitted(tmp_path: Path) -> None:

@@ -156,11 +156,18 @@ def _gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Te
         parameter.requires_grad_(True)
     model.zero_grad(set_to_none=True)
     for images, labels in batches:
-        F.cross_entropy(model(images), labels, reduction="sum").backward()
+        _loss(model(images), labels).backward()
         example = images[:1]
     if example is None:
         raise ValueError("no images to find important channels with")
     return example
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the sum of the images' losses; ``labels``: int64 [b], or 0 and 1 [b, K] where they can be several."""
+    if labels.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(1).sum()
+    return F.cross_entropy(logits, labels, reduction="sum")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Measuring candidates side by side: accuracy with its interval, size, latency, energy where it can be read.
 
+Where an image can have several labels, mAP takes the place of accuracy.
 Works on backends (`runtime.Backend`), so that formats cannot be told apart. Latencies are taken in rounds in which
 every candidate has its turn, since other work on the machine disturbs whoever is running; a ratio is the median of
 the rounds' ratios. Knows nothing of how a candidate was made.
@@ -18,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart.contract.answers import Answers
 from tellapart.data.loader import ImageSet
-from tellapart.evaluation import infer
-from tellapart.evaluation.metrics import wilson_interval
+from tellapart.evaluation import infer, metrics, multilabel
 from tellapart.runtime import Backend, timing
 
 BATCHES = (1, 32)
@@ -51,8 +52,10 @@ class Candidate:
 class Row:
     """A candidate's figures. Latencies in milliseconds for a batch, by batch size; energy in millijoules an image.
 
-    ``change``: by class, the share of right answers less that of the first candidate. ``agreement``: share of images
-    with the first candidate's answer. ``ratios``: latency as a part of ``against``'s, by batch size.
+    ``value``: of the ``metric`` that models of this kind are judged by, accuracy or map. ``change``: by class, the
+    share of right answers (of several labels: the average precision) less that of the first candidate. ``agreement``:
+    share of images of which the same is told as by the first candidate. ``ratios``: latency as a part of ``against``'s,
+    by batch size.
     """
 
     candidate: Candidate
@@ -60,7 +63,7 @@ class Row:
     bytes: int
     size_ratio: float
     n: int
-    accuracy: float
+    value: float
     interval: tuple[float, float]
     change: Mapping[str, float]
     agreement: float
@@ -68,10 +71,13 @@ class Row:
     p95: Mapping[int, float]
     ratios: Mapping[int, float]
     energy: float | None
+    macro_f1: float | None = None
+    metric: str = "accuracy"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         values = dataclasses.asdict(self)
+        values[self.metric] = values.pop("value")
         candidate = values.pop("candidate")
         candidate["file"] = str(candidate["file"])
         by_batch = {
@@ -100,18 +106,16 @@ def measure(
 
     The first is the model that the others come from. ``advance`` is told of every image and every round.
     """
-    labels = images.samples.labels
     stored = infer.Stored(images)
-    given = [
-        infer.run(backend, stored, advance=advance, latency=False).answers.best for _, backend in candidates
-    ]
+    given = [infer.run(backend, stored, advance=advance, latency=False).answers for _, backend in candidates]
+    found = [metrics.measured(answers, truth_of(images), "") for answers in given]
+    told = [[sorted(labels) for labels in answers.told] for answers in given]
     times, energy = _timed([backend for _, backend in candidates], images, advance)
     places = {candidate.name: place for place, (candidate, _) in enumerate(candidates)}
-    classes = images.samples.classes
-    first = _by_class(given[0] == labels, labels, classes)
+    first = found[0].by_class()
     rows = []
     for place, (candidate, backend) in enumerate(candidates):
-        right = given[place] == labels
+        headline = found[place].headline
         other = places[candidate.against]
         medians = {batch: [statistics.median(turn) for turn in times[batch][place]] for batch in BATCHES}
         base = {batch: [statistics.median(turn) for turn in times[batch][other]] for batch in BATCHES}
@@ -125,11 +129,11 @@ def measure(
                 backend.format,
                 file_size(candidate.file),
                 file_size(candidate.file) / file_size(candidates[other][0].file),
-                len(labels),
-                float(right.mean()),
-                wilson_interval(int(right.sum()), len(labels)),
-                {name: value - first[name] for name, value in _by_class(right, labels, classes).items()},
-                float((given[place] == given[0]).mean()),
+                found[place].n,
+                headline.value,
+                headline.interval,
+                {name: value - first[name] for name, value in found[place].by_class().items()},
+                statistics.fmean(ours == theirs for ours, theirs in zip(told[place], told[0], strict=True)),
                 {batch: points[batch]["p50"] for batch in BATCHES},
                 {batch: points[batch]["p95"] for batch in BATCHES},
                 {
@@ -137,20 +141,24 @@ def measure(
                     for batch in BATCHES
                 },
                 energy[place],
+                found[place].figures().get("macro_f1"),
+                headline.key,
             )
         )
     return rows
 
 
-def _by_class(
-    right: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64], classes: Sequence[str]
-) -> dict[str, float]:
-    """Return the share of right answers of each class that has images."""
-    return {
-        name: float(right[labels == index].mean())
-        for index, name in enumerate(classes)
-        if (labels == index).any()
-    }
+def truth_of(images: ImageSet) -> npt.NDArray[Any]:
+    """Return the images' labels int64 [N], or targets uint8 [N, K] where an image can have several."""
+    samples = images.samples
+    return samples.labels if samples.targets is None else samples.targets
+
+
+def judged(answers: Answers, truth: npt.NDArray[Any]) -> float:
+    """Return the figure that answers are judged by, without all else: accuracy, of several labels mAP."""
+    if truth.ndim == 2:
+        return multilabel.mean_average_precision(answers.scaled, truth)
+    return float((answers.best == truth).mean())
 
 
 def _timed(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from tellapart import packages
 from tellapart.contract import Card, answers
+from tellapart.evaluation import multilabel
 from tellapart.runtime.openvino import PIXELS, cut, own_signal_stack
 
 _PURPOSE = "INT8 for OpenVINO"
@@ -58,8 +59,10 @@ class Quantizer:
         with _quiet():
             return self.nncf.quantize(network, **self._settings(network), fast_bias_correction=True)
 
-    def within(self, drop: float, images: Sequence[Pixels], labels: npt.NDArray[np.int64]) -> Any:
+    def within(self, drop: float, images: Sequence[Pixels], labels: npt.NDArray[Any]) -> Any:
         """Return the network with the layers left in float that hurt most, until accuracy falls by ``drop`` at most.
+
+        Where an image can have several labels (``labels``: targets [N, K]), mAP takes the place of accuracy.
 
         NNCF's accuracy-aware quantisation: layers are ranked by what each does to the answers, and taken back one by
         one. ``images``: uint8 [B, height, width, C] each, with ``labels`` int64 [N] of all; ``drop``: 0 to 1.
@@ -75,7 +78,7 @@ class Quantizer:
             return self.nncf.quantize_with_accuracy_control(
                 network,
                 validation_dataset=self.nncf.Dataset(data, lambda pair: pair[0]),
-                validation_fn=_accuracy,
+                validation_fn=_accuracy if labels.ndim == 1 else _mean_average_precision,
                 max_drop=drop,
                 drop_type=self.nncf.DropType.ABSOLUTE,
                 fast_bias_correction=True,
@@ -159,6 +162,13 @@ def _is_quantised(node: Any) -> bool:
 def _accuracy(model: Any, data: Any) -> tuple[float, list[float]]:
     right = [float(answers.best(model([image])["logits"])[0] == label) for image, label in data]
     return float(np.mean(right)), right
+
+
+def _mean_average_precision(model: Any, data: Any) -> tuple[float, None]:
+    """Return mAP, and no figure of single images: NNCF then ranks layers by what each does to the outputs."""
+    pairs = [(model([image])["logits"][0], targets) for image, targets in data]
+    logits, targets = (np.stack(column) for column in zip(*pairs, strict=True))
+    return multilabel.mean_average_precision(logits, targets), None
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from tellapart import files, numerals, pages
 from tellapart.compress.measuring import BATCHES, Row
 from tellapart.compress.table import NO_ENERGY, Comparison, best_of
 from tellapart.evaluation.charts import Tick, cells_of, nice_ticks
+from tellapart.evaluation.measurement import in_full
 
 FILE_NAME = "compress.html"
 WIDTH, NARROW, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 920, 360, 440, 58, 24, 20, 46
@@ -83,6 +84,8 @@ def _content(comparison: Comparison) -> dict[str, Any]:
     shown = classes if len(classes) <= 30 else _most_changed(rows, classes)
     return {
         "model": comparison.model,
+        "metric": in_full(first.metric),
+        "short": comparison.metric.name,
         "split": _SPLITS.get(comparison.split, comparison.split),
         "machine": comparison.machine,
         "notes": comparison.notes,
@@ -138,14 +141,14 @@ def picture(rows: Sequence[Row], across: int = WIDTH, numbers: bool = False) -> 
     largest = max(row.bytes for row in rows)
     best = best_of(rows)
     placed: list[tuple[float, float, float, float]] = []
-    discs = [(x_at(row.p50[1]), y_at(row.accuracy), 4 + 9 * math.sqrt(row.bytes / largest)) for row in rows]
+    discs = [(x_at(row.p50[1]), y_at(row.value), 4 + 9 * math.sqrt(row.bytes / largest)) for row in rows]
     points = []
     for number, (row, (x, y, radius)) in enumerate(zip(rows, discs, strict=True), 1):
         label = str(number) if numbers else row.candidate.name
         width = (_BOLD if row in best else _CHARACTER) * cells_of(label)
         label_x, label_y, anchor = _free_place(x, y, radius, width, placed, discs, across)
         text = (
-            f"{row.candidate.name}: {numerals.percent(row.accuracy)}, {numerals.milliseconds(row.p50[1])}, "
+            f"{row.candidate.name}: {numerals.percent(row.value)}, {numerals.milliseconds(row.p50[1])}, "
             f"{numerals.megabytes(row.bytes)}"
         )
         names = ("x", "y", "low", "high", "radius", "label_x", "label_y")
@@ -153,7 +156,7 @@ def picture(rows: Sequence[Row], across: int = WIDTH, numbers: bool = False) -> 
         places = {name: round(value, 1) for name, value in zip(names, values, strict=True)}
         named = {"anchor": anchor, "name": label, "family": family(row), "text": text}
         points.append(Point(**places, **named, best=row in best))  # type: ignore[arg-type]
-    line = sorted((x_at(row.p50[1]), y_at(row.accuracy)) for row in best)
+    line = sorted((x_at(row.p50[1]), y_at(row.value)) for row in best)
     return Picture(
         across,
         tuple(points),

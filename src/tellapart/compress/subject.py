@@ -62,7 +62,10 @@ class Subject:
         return np.sort(rng.permutation(len(self.parts["train"]))[:count]).astype(np.int64)
 
     def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield ``count`` training images as the network takes them, float32 [b, C, height, width], and labels [b]."""
+        """Yield ``count`` training images as the network takes them, float32 [b, C, height, width], and their labels.
+
+        Labels: int64 [b], or float32 [b, K], 0 or 1, where an image can have several.
+        """
         rows = self.training_rows(count)
         for start in range(0, len(rows), _BATCH):
             batch = self.parts["train"].batch(rows[start : start + _BATCH])
@@ -122,13 +125,24 @@ def _section(own: DataSpec, objects: Objects | None, source: Mapping[str, Any]) 
 
 
 def _parts(samples: Samples, spec: Spec, card: Card, console: Console) -> dict[str, ImageSet]:
+    if (samples.targets is not None) != card.several:
+        raise DataError(
+            f"Images of {spec.data.source} can have several labels, and the model tells one of each. --data.labels "
+            "single leaves out those with several."
+            if samples.targets is not None
+            else f"Images of {spec.data.source} have one label each, and the model tells several: --data.labels multi."
+        )
     if set(samples.classes) != set(card.classes):
         differing = sorted(set(samples.classes) ^ set(card.classes))
         raise DataError(
             f"The data and the model do not have the same classes; in one only: {', '.join(differing[:8])}."
         )
     table = np.array([card.classes.index(name) for name in samples.classes], np.int64)
-    samples = dataclasses.replace(samples, classes=card.classes, labels=table[samples.labels])
+    if samples.targets is not None:
+        order = np.argsort(table)
+        samples = dataclasses.replace(samples, classes=card.classes, targets=samples.targets[:, order])
+    else:
+        samples = dataclasses.replace(samples, classes=card.classes, labels=table[samples.labels])
     parts = {}
     for split in ("train", "val", "test"):
         part = samples.split(split)
@@ -196,6 +210,8 @@ def _fine_tuning(spec: Spec, card: Card, file: Path) -> Spec:
         "run": {"dir": "", "report": True},
         "distill": {"teacher": str(file.resolve()), "fingerprint": "", "weight": 0.7, "temperature": 2.0},
     }
+    if card.several:
+        changes["data"] = {"labels": "multi"}
     try:
         return update(spec, changes)
     except SpecError as error:  # the card's values are no user's

@@ -13,6 +13,7 @@ from typing import Any
 
 from tellapart import numerals, runs
 from tellapart.compress.measuring import BATCHES, Row
+from tellapart.evaluation.measurement import NAMES, Naming
 
 FILE_NAME = "compress.json"
 NO_ENERGY = "not readable on this machine (no RAPL counter under /sys/class/powercap that this user may read)"
@@ -36,11 +37,17 @@ class Comparison:
         return {
             "model": self.model,
             "split": self.split,
+            "metric": self.rows[0].metric,
             "machine": dict(self.machine),
             "energy": "millijoules an image, by RAPL" if readable else NO_ENERGY,
             "rows": [{**row.to_dict(), "unbeaten": row in best} for row in self.rows],
             "notes": list(self.notes),
         }
+
+    @property
+    def metric(self) -> Naming:
+        """What the models are judged by."""
+        return NAMES[self.rows[0].metric]
 
     def write(self) -> Path:
         """Write compress.json into the folder; return its path."""
@@ -51,7 +58,7 @@ class Comparison:
     def to_text(self) -> str:
         """Return the table for a terminal."""
         names = {"test": "test", "val": "validation"}
-        head = ["", "accuracy", "95 % interval", "points", "same", "MB", "size"]
+        head = ["", self.metric.name, "95 % interval", "points", "same", "MB", "size"]
         head += [text for batch in BATCHES for text in (f"ms at {batch}", "ratio")]
         lines = [head, *(_cells(row, self.rows[0], row in best_of(self.rows)) for row in self.rows)]
         widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
@@ -70,9 +77,9 @@ def _cells(row: Row, first: Row, best: bool) -> list[str]:
     low, high = row.interval
     cells = [
         ("* " if best else "  ") + row.candidate.name,
-        numerals.percent(row.accuracy),
+        numerals.percent(row.value),
         numerals.interval(low, high),
-        numerals.points(row.accuracy - first.accuracy),
+        numerals.points(row.value - first.value),
         numerals.percent(row.agreement),
         numerals.fixed(row.bytes / 1e6, 2),
         f"{row.size_ratio:.2f}x",
@@ -86,8 +93,8 @@ def best_of(rows: Sequence[Row]) -> list[Row]:
     """Return the rows that no other beats: none is as right and as fast (p50 at batch 1), and better in one of both."""
 
     def beaten(row: Row) -> bool:
-        ours = (row.accuracy, -row.p50[1])
-        others = [(other.accuracy, -other.p50[1]) for other in rows]
+        ours = (row.value, -row.p50[1])
+        others = [(other.value, -other.p50[1]) for other in rows]
         return any(o[0] >= ours[0] and o[1] >= ours[1] and o != ours for o in others)
 
     return [row for row in rows if not beaten(row)]

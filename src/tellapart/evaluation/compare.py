@@ -18,10 +18,10 @@ from typing import Any
 
 from tellapart import numerals
 from tellapart.errors import RunError
-from tellapart.evaluation import compare_labels
+from tellapart.evaluation import compare_labels, multilabel
 from tellapart.evaluation.compare_labels import NotComparableError as _NotComparableError
+from tellapart.evaluation.measurement import Headline, Measurement
 from tellapart.evaluation.metrics import wilson_interval
-from tellapart.evaluation.multilabel import MultiEvaluation
 from tellapart.evaluation.run_folder import OUT_OF_FOLD, SPLIT_ORDER, RunFolder, flatten, read_run
 from tellapart.runs import REPEATS_FILE
 
@@ -127,10 +127,10 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
         try:
             if split is None:
                 raise _NotComparableError("were not evaluated on the same split")
-            kinds = [isinstance(runs[k].evaluations[split], MultiEvaluation) for k in (first, second)]
-            if kinds[0] != kinds[1]:
+            kinds = {runs[k].evaluations[split].kind for k in (first, second)}
+            if len(kinds) > 1:
                 raise _NotComparableError("tell different things: several labels of an image, and one")
-            if kinds[0]:
+            if kinds == {multilabel.KIND}:
                 pairs.append(_pair_of_sets(first, second, split, runs[first], runs[second]))
                 continue
             for k in (first, second):
@@ -290,29 +290,23 @@ def _pair(first: int, second: int, split: str, one: Answers, two: Answers) -> Pa
 
 def _result(run: RunFolder, split: str | None) -> Result:
     figures = run.evaluations[split] if split else None
-    if isinstance(figures, MultiEvaluation):
-        return Result(
-            run=run.name,
-            split=split,
-            n=figures.n,
-            accuracy=None,
-            accuracy_interval=None,
-            macro_f1=figures.macro_f1,
-            epochs=run.epochs,
-            seconds=run.seconds,
-            map=figures.map,
-            map_interval=figures.map_interval,
-        )
+    accuracy, mean = (_headline(figures, key) for key in ("accuracy", "map"))
     return Result(
         run=run.name,
         split=split,
         n=figures.n if figures else None,
-        accuracy=figures.accuracy if figures else None,
-        accuracy_interval=figures.accuracy_interval if figures else None,
-        macro_f1=figures.macro.f1 if figures else None,
+        accuracy=accuracy.value if accuracy else None,
+        accuracy_interval=accuracy.interval if accuracy else None,
+        macro_f1=figures.figures().get("macro_f1") if figures else None,
         epochs=run.epochs,
         seconds=run.seconds,
+        map=mean.value if mean else None,
+        map_interval=mean.interval if mean else None,
     )
+
+
+def _headline(figures: Measurement | None, key: str) -> Headline | None:
+    return figures.headline if figures and figures.headline.key == key else None
 
 
 def _render(found: Comparison) -> str:

@@ -46,7 +46,11 @@ class NotComparableError(Exception):
 
 def read(run: RunFolder, split: str) -> Told:
     """Return what a run's predictions.csv says of a split."""
-    hashes = {row.get("path", ""): row.get("hash", "") for row in run.rows("samples.csv")}
+    hashes = {
+        row.get("path", ""): row.get("hash", "")
+        for name in ("samples.csv", "fold-1/samples.csv")  # the latter of a cross-validation
+        for row in run.rows(name)
+    }
     classes = run.evaluations[split].classes
     mark = label_mark(classes)
     rows: dict[str, Any] = {}

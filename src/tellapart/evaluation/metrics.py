@@ -10,11 +10,12 @@ has a precision of 0.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,11 +24,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tellapart import files, tables
+from tellapart import files, numerals, tables
 from tellapart.contract.answers import Answers
 from tellapart.contract.decoding import to_shown
 from tellapart.errors import DataError
 from tellapart.evaluation import multilabel
+from tellapart.evaluation.measurement import Headline, Measurement, Table, weighted_mean
 from tellapart.evaluation.multilabel import MultiEvaluation
 from tellapart.runtime import timing
 
@@ -55,8 +57,11 @@ class Averages:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Measurement):
     """Every figure of one split; see `evaluate`. Fractions are in [0, 1]."""
+
+    kind = "single"
+    brief_keys = ("macro_f1", "balanced_accuracy", "loss")
 
     split: str
     n: int
@@ -87,11 +92,66 @@ class Evaluation:
         values["latency_ms"] = None if self.latency_ms is None else dict(self.latency_ms)
         return values
 
-    def _repr_html_(self) -> str:
-        """Return how a notebook shows it."""
-        from tellapart.evaluation import notebook
+    @classmethod
+    def pooled(cls, parts: Sequence[Evaluation], rows: Iterable[Mapping[str, str]], split: str) -> Evaluation:
+        """See Measurement."""
+        return _figures(
+            parts[0].classes,
+            np.sum([one.confusion for one in parts], axis=0),
+            split,
+            top5=weighted_mean([one.top5 for one in parts], [one.n for one in parts]),
+            loss=weighted_mean([one.loss for one in parts], [one.n for one in parts]),
+        )
 
-        return notebook.of_evaluation(self)
+    @property
+    def headline(self) -> Headline:
+        """See Measurement."""
+        return Headline("accuracy", self.accuracy, self.accuracy_interval)
+
+    def figures(self) -> dict[str, float | None]:
+        """See Measurement."""
+        top5 = {} if self.top5 is None else {"top5": self.top5}
+        return {
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro.f1,
+            "loss": self.loss,
+            **top5,
+            **self.own,
+        }
+
+    def table(self) -> Table:
+        """See Measurement."""
+        return Table(
+            tuple((name, numerals.percent) for name in ("precision", "recall", "F1")),
+            tuple((one.name, one.support, (one.precision, one.recall, one.f1)) for one in self.per_class),
+        )
+
+    def given(self) -> list[int]:
+        """See Measurement."""
+        counts: list[int] = self.confusion.sum(axis=0).tolist()
+        return counts
+
+    def by_class(self) -> dict[str, float]:
+        """See Measurement: the share of the class's images that are answered right."""
+        return {one.name: one.recall for one in self.per_class if one.recall is not None}
+
+    def confused(self) -> npt.NDArray[np.int64]:
+        """See Measurement."""
+        return self.confusion
+
+    def answers_table(
+        self,
+        answers: Answers,
+        truth: npt.NDArray[Any],
+        paths: Sequence[str],
+        boxes: npt.NDArray[np.float64] | None = None,
+    ) -> dict[str, list[Any]]:
+        """See Measurement."""
+        return predictions(answers, truth, paths, boxes)
+
+    def worst(self, answers: Answers, truth: npt.NDArray[Any], count: int) -> list[int]:
+        """See Measurement."""
+        return worst_mistakes(answers, truth, count)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
@@ -179,24 +239,6 @@ def evaluate(
         loss=loss if math.isfinite(loss) else None,
         images_per_second=len(labels) / seconds if seconds else None,
         latency_ms=timing.percentiles(latencies_ms) if latencies_ms is not None else None,
-    )
-
-
-def pooled(evaluations: Sequence[Evaluation], split: str) -> Evaluation:
-    """Return the figures of several evaluations' images together, of the same classes and of different images."""
-    first = evaluations[0]
-    weights = np.array([one.n for one in evaluations], np.float64)
-
-    def mean(values: Sequence[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return float(np.average(known, weights=weights)) if len(known) == len(values) else None
-
-    return _figures(
-        first.classes,
-        np.sum([one.confusion for one in evaluations], axis=0),
-        split,
-        top5=mean([one.top5 for one in evaluations]),
-        loss=mean([one.loss for one in evaluations]),
     )
 
 
@@ -294,7 +336,7 @@ def worst_mistakes(answers: Answers, labels: npt.NDArray[np.int64], count: int) 
 
 def write_evaluation(
     folder: str | os.PathLike[str],
-    evaluation: Evaluation | MultiEvaluation,
+    evaluation: Measurement,
     paths: Sequence[str],
     answers: Answers,
     labels: npt.NDArray[Any],
@@ -314,14 +356,8 @@ def write_evaluation(
 
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    several = isinstance(evaluation, MultiEvaluation)
-    columns = (
-        multilabel.predictions(answers, labels, paths)
-        if several
-        else predictions(answers, labels, paths, boxes)
-    )
-    worst = multilabel.worst_mistakes if several else worst_mistakes
-    shown = worst(answers, labels, count) if thumbnails else []
+    columns = evaluation.answers_table(answers, labels, paths, boxes)
+    shown = evaluation.worst(answers, labels, count) if thumbnails else []
 
     def table(stream: Any) -> None:
         writer = tables.Writer(stream)
@@ -353,11 +389,32 @@ def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation | MultiEvaluat
     """Return what `write_evaluation` wrote to ``folder``. Raises OSError, ValueError, KeyError."""
     with open(pathlib.Path(folder) / "metrics.json", encoding="utf-8") as stream:
         values = json.load(stream)
-    return (
-        MultiEvaluation.from_dict(values)
-        if values.get("kind") == multilabel.KIND
-        else Evaluation.from_dict(values)
-    )
+    return KINDS[values.get("kind", "single")].from_dict(values)
+
+
+KINDS: Mapping[str, type[Evaluation | MultiEvaluation]] = {
+    one.kind: one for one in (Evaluation, MultiEvaluation)
+}
+"""The evaluation of each kind of label."""
+
+
+def measured(
+    answers: Answers,
+    truth: npt.NDArray[Any],
+    split: str,
+    *,
+    seconds: float | None = None,
+    latencies_ms: Sequence[float] | None = None,
+    own: Mapping[str, float | None] | None = None,
+) -> Evaluation | MultiEvaluation:
+    """Return every figure of one split; ``truth``: labels int64 [N], or targets uint8 [N, K] for several labels.
+
+    ``own``: figures that are not tellapart's, of images with one label.
+    """
+    if truth.ndim == 2:
+        return multilabel.evaluate(answers, truth, split, seconds=seconds, latencies_ms=latencies_ms)
+    found = evaluate(answers, truth, split, seconds=seconds, latencies_ms=latencies_ms)
+    return dataclasses.replace(found, own=own) if own else found
 
 
 def _check(logits: Sequence[int], labels: int) -> None:

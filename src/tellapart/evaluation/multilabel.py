@@ -10,16 +10,18 @@ recall, so it is left out and not counted as 0. Classes that every image has cou
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tellapart import numerals
 from tellapart.contract.answers import Answers
 from tellapart.contract.card import label_mark
 from tellapart.errors import DataError
+from tellapart.evaluation.measurement import Headline, Measurement, Table, weighted_mean
 from tellapart.runtime import timing
 
 Floats = npt.NDArray[np.float64]
@@ -33,11 +35,14 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class LabelScore:
-    """One class's figures, each in [0, 1]; None where the split has no image of the class (or precision: none told)."""
+    """One class's figures, each in [0, 1]; None where the split has no image of the class.
+
+    threshold: None where the images were answered by several models, each with its own.
+    """
 
     name: str
     support: int
-    threshold: float
+    threshold: float | None
     ap: float | None
     precision: float | None
     recall: float | None
@@ -45,11 +50,14 @@ class LabelScore:
 
 
 @dataclass(frozen=True, eq=False)
-class MultiEvaluation:
+class MultiEvaluation(Measurement):
     """Every figure of one split; see `evaluate`. Fractions are in [0, 1].
 
     together: int64 [K, K], images that have both the label of the row and that of the column.
     """
+
+    kind = KIND
+    brief_keys = ("macro_f1", "micro_f1", "loss")
 
     split: str
     n: int
@@ -79,6 +87,76 @@ class MultiEvaluation:
         return {"kind": KIND, **values}
 
     @classmethod
+    def pooled(
+        cls, parts: Sequence[MultiEvaluation], rows: Iterable[Mapping[str, str]], split: str
+    ) -> MultiEvaluation:
+        """See Measurement. Each image's labels are told by the thresholds of the model that answered it."""
+        classes = parts[0].classes
+        mark = label_mark(classes)
+        known = [(_set(row["labels"], mark), _set(row["predicted"], mark), row) for row in rows]
+        targets = np.array([[name in labels for name in classes] for labels, _, _ in known]).astype(np.uint8)
+        told = np.array([[name in names for name in classes] for _, names, _ in known])
+        scores = np.array([[float(row[f"p:{name}"]) for name in classes] for _, _, row in known])
+        thresholds = [{part.per_class[k].threshold for part in parts} for k in range(len(classes))]
+        return _figures(
+            classes,
+            np.nan_to_num(scores, nan=-np.inf),
+            told,
+            targets,
+            split,
+            [one.pop() if len(one) == 1 else None for one in thresholds],
+            loss=weighted_mean([one.loss for one in parts], [one.n for one in parts]),
+        )
+
+    @property
+    def headline(self) -> Headline:
+        """See Measurement."""
+        return Headline("map", self.map, self.map_interval)
+
+    def figures(self) -> dict[str, float | None]:
+        """See Measurement."""
+        names = ("macro_f1", "micro_f1", "samples_f1", "subset_accuracy", "hamming_loss", "loss")
+        return {name: getattr(self, name) for name in names}
+
+    def table(self) -> Table:
+        """See Measurement."""
+
+        def threshold(value: float | None) -> str:
+            return numerals.NONE if value is None else numerals.fixed(value, 4)
+
+        shares = ((name, numerals.percent) for name in ("precision", "recall", "F1"))
+        return Table(
+            (("AP", numerals.percent), ("threshold", threshold), *shares),
+            tuple(
+                (one.name, one.support, (one.ap, one.threshold, one.precision, one.recall, one.f1))
+                for one in self.per_class
+            ),
+        )
+
+    def given(self) -> list[int]:
+        """See Measurement."""
+        counts: list[int] = self.told.tolist()
+        return counts
+
+    def by_class(self) -> dict[str, float]:
+        """See Measurement: the average precision of the class."""
+        return {one.name: one.ap for one in self.per_class if one.ap is not None}
+
+    def answers_table(
+        self,
+        answers: Answers,
+        truth: npt.NDArray[Any],
+        paths: Sequence[str],
+        boxes: npt.NDArray[np.float64] | None = None,
+    ) -> dict[str, list[Any]]:
+        """See Measurement; images of several labels have no boxes."""
+        return predictions(answers, truth, paths)
+
+    def worst(self, answers: Answers, truth: npt.NDArray[Any], count: int) -> list[int]:
+        """See Measurement."""
+        return worst_mistakes(answers, truth, count)
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MultiEvaluation:
         """Return the evaluation that `to_dict` gave the values of. Raises KeyError for a missing one."""
         known = {name: values[name] for name in cls.__dataclass_fields__}
@@ -93,6 +171,11 @@ class MultiEvaluation:
                 "told": np.array(values["told"], np.int64),
             }
         )
+
+
+def _set(cell: str, mark: str) -> frozenset[str]:
+    """Return the labels of a cell of predictions.csv."""
+    return frozenset(filter(None, cell.split(mark)))
 
 
 def average_precision(scores_N: npt.NDArray[Any], truth_N: npt.NDArray[Any]) -> float:
@@ -119,6 +202,12 @@ def average_precisions(scores_NK: npt.NDArray[Any], targets_NK: Targets) -> Floa
     return np.array([average_precision(scores, truth) for scores, truth in pairs], np.float64)
 
 
+def mean_average_precision(scores_NK: npt.NDArray[Any], targets_NK: Targets) -> float:
+    """Return the mean of the average precisions of the classes that the split has; NaN where it has none."""
+    clean = np.nan_to_num(scores_NK.astype(np.float64), nan=-np.inf)
+    return mean_of_present(average_precisions(clean, targets_NK))
+
+
 def mean_of_present(values: Floats) -> float:
     """Return the mean over the classes that the split has; NaN where it has none."""
     present = values[~np.isnan(values)]
@@ -133,9 +222,8 @@ def quick(logits: npt.NDArray[Any], targets: Targets) -> dict[str, float]:
     """
     _check(logits.shape, targets)
     macro, micro = _f1(logits > 0, targets)
-    clean = np.nan_to_num(logits.astype(np.float64), nan=-np.inf)
     figures = {
-        "mAP": mean_of_present(average_precisions(clean, targets)),
+        "mAP": mean_average_precision(logits, targets),
         "macro-f1": macro,
         "micro-f1": micro,
     }
@@ -183,17 +271,43 @@ def evaluate(
     the card's thresholds. samples_f1 is the mean F1 of the images, 1 where there is rightly nothing to tell.
     """
     _check(answers.logits.shape, targets)
-    told = answers.told_matrix
-    scores = np.nan_to_num(answers.scaled, nan=-np.inf)
+    if not targets.any():
+        raise DataError(
+            f"None of the {len(targets):,} {split} images has a label, so no average precision is defined: give images "
+            "that show some of the classes."
+        )
+    loss = _loss(answers.scaled, targets)
+    return _figures(
+        tuple(answers.classes),
+        np.nan_to_num(answers.scaled, nan=-np.inf),
+        answers.told_matrix,
+        targets,
+        split,
+        thresholds=[float(value) for value in answers.thresholds],
+        loss=loss if math.isfinite(loss) else None,
+        images_per_second=len(targets) / seconds if seconds else None,
+        latency_ms=timing.percentiles(latencies_ms) if latencies_ms is not None else None,
+    )
+
+
+def _figures(
+    classes: tuple[str, ...],
+    scores: npt.NDArray[Any],
+    told: npt.NDArray[np.bool_],
+    targets: Targets,
+    split: str,
+    thresholds: Sequence[float | None],
+    **others: Any,
+) -> MultiEvaluation:
+    """Return an evaluation: all that follows from scores, what is told and targets, and ``others`` as they are."""
     ap = average_precisions(scores, targets)
     macro, micro = _f1(told, targets)
     truth = targets.astype(bool)
     hits, support, predicted = (told & truth).sum(0), truth.sum(0), told.sum(0)
-    loss = _loss(answers.scaled, targets)
     return MultiEvaluation(
         split=split,
         n=len(targets),
-        classes=tuple(answers.classes),
+        classes=classes,
         map=mean_of_present(ap),
         map_interval=map_interval(scores, targets),
         macro_f1=macro,
@@ -201,12 +315,11 @@ def evaluate(
         samples_f1=float(_f1_of_images(told, truth).mean()),
         subset_accuracy=float((told == truth).all(1).mean()),
         hamming_loss=float((told != truth).mean()),
-        loss=loss if math.isfinite(loss) else None,
         per_class=tuple(
             LabelScore(
                 str(name),
                 int(support[k]),
-                float(answers.thresholds[k]),
+                thresholds[k],
                 float(ap[k]) if support[k] else None,
                 float(hits[k] / predicted[k])
                 if support[k] and predicted[k]
@@ -214,12 +327,11 @@ def evaluate(
                 float(hits[k] / support[k]) if support[k] else None,
                 float(2 * hits[k] / (support[k] + predicted[k])) if support[k] else None,
             )
-            for k, name in enumerate(answers.classes)
+            for k, name in enumerate(classes)
         ),
         together=targets.T.astype(np.int64) @ targets.astype(np.int64),
         told=predicted.astype(np.int64),
-        images_per_second=len(targets) / seconds if seconds else None,
-        latency_ms=timing.percentiles(latencies_ms) if latencies_ms is not None else None,
+        **others,
     )
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 
-from tellapart import numerals, pages
+from tellapart import pages
 from tellapart.errors import RunError
 from tellapart.evaluation import charts
-from tellapart.evaluation.metrics import Evaluation
+from tellapart.evaluation.measurement import Measurement, naming
 from tellapart.evaluation.report import SPLIT_NAMES, curves, meaning
 from tellapart.evaluation.run_folder import RunFolder, read_run
 
@@ -19,19 +19,14 @@ MOST_ROWS = 20  # classes that are listed
 _COLOURS = {"train": "#4269d0", "val": "#e8871a", "faint": "#888888"}
 
 
-def of_evaluation(evaluation: Evaluation, title: str = "", note: str = "") -> str:
+def of_evaluation(evaluation: Measurement, title: str = "", note: str = "") -> str:
     """Return the figures of one split, its classes and what is taken for what."""
-    low, high = evaluation.accuracy_interval
-    facts = [
-        ("balanced accuracy", numerals.percent(evaluation.balanced_accuracy)),
-        ("macro F1", numerals.percent(evaluation.macro.f1)),
-        ("loss", numerals.loss(evaluation.loss)),
-    ]
-    if evaluation.top5 is not None:
-        facts.append(("top-5 accuracy", numerals.percent(evaluation.top5)))
-    scores = evaluation.per_class
-    if len(scores) > MOST_ROWS:
-        scores = tuple(sorted(scores, key=lambda one: (one.f1 is None, one.f1 or 0.0, one.name)))[:MOST_ROWS]
+    table, confusion = evaluation.table(), evaluation.confused()
+    last = len(table.columns) - 1  # F1
+    order = list(range(len(table.rows)))
+    if len(order) > MOST_ROWS:
+        lowest = [(row[2][last] is None, row[2][last] or 0.0, row[0]) for row in table.rows]
+        order = sorted(order, key=lambda place: lowest[place])[:MOST_ROWS]
     whole = len(evaluation.classes) <= MOST_CELLS
     return _render(
         "evaluation",
@@ -39,12 +34,12 @@ def of_evaluation(evaluation: Evaluation, title: str = "", note: str = "") -> st
         note=note,
         evaluation=evaluation,
         split=SPLIT_NAMES.get(evaluation.split, evaluation.split),
-        interval=numerals.interval(low, high),
-        facts=facts,
-        scores=scores,
-        left=len(evaluation.per_class) - len(scores),
-        matrix=evaluation.confusion.tolist() if whole else None,
-        pairs=[] if whole else charts.confused_pairs(evaluation.confusion),
+        facts=[(naming(key).name, naming(key).show(value)) for key, value in evaluation.figures().items()],
+        columns=[name for name, _ in table.columns],
+        scores=[(*table.rows[place][:2], table.texts(place)) for place in order],
+        left=len(table.rows) - len(order),
+        matrix=confusion.tolist() if confusion is not None and whole else None,
+        pairs=[] if confusion is None or whole else charts.confused_pairs(confusion),
     )
 
 
@@ -56,9 +51,7 @@ def of_run(folder: str | os.PathLike[str], split: str, interrupted: bool = False
     except (RunError, OSError):  # removed or damaged since: the result still says what it knows
         run = None
     evaluation = run.evaluations.get(split) if run else None
-    shown = ""
-    if run and isinstance(evaluation, Evaluation):  # several labels: the figures stand in the report
-        shown = of_evaluation(evaluation, note=meaning(run, split))
+    shown = of_evaluation(evaluation, note=meaning(run, split)) if run and evaluation else ""
     drawn = [chart for chart in curves(run) if chart.title != "Learning rate"] if run else []
     return _render(
         "run",

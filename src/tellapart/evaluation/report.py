@@ -13,7 +13,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from tellapart import spec as specs
 from tellapart.contract.card import label_mark
 from tellapart.errors import RunError
 from tellapart.evaluation import charts
+from tellapart.evaluation.measurement import Measurement, naming
 from tellapart.evaluation.metrics import Evaluation, wilson_interval
 from tellapart.evaluation.multilabel import LabelScore, MultiEvaluation
 from tellapart.evaluation.run_folder import RunFolder, flatten, read_run
@@ -69,8 +70,6 @@ def write_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | 
 def _content(run: RunFolder) -> dict[str, Any]:
     """Return all that the template shows."""
     figures = run.evaluations.get(run.split or "")
-    several = figures if isinstance(figures, MultiEvaluation) else None
-    single = figures if isinstance(figures, Evaluation) else None
     drawn, data = curves(run), _data(run)
     return {
         "name": run.name,
@@ -87,12 +86,8 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "data": data,
         "charts": drawn,
         "legend": list({line.kind: line for chart in drawn[:2] for line in chart.lines}.values()),
-        "several": several,
-        "label_rows": _label_rows(several) if several else [],
-        "together": _together(several) if several else [],
-        "classes": _classes(single) if single else [],
-        "matrix": _matrix(single) if single else None,
-        "pairs": charts.confused_pairs(single.confusion) if single else [],
+        "kind": figures.kind if figures else "",
+        **(_PARTS[figures.kind](figures) if figures else {}),
         "mistakes": _mistakes(run),
         "choices": _choices(run),
         "spec": _spec(run),
@@ -113,26 +108,11 @@ def meaning(run: RunFolder, split: str, splits: Sequence[str] | None = None) -> 
     return text
 
 
-def _facts(run: RunFolder, figures: Evaluation | MultiEvaluation | None) -> list[tuple[str, str]]:
+def _facts(run: RunFolder, figures: Measurement | None) -> list[tuple[str, str]]:
     """Return the smaller figures beside the headline: (name, value)."""
     facts: list[tuple[str, str]] = []
-    if isinstance(figures, MultiEvaluation):
-        facts += [
-            ("macro F1", numerals.percent(figures.macro_f1)),
-            ("micro F1", numerals.percent(figures.micro_f1)),
-            ("F1 of images", numerals.percent(figures.samples_f1)),
-            ("all labels right", numerals.percent(figures.subset_accuracy)),
-            ("Hamming loss", numerals.loss(figures.hamming_loss)),
-            ("loss", numerals.loss(figures.loss)),
-            ("classes", f"{len(figures.classes):,}"),
-        ]
-    elif figures:
-        facts += [
-            ("macro F1", numerals.percent(figures.macro.f1)),
-            ("balanced accuracy", numerals.percent(figures.balanced_accuracy)),
-        ]
-        facts += [("top-5 accuracy", numerals.percent(figures.top5))] if figures.top5 is not None else []
-        facts += [("loss", numerals.loss(figures.loss))] if figures.loss is not None else []
+    if figures:
+        facts += [(naming(key).name, naming(key).show(value)) for key, value in figures.figures().items()]
         facts.append(("classes", f"{len(figures.classes):,}"))
     if run.epochs:
         best = f"{run.best_epoch} of {run.epochs}" if run.validated else f"{run.epochs}"
@@ -257,6 +237,26 @@ def _together(figures: MultiEvaluation) -> list[tuple[str, str, int, float]]:
         )
         for a, b in order[:15]
     ]
+
+
+def _single_parts(figures: Any) -> dict[str, Any]:
+    """Return what the page shows of images with one label each."""
+    return {
+        "classes": _classes(figures),
+        "matrix": _matrix(figures),
+        "pairs": charts.confused_pairs(figures.confusion),
+    }
+
+
+def _several_parts(figures: Any) -> dict[str, Any]:
+    """Return what the page shows of images with several labels."""
+    return {"label_rows": _label_rows(figures), "together": _together(figures)}
+
+
+_PARTS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
+    Evaluation.kind: _single_parts,
+    MultiEvaluation.kind: _several_parts,
+}
 
 
 def _matrix(figures: Evaluation) -> dict[str, Any]:

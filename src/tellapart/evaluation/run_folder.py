@@ -15,8 +15,8 @@ from typing import Any
 
 from tellapart import runs, tables, yaml_text
 from tellapart.errors import RunError
-from tellapart.evaluation.metrics import Evaluation, read_evaluation
-from tellapart.evaluation.multilabel import MultiEvaluation
+from tellapart.evaluation.measurement import Measurement
+from tellapart.evaluation.metrics import read_evaluation
 
 Series = list[tuple[int, float]]
 OUT_OF_FOLD = "out-of-fold"  # every image of a cross-validation, answered by the model that has not seen it
@@ -30,7 +30,7 @@ class RunFolder:
     path: pathlib.Path
     spec: dict[str, Any]
     metrics: dict[str, Series]
-    evaluations: dict[str, Evaluation | MultiEvaluation]
+    evaluations: dict[str, Measurement]
     environment: dict[str, Any]
     warnings: list[dict[str, str]] = field(default_factory=list)
     choices: list[dict[str, Any]] = field(default_factory=list)
@@ -134,7 +134,7 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {"": values}
 
 
-def _evaluations(folder: pathlib.Path) -> dict[str, Evaluation | MultiEvaluation]:
+def _evaluations(folder: pathlib.Path) -> dict[str, Measurement]:
     found = sorted(path.parent.name for path in folder.glob("*/metrics.json"))
     order = [name for name in SPLIT_ORDER if name in found] + [n for n in found if n not in SPLIT_ORDER]
     try:

@@ -15,11 +15,11 @@ from typing import Any
 
 from tellapart import files, pages, runs, tables
 from tellapart.errors import RunError
-from tellapart.evaluation.metrics import Evaluation, pooled, read_evaluation
+from tellapart.evaluation.measurement import NAMES, Measurement, headline_of, in_full, naming
+from tellapart.evaluation.metrics import KINDS, read_evaluation
 from tellapart.evaluation.run_folder import OUT_OF_FOLD
 
-FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
-_SHARES = FIGURES[:3]
+_COUNTS = ("n", "epoch")  # what an entry says beside figures
 
 
 def summarise(finished: Sequence[Mapping[str, Any]], interval: bool) -> dict[str, Any]:
@@ -29,10 +29,11 @@ def summarise(finished: Sequence[Mapping[str, Any]], interval: bool) -> dict[str
     fewer than two runs. Runs that share training images are not independent, so it is an approximation.
     """
     found: dict[str, Any] = {}
-    for name in FIGURES:
+    names = dict.fromkeys(name for entry in finished for name, value in entry.items() if _is_number(value))
+    for name in names:
         values = [entry.get(name) for entry in finished]
         known = [float(value) for value in values if value is not None]
-        if not known or len(known) < len(values):
+        if name in _COUNTS or len(known) < len(values):
             continue
         found[name] = {
             "mean": statistics.fmean(known),
@@ -40,8 +41,12 @@ def summarise(finished: Sequence[Mapping[str, Any]], interval: bool) -> dict[str
             "n": len(known),
         }
         if interval:
-            found[name]["interval"] = t_interval(known, name in _SHARES)
+            found[name]["interval"] = t_interval(known, naming(name).share)
     return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def t_interval(values: Sequence[float], share: bool) -> list[float] | None:
@@ -56,15 +61,15 @@ def t_interval(values: Sequence[float], share: bool) -> list[float] | None:
     return [max(0.0, low), min(1.0, high)] if share else [low, high]
 
 
-def pool(folder: pathlib.Path, names: Sequence[str]) -> Evaluation:
+def pool(folder: pathlib.Path, names: Sequence[str]) -> Measurement:
     """Write what the folds answered of the images that each held out, as one evaluation (``out-of-fold``).
 
     predictions.csv is that of the folds, one after the other, with the fold (from 1) as a further column.
     """
     places = [folder / name / "evaluation" / "test" for name in names]
     try:
-        found = [read_evaluation(place) for place in places]
-        evaluation = pooled([one for one in found if isinstance(one, Evaluation)], OUT_OF_FOLD)
+        found: list[Any] = [read_evaluation(place) for place in places]
+        evaluation = KINDS[found[0].kind].pooled(found, _rows(places), OUT_OF_FOLD)
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"An evaluation of the folds in {folder} cannot be read ({error!r}).") from error
     target = folder / "evaluation" / OUT_OF_FOLD
@@ -102,16 +107,23 @@ def write_page(folder: str | os.PathLike[str], out: str | os.PathLike[str] | Non
     together = root / "evaluation" / OUT_OF_FOLD
     evaluation = read_evaluation(together) if (together / "metrics.json").is_file() else None
     page = pages.environment("tellapart.evaluation").get_template("series.html.j2")
+    summary, finished = content.get("summary", {}), content.get("finished", [])
+    heads = [one.key for entry in finished if (one := headline_of(entry))]
     text = page.render(
         name=root.absolute().name,
         folds=listed.name == runs.FOLDS_FILE,
         model=spec.model.name,
         source=spec.data.source,
         count=content.get("count", 0),
-        finished=content.get("finished", []),
-        summary=content.get("summary", {}),
+        finished=finished,
+        head=heads[0] if heads else "accuracy",
+        title=in_full(heads[0] if heads else "accuracy"),
+        named={key: naming(key) for key in [*NAMES, *summary]},
+        columns=[key for key in dict.fromkeys([*heads, *summary]) if key != "n"],
+        summary=summary,
         test=content.get("test", {}),
         evaluation=evaluation,
+        table=evaluation.table() if evaluation else None,
     )
     path = root / "report.html" if out is None else pathlib.Path(out)
     files.write_bytes(path, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode())

@@ -151,3 +151,13 @@ def _focal_terms(log_p: torch.Tensor, gamma: float) -> torch.Tensor:
     # inf * 0 would make the gradient not a number.
     rest = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
     return rest.pow(gamma) * -log_p
+
+
+def soft_labels(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return T² KL(teacher || student) of each sample, float32 [B], for logits [B, K] of both.
+
+    The square keeps the gradient's size, whatever the temperature (Hinton et al. 2015, section 2).
+    """
+    ours = F.log_softmax(logits.float() / temperature, dim=1)
+    theirs = F.log_softmax(taught.float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)

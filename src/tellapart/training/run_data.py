@@ -103,6 +103,13 @@ def _check_samples(samples: Samples) -> None:
         )
     if not (samples.splits == "train").any():
         raise DataError(f"{samples.root or samples.name} has no training images.")
+    for split in ("train", "val", "test"):
+        part = samples.split(split)
+        if part.targets is not None and len(part) and not part.targets.any():
+            raise DataError(
+                f"None of the {len(part):,} {split} images of {samples.root or samples.name} has a label, so there is "
+                "nothing to learn or to measure in them."
+            )
 
 
 _Read = tuple[ImageSet, list[decoded.Bad]]

@@ -33,7 +33,7 @@ from tellapart.training.run_data import RunData as RunData
 from tellapart.training.run_data import prepare as prepare
 from tellapart.training.schedule import Schedule
 from tellapart.training.step import Plan
-from tellapart.training.task import Classification, Task
+from tellapart.training.task import Classification, Labelled, Task
 from tellapart.training.validation import resident, validator
 
 # Below this work for a step, oneDNN's fixed cost for each call outweighs its speed (batches of 4 in the
@@ -112,20 +112,33 @@ def build_task(
     """Return a run's task, on the model's device; ``counts``: images of each class, for class weights, int64 [K]."""
     spec = prepared.spec
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if prepared.train.samples.targets is not None:
-        if spec.training.metrics:
-            raise SpecError("training.metrics are for images of one label each; these have several.")
-        return multilabel.MultiLabel(
-            augment, multilabel.build_loss(spec.training, counts, len(prepared.train), device)
-        )
+    several = prepared.train.samples.targets is not None
+    make = _of_several_labels if several else _of_one_label
+    task = make(prepared, counts, augment, device)
+    if spec.distill.teacher:
+        return distillation.Distillation(task, spec.distill, model, prepared.contract, prepared.classes)
+    return task
+
+
+def _of_several_labels(
+    prepared: RunData, counts: npt.NDArray[np.int64], augment: Augment, device: torch.device
+) -> Labelled:
+    spec = prepared.spec.training
+    if spec.metrics:
+        raise SpecError("training.metrics are for images of one label each; these have several.")
+    return multilabel.MultiLabel(augment, multilabel.build_loss(spec, counts, len(prepared.train), device))
+
+
+def _of_one_label(
+    prepared: RunData, counts: npt.NDArray[np.int64], augment: Augment, device: torch.device
+) -> Labelled:
+    spec = prepared.spec
     criterion = build_loss(spec.training, counts, device)
     task = Classification(augment, criterion)
     if isinstance(criterion, OwnLoss):
         soft = bool(spec.augment.mixup or spec.augment.cutmix)
         task.separable = try_out(criterion.cpu(), len(prepared.classes), soft)
         criterion.to(device)
-    if spec.distill.teacher:
-        task = distillation.Distillation(task, spec.distill, model, prepared.contract, prepared.classes)
     own = own_metrics.build(spec.training.metrics, Classification.score_names)
     labels = np.arange(2 * len(counts)) % len(counts)
     own_metrics.measure(own, labels, np.sort(labels))  # what they cannot do is told before training

@@ -7,7 +7,6 @@ Knows nothing of optimizers, epochs or processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +18,9 @@ from tellapart.errors import RunError, SpecError, did_you_mean
 from tellapart.evaluation import metrics
 from tellapart.sections import meant
 from tellapart.training import own_metrics
+from tellapart.training.losses import Loss, soft_labels
 from tellapart.training.sections import Sections
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Images = torch.Tensor | tuple[torch.Tensor, ...]
 
 
@@ -145,17 +144,51 @@ class Task(torch.nn.Module):
             )
 
 
-class Classification(Task):
-    """Classification with labels: augment, mix, and compare the logits with the targets."""
+class Labelled(Task):
+    """Images with labels: augment, mix, and compare the logits with the targets, whatever a label is."""
 
     on_features = True
-    metrics = ("accuracy",)
-    score_names: tuple[str, ...] = ("accuracy", "macro-f1", "balanced-accuracy", "loss")
 
     def __init__(self, augment: Augment, criterion: Loss) -> None:
         super().__init__()
         self.augment = augment
         self.criterion = criterion
+
+    def inputs(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
+        """See Task. MixUp and CutMix mix within one process's part of the batch, the targets as the images."""
+        images = augmented(self.augment, batch, generator, micro)
+        images, targets = self.augment.mix(images, batch.labels, generator)
+        return Batch(images, targets, batch.labels)
+
+    def loss(self, network: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """See Task."""
+        logits = network(batch.images)
+        with self.sections("loss"):
+            losses = self.by_labels(logits, batch)
+        return losses, {self.metrics[0]: self.counted(logits, batch)}
+
+    def by_labels(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the loss of each image by its labels, float32 [b]."""
+        assert batch.targets is not None
+        return self.criterion(logits, batch.targets)
+
+    def counted(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the sum of the first of ``metrics`` over the images, a scalar on the device."""
+        raise NotImplementedError
+
+    def follow(self, logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Return how far the logits are from a teacher's, both [b, K], for each image, float32 [b]."""
+        raise NotImplementedError
+
+
+class Classification(Labelled):
+    """Classification where an image has one label."""
+
+    metrics = ("accuracy",)
+    score_names: tuple[str, ...] = ("accuracy", "macro-f1", "balanced-accuracy", "loss")
+
+    def __init__(self, augment: Augment, criterion: Loss) -> None:
+        super().__init__(augment, criterion)
         self.own_metrics: own_metrics.Metrics = {}
 
     def with_metrics(self, metrics: own_metrics.Metrics) -> Classification:
@@ -163,19 +196,13 @@ class Classification(Task):
         self.own_metrics, self.score_names = metrics, (*Classification.score_names, *metrics)
         return self
 
-    def inputs(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
-        """See Task. MixUp and CutMix mix within one process's part of the batch."""
-        images = augmented(self.augment, batch, generator, micro)
-        images, targets = self.augment.mix(images, batch.labels, generator)
-        return Batch(images, targets, batch.labels)
+    def counted(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """See Labelled."""
+        return right(logits, batch)
 
-    def loss(self, network: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """See Task."""
-        assert batch.targets is not None
-        logits = network(batch.images)
-        with self.sections("loss"):
-            losses = self.criterion(logits, batch.targets)
-        return losses, {"accuracy": right(logits, batch)}
+    def follow(self, logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        """See Labelled."""
+        return soft_labels(logits, taught, temperature)
 
     def scores(self, outputs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         """See Task."""

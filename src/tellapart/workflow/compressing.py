@@ -43,9 +43,9 @@ class Options:
     fine-tuning, on the way to a ratio. epochs: of fine-tuning after each, or of the student; 0: a quarter of the
     run's, for a student as many as the run's. student: the smaller network's name. alone: whether the student is
     also trained without a teacher. images: training images by which
-    channels are judged and ranges are measured. max_drop: points of accuracy on validation that INT8 may cost.
-    runtimes: for which INT8 is made: onnx, openvino. reduce_range: ONNX Runtime's INT8 weights have seven bits, for x86
-    processors without VNNI.
+    channels are judged and ranges are measured. max_drop: points of accuracy (of several labels: mAP) on validation
+    that INT8 may cost. runtimes: for which INT8 is made: onnx, openvino. reduce_range: ONNX Runtime's INT8 weights
+    have seven bits, for x86 processors without VNNI.
     """
 
     ratios: tuple[float, ...] = (0.5,)
@@ -99,7 +99,7 @@ def compress(
     loss: Any = None,
     **changes: Any,
 ) -> Comparison:
-    """Make smaller models of a trained one, and compare all with it: accuracy, size, latency.
+    """Make smaller models of a trained one, and compare all with it: accuracy (of several labels: mAP), size, latency.
 
     Args:
         path: run folder or artifact.
@@ -118,7 +118,7 @@ def compress(
         student: distill: the smaller network's name.
         alone: distill: train the student once more without the teacher.
         images: training images by which channels are judged and ranges are measured.
-        max_drop: points of accuracy on validation that INT8 may cost.
+        max_drop: points of accuracy (of several labels: mAP) on validation that INT8 may cost.
         reduce_range: INT8 for ONNX Runtime with weights of seven bits, for x86 processors without VNNI.
         runtime: for which INT8 is made: onnx, openvino, or both.
         threads: of the measurement; 0: one for each core.
@@ -144,7 +144,7 @@ def compress(
         threads=threads,
     )
     methods = several(method)
-    _check(methods, student, path)
+    _check(methods, student)
     folder = _new_folder(out)
     objects, source = named(data, val, test, classes)
     with Console(quiet=quiet) as console:
@@ -163,18 +163,13 @@ def compress(
     return comparison
 
 
-def _check(methods: Sequence[str], student: str, path: str | os.PathLike[str]) -> None:
-    """Refuse what cannot be done with a model. Raises SpecError, ArtifactError."""
+def _check(methods: Sequence[str], student: str) -> None:
+    """Refuse what cannot be done. Raises SpecError."""
     for method in methods:
         if method not in METHODS:
             raise SpecError(f"There is no method {method!r}. {did_you_mean(method, METHODS)}")
     if "distill" in methods and not student:
         raise SpecError("distill needs a smaller network: --student NAME (see: tellapart models).")
-    if artifact.read_card(artifact.find(path)).several:
-        raise SpecError(
-            "compress compares models by the accuracy of one label for each image, and this model tells several: that "
-            "is not there yet. tellapart export writes it in fp32 and fp16."
-        )
 
 
 def _new_folder(out: str | os.PathLike[str]) -> Path:

@@ -17,8 +17,6 @@ from tellapart.contract import Card
 from tellapart.data.loader import ImageSet
 from tellapart.data.sources.listing import some
 from tellapart.evaluation import infer, multilabel, report
-from tellapart.evaluation.metrics import Evaluation
-from tellapart.evaluation.multilabel import MultiEvaluation
 from tellapart.runtime import Backend
 from tellapart.runtime.eager import open_artifact
 from tellapart.tracking import Console, Tracker, confusion_image
@@ -74,19 +72,14 @@ def finish(
         if images is not None:
             logits = known[split](backend.predictor.model) if split in known else None
             evaluation = evaluate_set(backend, infer.Stored(images), split, folder, console, logits, own=own)
-            scores[split] = brief(evaluation)
+            scores[split] = evaluation.brief()
             # How often each class was given: what a service expects, wherever the model's file goes.
+            kept[split] = {**scores[split], "predicted": evaluation.given()}
             final = split
-            if isinstance(evaluation, MultiEvaluation):
-                kept[split] = {**scores[split], "predicted": evaluation.told.tolist()}
-                tracker.log(progress.step, {f"final/{split}-mAP": evaluation.map})
-                continue
-            kept[split] = {**scores[split], "predicted": evaluation.confusion.sum(axis=0).tolist()}
-            tracker.log(progress.step, {f"final/{split}-accuracy": evaluation.accuracy})
-            if len(prepared.classes) <= 100:
-                tracker.image(
-                    progress.step, f"{split}/confusion", confusion_image(evaluation.confusion, card.classes)
-                )
+            headline, confusion = evaluation.headline, evaluation.confused()
+            tracker.log(progress.step, {f"final/{split}-{headline.name}": headline.value})
+            if confusion is not None and len(prepared.classes) <= 100:
+                tracker.image(progress.step, f"{split}/confusion", confusion_image(confusion, card.classes))
     told = tuple(entry["text"] for entry in runs.read_warnings(folder) if entry["severity"] == "warning")
     card = dataclasses.replace(artifact.with_scores(card, kept), warnings=told)
     artifact.save(folder / artifact.FILE_NAME, artifact.read_state(folder), card)
@@ -112,25 +105,3 @@ def _with_thresholds(card: Card, backend: Backend, val: ImageSet, console: Conso
         text += f" {multilabel.HALF:g} for those with fewer than {least} images there: {some(few)}."
     console.message(text)
     return dataclasses.replace(card, thresholds=found)
-
-
-def brief(evaluation: Evaluation | MultiEvaluation) -> dict[str, Any]:
-    """Return the few figures of an evaluation that go into the artifact and the summary."""
-    if isinstance(evaluation, MultiEvaluation):
-        return {
-            "n": evaluation.n,
-            "map": evaluation.map,
-            "map_interval": list(evaluation.map_interval),
-            "macro_f1": evaluation.macro_f1,
-            "micro_f1": evaluation.micro_f1,
-            "loss": evaluation.loss,
-        }
-    return {
-        "n": evaluation.n,
-        "accuracy": evaluation.accuracy,
-        "accuracy_interval": list(evaluation.accuracy_interval),
-        "macro_f1": evaluation.macro.f1,
-        "balanced_accuracy": evaluation.balanced_accuracy,
-        "loss": evaluation.loss,
-        **evaluation.own,
-    }

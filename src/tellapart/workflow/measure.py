@@ -21,7 +21,7 @@ from tellapart.data.stores import images as decoded
 from tellapart.devices import AMP_DTYPES, choose_device
 from tellapart.errors import DataError, RunError, SpecError, did_you_mean
 from tellapart.evaluation import compare as comparing
-from tellapart.evaluation import infer, metrics, multilabel, series
+from tellapart.evaluation import infer, metrics, series
 from tellapart.evaluation import report as reporting
 from tellapart.evaluation.metrics import Evaluation
 from tellapart.evaluation.multilabel import MultiEvaluation
@@ -62,23 +62,25 @@ def evaluate_set(
     if not len(ran.rows):
         raise DataError(f"None of the {split} images can be read.")
     kept = pictures.samples.select(ran.rows)
-    labels: Any = kept.labels if kept.targets is None else kept.targets
-    measure: Any = metrics.evaluate if kept.targets is None else multilabel.evaluate
-    evaluation: Evaluation | MultiEvaluation = measure(
-        ran.answers, labels, split, seconds=ran.seconds, latencies_ms=ran.latencies_ms
-    )
-    if own and isinstance(evaluation, MultiEvaluation):
+    if own and kept.targets is not None:
         raise SpecError("metrics of your own are for images of one label each; these have several.")
-    if own and isinstance(evaluation, Evaluation):
-        values = own_metrics.measure(own, kept.labels, ran.answers.best)
-        evaluation = dataclasses.replace(evaluation, own=own_metrics.finite(values))
+    truth: Any = kept.labels if kept.targets is None else kept.targets
+    values = own_metrics.measure(own, kept.labels, ran.answers.best) if own else {}
+    evaluation = metrics.measured(
+        ran.answers,
+        truth,
+        split,
+        seconds=ran.seconds,
+        latencies_ms=ran.latencies_ms,
+        own=own_metrics.finite(values),
+    )
     if out is not None:
         metrics.write_evaluation(
             out / "evaluation" / split,
             evaluation,
             list(kept.paths),
             ran.answers,
-            labels,
+            truth,
             lambda row: pictures.picture(int(ran.rows[row])),
             boxes=kept.boxes,
         )

@@ -83,7 +83,8 @@ def quantise(
     ``first``: the float file of the model that the drop is measured against. ``reduce_range``: ONNX Runtime's weights
     have seven bits.
     """
-    _tell_grain(len(subject.parts["val"]), max_drop, say)
+    if not subject.card.several:  # mAP has no such grain
+        _tell_grain(len(subject.parts["val"]), max_drop, say)
     batches = calibration(subject, images)
     place = folder / f"{label}-{name}"
     place.mkdir()
@@ -92,7 +93,7 @@ def quantise(
     target = place / f"model-int8{SUFFIX[name]}"
     work = functools.partial(_onnx, reduce_range=reduce_range) if name == "onnx" else _openvino
     facts = work(subject, source, _drop(subject, first), target, batches, max_drop, say)
-    note = _note(f"{label} {SHORT[name]}", facts, max_drop)
+    note = _note(f"{label} {SHORT[name]}", facts, max_drop, "mAP" if subject.card.several else "accuracy")
     return [
         Candidate(
             f"{label} {SHORT[name]}", "int8", target, f"fp32 {SHORT[name]}", "int8", note=note, facts=facts
@@ -125,15 +126,15 @@ def is_transformer(model: torch.nn.Module) -> bool:
 
 
 def _drop(subject: Subject, source: Path) -> Drop:
-    """Return a function: file -> points of accuracy that it loses on validation against ``source``."""
+    """Return a function: file -> points of accuracy, or of mAP, that it loses on validation against ``source``."""
     images = subject.parts["val"]
 
-    def right(file: Path) -> float:
+    def judged(file: Path) -> float:
         ran = infer.run(runtime.open_backend(file), infer.Stored(images), latency=False)
-        return float((ran.answers.best == images.samples.labels).mean())
+        return measuring.judged(ran.answers, measuring.truth_of(images))
 
-    before = right(source)
-    return lambda file: 100 * (before - right(file))
+    before = judged(source)
+    return lambda file: 100 * (before - judged(file))
 
 
 def _onnx(
@@ -193,7 +194,7 @@ def _openvino(
         say("NNCF restores the layers that cost accuracy.")
         val = subject.parts["val"]
         pixels = [val.batch(np.array([row])).pixels.numpy() for row in range(len(val))]
-        network = quantizer.within(max_drop / 100, pixels, val.samples.labels)
+        network = quantizer.within(max_drop / 100, pixels, measuring.truth_of(val))
         yield network, quantizer.float_layers(network)
 
     return _least_drop(attempts(), quantizer.write, drop, target, max_drop, say)
@@ -259,9 +260,9 @@ def _of_transformer(
     ]
 
 
-def _note(name: str, facts: dict[str, Any], max_drop: float) -> str:
+def _note(name: str, facts: dict[str, Any], max_drop: float, metric: str) -> str:
     kept = len(facts["float_layers"])
-    text = f"{name}: {numerals.signed(-facts['drop'], 2)} points of accuracy on validation"
+    text = f"{name}: {numerals.signed(-facts['drop'], 2)} points of {metric} on validation"
     text += f", {kept} of the layers kept in float." if kept else "."
     if not facts["met"]:
         text += f" That is more than the {numerals.setting(max_drop)} allowed; --method qat trains with the rounding."

@@ -25,6 +25,7 @@ from tellapart.data.stores import images as decoded
 from tellapart.errors import DataError, RunError, SpecError
 from tellapart.evaluation import infer
 from tellapart.evaluation import series as figures
+from tellapart.evaluation.measurement import headline_of
 from tellapart.references import Trust
 from tellapart.runtime.eager import open_artifact
 from tellapart.spec import Spec, update
@@ -33,7 +34,6 @@ from tellapart.training.resolution import Choice, Resolution, facts
 from tellapart.workflow import given as giving
 from tellapart.workflow import place, run_files
 from tellapart.workflow.asked import Again, Asked, Telling, code_of
-from tellapart.workflow.finishing import brief
 from tellapart.workflow.measure import evaluate_set
 from tellapart.workflow.place import Place
 from tellapart.workflow.preparing import opened
@@ -291,11 +291,6 @@ class _Work:
         spec = self.kind.spec(self.spec, number)
         if before is None:
             samples = opened(spec, self.asked.objects, self.where.console)
-            if samples.targets is not None:
-                raise DataError(
-                    "Folds and repeated runs are summarised by accuracy, and these images have several labels. Train "
-                    "without --folds and --repeat."
-                )
             if self.folder is None:
                 self._resolve(samples)
             return samples
@@ -354,7 +349,7 @@ class _Work:
         if not len(images):
             raise DataError("None of the images of the source's own test split can be read.")
         self._warn_of_copies(images.samples, run)
-        return brief(evaluate_set(backend, infer.Stored(images), OWN_TEST, run, self.where.console))
+        return evaluate_set(backend, infer.Stored(images), OWN_TEST, run, self.where.console).brief()
 
     def _warn_of_copies(self, own: Samples, run: Path) -> None:
         """Say once how many of the own test images are in the folds too, byte for byte."""
@@ -377,7 +372,7 @@ class _Work:
             "runs": self.kind.runs(self.spec.seed),
             "finished": self.finished,
         }
-        measured = [entry for entry in self.finished if "accuracy" in entry]
+        measured = [entry for entry in self.finished if headline_of(entry)]
         folds = self.kind.name == "folds"
         if measured:
             content["summary"] = figures.summarise(measured, interval=folds)
@@ -385,7 +380,7 @@ class _Work:
             content["test"] = figures.summarise([entry["test"] for entry in measured], interval=False)
         if folds and len(self.finished) == self.kind.count:
             evaluation = figures.pool(self.folder, content["runs"])
-            content["out_of_fold"] = brief(evaluation)
+            content["out_of_fold"] = evaluation.brief()
         runs.write_json(self.folder / self.kind.file, content)
         if self.finished and self.spec.run.report:
             figures.write_page(self.folder)

@@ -52,8 +52,7 @@ def deal(
     seed = spec.split_seed
     if not any(fractions):
         return splits.assign(labels[rows], paths, *fractions, seed, chosen)
-    kinds = labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
-    first = _copies(listing, kinds, rows, spec, notes, warn or notes)
+    first = _copies(listing, _kinds(labels), rows, spec, notes, warn or notes)
     own = np.arange(len(rows))
     if (first == own).all():
         return splits.assign(labels[rows], paths, *fractions, seed, chosen)
@@ -68,7 +67,7 @@ def deal(
 
 def units(
     listing: Listing,
-    labels: npt.NDArray[np.int64],
+    labels: npt.NDArray[Any],
     groups: Sequence[str] | None,
     rows: npt.NDArray[np.intp],
     spec: DataSpec,
@@ -77,9 +76,14 @@ def units(
 ) -> list[str]:
     """Return for each of ``rows`` the name of what it stays together with: its group, its copies, its own path."""
     paths = [listing.paths[row] for row in rows]
-    first = _copies(listing, labels, rows, spec, notes, warn)
+    first = _copies(listing, _kinds(labels), rows, spec, notes, warn)
     chosen = paths if groups is None else [groups[row] for row in rows]
     return splits.merge([paths[n] for n in first.tolist()], chosen)
+
+
+def _kinds(labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return a number for each label, or for each set of labels, int64 [N]."""
+    return labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _copies(

@@ -82,7 +82,12 @@ def fill(
 
 
 def fill_fold(
-    listing: Listing, labels: npt.NDArray[Any], groups: list[str] | None, spec: DataSpec, notes: Notes
+    listing: Listing,
+    labels: npt.NDArray[Any],
+    groups: list[str] | None,
+    spec: DataSpec,
+    notes: Notes,
+    classes: Sequence[str],
 ) -> None:
     """Make the fold that the spec names the test split, and deal train and val from the others.
 
@@ -90,11 +95,6 @@ def fill_fold(
     """
     chosen = spec.folds()
     assert chosen is not None
-    if labels.ndim == 2:
-        raise DataError(
-            "Cross-validation deals images by their one label; these have several. Train without --folds "
-            "(data.fold)."
-        )
     number, count = chosen
     own = as_objects(listing.splits) == "test"
     rows = np.flatnonzero(_there(listing) & ~own)
@@ -113,7 +113,7 @@ def fill_fold(
     listing.splits = column.tolist()
     few = folds.scarce(labels[rows], units, count)
     if few:
-        names = [listing.labels[int(np.flatnonzero(labels == k)[0])] for k in few]
+        names = [classes[k] for k in few]
         notes.warn(
             f"{many(len(few), 'class', 'classes')} with fewer images, or groups of them, than the {count} folds, so "
             f"that some folds hold out none: {some(names, 6)}."

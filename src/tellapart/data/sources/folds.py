@@ -7,21 +7,24 @@ the samples are listed. Knows nothing of files or of training.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tellapart.data.sources import iterative
 from tellapart.data.sources.splits import Dealer, Labels, seeded
 from tellapart.errors import DataError
 
 
-def assign(labels: Labels, units: Sequence[str], count: int, seed: int) -> npt.NDArray[np.int64]:
+def assign(labels: npt.NDArray[Any], units: Sequence[str], count: int, seed: int) -> npt.NDArray[np.int64]:
     """Return the fold of each sample, int64 [N] from 0 to ``count`` - 1.
 
     ``units`` names what stays together: samples of one unit are in one fold. Where each sample is a unit of its own,
     no two folds differ by more than one sample, neither as a whole nor in any class. Whole units of several samples
     are dealt the largest first (equal ones in seeded order), each where the counts of its classes lack it most.
-    Raises DataError where there are fewer units than folds.
+    Where ``labels`` are targets [N, K], images of several labels are dealt by `iterative.places`. Raises
+    DataError where there are fewer units than folds.
     """
     names, index = np.unique(np.asarray(units, dtype=object), return_inverse=True)
     if len(names) < count:
@@ -30,6 +33,8 @@ def assign(labels: Labels, units: Sequence[str], count: int, seed: int) -> npt.N
             f"{count} folds need at least {count} {what}, and there are {len(names)}. Use fewer folds."
         )
     order = seeded(seed, [str(name) for name in names])
+    if labels.ndim == 2:
+        return iterative.places(labels, units, [1 / count] * count, order[index])
     if len(names) == len(units):
         folds = np.empty(len(units), np.int64)
         folds[np.lexsort((order[index], labels))] = np.arange(len(units)) % count
@@ -60,8 +65,12 @@ def _deal(
     return place[index]
 
 
-def scarce(labels: Labels, units: Sequence[str], count: int) -> list[int]:
-    """Return the classes that have fewer units than there are folds: some folds hold out none of them."""
-    pairs = {(int(label), unit) for label, unit in zip(labels, units, strict=True)}
+def scarce(labels: npt.NDArray[Any], units: Sequence[str], count: int) -> list[int]:
+    """Return the classes that have fewer units than there are folds: some folds hold out none of them.
+
+    ``labels``: int64 [N], or targets [N, K] where an image can have several.
+    """
+    rows, classes = np.nonzero(labels) if labels.ndim == 2 else (np.arange(len(labels)), labels)
+    pairs = {(label, units[row]) for label, row in zip(classes.tolist(), rows.tolist(), strict=True)}
     found = np.bincount([label for label, _ in pairs])
     return [k for k, units_of in enumerate(found.tolist()) if 0 < units_of < count]

@@ -20,11 +20,25 @@ def deal(
     test_fraction: float,
     order: npt.NDArray[np.uint64],
 ) -> npt.NDArray[Any]:
-    """Return the split of each sample, an object array [N] of "train", "val" or "test"; a group stays together.
+    """Return the split of each sample, an object array [N] of "train", "val" or "test", as `places` deals them."""
+    fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
+    splits = [name for name, fraction in fractions.items() if fraction > 0]
+    return np.asarray(splits, dtype=object)[
+        places(targets_NK, groups, [fractions[name] for name in splits], order)
+    ]
 
-    Samples without any label are dealt as a class of their own, so that each split has its part of these too.
-    ``order``: a pseudo-random number for each sample, the same in a group; it decides between equals, so that nothing
-    depends on the order of rows.
+
+def places(
+    targets_NK: npt.NDArray[Any],
+    groups: Sequence[str],
+    shares: Sequence[float],
+    order: npt.NDArray[np.uint64],
+) -> npt.NDArray[np.int64]:
+    """Return the number of each sample's part, int64 [N]; a group stays together.
+
+    Samples without any label are dealt as a class of their own, so that each part has its share of these too.
+    ``shares``: of each part, of the whole. ``order``: a pseudo-random number for each sample, the same in a group; it
+    decides between equals, so that nothing depends on the order of rows.
     """
     names, first, index = np.unique(np.asarray(groups, dtype=object), return_index=True, return_inverse=True)
     kinds = np.column_stack([targets_NK > 0, ~(targets_NK > 0).any(axis=1)]).astype(np.int64)
@@ -32,11 +46,7 @@ def deal(
     np.add.at(counts_GK, index, kinds)
     sizes = np.bincount(index, minlength=len(names))
     queue = np.lexsort((order[first], -sizes))  # large groups are placed while there is room
-    fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
-    splits = [name for name, fraction in fractions.items() if fraction > 0]
-    share = np.array([fractions[name] for name in splits])
-    place = _deal(counts_GK, sizes, queue, share)
-    return np.asarray(splits, dtype=object)[place][index]
+    return _deal(counts_GK, sizes, queue, np.array(shares, np.float64))[index]
 
 
 def _deal(

@@ -45,6 +45,8 @@ def class_folders_first(tree: Tree, kind: str, spec: DataSpec, note: Note) -> Li
         why += f": {error}"
     if listing is not None:
         reason = _leftover(tree, kept, listing)
+        if not reason and listing.sets is not None:
+            return None  # several labels were asked for, which the folders do not have
         if not reason:
             raise DataError(
                 f"{printable(tree.root)!r} holds class folders ({some(sorted(set(kept.labels)), 5)}) and "
@@ -74,6 +76,8 @@ def _leftover(tree: Tree, kept: Listing, listing: Listing) -> str:
     images = many(len(tree.images), "image")
     if 2 * covered < len(tree.images):
         return f"they speak of {covered:,} of {images}"
+    if listing.sets is not None:
+        return ""
     if len(set(listing.labels)) < 2:
         return f"they name one class, {some(sorted(set(listing.labels)))}"
     prefix = os.path.relpath(kept.root, tree.root).replace(os.sep, "/")

@@ -213,8 +213,7 @@ def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
     kind: str = spec.format if spec.format in FORMATS else ""
     if not kind and spec.format == "auto":
         kind, *others = detect(tree) or [""]
-        multi = spec.labels == "multi"
-        kept = class_folders_first(tree, kind, spec, notes) if kind and not multi else None
+        kept = class_folders_first(tree, kind, spec, notes) if kind else None
         if kept is not None:
             return known.name_imagenet(kept, notes)
         for other in others:
@@ -274,8 +273,10 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
     meant = labels if targets is None else targets
     groups = filling.groups_of(listing, spec, notes)
     apart = _apart(listing, spec)
-    fill = filling.fill_fold if spec.fold else filling.fill
-    fill(listing, meant, groups, spec, notes)
+    if spec.fold:
+        filling.fill_fold(listing, meant, groups, spec, notes, classes)
+    else:
+        filling.fill(listing, meant, groups, spec, notes)
     _report_classes(meant, listing.splits, classes, notes)
     samples = Samples(
         paths=filling.as_objects(listing.paths),

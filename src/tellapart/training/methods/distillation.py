@@ -1,7 +1,8 @@
 """Distillation: a task that follows a teacher's answers beside the labels.
 
-Soft labels: the Kullback-Leibler divergence between both networks' softened answers, times the square of the
-temperature (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"). Features: the squared distance
+Soft labels: how far both networks' softened answers are apart, times the square of the temperature (Hinton et al. 2015,
+"Distilling the Knowledge in a Neural Network"): the Kullback-Leibler divergence of the one distribution, or of each
+class's own where an image can have several labels (`Labelled.follow`). Features: the squared distance
 between normalised attention maps, the mean square over the channels at each place, at the end of each resolution
 that both networks have (Zagoruyko and Komodakis 2017, "Paying More Attention to Attention"); it has no parameters of
 its own, so the artifact and the checkpoints are those of any other training.
@@ -24,8 +25,10 @@ from tellapart import artifact
 from tellapart.errors import ModelError
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import DistillSpec
-from tellapart.training.task import Batch, Classification, right
+from tellapart.training.methods.multilabel import MultiLabel
+from tellapart.training.task import Batch, Labelled
 
+_LABELS = {False: "one label", True: "several labels"}
 _SAME_RESOLUTION = 2**0.5  # maps whose sides, as parts of the image's, differ by less are compared
 
 
@@ -33,15 +36,21 @@ class Teacher(nn.Module):
     """A trained model that answers to the student's inputs."""
 
     def __init__(
-        self, path: str, contract: Preprocessing, classes: Sequence[str], device: torch.device
+        self,
+        path: str,
+        contract: Preprocessing,
+        classes: Sequence[str],
+        device: torch.device,
+        several: bool = False,
     ) -> None:
         super().__init__()
         predictor = artifact.open_model(Path(path).expanduser(), device)
         self.model, card = predictor.model, predictor.card
-        if card.several:
+        if card.several != several:
             raise ModelError(
-                f"The teacher {path} tells several labels of an image, and distillation compares answers of which one "
-                "is right."
+                f"The teacher {path} tells {_LABELS[card.several]} of an image, and the images of this data have "
+                f"{_LABELS[several]}: its "
+                "probabilities do not mean what the student's do. Use a teacher that was trained on such labels."
             )
         if set(card.classes) != set(classes):
             only = sorted(set(card.classes) ^ set(classes))
@@ -85,15 +94,15 @@ def _change(ours: Preprocessing, theirs: Preprocessing, device: torch.device) ->
     return scale, bias
 
 
-class Distillation(Classification):
-    """Classification with labels and a teacher's answers."""
+class Distillation(Labelled):
+    """A task with labels, and a teacher's answers beside them."""
 
     on_features = False
     not_saved = ("teacher",)  # the spec has its file and the file's hash
 
     def __init__(
         self,
-        labels: Classification,
+        labels: Labelled,
         spec: DistillSpec,
         student: nn.Module,
         contract: Preprocessing,
@@ -102,7 +111,10 @@ class Distillation(Classification):
         super().__init__(labels.augment, labels.criterion)
         device = next(student.parameters()).device
         self.spec = spec
-        self.teacher = Teacher(spec.teacher, contract, classes, device)
+        self.separable, self.metrics, self.score_names = labels.separable, labels.metrics, labels.score_names
+        self._labels = (labels,)  # in a tuple: what it owns is this task's, and in checkpoints once
+        several = isinstance(labels, MultiLabel)
+        self.teacher = Teacher(spec.teacher, contract, classes, device, several)
         self.attention: Attention | None = None
         if spec.features:
             example = torch.zeros(1, contract.channels, *contract.sides, device=device)
@@ -115,23 +127,24 @@ class Distillation(Classification):
             taught = self.teacher(batch.images)
             logits = network(batch.images)
         weight = self.spec.weight
-        loss = weight * soft_labels(logits, taught, self.spec.temperature)
+        loss = weight * self.follow(logits, taught, self.spec.temperature)
         if weight < 1:
-            assert batch.targets is not None
-            loss = loss + (1 - weight) * self.criterion(logits, batch.targets)
+            loss = loss + (1 - weight) * self.by_labels(logits, batch)
         if distance is not None:
             loss = loss + self.spec.features * distance()
-        return loss, {"accuracy": right(logits, batch)}
+        return loss, {self.metrics[0]: self.counted(logits, batch)}
 
+    def counted(self, logits: Tensor, batch: Batch) -> Tensor:
+        """See Labelled."""
+        return self._labels[0].counted(logits, batch)
 
-def soft_labels(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Return T² KL(teacher || student) of each sample, float32 [B], for logits [B, K] of both.
+    def follow(self, logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+        """See Labelled."""
+        return self._labels[0].follow(logits, taught, temperature)
 
-    The square keeps the gradient's size, whatever the temperature (Hinton et al. 2015, section 2).
-    """
-    ours = F.log_softmax(logits.float() / temperature, dim=1)
-    theirs = F.log_softmax(taught.float() / temperature, dim=1)
-    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+    def scores(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
+        """See Task."""
+        return self._labels[0].scores(outputs, labels)
 
 
 def attention_map(maps: Tensor, side: tuple[int, int] | None = None) -> Tensor:

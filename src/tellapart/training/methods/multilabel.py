@@ -11,44 +11,30 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from tellapart.augment import Augment
-from tellapart.data.loader import RawBatch
 from tellapart.errors import SpecError
 from tellapart.evaluation import multilabel as measuring
 from tellapart.spec import Spec, TrainingSpec
 from tellapart.training.losses import Loss
-from tellapart.training.task import Batch, Task, augmented
+from tellapart.training.task import Batch, Labelled
 
 LOSSES = ("bce", "asymmetric")
 SCORES = measuring.QUICK
 
 
-class MultiLabel(Task):
+class MultiLabel(Labelled):
     """Classification where an image can have several labels, or none."""
 
-    on_features = True
     metrics = ("samples-f1",)
     """Of the batches, at the threshold 0.5: the mean over the images of each one's own F1."""
     score_names = SCORES
 
-    def __init__(self, augment: Augment, criterion: Loss) -> None:
-        super().__init__()
-        self.augment = augment
-        self.criterion = criterion
+    def counted(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """See Labelled."""
+        return _f1_of_images(logits, batch)
 
-    def inputs(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
-        """See Task. MixUp and CutMix mix the targets as they mix the images."""
-        images = augmented(self.augment, batch, generator, micro)
-        images, targets = self.augment.mix(images, batch.labels, generator)
-        return Batch(images, targets, batch.labels)
-
-    def loss(self, network: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """See Task."""
-        assert batch.targets is not None
-        logits = network(batch.images)
-        with self.sections("loss"):
-            losses = self.criterion(logits, batch.targets)
-        return losses, {self.metrics[0]: _f1_of_images(logits, batch)}
+    def follow(self, logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        """See Labelled."""
+        return soft_several(logits, taught, temperature)
 
     def scores(self, outputs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         """See Task."""
@@ -79,14 +65,6 @@ def check(spec: Spec, loss: str) -> None:
         "training.label_smoothing": (
             training.label_smoothing > 0 and loss == "asymmetric",
             "is for the loss bce: the asymmetric loss has --training.margin",
-        ),
-        "distill.teacher": (
-            bool(spec.distill.teacher),
-            "compares answers of which one is right; distillation of several labels is not there yet",
-        ),
-        "training.quantize": (
-            training.quantize != "none",
-            "is not there yet for several labels",
         ),
         "input.views_below": (
             spec.input.views != "one" and spec.input.views_below < 1,
@@ -161,3 +139,17 @@ def asymmetric(
     if weight is not None:
         yes = yes * weight
     return targets * yes + (1 - targets) * no
+
+
+def soft_several(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return how far each class's softened answer is from the teacher's, float32 [B], for logits [B, K] of both.
+
+    T² times the binary cross-entropy with the teacher's probabilities, the mean over the classes, less what no student
+    can get below (the teacher's own entropy): the divergence of `losses.soft_labels`, of each class by itself.
+    """
+    ours, theirs = logits.float() / temperature, taught.float() / temperature
+    wanted = theirs.sigmoid()
+    found, least = (
+        F.binary_cross_entropy_with_logits(x, wanted, reduction="none").mean(1) for x in (ours, theirs)
+    )
+    return temperature**2 * (found - least)

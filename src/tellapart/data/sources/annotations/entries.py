@@ -30,7 +30,8 @@ class Entry:
     ``source``: the annotation file; ``image``: the name that it gives the image, with ``folder`` where it names
     that apart; ``own``: the file is of this image alone, and bears its name. ``tags``: labels of the whole
     image, which go before ``objects``, (label, box) with boxes in pixels as x0, y0, x1, y1, or as parts of
-    width and height if ``relative``; the NO_BOX for the whole image. ``problem``: why none of it can be used.
+    width and height if ``relative``; the NO_BOX for the whole image. ``opinions``: the labels that each annotator gave,
+    where the format tells annotators apart. ``problem``: why none of it can be used.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Entry:
     folder: str = ""
     split: str = ""
     tags: list[str] = field(default_factory=list)
+    opinions: list[frozenset[str]] = field(default_factory=list)
     problem: str = ""
 
 
@@ -82,7 +84,7 @@ def attempt(entry: Entry, read: Callable[[], object]) -> Entry:
         raise
     except DataError as error:
         entry.problem = str(error)
-        entry.objects, entry.tags = [], []
+        entry.objects, entry.tags, entry.opinions = [], [], []
     return entry
 
 

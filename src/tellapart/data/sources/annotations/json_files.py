@@ -74,11 +74,12 @@ def read_createml(files: Files, source: str) -> Iterator[Entry]:
         yield attempt(entry, read)
 
 
-def read_coco(files: Files, source: str) -> Iterator[Entry]:
+def read_coco(files: Files, source: str, crowds: bool = False) -> Iterator[Entry]:
     """Yield the entries of a COCO file (cocodataset.org; boxes are x, y, width, height in pixels).
 
-    Crowds (``iscrowd`` 1) are left out: their box holds many. Annotations without a box count for the whole
-    image. An annotation of an image that is not listed is a problem of its own.
+    Crowds (``iscrowd`` 1) are left out, as their box holds many; with ``crowds`` they are labels of the image, which
+    shows them too. Annotations without a box count for the whole image. An annotation of an image that is not listed
+    is a problem of its own.
     """
     value = files.json(source)
     if not is_coco(value):
@@ -92,7 +93,9 @@ def read_coco(files: Files, source: str) -> Iterator[Entry]:
         if not isinstance(found, dict):
             raise DataError(f"{printable(source)} is not valid COCO: {found!r} is not an annotation.")
         if found.get("iscrowd"):
-            continue
+            if not crowds:
+                continue
+            found = {**found, "bbox": None}
         entry = _coco_entry(found, entries, names, source)
         if entry is not None:
             yield entry

@@ -1,7 +1,7 @@
 """Label Studio's exports: JSON, JSON-MIN and CSV.
 
-Finished annotations count; predictions and cancelled (skipped) ones do not. Annotators who disagree give an
-image two labels, which is a conflict.
+Finished annotations count; predictions and cancelled (skipped) ones do not, and a task without a finished one says
+nothing of its image. Annotators who disagree give an image two labels, or two sets of labels, which is a conflict.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ def _full(tasks: Sequence[Mapping[str, Any]], source: str, questions: Sequence[s
     }
     chosen = _chosen(sorted(results), questions, source)
     for task in tasks:
+        if not _annotations(task):  # waits to be annotated, or was skipped
+            continue
         entry = Entry(source, _image_of(task["data"]) or "", relative=True)
         where = f"{printable(source)}, {printable(entry.image)!r}"
 
@@ -98,9 +100,10 @@ def _full(tasks: Sequence[Mapping[str, Any]], source: str, questions: Sequence[s
             for annotation in _annotations(task):
                 if annotation.get("result") and not _results(annotation):
                     raise DataError(f"{where}: the result is not a list of objects.")
-                for result in _results(annotation):
-                    if str(result.get("from_name")) in chosen:
-                        _add(entry, result.get("value"), _labels(result), where)
+                answers = [one for one in _results(annotation) if str(one.get("from_name")) in chosen]
+                names = [_add(entry, one.get("value"), _labels(one), where) for one in answers]
+                if answers or not _results(annotation):  # else it answers another question
+                    entry.opinions.append(frozenset().union(*names))
 
         yield attempt(entry, read)
 
@@ -144,7 +147,9 @@ def _chosen(found: Sequence[str], questions: Sequence[str], source: str) -> set[
     return set(wanted or found)
 
 
-def _add(entry: Entry, value: Any, labels: Sequence[Any] | None, where: str) -> None:
+def _add(entry: Entry, value: Any, labels: Sequence[Any] | None, where: str) -> set[str]:
+    """Put an answer's labels into the entry; return them."""
+    found = set()
     for label in labels or ():
         name = "/".join(map(str, label)) if isinstance(label, list) else label
         box = _box(value, where)
@@ -152,6 +157,8 @@ def _add(entry: Entry, value: Any, labels: Sequence[Any] | None, where: str) -> 
             entry.tags.append(label_of(name, where))
         else:
             entry.objects.append((label_of(name, where), box))
+        found.add(label_of(name, where))
+    return found
 
 
 def _box(value: Mapping[str, Any], where: str) -> Box | None:
@@ -191,16 +198,20 @@ def _rows(rows: Sequence[Mapping[str, Any]], source: str, questions: Sequence[st
         answers = usual
     chosen = _chosen(answers, questions, source)
     for row, image in zip(rows, images, strict=True):
+        if row.get(_ABOUT[0]) in (None, ""):  # no annotation: the task waits
+            continue
         entry = Entry(source, image, relative=True)
         where = f"{printable(source)}, {printable(image)!r}"
 
         def read(row: Mapping[str, Any] = row, entry: Entry = entry, where: str = where) -> None:
+            names: set[str] = set()
             for key in chosen:
                 for value in _answers(row.get(key)):
                     labels = value.get("choices") or next(
                         (v for k, v in value.items() if k.endswith("labels")), None
                     )
-                    _add(entry, value, labels if isinstance(labels, list) else [labels], where)
+                    names |= _add(entry, value, labels if isinstance(labels, list) else [labels], where)
+            entry.opinions.append(frozenset(names))
 
         yield attempt(entry, read)
 

@@ -40,6 +40,7 @@ class _Gathered:
 
     objects: dict[str, list[Labelled]] = field(default_factory=lambda: defaultdict(list))
     tags: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    opinions: dict[str, list[frozenset[str]]] = field(default_factory=lambda: defaultdict(list))
     splits: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     relative: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
@@ -73,7 +74,7 @@ def read_annotations(tree: Tree, kind: str, spec: DataSpec, note: Note, only: st
             raise SpecError(
                 "data.labels multi is for whole images: with data.boxes crop each box has one label."
             )
-        return sets(listing, objects, splits, note)
+        return sets(listing, objects, splits, note, found.opinions)
     make = crops if spec.boxes == "crop" else images
     return make(listing, objects, splits, found.relative, note)
 
@@ -97,7 +98,7 @@ def _entries(
         return
     wanted = spec.label_column
     readers: dict[tuple[str, str], Callable[[str], Iterator[Entry]]] = {
-        ("coco", ".json"): lambda source: json_files.read_coco(files, source),
+        ("coco", ".json"): lambda source: json_files.read_coco(files, source, spec.labels == "multi"),
         ("createml", ".json"): lambda source: json_files.read_createml(files, source),
         ("cvat", ".xml"): lambda source: xml_files.read_cvat(files, source),
         ("label-studio", ".json"): lambda source: label_studio.read_json(files, source, wanted),
@@ -173,6 +174,7 @@ def _gather(tree: Tree, entries: Iterable[Entry], spec: DataSpec) -> _Gathered:
                 found.stale.append((entry.source, meant.other, image))
             found.objects[image] += entry.objects
             found.tags[image] += entry.tags
+            found.opinions[image] += entry.opinions
             found.splits[image].add(split_of_folders(image) or split_of_folders(entry.source) or entry.split)
             found.relative |= {image} if entry.relative else set()
     for item in found.bad:  # what another annotation says of it may not be all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
@@ -42,12 +42,26 @@ def images(
 
 
 def sets(
-    listing: Listing, objects: Mapping[str, list[Labelled]], splits: Mapping[str, str], note: Note
+    listing: Listing,
+    objects: Mapping[str, list[Labelled]],
+    splits: Mapping[str, str],
+    note: Note,
+    opinions: Mapping[str, Sequence[frozenset[str]]] | None = None,
 ) -> Listing:
-    """Fill the listing with one row for each image, which has all labels of its boxes, or none."""
+    """Fill the listing with one row for each image, which has all labels of its boxes, or none.
+
+    ``opinions``: of images, what each annotator said; where they do not agree, that is a conflict.
+    """
     listing.sets = []
     for image, found in sorted(objects.items()):
-        listing.add_set(image, tuple(sorted({label for label, _ in found})), splits[image])
+        names = frozenset(label for label, _ in found)
+        if len({names & said for said in (opinions or {}).get(image, ())}) > 1:
+            listing.conflicts.append(Conflict(image, tuple(sorted(names))))
+        else:
+            listing.add_set(image, tuple(sorted(names)), splits[image])
+    if listing.conflicts:
+        first = some([c.path for c in listing.conflicts], 3)
+        note(f"Skipped {many(len(listing.conflicts), 'image')} whose annotators gave other labels ({first}).")
     several = sum(len(names) > 1 for names in listing.sets)
     bare = sum(not names for names in listing.sets)
     note(
