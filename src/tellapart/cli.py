@@ -8,6 +8,7 @@ standard output, everything else to standard error. Exit codes: 0 done, 1 failed
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import io
 import os
@@ -152,9 +153,8 @@ def _predict(args: Predict) -> int:
     images = list(expand(args.images, args.urls))
     classifier = load(args.model, args.device, args.trust)
     kept = Features() if args.features else None
-    write = {"table": printing.write_table, "jsonl": printing.write_jsonl, "csv": printing.write_csv}[
-        args.format
-    ]
+    write_csv = functools.partial(printing.write_csv, grades=classifier.card.ordered)
+    write = {"table": printing.write_table, "jsonl": printing.write_jsonl, "csv": write_csv}[args.format]
     failed = 0
 
     def counted() -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
@@ -50,6 +50,7 @@ def summary(result: Result) -> str:
             f"Accuracy {numerals.percent(accuracy)} (95 % interval {numerals.interval(low, high)}, "
             f"{result.metrics['n']:,} images)"
         )
+        lines += _grades(result.metrics)
         lines.append(f"  {_worth(result)}")
     else:
         lines.append("Trained on everything: there was no validation and no test split to measure.")
@@ -92,6 +93,11 @@ def series_summary(series: Series) -> str:
             f"{series.metrics['n']:,} images)"
         )
         lines.append(f"Answers  {series.run / 'evaluation' / 'out-of-fold' / 'predictions.csv'}")
+    if (kappa := series.summary.get("kappa")) and (mae := series.summary.get("mae")):
+        lines.append(
+            f"Grades   quadratic kappa {numerals.fixed(kappa['mean'], 3)}, mean absolute error "
+            f"{numerals.fixed(mae['mean'], 3)} grades, means of the runs"
+        )
     if own_test := series.test.get("accuracy"):
         lines.append(f"Own test {numerals.percent(own_test['mean'])}, mean of the models")
     if (series.run / "report.html").exists():
@@ -100,6 +106,20 @@ def series_summary(series: Series) -> str:
 
 
 _ON = {"test": "test", "val": "validation"}
+
+
+def _grades(figures: Mapping[str, Any]) -> list[str]:
+    """Return the figures of grades in a line, none where classes are no grades; ``figures``: those of `GradeScores`."""
+    if "within_one" not in figures:
+        return []
+    from tellapart.evaluation import ordinal
+
+    scores = ordinal.GradeScores.from_dict(figures)
+    parts = [
+        f"{name} {value}" + (f" ({interval})" if interval else "")
+        for name, value, interval in ordinal.texts(scores)
+    ]
+    return ["   ".join(parts[:2]), parts[2]]
 
 
 def _worth(result: Result) -> str:
@@ -173,6 +193,7 @@ def evaluation_text(evaluation: Evaluation | MultiEvaluation) -> str:
         f"macro F1 {numerals.percent(evaluation.macro.f1)}   loss {numerals.loss(evaluation.loss)}"
         + ("" if evaluation.top5 is None else f"   top-5 {numerals.percent(evaluation.top5)}"),
     ]
+    lines += [] if evaluation.ordinal is None else _grades(evaluation.ordinal.to_dict())
     for name, value in evaluation.own.items():
         lines.append(f"{name} {'not defined' if value is None else numerals.setting(round(value, 6))}")
     lines += [*_speed(evaluation), ""]
@@ -238,7 +259,10 @@ def write_table(predictions: Any, out: TextIO) -> None:
     """Write one line for each image: labels with their probabilities, or what was wrong."""
     for p in predictions:
         pairs = zip(p.labels, p.probabilities, strict=True) if p.told is None else _told(p)
-        answer = p.error or ", ".join(f"{label} {numerals.probability(value)}" for label, value in pairs)
+        grade = "" if p.expected_grade is None else f" (expected grade {numerals.fixed(p.expected_grade, 2)})"
+        answer = (
+            p.error or ", ".join(f"{label} {numerals.probability(value)}" for label, value in pairs) + grade
+        )
         if p.told == ():
             best = f"{p.labels[0]} {numerals.probability(p.probabilities[0])}"
             answer = f"none of the classes (the most probable: {best})"
@@ -265,18 +289,21 @@ class _Spelt:
         self._out.write(shown(text))
 
 
-def write_csv(predictions: Any, out: TextIO) -> None:
+def write_csv(predictions: Any, out: TextIO, grades: bool = False) -> None:
     """Write a row for each of an image's labels, the best first; a bad image has one, with the error.
 
-    An image that can have several labels and has none has one row too, without a label.
+    An image that can have several labels and has none has one row too, without a label. ``grades``: whether there is a
+    column for the expected grade, which all rows of an image have.
     """
     writer = tables.Writer(_Spelt(out) if out.isatty() else out)  # a file gets the very names
-    writer.writerow(["path", "rank", "label", "probability", "error"])
+    more = ["expected_grade"] if grades else []
+    writer.writerow(["path", "rank", "label", "probability", *more, "error"])
     for p in predictions:
-        rows: list[Any] = [(p.path, "", "", "", p.error)] if p.error else []
+        grade = ["" if p.expected_grade is None else f"{p.expected_grade:.6f}"] if grades else []
+        rows: list[Any] = [(p.path, "", "", "", *grade, p.error)] if p.error else []
         pairs = enumerate(zip(p.labels, p.probabilities, strict=True) if p.told is None else _told(p), 1)
-        rows += [(p.path, "", "", "", "")] if p.told == () else []
-        rows += [(p.path, rank, label, f"{value:.6f}", "") for rank, (label, value) in pairs]
+        rows += [(p.path, "", "", "", *grade, "")] if p.told == () else []
+        rows += [(p.path, rank, label, f"{value:.6f}", *grade, "") for rank, (label, value) in pairs]
         writer.writerows(rows)
 
 

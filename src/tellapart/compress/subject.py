@@ -177,6 +177,8 @@ def _fine_tuning(spec: Spec, card: Card, file: Path, data: str | os.PathLike[str
     }
     if data is not None:
         changes["data"] = {"source": os.fspath(data)}
+    if card.ordered:
+        changes.setdefault("data", {})["order"] = card.classes
     try:
         return update(spec, changes)
     except SpecError as error:  # the card's values are no user's

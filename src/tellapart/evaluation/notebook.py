@@ -9,7 +9,7 @@ import os
 
 from tellapart import numerals, pages
 from tellapart.errors import RunError
-from tellapart.evaluation import charts
+from tellapart.evaluation import charts, ordinal
 from tellapart.evaluation.metrics import Evaluation
 from tellapart.evaluation.report import SPLIT_NAMES, curves, meaning
 from tellapart.evaluation.run_folder import RunFolder, read_run
@@ -27,6 +27,8 @@ def of_evaluation(evaluation: Evaluation, title: str = "", note: str = "") -> st
         ("macro F1", numerals.percent(evaluation.macro.f1)),
         ("loss", numerals.loss(evaluation.loss)),
     ]
+    if evaluation.ordinal is not None:
+        facts += [(name, value) for name, value, _ in ordinal.texts(evaluation.ordinal)]
     if evaluation.top5 is not None:
         facts.append(("top-5 accuracy", numerals.percent(evaluation.top5)))
     scores = evaluation.per_class

@@ -23,7 +23,7 @@ from tellapart import files, numerals, pages, runs
 from tellapart import spec as specs
 from tellapart.contract.card import label_mark
 from tellapart.errors import RunError
-from tellapart.evaluation import charts
+from tellapart.evaluation import charts, ordinal
 from tellapart.evaluation.metrics import Evaluation, wilson_interval
 from tellapart.evaluation.multilabel import LabelScore, MultiEvaluation
 from tellapart.evaluation.run_folder import RunFolder, flatten, read_run
@@ -130,6 +130,7 @@ def _facts(run: RunFolder, figures: Evaluation | MultiEvaluation | None) -> list
             ("macro F1", numerals.percent(figures.macro.f1)),
             ("balanced accuracy", numerals.percent(figures.balanced_accuracy)),
         ]
+        facts += _grade_facts(figures)
         facts += [("top-5 accuracy", numerals.percent(figures.top5))] if figures.top5 is not None else []
         facts += [("loss", numerals.loss(figures.loss))] if figures.loss is not None else []
         facts.append(("classes", f"{len(figures.classes):,}"))
@@ -151,6 +152,14 @@ def _facts(run: RunFolder, figures: Evaluation | MultiEvaluation | None) -> list
     return facts
 
 
+def _grade_facts(figures: Evaluation) -> list[tuple[str, str]]:
+    """Return the figures of grades, each with its interval; none where classes are no grades."""
+    if figures.ordinal is None:
+        return []
+    found = ordinal.texts(figures.ordinal)
+    return [(name, f"{value} ({interval})" if interval else value) for name, value, interval in found]
+
+
 def _data(run: RunFolder) -> dict[str, Any]:
     """Return counts for each class and split, what is missing, and the images that could not be read."""
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
@@ -167,7 +176,11 @@ def _data(run: RunFolder) -> dict[str, Any]:
             counts.setdefault(name, collections.Counter())
     splits = [name for name in ("train", "val", "test") if total[name]]
     splits += [name for name in total if name not in splits]
-    rows = [(name, [counts[name][split] for split in splits]) for name in sorted(counts)]
+    grades = [
+        name for name in run.field("data.order") or () if name in counts
+    ]  # they have an order of their own
+    names = [*grades, *sorted(name for name in counts if name not in grades)]
+    rows = [(name, [counts[name][split] for split in splits]) for name in names]
     missing = {
         split: [name for name, values in rows if not values[k]]
         for k, split in enumerate(splits)
@@ -213,6 +226,9 @@ def curves(run: RunFolder) -> list[charts.Chart]:
     if "val/mAP" in run.metrics:
         scores: list[tuple[str, str, charts.Points]] = [("validation", "val", points("val/mAP"))]
         found.append(charts.line_chart("mAP", scores, "share", label, mark, mark_text))
+    if "val/kappa" in run.metrics:
+        scores = [("validation", "val", points("val/kappa"))]
+        found.append(charts.line_chart("Quadratic kappa", scores, "number", label, mark, mark_text))
     rate: list[tuple[str, str, charts.Points]] = [("learning rate", "rate", points("train/lr", "lr"))]
     found.append(charts.line_chart("Learning rate", rate, "rate", label, mark, mark_text))
     return [chart for chart in found if chart is not None]

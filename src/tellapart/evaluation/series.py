@@ -18,8 +18,8 @@ from tellapart.errors import RunError
 from tellapart.evaluation.metrics import Evaluation, pooled, read_evaluation
 from tellapart.evaluation.run_folder import OUT_OF_FOLD
 
-FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
-_SHARES = FIGURES[:3]
+FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "loss", "kappa", "mae", "within_one")
+_SHARES = (*FIGURES[:3], "within_one")
 
 
 def summarise(finished: Sequence[Mapping[str, Any]], interval: bool) -> dict[str, Any]:

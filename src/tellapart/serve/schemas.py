@@ -55,6 +55,8 @@ def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 _CLASS = _object(label=_TEXT, probability=_SHARE)
+_ANSWER = _object(label=_TEXT, probability=_SHARE, top=_list(_CLASS))
+_ANSWER["properties"]["expected_grade"] = {"type": "number", "description": "Where classes are grades."}
 _TOLD = _object(label=_TEXT, probability=_SHARE, threshold=_SHARE)  # where an image can have several labels
 PREDICTIONS = _object(
     model=_TEXT,
@@ -62,7 +64,7 @@ PREDICTIONS = _object(
     predictions=_list(
         {
             "anyOf": [
-                _object(label=_TEXT, probability=_SHARE, top=_list(_CLASS)),
+                _ANSWER,
                 _object(labels=_list(_TOLD), top=_list(_CLASS)),
             ]
         }

@@ -240,14 +240,14 @@ def build_task(
             augment, multilabel.build_loss(spec.training, counts, len(prepared.train), device)
         )
     criterion = build_loss(spec.training, counts, device)
-    task = Classification(augment, criterion)
+    task = Classification(augment, criterion, prepared.train.samples.ordered)
     if isinstance(criterion, OwnLoss):
         soft = bool(spec.augment.mixup or spec.augment.cutmix)
         task.separable = try_out(criterion.cpu(), len(prepared.classes), soft)
         criterion.to(device)
     if spec.distill.teacher:
         task = distillation.Distillation(task, spec.distill, model, prepared.contract, prepared.classes)
-    own = own_metrics.build(spec.training.metrics, Classification.score_names)
+    own = own_metrics.build(spec.training.metrics, task.score_names)
     labels = np.arange(2 * len(counts)) % len(counts)
     own_metrics.measure(own, labels, np.sort(labels))  # what they cannot do is told before training
     return task.with_metrics(own)

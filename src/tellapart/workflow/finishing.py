@@ -132,5 +132,13 @@ def brief(evaluation: Evaluation | MultiEvaluation) -> dict[str, Any]:
         "macro_f1": evaluation.macro.f1,
         "balanced_accuracy": evaluation.balanced_accuracy,
         "loss": evaluation.loss,
+        **_of_grades(evaluation),
         **evaluation.own,
     }
+
+
+def _of_grades(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the figures of grades, {} where classes are none."""
+    if evaluation.ordinal is None:
+        return {}
+    return evaluation.ordinal.to_dict()

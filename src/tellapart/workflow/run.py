@@ -308,6 +308,9 @@ def _run(
             console.message(
                 f"Several labels for an image: loss {spec.training.loss}, best epoch by {spec.training.best_metric}."
             )
+        if card.ordered:
+            console.score = "kappa"
+            console.message(f"Grades: loss {spec.training.loss}, best epoch by {spec.training.best_metric}.")
         console.message(headline(prepared, card.architecture.name, plan))
         tracker.image(0, "train/images", training_grid(prepared))
     try:

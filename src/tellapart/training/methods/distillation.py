@@ -99,7 +99,7 @@ class Distillation(Classification):
         contract: Preprocessing,
         classes: Sequence[str],
     ) -> None:
-        super().__init__(labels.augment, labels.criterion)
+        super().__init__(labels.augment, labels.criterion, labels.ordered)
         device = next(student.parameters()).device
         self.spec = spec
         self.teacher = Teacher(spec.teacher, contract, classes, device)
