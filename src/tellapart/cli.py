@@ -154,7 +154,8 @@ def _predict(args: Predict) -> int:
     classifier = load(args.model, args.device, args.trust)
     kept = Features() if args.features else None
     write_csv = functools.partial(printing.write_csv, grades=classifier.card.ordered)
-    write = {"table": printing.write_table, "jsonl": printing.write_jsonl, "csv": write_csv}[args.format]
+    writers: dict[str, Callable[..., None]] = {"table": printing.write_table, "jsonl": printing.write_jsonl}
+    write = writers.get(args.format, write_csv)
     failed = 0
 
     def counted() -> Any:

@@ -46,8 +46,9 @@ class GradeScores:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GradeScores:
         """Return what `to_dict` gave the values of. Raises KeyError for a missing one."""
-        known = {name: values[name] for name in cls.__dataclass_fields__}
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in known.items()})
+        known: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__}
+        known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        return cls(**known)
 
 
 def kappa(confusion: Counts) -> float:

@@ -176,11 +176,9 @@ def _data(run: RunFolder) -> dict[str, Any]:
             counts.setdefault(name, collections.Counter())
     splits = [name for name in ("train", "val", "test") if total[name]]
     splits += [name for name in total if name not in splits]
-    grades = [
-        name for name in run.field("data.order") or () if name in counts
-    ]  # they have an order of their own
-    names = [*grades, *sorted(name for name in counts if name not in grades)]
-    rows = [(name, [counts[name][split] for split in splits]) for name in names]
+    grades = [name for name in run.field("data.order") or () if name in counts]
+    order = [*grades, *sorted(name for name in counts if name not in grades)]
+    rows = [(name, [counts[name][split] for split in splits]) for name in order]
     missing = {
         split: [name for name, values in rows if not values[k]]
         for k, split in enumerate(splits)

@@ -294,6 +294,7 @@ def _run(
     reporter = RunReporter(console, tracker, spec.run.log_every, plan.steps_per_epoch)
     ours = ArtifactKeeper(folder / artifact.FILE_NAME, card)
     trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter, [ours, *callbacks])
+    console.score = "mAP" if card.several else "kappa" if card.ordered else console.score
     if content is not None:
         _restore(trainer, content, folder)
         if text := extending.take_up(trainer, folder):
@@ -304,12 +305,10 @@ def _run(
             )
     elif procs.first:
         if card.several:
-            console.score = "mAP"
             console.message(
                 f"Several labels for an image: loss {spec.training.loss}, best epoch by {spec.training.best_metric}."
             )
         if card.ordered:
-            console.score = "kappa"
             console.message(f"Grades: loss {spec.training.loss}, best epoch by {spec.training.best_metric}.")
         console.message(headline(prepared, card.architecture.name, plan))
         tracker.image(0, "train/images", training_grid(prepared))
