@@ -78,10 +78,14 @@ def figures(truth: Floats, told: Floats, shares: Floats) -> dict[str, Floats]:
 
 
 def quick(truth: npt.NDArray[np.int64], told: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Return the figures by which an epoch is judged, of grades int64 [N]; kappa may not be a number."""
+    """Return the figures by which an epoch is judged, of grades int64 [N].
+
+    Where kappa is not defined, all images are of one grade and told so: here it is 1, so that an epoch without a
+    mistake can be chosen.
+    """
     shares = np.full(len(truth), 1 / len(truth))
     found = figures(truth.astype(np.float64), told.astype(np.float64), shares)
-    return {name: float(value) for name, value in found.items()}
+    return {"kappa": float(np.nan_to_num(found["kappa"], nan=1.0)), "mae": float(found["mae"])}
 
 
 def scores(confusion: Counts, share_interval: Interval) -> GradeScores:

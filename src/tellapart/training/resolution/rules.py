@@ -198,9 +198,7 @@ def of_labels(spec: Spec, data: DataFacts) -> list[Choice]:
     loss = ("ordinal" if data.grades else losses[0]) if training.loss == "auto" else training.loss
     if data.several:
         several.check(spec, loss)
-    metric = (
-        several.SCORES[0] if data.several else _metric_of_grades(training.best_metric, data) or "accuracy"
-    )
+    metric = several.SCORES[0] if data.several else _metric_of_grades(data) or "accuracy"
     found = [Choice("training.loss", loss, f"an image {what}")] if training.loss == "auto" else []
     if training.best_metric == "auto":
         found.append(Choice("training.best_metric", metric, f"an image {what}"))
@@ -209,13 +207,8 @@ def of_labels(spec: Spec, data: DataFacts) -> list[Choice]:
     return found
 
 
-def _metric_of_grades(wanted: str, data: DataFacts) -> str:
+def _metric_of_grades(data: DataFacts) -> str:
     """Return kappa for grades, or mae where validation has one grade alone, of which kappa says nothing; else ""."""
-    if wanted == "kappa" and data.grades and data.validated == 1:
-        raise SpecError(
-            "training.best_metric is 'kappa', which is not defined here: all validation images are of one grade. Use "
-            "mae."
-        )
     return ("mae" if data.validated == 1 else "kappa") if data.grades else ""
 
 
