@@ -6,6 +6,7 @@ Loads no torch until a command needs it. Results go to standard output, everythi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -141,9 +142,9 @@ def _predict(args: Predict) -> int:
     images = list(expand(args.images, args.urls))
     classifier = load(args.model, args.device, args.trust)
     kept = Features() if args.features else None
-    write = {"table": printing.write_table, "jsonl": printing.write_jsonl, "csv": printing.write_csv}[
-        args.format
-    ]
+    write_csv = functools.partial(printing.write_csv, grades=classifier.card.ordered)
+    writers: dict[str, Callable[..., None]] = {"table": printing.write_table, "jsonl": printing.write_jsonl}
+    write = writers.get(args.format, write_csv)
     failed = 0
 
     def counted() -> Any:

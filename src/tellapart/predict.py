@@ -45,6 +45,8 @@ class Prediction:
     error: str = ""
     told: tuple[answers.Told, ...] | None = None
     """Where an image can have several labels: those that reach their thresholds, best first; None else."""
+    expected_grade: float | None = None
+    """Of grades: their mean by probability (see `tellapart.contract.answers.Answer`)."""
 
     @property
     def label(self) -> str:
@@ -59,10 +61,14 @@ class Prediction:
         return values[0] if values else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: path, label, probability, top (or error); for several labels path, labels, top."""
+        """Return plain values: path, label, probability, top (or error); for several labels path, labels, top.
+
+        Of grades also ``expected_grade``.
+        """
         if self.error:
             return {"path": self.path, "error": self.error}
-        return {"path": self.path, **answers.Answer(self.labels, self.probabilities, self.told).to_dict()}
+        answer = answers.Answer(self.labels, self.probabilities, self.told, self.expected_grade)
+        return {"path": self.path, **answer.to_dict()}
 
 
 def expand(inputs: Sequence[str], urls: bool = False) -> Iterator[str]:
@@ -195,7 +201,13 @@ class Classifier:
                 yield Prediction(name, error=reason)
                 continue
             answer = next(told)
-            yield Prediction(name, answer.labels, answer.probabilities, told=answer.told)
+            yield Prediction(
+                name,
+                answer.labels,
+                answer.probabilities,
+                told=answer.told,
+                expected_grade=answer.expected_grade,
+            )
 
 
 def load(

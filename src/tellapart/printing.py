@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
@@ -45,6 +45,7 @@ def summary(result: Result) -> str:
         if headline.key == "map":
             macro, micro = result.metrics["macro_f1"], result.metrics["micro_f1"]
             lines[0] += f"   macro F1 {numerals.percent(macro)}   micro F1 {numerals.percent(micro)}"
+        lines += _grades(result.metrics)
         lines.append(f"  {_worth(result)}")
     else:
         lines.append("Trained on everything: there was no validation and no test split to measure.")
@@ -88,6 +89,11 @@ def series_summary(series: Series) -> str:
             f"Together {together.text} (95 % interval {together.interval_text}, {series.metrics['n']:,} images)"
         )
         lines.append(f"Answers  {series.run / 'evaluation' / 'out-of-fold' / 'predictions.csv'}")
+    if (kappa := series.summary.get("kappa")) and (mae := series.summary.get("mae")):
+        lines.append(
+            f"Grades   quadratic kappa {numerals.fixed(kappa['mean'], 3)}, mean absolute error "
+            f"{numerals.fixed(mae['mean'], 3)} grades, means of the runs"
+        )
     if own_test := series.test.get(heads[0].key if heads else ""):
         lines.append(f"Own test {numerals.percent(own_test['mean'])}, mean of the models")
     if (series.run / "report.html").exists():
@@ -96,6 +102,20 @@ def series_summary(series: Series) -> str:
 
 
 _ON = {"test": "test", "val": "validation"}
+
+
+def _grades(figures: Mapping[str, Any]) -> list[str]:
+    """Return the figures of grades in a line, none where classes are no grades; ``figures``: those of `GradeScores`."""
+    if "within_one" not in figures:
+        return []
+    from tellapart.evaluation import ordinal
+
+    scores = ordinal.GradeScores.from_dict(figures)
+    parts = [
+        f"{name} {value}" + (f" ({interval})" if interval else "")
+        for name, value, interval in ordinal.texts(scores)
+    ]
+    return ["   ".join(parts[:2]), parts[2]]
 
 
 def _worth(result: Result) -> str:
@@ -126,10 +146,8 @@ def _speed(evaluation: Measurement) -> list[str]:
 
 def evaluation_text(evaluation: Measurement) -> str:
     """Return an evaluation's figures and its table of classes."""
-    from tellapart.evaluation.measurement import naming
-
     headline = evaluation.headline
-    figures = [f"{naming(key).name} {naming(key).show(value)}" for key, value in evaluation.figures().items()]
+    figures = [" ".join(pair) for pair in evaluation.texts()]
     lines = [
         f"{headline.title} {headline.text} (95 % interval {headline.interval_text})",
         f"on {evaluation.n:,} images ({evaluation.split})",
@@ -216,7 +234,10 @@ def write_table(predictions: Any, out: TextIO) -> None:
     """Write one line for each image: labels with their probabilities, or what was wrong."""
     for p in predictions:
         pairs = zip(p.labels, p.probabilities, strict=True) if p.told is None else _told(p)
-        answer = p.error or ", ".join(f"{label} {numerals.probability(value)}" for label, value in pairs)
+        grade = "" if p.expected_grade is None else f" (expected grade {numerals.fixed(p.expected_grade, 2)})"
+        answer = (
+            p.error or ", ".join(f"{label} {numerals.probability(value)}" for label, value in pairs) + grade
+        )
         if p.told == ():
             best = f"{p.labels[0]} {numerals.probability(p.probabilities[0])}"
             answer = f"none of the classes (the most probable: {best})"
@@ -243,18 +264,21 @@ class _Spelt:
         self._out.write(shown(text))
 
 
-def write_csv(predictions: Any, out: TextIO) -> None:
+def write_csv(predictions: Any, out: TextIO, grades: bool = False) -> None:
     """Write a row for each of an image's labels, the best first; a bad image has one, with the error.
 
-    An image that can have several labels and has none has one row too, without a label.
+    An image that can have several labels and has none has one row too, without a label. ``grades``: whether there is a
+    column for the expected grade, which all rows of an image have.
     """
     writer = tables.Writer(_Spelt(out) if out.isatty() else out)  # a file gets the very names
-    writer.writerow(["path", "rank", "label", "probability", "error"])
+    more = ["expected_grade"] if grades else []
+    writer.writerow(["path", "rank", "label", "probability", *more, "error"])
     for p in predictions:
-        rows: list[Any] = [(p.path, "", "", "", p.error)] if p.error else []
+        grade = ["" if p.expected_grade is None else f"{p.expected_grade:.6f}"] if grades else []
+        rows: list[Any] = [(p.path, "", "", "", *grade, p.error)] if p.error else []
         pairs = enumerate(zip(p.labels, p.probabilities, strict=True) if p.told is None else _told(p), 1)
-        rows += [(p.path, "", "", "", "")] if p.told == () else []
-        rows += [(p.path, rank, label, f"{value:.6f}", "") for rank, (label, value) in pairs]
+        rows += [(p.path, "", "", "", *grade, "")] if p.told == () else []
+        rows += [(p.path, rank, label, f"{value:.6f}", *grade, "") for rank, (label, value) in pairs]
         writer.writerows(rows)
 
 

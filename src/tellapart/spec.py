@@ -10,6 +10,7 @@ with a run holds what was chosen.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ __all__ = [
     "SpeedSpec",
     "TrainingSpec",
     "flatten",
+    "graded",
     "own_names",
     "to_dict",
     "update",
@@ -53,6 +55,7 @@ _NUMBER = r"(-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)"
 _FOLD = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
 _LEVELS = re.compile(rf"(?:{_NUMBER}\s*-\s*)?{_NUMBER}", re.IGNORECASE)
 
+LOSSES = ("auto", "cross-entropy", "focal", "ordinal", "bce", "asymmetric")
 
 DataFormat = Literal[
     "auto",
@@ -111,6 +114,8 @@ class DataSpec(Section, prefix="data."):
     """Labels of an image: one, or several (or none); auto: one, unless a list plainly gives many images several."""
     label_separator: str = ""
     """Lists with several labels: what stands between them in a cell, such as | or a space; empty: guessed, and said."""
+    order: tuple[str, ...] = ()
+    """Classes that are grades, the lowest first; auto: by their names; empty: none, or auto for the loss ordinal."""
     split_column: str = ""
     """Lists: the column with the split (also fold numbers, or yes and no); empty: guessed; none: no column."""
     root: str = ""
@@ -140,6 +145,10 @@ class DataSpec(Section, prefix="data."):
     """What decodes images; auto: processes for 4,000 files or more on 6 processor cores or more, else threads."""
 
     def __post_init__(self) -> None:
+        given: Any = self.order
+        if isinstance(given, (list, tuple)):  # YAML reads 0, 1, 2 as numbers
+            texts = (str(name) if type(name) is int else name for name in given)
+            object.__setattr__(self, "order", tuple(texts))
         super().__post_init__()
         self.folds()
 
@@ -361,9 +370,9 @@ class TrainingSpec(Section, prefix="training."):
     """plateau: epochs without a better validation loss before a drop."""
     min_lr_factor: Fraction = 0.0
     """linear, cosine, plateau: the lowest learning rate, as a fraction of lr."""
-    loss: Annotated[str, Words(("auto", "cross-entropy", "focal", "bce", "asymmetric"), "losses")] = "auto"
-    """The loss; auto: cross-entropy, for several labels bce (binary cross-entropy, the mean over the classes). Or your
-    own, package.module:function, of (logits, targets)."""
+    loss: Annotated[str, Words(LOSSES, "losses")] = "auto"
+    """The loss; auto: cross-entropy, ordinal for grades (data.order), for several labels bce (binary cross-entropy, the
+    mean over the classes). Or your own, package.module:function, of (logits, targets)."""
     loss_arguments: tuple[str, ...] = ()
     """A loss of your own: what it is given besides, NAME=VALUE."""
     label_smoothing: Annotated[float, Range(0, 0.99)] = 0.0
@@ -395,7 +404,8 @@ class TrainingSpec(Section, prefix="training."):
     """Early stopping: the smallest change that counts as an improvement."""
     best_metric: str = "auto"
     """The validation figure by which the best epoch is chosen: accuracy, macro-f1, balanced-accuracy or loss; for
-    several labels mAP, macro-f1, micro-f1 or loss; auto: the first."""
+    grades (data.order) kappa and mae too; for several labels mAP, macro-f1, micro-f1 or loss; auto: accuracy, kappa,
+    mAP."""
     metrics: tuple[str, ...] = ()
     """Your own figures, NAME=package.module:function, of (labels, predictions); more is better."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -508,6 +518,13 @@ class Spec(Section):
     run: RunSpec = field(default_factory=RunSpec)
     seed: int = 0
     """Seed for everything random in training."""
+
+
+def graded(spec: Spec) -> DataSpec:
+    """Return the data section, which asks for the classes' order where the loss needs one."""
+    if spec.training.loss != "ordinal" or spec.data.order:
+        return spec.data
+    return dataclasses.replace(spec.data, order=("auto",))
 
 
 def own_names(spec: Spec) -> list[tuple[str, str]]:

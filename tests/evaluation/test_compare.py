@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from tellapart.errors import RunError
-from tellapart.evaluation.compare import compare, holm, mcnemar, paired_interval
+from tellapart.evaluation.compare import compare
+from tellapart.evaluation.paired import holm, mcnemar, paired_interval
 
 
 @given(b=st.integers(0, 40), c=st.integers(0, 40))

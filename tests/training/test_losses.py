@@ -14,7 +14,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from tellapart.errors import DataError
 from tellapart.spec import TrainingSpec
-from tellapart.training.losses import build_loss, class_weights, focal
+from tellapart.training.losses import build_loss, class_weights, focal, ordinal
 
 COUNTS = np.array([500, 30, 7, 90], dtype=np.int64)
 
@@ -244,3 +244,63 @@ def test_class_weights_go_to_the_device_of_the_logits(name: str) -> None:
     logits, labels, soft = (tensor.to("meta") for tensor in batch())
     loss = build_loss(TrainingSpec(loss=name, class_weights="inverse"), COUNTS)
     assert loss(logits, labels).device.type == loss(logits, soft).device.type == "meta"
+
+
+def squared_emd(p: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Equation 10 of arXiv:1611.05916, with the sums written out, in float64."""
+    return np.array(
+        [sum((sum(a[:k]) - sum(b[:k])) ** 2 for k in range(1, len(a) + 1)) for a, b in zip(p, t, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", ["none", "inverse"])
+def test_ordinal_is_cross_entropy_and_the_papers_distance(smoothing: float, weights: str) -> None:
+    logits, labels, soft = batch(classes=4)
+    values = np.ones(4) if weights == "none" else class_weights(COUNTS, weights)
+    loss = build_loss(TrainingSpec(loss="ordinal", label_smoothing=smoothing, class_weights=weights), COUNTS)
+    p = logits.double().softmax(1).numpy()
+    for targets, dense in ((labels, F.one_hot(labels, 4).double().numpy()), (soft, soft.double().numpy())):
+        t = (1 - smoothing) * dense + smoothing / 4
+        expected = dense @ values * (squared_emd(p, t) - (t * np.log(p)).sum(1))
+        found = loss(logits, targets)
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found.numpy(), expected, rtol=2e-5, atol=1e-6)
+
+
+def test_the_distance_is_that_of_moving_earth_and_the_ranked_probability_score() -> None:
+    logits = torch.tensor([[0.0, 40.0, 0.0, 0.0, 0.0]]).repeat(5, 1)  # all of it at the second grade
+    beyond = ordinal(logits, torch.arange(5)) - F.cross_entropy(logits, torch.arange(5), reduction="none")
+    torch.testing.assert_close(beyond, torch.tensor([1.0, 0.0, 1.0, 2.0, 3.0]))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", ["none", "inverse"])
+def test_the_best_answer_to_soft_grades_are_they(smoothing: float, weights: str) -> None:
+    soft = torch.tensor(
+        [[0.7, 0.1, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64
+    )
+    loss = build_loss(TrainingSpec(loss="ordinal", label_smoothing=smoothing, class_weights=weights), COUNTS)
+    found = minimum(lambda logits: loss(logits, soft).sum(), torch.zeros(3, 4))
+    np.testing.assert_allclose(found, (1 - smoothing) * soft + smoothing / 4, atol=2e-3)
+
+
+def test_the_best_answer_to_uncertain_grades_is_how_often_each_is_right() -> None:
+    """A proper score: over labels drawn from t the mean is lowest at t, so probabilities can be trusted."""
+    t = torch.tensor([0.5, 0.05, 0.15, 0.3])
+    labels = torch.arange(4)
+
+    def mean(logits: torch.Tensor) -> torch.Tensor:
+        return (t * ordinal(logits.expand(4, 4), labels)).sum()
+
+    np.testing.assert_allclose(minimum(mean, torch.zeros(1, 4))[0], t, atol=2e-3)
+
+
+def test_a_further_mistake_costs_more_and_gradients_are_finite() -> None:
+    logits = torch.tensor([[8.0, 0.0, 0.0, 0.0, 0.0]]).repeat(5, 1)
+    found = ordinal(logits, torch.arange(5))
+    assert found.diff().min() > 0.9
+    extreme = torch.tensor([[300.0, -300.0, 0.0], [-300.0, 300.0, 0.0]], requires_grad=True)
+    ordinal(extreme, torch.tensor([1, 1])).sum().backward()
+    assert extreme.grad is not None
+    assert torch.isfinite(extreme.grad).all()

@@ -212,6 +212,8 @@ def _fine_tuning(spec: Spec, card: Card, file: Path) -> Spec:
     }
     if card.several:
         changes["data"] = {"labels": "multi"}
+    if card.ordered:
+        changes["data"] = {"order": card.classes}
     try:
         return update(spec, changes)
     except SpecError as error:  # the card's values are no user's

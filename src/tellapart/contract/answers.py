@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart.contract import grades
 from tellapart.contract.card import Card
 from tellapart.errors import ArtifactError
 
@@ -31,6 +32,8 @@ class Kind(abc.ABC):
 
     thresholds: tuple[float, ...] = ()
     """The probability of each class from which on it is told, where classes are told by their own."""
+    grades: tuple[float, ...] = ()
+    """What each class counts in the expected grade, where classes are grades, the lowest first."""
 
     @abc.abstractmethod
     def probabilities(self, scaled_BK: Floats) -> Floats:
@@ -60,6 +63,13 @@ class Single(Kind):
         return [[index] for index in best(scores_BK).tolist()]
 
 
+class Graded(Single):
+    """The same where classes are grades: the most probable one is told, and the mean by probability beside it."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.grades = tuple(grades.values(classes))
+
+
 class MultiLabel(Kind):
     """Each image is of any number of classes: a sigmoid for each, told where it reaches the class's threshold."""
 
@@ -80,7 +90,7 @@ class MultiLabel(Kind):
 
 
 KINDS: Mapping[str, Callable[[Card], Kind]] = {
-    "single": lambda card: Single(),
+    "single": lambda card: Graded(card.classes) if card.ordered else Single(),
     "multi-label": lambda card: MultiLabel(card.thresholds),
 }
 """How each kind is made of a card; `tellapart.contract.card.KINDS` has the same names."""
@@ -100,22 +110,27 @@ class Answer:
     """What is told of one image: so many of the most probable classes as were asked for, best first.
 
     ``told``: the labels of an image that can have several, best first, maybe none; None where it has exactly one.
+    ``expected_grade``: where classes are grades, their mean by probability: of the numbers in their names, else of the
+    places 0, 1, 2, … from the lowest on.
     """
 
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     told: tuple[Told, ...] | None = None
+    expected_grade: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: ``top`` with all classes that were asked for, and before it what is told.
 
-        That is label and probability of the best class, or ``labels``, each with its probability and threshold.
+        That is label and probability of the best class (of grades ``expected_grade`` too), or ``labels``, each with
+        its probability and threshold.
         """
         pairs = zip(self.labels, self.probabilities, strict=True)
         top = [{"label": name, "probability": value} for name, value in pairs]
         if self.told is not None:
             return {"labels": [vars(one) for one in self.told], "top": top}
-        return {**top[0], "top": top}
+        expected = {} if self.expected_grade is None else {"expected_grade": self.expected_grade}
+        return {**top[0], **expected, "top": top}
 
 
 class Answers:
@@ -169,6 +184,17 @@ class Answers:
         """The probability of each class from which on it is told; empty where the best one is."""
         return self._kind.thresholds
 
+    @property
+    def ordered(self) -> bool:
+        """Whether the classes are grades, the lowest first."""
+        return bool(self._kind.grades)
+
+    @functools.cached_property
+    def expected_grades(self) -> Floats:
+        """The mean grade by probability, float64 [B]; for grades alone."""
+        result: Floats = self.probabilities @ np.array(self._kind.grades)
+        return result
+
     @functools.cached_property
     def told_matrix(self) -> npt.NDArray[np.bool_]:
         """The classes that each image is said to be of, [B, K]."""
@@ -185,7 +211,8 @@ class Answers:
             names = tuple([self.classes[index] for index in indices.tolist()])
             several = told[place]
             found = None if several is None else tuple(self._told(place, index) for index in several)
-            yield Answer(names, tuple(values[indices].tolist()), found)
+            expected = float(self.expected_grades[place]) if self.ordered else None
+            yield Answer(names, tuple(values[indices].tolist()), found, expected)
 
     def _told(self, row: int, index: int) -> Told:
         return Told(self.classes[index], float(self.probabilities[row, index]), self.thresholds[index])

@@ -46,6 +46,9 @@ class Card:
     """What a label is, one of `KINDS`: it says how logits become probabilities, and what is told by them."""
     thresholds: tuple[float, ...] = ()
     """multi-label: the probability of each class from which on it is told, by class; empty for single."""
+    ordered: bool = False
+    """Whether the classes are grades, the lowest first. The answers are those of a program that does not know this
+    field but for the expected grade, so no format says so."""
 
     @property
     def several(self) -> bool:
@@ -74,6 +77,8 @@ class Card:
             content["kind"] = self.kind
         if self.thresholds:
             content["thresholds"] = list(self.thresholds)
+        if self.ordered:
+            content["ordered"] = True
         if self.warnings:
             content["warnings"] = [text.encode(errors="replace").decode() for text in self.warnings]
         return json_text.dumps(content, ensure_ascii=False)
@@ -234,6 +239,8 @@ def _check_together(card: Card) -> None:
             f"thresholds has {len(card.thresholds)} values; of kind {card.kind} with {len(card.classes)} classes it "
             f"must have {wanted}"
         )
+    if card.several and card.ordered:
+        raise strict.StrictError("ordered is for images of one label, and kind is multi-label")
     if card.several and card.views.count > 1 and card.views.below < 1:
         raise strict.StrictError("views.below is for images of one label; of kind multi-label it must be 1")
     for what, ours, theirs in (
@@ -258,5 +265,6 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "warnings": _sentences,
     "kind": _kind,
     "thresholds": _thresholds,
+    "ordered": lambda value, where: bool(strict.conform(value, bool, where)),
 }
 """How each field of a card is read; a new field is a line here, and one in `Card`."""

@@ -8,27 +8,29 @@ Psychometrika 12, 1947; here the exact binomial form). Reads the runs' folders o
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
-import math
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tellapart import numerals
 from tellapart.errors import RunError
-from tellapart.evaluation import compare_labels, multilabel
+from tellapart.evaluation import compare_grades, compare_labels, multilabel
 from tellapart.evaluation.compare_labels import NotComparableError as _NotComparableError
 from tellapart.evaluation.measurement import Headline, Measurement
-from tellapart.evaluation.metrics import wilson_interval
+from tellapart.evaluation.metrics import Evaluation
+from tellapart.evaluation.paired import holm, mcnemar, paired_interval
 from tellapart.evaluation.run_folder import OUT_OF_FOLD, SPLIT_ORDER, RunFolder, flatten, read_run
 from tellapart.runs import REPEATS_FILE
 
 SIGNIFICANCE = 0.05
 WIDTH = 100
 Key = tuple[str, str, int]  # path, box, and a number for repeated ones
-Answers = dict[Key, tuple[str, bool, str]]  # label, whether it was found, content hash ("" where unknown)
+# label, whether it was found, content hash ("" where unknown), and what was told
+Answers = dict[Key, tuple[str, bool, str, str]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Result:
     seconds: float | None
     map: float | None = None
     map_interval: tuple[float, float] | None = None
+    kappa: float | None = None
+    mae: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,9 @@ class Pair:
     """Two runs (numbers in the order given) on the images that both answered.
 
     only_first and only_second: images that just that run has right. difference: accuracy (``metric``) of the second
-    less that of the first, with its 95 % interval. p_value: McNemar's exact test, two-sided (of mAP: the bootstrap's,
-    see `compare_labels`); p_adjusted: after Holm, over all pairs of the comparison.
+    less that of the first, with its 95 % interval. p_value: McNemar's exact test, two-sided (of mAP, and of quadratic
+    kappa where classes are grades, the bootstrap's: see `compare_labels`, `compare_grades`); p_adjusted: after Holm,
+    over all pairs of the comparison.
     """
 
     first: int
@@ -135,7 +140,8 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
                 continue
             for k in (first, second):
                 answers[k, split] = answers.get((k, split)) or _answers(runs[k], split)
-            pairs.append(_pair(first, second, split, answers[first, split], answers[second, split]))
+            pair = _pair(first, second, split, answers[first, split], answers[second, split])
+            pairs.append(_by_grades(pair, runs, answers))
         except _NotComparableError as reason:
             notes.append(f"{_letter(first)} and {_letter(second)} {reason}; their difference was not tested.")
     if any(pair.split == OUT_OF_FOLD for pair in pairs):
@@ -190,48 +196,6 @@ def spec_differences(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p value of McNemar's exact test: that both runs err alike on those images."""
-    from scipy.stats import binomtest
-
-    discordant = only_first + only_second
-    return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
-
-
-def paired_interval(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:
-    """Return the 95 % interval of the second accuracy less the first, on the same images.
-
-    Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
-    data", Statistics in Medicine 17 (1998), method 10.
-    """
-    n = both + only_first + only_second + neither
-    first, second = both + only_first, both + only_second
-    low1, high1 = wilson_interval(first, n)
-    low2, high2 = wilson_interval(second, n)
-    share1, share2 = first / n, second / n
-    scale = first * (n - first) * second * (n - second)
-    cross = both * neither - only_first * only_second
-    corrected = max(cross - n / 2, 0.0) if cross > 0 else float(cross)  # the paper's continuity correction
-    phi = corrected / math.sqrt(scale) if scale else 0.0
-
-    def reach(a: float, b: float) -> float:
-        return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
-
-    difference = share2 - share1
-    down, up = reach(share2 - low2, high1 - share1), reach(high2 - share2, share1 - low1)
-    return (max(-1.0, difference - down), min(1.0, difference + up))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p values adjusted for their number (Holm, Scandinavian Journal of Statistics 6, 1979)."""
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, k in enumerate(sorted(range(len(p_values)), key=lambda k: p_values[k])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[k]))
-        adjusted[k] = highest
-    return adjusted
-
-
 def _holm(pairs: Sequence[Pair]) -> list[Pair]:
     adjusted = holm([pair.p_value for pair in pairs])
     return [Pair(**{**vars(pair), "p_adjusted": p}) for pair, p in zip(pairs, adjusted, strict=True)]
@@ -252,14 +216,36 @@ def _answers(run: RunFolder, split: str) -> Answers:
             row.get("label", ""),
             row.get("correct") == "1",
             hashes.get(place, ""),
+            row.get("predicted", ""),
         )
     return answers
 
 
-def _pair(first: int, second: int, split: str, one: Answers, two: Answers) -> Pair:
-    shared = [
+def _shared(one: Answers, two: Answers) -> list[Key]:
+    return [
         key for key in one if key in two and (one[key][2] == two[key][2] or not (one[key][2] and two[key][2]))
     ]
+
+
+def _by_grades(pair: Pair, runs: Sequence[RunFolder], answers: Mapping[tuple[int, str], Answers]) -> Pair:
+    """Return the pair by the kappa of both, where their classes are the same grades in the same order."""
+    found = [runs[k].evaluations[pair.split] for k in (pair.first, pair.second)]
+    if (
+        not all(isinstance(one, Evaluation) and one.ordinal for one in found)
+        or found[0].classes != found[1].classes
+    ):
+        return pair
+    one, two = answers[pair.first, pair.split], answers[pair.second, pair.split]
+    told = [(one[key][0], one[key][3], two[key][3]) for key in _shared(one, two)]
+    by = compare_grades.compare(told, found[0].classes)
+    if by is None:
+        return pair
+    changes = {"difference": by.difference, "difference_interval": by.interval, "metric": "quadratic kappa"}
+    return Pair(**{**vars(pair), **changes, "p_value": by.p_value, "p_adjusted": by.p_value})
+
+
+def _pair(first: int, second: int, split: str, one: Answers, two: Answers) -> Pair:
+    shared = _shared(one, two)
     if not shared:
         raise _NotComparableError(f"share no {split} images")
     unlike = [key for key in shared if one[key][0] != two[key][0]]
@@ -291,6 +277,7 @@ def _pair(first: int, second: int, split: str, one: Answers, two: Answers) -> Pa
 def _result(run: RunFolder, split: str | None) -> Result:
     figures = run.evaluations[split] if split else None
     accuracy, mean = (_headline(figures, key) for key in ("accuracy", "map"))
+    grades = figures.ordinal if isinstance(figures, Evaluation) else None
     return Result(
         run=run.name,
         split=split,
@@ -302,6 +289,8 @@ def _result(run: RunFolder, split: str | None) -> Result:
         seconds=run.seconds,
         map=mean.value if mean else None,
         map_interval=mean.interval if mean else None,
+        kappa=grades.kappa if grades else None,
+        mae=grades.mae if grades else None,
     )
 
 
@@ -313,8 +302,10 @@ def _render(found: Comparison) -> str:
     letters = [_letter(k) for k in range(len(found.runs))]
     maps = sum(result.map is not None for result in found.results)
     figure = "mAP" if maps == len(found.results) else "accuracy or mAP" if maps else "accuracy"
-    rows = [["", "run", "split", figure, "95 % interval", "macro-F1", "images", "epochs", "time"]]
-    rows += [[letter, *_result_cells(result)] for letter, result in zip(letters, found.results, strict=True)]
+    grades = any(result.mae is not None for result in found.results)
+    head = ["kappa", "MAE"] if grades else []
+    rows = [["", "run", "split", figure, "95 % interval", "macro-F1", *head, "images", "epochs", "time"]]
+    rows += [[a, *_result_cells(result, grades)] for a, result in zip(letters, found.results, strict=True)]
     lines = ["Results", *_table(rows, stretch=1, left=3), "", "Spec: the fields that differ"]
     if found.differences:
         cell = max(6, (WIDTH - 32) // len(letters) - 2)
@@ -332,7 +323,7 @@ def _render(found: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _result_cells(result: Result) -> list[str]:
+def _result_cells(result: Result, grades: bool) -> list[str]:
     low, high = result.accuracy_interval or result.map_interval or (None, None)
     return [
         result.run,
@@ -340,6 +331,7 @@ def _result_cells(result: Result) -> list[str]:
         numerals.percent(result.accuracy if result.map is None else result.map),
         numerals.interval(low, high),
         numerals.percent(result.macro_f1),
+        *((numerals.loss(result.kappa, 3), numerals.loss(result.mae, 3)) if grades else ()),
         "–" if result.n is None else f"{result.n:,}",
         str(result.epochs or "–"),
         numerals.clock(result.seconds),
@@ -351,9 +343,11 @@ def _pair_lines(pair: Pair, one: str, two: str) -> list[str]:
     scope = f"{pair.shared:,} {pair.split} images"
     if pair.n != (pair.shared, pair.shared):
         scope += f" shared ({one} has {pair.n[0]:,}, {two} {pair.n[1]:,})"
+    graded = pair.metric == "quadratic kappa"
+    text: Callable[[float], str] = functools.partial(numerals.signed, digits=3) if graded else numerals.points
+    of = f"of {pair.metric}" if graded else f"points of {pair.metric}"
     return [
-        f"  {two} less {one}: {numerals.points(pair.difference)} points of {pair.metric} "
-        f"({numerals.points(low)} to {numerals.points(high)}, 95 %): {pair.verdict}",
+        f"  {two} less {one}: {text(pair.difference)} {of} ({text(low)} to {text(high)}, 95 %): {pair.verdict}",
         f"    {scope}; only {one} right: {pair.only_first:,}, only {two} right: {pair.only_second:,}",
     ]
 

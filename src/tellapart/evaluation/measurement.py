@@ -29,6 +29,10 @@ class Naming:
     better: str = "more"
 
 
+def _fixed(value: float | None) -> str:
+    return numerals.loss(value, 3)
+
+
 NAMES: Mapping[str, Naming] = {
     "accuracy": Naming("accuracy"),
     "map": Naming("mAP"),
@@ -39,6 +43,8 @@ NAMES: Mapping[str, Naming] = {
     "subset_accuracy": Naming("all labels right"),
     "hamming_loss": Naming("Hamming loss", numerals.loss, better="less"),
     "top5": Naming("top-5 accuracy"),
+    "mae": Naming("mean absolute error in grades", _fixed, share=False, better="less"),
+    "within_one": Naming("within one grade"),
     "loss": Naming("loss", numerals.loss, share=False, better="less"),
 }
 """The figures that evaluations have, by the names that files have for them."""
@@ -155,6 +161,10 @@ class Measurement(abc.ABC):
     def figures(self) -> dict[str, float | None]:
         """Return the other figures of the whole split by their keys (see `NAMES`), the most telling first."""
 
+    def texts(self) -> list[tuple[str, str]]:
+        """Return `figures` for people: name, and value."""
+        return [(naming(key).name, naming(key).show(value)) for key, value in self.figures().items()]
+
     @abc.abstractmethod
     def table(self) -> Table:
         """Return the figures of each class."""
@@ -192,12 +202,11 @@ class Measurement(abc.ABC):
     def brief(self) -> dict[str, Any]:
         """Return the few figures that go into the artifact and the summary."""
         headline, others = self.headline, self.figures()
-        known = [*self.brief_keys, *(key for key in others if key not in NAMES)]
         return {
             "n": self.n,
             headline.key: headline.value,
             f"{headline.key}_interval": list(headline.interval),
-            **{key: others[key] for key in known},
+            **{key: others[key] for key in self.brief_keys},
         }
 
     def _repr_html_(self) -> str:

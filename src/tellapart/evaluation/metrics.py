@@ -28,9 +28,10 @@ from tellapart import files, numerals, tables
 from tellapart.contract.answers import Answers
 from tellapart.contract.decoding import to_shown
 from tellapart.errors import DataError
-from tellapart.evaluation import multilabel
+from tellapart.evaluation import multilabel, ordinal
 from tellapart.evaluation.measurement import Headline, Measurement, Table, weighted_mean
 from tellapart.evaluation.multilabel import MultiEvaluation
+from tellapart.evaluation.ordinal import GradeScores
 from tellapart.runtime import timing
 
 WILSON_Z = 1.959963984540054  # the 97.5 % point of the normal distribution: a 95 % interval
@@ -79,6 +80,8 @@ class Evaluation(Measurement):
     latency_ms: Mapping[str, float] | None = None
     own: Mapping[str, float | None] = field(default_factory=dict)
     """Figures of metrics that are not tellapart's."""
+    ordinal: GradeScores | None = None
+    """Where the classes are grades."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON (no NaN: what is not known is None)."""
@@ -90,7 +93,8 @@ class Evaluation(Measurement):
         values["per_class"] = [asdict(score) for score in self.per_class]
         values["confusion"] = self.confusion.tolist()
         values["latency_ms"] = None if self.latency_ms is None else dict(self.latency_ms)
-        return values
+        grades = values.pop("ordinal")
+        return values if grades is None else values | {"ordinal": grades.to_dict()}
 
     @classmethod
     def pooled(cls, parts: Sequence[Evaluation], rows: Iterable[Mapping[str, str]], split: str) -> Evaluation:
@@ -99,6 +103,7 @@ class Evaluation(Measurement):
             parts[0].classes,
             np.sum([one.confusion for one in parts], axis=0),
             split,
+            all(one.ordinal for one in parts),
             top5=weighted_mean([one.top5 for one in parts], [one.n for one in parts]),
             loss=weighted_mean([one.loss for one in parts], [one.n for one in parts]),
         )
@@ -111,13 +116,29 @@ class Evaluation(Measurement):
     def figures(self) -> dict[str, float | None]:
         """See Measurement."""
         top5 = {} if self.top5 is None else {"top5": self.top5}
+        grades = {} if self.ordinal is None else self.ordinal.figures()
         return {
+            **grades,
             "balanced_accuracy": self.balanced_accuracy,
             "macro_f1": self.macro.f1,
             "loss": self.loss,
             **top5,
             **self.own,
         }
+
+    def texts(self) -> list[tuple[str, str]]:
+        """See Measurement; of grades with the intervals."""
+        if self.ordinal is None:
+            return super().texts()
+        found = [
+            (name, f"{value} ({ends})" if ends else value)
+            for name, value, ends in ordinal.texts(self.ordinal)
+        ]
+        return found + super().texts()[len(found) :]
+
+    def brief(self) -> dict[str, Any]:
+        """See Measurement; of grades with the intervals."""
+        return super().brief() | dict(self.own) | (self.ordinal.to_dict() if self.ordinal else {})
 
     def table(self) -> Table:
         """See Measurement."""
@@ -156,8 +177,9 @@ class Evaluation(Measurement):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
         """Return the evaluation that `to_dict` gave the values of. Raises KeyError for a missing one."""
-        known = {name: values[name] for name in cls.__dataclass_fields__ if name != "own"}
-        known["own"] = values.get("own") or {}
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name not in ("own", "ordinal")}
+        known["own"], grades = values.get("own") or {}, values.get("ordinal")
+        known["ordinal"] = None if grades is None else GradeScores.from_dict(grades)
         low, high = values["accuracy_interval"]
         return cls(
             **known
@@ -235,6 +257,7 @@ def evaluate(
         tuple(classes),
         _confusion(labels, answers.best, len(classes)),
         split,
+        answers.ordered,
         top5=float((answers.places(labels) < 5).mean()) if len(classes) > 5 else None,
         loss=loss if math.isfinite(loss) else None,
         images_per_second=len(labels) / seconds if seconds else None,
@@ -243,9 +266,12 @@ def evaluate(
 
 
 def _figures(
-    classes: tuple[str, ...], confusion: npt.NDArray[np.int64], split: str, **others: Any
+    classes: tuple[str, ...], confusion: npt.NDArray[np.int64], split: str, ordered: bool, **others: Any
 ) -> Evaluation:
-    """Return an evaluation: all that follows from the confusion matrix, and ``others`` as they are."""
+    """Return an evaluation: all that follows from the confusion matrix, and ``others`` as they are.
+
+    ``ordered``: whether the classes are grades, the lowest first.
+    """
     every = np.arange(len(classes))
     precision, recall, f1, support = _by_class(confusion)
     present = every[support > 0]
@@ -270,6 +296,9 @@ def _figures(
             for k, name in enumerate(classes)
         ),
         confusion=confusion,
+        ordinal=ordinal.scores(confusion, wilson_interval(ordinal.within_one(confusion), n))
+        if ordered
+        else None,
         **others,
     )
 
@@ -305,8 +334,8 @@ def predictions(
     """Return the columns of predictions.csv, each of length N.
 
     path, label and predicted (class names), confidence (the highest probability), label_probability (that of
-    the true class), correct (0 or 1), the probability of each class (``p:CLASS``), and box ("x0 y0 x1 y1", ""
-    for the whole image) where ``boxes`` is given.
+    the true class), correct (0 or 1), expected_grade (of grades), the probability of each
+    class (``p:CLASS``), and box ("x0 y0 x1 y1", "" for the whole image) where ``boxes`` is given.
     """
     probabilities, classes = answers.probabilities, answers.classes
     truth, guess = labels, answers.best
@@ -319,6 +348,8 @@ def predictions(
         "label_probability": probabilities[rows, truth].tolist(),
         "correct": (truth == guess).astype(int).tolist(),
     }
+    if answers.ordered:
+        columns["expected_grade"] = answers.expected_grades.tolist()
     columns |= {f"p:{name}": probabilities[:, k].tolist() for k, name in enumerate(classes)}
     if boxes is not None:
         columns["box"] = [

@@ -24,7 +24,7 @@ from tellapart import spec as specs
 from tellapart.contract.card import label_mark
 from tellapart.errors import RunError
 from tellapart.evaluation import charts
-from tellapart.evaluation.measurement import Measurement, naming
+from tellapart.evaluation.measurement import Measurement
 from tellapart.evaluation.metrics import Evaluation, wilson_interval
 from tellapart.evaluation.multilabel import LabelScore, MultiEvaluation
 from tellapart.evaluation.run_folder import RunFolder, flatten, read_run
@@ -112,7 +112,7 @@ def _facts(run: RunFolder, figures: Measurement | None) -> list[tuple[str, str]]
     """Return the smaller figures beside the headline: (name, value)."""
     facts: list[tuple[str, str]] = []
     if figures:
-        facts += [(naming(key).name, naming(key).show(value)) for key, value in figures.figures().items()]
+        facts += figures.texts()
         facts.append(("classes", f"{len(figures.classes):,}"))
     if run.epochs:
         best = f"{run.best_epoch} of {run.epochs}" if run.validated else f"{run.epochs}"
@@ -148,7 +148,9 @@ def _data(run: RunFolder) -> dict[str, Any]:
             counts.setdefault(name, collections.Counter())
     splits = [name for name in ("train", "val", "test") if total[name]]
     splits += [name for name in total if name not in splits]
-    rows = [(name, [counts[name][split] for split in splits]) for name in sorted(counts)]
+    grades = [name for name in run.field("data.order") or () if name in counts]
+    order = [*grades, *sorted(name for name in counts if name not in grades)]
+    rows = [(name, [counts[name][split] for split in splits]) for name in order]
     missing = {
         split: [name for name, values in rows if not values[k]]
         for k, split in enumerate(splits)
@@ -194,6 +196,9 @@ def curves(run: RunFolder) -> list[charts.Chart]:
     if "val/mAP" in run.metrics:
         scores: list[tuple[str, str, charts.Points]] = [("validation", "val", points("val/mAP"))]
         found.append(charts.line_chart("mAP", scores, "share", label, mark, mark_text))
+    if "val/kappa" in run.metrics:
+        scores = [("validation", "val", points("val/kappa"))]
+        found.append(charts.line_chart("Quadratic kappa", scores, "number", label, mark, mark_text))
     rate: list[tuple[str, str, charts.Points]] = [("learning rate", "rate", points("train/lr", "lr"))]
     found.append(charts.line_chart("Learning rate", rate, "rate", label, mark, mark_text))
     return [chart for chart in found if chart is not None]

@@ -75,7 +75,7 @@ class RunFolder:
         scored = [(value, -ends[step]) for step, value in series.items() if step in ends and value == value]
         if not scored:
             return self.epochs or None
-        best = min(scored, key=lambda pair: (pair[0] if metric == "loss" else -pair[0], -pair[1]))
+        best = min(scored, key=lambda pair: (pair[0] if metric in ("loss", "mae") else -pair[0], -pair[1]))
         return int(-best[1])
 
     @property

@@ -57,6 +57,7 @@ def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
 _CLASS = _object(label=_TEXT, probability=_SHARE)
 _TOLD = _object(label=_TEXT, probability=_SHARE, threshold=_SHARE)  # where an image can have several labels
 _ONE = _object(label=_TEXT, probability=_SHARE, top=_list(_CLASS))
+_ONE["properties"]["expected_grade"] = {"type": "number", "description": "Where classes are grades."}
 _SEVERAL = _object(labels=_list(_TOLD), top=_list(_CLASS))
 for _kind in (_ONE, _SEVERAL):  # where they were asked for
     _kind["properties"]["features"] = _list(_NUMBER, description="The input of the last layer, if asked for.")

@@ -187,7 +187,8 @@ class Console:
             _first(values, _number, "train/epoch-loss", "train/loss"),
             _first(values, numerals.percent, "train/epoch-accuracy", "train/accuracy"),
             _first(values, _number, "val/loss"),
-            _first(values, numerals.percent, "val/accuracy", "val/mAP"),
+            _first(values, _number, "val/kappa")
+            or _first(values, numerals.percent, "val/accuracy", "val/mAP"),
             _first(values, "{:.1e}".format, "train/lr"),
         ]
         head, mark = f"{epoch + 1}/{self._epochs}", "kept" if best else ""

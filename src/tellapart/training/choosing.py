@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart import numerals
+from tellapart.evaluation import ordinal
 from tellapart.spec import TrainingSpec
 from tellapart.training.progress import Progress
 
@@ -27,13 +28,17 @@ _PROPORTIONS = ("accuracy", "macro-f1", "balanced-accuracy")  # of images, or me
 def standard_error(metric: str, value: float, counts: npt.NDArray[np.int64]) -> float:
     """Return the standard error of a figure measured on ``counts`` images of each class, int64 [K].
 
-    0 for the loss, and for figures that are no proportions.
+    0 for the loss, and for figures that are neither a proportion nor of grades. Quadratic kappa is an intraclass
+    correlation (Fleiss and Cohen 1973), so its error is taken as that of a correlation, (1 - kappa^2) / sqrt(n); the
+    mean absolute error is a mean of counts, mostly 0 and 1, so its own as that of counts (Poisson), sqrt(mae / n).
 
     Of a proportion, with a success and a failure added, so that 36 right of 36 is not certainty. Macro F1 and the
     balanced accuracy are means over the classes: few images of one class make them as uncertain as that class is.
     """
     counts = counts[counts > 0]
     total = int(counts.sum())
+    if metric in ordinal.QUICK and total:
+        return (1 - value**2 if metric == "kappa" else math.sqrt(abs(value))) / math.sqrt(total)
     if metric not in _PROPORTIONS or not total:
         return 0.0
     p = (min(max(value, 0.0), 1.0) * total + 1) / (total + 2)
@@ -106,10 +111,12 @@ class Chooser:
                 f"Epoch {chosen + 1} is kept: validation {self.metric} {figure}, as in epoch {highest + 1}, and a loss "
                 "that is no higher."
             )
+        figures = numerals.percent if self.metric in _PROPORTIONS else numerals.loss
+        error, best = figures(self._error(progress)), "lowest" if self.falls else "highest"
         return (
-            f"Epoch {chosen + 1} is kept: validation {self.metric} {figure}. The highest, "
+            f"Epoch {chosen + 1} is kept: validation {self.metric} {figure}. The {best}, "
             f"{self._figure(progress.highest)} in epoch {highest + 1}, is within one standard error "
-            f"({numerals.percent(self._error(progress))}, {int(self.counts.sum()):,} images), which may be "
+            f"({error}, {int(self.counts.sum()):,} images), which may be "
             "chance; then the later epoch counts."
         )
 

@@ -29,7 +29,8 @@ def build_loss(
 
     The loss takes logits [B, K] of any floating dtype and targets, int64 [B] or probabilities float [B, K]
     (from MixUp or CutMix), and returns float32 [B]. Everything is defined for soft targets: cross-entropy as
-    ``torch.nn.functional.cross_entropy`` defines it, focal as a sum over classes (see ``focal``).
+    ``torch.nn.functional.cross_entropy`` defines it, focal as a sum over classes (see ``focal``), ordinal by what
+    probabilities add up to (see ``ordinal``).
 
     With class weights an image's whole loss is multiplied by the weight of its own class (of a mixed image: by
     ``sum_c t[c] * w[c]``). So weights change how much an image counts, and never what would be its best answer.
@@ -48,7 +49,12 @@ def build_loss(
         return OwnLoss(spec.loss, spec.loss_arguments, weight)
     if spec.loss_arguments:
         raise SpecError(f"training.loss_arguments are for a loss of your own; {spec.loss} takes none.")
-    builders = {"auto": _build_cross_entropy, "cross-entropy": _build_cross_entropy, "focal": _build_focal}
+    builders = {
+        "auto": _build_cross_entropy,
+        "cross-entropy": _build_cross_entropy,
+        "focal": _build_focal,
+        "ordinal": _build_ordinal,
+    }
     loss = builders[spec.loss](spec)
     return loss if weight is None else _weighted(loss, weight)
 
@@ -151,6 +157,35 @@ def _focal_terms(log_p: torch.Tensor, gamma: float) -> torch.Tensor:
     # inf * 0 would make the gradient not a number.
     rest = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
     return rest.pow(gamma) * -log_p
+
+
+def _build_ordinal(spec: TrainingSpec) -> Loss:
+    smoothing = spec.label_smoothing
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return ordinal(logits, targets, smoothing)
+
+    return loss
+
+
+def ordinal(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    """Return cross-entropy plus the squared earth mover's distance of each sample, float32 [B].
+
+    Of classes that are grades, the lowest first. The distance is ``sum_k (P[k] - T[k]) ** 2``, where P and T are what
+    the probabilities and the targets of the grades up to k add up to (Hou, Yu, Samaras 2016, "Squared Earth Mover's
+    Distance-based Loss for Training Deep Neural Networks", arXiv:1611.05916). So an answer two grades off costs more
+    than one that is one off, which is all the same to cross-entropy. For a label it is the ranked probability score
+    (Epstein 1969). Both terms are proper: the mean over labels drawn from t is lowest where the probabilities are t,
+    and for soft targets t (MixUp, CutMix, label smoothing: ``(1 - s) * target + s / K``) the best answer is t.
+
+    logits [B, K]; targets int64 [B] or float [B, K].
+    """
+    logits = logits.float()
+    hard = not targets.is_floating_point()
+    soft = F.one_hot(targets, logits.shape[1]).float() if hard else targets.float()
+    soft = torch.lerp(soft, torch.full_like(soft, 1 / logits.shape[1]), label_smoothing)
+    apart = (logits.softmax(1) - soft).cumsum(1)
+    return F.cross_entropy(logits, soft, reduction="none") + apart.square().sum(1)
 
 
 def soft_labels(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:

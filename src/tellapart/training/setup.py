@@ -134,12 +134,12 @@ def _of_one_label(
 ) -> Labelled:
     spec = prepared.spec
     criterion = build_loss(spec.training, counts, device)
-    task = Classification(augment, criterion)
+    task = Classification(augment, criterion, prepared.train.samples.ordered)
     if isinstance(criterion, OwnLoss):
         soft = bool(spec.augment.mixup or spec.augment.cutmix)
         task.separable = try_out(criterion.cpu(), len(prepared.classes), soft)
         criterion.to(device)
-    own = own_metrics.build(spec.training.metrics, Classification.score_names)
+    own = own_metrics.build(spec.training.metrics, task.score_names)
     labels = np.arange(2 * len(counts)) % len(counts)
     own_metrics.measure(own, labels, np.sort(labels))  # what they cannot do is told before training
     return task.with_metrics(own)

@@ -15,7 +15,7 @@ import torch
 from tellapart.augment import Augment, Params
 from tellapart.data.loader import RawBatch, source_sizes
 from tellapart.errors import RunError, SpecError, did_you_mean
-from tellapart.evaluation import metrics
+from tellapart.evaluation import metrics, ordinal
 from tellapart.sections import meant
 from tellapart.training import own_metrics
 from tellapart.training.losses import Loss, soft_labels
@@ -187,13 +187,18 @@ class Classification(Labelled):
     metrics = ("accuracy",)
     score_names: tuple[str, ...] = ("accuracy", "macro-f1", "balanced-accuracy", "loss")
 
-    def __init__(self, augment: Augment, criterion: Loss) -> None:
+    def __init__(self, augment: Augment, criterion: Loss, ordered: bool = False) -> None:
+        """``ordered``: whether classes are grades, the lowest first."""
         super().__init__(augment, criterion)
         self.own_metrics: own_metrics.Metrics = {}
+        self.ordered = ordered
+        if ordered:
+            self.score_names = (*self.score_names, *ordinal.QUICK)
+            self.lower_is_better = self.lower_is_better | {"mae"}
 
     def with_metrics(self, metrics: own_metrics.Metrics) -> Classification:
         """Report these too."""
-        self.own_metrics, self.score_names = metrics, (*Classification.score_names, *metrics)
+        self.own_metrics, self.score_names = metrics, (*self.score_names, *metrics)
         return self
 
     def counted(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -207,8 +212,10 @@ class Classification(Labelled):
     def scores(self, outputs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         """See Task."""
         found = metrics.quick(outputs, labels)
+        guess = outputs.argmax(1).cpu().numpy()
+        if self.ordered:
+            found |= ordinal.quick(labels.cpu().numpy(), guess)
         if self.own_metrics:
-            guess = outputs.argmax(1).cpu().numpy()
             found |= own_metrics.measure(self.own_metrics, labels.cpu().numpy(), guess)
         return found
 

@@ -13,7 +13,7 @@ from tellapart.data import health as checking
 from tellapart.data.sources.objects import take
 from tellapart.errors import DataError
 from tellapart.evaluation.check_page import write_check_page
-from tellapart.spec import Spec, update
+from tellapart.spec import Spec, graded, update
 from tellapart.tracking import Console
 from tellapart.training import setup
 from tellapart.training.resolution import Resolution, facts
@@ -48,7 +48,7 @@ def check(
     with Console(quiet=quiet) as console:
         if given is not None:
             given.ranged = wanted.input.range != "full"
-        samples = open_data(wanted.data, given, console, console.message)
+        samples = open_data(graded(wanted), given, console, console.message)
         with console.busy("Checking images", len(samples)) as busy:
             done = 0
 

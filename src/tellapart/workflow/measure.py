@@ -277,6 +277,8 @@ def with_kind(changes: Mapping[str, Any], card: Card) -> dict[str, Any]:
         raise DataError(
             f"data.labels is {changes['labels']}, and the model tells {tells} of an image: {wanted}."
         )
+    if card.ordered:  # the order is the model's; the data may lack a grade
+        return {**changes, "order": ()}
     return {**changes, "labels": wanted} if card.several else dict(changes)
 
 

@@ -17,7 +17,7 @@ from tellapart.data.sources.listing import many
 from tellapart.data.sources.objects import Objects
 from tellapart.data.stores.streaming import StreamedStore
 from tellapart.evaluation import multilabel
-from tellapart.spec import Spec
+from tellapart.spec import Spec, graded
 from tellapart.tracking import Console
 from tellapart.training import setup
 from tellapart.training.distributed import Processes
@@ -41,7 +41,7 @@ def opened(spec: Spec, given: Objects | None, console: Console) -> Samples:
     """Return the samples of a spec's source, or of objects, and tell what is found. Raises DataError."""
     if given is not None:
         given.ranged = spec.input.range != "full"
-    return giving.open_data(spec.data, given, console, console.note, console.warn)
+    return giving.open_data(graded(spec), given, console, console.note, console.warn)
 
 
 def prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
@@ -88,6 +88,7 @@ def make_plan(prepared: setup.RunData, procs: Processes, console: Console) -> Re
     card = Card(
         kind="multi-label" if several else "single",
         thresholds=(multilabel.HALF,) * len(prepared.classes) if several else (),
+        ordered=prepared.train.samples.ordered,
         architecture=architecture,
         classes=prepared.classes,
         preprocessing=prepared.contract,

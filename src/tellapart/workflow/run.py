@@ -236,6 +236,7 @@ def _run(
     reporter = RunReporter(console, tracker, spec.run.log_every, plan.steps_per_epoch)
     ours = ArtifactKeeper(folder / artifact.FILE_NAME, card)
     trainer = loop.Trainer(plan, procs, folder / runs.CHECKPOINTS, reporter, [ours, *callbacks])
+    console.score = "mAP" if card.several else "kappa" if card.ordered else console.score
     if content is not None:
         _restore(trainer, content, folder)
     elif procs.first:
@@ -261,10 +262,11 @@ def _introduce(ready: Ready, where: Place) -> None:
     """Say what is going to be trained."""
     training, card = ready.prepared.spec.training, ready.card
     if card.several:
-        where.console.score = "mAP"
         where.console.message(
             f"Several labels for an image: loss {training.loss}, best epoch by {training.best_metric}."
         )
+    if card.ordered:
+        where.console.message(f"Grades: loss {training.loss}, best epoch by {training.best_metric}.")
     where.console.message(headline(ready.prepared, card.architecture.name, ready.plan))
 
 

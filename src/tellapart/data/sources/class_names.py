@@ -67,6 +67,7 @@ def name_numbers(listing: Listing, root: str, others: Iterable[str], encoding: s
         listing.sets = [tuple(first[int(float(name))] for name in names) for names in listing.sets]
         return listing
     listing.labels = [first[int(float(label))] for label in listing.labels]
+    listing.numbered = tuple(first[number] for number in sorted(first))
     return listing
 
 

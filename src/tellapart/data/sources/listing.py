@@ -53,7 +53,8 @@ class Listing:
     ``splits`` holds "" where the source does not say. ``sets``: all labels of each image, where it can have several
     (``labels`` holds "" then), else None. ``classes`` is the official order of class names; when
     empty, classes are the names found, sorted. ``missing``: paths
-    without a file. ``pixels``, ``keys`` and ``items`` as in `Samples`.
+    without a file. ``numbered``: the class names in the order of the numbers that the source has for them, () where it
+    has none. ``pixels``, ``keys`` and ``items`` as in `Samples`.
     """
 
     root: str
@@ -71,6 +72,7 @@ class Listing:
     items: Items | None = None
     name: str = ""
     sets: list[tuple[str, ...]] | None = None
+    numbered: tuple[str, ...] = ()
 
     def add(self, path: str, label: str, split: str) -> None:
         """Append a row."""

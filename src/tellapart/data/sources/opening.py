@@ -21,6 +21,7 @@ from tellapart.data.sources import (
     class_names,
     containers,
     filling,
+    grades,
     known,
     linked,
     lookalikes,
@@ -263,6 +264,7 @@ def _wrapped(tree: walk.Tree) -> str:
 
 def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
     classes = _class_names(listing, notes)
+    classes = _in_order(listing, classes, spec, notes) if spec.order else classes
     index = {name: number for number, name in enumerate(classes)}
     targets = None if listing.sets is None else _targets(listing.sets, index)
     labels = (
@@ -294,6 +296,7 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
         unusable=tuple(listing.bad),
         notes=tuple(notes),
         targets=targets,
+        ordered=bool(spec.order),
     )
     if samples.pixels is not None and samples.keys is None:
         samples = dataclasses.replace(samples, keys=np.arange(len(samples)))
@@ -327,6 +330,15 @@ def _class_names(listing: Listing, notes: Notes) -> tuple[str, ...]:
         for warning in lookalikes.warnings(classes):
             notes.warn(warning)
     return classes
+
+
+def _in_order(listing: Listing, classes: tuple[str, ...], spec: DataSpec, notes: Notes) -> tuple[str, ...]:
+    """Return the classes as grades, the lowest first, and say so. Raises DataError, SpecError."""
+    if listing.sets is not None:
+        raise DataError("Grades are for images of one label each (data.order), and these can have several.")
+    order, why = grades.arranged(classes, spec.order, listing.numbered)
+    notes(f"Grades, the lowest first ({why}): {some(order, 24)}.")
+    return order
 
 
 def _report_classes(

@@ -108,7 +108,7 @@ class Distillation(Labelled):
         contract: Preprocessing,
         classes: Sequence[str],
     ) -> None:
-        super().__init__(labels.augment, labels.criterion)
+        super().__init__(labels.augment, labels.criterion, labels.ordered)
         device = next(student.parameters()).device
         self.spec = spec
         self.separable, self.metrics, self.score_names = labels.separable, labels.metrics, labels.score_names

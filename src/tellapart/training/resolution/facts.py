@@ -28,6 +28,8 @@ class DataFacts:
     name: str = ""  # of a known data set
     several: bool = False  # whether an image can have several labels
     largest: float | None = None  # number in the images of more than 8 bits, where the range is to be theirs
+    grades: tuple[str, ...] = ()  # the classes in their order, the lowest first, where they have one
+    validated: int = 0  # how many of the classes have a validation image
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,10 @@ def of_data(spec: Spec, samples: Samples) -> DataFacts:
         largest = decoded.largest(training, spec.data, spec.input.channels)
         levels = (0.0, largest)
     seen = decoded.look(training, spec.data, levels=levels, channels=spec.input.channels)
-    return DataFacts(seen, len(training), samples.name, samples.targets is not None, largest)
+    grades = samples.classes if samples.ordered else ()
+    validated = int((samples.counts("val") > 0).sum())
+    several = samples.targets is not None
+    return DataFacts(seen, len(training), samples.name, several, largest, grades, validated)
 
 
 def of_model(spec: ModelSpec) -> ModelFacts:

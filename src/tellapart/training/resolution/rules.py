@@ -178,8 +178,12 @@ def of_batch_size(spec: Spec, data: DataFacts) -> list[Choice]:
 def of_labels(spec: Spec, data: DataFacts) -> list[Choice]:
     """Loss and best metric by what a label is; what does not go with it is refused. Raises SpecError."""
     training = spec.training
-    losses = several.LOSSES if data.several else ("cross-entropy", "focal")
+    losses = (
+        several.LOSSES if data.several else ("cross-entropy", "focal", *(("ordinal",) if data.grades else ()))
+    )
     what = "can have several labels" if data.several else "has one label"
+    if training.loss == "ordinal" and not data.grades and not data.several:
+        raise SpecError("training.loss is 'ordinal', which is for grades: their order is data.order.")
     own = references.is_own(training.loss)
     if own and data.several:
         raise SpecError(
@@ -191,14 +195,22 @@ def of_labels(spec: Spec, data: DataFacts) -> list[Choice]:
             f"training.loss is {training.loss!r}, and each image of this data {what}: use {' or '.join(losses)}."
             + ("" if data.several else " (--data.labels multi reads several.)")
         )
-    loss = losses[0] if training.loss == "auto" else training.loss
+    what = f"{what}, and the classes are grades" if data.grades else what
+    loss = ("ordinal" if data.grades else losses[0]) if training.loss == "auto" else training.loss
     if data.several:
         several.check(spec, loss)
-    metric = several.SCORES[0] if data.several else "accuracy"
+    metric = several.SCORES[0] if data.several else _metric_of_grades(data) or "accuracy"
     found = [Choice("training.loss", loss, f"an image {what}")] if training.loss == "auto" else []
     if training.best_metric == "auto":
         found.append(Choice("training.best_metric", metric, f"an image {what}"))
+    if data.grades:
+        found.append(Choice("data.order", data.grades, "the order of the grades"))
     return found
+
+
+def _metric_of_grades(data: DataFacts) -> str:
+    """Return kappa for grades, or mae where validation has one grade alone, of which kappa says nothing; else ""."""
+    return ("mae" if data.validated == 1 else "kappa") if data.grades else ""
 
 
 def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:

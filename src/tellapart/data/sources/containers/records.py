@@ -156,7 +156,7 @@ def _read_index(folder: str, note: Note) -> Listing:
             if listing.groups is not None:
                 listing.groups.append(row[3])
         elif "classes" in row:
-            listing.classes = tuple(row["classes"])
+            listing.classes = listing.numbered = tuple(row["classes"])
             listing.groups = [] if row["grouped"] else None
         else:
             note(row["note"])

@@ -117,6 +117,7 @@ class Objects:
             result = self._of_files(notes)
         else:
             result = self._of_tables(spec, notes)
+        result.numbered = result.classes
         # what is chosen by it is chosen here too
         known = {kinds.known_name(part) for part in self.parts.values()}
         result.name = (known.pop() if len(known) == 1 else "") or self.name[len(MARK) :]
