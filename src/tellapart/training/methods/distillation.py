@@ -108,10 +108,11 @@ class Distillation(Labelled):
         contract: Preprocessing,
         classes: Sequence[str],
     ) -> None:
-        super().__init__(labels.augment, labels.criterion, labels.ordered)
+        super().__init__(labels.augment, labels.criterion)
         device = next(student.parameters()).device
         self.spec = spec
-        self.separable, self.metrics, self.score_names = labels.separable, labels.metrics, labels.score_names
+        self.separable, self.metrics = labels.separable, labels.metrics
+        self.score_names, self.lower_is_better = labels.score_names, labels.lower_is_better
         self._labels = (labels,)  # in a tuple: what it owns is this task's, and in checkpoints once
         several = isinstance(labels, MultiLabel)
         self.teacher = Teacher(spec.teacher, contract, classes, device, several)
