@@ -120,7 +120,8 @@ def _find_lr(args: FindLr) -> int:
 def _evaluate(args: Evaluate) -> int:
     from tellapart import workflow
 
-    names = ("format", "boxes", "encoding", "path_column", "label_column", "split_column", "root", "suffix")
+    columns = ("path_column", "label_column", "split_column", "root", "suffix")
+    names = ("format", "boxes", "encoding", "levels", *columns)
     changes: dict[str, Any] = {name: getattr(args, name) for name in names} if args.source else {}
     evaluation = workflow.evaluate(
         args.model,
@@ -141,6 +142,7 @@ def _evaluate(args: Evaluate) -> int:
 
 
 def _predict(args: Predict) -> int:
+    from tellapart.contract.levels import above
     from tellapart.predict import Features, check_features_file, expand, load
 
     if args.top < 1:
@@ -152,9 +154,12 @@ def _predict(args: Predict) -> int:
     images = list(expand(args.images, args.urls))
     classifier = load(args.model, args.device, args.trust)
     kept = Features() if args.features else None
-    write = {"table": printing.write_table, "jsonl": printing.write_jsonl, "csv": printing.write_csv}[
-        args.format
-    ]
+    levels = len(above(classifier.classes, classifier.card.levels))
+    write: Any = {
+        "table": printing.write_table,
+        "jsonl": printing.write_jsonl,
+        "csv": lambda found, out: printing.write_csv(found, out, levels),
+    }[args.format]
     failed = 0
 
     def counted() -> Any:

@@ -121,6 +121,11 @@ def setting(value: float) -> str:
     return exact if len(exact) <= 12 else f"{value:.6g}"
 
 
+def metric(value: float | None) -> str:
+    """Return the figure of a metric that is not ours, whose unit nobody knows: 0.81, or not defined."""
+    return "not defined" if value is None or not math.isfinite(value) else setting(round(value, 6))
+
+
 def _unbroken(spell: Callable[..., str]) -> Callable[..., str]:
     """Return the function for a page, whose lines must not break between a figure and its unit."""
 

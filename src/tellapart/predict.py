@@ -45,6 +45,8 @@ class Prediction:
     error: str = ""
     told: tuple[answers.Told, ...] | None = None
     """Where an image can have several labels: those that reach their thresholds, best first; None else."""
+    levels: tuple[answers.AtLevel, ...] = ()
+    """Where the names of classes have levels: what is told at each above the classes, the topmost first."""
 
     @property
     def label(self) -> str:
@@ -59,10 +61,14 @@ class Prediction:
         return values[0] if values else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: path, label, probability, top (or error); for several labels path, labels, top."""
+        """Return plain values: path, label, probability, top (or error); for several labels path, labels, top.
+
+        With levels in the names of classes also levels: level, label, probability and agrees of each.
+        """
         if self.error:
             return {"path": self.path, "error": self.error}
-        return {"path": self.path, **answers.Answer(self.labels, self.probabilities, self.told).to_dict()}
+        told = answers.Answer(self.labels, self.probabilities, self.told, self.levels)
+        return {"path": self.path, **told.to_dict()}
 
 
 def expand(inputs: Sequence[str], urls: bool = False) -> Iterator[str]:
@@ -195,7 +201,9 @@ class Classifier:
                 yield Prediction(name, error=reason)
                 continue
             answer = next(told)
-            yield Prediction(name, answer.labels, answer.probabilities, told=answer.told)
+            yield Prediction(
+                name, answer.labels, answer.probabilities, told=answer.told, levels=answer.levels
+            )
 
 
 def load(

@@ -50,6 +50,11 @@ def summary(result: Result) -> str:
             f"Accuracy {numerals.percent(accuracy)} (95 % interval {numerals.interval(low, high)}, "
             f"{result.metrics['n']:,} images)"
         )
+        lines += [
+            f"  level {one['level']}, {one['names']:,} names: {numerals.percent(one['accuracy'])} "
+            f"({numerals.interval(*one['accuracy_interval'])})"
+            for one in result.metrics.get("levels", ())
+        ]
         lines.append(f"  {_worth(result)}")
     else:
         lines.append("Trained on everything: there was no validation and no test split to measure.")
@@ -174,18 +179,36 @@ def evaluation_text(evaluation: Evaluation | MultiEvaluation) -> str:
         + ("" if evaluation.top5 is None else f"   top-5 {numerals.percent(evaluation.top5)}"),
     ]
     for name, value in evaluation.own.items():
-        lines.append(f"{name} {'not defined' if value is None else numerals.setting(round(value, 6))}")
-    lines += [*_speed(evaluation), ""]
+        lines.append(f"{name} {numerals.metric(value)}")
+    for number, level in enumerate(evaluation.levels, 1):
+        lines.append(_level_line(number, level))
+    lines += [*_speed(evaluation), "", *_class_lines(evaluation)]
+    lines += _confusion_lines(evaluation)
+    for number, level in enumerate(evaluation.levels, 1):
+        lines += ["", f"At level {number}:", *_class_lines(level), *_confusion_lines(level)]
+    return "\n".join(lines)
+
+
+def _class_lines(evaluation: Evaluation) -> list[str]:
+    """Return a table with a line for each class."""
     names = [shown(score.name, one_line=True) for score in evaluation.per_class]
     width = min(30, max(5, *map(cell_len, names)))
-    lines.append(f"{'class':<{width}}  images  precision    recall        F1")
+    lines = [f"{'class':<{width}}  images  precision    recall        F1"]
     for name, score in zip(names, evaluation.per_class, strict=True):
         figures = "".join(
             f"{numerals.percent(value):>{space}}"
             for value, space in ((score.precision, 11), (score.recall, 10), (score.f1, 10))
         )
         lines.append(f"{set_cell_size(name, width)}  {score.support:>6}{figures}")
-    return "\n".join(lines + _confusion_lines(evaluation))
+    return lines
+
+
+def _level_line(number: int, level: Evaluation) -> str:
+    """Return the figures of one level above the classes."""
+    return (
+        f"level {number}, {len(level.classes):,} names: accuracy {numerals.percent(level.accuracy)} "
+        f"({numerals.interval(*level.accuracy_interval)})   macro F1 {numerals.percent(level.macro.f1)}"
+    )
 
 
 TERMINAL = 80  # columns
@@ -242,7 +265,14 @@ def write_table(predictions: Any, out: TextIO) -> None:
         if p.told == ():
             best = f"{p.labels[0]} {numerals.probability(p.probabilities[0])}"
             answer = f"none of the classes (the most probable: {best})"
+        answer += "".join(f"; level {one.level}: {_at_level(one)}" for one in p.levels)
         out.write(shown(f"{p.path}: {answer}", one_line=True) + "\n")
+
+
+def _at_level(one: Any) -> str:
+    """Return what is told at a level, and whether the class is part of it."""
+    other = "" if one.agrees else ", to which the class does not belong"
+    return f"{one.label} {numerals.probability(one.probability)}{other}"
 
 
 def _told(prediction: Any) -> list[tuple[str, float]]:
@@ -265,19 +295,22 @@ class _Spelt:
         self._out.write(shown(text))
 
 
-def write_csv(predictions: Any, out: TextIO) -> None:
+def write_csv(predictions: Any, out: TextIO, levels: int = 0) -> None:
     """Write a row for each of an image's labels, the best first; a bad image has one, with the error.
 
-    An image that can have several labels and has none has one row too, without a label.
+    An image that can have several labels and has none has one row too, without a label. ``levels``: of the names of
+    classes, above these; what is told at each stands in all rows of an image, in further columns.
     """
     writer = tables.Writer(_Spelt(out) if out.isatty() else out)  # a file gets the very names
-    writer.writerow(["path", "rank", "label", "probability", "error"])
+    above = [f"{name}_at_{k}" for k in range(1, levels + 1) for name in ("label", "probability")]
+    writer.writerow(["path", "rank", "label", "probability", "error", *above])
     for p in predictions:
         rows: list[Any] = [(p.path, "", "", "", p.error)] if p.error else []
         pairs = enumerate(zip(p.labels, p.probabilities, strict=True) if p.told is None else _told(p), 1)
         rows += [(p.path, "", "", "", "")] if p.told == () else []
         rows += [(p.path, rank, label, f"{value:.6f}", "") for rank, (label, value) in pairs]
-        writer.writerows(rows)
+        told = [text for one in p.levels for text in (one.label, f"{one.probability:.6f}")]
+        writer.writerows((*row, *(told or [""] * len(above))) for row in rows)
 
 
 def cache_text(entries: Sequence[dict[str, Any]]) -> str:

@@ -111,6 +111,9 @@ class DataSpec(Section, prefix="data."):
     """Labels of an image: one, or several (or none); auto: one, unless a list plainly gives many images several."""
     label_separator: str = ""
     """Lists with several labels: what stands between them in a cell, such as | or a space; empty: guessed, and said."""
+    levels: str = "auto"
+    """Levels in class names: what separates them, such as / (which makes nested class folders animal/dog too), or none;
+    auto: / where most names have it and some share what is before it, which is said."""
     split_column: str = ""
     """Lists: the column with the split (also fold numbers, or yes and no); empty: guessed; none: no column."""
     root: str = ""
@@ -142,6 +145,15 @@ class DataSpec(Section, prefix="data."):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.folds()
+        if self.levels in ("auto", "none", ""):
+            return
+        if len(self.levels) > 8 or any(c.isalnum() or c.isspace() for c in self.levels):
+            raise SpecError(
+                f"data.levels is {self.levels!r}; it must be auto, none, or what separates the levels in the names of "
+                "classes, such as / or > (at most 8 characters, no letters, digits and spaces)."
+            )
+        if self.labels == "multi":
+            raise SpecError("data.levels is for images of one label; with data.labels multi it must be none.")
 
     def folds(self) -> tuple[int, int] | None:
         """Return which fold is held out (from 1), and of how many; None without cross-validation."""

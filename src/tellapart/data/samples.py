@@ -60,7 +60,8 @@ class Samples:
     boxes: float64 [N, 4] as x0, y0, x1, y1 in pixels of the upright image, NaN where the whole image counts, or
     None. pixels: uint8 [M, H, W] or [M, H, W, 3] where the source is an array and not files; ``keys`` (int64 [N])
     are its rows. items: the images where the source is objects of Python; ``keys`` are their numbers. hashes: object
-    array of hexadecimal content hashes, "" where not read yet, or None.
+    array of hexadecimal content hashes, "" where not read yet, or None. levels: what separates the levels in the names
+    of classes (``/`` in ``animal/dog``), "" where they have none.
     """
 
     paths: npt.NDArray[Any]
@@ -79,6 +80,7 @@ class Samples:
     unusable: tuple[Unusable, ...] = ()
     notes: tuple[str, ...] = field(default=())
     targets: npt.NDArray[np.uint8] | None = None
+    levels: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)

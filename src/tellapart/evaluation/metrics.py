@@ -74,6 +74,8 @@ class Evaluation:
     latency_ms: Mapping[str, float] | None = None
     own: Mapping[str, float | None] = field(default_factory=dict)
     """Figures of metrics that are not tellapart's."""
+    levels: tuple[Evaluation, ...] = ()
+    """The same at each level above the classes, the topmost first, where the names of classes have levels."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON (no NaN: what is not known is None)."""
@@ -85,6 +87,7 @@ class Evaluation:
         values["per_class"] = [asdict(score) for score in self.per_class]
         values["confusion"] = self.confusion.tolist()
         values["latency_ms"] = None if self.latency_ms is None else dict(self.latency_ms)
+        values["levels"] = [one.to_dict() for one in self.levels]
         return values
 
     def _repr_html_(self) -> str:
@@ -96,8 +99,10 @@ class Evaluation:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
         """Return the evaluation that `to_dict` gave the values of. Raises KeyError for a missing one."""
-        known = {name: values[name] for name in cls.__dataclass_fields__ if name != "own"}
+        later = ("own", "levels")  # which files of before do not have
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name not in later}
         known["own"] = values.get("own") or {}
+        known["levels"] = tuple(cls.from_dict(one) for one in values.get("levels") or ())
         low, high = values["accuracy_interval"]
         return cls(
             **known
@@ -166,7 +171,8 @@ def evaluate(
 
     accuracy has Wilson's 95 % interval. top5 counts a label among the five most probable classes; None where
     K <= 5. loss is the mean cross-entropy in nats; None where it is not finite. confusion is int64 [K, K]: a row
-    for each true class, a column for each predicted one. Raises DataError where N is 0.
+    for each true class, a column for each predicted one. Where the names of classes have levels, ``levels`` has the
+    same of what is told at each above the classes (by the sums of probabilities). Raises DataError where N is 0.
     """
     _check(answers.logits.shape, len(labels))
     classes = answers.classes
@@ -179,6 +185,10 @@ def evaluate(
         loss=loss if math.isfinite(loss) else None,
         images_per_second=len(labels) / seconds if seconds else None,
         latency_ms=timing.percentiles(latencies_ms) if latencies_ms is not None else None,
+        levels=tuple(
+            evaluate(told, level.of[labels], split)
+            for level, told in zip(answers.levels, answers.above, strict=True)
+        ),
     )
 
 
@@ -197,6 +207,9 @@ def pooled(evaluations: Sequence[Evaluation], split: str) -> Evaluation:
         split,
         top5=mean([one.top5 for one in evaluations]),
         loss=mean([one.loss for one in evaluations]),
+        levels=tuple(
+            pooled(level, split) for level in zip(*[one.levels for one in evaluations], strict=True)
+        ),
     )
 
 
@@ -263,8 +276,9 @@ def predictions(
     """Return the columns of predictions.csv, each of length N.
 
     path, label and predicted (class names), confidence (the highest probability), label_probability (that of
-    the true class), correct (0 or 1), the probability of each class (``p:CLASS``), and box ("x0 y0 x1 y1", ""
-    for the whole image) where ``boxes`` is given.
+    the true class), correct (0 or 1), the probability of each class (``p:CLASS``), label and prediction at each
+    level above the classes (``label-at-1``, ``predicted-at-1``, …), where there are any, and box ("x0 y0 x1 y1",
+    "" for the whole image) where ``boxes`` is given.
     """
     probabilities, classes = answers.probabilities, answers.classes
     truth, guess = labels, answers.best
@@ -278,6 +292,9 @@ def predictions(
         "correct": (truth == guess).astype(int).tolist(),
     }
     columns |= {f"p:{name}": probabilities[:, k].tolist() for k, name in enumerate(classes)}
+    for number, (level, told) in enumerate(zip(answers.levels, answers.above, strict=True), 1):
+        columns[f"label-at-{number}"] = [level.names[k] for k in level.of[truth]]
+        columns[f"predicted-at-{number}"] = told.labels
     if boxes is not None:
         columns["box"] = [
             "" if np.isnan(box).any() else " ".join(f"{value:g}" for value in box) for box in boxes

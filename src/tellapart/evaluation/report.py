@@ -92,6 +92,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "together": _together(several) if several else [],
         "classes": _classes(single) if single else [],
         "matrix": _matrix(single) if single else None,
+        "levels": [_level(number, one) for number, one in enumerate(single.levels, 1)] if single else [],
         "pairs": charts.confused_pairs(single.confusion) if single else [],
         "mistakes": _mistakes(run),
         "spec": _spec(run),
@@ -132,6 +133,7 @@ def _facts(run: RunFolder, figures: Evaluation | MultiEvaluation | None) -> list
         ]
         facts += [("top-5 accuracy", numerals.percent(figures.top5))] if figures.top5 is not None else []
         facts += [("loss", numerals.loss(figures.loss))] if figures.loss is not None else []
+        facts += [(name, numerals.metric(value)) for name, value in figures.own.items()]
         facts.append(("classes", f"{len(figures.classes):,}"))
     if run.epochs:
         best = f"{run.best_epoch} of {run.epochs}" if run.validated else f"{run.epochs}"
@@ -234,6 +236,18 @@ def _classes(figures: Evaluation) -> list[dict[str, Any]]:
         low, high = wilson_interval(hits, score.support) if score.support else (0.0, 0.0)
         rows.append({"score": score, "low": low, "high": high})
     return sorted(rows, key=lambda row: (row["score"].f1 is None, row["score"].f1, row["score"].name))
+
+
+def _level(number: int, figures: Evaluation) -> dict[str, Any]:
+    """Return what is shown of one level above the classes."""
+    pairs = charts.confused_pairs(figures.confusion)
+    return {
+        "number": number,
+        "figures": figures,
+        "classes": _classes(figures),
+        "matrix": _matrix(figures),
+        "pairs": pairs,
+    }
 
 
 def _label_rows(figures: MultiEvaluation) -> list[LabelScore]:

@@ -55,14 +55,24 @@ def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 _CLASS = _object(label=_TEXT, probability=_SHARE)
+_LEVEL = _object(level=_COUNT, label=_TEXT, probability=_SHARE, agrees={"type": "boolean"})
 _TOLD = _object(label=_TEXT, probability=_SHARE, threshold=_SHARE)  # where an image can have several labels
+
+
+def _single(**properties: Any) -> dict[str, Any]:
+    """Return the description of one label's answer; ``levels`` is there where the names of classes have levels."""
+    result = _object(**properties)
+    result["properties"]["levels"] = _list(_LEVEL)
+    return result
+
+
 PREDICTIONS = _object(
     model=_TEXT,
     version=_COUNT,
     predictions=_list(
         {
             "anyOf": [
-                _object(label=_TEXT, probability=_SHARE, top=_list(_CLASS)),
+                _single(label=_TEXT, probability=_SHARE, top=_list(_CLASS)),
                 _object(labels=_list(_TOLD), top=_list(_CLASS)),
             ]
         }
@@ -72,7 +82,7 @@ _MAP: dict[str, Any] = {"explained": _TEXT, "heat": _list(_list(_NUMBER)), "imag
 _HEAD: dict[str, Any] = {"model": _TEXT, "version": _COUNT}
 EXPLANATION = {
     "anyOf": [
-        _object(True, **_HEAD, label=_TEXT, probability=_SHARE, top=_list(_CLASS), **_MAP),
+        _single(**_HEAD, label=_TEXT, probability=_SHARE, top=_list(_CLASS), **_MAP),
         _object(True, **_HEAD, labels=_list(_TOLD), top=_list(_CLASS), **_MAP),
     ]
 }

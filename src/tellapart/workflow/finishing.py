@@ -133,4 +133,19 @@ def brief(evaluation: Evaluation | MultiEvaluation) -> dict[str, Any]:
         "balanced_accuracy": evaluation.balanced_accuracy,
         "loss": evaluation.loss,
         **evaluation.own,
+        **(
+            {"levels": [_brief_level(*one) for one in enumerate(evaluation.levels, 1)]}
+            if evaluation.levels
+            else {}
+        ),
+    }
+
+
+def _brief_level(number: int, level: Evaluation) -> dict[str, Any]:
+    return {
+        "level": number,
+        "names": len(level.classes),
+        "accuracy": level.accuracy,
+        "accuracy_interval": list(level.accuracy_interval),
+        "macro_f1": level.macro.f1,
     }

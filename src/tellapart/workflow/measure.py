@@ -244,6 +244,8 @@ def _part(
         spec = update(runs.read_spec(runs.require(model) / runs.SPEC_FILE).data, changes)
     else:
         source = data.name if isinstance(data, Objects) else os.fspath(data)
+        if changes.get("levels", "auto") == "auto":
+            changes["levels"] = card.levels or "none"
         spec = update(DataSpec(source=source, val_fraction=0.0, test_fraction=0.0), changes)
     given = data if isinstance(data, Objects) else None
     if given is not None:

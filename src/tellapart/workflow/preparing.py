@@ -88,6 +88,7 @@ def make_plan(
     card = Card(
         kind="multi-label" if several else "single",
         thresholds=(multilabel.HALF,) * len(prepared.classes) if several else (),
+        levels=prepared.train.samples.levels,
         architecture=architecture,
         classes=prepared.classes,
         preprocessing=prepared.contract,
