@@ -137,6 +137,6 @@ def _unbroken(spell: Callable[..., str]) -> Callable[..., str]:
 
 FILTERS: dict[str, Callable[..., str]] = {
     one.__name__: _unbroken(one)
-    for one in (percent, probability, points, number, milliseconds, megabytes, fixed)
+    for one in (percent, probability, points, number, milliseconds, megabytes, fixed, metric)
 }
 """Of Jinja templates."""

@@ -17,31 +17,47 @@ from tellapart import files, pages, runs, tables
 from tellapart.errors import RunError
 from tellapart.evaluation.metrics import Evaluation, pooled, read_evaluation
 from tellapart.evaluation.run_folder import OUT_OF_FOLD
+from tellapart.spec import Spec
 
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
 _SHARES = FIGURES[:3]
 
 
-def summarise(finished: Sequence[Mapping[str, Any]], interval: bool) -> dict[str, Any]:
+def summarise(
+    finished: Sequence[Mapping[str, Any]], interval: bool, own: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return, for each figure that all runs have, its mean, its standard deviation (n - 1) and the number of runs.
 
-    ``interval``: the 95 % interval of the mean too, by Student's t over the runs, cut to 0 and 1 for shares; None with
-    fewer than two runs. Runs that share training images are not independent, so it is an approximation.
+    ``own``: names of metrics that are not tellapart's. Where the names of classes have levels, ``levels`` has the same
+    of the accuracy at each. ``interval``: the 95 % interval of the mean too, by Student's t over the runs, cut to 0 and
+    1 for shares; None with fewer than two runs. Runs that share training images are not independent, so it is an
+    approximation.
     """
     found: dict[str, Any] = {}
-    for name in FIGURES:
-        values = [entry.get(name) for entry in finished]
-        known = [float(value) for value in values if value is not None]
-        if not known or len(known) < len(values):
-            continue
-        found[name] = {
-            "mean": statistics.fmean(known),
-            "std": statistics.stdev(known) if len(known) > 1 else None,
-            "n": len(known),
-        }
-        if interval:
-            found[name]["interval"] = t_interval(known, name in _SHARES)
+    for name in (*FIGURES, *own):
+        if spread := _spread([entry.get(name) for entry in finished], interval, name in _SHARES):
+            found[name] = spread
+    levels = list(zip(*[entry.get("levels") or () for entry in finished], strict=False))
+    if levels:
+        found["levels"] = [
+            {key: level[0][key] for key in ("level", "names")}
+            | _spread([one["accuracy"] for one in level], interval, True)
+            for level in levels
+        ]
     return found
+
+
+def _spread(values: Sequence[float | None], interval: bool, share: bool) -> dict[str, Any]:
+    """Return mean, standard deviation and number of values that all runs have, else {}."""
+    known = [float(value) for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return {}
+    found = {
+        "mean": statistics.fmean(known),
+        "std": statistics.stdev(known) if len(known) > 1 else None,
+        "n": len(known),
+    }
+    return {**found, "interval": t_interval(known, share)} if interval else found
 
 
 def t_interval(values: Sequence[float], share: bool) -> list[float] | None:
@@ -54,6 +70,11 @@ def t_interval(values: Sequence[float], share: bool) -> list[float] | None:
     half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     low, high = mean - half, mean + half
     return [max(0.0, low), min(1.0, high)] if share else [low, high]
+
+
+def own_names(spec: Spec) -> list[str]:
+    """Return the names of the metrics in a spec that are not tellapart's."""
+    return [one.partition("=")[0] for one in spec.training.metrics]
 
 
 def pool(folder: pathlib.Path, names: Sequence[str]) -> Evaluation:
@@ -112,6 +133,7 @@ def write_page(folder: str | os.PathLike[str], out: str | os.PathLike[str] | Non
         summary=content.get("summary", {}),
         test=content.get("test", {}),
         evaluation=evaluation,
+        own=own_names(spec),
     )
     path = root / "report.html" if out is None else pathlib.Path(out)
     files.write_bytes(path, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode())

@@ -421,11 +421,11 @@ class _Work:
             "finished": self.finished,
         }
         measured = [entry for entry in self.finished if "accuracy" in entry]
-        folds = self.kind.name == "folds"
+        folds, own = self.kind.name == "folds", figures.own_names(self.spec)
         if measured:
-            content["summary"] = figures.summarise(measured, interval=folds)
+            content["summary"] = figures.summarise(measured, folds, own)
         if folds and measured and all("test" in entry for entry in measured):
-            content["test"] = figures.summarise([entry["test"] for entry in measured], interval=False)
+            content["test"] = figures.summarise([entry["test"] for entry in measured], False, own)
         if folds and len(self.finished) == self.kind.count:
             evaluation = figures.pool(self.folder, content["runs"])
             content["out_of_fold"] = brief(evaluation)
