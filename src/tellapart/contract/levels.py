@@ -65,6 +65,7 @@ def logits(scaled_BK: npt.NDArray[np.float64], level: Level) -> npt.NDArray[np.f
     starts = np.searchsorted(level.of[order], np.arange(len(level.names)))
     values = scaled_BK[:, order]
     highest = np.maximum.reduceat(values, starts, axis=1)
+    highest = np.where(np.isneginf(highest), 0.0, highest)
     with np.errstate(invalid="ignore", divide="ignore"):  # infinity less infinity
         sums = np.add.reduceat(np.exp(values - highest[:, level.of[order]]), starts, axis=1)
         result: npt.NDArray[np.float64] = highest + np.log(sums)

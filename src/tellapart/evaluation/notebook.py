@@ -29,6 +29,11 @@ def of_evaluation(evaluation: Evaluation, title: str = "", note: str = "") -> st
     ]
     if evaluation.top5 is not None:
         facts.append(("top-5 accuracy", numerals.percent(evaluation.top5)))
+    facts += [(name, numerals.metric(value)) for name, value in evaluation.own.items()]
+    facts += [
+        (f"level {number}: accuracy", numerals.percent(level.accuracy))
+        for number, level in enumerate(evaluation.levels, 1)
+    ]
     scores = evaluation.per_class
     if len(scores) > MOST_ROWS:
         scores = tuple(sorted(scores, key=lambda one: (one.f1 is None, one.f1 or 0.0, one.name)))[:MOST_ROWS]
