@@ -145,15 +145,12 @@ class DataSpec(Section, prefix="data."):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.folds()
-        if self.levels in ("auto", "none", ""):
-            return
-        if len(self.levels) > 8 or any(c.isalnum() or c.isspace() for c in self.levels):
+        marks = self.levels not in ("auto", "none", "")
+        if marks and (len(self.levels) > 8 or any(c.isalnum() or c.isspace() for c in self.levels)):
             raise SpecError(
                 f"data.levels is {self.levels!r}; it must be auto, none, or what separates the levels in the names of "
-                "classes, such as / or > (at most 8 characters, no letters, digits and spaces)."
+                "classes, such as / or > (at most 8 characters, no letters, digits or spaces)."
             )
-        if self.labels == "multi":
-            raise SpecError("data.levels is for images of one label; with data.labels multi it must be none.")
 
     def folds(self) -> tuple[int, int] | None:
         """Return which fold is held out (from 1), and of how many; None without cross-validation."""

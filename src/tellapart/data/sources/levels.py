@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tellapart.contract.levels import joined, parts
 from tellapart.data.sources.listing import Listing, Note, many, printable, some
-from tellapart.errors import DataError
+from tellapart.errors import DataError, SpecError
 from tellapart.spec import DataSpec
 
 _MARKS = (
@@ -26,6 +26,12 @@ _WORD = re.compile(r"[^\W\d_]")
 def given(spec: DataSpec) -> str:
     """Return the separator that a person names, "" where none is named."""
     return "" if spec.levels in ("", "auto", "none") else spec.levels
+
+
+def check(spec: DataSpec) -> None:
+    """Raise SpecError where levels are asked for beside several labels for an image."""
+    if given(spec) and spec.labels == "multi":
+        raise SpecError("data.levels is for images of one label; with data.labels multi it must be none.")
 
 
 def settle(listing: Listing, spec: DataSpec, note: Note, warn: Callable[[str], None]) -> str:

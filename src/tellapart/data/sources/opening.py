@@ -94,6 +94,7 @@ def open_source(
     """
     notes = Notes(say, warn)
     check_encoding(spec.encoding)
+    levels.check(spec)
     try:
         listing = _read(spec, given, notes)
     except DataError:
