@@ -90,6 +90,10 @@ def series_summary(series: Series) -> str:
             f"Accuracy {numerals.percent(mean['mean'])}, standard deviation "
             f"{numerals.fixed(100 * mean['std'], 2)} points over {mean['n']} seeds"
         )
+    lines += [
+        f"  level {one['level']}, {one['names']:,} names: {numerals.percent(one['mean'])}"
+        for one in series.summary.get("levels", ())
+    ]
     if series.metrics:
         low, high = series.metrics["accuracy_interval"]
         lines.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import sys
@@ -23,6 +24,7 @@ from tellapart.evaluation.compare import compare
 from tellapart.evaluation.metrics import Evaluation
 from tellapart.evaluation.report import write_report
 from tellapart.predict import Prediction
+from tellapart.workflow import Series
 
 
 def drawn(seed: int, rows: int = 400) -> tuple[Answers, Any]:
@@ -201,6 +203,21 @@ def test_several_runs_have_the_mean_of_each_level_and_metric() -> None:
     assert found["levels"][0]["std"] == pytest.approx(statistics.stdev([0.6, 0.8, 0.7]))
     assert "missing" not in found
     assert "levels" not in series.summarise([{"accuracy": 0.5}], True)
+
+
+def test_several_runs_say_the_mean_of_each_level_in_the_terminal(tmp_path: Path) -> None:
+    finished = [
+        {
+            "run": f"fold-{k}",
+            "n": 9,
+            "accuracy": 0.5,
+            "levels": [{"level": 1, "names": 3, "accuracy": 0.6 + k / 10}],
+        }
+        for k in (1, 2)
+    ]
+    told = Series(tmp_path, tmp_path, "", {}, kind="folds", runs=tuple(finished))
+    told = dataclasses.replace(told, summary=series.summarise(finished, True))
+    assert "  level 1, 3 names: 75.00 %" in printing.series_summary(told).splitlines()
 
 
 def test_long_names_that_begin_alike_are_told_apart() -> None:
