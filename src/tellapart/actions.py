@@ -110,7 +110,8 @@ def _find_lr(args: FindLr) -> int:
 def _evaluate(args: Evaluate) -> int:
     from tellapart import workflow
 
-    names = ("format", "boxes", "encoding", "path_column", "label_column", "split_column", "root", "suffix")
+    columns = ("path_column", "label_column", "split_column", "root", "suffix")
+    names = ("format", "boxes", "encoding", "levels", *columns)
     changes: dict[str, Any] = {name: getattr(args, name) for name in names} if args.source else {}
     evaluation = workflow.evaluate(
         args.model,
@@ -131,6 +132,7 @@ def _evaluate(args: Evaluate) -> int:
 
 
 def _predict(args: Predict) -> int:
+    from tellapart.contract.levels import above
     from tellapart.predict import Features, check_features_file, expand, load
 
     if args.top < 1:
@@ -142,7 +144,8 @@ def _predict(args: Predict) -> int:
     images = list(expand(args.images, args.urls))
     classifier = load(args.model, args.device, args.trust)
     kept = Features() if args.features else None
-    write_csv = functools.partial(printing.write_csv, grades=classifier.card.ordered)
+    levels = len(above(classifier.classes, classifier.card.levels))
+    write_csv = functools.partial(printing.write_csv, grades=classifier.card.ordered, levels=levels)
     writers: dict[str, Callable[..., None]] = {"table": printing.write_table, "jsonl": printing.write_jsonl}
     write = writers.get(args.format, write_csv)
     failed = 0

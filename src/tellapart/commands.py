@@ -136,6 +136,8 @@ class Evaluate:
     """Lists: the column with the images' paths, file names or ids; empty: guessed."""
     label_column: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN…")] = ()
     """Lists: the column with the label; several: one-hot columns; empty: guessed."""
+    levels: Annotated[str, tyro.conf.arg(metavar="MARK")] = "auto"
+    """What separates the levels in the names of DATA's classes, such as /, or none; auto: as the model has it."""
     split_column: _Column = ""
     """Lists: the column with the split; empty: guessed; none: no column."""
     root: _Folder = ""

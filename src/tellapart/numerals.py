@@ -132,6 +132,11 @@ def option(value: object) -> str:
     return setting(value) if isinstance(value, float) else str(value)
 
 
+def metric(value: float | None) -> str:
+    """Return the figure of a metric that is not ours, whose unit nobody knows: 0.81, or not defined."""
+    return "not defined" if value is None or not math.isfinite(value) else setting(round(value, 6))
+
+
 def _unbroken(spell: Callable[..., str]) -> Callable[..., str]:
     """Return the function for a page, whose lines must not break between a figure and its unit."""
 
@@ -143,6 +148,6 @@ def _unbroken(spell: Callable[..., str]) -> Callable[..., str]:
 
 FILTERS: dict[str, Callable[..., str]] = {
     one.__name__: _unbroken(one)
-    for one in (percent, probability, points, number, milliseconds, megabytes, fixed)
+    for one in (percent, probability, points, number, milliseconds, megabytes, fixed, metric)
 }
 """Of Jinja templates."""

@@ -47,6 +47,8 @@ class Prediction:
     """Where an image can have several labels: those that reach their thresholds, best first; None else."""
     expected_grade: float | None = None
     """Of grades: their mean by probability (see `tellapart.contract.answers.Answer`)."""
+    levels: tuple[answers.AtLevel, ...] = ()
+    """Where the names of classes have levels: what is told at each above the classes, the topmost first."""
 
     @property
     def label(self) -> str:
@@ -63,11 +65,12 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: path, label, probability, top (or error); for several labels path, labels, top.
 
-        Of grades also ``expected_grade``.
+        Of grades also ``expected_grade``; with levels in the names of classes also levels: level, label, probability
+        and agrees of each.
         """
         if self.error:
             return {"path": self.path, "error": self.error}
-        answer = answers.Answer(self.labels, self.probabilities, self.told, self.expected_grade)
+        answer = answers.Answer(self.labels, self.probabilities, self.told, self.expected_grade, self.levels)
         return {"path": self.path, **answer.to_dict()}
 
 
@@ -207,6 +210,7 @@ class Classifier:
                 answer.probabilities,
                 told=answer.told,
                 expected_grade=answer.expected_grade,
+                levels=answer.levels,
             )
 
 

@@ -20,6 +20,7 @@ _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 if TYPE_CHECKING:
     from tellapart.evaluation.measurement import Measurement
+    from tellapart.evaluation.metrics import Evaluation
     from tellapart.models.zoo import ModelInfo
     from tellapart.workflow import Result, Series
 
@@ -46,6 +47,11 @@ def summary(result: Result) -> str:
             macro, micro = result.metrics["macro_f1"], result.metrics["micro_f1"]
             lines[0] += f"   macro F1 {numerals.percent(macro)}   micro F1 {numerals.percent(micro)}"
         lines += _grades(result.metrics)
+        lines += [
+            f"  level {one['level']}, {one['names']:,} names: {numerals.percent(one['accuracy'])} "
+            f"({numerals.interval(*one['accuracy_interval'])})"
+            for one in result.metrics.get("levels", ())
+        ]
         lines.append(f"  {_worth(result)}")
     else:
         lines.append("Trained on everything: there was no validation and no test split to measure.")
@@ -84,6 +90,10 @@ def series_summary(series: Series) -> str:
             f"{heads[0].title} {numerals.percent(mean['mean'])}, standard deviation "
             f"{numerals.fixed(100 * mean['std'], 2)} points over {mean['n']} seeds"
         )
+    lines += [
+        f"  level {one['level']}, {one['names']:,} names: {numerals.percent(one['mean'])}"
+        for one in series.summary.get("levels", ())
+    ]
     if together := headline_of(series.metrics):
         lines.append(
             f"Together {together.text} (95 % interval {together.interval_text}, {series.metrics['n']:,} images)"
@@ -155,7 +165,10 @@ def evaluation_text(evaluation: Measurement) -> str:
         *_speed(evaluation),
         "",
     ]
-    return "\n".join(lines + _class_lines(evaluation) + _confusion_lines(evaluation))
+    lines += [*_class_lines(evaluation), *_confusion_lines(evaluation)]
+    for number, level in enumerate(getattr(evaluation, "levels", ()), 1):
+        lines += _level_text(number, level)
+    return "\n".join(lines)
 
 
 def _filled(parts: Sequence[str]) -> list[str]:
@@ -182,6 +195,15 @@ def _class_lines(evaluation: Measurement) -> list[str]:
         figures = "".join(f"{text:>{space}}" for text, space in texts)
         lines.append(f"{set_cell_size(name, width)}  {row[1]:>6}{figures}")
     return lines
+
+
+def _level_text(number: int, level: Evaluation) -> list[str]:
+    """Return the figures of one level above the classes, and its tables."""
+    head = (
+        f"Level {number}, {len(level.classes):,} names: accuracy {level.headline.text} "
+        f"({level.headline.interval_text})   macro F1 {numerals.percent(level.macro.f1)}"
+    )
+    return ["", head, *_class_lines(level), *_confusion_lines(level)]
 
 
 TERMINAL = 80  # columns
@@ -241,7 +263,14 @@ def write_table(predictions: Any, out: TextIO) -> None:
         if p.told == ():
             best = f"{p.labels[0]} {numerals.probability(p.probabilities[0])}"
             answer = f"none of the classes (the most probable: {best})"
+        answer += "".join(f"; level {one.level}: {_at_level(one)}" for one in p.levels)
         out.write(shown(f"{p.path}: {answer}", one_line=True) + "\n")
+
+
+def _at_level(one: Any) -> str:
+    """Return what is told at a level, and whether the class is part of it."""
+    other = "" if one.agrees else ", to which the class does not belong"
+    return f"{one.label} {numerals.probability(one.probability)}{other}"
 
 
 def _told(prediction: Any) -> list[tuple[str, float]]:
@@ -264,22 +293,25 @@ class _Spelt:
         self._out.write(shown(text))
 
 
-def write_csv(predictions: Any, out: TextIO, grades: bool = False) -> None:
+def write_csv(predictions: Any, out: TextIO, grades: bool = False, levels: int = 0) -> None:
     """Write a row for each of an image's labels, the best first; a bad image has one, with the error.
 
     An image that can have several labels and has none has one row too, without a label. ``grades``: whether there is a
-    column for the expected grade, which all rows of an image have.
+    column for the expected grade, which all rows of an image have. ``levels``: of the names of classes, above these;
+    what is told at each stands in all rows of an image, in further columns.
     """
     writer = tables.Writer(_Spelt(out) if out.isatty() else out)  # a file gets the very names
     more = ["expected_grade"] if grades else []
-    writer.writerow(["path", "rank", "label", "probability", *more, "error"])
+    above = [f"{name}_at_{k}" for k in range(1, levels + 1) for name in ("label", "probability")]
+    writer.writerow(["path", "rank", "label", "probability", *more, "error", *above])
     for p in predictions:
         grade = ["" if p.expected_grade is None else f"{p.expected_grade:.6f}"] if grades else []
         rows: list[Any] = [(p.path, "", "", "", *grade, p.error)] if p.error else []
         pairs = enumerate(zip(p.labels, p.probabilities, strict=True) if p.told is None else _told(p), 1)
         rows += [(p.path, "", "", "", *grade, "")] if p.told == () else []
         rows += [(p.path, rank, label, f"{value:.6f}", *grade, "") for rank, (label, value) in pairs]
-        writer.writerows(rows)
+        told = [text for one in p.levels for text in (one.label, f"{one.probability:.6f}")]
+        writer.writerows((*row, *(told or [""] * len(above))) for row in rows)
 
 
 def cache_text(entries: Sequence[dict[str, Any]]) -> str:

@@ -116,6 +116,9 @@ class DataSpec(Section, prefix="data."):
     """Lists with several labels: what stands between them in a cell, such as | or a space; empty: guessed, and said."""
     order: tuple[str, ...] = ()
     """Classes that are grades, the lowest first; auto: by their names; empty: none, or auto for the loss ordinal."""
+    levels: str = "auto"
+    """Levels in class names: what separates them, such as / (which makes nested class folders animal/dog too), or none;
+    auto: / where most names have it and some share what is before it, which is said."""
     split_column: str = ""
     """Lists: the column with the split (also fold numbers, or yes and no); empty: guessed; none: no column."""
     root: str = ""
@@ -151,6 +154,12 @@ class DataSpec(Section, prefix="data."):
             object.__setattr__(self, "order", tuple(texts))
         super().__post_init__()
         self.folds()
+        marks = self.levels not in ("auto", "none", "")
+        if marks and (len(self.levels) > 8 or any(c.isalnum() or c.isspace() for c in self.levels)):
+            raise SpecError(
+                f"data.levels is {self.levels!r}; it must be auto, none, or what separates the levels in the names of "
+                "classes, such as / or > (at most 8 characters, no letters, digits or spaces)."
+            )
 
     def folds(self) -> tuple[int, int] | None:
         """Return which fold is held out (from 1), and of how many; None without cross-validation."""

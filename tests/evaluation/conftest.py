@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -55,14 +56,17 @@ def make_run(tmp_path):
         changes=(),
         side=32,
         boxes=None,
+        mark="",
+        own=None,
     ):
         folder = tmp_path / name
-        return build_run(folder, classes, splits, epochs, n, seed, skill, seconds, dict(changes), side, boxes)
+        more = (dict(changes), side, boxes, mark, own or {})
+        return build_run(folder, classes, splits, epochs, n, seed, skill, seconds, *more)
 
     return make
 
 
-def build_run(folder, classes, splits, epochs, n, seed, skill, seconds, changes, side, boxes=None):
+def build_run(folder, classes, splits, epochs, n, seed, skill, seconds, changes, side, boxes, mark, own):
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     spec = specs.update(
@@ -102,8 +106,9 @@ def build_run(folder, classes, splits, epochs, n, seed, skill, seconds, changes,
                 writer.writerow((f"{split}/{k:05}.png", classes[label], split, f"{k:031x}{len(split):x}"))
     for split, labels in labels_of.items():
         logits = fake_logits(rng, labels, len(classes), skill)
-        answers, truth = Answers(logits.numpy(), tuple(classes)), np.asarray(labels)
+        answers, truth = Answers(logits.numpy(), tuple(classes), mark=mark), np.asarray(labels)
         found = metrics.evaluate(answers, truth, split, seconds=0.8, latencies_ms=rng.gamma(9, 0.3, 30))
+        found = dataclasses.replace(found, own=own)
         metrics.write_evaluation(
             folder / "evaluation" / split,
             found,

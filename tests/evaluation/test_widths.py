@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.serve.chromium import Browser, find
 from tellapart.compress import page as compress_page
 from tellapart.compress.table import Comparison
 from tellapart.data.health import examine
+from tellapart.evaluation import series
 from tellapart.evaluation.check_page import write_check_page
 from tellapart.evaluation.report import write_report
 from tellapart.export import text as export_text
@@ -120,6 +122,30 @@ def test_the_report(browser: Browser, make_run: Any, count: int, width: int) -> 
     measured(browser, write_report(run), width)
     matrix = "document.querySelector('[aria-label=\"Confusion matrix\"]')"
     assert browser.run(f"{matrix}.scrollWidth > {matrix}.clientWidth") == (width < 500 or count > 30)
+
+
+@pytest.mark.parametrize("width", [390, 800])
+def test_the_report_and_the_page_of_folds_with_levels(browser: Browser, make_run: Any, width: int) -> None:
+    classes = tuple(f"{NAMES[k // 2]}/{NAMES[k]}" for k in range(8))
+    changes = (("training.metrics", ("kappa=my_package.my_module:kappa",)),)
+    run = make_run("one", classes=classes, n=120, mark="/", own={"kappa": 0.123456}, changes=changes)
+    measured(browser, write_report(run), width)
+    entry = {
+        "accuracy": 0.5, "macro_f1": 0.4, "balanced_accuracy": 0.45, "loss": 1.234, "n": 600, "epoch": 12,
+        "levels": [{"level": 1, "names": 4, "accuracy": 0.75}], "kappa": 0.123456,
+    }  # fmt: skip
+    finished = [{"run": f"fold-{k}", **entry} for k in (1, 2, 3)]
+    content = {
+        "kind": "folds",
+        "count": 3,
+        "finished": finished,
+        "summary": series.summarise(finished, True, ["kappa"]),
+    }
+    (run / "folds.json").write_text(json.dumps(content))
+    (run / "evaluation" / "test").rename(run / "evaluation" / "out-of-fold")
+    page = series.write_page(run)
+    assert "<td>0.123456</td>" in page.read_text()
+    measured(browser, page, width)
 
 
 def test_a_sign_goes_where_the_end_is_reached(browser: Browser, make_run: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.contract import grades
+from tellapart.contract import grades, levels
 from tellapart.contract.card import Card
 from tellapart.errors import ArtifactError
 
@@ -106,31 +106,46 @@ class Told:
 
 
 @dataclass(frozen=True)
+class AtLevel:
+    """What is told at one level above the classes (1 is the topmost): the label whose classes' probabilities sum
+    to the most. ``agrees``: whether the most probable class is one of them, which it need not be.
+    """
+
+    level: int
+    label: str
+    probability: float
+    agrees: bool
+
+
+@dataclass(frozen=True)
 class Answer:
     """What is told of one image: so many of the most probable classes as were asked for, best first.
 
     ``told``: the labels of an image that can have several, best first, maybe none; None where it has exactly one.
     ``expected_grade``: where classes are grades, their mean by probability: of the numbers in their names, else of the
     places 0, 1, 2, … from the lowest on.
+    ``levels``: what is told above the classes, where their names have levels, the topmost first.
     """
 
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     told: tuple[Told, ...] | None = None
     expected_grade: float | None = None
+    levels: tuple[AtLevel, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: ``top`` with all classes that were asked for, and before it what is told.
 
-        That is label and probability of the best class (of grades ``expected_grade`` too), or ``labels``, each with
-        its probability and threshold.
+        That is label and probability of the best class (with ``expected_grade`` of grades, and ``levels`` where there
+        are any), or ``labels``, each with its probability and threshold.
         """
         pairs = zip(self.labels, self.probabilities, strict=True)
         top = [{"label": name, "probability": value} for name, value in pairs]
         if self.told is not None:
             return {"labels": [vars(one) for one in self.told], "top": top}
         expected = {} if self.expected_grade is None else {"expected_grade": self.expected_grade}
-        return {**top[0], **expected, "top": top}
+        above = {"levels": [vars(one) for one in self.levels]} if self.levels else {}
+        return {**top[0], **expected, **above, "top": top}
 
 
 class Answers:
@@ -140,11 +155,18 @@ class Answers:
     """
 
     def __init__(
-        self, logits: Logits, classes: Sequence[str], temperature: float = 1.0, kind: Kind | None = None
+        self,
+        logits: npt.NDArray[Any],
+        classes: Sequence[str],
+        temperature: float = 1.0,
+        kind: Kind | None = None,
+        mark: str = "",
     ) -> None:
-        """``logits``: float32 [B, K] as the network gave them; ``classes``: K names; ``kind``: None for `Single`."""
+        """``logits``: float32 [B, K] as the network gave them; ``classes``: K names; ``kind``: None for `Single`;
+        ``mark``: what separates the levels in the names, empty where they have none.
+        """
         self.logits, self.classes, self._temperature = logits, classes, temperature
-        self._kind = kind or Single()
+        self._kind, self._mark = kind or Single(), mark
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -168,6 +190,16 @@ class Answers:
     def labels(self) -> list[str]:
         """The most probable class of each image by name."""
         return [self.classes[index] for index in self.best.tolist()]
+
+    @functools.cached_property
+    def levels(self) -> tuple[levels.Level, ...]:
+        """The levels above the classes, the topmost first; empty where their names have none."""
+        return levels.above(self.classes, self._mark)
+
+    @functools.cached_property
+    def above(self) -> tuple[Answers, ...]:
+        """What is told at each of these levels: the probability of a name there is the sum of its classes'."""
+        return tuple(Answers(levels.logits(self.scaled, one), one.names) for one in self.levels)
 
     @property
     def told(self) -> list[list[int]]:
@@ -212,7 +244,15 @@ class Answers:
             several = told[place]
             found = None if several is None else tuple(self._told(place, index) for index in several)
             expected = float(self.expected_grades[place]) if self.ordered else None
-            yield Answer(names, tuple(values[indices].tolist()), found, expected)
+            yield Answer(names, tuple(values[indices].tolist()), found, expected, self._above(place))
+
+    def _above(self, row: int) -> tuple[AtLevel, ...]:
+        own, found = int(self.best[row]) if self.levels else 0, []
+        for number, (level, answers) in enumerate(zip(self.levels, self.above, strict=True), 1):
+            best = int(answers.best[row])
+            value = float(answers.probabilities[row, best])
+            found.append(AtLevel(number, level.names[best], value, int(level.of[own]) == best))
+        return tuple(found)
 
     def _told(self, row: int, index: int) -> Told:
         return Told(self.classes[index], float(self.probabilities[row, index]), self.thresholds[index])
@@ -233,7 +273,7 @@ def of(logits: Logits, card: Card) -> Answers:
 
 def unchecked(logits: Logits, card: Card) -> Answers:
     """Return the same as `of`, also where logits are not finite: their probabilities are not numbers then."""
-    return Answers(logits, card.classes, card.temperature, KINDS[card.kind](card))
+    return Answers(logits, card.classes, card.temperature, KINDS[card.kind](card), card.levels)
 
 
 def probabilities(logits: Logits, card: Card) -> Floats:

@@ -25,6 +25,7 @@ KINDS = ("single", "multi-label")
 where its own probability reaches its threshold (see `tellapart.contract.answers`)."""
 MOST_CLASSES = 100_000
 MOST_WARNINGS = 1000
+LONGEST_MARK = 8
 TEMPERATURES = (1e-3, 1e3)
 
 
@@ -49,6 +50,8 @@ class Card:
     ordered: bool = False
     """Whether the classes are grades, the lowest first. The answers are those of a program that does not know this
     field but for the expected grade, so no format says so."""
+    levels: str = ""
+    """What separates the levels in the names of classes (``/`` in ``animal/dog``); empty where they have none."""
 
     @property
     def several(self) -> bool:
@@ -79,6 +82,8 @@ class Card:
             content["thresholds"] = list(self.thresholds)
         if self.ordered:
             content["ordered"] = True
+        if self.levels:
+            content["levels"] = self.levels
         if self.warnings:
             content["warnings"] = [text.encode(errors="replace").decode() for text in self.warnings]
         return json_text.dumps(content, ensure_ascii=False)
@@ -221,6 +226,15 @@ def _thresholds(value: Any, where: str) -> tuple[float, ...]:
     return found
 
 
+def _levels(value: Any, where: str) -> str:
+    mark = strict.conform(value, str, where)
+    if len(mark) > LONGEST_MARK or any(c.isspace() for c in mark):
+        raise strict.StrictError(
+            f"{where} is {strict.shorten(mark)}; it must be at most {LONGEST_MARK} characters, none of them a space"
+        )
+    return str(mark)
+
+
 def label_mark(classes: Sequence[str]) -> str:
     """Return what several labels of one image are joined by in text: the first mark that no class name has."""
     marks: tuple[str, ...] = (
@@ -241,6 +255,8 @@ def _check_together(card: Card) -> None:
         )
     if card.several and card.ordered:
         raise strict.StrictError("ordered is for images of one label, and kind is multi-label")
+    if card.several and card.levels:
+        raise strict.StrictError("levels is for images of one label; of kind multi-label it must be empty")
     if card.several and card.views.count > 1 and card.views.below < 1:
         raise strict.StrictError("views.below is for images of one label; of kind multi-label it must be 1")
     for what, ours, theirs in (
@@ -266,5 +282,6 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "kind": _kind,
     "thresholds": _thresholds,
     "ordered": lambda value, where: bool(strict.conform(value, bool, where)),
+    "levels": _levels,
 }
 """How each field of a card is read; a new field is a line here, and one in `Card`."""

@@ -61,7 +61,7 @@ class Samples:
     None. pixels: uint8 [M, H, W] or [M, H, W, 3] where the source is an array and not files; ``keys`` (int64 [N])
     are its rows. items: the images where the source is objects of Python; ``keys`` are their numbers. hashes: object
     array of hexadecimal content hashes, "" where not read yet, or None. ordered: whether classes are grades, the lowest
-    first.
+    first. levels: what separates the levels in the names of classes (``/`` in ``animal/dog``), "" where they have none.
     """
 
     paths: npt.NDArray[Any]
@@ -81,6 +81,7 @@ class Samples:
     notes: tuple[str, ...] = field(default=())
     targets: npt.NDArray[np.uint8] | None = None
     ordered: bool = False
+    levels: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -6,6 +6,7 @@ Knows numbers and pixels; knows nothing of runs, files or HTML.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -181,7 +182,7 @@ def matrix_chart(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> Matr
     """Return the drawing of a confusion matrix, int64 [K, K], rows true; the share is that of the row."""
     count = len(names)
     font = 12.0 if count <= 20 else 11.0 if count <= 40 else 8.5
-    short = tuple(shorten(name, 20) for name in names)
+    short = told_apart(names, 20)
     margin = round(max((cells_of(name) for name in short), default=1) * font * 0.58) + 34
     largest = 46 if count <= 6 else 38 if count <= 12 else 30 if count <= 20 else 18 if count <= 40 else 12
     size = max(9, min(largest, (PAGE_WIDTH - margin) // max(1, count)))
@@ -216,6 +217,23 @@ def cells_of(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(text)
+
+
+def told_apart(names: Sequence[str], width: int) -> tuple[str, ...]:
+    """Return names cut to ``width`` half-width characters: at the end, or where that leaves two alike in the middle."""
+    cut = [shorten(name, width) for name in names]
+    often = Counter(cut)
+    return tuple(
+        short if often[short] == 1 else _without_middle(name, width)
+        for name, short in zip(names, cut, strict=True)
+    )
+
+
+def _without_middle(text: str, width: int) -> str:
+    tail = text
+    while cells_of(tail) > width - width // 2 - 1:
+        tail = tail[1:]
+    return shorten(text, width // 2).removesuffix("…").rstrip() + "…" + tail if tail != text else text
 
 
 def shorten(text: str, width: int) -> str:

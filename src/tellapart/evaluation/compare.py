@@ -12,8 +12,8 @@ import functools
 import itertools
 import os
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tellapart import numerals
@@ -34,8 +34,22 @@ Answers = dict[Key, tuple[str, bool, str, str]]
 
 
 @dataclass(frozen=True)
+class AtLevel:
+    """One run's figures at one level above the classes (1 is the topmost), fractions in [0, 1]."""
+
+    level: int
+    names: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    macro_f1: float
+
+
+@dataclass(frozen=True)
 class Result:
-    """One run's figures on its split, fractions in [0, 1]; None for what the run does not have."""
+    """One run's figures on its split, fractions in [0, 1]; None for what the run does not have.
+
+    own: those of metrics that are not tellapart's; levels: where the names of classes have levels.
+    """
 
     run: str
     split: str | None
@@ -49,6 +63,8 @@ class Result:
     map_interval: tuple[float, float] | None = None
     kappa: float | None = None
     mae: float | None = None
+    own: dict[str, float | None] = field(default_factory=dict)
+    levels: tuple[AtLevel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,8 @@ class Pair:
     only_first and only_second: images that just that run has right. difference: accuracy (``metric``) of the second
     less that of the first, with its 95 % interval. p_value: McNemar's exact test, two-sided (of mAP, and of quadratic
     kappa where classes are grades, the bootstrap's: see `compare_labels`, `compare_grades`); p_adjusted: after Holm,
-    over all pairs of the comparison.
+    over all pairs of the comparison. level: 0 for the classes, else which of the levels above them (each is corrected
+    for itself).
     """
 
     first: int
@@ -73,6 +90,7 @@ class Pair:
     p_value: float
     p_adjusted: float
     metric: str = "accuracy"
+    level: int = 0
 
     @property
     def verdict(self) -> str:
@@ -125,7 +143,7 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
                 f"ones: {run.path / 'seed-…'}."
             )
     common = _common_split(runs)
-    answers: dict[tuple[int, str], Answers] = {}
+    read = functools.cache(lambda k, split, level: _answers(runs[k], split, level))
     pairs, notes = [], []
     for first, second in itertools.combinations(range(len(runs)), 2):
         split = _common_split([runs[first], runs[second]])
@@ -138,10 +156,7 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
             if kinds == {multilabel.KIND}:
                 pairs.append(_pair_of_sets(first, second, split, runs[first], runs[second]))
                 continue
-            for k in (first, second):
-                answers[k, split] = answers.get((k, split)) or _answers(runs[k], split)
-            pair = _pair(first, second, split, answers[first, split], answers[second, split])
-            pairs.append(_by_grades(pair, runs, answers))
+            pairs += _pairs_at_levels(first, second, split, runs, read)
         except _NotComparableError as reason:
             notes.append(f"{_letter(first)} and {_letter(second)} {reason}; their difference was not tested.")
     if any(pair.split == OUT_OF_FOLD for pair in pairs):
@@ -153,8 +168,9 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
         notes.append(
             "Validation and training images were used to make the models: their figures are too optimistic."
         )
-    if len(pairs) > 1:
-        notes.append(f"The p values are corrected for {len(pairs)} comparisons (Holm).")
+    if (count := sum(not pair.level for pair in pairs)) > 1:
+        each = " at each level" if count < len(pairs) else ""
+        notes.append(f"The p values are corrected for {count} comparisons{each} (Holm).")
     return Comparison(
         tuple(run.name for run in runs),
         spec_differences(runs),
@@ -162,6 +178,19 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
         tuple(_holm(pairs)),
         tuple(notes),
     )
+
+
+def _pairs_at_levels(
+    first: int, second: int, split: str, runs: Sequence[RunFolder], read: Callable[[int, str, int], Answers]
+) -> Iterator[Pair]:
+    """Yield two runs on their classes, and at each level above them that both have."""
+    one, two = (runs[k].evaluations[split] for k in (first, second))
+    levels = min(len(figures.levels) for figures in (one, two) if isinstance(figures, Evaluation))
+    for level in range(levels + 1):
+        answers = [read(k, split, level) for k in (first, second)]
+        pair = _pair(first, second, split, *answers)
+        pair = pair if level else _by_grades(pair, runs, *answers)
+        yield replace(pair, level=level, metric=f"accuracy at level {level}") if level else pair
 
 
 def _pair_of_sets(first: int, second: int, split: str, one: RunFolder, two: RunFolder) -> Pair:
@@ -197,11 +226,15 @@ def spec_differences(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
 
 
 def _holm(pairs: Sequence[Pair]) -> list[Pair]:
-    adjusted = holm([pair.p_value for pair in pairs])
-    return [Pair(**{**vars(pair), "p_adjusted": p}) for pair, p in zip(pairs, adjusted, strict=True)]
+    adjusted: dict[int, Iterator[float]] = {
+        level: iter(holm([pair.p_value for pair in pairs if pair.level == level]))
+        for level in {pair.level for pair in pairs}
+    }
+    return [replace(pair, p_adjusted=next(adjusted[pair.level])) for pair in pairs]
 
 
-def _answers(run: RunFolder, split: str) -> Answers:
+def _answers(run: RunFolder, split: str, level: int = 0) -> Answers:
+    label, predicted = (f"label-at-{level}", f"predicted-at-{level}") if level else ("label", "predicted")
     hashes = {
         (row.get("path", ""), row.get("box", "")): row.get("hash", "")
         for name in ("samples.csv", "fold-1/samples.csv")  # the latter of a cross-validation
@@ -213,8 +246,8 @@ def _answers(run: RunFolder, split: str) -> Answers:
         place = (row.get("path", ""), row.get("box", ""))
         seen[place] += 1
         answers[(*place, seen[place])] = (
-            row.get("label", ""),
-            row.get("correct") == "1",
+            row.get(label, ""),
+            row.get(label) == row.get(predicted) if level else row.get("correct") == "1",
             hashes.get(place, ""),
             row.get("predicted", ""),
         )
@@ -227,7 +260,7 @@ def _shared(one: Answers, two: Answers) -> list[Key]:
     ]
 
 
-def _by_grades(pair: Pair, runs: Sequence[RunFolder], answers: Mapping[tuple[int, str], Answers]) -> Pair:
+def _by_grades(pair: Pair, runs: Sequence[RunFolder], one: Answers, two: Answers) -> Pair:
     """Return the pair by the kappa of both, where their classes are the same grades in the same order."""
     found = [runs[k].evaluations[pair.split] for k in (pair.first, pair.second)]
     if (
@@ -235,13 +268,16 @@ def _by_grades(pair: Pair, runs: Sequence[RunFolder], answers: Mapping[tuple[int
         or found[0].classes != found[1].classes
     ):
         return pair
-    one, two = answers[pair.first, pair.split], answers[pair.second, pair.split]
     told = [(one[key][0], one[key][3], two[key][3]) for key in _shared(one, two)]
     by = compare_grades.compare(told, found[0].classes)
     if by is None:
         return pair
-    changes = {"difference": by.difference, "difference_interval": by.interval, "metric": "quadratic kappa"}
-    return Pair(**{**vars(pair), **changes, "p_value": by.p_value, "p_adjusted": by.p_value})
+    changes: dict[str, Any] = {
+        "difference": by.difference,
+        "difference_interval": by.interval,
+        "metric": "quadratic kappa",
+    }
+    return replace(pair, **changes, p_value=by.p_value, p_adjusted=by.p_value)
 
 
 def _pair(first: int, second: int, split: str, one: Answers, two: Answers) -> Pair:
@@ -277,7 +313,8 @@ def _pair(first: int, second: int, split: str, one: Answers, two: Answers) -> Pa
 def _result(run: RunFolder, split: str | None) -> Result:
     figures = run.evaluations[split] if split else None
     accuracy, mean = (_headline(figures, key) for key in ("accuracy", "map"))
-    grades = figures.ordinal if isinstance(figures, Evaluation) else None
+    single = figures if isinstance(figures, Evaluation) else None
+    grades = single.ordinal if single else None
     return Result(
         run=run.name,
         split=split,
@@ -291,6 +328,11 @@ def _result(run: RunFolder, split: str | None) -> Result:
         map_interval=mean.interval if mean else None,
         kappa=grades.kappa if grades else None,
         mae=grades.mae if grades else None,
+        own=dict(single.own) if single else {},
+        levels=tuple(
+            AtLevel(number, len(one.classes), one.accuracy, one.accuracy_interval, one.macro.f1)
+            for number, one in enumerate(single.levels if single else (), 1)
+        ),
     )
 
 
@@ -306,7 +348,8 @@ def _render(found: Comparison) -> str:
     head = ["kappa", "MAE"] if grades else []
     rows = [["", "run", "split", figure, "95 % interval", "macro-F1", *head, "images", "epochs", "time"]]
     rows += [[a, *_result_cells(result, grades)] for a, result in zip(letters, found.results, strict=True)]
-    lines = ["Results", *_table(rows, stretch=1, left=3), "", "Spec: the fields that differ"]
+    lines = ["Results", *_table(rows, stretch=1, left=3), *_level_lines(found.results, letters)]
+    lines += [*_own_lines(found.results, letters), "", "Spec: the fields that differ"]
     if found.differences:
         cell = max(6, (WIDTH - 32) // len(letters) - 2)
         spec = [["field", *letters]]
@@ -321,6 +364,33 @@ def _render(found: Comparison) -> str:
     for note in found.notes:
         lines += textwrap.wrap(note, WIDTH, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(lines) + "\n"
+
+
+def _level_lines(results: Sequence[Result], letters: Sequence[str]) -> list[str]:
+    """Return a table of the figures at the levels above the classes, where any run has them."""
+    rows = [["", "level", "names", "accuracy", "95 % interval", "macro-F1"]]
+    for level in range(1, max((len(result.levels) for result in results), default=0) + 1):
+        for letter, result in zip(letters, results, strict=True):
+            if level <= len(result.levels):
+                one = result.levels[level - 1]
+                interval = numerals.interval(*one.accuracy_interval)
+                figures = [numerals.percent(one.accuracy), interval, numerals.percent(one.macro_f1)]
+                rows.append([letter, str(level), f"{one.names:,}", *figures])
+    return ["", "Levels of the names", *_table(rows, stretch=1, left=1)] if len(rows) > 1 else []
+
+
+def _own_lines(results: Sequence[Result], letters: Sequence[str]) -> list[str]:
+    """Return a table of the metrics that are not tellapart's, a column for each run."""
+    names = dict.fromkeys(name for result in results for name in result.own)
+
+    def cell(name: str, own: Mapping[str, float | None]) -> str:
+        return numerals.metric(own[name]) if name in own else numerals.NONE
+
+    rows = [
+        ["metric", *letters],
+        *([name, *(cell(name, result.own) for result in results)] for name in names),
+    ]
+    return ["", "Metrics of your own", *_table(rows, stretch=0, left=1)] if names else []
 
 
 def _result_cells(result: Result, grades: bool) -> list[str]:

@@ -53,13 +53,9 @@ HEADLINES = ("accuracy", "map")
 """What models are judged by, one for each kind of label; each has an interval."""
 
 
-def _plain(value: float | None) -> str:
-    return "not defined" if value is None else numerals.setting(round(value, 6))
-
-
 def naming(key: str) -> Naming:
     """Return how a figure is read; one that is not tellapart's has its own name."""
-    return NAMES.get(key) or Naming(key, _plain, share=False)
+    return NAMES.get(key) or Naming(key, numerals.metric, share=False)
 
 
 def weighted_mean(values: Sequence[float | None], counts: Sequence[int]) -> float | None:

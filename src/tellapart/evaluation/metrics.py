@@ -82,6 +82,8 @@ class Evaluation(Measurement):
     """Figures of metrics that are not tellapart's."""
     ordinal: GradeScores | None = None
     """Where the classes are grades."""
+    levels: tuple[Evaluation, ...] = ()
+    """The same at each level above the classes, the topmost first, where the names of classes have levels."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON (no NaN: what is not known is None)."""
@@ -93,6 +95,7 @@ class Evaluation(Measurement):
         values["per_class"] = [asdict(score) for score in self.per_class]
         values["confusion"] = self.confusion.tolist()
         values["latency_ms"] = None if self.latency_ms is None else dict(self.latency_ms)
+        values["levels"] = [one.to_dict() for one in self.levels]
         grades = values.pop("ordinal")
         return values if grades is None else values | {"ordinal": grades.to_dict()}
 
@@ -106,6 +109,9 @@ class Evaluation(Measurement):
             all(one.ordinal for one in parts),
             top5=weighted_mean([one.top5 for one in parts], [one.n for one in parts]),
             loss=weighted_mean([one.loss for one in parts], [one.n for one in parts]),
+            levels=tuple(
+                cls.pooled(level, (), split) for level in zip(*[one.levels for one in parts], strict=True)
+            ),
         )
 
     @property
@@ -127,18 +133,35 @@ class Evaluation(Measurement):
         }
 
     def texts(self) -> list[tuple[str, str]]:
-        """See Measurement; of grades with the intervals."""
+        """See Measurement; of grades with the intervals, and of levels the accuracy."""
+        above = [
+            (f"level {number}: accuracy", numerals.percent(level.accuracy))
+            for number, level in enumerate(self.levels, 1)
+        ]
         if self.ordinal is None:
-            return super().texts()
+            return super().texts() + above
         found = [
             (name, f"{value} ({ends})" if ends else value)
             for name, value, ends in ordinal.texts(self.ordinal)
         ]
-        return found + super().texts()[len(found) :]
+        return found + super().texts()[len(found) :] + above
 
     def brief(self) -> dict[str, Any]:
         """See Measurement; of grades with the intervals."""
-        return super().brief() | dict(self.own) | (self.ordinal.to_dict() if self.ordinal else {})
+        found = super().brief() | dict(self.own) | (self.ordinal.to_dict() if self.ordinal else {})
+        if self.levels:
+            found["levels"] = [level.brief_at(number) for number, level in enumerate(self.levels, 1)]
+        return found
+
+    def brief_at(self, number: int) -> dict[str, Any]:
+        """Return the few figures of a level above the classes, 1 being the topmost."""
+        return {
+            "level": number,
+            "names": len(self.classes),
+            "accuracy": self.accuracy,
+            "accuracy_interval": list(self.accuracy_interval),
+            "macro_f1": self.macro.f1,
+        }
 
     def table(self) -> Table:
         """See Measurement."""
@@ -177,9 +200,11 @@ class Evaluation(Measurement):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
         """Return the evaluation that `to_dict` gave the values of. Raises KeyError for a missing one."""
-        known = {name: values[name] for name in cls.__dataclass_fields__ if name not in ("own", "ordinal")}
+        later = ("own", "ordinal", "levels")  # which files of before do not have
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name not in later}
         known["own"], grades = values.get("own") or {}, values.get("ordinal")
         known["ordinal"] = None if grades is None else GradeScores.from_dict(grades)
+        known["levels"] = tuple(cls.from_dict(one) for one in values.get("levels") or ())
         low, high = values["accuracy_interval"]
         return cls(
             **known
@@ -248,7 +273,8 @@ def evaluate(
 
     accuracy has Wilson's 95 % interval. top5 counts a label among the five most probable classes; None where
     K <= 5. loss is the mean cross-entropy in nats; None where it is not finite. confusion is int64 [K, K]: a row
-    for each true class, a column for each predicted one. Raises DataError where N is 0.
+    for each true class, a column for each predicted one. Where the names of classes have levels, ``levels`` has the
+    same of what is told at each above the classes (by the sums of probabilities). Raises DataError where N is 0.
     """
     _check(answers.logits.shape, len(labels))
     classes = answers.classes
@@ -262,6 +288,10 @@ def evaluate(
         loss=loss if math.isfinite(loss) else None,
         images_per_second=len(labels) / seconds if seconds else None,
         latency_ms=timing.percentiles(latencies_ms) if latencies_ms is not None else None,
+        levels=tuple(
+            evaluate(told, level.of[labels], split)
+            for level, told in zip(answers.levels, answers.above, strict=True)
+        ),
     )
 
 
@@ -334,8 +364,9 @@ def predictions(
     """Return the columns of predictions.csv, each of length N.
 
     path, label and predicted (class names), confidence (the highest probability), label_probability (that of
-    the true class), correct (0 or 1), expected_grade (of grades), the probability of each
-    class (``p:CLASS``), and box ("x0 y0 x1 y1", "" for the whole image) where ``boxes`` is given.
+    the true class), correct (0 or 1), expected_grade (of grades), the probability of each class (``p:CLASS``), label
+    and prediction at each level above the classes (``label-at-1``, ``predicted-at-1``, …), where there are any, and box
+    ("x0 y0 x1 y1", "" for the whole image) where ``boxes`` is given.
     """
     probabilities, classes = answers.probabilities, answers.classes
     truth, guess = labels, answers.best
@@ -351,6 +382,9 @@ def predictions(
     if answers.ordered:
         columns["expected_grade"] = answers.expected_grades.tolist()
     columns |= {f"p:{name}": probabilities[:, k].tolist() for k, name in enumerate(classes)}
+    for number, (level, told) in enumerate(zip(answers.levels, answers.above, strict=True), 1):
+        columns[f"label-at-{number}"] = [level.names[k] for k in level.of[truth]]
+        columns[f"predicted-at-{number}"] = told.labels
     if boxes is not None:
         columns["box"] = [
             "" if np.isnan(box).any() else " ".join(f"{value:g}" for value in box) for box in boxes

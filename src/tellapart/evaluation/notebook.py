@@ -10,7 +10,7 @@ import os
 from tellapart import pages
 from tellapart.errors import RunError
 from tellapart.evaluation import charts
-from tellapart.evaluation.measurement import Measurement, naming
+from tellapart.evaluation.measurement import Measurement
 from tellapart.evaluation.report import SPLIT_NAMES, curves, meaning
 from tellapart.evaluation.run_folder import RunFolder, read_run
 
@@ -34,7 +34,7 @@ def of_evaluation(evaluation: Measurement, title: str = "", note: str = "") -> s
         note=note,
         evaluation=evaluation,
         split=SPLIT_NAMES.get(evaluation.split, evaluation.split),
-        facts=[(naming(key).name, naming(key).show(value)) for key, value in evaluation.figures().items()],
+        facts=evaluation.texts(),
         columns=[name for name, _ in table.columns],
         scores=[(*table.rows[place][:2], table.texts(place)) for place in order],
         left=len(table.rows) - len(order),

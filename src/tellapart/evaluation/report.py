@@ -13,7 +13,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from tellapart.evaluation.multilabel import LabelScore, MultiEvaluation
 from tellapart.evaluation.run_folder import RunFolder, flatten, read_run
 
 MOST_BAD_IMAGES = 200
+_BYTES = ("memory.", "disk.")  # of a machine: whole numbers there are bytes
 OPEN_ROWS = 20  # tables with more rows than this are folded
 
 SPLIT_NAMES = {"test": "test", "val": "validation", "train": "training"}
@@ -91,7 +92,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "mistakes": _mistakes(run),
         "choices": _choices(run),
         "spec": _spec(run),
-        "environment": flatten(run.environment),
+        "environment": dict(_environment(run.environment)),
         "open_rows": OPEN_ROWS,
         "chart_size": charts,
     }
@@ -222,6 +223,18 @@ def _classes(figures: Evaluation) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["score"].f1 is None, row["score"].f1, row["score"].name))
 
 
+def _level(number: int, figures: Evaluation) -> dict[str, Any]:
+    """Return what is shown of one level above the classes."""
+    pairs = charts.confused_pairs(figures.confusion)
+    return {
+        "number": number,
+        "figures": figures,
+        "classes": _classes(figures),
+        "matrix": _matrix(figures),
+        "pairs": pairs,
+    }
+
+
 def _label_rows(figures: MultiEvaluation) -> list[LabelScore]:
     """Return the rows of the table of labels, the lowest average precision first, those without images last."""
     return sorted(figures.per_class, key=lambda score: (score.ap is None, score.ap, score.name))
@@ -249,6 +262,7 @@ def _single_parts(figures: Any) -> dict[str, Any]:
     return {
         "classes": _classes(figures),
         "matrix": _matrix(figures),
+        "levels": [_level(number, one) for number, one in enumerate(figures.levels, 1)],
         "pairs": charts.confused_pairs(figures.confusion),
     }
 
@@ -291,21 +305,31 @@ def _mistakes(run: RunFolder) -> list[dict[str, Any]]:
     folder = run.path / "evaluation" / (run.split or "") / "mistakes"
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        return [_mistake(folder, entry) for entry in index]
+        figures = run.evaluations.get(run.split or "")
+        mark = label_mark(figures.classes if figures else ())
+        return [_mistake(folder, entry, mark) for entry in index]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder / 'index.json'} is damaged ({error!r}). Evaluate the run again.") from error
 
 
-def _mistake(folder: pathlib.Path, entry: dict[str, Any]) -> dict[str, Any]:
+def _together_text(text: str, mark: str) -> str:
+    """Return an image's labels as people write them."""
+    return ", ".join(filter(None, text.split(mark))) or "none"
+
+
+def _mistake(folder: pathlib.Path, entry: dict[str, Any], mark: str) -> dict[str, Any]:
     from PIL import Image
 
     content = (folder / pathlib.PurePath(entry["image"]).name).read_bytes()
     with Image.open(io.BytesIO(content)) as picture:
         small = max(picture.size) <= 96
     if "labels" in entry:
-        texts = {"label": entry["labels"] or "none", "predicted": entry["predicted"] or "none"}
+        texts = {
+            "label": _together_text(entry["labels"], mark),
+            "predicted": _together_text(entry["predicted"], mark),
+        }
         shown = {"path": entry["path"], **texts, "confidence": None}
     else:
         shown = {name: entry[name] for name in ("path", "label", "predicted", "confidence")}
@@ -336,3 +360,23 @@ def _spec(run: RunFolder) -> list[tuple[str, list[tuple[str, str, str | None]]]]
         default = numerals.option(defaults.get(name)) if differs else None
         sections.setdefault(section or "other", []).append((field, numerals.option(value), default))
     return list(sections.items())
+
+
+def _environment(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what a run says of its machine, as people read it: names and values; what is empty is left out."""
+    for name, value in flatten(values).items():
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            for place, one in enumerate(value):
+                own = str(one.get("name") or place)
+                told = [one["version"]] if "version" in one else [v for k, v in one.items() if k != "name"]
+                if any(told):
+                    yield f"{name}.{own}", numerals.option(told)
+        elif isinstance(value, list):
+            if value:
+                yield (
+                    name,
+                    (" " if all(str(one).endswith(".") for one in value) else "; ").join(map(str, value)),
+                )
+        elif value not in (None, "", {}):
+            plain_count = isinstance(value, int) and name.startswith(_BYTES)
+            yield name, f"{numerals.number(value / 2**30)} GiB" if plain_count else numerals.option(value)

@@ -22,27 +22,43 @@ from tellapart.evaluation.run_folder import OUT_OF_FOLD
 _COUNTS = ("n", "epoch")  # what an entry says beside figures
 
 
-def summarise(finished: Sequence[Mapping[str, Any]], interval: bool) -> dict[str, Any]:
+def summarise(
+    finished: Sequence[Mapping[str, Any]], interval: bool, own: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return, for each figure that all runs have, its mean, its standard deviation (n - 1) and the number of runs.
 
-    ``interval``: the 95 % interval of the mean too, by Student's t over the runs, cut to 0 and 1 for shares; None with
-    fewer than two runs. Runs that share training images are not independent, so it is an approximation.
+    ``own``: names of metrics that are not tellapart's. Where the names of classes have levels, ``levels`` has the same
+    of the accuracy at each. ``interval``: the 95 % interval of the mean too, by Student's t over the runs, cut to 0 and
+    1 for shares; None with fewer than two runs. Runs that share training images are not independent, so it is an
+    approximation.
     """
     found: dict[str, Any] = {}
     names = dict.fromkeys(name for entry in finished for name, value in entry.items() if _is_number(value))
     for name in names:
-        values = [entry.get(name) for entry in finished]
-        known = [float(value) for value in values if value is not None]
-        if name in _COUNTS or len(known) < len(values):
-            continue
-        found[name] = {
-            "mean": statistics.fmean(known),
-            "std": statistics.stdev(known) if len(known) > 1 else None,
-            "n": len(known),
-        }
-        if interval:
-            found[name]["interval"] = t_interval(known, naming(name).share)
+        spread = _spread([entry.get(name) for entry in finished], interval, naming(name).share)
+        if spread and name not in _COUNTS:
+            found[name] = spread
+    levels = list(zip(*[entry.get("levels") or () for entry in finished], strict=False))
+    if levels:
+        found["levels"] = [
+            {key: level[0][key] for key in ("level", "names")}
+            | _spread([one["accuracy"] for one in level], interval, True)
+            for level in levels
+        ]
     return found
+
+
+def _spread(values: Sequence[float | None], interval: bool, share: bool) -> dict[str, Any]:
+    """Return mean, standard deviation and number of values that all runs have, else {}."""
+    known = [float(value) for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return {}
+    found = {
+        "mean": statistics.fmean(known),
+        "std": statistics.stdev(known) if len(known) > 1 else None,
+        "n": len(known),
+    }
+    return {**found, "interval": t_interval(known, share)} if interval else found
 
 
 def _is_number(value: object) -> bool:
@@ -119,7 +135,7 @@ def write_page(folder: str | os.PathLike[str], out: str | os.PathLike[str] | Non
         head=heads[0] if heads else "accuracy",
         title=in_full(heads[0] if heads else "accuracy"),
         named={key: naming(key) for key in [*NAMES, *summary]},
-        columns=[key for key in dict.fromkeys([*heads, *summary]) if key != "n"],
+        columns=[key for key in dict.fromkeys([*heads, *summary]) if key not in ("n", "levels")],
         summary=summary,
         test=content.get("test", {}),
         evaluation=evaluation,

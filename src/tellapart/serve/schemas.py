@@ -55,9 +55,19 @@ def _list(items: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 _CLASS = _object(label=_TEXT, probability=_SHARE)
+_LEVEL = _object(level=_COUNT, label=_TEXT, probability=_SHARE, agrees={"type": "boolean"})
 _TOLD = _object(label=_TEXT, probability=_SHARE, threshold=_SHARE)  # where an image can have several labels
-_ONE = _object(label=_TEXT, probability=_SHARE, top=_list(_CLASS))
-_ONE["properties"]["expected_grade"] = {"type": "number", "description": "Where classes are grades."}
+
+
+def _single(**properties: Any) -> dict[str, Any]:
+    """Return the description of one label's answer, with what is there for some models alone."""
+    result = _object(**properties)
+    result["properties"]["expected_grade"] = {"type": "number", "description": "Where classes are grades."}
+    result["properties"]["levels"] = _list(_LEVEL, description="Where the names of classes have levels.")
+    return result
+
+
+_ONE = _single(label=_TEXT, probability=_SHARE, top=_list(_CLASS))
 _SEVERAL = _object(labels=_list(_TOLD), top=_list(_CLASS))
 for _kind in (_ONE, _SEVERAL):  # where they were asked for
     _kind["properties"]["features"] = _list(_NUMBER, description="The input of the last layer, if asked for.")
@@ -66,7 +76,7 @@ _MAP: dict[str, Any] = {"explained": _TEXT, "heat": _list(_list(_NUMBER)), "imag
 _HEAD: dict[str, Any] = {"model": _TEXT, "version": _COUNT}
 EXPLANATION = {
     "anyOf": [
-        _object(True, **_HEAD, label=_TEXT, probability=_SHARE, top=_list(_CLASS), **_MAP),
+        _single(**_HEAD, label=_TEXT, probability=_SHARE, top=_list(_CLASS), **_MAP),
         _object(True, **_HEAD, labels=_list(_TOLD), top=_list(_CLASS), **_MAP),
     ]
 }

@@ -12,10 +12,11 @@ import os
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -40,7 +41,7 @@ class Console:
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         self._moving = stream is None and in_notebook()
-        self._moved = 0  # characters of the line that is to be written over
+        self._line = ""  # in a notebook the output whose text is still to be replaced
         self._stream = stream or (sys.stdout if self._moving else sys.stderr)
         self._quiet = quiet
         self.score = "acc"  # the validation figure that is shown beside the loss, in short
@@ -182,7 +183,8 @@ class Console:
         self._epoch, self._printed_step = epoch + 1, 0
         if self._quiet:
             return
-        self._stop_bar()
+        if self._rich is not None:
+            self._stop_bar()
         figures = [
             _first(values, _number, "train/epoch-loss", "train/loss"),
             _first(values, numerals.percent, "train/epoch-accuracy", "train/accuracy"),
@@ -219,8 +221,10 @@ class Console:
         with self._lock:
             if self._rich is not None:
                 self._rich.print(Text(text, style=style), soft_wrap=True)
+            elif self._line:  # it takes the place of the progress, so that a notebook keeps no other text
+                self._show_line(text)
+                self._line = ""
             else:
-                self._clear()
                 self._stream.write(f"{text}\n")
                 self._stream.flush()
 
@@ -231,17 +235,21 @@ class Console:
             return
         with self._lock:
             self._drawn_at = now
-            text = shown(text, one_line=True)
-            self._stream.write(f"\r{text:<{self._moved}}")
-            self._stream.flush()
-            self._moved = len(text)
+            self._show_line(shown(text, one_line=True))
 
     def _clear(self) -> None:
         """Take the line that moves away."""
-        if self._moved:
-            self._stream.write(f"\r{'':<{self._moved}}\r")
-            self._stream.flush()
-            self._moved = 0
+        if self._line:
+            self._show_line("")  # and stays, for what is said next
+
+    def _show_line(self, text: str) -> None:
+        """Show the line that moves: an output of a notebook whose text is replaced each time."""
+        new = not self._line
+        self._line = self._line or uuid.uuid4().hex
+        self._stream.flush()
+        _shell().display_pub.publish(
+            {"text/plain": text}, transient={"display_id": self._line}, update=not new
+        )
 
     def _draw(self, label: str, done: int, status: str, total: int | None = None) -> None:
         """Draw the one bar that there is, made where there is none."""
@@ -274,10 +282,14 @@ class Console:
 
 
 def in_notebook() -> bool:
-    """Return whether a Jupyter kernel runs this: its front ends write a line over at a carriage return."""
+    """Return whether a Jupyter kernel runs this: its outputs can be replaced."""
+    return getattr(_shell(), "kernel", None) is not None
+
+
+def _shell() -> Any:
+    """Return IPython's shell where it runs this, else None."""
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
-    return getattr(shell, "kernel", None) is not None
+    return ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
 
 
 class Busy:

@@ -247,6 +247,8 @@ def _part(
             )
         spec = update(runs.read_spec(runs.require(model) / runs.SPEC_FILE).data, changes)
     else:
+        if changes.get("levels", "auto") == "auto":
+            changes["levels"] = card.levels or "none"
         spec = update(DataSpec(val_fraction=0.0, test_fraction=0.0), changes)
     if given is not None:
         given.known, given.ranged = card.classes, card.preprocessing.range is not None

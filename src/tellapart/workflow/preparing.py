@@ -89,6 +89,7 @@ def make_plan(prepared: setup.RunData, procs: Processes, console: Console) -> Re
         kind="multi-label" if several else "single",
         thresholds=(multilabel.HALF,) * len(prepared.classes) if several else (),
         ordered=prepared.train.samples.ordered,
+        levels=prepared.train.samples.levels,
         architecture=architecture,
         classes=prepared.classes,
         preprocessing=prepared.contract,

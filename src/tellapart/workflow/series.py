@@ -375,9 +375,9 @@ class _Work:
         measured = [entry for entry in self.finished if headline_of(entry)]
         folds = self.kind.name == "folds"
         if measured:
-            content["summary"] = figures.summarise(measured, interval=folds)
+            content["summary"] = figures.summarise(measured, folds)
         if folds and measured and all("test" in entry for entry in measured):
-            content["test"] = figures.summarise([entry["test"] for entry in measured], interval=False)
+            content["test"] = figures.summarise([entry["test"] for entry in measured], False)
         if folds and len(self.finished) == self.kind.count:
             evaluation = figures.pool(self.folder, content["runs"])
             content["out_of_fold"] = evaluation.brief()

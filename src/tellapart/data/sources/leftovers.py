@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from tellapart.data.sources import levels
 from tellapart.data.sources.annotations import TITLES, read_annotations
 from tellapart.data.sources.folders import class_folders
 from tellapart.data.sources.folders.walk import Tree
@@ -34,7 +35,7 @@ def class_folders_first(tree: Tree, kind: str, spec: DataSpec, note: Note) -> Li
     own: nothing says which.
     """
     own: list[str] = []
-    kept = _complete(tree, own.append)
+    kept = _complete(tree, own.append, levels.given(spec) == "/")
     if kept is None or spec.boxes == "crop":
         return None
     why = f"the {TITLES[kind]} annotations beside them are not"
@@ -59,10 +60,10 @@ def class_folders_first(tree: Tree, kind: str, spec: DataSpec, note: Note) -> Li
     return kept
 
 
-def _complete(tree: Tree, note: Note) -> Listing | None:
+def _complete(tree: Tree, note: Note, nested: bool) -> Listing | None:
     """Return the class folders of a tree where they hold all of its images, and are of two classes or more."""
     try:
-        found = class_folders.read_folder(tree, note)
+        found = class_folders.read_folder(tree, note, nested=nested)
     except DataError:
         return None
     names = set(found.labels)

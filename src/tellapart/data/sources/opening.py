@@ -23,6 +23,7 @@ from tellapart.data.sources import (
     filling,
     grades,
     known,
+    levels,
     linked,
     lookalikes,
 )
@@ -61,6 +62,7 @@ def open_source(
     """
     notes = Notes(say, warn)
     check_encoding(spec.encoding)
+    levels.check(spec)
     try:
         listing = _read(spec, given, notes)
     except DataError:
@@ -132,7 +134,7 @@ def _open_named(named: Mapping[str, Sequence[str]], spec: DataSpec, notes: Notes
         where = _existing(spec.source)
         if archives.is_archive(where):
             where = _unpacked(where, spec, notes)
-    listing = class_folders.read_named(named, where, notes)
+    listing = class_folders.read_named(named, where, notes, nested(spec))
     listing.name = _title(where)
     return listing
 
@@ -234,7 +236,8 @@ def _open_folder(path: str, spec: DataSpec, notes: Notes) -> Listing:
 def _open_tree(tree: walk.Tree, spec: DataSpec, notes: Notes) -> Listing:
     """Return the listing of a folder's lists or class folders, and say which lists are not used."""
     if spec.format in ("folder", "classes"):
-        return known.name_imagenet(class_folders.read_folder(tree, notes, spec.format == "classes"), notes)
+        only = spec.format == "classes"
+        return known.name_imagenet(class_folders.read_folder(tree, notes, only, nested(spec)), notes)
     found = in_folders.look(tree, spec)
     if in_folders.prefers_lists(found, tree, spec):
         listing = in_folders.read(found, tree, spec, notes)
@@ -245,12 +248,17 @@ def _open_tree(tree: walk.Tree, spec: DataSpec, notes: Notes) -> Listing:
         )
     else:
         try:
-            listing = known.name_imagenet(class_folders.read_folder(tree, notes), notes)
+            listing = known.name_imagenet(class_folders.read_folder(tree, notes, nested=nested(spec)), notes)
         except DataError as error:
             raise DataError(f"{found.failures()} {error}".strip()) from error
     if found.unused:
         notes(found.reasons())
     return listing
+
+
+def nested(spec: DataSpec) -> bool:
+    """Return whether class folders inside folders are classes, whose names have levels."""
+    return levels.given(spec) == "/"
 
 
 def _wrapped(tree: walk.Tree) -> str:
@@ -263,6 +271,7 @@ def _wrapped(tree: walk.Tree) -> str:
 
 
 def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
+    mark = levels.settle(listing, spec, notes, notes.warn)
     classes = _class_names(listing, notes)
     classes = _in_order(listing, classes, spec, notes) if spec.order else classes
     index = {name: number for number, name in enumerate(classes)}
@@ -297,6 +306,7 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
         notes=tuple(notes),
         targets=targets,
         ordered=bool(spec.order),
+        levels=mark,
     )
     if samples.pixels is not None and samples.keys is None:
         samples = dataclasses.replace(samples, keys=np.arange(len(samples)))

@@ -9,7 +9,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tellapart.data.sources import lookalikes
 from tellapart.data.sources.containers import unread
@@ -41,12 +41,12 @@ def has_class_folders(tree: Tree) -> bool:
     return len(set(listing.labels)) > 1
 
 
-def read_folder(tree: Tree, note: Note, classes_only: bool = False) -> Listing:
+def read_folder(tree: Tree, note: Note, classes_only: bool = False, nested: bool = False) -> Listing:
     """Return the listing of `train/val/test/CLASS/*` (any of the splits), `CLASS/*` or `CLASS/train/*`.
 
-    Folders inside a class belong to the class. With ``classes_only`` the top folders are the classes, whatever
-    they are called. Raises DataError where there are no images or no class folders, or where it is not clear
-    which folders are the splits.
+    Folders inside a class belong to the class; with ``nested`` they are classes, called `CLASS/FOLDER` and so on. With
+    ``classes_only`` the top folders are the classes, whatever they are called. Raises DataError where there are no
+    images or no class folders, or where it is not clear which folders are the splits.
     """
     if not tree.images:
         others = f" ({many(len(tree.others), 'other file')} there)" if tree.others else ""
@@ -54,19 +54,19 @@ def read_folder(tree: Tree, note: Note, classes_only: bool = False) -> Listing:
         raise DataError(f"No images were found in {printable(tree.root)!r}{others}. {known}".rstrip())
     node = folder_tree.grow(tree.images)
     if classes_only:
-        return _collect(tree, "", {"": Part("", node.inner)}, {"": ""}, note, any_name=True)
-    base = folder_tree.find_base(node, tree.root)
+        return _collect(tree, "", {"": Part("", node.inner)}, {"": ""}, note, nested, any_name=True)
+    base = folder_tree.find_base(node, tree.root, nested)
     for prefix in _above(base):
         for name, count in _siblings(folder_tree.at(node, prefix[0]), prefix[1]):
             note(f"Skipped {many(count, 'image')} in {printable(name)}: they lie outside {printable(base)}.")
     node = folder_tree.at(node, base)
-    splits = folder_tree.find_splits(node, os.path.join(tree.root, base))
+    splits = folder_tree.find_splits(node, os.path.join(tree.root, base), nested)
     if splits:
-        return _read_splits(tree, base, node, splits, note)
-    inner = folder_tree.class_first(node)
+        return _read_splits(tree, base, node, splits, note, nested)
+    inner = folder_tree.splits_of_nested(node, tree.root) if nested else folder_tree.class_first(node)
     if inner:
         return _read_class_first(tree, base, inner, note)
-    return _read_classes(tree, base, node, note)
+    return _read_classes(tree, base, node, note, nested)
 
 
 def _above(base: str) -> list[tuple[str, str]]:
@@ -80,7 +80,9 @@ def _siblings(node: Node, taken: str) -> list[tuple[str, int]]:
     return [*found, ("the top folder", node.direct)] if node.direct else found
 
 
-def _read_splits(tree: Tree, base: str, node: Node, splits: Mapping[str, str], note: Note) -> Listing:
+def _read_splits(
+    tree: Tree, base: str, node: Node, splits: Mapping[str, str], note: Note, nested: bool
+) -> Listing:
     parts = {name: folder_tree.unwrapped(name, node.inner[name]) for name in splits}
     for name, part in parts.items():
         if folder_tree.only_containers(part.classes) and len(parts) == 1:
@@ -92,10 +94,14 @@ def _read_splits(tree: Tree, base: str, node: Node, splits: Mapping[str, str], n
         note(why)
     if node.direct:
         note(f"Skipped {many(node.direct, 'image')} in the top folder, outside of class folders.")
-    return _collect(tree, base, parts, splits, note)
+    for part in () if nested else parts.values():
+        if text := _of_inner(part.classes):
+            note(text)
+            break
+    return _collect(tree, base, parts, splits, note, nested)
 
 
-def _read_classes(tree: Tree, base: str, node: Node, note: Note) -> Listing:
+def _read_classes(tree: Tree, base: str, node: Node, note: Note, nested: bool) -> Listing:
     out = {name for name in node.inner if folder_tree.is_no_class(name, node.inner)}
     copies = {name for name in node.inner if name not in out and folder_tree.is_copy(name, node.inner)}
     classes = {name: child for name, child in node.inner.items() if name not in out | copies}
@@ -113,13 +119,25 @@ def _read_classes(tree: Tree, base: str, node: Node, note: Note) -> Listing:
         )
     if node.direct:
         note(f"Skipped {many(node.direct, 'image')} in the top folder, outside of class folders.")
-    nested = [f"{name}/{inner}" for name, child in classes.items() for inner in child.inner]
-    if len(nested) > len(classes) and not any(child.direct for child in classes.values()):
-        note(
-            f"The classes are the top folders ({some(classes, 4)}); the folders in them ({some(nested, 4)}) belong to "
-            "them."
-        )
-    return _collect(tree, base, {"": Part("", classes)}, {"": ""}, note)
+    if not nested and (text := _of_inner(classes)):
+        note(text)
+    return _collect(tree, base, {"": Part("", classes)}, {"": ""}, note, nested)
+
+
+def _of_inner(classes: Mapping[str, Node]) -> str:
+    """Return what is said of the folders inside class folders where they may be classes too, else ""."""
+    inner = [
+        f"{name}/{below}"
+        for name, child in sorted(classes.items())
+        if not child.direct and len(child.inner) > 1 and not folder_tree.only_containers(child.inner)
+        for below in sorted(child.inner)
+    ]
+    if not inner:
+        return ""
+    return (
+        f"The classes are the top folders ({some(classes, 4)}); the folders in them ({some(inner, 4)}) belong to "
+        f"them. If each is a class: --data.levels / ({printable(inner[0])}, with figures at each level)."
+    )
 
 
 def _read_class_first(tree: Tree, base: str, inner: Mapping[str, Mapping[str, str]], note: Note) -> Listing:
@@ -129,11 +147,25 @@ def _read_class_first(tree: Tree, base: str, inner: Mapping[str, Mapping[str, st
     for path in tree.images:
         if not path.startswith(base):
             continue
-        label, _, rest = path[len(base) :].partition("/")
-        if rest:
-            listing.add(path[len(base) :], clean_label(label), inner[label][rest.partition("/")[0]])
+        label = next((name for name in _heads(path[len(base) :]) if name in inner), "")
+        if label:
+            split = inner[label][path[len(base) + len(label) + 1 :].partition("/")[0]]
+            listing.add(path[len(base) :], _joined(label), split)
     _end(tree, note)
     return listing
+
+
+def _heads(path: str) -> Iterator[str]:
+    """Yield the folders above a file: ``a`` and ``a/b`` of ``a/b/c``."""
+    place = path.find("/")
+    while place >= 0:
+        yield path[:place]
+        place = path.find("/", place + 1)
+
+
+def _joined(folder: str) -> str:
+    """Return the name of the class in a folder, which may lie in others."""
+    return "/".join(map(clean_label, folder.split("/")))
 
 
 def _root(tree: Tree, base: str) -> str:
@@ -146,11 +178,13 @@ def _collect(
     parts: Mapping[str, Part],
     splits: Mapping[str, str],
     note: Note,
+    nested: bool = False,
     any_name: bool = False,
 ) -> Listing:
     """Return the listing of all images in the class folders of ``parts`` (by top folder)."""
     listing = Listing(root=_root(tree, base))
     names: dict[str, str] = {}
+    inner = {top: folder_tree.nested_classes(part.classes) for top, part in parts.items() if nested}
     loose: Counter[str] = Counter()
     for path in tree.images:
         if not path.startswith(base):
@@ -167,15 +201,17 @@ def _collect(
             continue
         if label not in part.classes:
             continue
+        if nested:
+            label = inner[top][posixpath.dirname(path[len(part.prefix) :])]
         if label not in names:
-            names[label] = clean_label(label)
+            names[label] = _joined(label)
         listing.add(path, names[label], splits[top])
     for top, number in sorted(loose.items()):
         if top and number:
             note(f"Skipped {many(number, 'image')} in {printable(top)}/ outside of class folders.")
     for text in lookalikes.merged(names):
         note(text)
-    if not any_name and folder_tree.only_containers(names):
+    if not any_name and folder_tree.only_containers(name.partition("/")[0] for name in names):
         raise _no_classes(tree, base)
     _end(tree, note)
     return listing
@@ -208,10 +244,10 @@ def _no_classes(tree: Tree, base: str) -> DataError:
     return DataError(f"{text}. {_EXPECTED}")
 
 
-def read_named(folders: Mapping[str, Sequence[str]], where: str, note: Note) -> Listing:
+def read_named(folders: Mapping[str, Sequence[str]], where: str, note: Note, nested: bool = False) -> Listing:
     """Return the listing of the folders that a person names for each split, each with class folders in it.
 
-    Their paths are relative to ``where``, else to the current folder. Raises DataError.
+    ``nested``: as in `read_folder`. Paths are relative to ``where``, else to the current folder. Raises DataError.
     """
     found = {
         split: [_find(name, where, split) for name in names] for split, names in folders.items() if names
@@ -228,7 +264,7 @@ def read_named(folders: Mapping[str, Sequence[str]], where: str, note: Note) -> 
                 os.path.relpath(other, path).replace(os.sep, "/") + "/" for other in every if other != path
             )
             tree.images = [image for image in tree.images if not image.startswith(inside)]
-            part = _one_split(tree, split, note)
+            part = _one_split(tree, split, note, nested)
             prefix = os.path.relpath(path, root).replace(os.sep, "/")
             prefix = "" if prefix == "." else f"{prefix}/"
             for inner, label in zip(part.paths, part.labels, strict=True):
@@ -252,9 +288,9 @@ def _find(name: str, where: str, split: str) -> str:
     )
 
 
-def _one_split(tree: Tree, split: str, note: Note) -> Listing:
+def _one_split(tree: Tree, split: str, note: Note, nested: bool) -> Listing:
     node = folder_tree.grow(tree.images)
-    if node.inner and len(set(folder_tree.find_splits(node, tree.root).values())) > 1:
+    if node.inner and len(set(folder_tree.find_splits(node, tree.root, nested).values())) > 1:
         raise DataError(
             f"data.{split} is {printable(tree.root)!r}, which holds splits itself ({some(node.inner, 6)}); expected "
             "a folder of class folders."
@@ -267,4 +303,4 @@ def _one_split(tree: Tree, split: str, note: Note) -> Listing:
             f"({many(len(tree.images), 'image')} there, {many(len(tree.others), 'other file')})."
         )
     whole = {"": Part(prefix, part.classes)}
-    return _collect(Tree(tree.root, tree.images), "", whole, {"": split}, note)
+    return _collect(Tree(tree.root, tree.images), "", whole, {"": split}, note, nested)

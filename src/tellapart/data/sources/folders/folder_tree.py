@@ -155,12 +155,13 @@ def is_no_class(name: str, tops: Mapping[str, Node]) -> bool:
     return _sure(name, tops)
 
 
-def find_splits(node: Node, where: str) -> dict[str, str]:
+def find_splits(node: Node, where: str, nested: bool = False) -> dict[str, str]:
     """Return the split of each folder directly in ``node`` that is one; {} if there are none.
 
     A split's folder has class folders in it and a split's name, or (of several) a split's word in its name and
     the same class folders as another. Raises DataError where folders hold the same class folders and their
-    names do not say which split they are, or where a lone `train` may be a split or a class.
+    names do not say which split they are (with ``nested`` they are then classes: `cat/black`, `dog/black`), or where a
+    lone `train` may be a split or a class.
     """
     tops = node.inner
     deep = {name: part for name in tops if _holds_classes(part := unwrapped(name, tops[name]))}
@@ -184,7 +185,7 @@ def find_splits(node: Node, where: str) -> dict[str, str]:
         return {}
     if not rest and len(named) == 1 == len(tops):  # flowers_train/CLASS alone
         return settle({name: meaning(name).split for name in named})
-    if class_first(node):
+    if nested or class_first(node):
         return {}
     pure = {name: part for name, part in deep.items() if 10 * tops[name].direct < tops[name].total}
     return _without_names(pure, len(tops), where)
@@ -231,7 +232,8 @@ def _undecided(names: list[str], deep: Mapping[str, Part], where: str) -> DataEr
         "so they are splits or versions of one data set, and their names do not say which is train, val or "
         f"test. Say it: --data.train {_typed(where, names[0])} --data.test {_typed(where, names[1])} "
         "(--data.val likewise; several folders each). Or give one of them alone as DATA: "
-        f"{_typed(where, first.prefix[:-1])}. If the top folders are the classes: --data.format classes."
+        f"{_typed(where, first.prefix[:-1])}. If the top folders are the classes: --data.format classes. If each "
+        f"folder in them is a class, such as {printable(names[0])}/{printable(min(first.classes))}: --data.levels /"
     )
 
 
@@ -240,7 +242,7 @@ def _typed(where: str, name: str) -> str:
     return shlex.quote(printable(os.path.normpath(os.path.join(where, name))))
 
 
-def find_base(node: Node, where: str) -> str:
+def find_base(node: Node, where: str, nested: bool = False) -> str:
     """Return the wrapping folders to look through, as a prefix such as ``hymenoptera_data/`` or "".
 
     Goes down while there is but one folder, or but one in which most images lie in splits of their own.
@@ -250,12 +252,12 @@ def find_base(node: Node, where: str) -> str:
     for _ in range(4):
         here = os.path.join(where, prefix)
         try:
-            if find_splits(node, here):
+            if find_splits(node, here, nested):
                 break
         except DataError:
-            if not _holders(node):
+            if not _holders(node, nested):
                 raise
-        holders = _holders(node)
+        holders = _holders(node, nested)
         if len(holders) > 1:
             raise DataError(
                 f"Several folders in {printable(here)!r} hold splits of their own: {some(holders, 6)}. Give one of "
@@ -274,13 +276,13 @@ def find_base(node: Node, where: str) -> str:
     return prefix
 
 
-def _holders(node: Node) -> list[str]:
+def _holders(node: Node, nested: bool) -> list[str]:
     """Return the folders in ``node`` that hold two or more splits with class folders in them."""
     found = []
     for name, child in node.inner.items():
         for _ in range(3):
             try:
-                splits = find_splits(child, "")
+                splits = find_splits(child, "", nested)
             except DataError:
                 break
             if len(set(splits.values())) > 1:
@@ -310,6 +312,48 @@ def class_first(node: Node) -> dict[str, dict[str, str]]:
         found[name] = settle({inner: meaning(inner).split for inner in child.inner})
     several = len({split for splits in found.values() for split in splits.values()}) > 1
     return found if several and len(found) > 1 else {}
+
+
+def nested_classes(classes: Mapping[str, Node]) -> dict[str, str]:
+    """Return the class of each folder in class folders, its own path: ``animal/dog``.
+
+    Folders that say what kind of files lie in them (`dog/images`), and nothing else beside, belong to their class.
+    """
+    found: dict[str, str] = {}
+    waiting = [(name, name, node) for name, node in classes.items()]
+    while waiting:
+        path, name, node = waiting.pop()
+        found[path] = name
+        below = "" if only_containers(node.inner) else name
+        waiting += [
+            (f"{path}/{n}", f"{below}/{n}" if below else name, child) for n, child in node.inner.items()
+        ]
+    return found
+
+
+def splits_of_nested(node: Node, where: str) -> dict[str, dict[str, str]]:
+    """Return the split of each inner folder of each class of `animal/dog/train/*`, `animal/dog/test/*`; {} otherwise.
+
+    Raises DataError where some classes hold their splits and others do not.
+    """
+    found: dict[str, dict[str, str]] = {}
+    plain: list[str] = []
+    waiting = sorted(node.inner.items(), reverse=True)
+    while waiting:
+        name, child = waiting.pop()
+        holds = child.inner and not child.direct and not any(grand.inner for grand in child.inner.values())
+        if holds and all(_sure(inner, child.inner) for inner in child.inner):
+            found[name] = settle({inner: meaning(inner).split for inner in child.inner})
+            continue
+        plain += [name] if child.direct else []
+        waiting += [(f"{name}/{inner}", grand) for inner, grand in child.inner.items()]
+    several = [name for name, splits in found.items() if len(set(splits.values())) > 1]
+    if several and plain:
+        raise DataError(
+            f"Some classes in {printable(where)!r} hold folders for their splits ({some(several, 4)}), and others do "
+            f"not ({some(plain, 4)}). Expected train and test above all classes, or in each."
+        )
+    return found if len({split for splits in found.values() for split in splits.values()}) > 1 else {}
 
 
 def left_over(tops: Mapping[str, Node], taken: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tellapart.data.sources import levels
 from tellapart.data.sources.folders.split_names import is_plain, split_cells
 from tellapart.data.sources.listing import Note, clean_label, printable, some
 from tellapart.data.sources.lists.column_names import (
@@ -42,7 +43,9 @@ MISSING = frozenset(("nan", "NaN", "NAN", "n/a", "N/A", "#N/A", "<NA>", "NA", "#
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns in use; ``labels`` of several are one-hot. ``splits``: the split of each cell."""
+    """The names of the columns in use; ``labels`` of several are one-hot, or with ``mark`` the levels of one label,
+    which it joins. ``splits``: the split of each cell.
+    """
 
     path: str
     labels: tuple[str, ...]
@@ -50,6 +53,7 @@ class Columns:
     splits: dict[str, str] | None = None
     group: str = ""
     box: tuple[str, ...] = ()
+    mark: str = ""
 
 
 def choose(table: Table, spec: DataSpec, share: Callable[[Sequence[str]], float], note: Note) -> Columns:
@@ -66,7 +70,7 @@ def choose(table: Table, spec: DataSpec, share: Callable[[Sequence[str]], float]
         raise DataError(_lacking(table, path, labels))
     if not table.header:
         box = _bare_box(table, {path, split, *labels})
-    return Columns(path, labels, split, splits, group, box)
+    return Columns(path, labels, split, splits, group, box, _mark(table, labels, spec))
 
 
 def choose_beside(table: Table, spec: DataSpec, declared: Sequence[str], note: Note) -> Columns:
@@ -87,7 +91,15 @@ def choose_beside(table: Table, spec: DataSpec, declared: Sequence[str], note: N
         c for c in table.columns if plain(c) not in LABEL and 2 * len(set(table.cells(c))) > len(table.rows)
     ]
     labels = _label_columns(table, spec, "", {*used, *names, *alone}, note)
-    return Columns("", labels, split, splits, group)
+    return Columns("", labels, split, splits, group, mark=_mark(table, labels, spec))
+
+
+def _mark(table: Table, labels: Sequence[str], spec: DataSpec) -> str:
+    """Return what joins the cells of several label columns, "" where these are one-hot."""
+    if len(labels) < 2 or not spec.label_column:
+        return ""
+    hot = all(is_yes_or_no(cell) for column in labels for cell in table.cells(column) if cell)
+    return "" if hot else levels.given(spec)
 
 
 def _declared_label(table: Table, declared: Sequence[str], used: set[str], note: Note) -> str:
@@ -274,10 +286,12 @@ def is_yes_or_no(text: str) -> bool:
 
 
 def labels_of(record: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, ...]:
-    """Return the labels of a row: one, or those of its one-hot columns that say yes."""
+    """Return the labels of a row: one, or those of its one-hot columns that say yes. Raises DataError."""
     if len(columns.labels) == 1:
         label = clean_label(cell(record, columns.labels[0]))
         return (label,) if label else ()
+    if columns.mark:
+        return _of_levels(record, columns, where)
     found = []
     for column in columns.labels:
         text = cell(record, column)
@@ -289,6 +303,25 @@ def labels_of(record: Mapping[str, Any], columns: Columns, where: str) -> tuple[
         if is_yes(text):
             found.append(clean_label(column))
     return tuple(found)
+
+
+def _of_levels(record: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, ...]:
+    """Return the label whose levels are in several columns, the first the topmost; the last ones may be empty."""
+    cells = [clean_label(cell(record, column)) for column in columns.labels]
+    cells = ["" if text in MISSING else text for text in cells]
+    found = [text for text in cells if text]
+    if found != cells[: len(found)]:
+        raise DataError(
+            f"{where}: the level {columns.labels[cells.index('')].strip()!r} is empty, and a lower one is not "
+            f"({some(found)})."
+        )
+    wrong = next((text for text in found if columns.mark in text), "")
+    if wrong:
+        raise DataError(
+            f"{where}: {wrong!r} has {columns.mark!r} in it, which would make it two levels; choose another separator "
+            "with --data.levels."
+        )
+    return (columns.mark.join(found),) if found else ()
 
 
 # --- Splits, groups, boxes --------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tellapart.data.sources import levels
 from tellapart.data.sources.folders import class_folders
 from tellapart.data.sources.folders.folder_tree import is_container
 from tellapart.data.sources.folders.split_names import split_of_file
@@ -148,7 +149,7 @@ def prefers_lists(found: Lists, tree: Tree, spec: DataSpec) -> bool:
         return bool(found.used)
     try:
         quiet: Note = lambda _: None  # noqa: E731
-        listing = class_folders.read_folder(tree, quiet)
+        listing = class_folders.read_folder(tree, quiet, nested=levels.given(spec) == "/")
     except DataError:
         return True
     classes = set(listing.labels)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tellapart.data.samples import Conflict
+from tellapart.data.sources import levels
 from tellapart.data.sources.folders import walk
 from tellapart.data.sources.folders.walk import Tree
 from tellapart.data.sources.listing import NO_BOX, Box, Listing, Note, many, printable, some
@@ -130,7 +131,7 @@ def read_plan(found: Plan, spec: DataSpec, note: Note) -> Listing:
     if not rows:
         raise DataError(f"{printable(path)!r} lists no image with a label.")
     if not spec.label_column and several_labels is None:
-        _split_labels(rows)
+        _split_labels(rows, levels.given(spec))
     places = found.finder.find(list(dict.fromkeys(row.path for row in rows)))
     if not any(places.paths.values()):
         first = os.path.join(found.finder.given or os.path.dirname(os.path.abspath(path)), rows[0].path)
@@ -201,12 +202,17 @@ def _row(
     return _Row(path, label, split, group, box, labels if len(labels) > 1 else ())
 
 
-def _split_labels(rows: Sequence[_Row]) -> None:
-    """Find rows with several labels in one cell ("cat dog", "cat|dog"): each is the label of other rows."""
+def _split_labels(rows: Sequence[_Row], of_levels: str) -> None:
+    """Find rows with several labels in one cell ("cat dog", "cat|dog"): each is the label of other rows.
+
+    ``of_levels``: the mark that separates the levels of one label, and so no labels.
+    """
     known = {row.label for row in rows}
     several: dict[str, tuple[str, ...]] = {}
     for label in known:
         for mark in "|;, /":
+            if mark in of_levels:
+                continue
             parts = [part.strip() for part in label.split(mark)]
             if len(parts) > 1 and (mark == "|" or all(part in known for part in parts)):
                 several[label] = tuple(dict.fromkeys(filter(None, parts))) or (label,)

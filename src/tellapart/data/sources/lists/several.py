@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tellapart.data.sources import levels
 from tellapart.data.sources.listing import Note, clean_label, many, printable
 from tellapart.data.sources.lists import column_choice, files
 from tellapart.data.sources.lists.column_choice import Columns
@@ -57,6 +58,8 @@ def decide(table: Table, columns: Columns, spec: DataSpec, note: Note) -> Severa
     if spec.boxes == "crop" and columns.box:
         raise SpecError("data.labels multi is for whole images: with data.boxes crop each box has one label.")
     asked = spec.labels == "multi"
+    if levels.given(spec):
+        return None  # names with marks in them are what was asked for
     if len(columns.labels) > 1 and not (asked and _are_names(table, columns.labels)):
         ones = [
             sum(column_choice.is_yes(files.cell(record, c)) for c in columns.labels)
