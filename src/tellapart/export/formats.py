@@ -11,7 +11,17 @@ _FP32 = {"fp32": FLOAT["fp32"]}
 FORMATS: dict[str, Exporter] = {
     entry.name: entry
     for entry in (
-        Exporter("onnx", ".onnx", "onnx", onnx.write, FLOAT, plain=True, features=True, locate=onnx.locate),
+        Exporter(
+            "onnx",
+            ".onnx",
+            "onnx",
+            onnx.write,
+            FLOAT,
+            plain=True,
+            features=True,
+            floats=True,
+            locate=onnx.locate,
+        ),
         Exporter(
             "openvino",
             ".xml",
@@ -20,12 +30,20 @@ FORMATS: dict[str, Exporter] = {
             FLOAT,
             plain=True,
             features=True,
+            floats=True,
             locate=openvino.locate,
         ),
         Exporter(
-            "torch-export", ".pt2", "", torch_export.write, _FP32, plain=True, locate=torch_export.locate
+            "torch-export",
+            ".pt2",
+            "",
+            torch_export.write,
+            _FP32,
+            plain=True,
+            floats=True,
+            locate=torch_export.locate,
         ),
-        Exporter("aot-inductor", ".aot.pt2", "", torch_export.write_compiled, _FP32),
+        Exporter("aot-inductor", ".aot.pt2", "", torch_export.write_compiled, _FP32, floats=True),
         Exporter("litert", ".tflite", "", own_environment.write_litert, _FP32),
         Exporter("executorch", ".pte", "", own_environment.write_executorch, _FP32),
         Exporter(
@@ -33,10 +51,23 @@ FORMATS: dict[str, Exporter] = {
         ),
         Exporter("atlas-ready", ".atlas.onnx", "onnx", vendor.write_atlas, _FP32, locate=onnx.locate),
         Exporter(
-            "torchscript", ".torchscript", "", torchscript.write, _FP32, plain=True, locate=torchscript.locate
+            "torchscript",
+            ".torchscript",
+            "",
+            torchscript.write,
+            _FP32,
+            plain=True,
+            floats=True,
+            locate=torchscript.locate,
         ),
         Exporter(
-            "state-dict", ".pth", "", state_dict.write, {"fp32": Tolerance(1e-6)}, open=state_dict.open_file
+            "state-dict",
+            ".pth",
+            "",
+            state_dict.write,
+            {"fp32": Tolerance(1e-6)},
+            floats=True,
+            open=state_dict.open_file,
         ),
     )
 }

@@ -29,6 +29,8 @@ Floats = npt.NDArray[np.float64]
 _BATCH = 32
 _TURNS, _TURN_SECONDS = 4, 0.2  # of each side at one size of batch
 _LATENCY_SECONDS = 12.0  # for both sides together, at one size of batch
+AGREED = 1e-3
+"""Levels by which float32 pixels may differ, which runtimes add up in other orders."""
 _SHOWN = 5  # images with the largest differences
 
 
@@ -214,7 +216,7 @@ def measure(
         if inputs:
             ours, theirs = (np.stack(side) for side in zip(*inputs, strict=True))
             found = found or (watch(theirs) if watch else "")
-            distance = np.abs(ours.astype(np.int16) - theirs)
+            distance = _levels_apart(ours, theirs)
             pixels["share"] += float((distance > 0).sum())
             pixels["levels"] = max(pixels["levels"], float(distance.max()))
             values += distance.size
@@ -236,6 +238,14 @@ def measure(
         first, second, graph, names, labels, pixels, chosen, unreadable, found, unreduced,
         apart if features else None, inside,
     )  # fmt: skip
+
+
+def _levels_apart(ours: Pixels, theirs: Pixels) -> npt.NDArray[Any]:
+    """Return by how many levels pixels differ; of float32 ones, `AGREED` is no difference."""
+    if ours.dtype == np.uint8:
+        return np.abs(ours.astype(np.int16) - theirs)
+    distance = np.nan_to_num(np.abs(ours.astype(np.float64) - theirs), nan=255.0)
+    return np.where(distance > AGREED, distance, 0.0)
 
 
 def _probabilities(side: Backend, pixels: Pixels) -> Floats:
@@ -460,7 +470,7 @@ def _where(measured: Measured, locate: Callable[[Pixels], str] | None) -> str:
     if pixels["levels"] > 2 or pixels["share"] > 0.02:
         return (
             f"The difference starts before the network: {numerals.percent(pixels['share'])} of its input's values "
-            f"differ, by up to {pixels['levels']:.0f} of 255 levels."
+            f"differ, by up to {pixels['levels']:.3g} of 255 levels."
         )
     return (
         locate(measured.worst)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tellapart.contract import BadImage, Pixels, Preprocessing
-from tellapart.contract.decoding import check_dimensions, recognise
+from tellapart.contract.decoding import check_dimensions, in_depth, recognise
 from tellapart.contract.resizing import open_pixels
 from tellapart.runtime import Backend
 from tellapart.serve.refusal import Refusal
@@ -30,12 +30,12 @@ class ImageReader:
     def files(
         self, files: Sequence[bytes], backend: Backend, late: Callable[[], bool], first: int = 0
     ) -> Pixels:
-        """Return images sized by the contract, uint8 [n, H, W, C], of image files.
+        """Return images sized by the contract, [n, H, W, C] of its depth, of image files.
 
         Gives up with 504 as soon as ``late()``. Raises Refusal, which names the image by its place from ``first``.
         """
         contract = backend.card.preprocessing
-        images = np.empty((len(files), *contract.sides, contract.channels), np.uint8)
+        images = np.empty((len(files), *contract.sides, contract.channels), contract.depth)
         for place, content in enumerate(files):
             if late():
                 raise Refusal(504, "deadline", "the deadline passed before there was an answer")
@@ -53,11 +53,16 @@ class ImageReader:
         return images
 
     def arrays(self, images_NHWC: Pixels, backend: Backend, late: Callable[[], bool]) -> Pixels:
-        """Return images sized by the contract for pixels uint8 [n, H, W, 1, 3 or 4]. Raises Refusal."""
+        """Return images sized by the contract for levels [n, H, W, 1, 3 or 4], uint8 (float32: of that depth).
+
+        Raises Refusal.
+        """
         contract = backend.card.preprocessing
-        if fits(images_NHWC, contract):
-            return images_NHWC
+        if images_NHWC.dtype != np.uint8 and contract.depth == "uint8":
+            raise Refusal(400, "bad_tensor", "the model takes pixels of 8 bits: datatype UINT8")
         try:
+            if fits(images_NHWC, contract):
+                return _of_depth(images_NHWC, contract)
             check_dimensions(images_NHWC.shape[2], images_NHWC.shape[1], self._max_pixels)
             prepared = []
             for image in images_NHWC:
@@ -77,6 +82,13 @@ class ImageReader:
         if other:
             raise Refusal(422, "polyglot", f"the image is {other} as well")
         return open_pixels(content, contract, self._max_pixels)
+
+
+def _of_depth(images_NHWC: Pixels, contract: Preprocessing) -> Pixels:
+    """Return levels of the contract's shape in its depth. Raises BadImage for what is no level."""
+    if images_NHWC.dtype == contract.depth == "uint8":
+        return images_NHWC
+    return np.stack([in_depth(image, contract.channels, contract.depth) for image in images_NHWC])
 
 
 def _prepared(backend: Backend, image: Pixels) -> Pixels:

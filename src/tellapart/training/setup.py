@@ -112,7 +112,7 @@ def prepare(wanted: Spec | Resolution, samples: Samples, advance: Callable[[int]
             raise DataError(f"None of the {split} images can be read.")
     augment = Augment(spec.augment, contract, len(samples.classes), seed=spec.seed)
     if augment.own is not None:
-        augment.own.check(contract.sides, contract.channels)
+        augment.own.check(contract.sides, contract.channels, contract.depth)
     return RunData(resolution, contract, augment, train, others["val"], others["test"], tuple(bad))
 
 

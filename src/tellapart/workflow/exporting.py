@@ -141,6 +141,7 @@ def export(
     folder, found = Path(out), artifact.find(path)
     _refuse_existing(folder, wanted)
     card = artifact.read_card(found)
+    _check_depth(card, wanted)
     with contextlib.ExitStack() as stack:
         stack.enter_context(environments.at(os.fspath(env)))
         stack.enter_context(own_code.opened(found, card.architecture.name, trust, model))
@@ -204,6 +205,17 @@ def _wanted(to: Sequence[str], precision: Sequence[str], options: Options) -> li
     if not wanted:
         raise SpecError(f"Nothing to export to. Valid: {', '.join(formats.FORMATS)}.")
     return wanted
+
+
+def _check_depth(card: Card, wanted: Sequence[tuple[Exporter, Options]]) -> None:
+    """Raise SpecError for formats that take whole levels only, where the model's pixels are others."""
+    unfit = [entry.name for entry, _ in wanted if not entry.floats]
+    if card.preprocessing.depth == "float32" and unfit:
+        able = ", ".join(one.name for one in formats.FORMATS.values() if one.floats)
+        raise SpecError(
+            f"{unfit[0]} is written for pixels of 8 bits, and this model's are float32 (--input.depth): use --to with "
+            f"one of: {able}."
+        )
 
 
 def _check_opset(name: str, opset: int) -> None:
@@ -305,7 +317,7 @@ def _cases(
         return _of_source(update(base, dict(changes)), card, split, count, console)
     if not runs.is_run(found.parent):
         console.warn(f"{found} is in no run folder, so its images are not known; give them with --data DATA.")
-        return synthetic.synthetic(min(count, 200), channels=card.preprocessing.channels)
+        return synthetic.synthetic(min(count, 200), contract=card.preprocessing)
     spec = update(runs.read_spec(found.parent / runs.SPEC_FILE).data, dict(changes))
     try:
         return _of_source(spec, card, split, count, console)
@@ -313,7 +325,7 @@ def _cases(
         if split or changes:
             raise
         console.warn(f"The run's own images cannot be used ({error}); give others with --data DATA.")
-        return synthetic.synthetic(min(count, 200), channels=card.preprocessing.channels)
+        return synthetic.synthetic(min(count, 200), contract=card.preprocessing)
 
 
 def _of_source(spec: DataSpec, card: Card, split: str, count: int, console: Console) -> Cases:

@@ -47,7 +47,7 @@ def check(
     wanted = make_spec(given or data, None, spec, **changes)
     with Console(quiet=quiet) as console:
         if given is not None:
-            given.ranged = wanted.input.range != "full"
+            given.ranged, given.depth = wanted.input.range != "full", wanted.input.depth
         samples = open_data(wanted.data, given, console, console.message)
         with console.busy("Checking images", len(samples)) as busy:
             done = 0

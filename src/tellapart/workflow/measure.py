@@ -247,7 +247,8 @@ def _part(
         spec = update(DataSpec(source=source, val_fraction=0.0, test_fraction=0.0), changes)
     given = data if isinstance(data, Objects) else None
     if given is not None:
-        given.known, given.ranged = card.classes, card.preprocessing.range is not None
+        contract = card.preprocessing
+        given.known, given.ranged, given.depth = card.classes, contract.range is not None, contract.depth
     samples = open_data(spec, given, console, lambda note: None)
     if data is not None and split in SPLITS:
         spec, samples = _split_of_training(model, spec, samples, split, console, given)

@@ -42,6 +42,15 @@ def of_range(spec: InputSpec, data: DataFacts) -> list[Choice]:
     return [Choice("input.range", f"0-{data.largest:.17g}", reason)]
 
 
+def of_depth(spec: Spec, data: DataFacts) -> list[Choice]:
+    """Whole levels of 8 bits. Without them nothing is computed in half precision that was not asked for."""
+    if spec.input.depth == "float32":
+        exact = "what is not rounded to levels is not rounded to half precision either"
+        return [Choice("training.precision", "fp32", exact)] if spec.training.precision == "auto" else []
+    deep = f"{data.seen.deep} of the images looked at have more than 8 bits; --input.depth float32 keeps them"
+    return [Choice("input.depth", "uint8", deep if data.seen.deep else "the images have 8 bits")]
+
+
 def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
     """Choose architecture, weights and what trains.
 
@@ -215,6 +224,7 @@ def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:
         free = {name: value for name, value in signs.items() if getattr(wanted, name) is None}
         wanted, why = dataclasses.replace(wanted, **free), "a mirrored digit is a different sign, or none"
     full = augment.for_channels(augment.resolve(wanted, spec.input.size), spec.input.channels)
+    augment.check_depth(full, spec.input.depth)
     preset = f"the preset {full.preset} at {sides.words(spec.input.size)} pixels"
     return [
         Choice(f"augment.{name}", value, why if why and getattr(wanted, name) == value else preset)
