@@ -101,8 +101,8 @@ class OwnTransform:
             return values
         if floating and not values.is_floating_point():
             raise SpecError(
-                f"augment.transform {self.name} returns {values.dtype} for floating-point images (input.depth float32); "
-                "it must return floating point from 0 to 1, too."
+                f"augment.transform {self.name} returns {values.dtype} for floating-point images (input.depth "
+                "float32); it must return floating point from 0 to 1, too."
             )
         if not values.is_floating_point():
             raise SpecError(

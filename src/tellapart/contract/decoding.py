@@ -248,16 +248,22 @@ def bands(content: bytes) -> int:
     return tiff.bands(content) if name == "TIFF" else npy.bands(content) if name == "NumPy" else 0
 
 
-def shown(content: bytes | Pixels, max_pixels: int = MAX_PIXELS) -> Pixels:
+def shown(
+    content: bytes | Pixels,
+    max_pixels: int = MAX_PIXELS,
+    levels: Levels | None = None,
+    depth: str = "uint8",
+) -> Pixels:
     """Return an image to look at, RGB [H, W, 3]: of channels that have no colours' names the first three, or the first.
 
-    Raises BadImage.
+    ``levels``, ``depth``: as for `decode`; the picture has 8 bits in any case. Raises BadImage.
     """
     if isinstance(content, np.ndarray):
         content = whole(content)
         return to_channels(content, 3) if content.ndim == 2 or content.shape[2] == 4 else to_shown(content)
     count = bands(content)
-    return to_shown(decode(content, count if count not in (0, 1, 3) else 3, max_pixels))
+    channels = count if count not in (0, 1, 3) else 3
+    return to_shown(decode(content, channels, max_pixels, levels=levels, depth=depth))
 
 
 def to_shown(pixels: Pixels) -> Pixels:

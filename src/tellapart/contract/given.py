@@ -1,8 +1,8 @@
 """Pictures that Python hands over: Pillow images, arrays and tensors, as what `decode` and `to_channels` take.
 
 Pictures of 8 bits stay pixels; what has more bits, or a mode with rules of its own, becomes the bytes of a lossless
-file, so that the rules for files (`decoding`) hold for it too. Floating-point numbers from 0 to 1 are levels: whole ones
-of 8 bits, where each has to be a 255th, or any of the depth float32; others need a range (`deep`). Loads no torch. Knows
+file, so that the rules for files (`decoding`) hold for it too. Floating-point numbers from 0 to 1 are levels: of the
+depth uint8 each has to be a 255th, of float32 it may be any; others need a range (`deep`). Loads no torch. Knows
 nothing of data sets.
 """
 

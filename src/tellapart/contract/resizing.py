@@ -31,7 +31,7 @@ REACH = {"bilinear": 1, "bicubic": 2}  # of the kernels, in pixels of the larger
 
 
 def open_pixels(content: bytes | Pixels, contract: Preprocessing, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Return an image before resizing, of the contract's depth: a file's bytes or levels [H, W(, C)] -> [H, W, channels].
+    """Return an image before resizing: a file's bytes or levels [H, W(, C)] -> [H, W, channels] of its depth.
 
     A JPEG is decoded at a part of its size where the contract says so. Raises BadImage.
     """
@@ -49,8 +49,8 @@ def load(
 ) -> Pixels:
     """Return an image as the contract wants it: [height, width, channels] of its depth. Raises BadImage.
 
-    ``content``: a file's bytes, or levels [H, W] or [H, W, C], uint8 (float32: of that depth). ``box``: x0, y0, x1, y1 in pixels of the
-    upright image, of which only that part is used; None or NaN: all of it.
+    ``content``: a file's bytes, or levels [H, W] or [H, W, C], uint8 (float32: of that depth). ``box``: x0, y0, x1, y1
+    in pixels of the upright image, of which only that part is used; None or NaN: all of it.
     """
     whole = box is None or bool(np.isnan(np.asarray(box)).any())
     full = contract if whole else dataclasses.replace(contract, decode="full")
@@ -134,7 +134,8 @@ def _in_levels(sums: Floats) -> Pixels:
 class _Weights:
     """How much each source pixel counts for ``count`` scaled ones from ``start`` on: whole numbers of sum ONE.
 
-    With ``exact`` shares of sum 1, not rounded. Only source pixels from ``first`` to ``last`` count; `applied` takes those.
+    With ``exact`` shares of sum 1, not rounded. Only source pixels from ``first`` to ``last`` count; `applied` takes
+    those.
     """
 
     def __init__(self, length: int, scaled: int, start: int, count: int, mode: str, exact: bool) -> None:

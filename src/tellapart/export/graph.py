@@ -69,7 +69,7 @@ class Classify(nn.Module):
 
 
 class GraphModel(nn.Module):
-    """Levels [B, H, W, C] of any size and the contract's depth -> (probabilities, logits), float32 [B, K]: `Resize`, then `Classify`.
+    """Levels [B, H, W, C] of any size -> (probabilities, logits), float32 [B, K]: `Resize`, then `Classify`.
 
     With ``features`` these come third. Raises ModelError where the network has none.
     """

@@ -2,8 +2,8 @@
 
 The network comes from `torch.export`. The resizing is built of OpenVINO's own operations: its torch reader does not
 know ``sym_min`` and ``sym_max`` (2026.4), and its processor plugin computes float64 as float32, which has to be
-minded. The tensor ``pixels`` ([batch, height, width, C] of the contract's depth) lies between the two; a reader may cut the graph there.
-Knows nothing of how the file is run.
+minded. The tensor ``pixels`` ([batch, height, width, C] of the contract's depth) lies between the two; a reader may cut
+the graph there. Knows nothing of how the file is run.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +61,8 @@ def fit_short_side(image_HWC: Pixels, short_side: int) -> Pixels:
     source = torch.from_numpy(np.ascontiguousarray(_writable(image_HWC))).unsqueeze(0).permute(0, 3, 1, 2)
     size = (short_side * height // short, short_side * width // short)
     scaled = F.interpolate(source, size, mode="bilinear", antialias=True, align_corners=False)
-    return cast(Pixels, scaled[0].permute(1, 2, 0).contiguous().numpy())
+    result: Pixels = scaled[0].permute(1, 2, 0).contiguous().numpy()
+    return result
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,8 +1,9 @@
 """The wire format of the Open Inference Protocol v2: JSON, and tensors in binary behind it.
 
 The protocol: https://github.com/kserve/open-inference-protocol, and the binary tensor data extension of Triton's
-server. One input, ``images``: UINT8 [B, H, W, C] of any size, for models of that depth also FP32 (levels of 0 to 255
-that need not be whole), or BYTES [B] with encoded files. Outputs: ``probabilities`` and ``logits``, FP32 [B, K], and ``labels``, BYTES [B]. Knows nothing of models or of HTTP.
+server. One input, ``images``: UINT8 [B, H, W, C] of any size, of models of that depth also FP32 (levels of 0 to 255,
+not rounded), or BYTES [B] with encoded files. Outputs: ``probabilities`` and ``logits``, FP32 [B, K], and ``labels``,
+BYTES [B]. Knows nothing of models or of HTTP.
 """
 
 from __future__ import annotations
@@ -134,13 +135,13 @@ def _pixels(
         if len(data) != math.prod(shape) * kind.itemsize:
             raise _bad("the tensor's bytes do not fit its shape")
         return np.frombuffer(data, kind).astype(kind.newbyteorder("="), copy=False).reshape(shape)
-    numbers = _flat(given["data"])
+    numbers = _flattened(given["data"])
     if kind.kind == "f":
         return _floats(numbers, math.prod(shape)).reshape(shape)
     return np.frombuffer(_numbers(numbers, math.prod(shape)), np.uint8).reshape(shape)
 
 
-def _flat(data: list[Any]) -> list[Any]:
+def _flattened(data: list[Any]) -> list[Any]:
     """Return what lies in lists in lists. Raises Refusal.
 
     By hand, because NumPy makes one long string among many short ones into an array of long ones.

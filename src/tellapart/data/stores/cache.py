@@ -86,7 +86,7 @@ class ImageStore:
         """Whether the images lie in a GPU's memory."""
         return self.resident is not None or (self.images_NHWC is not None and self.images_NHWC.is_cuda)
 
-    def _bytes(self, rows: npt.NDArray[np.int64] | slice = slice(None)) -> npt.NDArray[np.int64]:  # noqa: B008
+    def _bytes(self, rows: npt.NDArray[np.int64] | slice = slice(None)) -> npt.NDArray[np.int64]:
         """Return how many bytes the images at ``rows`` take."""
         counts = self.heights[rows].astype(np.int64) * self.widths[rows]
         return counts * (self.channels * self.kind.itemsize)
