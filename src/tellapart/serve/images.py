@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tellapart.contract import BadImage, Pixels, Preprocessing
-from tellapart.contract.decoding import check_dimensions, in_depth, recognise
+from tellapart.contract.decoding import check_dimensions, recognise
 from tellapart.contract.resizing import open_pixels
 from tellapart.runtime import Backend
 from tellapart.serve.refusal import Refusal
@@ -58,11 +58,11 @@ class ImageReader:
         Raises Refusal.
         """
         contract = backend.card.preprocessing
+        if fits(images_NHWC, contract):
+            return images_NHWC
         if images_NHWC.dtype != np.uint8 and contract.depth == "uint8":
             raise Refusal(400, "bad_tensor", "the model takes pixels of 8 bits: datatype UINT8")
         try:
-            if fits(images_NHWC, contract):
-                return _of_depth(images_NHWC, contract)
             check_dimensions(images_NHWC.shape[2], images_NHWC.shape[1], self._max_pixels)
             prepared = []
             for image in images_NHWC:
@@ -84,13 +84,6 @@ class ImageReader:
         return open_pixels(content, contract, self._max_pixels)
 
 
-def _of_depth(images_NHWC: Pixels, contract: Preprocessing) -> Pixels:
-    """Return levels of the contract's shape in its depth. Raises BadImage for what is no level."""
-    if images_NHWC.dtype == contract.depth == "uint8":
-        return images_NHWC
-    return np.stack([in_depth(image, contract.channels, contract.depth) for image in images_NHWC])
-
-
 def _prepared(backend: Backend, image: Pixels) -> Pixels:
     try:
         return backend.prepare(image)
@@ -99,8 +92,13 @@ def _prepared(backend: Backend, image: Pixels) -> Pixels:
 
 
 def fits(images_NHWC: Pixels, contract: Preprocessing) -> bool:
-    """Return whether the contract would change no pixel of these images, so that nothing need be computed."""
+    """Return whether the contract would change no pixel of these images, so that nothing need be computed.
+
+    Of floating-point levels that is not known before each is looked at.
+    """
     own = (*contract.sides, contract.channels)
+    if images_NHWC.dtype != np.uint8 or contract.depth != "uint8":
+        return False
     return images_NHWC.shape[1:] == own and (contract.resize != "crop" or contract.crop_fraction == 1)
 
 
