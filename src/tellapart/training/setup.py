@@ -72,6 +72,8 @@ class RunData:
     def unused_range(self) -> str:
         """A warning: the images use a small part of the numbers that their files can hold."""
         data = self.resolution.facts.data
+        if self.contract.depth == "float32" and self.weights is None:
+            return ""  # dark is not lost, and the mean and deviation are measured
         return data.seen.unused_range() if data and self.contract.range is None else ""
 
     @property
