@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from tellapart import references
-from tellapart.augment import Augment, resolve
+from tellapart.augment import Augment, geometry, resample, resolve
 from tellapart.errors import SpecError
 from tellapart.preprocess import Ragged, denormalise
 from tellapart.spec import AugmentSpec
@@ -63,6 +64,26 @@ def test_the_same_changes_without_rounding(name: str) -> None:
     assert 0.1 < np.median((faint - base)[seen]) < 0.3
     if name not in ("none", "pad and flip", "erasing"):  # which only move pixels
         assert (np.abs(floats - np.rint(floats)) > 0.01).mean() > 0.3
+
+
+def test_the_ways_of_other_devices_give_the_same() -> None:
+    """Crops by products of matrices, which a GPU takes: float32 is neither halved nor rounded there."""
+    images = pictures(4, 48, 40).float() + 0.3
+    boxes = torch.tensor([[0, 0, 48, 40], [3, 5, 20, 30], [10, 0, 33, 17], [1, 1, 12, 9]])
+    one_by_one = geometry.resized_crop(images, boxes, 16)
+    torch.testing.assert_close(
+        geometry.resized_crop_by_matrices(images, boxes, 16), one_by_one, atol=1e-3, rtol=0
+    )
+    zero, one = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    maps = geometry.inverse_affine(zero + 10, zero, zero, one, zero, zero)
+    places, reach = geometry.grid(maps, 16, images.device), resample.reaches(boxes, maps, 16)
+    ways = [
+        way(images, boxes, reach, places, "reflection") for way in (resample._one_by_one, resample.together)
+    ]
+    torch.testing.assert_close(*ways, atol=1e-2, rtol=0)
+    for kind, wanted in ((torch.uint8, torch.float16), (torch.float32, torch.float32)):
+        there = types.SimpleNamespace(device=torch.device("cuda"), dtype=kind)
+        assert geometry.half_for_bytes(there) == wanted
 
 
 def test_images_of_several_sizes_are_cut_where_they_lie() -> None:

@@ -125,6 +125,14 @@ def test_looking_does_not_refuse_what_is_within_a_level(tmp_path: Path) -> None:
     assert (seen.longest, seen.deep) == (8, 3)
 
 
+def test_the_largest_number_is_of_what_can_be_read(tmp_path: Path) -> None:
+    """``--input.range max``: a file with a NaN or an infinite number is a bad image, and says nothing."""
+    samples = table(tmp_path / "data")
+    np.save(tmp_path / "data" / "4.npy", np.full((8, 8, 5), np.inf, np.float32))
+    wanted = max(float(np.load(tmp_path / "data" / f"{number}.npy").max()) for number in range(4))
+    assert images.largest(samples, spec(tmp_path), 5) == wanted
+
+
 def test_arrays_in_memory_become_float_levels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 12, 12), dtype=np.uint8)
     splits = np.full(4, "train", dtype=object)
