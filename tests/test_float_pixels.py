@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import tellapart
 from tellapart import runs
 from tellapart.artifact import read_card
 from tellapart.errors import SpecError
+from tellapart.models import zoo
 from tellapart.predict import Classifier
 from tellapart.spec import InputSpec, Spec, update
 from tellapart.training.resolution.inputs import contract as contract_of
@@ -191,3 +193,25 @@ def test_the_option_is_resolved_and_said() -> None:
     assert contract_of(full).depth == "uint8"
     with pytest.raises(SpecError, match=r"input\.depth"):
         update(Spec(), {"input.depth": "float16"})
+
+
+def test_import_says_what_the_weights_take(tmp_path: Path) -> None:
+    """Depth, range and decoding of an imported model are those that were given, not left out."""
+    network = zoo.build(zoo.Architecture("simple-cnn", 2, channels=1, size=16))
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    given = {
+        "input.size": 16, "input.channels": 1, "input.mean": (0.5,), "input.std": (0.01,), "input.depth": "float32",
+        "input.range": "200-400", "input.decode": "scaled", "model.name": "simple-cnn",
+    }  # fmt: skip
+    tellapart.import_weights(tmp_path / "weights.pth", classes=("a", "b"), out=tmp_path / "model", **given)
+    contract = read_card(tmp_path / "model").preprocessing
+    assert (contract.depth, contract.range, contract.decode) == ("float32", (200.0, 400.0), "scaled")
+    kelvin = 300 + np.random.default_rng(0).random((16, 16))
+    assert not tellapart.predict(tmp_path / "model", kelvin)[0].error
+    with pytest.raises(SpecError, match=r"input\.range is max"):
+        tellapart.import_weights(
+            tmp_path / "weights.pth",
+            classes=("a", "b"),
+            out=tmp_path / "other",
+            **{**given, "input.range": "max"},
+        )
