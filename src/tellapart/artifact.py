@@ -124,8 +124,8 @@ class Predictor:
     def with_features(self, images_NHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits [B, K] and features [B, F], float32 on the CPU, of one run of the network.
 
-        images_NHWC: of the contract's size and depth. Features are the input of the last layer, averaged over the card's
-        views as the logits are. Raises ModelError for a network without a last layer that runs once.
+        images_NHWC: of the contract's size and depth. Features are the input of the last layer, averaged over the
+        card's views as the logits are. Raises ModelError for a network without a last layer that runs once.
         """
         with self._capturing:
             self._capture = capture = self._capture or Capture(self.model)

@@ -96,8 +96,8 @@ class Window:
 class RawBatch:
     """One process's part of a step's global batch.
 
-    images: [B, H, W, C], uint8 or float32 by the contract's depth, where they differ in size a `Ragged`; labels: int64 [B], or float32 [B, K], 0 or 1,
-    where an image can have several; sizes: int64 [count, 2],
+    images: [B, H, W, C], uint8 or float32 by the contract's depth, where they differ in size a `Ragged`; labels: int64
+    [B], or float32 [B, K], 0 or 1, where an image can have several; sizes: int64 [count, 2],
     height and width of every image of the global batch, or None where each fills the canvas; start: place of the
     first image in the global batch; count: size of the global batch; filler: whether the batch is too small for
     all processes and this one's image does not count; weights: float32 [B], how much each image's loss counts, or
