@@ -90,7 +90,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 
 class Predictor:
-    """The seam that every backend opens to: uint8 images [B, height, width, C] -> float32 logits [B, K]."""
+    """The seam that every backend opens to: images [B, height, width, C] -> float32 logits [B, K]."""
 
     def __init__(
         self, model: torch.nn.Module, card: Card, device: torch.device, precision: str = "fp32"
@@ -116,7 +116,7 @@ class Predictor:
     def __call__(self, images_NHWC: torch.Tensor) -> torch.Tensor:
         """Return logits, float32 [B, K] on the CPU, averaged over the card's views.
 
-        images_NHWC: uint8, sized by the contract.
+        images_NHWC: of the contract's size and depth.
         """
         return self._averaged(self.model, images_NHWC)
 
@@ -124,8 +124,8 @@ class Predictor:
     def with_features(self, images_NHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits [B, K] and features [B, F], float32 on the CPU, of one run of the network.
 
-        images_NHWC: uint8, sized by the contract. Features are the input of the last layer, averaged over the card's
-        views as the logits are. Raises ModelError for a network without a last layer that runs once.
+        images_NHWC: of the contract's size and depth. Features are the input of the last layer, averaged over the
+        card's views as the logits are. Raises ModelError for a network without a last layer that runs once.
         """
         with self._capturing:
             self._capture = capture = self._capture or Capture(self.model)

@@ -51,7 +51,7 @@ __all__ = [
 
 
 class Augmentation:
-    """Random changes of whole batches on their device: uint8 [B, H, W, C] in, the network's input out.
+    """Random changes of whole batches on their device: pixels [B, H, W, C] in, the network's input out.
 
     The input is float32 [B, C, size, size], normalised by the contract. Equal in distribution to torchvision's
     transforms v2 (see `tellapart.augment`).
@@ -77,7 +77,7 @@ class Augmentation:
         return self._augment.needs_large_source
 
     def __call__(self, batch: RawBatch | torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return the network's input for a batch of `batches`, or for uint8 [B, H, W, C].
+        """Return the network's input for a batch of `batches`, or for pixels [B, H, W, C] of the contract's depth.
 
         ``generator``, on the CPU, is the only source of chance: with the same state the same batch comes of it.
         """
@@ -127,7 +127,7 @@ def open_images(
     found = {}
     with Console(quiet=quiet) as console:
         if given is not None:
-            given.ranged = contract.range is not None
+            given.ranged, given.depth = contract.range is not None, contract.depth
         samples = open_data(spec, given, console, console.message, console.warn)
         for split in ("train", "val", "test"):
             part = samples.split(split)

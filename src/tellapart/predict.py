@@ -22,14 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart import files, runtime
-from tellapart.contract import BadImage, Card, answers
+from tellapart.contract import BadImage, Card, Pixels, answers
 from tellapart.contract.given import content_of, is_picture
 from tellapart.data.sources.folders import walk
 from tellapart.errors import SpecError, UserError
 from tellapart.references import Trust
 from tellapart.runtime import Backend
 
-Pixels = npt.NDArray[np.uint8]
 _BATCH = 64
 _URL_SECONDS = 30
 _URL_BYTES = 100 << 20
@@ -137,7 +136,8 @@ class Classifier:
         return self.card.classes
 
     def _prepared(self, image: Any) -> Pixels:
-        return self.backend.prepare(_content(image, self.card.preprocessing.range is not None))
+        contract = self.card.preprocessing
+        return self.backend.prepare(_content(image, contract.range is not None, contract.depth))
 
     def probabilities(self, images: Sequence[Any]) -> npt.NDArray[np.float32]:
         """Return float32 [B, K] for images: paths, bytes, Pillow images, arrays [H, W(, C)] or tensors [C, H, W].
@@ -317,13 +317,13 @@ def check_features_file(path: str | os.PathLike[str]) -> None:
         raise UserError(f"--features is {target}, but there is no folder {target.parent}.")
 
 
-def _content(image: Any, ranged: bool) -> bytes | Pixels:
-    """Return an image's encoded bytes or its pixels; ``ranged``: floating point keeps its numbers."""
+def _content(image: Any, ranged: bool, depth: str) -> bytes | Pixels:
+    """Return an image's encoded bytes or its pixels (see `content_of`)."""
     if isinstance(image, (str, os.PathLike)):
         name = os.fspath(image)
         return _fetch(name) if name.startswith(("http://", "https://")) else Path(name).read_bytes()
     if is_picture(image):
-        return content_of(image, ranged)
+        return content_of(image, ranged, depth)
     raise TypeError(
         f"an image is a path, bytes, a Pillow image, an array or a tensor, not {type(image).__name__}"
     )

@@ -192,6 +192,8 @@ class InputSpec(Section, prefix="input."):
     """Decode large JPEGs at 1/2 to 1/8: for training's random crops (auto, crops), always (scaled), never (full)."""
     range: str = "full"
     """Images of more than 8 bits, the values of black and white: full (the file's range), max (train's), LOW-HIGH."""
+    depth: Literal["auto", "uint8", "float32"] = "auto"
+    """Pixels as 256 whole levels (auto, uint8), or float32: 16-bit and floating-point files are not rounded to them."""
     mean: tuple[float, ...] = ()
     """Mean of each channel (range 0 to 1); empty: the weights' own, else measured on train."""
     std: tuple[float, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -137,3 +138,17 @@ def test_errors_reach_the_client(remote: Any) -> None:
 def test_timeout_is_a_deadline(remote: Any) -> None:
     with pytest.raises(Exception, match="deadline"):
         remote.infer("m", [tensor(pixels((1, 30, 30, 3)), "UINT8", True)], timeout=1)
+
+
+def test_floats_are_for_models_of_that_depth(client: httpx.Client) -> None:
+    """A model of 8-bit pixels refuses them, also where nothing would have to be sized."""
+    for side in (SIZE, 5):
+        tensor = {
+            "name": "images",
+            "datatype": "FP32",
+            "shape": [1, side, side, 3],
+            "data": [0.5] * (side * side * 3),
+        }
+        answer = client.post("/v2/models/m/infer", json={"inputs": [tensor]})
+        assert answer.status_code == 400
+        assert "the model takes pixels of 8 bits: datatype UINT8" in answer.text

@@ -37,6 +37,15 @@ here knows labels' meaning, files, models or the loop.
 from tellapart.augment.mix import Mix
 from tellapart.augment.params import Params
 from tellapart.augment.pipeline import Augment, needs_large_source
-from tellapart.augment.presets import describe, for_channels, resolve
+from tellapart.augment.presets import check_depth, describe, for_channels, resolve
 
-__all__ = ["Augment", "Mix", "Params", "describe", "for_channels", "needs_large_source", "resolve"]
+__all__ = [
+    "Augment",
+    "Mix",
+    "Params",
+    "check_depth",
+    "describe",
+    "for_channels",
+    "needs_large_source",
+    "resolve",
+]

@@ -1,6 +1,7 @@
 """Moving pixels: crops, flips, resized crops and affine maps of whole batches. Knows nothing of chance.
 
-Images are uint8 [B, H, W, C] for what copies pixels, float32 [B, C, H, W] for what interpolates. Boxes and
+Images are [B, H, W, C], uint8 or float32, for what copies pixels, float32 [B, C, H, W] for what interpolates. What is
+scaled keeps its kind of number; float32 is not rounded. Boxes and
 flags are CPU tensors; results are on the device of the images.
 """
 
@@ -98,11 +99,11 @@ def cut(image: Pixels, box: list[int]) -> Tensor:
 
 
 def resized_crop(images: Images, boxes: Tensor, size: Size) -> Tensor:
-    """Cut each box and scale it with anti-aliasing: uint8 [B, H, W, C] -> uint8 [B, height, width, C]."""
+    """Cut each box and scale it with anti-aliasing: [B, H, W, C] -> [B, height, width, C]."""
     if images.device.type != "cpu":
         return resized_crop_by_matrices(as_tensor(images), put(boxes, images.device), size)
     channels = images.channels if isinstance(images, Ragged) else images.shape[3]
-    result = torch.empty(len(images), *sides(size), channels, dtype=torch.uint8)
+    result = torch.empty(len(images), *sides(size), channels, dtype=images.dtype)
     sources = images if isinstance(images, Ragged) else images.numpy()
     scaled = result.permute(0, 3, 1, 2)
     for row, (image, box) in enumerate(zip(sources, boxes.tolist(), strict=True)):
@@ -114,9 +115,9 @@ def resized_crop(images: Images, boxes: Tensor, size: Size) -> Tensor:
 
 
 def scale(images: Tensor, size: Size) -> Tensor:
-    """Scale whole images with anti-aliasing: uint8 [B, H, W, C] -> uint8 [B, height, width, C]."""
+    """Scale whole images with anti-aliasing: [B, H, W, C] -> [B, height, width, C]."""
     images_NCHW = images.permute(0, 3, 1, 2)
-    if images.device.type != "cpu":  # only the CPU has a kernel for bytes
+    if images.device.type != "cpu" and images.dtype == torch.uint8:  # only the CPU has a kernel for bytes
         scaled = F.interpolate(images_NCHW.float(), sides(size), mode="bilinear", antialias=True)
         images_NCHW = scaled.round_().clamp_(0, 255).to(torch.uint8)
     else:
@@ -147,7 +148,7 @@ def resized_crop_by_matrices(images: Tensor, boxes: Tensor, size: Size) -> Tenso
     """`resized_crop` of the whole batch at once, for devices where many small kernels are slow."""
     # Half precision on a GPU: whole numbers up to 255 are exact in it, weights and sums are off by less than a tenth
     # of a level, and half of the bytes are moved.
-    kind = torch.float16 if images.device.type == "cuda" else torch.float32
+    kind = half_for_bytes(images)
     batch, height, width, channels = images.shape
     high, wide = sides(size)
     rows = _filter(height, boxes[:, 0], boxes[:, 2], high).to(kind)
@@ -155,7 +156,14 @@ def resized_crop_by_matrices(images: Tensor, boxes: Tensor, size: Size) -> Tenso
     scaled = torch.bmm(rows, images.view(batch, height, width * channels).to(kind))
     across = scaled.view(batch, high, width, channels).transpose(1, 2).reshape(batch, width, high * channels)
     scaled = torch.bmm(columns, across).view(batch, wide, high, channels).transpose(1, 2)
-    return scaled.contiguous().round_().clamp_(0, 255).to(torch.uint8)
+    scaled = scaled.contiguous()
+    return scaled if images.dtype == torch.float32 else scaled.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def half_for_bytes(images: Tensor) -> torch.dtype:
+    """Return in what sums of pixels are computed: for whole levels on a GPU half precision suffices."""
+    half = images.device.type == "cuda" and images.dtype == torch.uint8
+    return torch.float16 if half else torch.float32
 
 
 def inverse_affine(

@@ -1,6 +1,7 @@
 """An augmentation of one's own: torchvision's v2 transforms, albumentations, any function of an image, or of a batch.
 
-It gets images of the network's size as whole numbers, before they are normalised. Chance in it comes from torch's,
+It gets images of the network's size before they are normalised: as whole numbers, or of the depth float32 as floating
+point from 0 to 1. Chance in it comes from torch's,
 numpy's and Python's global generators (and ``set_random_seed``, where the object has that), which are seeded for each
 image and put back afterwards. Knows nothing of where the seeds come from.
 """
@@ -26,7 +27,10 @@ _LIKELY = 1e-3  # by so much may rounding take a value out of its range
 
 
 class OwnTransform:
-    """What a spec names as ``augment.transform``; called on uint8 [B, H, W, C], it returns the same of other images."""
+    """What a spec names as ``augment.transform``; called on levels [B, H, W, C], it returns the same of other images.
+
+    Levels are uint8, or float32 of 0..255, of which the function gets 255ths.
+    """
 
     def __init__(self, spec: AugmentSpec) -> None:
         name, arguments = spec.transform, spec.transform_arguments
@@ -41,19 +45,25 @@ class OwnTransform:
         self.takes = _takes(found) if spec.transform_takes == "auto" else spec.transform_takes
 
     def __call__(self, images_NHWC: Tensor, seeds: Tensor) -> Tensor:
-        """Return images like ``images_NHWC``, uint8; ``seeds``: int64 [B] on the CPU. Raises SpecError."""
+        """Return images like ``images_NHWC``; ``seeds``: int64 [B] on the CPU. Raises SpecError."""
+        if images_NHWC.is_floating_point():
+            return self._changed(images_NHWC / 255, seeds)
+        return self._changed(images_NHWC, seeds)
+
+    def _changed(self, images_NHWC: Tensor, seeds: Tensor) -> Tensor:
         with _kept(images_NHWC.device):
             if self.takes == "batch":
                 self._seed(int(seeds[0]))
                 batch = images_NHWC.permute(0, 3, 1, 2).contiguous()
-                return self._checked(self._call(batch), batch.shape).permute(0, 2, 3, 1).contiguous()
+                return self._checked(self._call(batch), batch).permute(0, 2, 3, 1).contiguous()
             images = images_NHWC.cpu()
             changed = [self._one(image, int(seed)) for image, seed in zip(images, seeds, strict=True)]
         return torch.stack(changed).to(images_NHWC.device)
 
-    def check(self, sides: tuple[int, int], channels: int) -> None:
+    def check(self, sides: tuple[int, int], channels: int, depth: str = "uint8") -> None:
         """Try it on an image. Raises SpecError."""
-        self(torch.full((2, *sides, channels), 128, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+        kind = torch.float32 if depth == "float32" else torch.uint8
+        self(torch.full((2, *sides, channels), 128, dtype=kind), torch.zeros(2, dtype=torch.int64))
 
     def _one(self, image_HWC: Tensor, seed: int) -> Tensor:
         self._seed(seed)
@@ -62,9 +72,9 @@ class OwnTransform:
             found = self._call(image=array.copy())
             found = found.get("image") if isinstance(found, dict) else found
             result = torch.from_numpy(np.array(found)) if isinstance(found, np.ndarray) else found
-            return self._checked(result, image_HWC.shape)
+            return self._checked(result, image_HWC)
         image = image_HWC.permute(2, 0, 1).contiguous()
-        return self._checked(self._call(image), image.shape).permute(1, 2, 0).contiguous()
+        return self._checked(self._call(image), image).permute(1, 2, 0).contiguous()
 
     def _seed(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -77,8 +87,9 @@ class OwnTransform:
     def _call(self, *given: Any, **named: Any) -> Any:
         return references.called(self._function, (), self.name, *given, **named)
 
-    def _checked(self, result: Any, shape: torch.Size) -> Tensor:
-        """Return the result as uint8. Raises SpecError where it is no image like the one that was given."""
+    def _checked(self, result: Any, given: Tensor) -> Tensor:
+        """Return the result as levels. Raises SpecError where it is no image like the one that was given."""
+        shape, floating = given.shape, given.is_floating_point()
         if not isinstance(result, torch.Tensor) or result.shape != shape:
             got = f"shape {list(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
             raise SpecError(
@@ -86,8 +97,13 @@ class OwnTransform:
                 "of the same shape (a tensor; albumentations: an array under 'image')."
             )
         values = result.detach().as_subclass(torch.Tensor)
-        if values.dtype == torch.uint8:
+        if values.dtype == torch.uint8 and not floating:
             return values
+        if floating and not values.is_floating_point():
+            raise SpecError(
+                f"augment.transform {self.name} returns {values.dtype} for floating-point images (input.depth "
+                "float32); it must return floating point from 0 to 1, too."
+            )
         if not values.is_floating_point():
             raise SpecError(
                 f"augment.transform {self.name} returns {values.dtype}; it must be uint8 or 0 to 1."
@@ -98,6 +114,8 @@ class OwnTransform:
                 f"augment.transform {self.name} returns values from {low:g} to {high:g}; floating point must be from 0 "
                 "to 1. Leave out Normalize: tellapart normalises afterwards, in training as in prediction."
             )
+        if floating:
+            return (values.to(torch.float32) * 255).clamp(0, 255)
         return (values * 255).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -1,4 +1,8 @@
-"""Augment: draws a batch's random numbers and applies them, from uint8 sources to the network's input."""
+"""Augment: draws a batch's random numbers and applies them, from sources of pixels to the network's input.
+
+Pixels are uint8, or float32 of the same levels without rounding, where the contract's depth says so; no change rounds
+those, and the policies, which are defined on 256 levels, are refused.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from tellapart.augment import mix as mixing
 from tellapart.augment.mix import Mix
 from tellapart.augment.own import OwnTransform
 from tellapart.augment.params import Params
+from tellapart.augment.presets import check_depth
 from tellapart.contract.sides import Size, shortest
 from tellapart.devices import put
 from tellapart.preprocess import Images, Preprocessing, as_tensor, normalise, normalise_, slices
@@ -45,6 +50,7 @@ class Augment:
         missing = [name for name, value in vars(spec).items() if value is None]
         if missing:
             raise ValueError(f"the spec is not resolved: {', '.join(missing)}")
+        check_depth(spec, contract.depth)
         self.spec, self.contract = spec, contract
         self.num_classes, self.channels_last, self.seed = num_classes, channels_last, seed
         self.needs_large_source = needs_large_source(spec)
@@ -184,7 +190,7 @@ class Augment:
     def apply(self, images: Images, sizes: Tensor | None, drawn: Params) -> Tensor:
         """Return the network's input float32 [B, C, height, width], normalised, on the images' device.
 
-        ``images``: uint8 [B, H, W, C], of the contract's size (others are scaled to it), or with
+        ``images``: [B, H, W, C] of the contract's depth, of its size (others are scaled to it), or with
         `needs_large_source` sources, as a `Ragged` or in the upper left of a common canvas. ``drawn``: of this
         batch, or the part ``params[a:b]`` that belongs to these images; the result is the same either way.
         ``sizes`` as for `draw`; the boxes hold all that is needed.
@@ -207,7 +213,7 @@ class Augment:
     def _apply_own(self, own: OwnTransform, images: Images, drawn: Params, result: Tensor) -> None:
         """Do as `_apply` for a whole batch, with one's own changes before normalising, in one thread."""
         shape = (len(images), *self.contract.sides, self.contract.channels)
-        pixels = torch.empty(shape, dtype=torch.uint8, device=images.device)
+        pixels = torch.empty(shape, dtype=images.dtype, device=images.device)
 
         def change(rows: slice) -> None:
             pixels[rows] = self._pixels(images[rows], drawn[rows])
@@ -218,13 +224,15 @@ class Augment:
         self._erase(result, drawn)
 
     def _pixels(self, images: Images, drawn: Params) -> Tensor:
-        """Return images as all of our changes but erasing leave them, uint8 [B, height, width, C]."""
+        """Return images as all of our changes but erasing leave them, [B, height, width, C] of the contract's depth."""
         if drawn.affine is None and drawn.colour is None:
             pixels = self._place(images, drawn)
             if drawn.operations is not None and drawn.magnitudes is not None:
                 pixels = policies.apply(pixels, drawn.operations, drawn.magnitudes)
             return pixels
         values = self._recolour(self._values(images, drawn), drawn)
+        if self.contract.depth != "uint8":
+            return values.clamp_(0, 255).permute(0, 2, 3, 1)
         return values.round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
     def _apply(self, images: Images, drawn: Params, result: Tensor) -> None:
@@ -243,7 +251,7 @@ class Augment:
         return pixels if fits else geometry.scale(pixels, self.contract.size)
 
     def _place(self, images: Images, drawn: Params) -> Tensor:
-        """Crop and flip: uint8 [B, height, width, C]."""
+        """Crop and flip: [B, height, width, C] of the images' kind of number."""
         own = drawn.crop is not None  # the images are the caller's; what was cut from them is ours
         if self.needs_large_source and drawn.crop is not None:
             pixels = geometry.resized_crop(images, drawn.crop, self.contract.size)

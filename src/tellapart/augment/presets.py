@@ -119,6 +119,16 @@ def for_channels(spec: AugmentSpec, channels: int) -> AugmentSpec:
     return spec if channels in (1, 3) else dataclasses.replace(spec, saturation=0.0, hue=0.0)
 
 
+def check_depth(spec: AugmentSpec, depth: str) -> None:
+    """Raise SpecError for what is defined on 256 whole levels only, where pixels have others."""
+    if depth == "float32" and spec.policy not in (None, "none"):
+        raise SpecError(
+            f"augment.policy {spec.policy} (of the preset {spec.preset}, if it was not given) is defined on 256 whole "
+            "levels: posterize and equalize count them. With input.depth float32 use --augment.policy none, which "
+            "leaves all other changes as they are."
+        )
+
+
 def _check(spec: AugmentSpec, size: Size) -> None:
     short = shortest(size)
     ranges: dict[str, tuple[tuple[float, float] | None, float]] = {

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tellapart.augment.geometry import Border, cut, grid, tents
+from tellapart.augment.geometry import Border, cut, grid, half_for_bytes, tents
 from tellapart.contract.sides import Size, sides
 from tellapart.devices import put
 from tellapart.preprocess import Images, as_tensor
@@ -52,7 +52,7 @@ def reaches(boxes: Tensor, maps: Tensor, size: Size) -> npt.NDArray[np.float64]:
 def crop_and_warp(images: Images, boxes: Tensor, maps: Tensor, size: Size, border: Border) -> Tensor:
     """Cut each box, scale it to ``size`` and change it by ``maps`` [B, 2, 3] of `geometry.inverse_affine`.
 
-    uint8 [B, H, W, C] -> float32 [B, C, height, width] of 0..255. ``boxes`` (int64 [B, 4]) and ``maps`` (float64)
+    [B, H, W, C] -> float32 [B, C, height, width] of 0..255. ``boxes`` (int64 [B, 4]) and ``maps`` (float64)
     are on the CPU, the result on the device of the images.
     """
     places = grid(maps, size, images.device)
@@ -118,8 +118,7 @@ def together(
     """Sample the boxes of a whole batch at once, for devices where many small kernels are slow."""
     sources = as_tensor(images)
     batch, height, width, channels = sources.shape
-    # as for resized crops by matrices
-    kind = torch.float16 if sources.device.type == "cuda" else torch.float32
+    kind = half_for_bytes(sources)  # as for resized crops by matrices
     top, left, box_height, box_width = put(boxes, sources.device).unbind(1)
     down, across = put(torch.from_numpy(reach).to(torch.float32), sources.device).unbind(1)
     rows = _triangles(height, top, box_height, down).to(kind)

@@ -18,8 +18,8 @@ from tellapart.contract.views import Views
 from tellapart.errors import ModelError
 
 # 1: one view, no calibration; 2: views; 3: calibration; 4: another kind of label, or inputs that are not square or have
-# other channels than 1 and 3. The lowest that says all is written.
-FORMAT = 4
+# other channels than 1 and 3; 5: pixels of another depth than 8 bits. The lowest that says all is written.
+FORMAT = 5
 KINDS = ("single", "multi-label")
 """What a label can be: ``single``, exactly one class for each image; ``multi-label``, any number of them, each told
 where its own probability reaches its threshold (see `tellapart.contract.answers`)."""
@@ -90,6 +90,8 @@ class Card:
 
     def _format(self) -> int:
         shape = self.preprocessing
+        if shape.depth != "uint8":
+            return 5
         if self.kind != KINDS[0] or shape.channels not in (1, 3) or not isinstance(shape.size, int):
             return 4
         return 3 if self.calibration else 2 if self.views.count > 1 else 1

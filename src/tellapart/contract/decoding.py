@@ -1,4 +1,4 @@
-"""From an image file's bytes to upright uint8 pixels, by stated rules. Knows nothing of networks.
+"""From an image file's bytes to upright pixels, uint8 or float32, by stated rules. Knows nothing of networks.
 
 The content decides, never the file's name:
 
@@ -12,6 +12,9 @@ The content decides, never the file's name:
   and rounded (65535 becomes 255), and 16-bit colour keeps its upper byte; signed and 32-bit numbers count as 16-bit
   ones where all lie in 0..65535. With ``levels`` (low, high), low becomes 0, high 255, and what lies beyond is clipped.
   What has no range (floating point; other numbers outside 0..65535) is refused without levels. 1-bit becomes 0 and 255.
+- With the depth float32, levels are the same numbers without rounding: 16 bits divided by 257 (colour too), or by
+  ``levels``. Luma, opacity on white and CMYK are then computed in floating point (`floating`). What has 8 bits gives
+  exactly its 8-bit pixels. A file of more bits that Pillow gives in 8 is refused.
 - A TIFF whose bands have no stated meaning is refused where 1 or 3 channels are wanted; `tiff` says by which tags.
 - Any other number of channels: all bands of a TIFF or NumPy file that has so many, in its order, 16 bits divided by
   257 and rounded; 4 also of red, green, blue and opacity (RGBA), 2 of grey and opacity. Other files are refused.
@@ -42,13 +45,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin
 
-from tellapart.contract import jpeg, npy, png, tiff
+from tellapart.contract import floating, jpeg, npy, png, tiff
 from tellapart.contract.deep import BadImage as BadImage
-from tellapart.contract.deep import Deep, Levels
+from tellapart.contract.deep import Deep, Levels, mismatch
+from tellapart.contract.deep import Pixels as Pixels
 from tellapart.contract.formats import BY_NAME, FORMATS, NOT_IMAGES, Format
 from tellapart.contract.tedious import tedious
-
-Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 178_000_000
 MAX_SIDE = 65_535
@@ -178,6 +180,7 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     suffices: Callable[[int, int], bool] | None = None,
     levels: Levels | None = None,
+    depth: str = "uint8",
 ) -> Pixels:
     """Decode an image by the rules that this module states.
 
@@ -188,30 +191,52 @@ def decode(
         suffices: whether a JPEG decoded to this height and width (before EXIF's orientation turns it) is large
             enough; without it every image is decoded at its own size.
         levels: of images of more than 8 bits, what becomes 0 and what 255; None: the file's whole range.
+        depth: uint8, or float32: levels are not rounded.
 
-    Returns: uint8 [H, W, channels], upright, writable. Raises BadImage. Safe to call from many threads.
+    Returns: [H, W, channels] of the depth, upright, writable. Raises BadImage. Safe to call from many threads.
     """
     name, reader = _recognise(content)
     if tedious(name, content):
         raise BadImage(f"{name} of very many parts")
+    exact = depth == floating.DEPTH
+    if exact:
+        floating.refuse_coarse(name, content)
     try:
-        deep = _deep(name, content, reader, max_pixels, levels is not None, channels)
-        if deep is not None:
-            return _upright(_levelled(deep, channels, levels), deep.orientation)
-        with _quiet(name, content), reader(io.BytesIO(content)) as image:
-            check_dimensions(image.width, image.height, max_pixels)
-            if name == "JPEG" and not (suffices is not None and _reduce(image, suffices)):
-                pixels = jpeg.pixels(content, image.mode, image.width, image.height)
-                if pixels is not None:
-                    return _upright(to_channels(pixels, channels), _orientation(image.info))
-            image.load()
-            if name == "PNG":
-                png.mend_transparency(content, image)
-            return _to_pixels(image, channels, 1 if name == "TIFF" else _orientation(image.info), levels)
+        pixels = _pixels(name, reader, content, channels, max_pixels, suffices, levels, exact)
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise nearly every kind of error on damaged data
         raise _damage(name, error, content) from error
+    return pixels.astype(np.float32, copy=False) if exact else pixels
+
+
+def _pixels(
+    name: str,
+    reader: Any,
+    content: bytes,
+    channels: int,
+    max_pixels: int,
+    suffices: Callable[[int, int], bool] | None,
+    levels: Levels | None,
+    exact: bool,
+) -> Pixels:
+    """Return what `decode` does; what has 8 bits as uint8 in any case. Raises BadImage, and what Pillow does."""
+    deep = _deep(name, content, reader, max_pixels, exact or levels is not None, channels)
+    if deep is not None:
+        return _upright(_levelled(deep, channels, levels, exact), deep.orientation)
+    with _quiet(name, content), reader(io.BytesIO(content)) as image:
+        check_dimensions(image.width, image.height, max_pixels)
+        if name == "JPEG" and not (suffices is not None and _reduce(image, suffices)):
+            pixels = jpeg.pixels(content, image.mode, image.width, image.height)
+            if pixels is not None:
+                return _upright(to_channels(pixels, channels), _orientation(image.info))
+        image.load()
+        if name == "PNG":
+            png.mend_transparency(content, image)
+        orientation = 1 if name == "TIFF" else _orientation(image.info)
+        if exact and image.mode[0] in "IF":
+            return _upright(floating.to_channels(_numbers(image).floats(levels), channels), orientation)
+        return _to_pixels(image, channels, orientation, levels)
 
 
 def bands(content: bytes) -> int:
@@ -223,22 +248,47 @@ def bands(content: bytes) -> int:
     return tiff.bands(content) if name == "TIFF" else npy.bands(content) if name == "NumPy" else 0
 
 
-def shown(content: bytes | Pixels, max_pixels: int = MAX_PIXELS) -> Pixels:
+def shown(
+    content: bytes | Pixels,
+    max_pixels: int = MAX_PIXELS,
+    levels: Levels | None = None,
+    depth: str = "uint8",
+) -> Pixels:
     """Return an image to look at, RGB [H, W, 3]: of channels that have no colours' names the first three, or the first.
 
-    Raises BadImage.
+    ``levels``, ``depth``: as for `decode`; the picture has 8 bits in any case. Raises BadImage.
     """
     if isinstance(content, np.ndarray):
+        content = whole(content)
         return to_channels(content, 3) if content.ndim == 2 or content.shape[2] == 4 else to_shown(content)
     count = bands(content)
-    return to_shown(decode(content, count if count not in (0, 1, 3) else 3, max_pixels))
+    channels = count if count not in (0, 1, 3) else 3
+    return to_shown(decode(content, channels, max_pixels, levels=levels, depth=depth))
 
 
 def to_shown(pixels: Pixels) -> Pixels:
-    """Return uint8 [H, W(, C)] to look at, RGB: of 2 channels the first, as grey, of 4 or more the first three."""
+    """Return [H, W(, C)] to look at, uint8 RGB: of 2 channels the first, as grey, of 4 or more the first three."""
+    pixels = whole(pixels)
     if pixels.ndim == 3 and pixels.shape[2] not in (1, 3):
         pixels = np.ascontiguousarray(pixels[..., : 3 if pixels.shape[2] > 3 else 1])
     return to_channels(pixels, 3)
+
+
+def whole(pixels: Pixels) -> Pixels:
+    """Return levels as whole ones, uint8: to look at."""
+    return pixels if pixels.dtype == np.uint8 else np.rint(pixels).clip(0, 255).astype(np.uint8)
+
+
+def in_depth(pixels: Pixels, channels: int, depth: str) -> Pixels:
+    """Return levels, uint8 or float32 [H, W(, C)], as [H, W, channels] of a depth (see `to_channels`).
+
+    Raises BadImage, also for what would have to be rounded.
+    """
+    if depth != floating.DEPTH:
+        return to_channels(pixels, channels)
+    if pixels.dtype == np.float32:
+        return floating.to_channels(floating.checked(pixels), channels)
+    return to_channels(pixels, channels).astype(np.float32)
 
 
 def largest(content: bytes, max_pixels: int = MAX_PIXELS, channels: int = 0) -> float | None:
@@ -252,17 +302,23 @@ def largest(content: bytes, max_pixels: int = MAX_PIXELS, channels: int = 0) -> 
     try:
         deep = _deep(name, content, reader, max_pixels, True, channels or bands(content) or 3)
         if deep is not None:
-            return deep.largest
+            return _finite(deep.largest)
         with _quiet(name, content), reader(io.BytesIO(content)) as image:
             check_dimensions(image.width, image.height, max_pixels)
             if image.mode[0] not in "IF":
                 return None
             image.load()
-            return _numbers(image).largest
+            return _finite(_numbers(image).largest)
     except (BadImage, MemoryError):
         raise
     except Exception as error:
         raise _damage(name, error, content) from error
+
+
+def _finite(number: float | None) -> float | None:
+    if number is not None and not np.isfinite(number):
+        raise BadImage("has pixels that are not finite numbers")
+    return number
 
 
 _DEEP = (
@@ -299,12 +355,15 @@ def _deep(
     return None
 
 
-def _levelled(deep: Deep, channels: int, levels: Levels | None) -> Pixels:
-    """Return an image's numbers as [H, W, channels]."""
-    pixels = deep.pixels(levels)
+def _levelled(deep: Deep, channels: int, levels: Levels | None, exact: bool) -> Pixels:
+    """Return an image's numbers as [H, W, channels]; with ``exact`` as float32, not rounded."""
+    pixels = deep.floats(levels) if exact else deep.pixels(levels)
     if deep.bands and pixels.shape[2] == 4 != channels:  # whether the fourth is opacity is not said
-        raise _mismatch(4, channels)
-    if deep.values.shape[2] == 4 and not deep.bands:
+        raise mismatch(4, channels)
+    cmyk = deep.values.shape[2] == 4 and not deep.bands
+    if exact:
+        return floating.to_channels(floating.of_cmyk(pixels) if cmyk else pixels, channels)
+    if cmyk:
         return _to_pixels(Image.fromarray(pixels, "CMYK"), channels, 1)
     return to_channels(pixels, channels)
 
@@ -347,11 +406,7 @@ def _with_opacity(image: Image.Image, channels: int) -> Pixels:
         return np.array(image.convert("RGBA"))
     if clear and channels == 2 and grey:
         return np.array(image.convert("LA"))
-    raise _mismatch((1 if grey else 3) + clear, channels)
-
-
-def _mismatch(has: int, channels: int) -> BadImage:
-    return BadImage(f"has {has} channel{'s' if has > 1 else ''}; the input has {channels}")
+    raise mismatch((1 if grey else 3) + clear, channels)
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
@@ -415,7 +470,7 @@ def to_channels(pixels: Pixels, channels: int) -> Pixels:
     if pixels.ndim != 3 or pixels.dtype != np.uint8 or not pixels.size:
         raise BadImage(f"an array of {pixels.dtype} {list(pixels.shape)} is not an image")
     if not own and (channels not in (1, 3) or pixels.shape[2] not in (1, 3, 4)):
-        raise _mismatch(pixels.shape[2], channels)
+        raise mismatch(pixels.shape[2], channels)
     if own:
         return pixels
     if pixels.shape[2] == 4:

@@ -3,7 +3,7 @@
 `Levels` (the contract's ``range``) says which numbers are black and white. Without, the file's whole range counts:
 unsigned grey of 16 bits is divided by 257 and rounded, colour keeps its upper byte. Signed and 32-bit numbers have no
 range of their own: they count as 16-bit ones where all lie in 0..65535 and are refused otherwise; floating point is
-refused. Knows nothing of files.
+refused. Levels are whole numbers, or with the depth float32 the same without rounding. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]
+"""Levels of 0..255: uint8, or float32 where the contract's ``depth`` says so."""
 Levels = tuple[float, float]  # what becomes 0, and what becomes 255
 WHOLE = 65_535
 
@@ -25,6 +26,11 @@ class BadImage(Exception):  # noqa: N818 - a finding that is caught and listed, 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def mismatch(has: int, channels: int) -> BadImage:
+    """Return that an image has another number of channels than the input."""
+    return BadImage(f"has {has} channel{'s' if has > 1 else ''}; the input has {channels}")
 
 
 def uses_little(largest: float) -> bool:
@@ -59,6 +65,20 @@ class Deep:
         """The largest number; None for 8 bits."""
         return None if self.top and self.top <= 255 else float(self.values.max())
 
+    def floats(self, levels: Levels | None) -> Pixels:
+        """Return the image in levels that are not rounded, float32, of `pixels`' shape. Raises BadImage."""
+        colours = _unrounded(self.values, self.top, self.what, levels)
+        if self.inverted:
+            colours = np.float32(255) - colours
+        if self.alpha is None:
+            return colours
+        alpha = _unrounded(self.alpha, self.top, self.what, None)[..., None]
+        if self.premultiplied:
+            colours = np.where(alpha > 0, np.minimum(colours * 255 / np.maximum(alpha, 1e-3), 255), 0)
+        if colours.shape[2] == 1:
+            colours = np.repeat(colours, 3, axis=2)
+        return np.concatenate([colours, alpha], axis=2, dtype=np.float32)
+
     def pixels(self, levels: Levels | None) -> Pixels:
         """Return the image in levels, uint8 [H, W, 1, 3 or 4 (RGBA)] (CMYK and bands: as ``values``).
 
@@ -91,9 +111,8 @@ def _scaled(
         if bands or values.shape[-1] == 1 or values.ndim == 2:
             return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         return (values >> 8).astype(np.uint8)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise BadImage(f"has pixels that are not finite numbers ({what})")
     if values.dtype.kind == "f":
+        _check_finite(values, what)
         _check_scale(values, what, levels)
     if values.dtype == np.uint16:
         table: Pixels = _in_levels(np.arange(WHOLE + 1), levels)[values]
@@ -101,6 +120,27 @@ def _scaled(
     return np.concatenate(
         [_in_levels(part, levels) for part in np.array_split(values, max(1, len(values) // 64))]
     )
+
+
+def _unrounded(values: npt.NDArray[Any], top: int, what: str, levels: Levels | None) -> Pixels:
+    """Return numbers as levels, float32; what lies beyond the range is clipped."""
+    if top and top <= 255:
+        return values.astype(np.float32)
+    if levels is None and not top:
+        _check_sixteen_bits(values, what)
+    if values.dtype.kind == "f":
+        _check_finite(values, what)
+    low, high = levels or (0, WHOLE)
+    if values.dtype.kind == "f" and (float(values.min()) > high or float(values.max()) < low):
+        raise BadImage(f"all of its numbers are outside of the range {low:g}-{high:g} ({what})")
+    parts = np.array_split(values, max(1, len(values) // 64))
+    scaled = [np.clip((part.astype(np.float64) - low) * (255 / (high - low)), 0, 255) for part in parts]
+    return np.concatenate(scaled, dtype=np.float32)
+
+
+def _check_finite(values: npt.NDArray[Any], what: str) -> None:
+    if not np.isfinite(values).all():
+        raise BadImage(f"has pixels that are not finite numbers ({what})")
 
 
 def _in_levels(values: npt.NDArray[Any], levels: Levels) -> Pixels:

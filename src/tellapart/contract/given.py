@@ -1,8 +1,9 @@
 """Pictures that Python hands over: Pillow images, arrays and tensors, as what `decode` and `to_channels` take.
 
 Pictures of 8 bits stay pixels; what has more bits, or a mode with rules of its own, becomes the bytes of a lossless
-file, so that the rules for files (`decoding`) hold for it too. Floating-point numbers are the levels of 8 bits where
-each is a 255th; others need a range (`deep`). Loads no torch. Knows nothing of data sets.
+file, so that the rules for files (`decoding`) hold for it too. Floating-point numbers from 0 to 1 are levels: of the
+depth uint8 each has to be a 255th, of float32 it may be any; others need a range (`deep`). Loads no torch. Knows
+nothing of data sets.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.contract.deep import BadImage
+from tellapart.contract.deep import BadImage, Pixels
 
-Pixels = npt.NDArray[np.uint8]
 _CHANNELS = (1, 3, 4)
 _OFF = 1e-3  # of a level: what float32 loses between 0..255 and 0..1
 
@@ -41,14 +41,15 @@ def _is_pillow(value: object) -> bool:
     return hasattr(value, "save") and hasattr(value, "convert") and hasattr(value, "mode")
 
 
-def content_of(image: Any, ranged: bool = False) -> bytes | Pixels:
-    """Return a picture as pixels, uint8 [H, W] or [H, W, 3 or 4], or as a file's bytes.
+def content_of(image: Any, ranged: bool = False, depth: str = "uint8") -> bytes | Pixels:
+    """Return a picture as levels, uint8 (or of ``depth``) [H, W] or [H, W, 3 or 4], or as a file's bytes.
 
     Args:
         image: of Pillow (its EXIF orientation is obeyed); an array [H, W] or [H, W, C]; a tensor [H, W] or [C, H, W].
             The other order is seen by where 1, 3 or 4 stands. Of bool, uint8, uint16 or floating point.
         ranged: floating point keeps its numbers, for a range that says what is black and white; else they must be
-            whole 255ths from 0 to 1.
+            from 0 to 1, and of the depth uint8 whole 255ths.
+        depth: uint8, or float32: floating-point numbers are not rounded.
 
     Raises UnfitImage where the kind of picture is not taken, BadImage where one cannot be read, and what reading a file
     lazily raises.
@@ -58,9 +59,9 @@ def content_of(image: Any, ranged: bool = False) -> bytes | Pixels:
     if _is_pillow(image):
         return _of_pillow(image)
     if is_tensor(image):
-        return _of_array(_numbers(image), True, ranged)
+        return _of_array(_numbers(image), True, ranged, depth)
     if isinstance(image, np.ndarray):
-        return _of_array(image, False, ranged)
+        return _of_array(image, False, ranged, depth)
     raise UnfitImage(
         f"a {type(image).__name__} is not an image; expected a Pillow image, an array or a tensor"
     )
@@ -86,10 +87,12 @@ def _of_pillow(image: Any) -> bytes | Pixels:
     return buffer.getvalue()
 
 
-def _of_array(image: npt.NDArray[Any], channels_first: bool, ranged: bool) -> bytes | Pixels:
+def _of_array(image: npt.NDArray[Any], channels_first: bool, ranged: bool, depth: str) -> bytes | Pixels:
     image = _upright(image, channels_first)
     if image.dtype == np.bool_:
         image = image.astype(np.uint8) * np.uint8(255)
+    elif image.dtype.kind == "f" and not ranged and depth == "float32":
+        return _unrounded(image)
     elif image.dtype.kind == "f":
         image = _floats(image, ranged)
     if image.dtype == np.uint8:
@@ -119,6 +122,27 @@ def _floats(image: npt.NDArray[Any], ranged: bool) -> npt.NDArray[Any]:
     """Return uint8 where that loses nothing; float32 where there is a range."""
     if ranged:
         return image.astype(np.float32)
+    _check_unit(image)
+    levels = image.astype(np.float64) * 255
+    whole = np.rint(levels)
+    off = float(np.abs(levels - whole).max())
+    if off > max(_OFF, 255 * float(np.finfo(image.dtype).eps) / 2):
+        raise UnfitImage(
+            f"floating-point numbers that are not the 256 levels of 8 bits (one is {off:.2g} of a level off): rounding "
+            "would change them. Give uint8 images, and leave changes in floating point (resizing, say) out; keep them "
+            "with input.depth float32; or say what is black and white with input.range"
+        )
+    return whole.astype(np.uint8)
+
+
+def _unrounded(image: npt.NDArray[Any]) -> Pixels:
+    """Return numbers from 0 to 1 as levels, float32."""
+    _check_unit(image)
+    return np.ascontiguousarray((image.astype(np.float64) * 255).astype(np.float32))
+
+
+def _check_unit(image: npt.NDArray[Any]) -> None:
+    """Raise BadImage for floating-point numbers of which one is not from 0 to 1."""
     if not np.isfinite(image).all():
         raise BadImage("has pixels that are not finite numbers")
     low, high = float(image.min()), float(image.max())
@@ -133,16 +157,6 @@ def _floats(image: npt.NDArray[Any], ranged: bool) -> npt.NDArray[Any]:
             f"floating-point numbers up to {high:.6g}, which have no range of their own; give uint8, or floating point "
             "from 0 to 1, or say what is black and white with input.range"
         )
-    levels = image.astype(np.float64) * 255
-    whole = np.rint(levels)
-    off = float(np.abs(levels - whole).max())
-    if off > max(_OFF, 255 * float(np.finfo(image.dtype).eps) / 2):
-        raise UnfitImage(
-            f"floating-point numbers that are not the 256 levels of 8 bits (one is {off:.2g} of a level off): rounding "
-            "would change them. Give uint8 images, and leave changes in floating point (resizing, say) out; or say "
-            "what is black and white with input.range"
-        )
-    return whole.astype(np.uint8)
 
 
 def _tiff(values: npt.NDArray[Any]) -> bytes:

@@ -24,6 +24,7 @@ from tellapart.errors import SpecError
 REDUCED_MARGIN = 1.5
 MOST_EDGE = 65_535
 VERSION = 2
+Depth = Literal["uint8", "float32"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Preprocessing:
 
     range: of images of more than 8 bits, the numbers that become black and white; None: the file's whole range.
 
+    depth: of pixels, from decoding to normalisation: ``uint8`` are whole levels of 0..255, ``float32`` the same levels
+    without rounding, so that images of more than 8 bits keep their precision.
+
     version: 1 cut the centre at floor((scaled - size) / 2) of an edge of round(size / crop_fraction); 2 at
     round((scaled - size) / 2), halves to even, of floor(size / crop_fraction).
 
@@ -59,6 +63,7 @@ class Preprocessing:
     decode: Literal["full", "scaled"] = "full"
     range: tuple[float, float] | None = None
     version: int = VERSION
+    depth: Depth = "uint8"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", sides.normal(self.size))
@@ -118,13 +123,15 @@ class Preprocessing:
         return any(enough) if self.resize == "letterbox" else all(enough)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values."""
+        """Return the fields as JSON-able values; ``depth`` where it is not the one that there always was."""
         values = {
             **asdict(self),
             "size": sides.plain(self.size),
             "mean": list(self.mean),
             "std": list(self.std),
         }
+        if self.depth == "uint8":
+            del values["depth"]
         return {**values, "range": None if self.range is None else list(self.range)}
 
     @classmethod
@@ -141,4 +148,5 @@ _VALID: dict[str, tuple[Any, ...]] = {
     "interpolation": ("bilinear", "bicubic"),
     "decode": ("full", "scaled"),
     "version": (1, 2),
+    "depth": ("uint8", "float32"),
 }

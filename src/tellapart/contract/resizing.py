@@ -4,7 +4,8 @@ Resizing is anti-aliased interpolation: a scaled pixel is the average of source 
 (bilinear) or Keys' cubic (bicubic), as wide as the scale where the image gets smaller, as
 ``torch.nn.functional.interpolate(antialias=True)`` and Pillow define it. Its weights are whole numbers of 2048ths, and
 sums are whole numbers that float32 holds. So any program on any machine gets the same bits, in whatever order it adds,
-and an exported graph can hold the same operation. Knows nothing of networks but that they are callable.
+and an exported graph can hold the same operation. Pixels of the depth float32 are weighted by the exact weights and not
+rounded; there programs agree within a thousandth of a level. Knows nothing of networks but that they are callable.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.contract.decoding import MAX_PIXELS, Pixels, crop_box, decode, to_channels
+from tellapart.contract.decoding import MAX_PIXELS, Pixels, crop_box, decode, in_depth
 from tellapart.contract.preprocessing import Preprocessing
 from tellapart.contract.views import Views
 
@@ -30,14 +31,14 @@ REACH = {"bilinear": 1, "bicubic": 2}  # of the kernels, in pixels of the larger
 
 
 def open_pixels(content: bytes | Pixels, contract: Preprocessing, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Return an image before resizing: a file's bytes or uint8 [H, W(, C)] -> uint8 [H, W, channels].
+    """Return an image before resizing: a file's bytes or levels [H, W(, C)] -> [H, W, channels] of its depth.
 
     A JPEG is decoded at a part of its size where the contract says so. Raises BadImage.
     """
     if isinstance(content, np.ndarray):
-        return to_channels(content, contract.channels)
+        return in_depth(content, contract.channels, contract.depth)
     suffices = contract.suffices if contract.decode == "scaled" else None
-    return decode(content, contract.channels, max_pixels, suffices, contract.range)
+    return decode(content, contract.channels, max_pixels, suffices, contract.range, contract.depth)
 
 
 def load(
@@ -46,10 +47,10 @@ def load(
     max_pixels: int = MAX_PIXELS,
     box: npt.NDArray[np.float64] | tuple[float, ...] | None = None,
 ) -> Pixels:
-    """Return an image as the contract wants it: uint8 [height, width, channels]. Raises BadImage.
+    """Return an image as the contract wants it: [height, width, channels] of its depth. Raises BadImage.
 
-    ``content``: a file's bytes, or pixels uint8 [H, W] or [H, W, C]. ``box``: x0, y0, x1, y1 in pixels of the
-    upright image, of which only that part is used; None or NaN: all of it.
+    ``content``: a file's bytes, or levels [H, W] or [H, W, C], uint8 (float32: of that depth). ``box``: x0, y0, x1, y1
+    in pixels of the upright image, of which only that part is used; None or NaN: all of it.
     """
     whole = box is None or bool(np.isnan(np.asarray(box)).any())
     full = contract if whole else dataclasses.replace(contract, decode="full")
@@ -75,7 +76,7 @@ def _rounded(number: int, by: int) -> int:
 
 
 def resize(image_HWC: Pixels, contract: Preprocessing) -> Pixels:
-    """Apply the resize policy: uint8 [H, W, C] -> uint8 of the contract's height and width, [h, w, C].
+    """Apply the resize policy: [H, W, C] of the contract's depth -> the same of its height and width, [h, w, C].
 
     Where the policy's scaled height and width are the image's own, no pixel changes. ``crop`` gives exactly the
     centre of the whole scaled image, from where `Preprocessing.start` says.
@@ -89,7 +90,7 @@ def resize(image_HWC: Pixels, contract: Preprocessing) -> Pixels:
     inner = scale(image_HWC, (height, width), corner, (rows, columns), contract)
     if (rows, columns) == sides:
         return inner
-    canvas = np.full((*sides, image_HWC.shape[2]), contract.fill, np.uint8)
+    canvas = np.full((*sides, image_HWC.shape[2]), contract.fill, inner.dtype)
     top, left = (sides[0] - rows) // 2, (sides[1] - columns) // 2
     canvas[top : top + rows, left : left + columns] = inner
     return canvas
@@ -106,30 +107,39 @@ def scale(
 
     Down the columns first: sums of value * weight, whole numbers, divided to sixteenths of a level and rounded; then
     along the rows in the same way, divided to levels, rounded (halves to even) and clipped. No number is above 2**24,
-    so float32 holds all of them and every order of adding gives the same.
+    so float32 holds all of them and every order of adding gives the same. Of float32 pixels the sums are not rounded.
     """
     height, width, channels = image_HWC.shape
     (top, left), (rows, columns) = corner, part
     if to == (height, width):  # each pixel is its own average
         return np.ascontiguousarray(image_HWC[top : top + rows, left : left + columns])
-    down = _Weights(height, to[0], top, rows, contract.interpolation)
-    across = _Weights(width, to[1], left, columns, contract.interpolation)
+    exact = image_HWC.dtype == np.float32
+    down = _Weights(height, to[0], top, rows, contract.interpolation, exact)
+    across = _Weights(width, to[1], left, columns, contract.interpolation, exact)
     source = image_HWC[down.first : down.last, across.first : across.last]
-    lines = np.rint(down.applied(source.reshape(len(source), -1)) * np.float32(BETWEEN / ONE))
+    lines = down.applied(source.reshape(len(source), -1))
+    lines = lines if exact else np.rint(lines * np.float32(BETWEEN / ONE))
     turned = np.ascontiguousarray(lines.reshape(rows, -1, channels).transpose(1, 0, 2))
-    scaled = across.applied(turned.reshape(len(turned), -1)) * np.float32(1 / (BETWEEN * ONE))
-    pixels = np.clip(np.rint(scaled, out=scaled), 0, 255, out=scaled).astype(np.uint8)
+    scaled = across.applied(turned.reshape(len(turned), -1))
+    pixels = np.clip(scaled, 0, 255, out=scaled) if exact else _in_levels(scaled)
     return np.ascontiguousarray(pixels.reshape(columns, rows, channels).transpose(1, 0, 2))
+
+
+def _in_levels(sums: Floats) -> Pixels:
+    """Return levels of sums of 16ths times 2048ths, in whose place."""
+    sums *= np.float32(1 / (BETWEEN * ONE))
+    return np.clip(np.rint(sums, out=sums), 0, 255, out=sums).astype(np.uint8)
 
 
 class _Weights:
     """How much each source pixel counts for ``count`` scaled ones from ``start`` on: whole numbers of sum ONE.
 
-    Only source pixels from ``first`` to ``last`` count; `applied` takes those.
+    With ``exact`` shares of sum 1, not rounded. Only source pixels from ``first`` to ``last`` count; `applied` takes
+    those.
     """
 
-    def __init__(self, length: int, scaled: int, start: int, count: int, mode: str) -> None:
-        self.places, self.weights = _weights(length, scaled, start, count, mode)
+    def __init__(self, length: int, scaled: int, start: int, count: int, mode: str, exact: bool) -> None:
+        self.places, self.weights = _weights(length, scaled, start, count, mode, exact)
         self.first, self.last = int(self.places.min()), int(self.places.max()) + 1
 
     def applied(self, values: npt.NDArray[Any]) -> Floats:
@@ -153,7 +163,7 @@ def _parts(values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
 
 @functools.lru_cache(maxsize=64)
 def _weights(
-    length: int, scaled: int, start: int, count: int, mode: str
+    length: int, scaled: int, start: int, count: int, mode: str, exact: bool = False
 ) -> tuple[npt.NDArray[np.int64], Floats]:
     """Return source places, int64 [count, taps], and their weights, float32 [count, taps]; see `weigh`."""
     reach, larger = REACH[mode], max(length, scaled)
@@ -163,6 +173,8 @@ def _weights(
     places = first + np.arange(taps)
     distance = np.abs((2 * places + 1) * scaled - (2 * targets + 1) * length) / (2.0 * larger)
     shares = np.where((places >= 0) & (places < length), _KERNELS[mode](distance), 0.0)
+    if exact:
+        return np.clip(places, 0, length - 1), (shares / shares.sum(1, keepdims=True)).astype(np.float32)
     # What lies between two whole numbers goes up, however the last bit of the sum came out.
     weights = np.rint(shares * (ONE / shares.sum(1, keepdims=True)) + 1e-7)
     weights[np.arange(count), shares.argmax(1)] += ONE - weights.sum(1)  # what rounding has left over
@@ -184,7 +196,7 @@ _KERNELS = {"bilinear": _triangle, "bicubic": _cubic}
 
 
 def normalise(images_NHWC: Pixels, contract: Preprocessing) -> Floats:
-    """Return the network's input (x / 255 - mean) / std: uint8 [B, H, W, C] -> float32 [B, C, H, W]."""
+    """Return the network's input (x / 255 - mean) / std: levels [B, H, W, C] -> float32 [B, C, H, W]."""
     mean, std = np.array(contract.mean), np.array(contract.std)
     scale, bias = (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
     return np.ascontiguousarray((images_NHWC.astype(np.float32) * scale + bias).transpose(0, 3, 1, 2))

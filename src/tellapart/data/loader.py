@@ -78,7 +78,7 @@ def _share(count: int, rank: int, world: int) -> tuple[slice, bool]:
 class Window:
     """The images of several small steps, read together: what is computed for each alike is computed once for all.
 
-    images: uint8 [N, H, W, C].
+    images: [N, H, W, C].
     """
 
     def __init__(self, images: torch.Tensor) -> None:
@@ -96,8 +96,8 @@ class Window:
 class RawBatch:
     """One process's part of a step's global batch.
 
-    images: uint8 [B, H, W, C], where they differ in size a `Ragged`; labels: int64 [B], or float32 [B, K], 0 or 1,
-    where an image can have several; sizes: int64 [count, 2],
+    images: [B, H, W, C], uint8 or float32 by the contract's depth, where they differ in size a `Ragged`; labels: int64
+    [B], or float32 [B, K], 0 or 1, where an image can have several; sizes: int64 [count, 2],
     height and width of every image of the global batch, or None where each fills the canvas; start: place of the
     first image in the global batch; count: size of the global batch; filler: whether the batch is too small for
     all processes and this one's image does not count; weights: float32 [B], how much each image's loss counts, or
@@ -126,7 +126,7 @@ class RawBatch:
 
     @property
     def pixels(self) -> torch.Tensor:
-        """The images as one tensor, uint8 [B, H, W, C]; smaller ones lie in the upper left of a common canvas."""
+        """The images as one tensor, [B, H, W, C]; smaller ones lie in the upper left of a common canvas."""
         return as_tensor(self.images)
 
     def to(self, device: torch.device) -> RawBatch:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from tellapart import files, pages
 from tellapart.contract.decoding import shown, to_shown
+from tellapart.contract.deep import Levels
 from tellapart.data.health import Health, Read
 from tellapart.data.samples import SPLITS, Samples
 from tellapart.errors import UserError, WriteError
@@ -51,7 +52,17 @@ class Picture:
 class Thumbnails:
     """Makes thumbnails of at most ``side`` pixels until ``max_bytes`` of data URIs are spent."""
 
-    def __init__(self, samples: Samples, read: Read, side: int, max_bytes: int, max_pixels: int) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        read: Read,
+        side: int,
+        max_bytes: int,
+        max_pixels: int,
+        levels: Levels | None = None,
+        depth: str = "uint8",
+    ) -> None:
+        self.levels, self.depth = levels, depth
         self.samples, self.read, self.side, self.max_pixels = samples, read, side, max_pixels
         self.left = max_bytes
         self.made: dict[int, Picture] = {}
@@ -63,7 +74,7 @@ class Thumbnails:
             return self.made[row]
         try:
             content = self.read(row)
-            pixels = shown(content, self.max_pixels)
+            pixels = shown(content, self.max_pixels, self.levels, self.depth)
             picture = self.make(pixels if boxes is None else crop_box(pixels, boxes[row]))
         except (BadImage, OSError, MemoryError):
             return Picture("")
@@ -101,6 +112,8 @@ def write_check_page(
     thumbnail: int = 192,
     max_bytes: int = 9_500_000,
     max_pixels: int = MAX_PIXELS,
+    levels: Levels | None = None,
+    depth: str = "uint8",
 ) -> pathlib.Path:
     """Write the page and return its path.
 
@@ -115,12 +128,14 @@ def write_check_page(
         thumbnail: longest side of a picture in pixels.
         max_bytes: the page is smaller than this; pictures that do not fit are left out.
         max_pixels: larger images get no picture.
+        levels: of images of more than 8 bits, what is black and what white.
+        depth: as for `examine`.
 
     Raises UserError where the file cannot be written.
     """
     path = pathlib.Path(out_path)
     budget = max(0, max_bytes - TEXT_RESERVE)
-    thumbnails = Thumbnails(samples, read or samples.read, thumbnail, budget, max_pixels)
+    thumbnails = Thumbnails(samples, read or samples.read, thumbnail, budget, max_pixels, levels, depth)
     environment = pages.environment("tellapart.evaluation")
     environment.filters["flags"] = _mark_flags
     page = environment.get_template("check.html.j2").render(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tellapart import files, numerals, tables
 from tellapart.contract.answers import Answers
-from tellapart.contract.decoding import to_shown
+from tellapart.contract.decoding import to_shown, whole
 from tellapart.errors import DataError
 from tellapart.evaluation import multilabel, ordinal
 from tellapart.evaluation.measurement import Headline, Measurement, Table, weighted_mean
@@ -435,7 +435,7 @@ def write_evaluation(
         index = []
         for number, row in enumerate(shown, 1):
             assert thumbnails is not None
-            pixels, name = np.asarray(thumbnails(row)), f"{number:02}.png"
+            pixels, name = whole(np.asarray(thumbnails(row))), f"{number:02}.png"
             Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else to_shown(pixels)).save(
                 fresh / "mistakes" / name
             )

@@ -83,6 +83,7 @@ class Exporter:
         tolerance: by precision; a precision that is not there is not offered.
         plain: whether the bare network can be written.
         features: whether features can be one more output.
+        floats: whether it takes models whose pixels are float32 (`Preprocessing.depth`).
         open: (file, card, threads) -> backend, where `runtime.open_backend` cannot (None: it can).
         locate: (file, graph, pixels uint8 [B, height, width, C]) -> a sentence on where the file's values begin to
             differ from the graph's; called after a failed check. None where the format shows no inner values.
@@ -96,6 +97,7 @@ class Exporter:
     tolerance: Mapping[str, Tolerance]
     plain: bool = False
     features: bool = False
+    floats: bool = False
     open: Open | None = None
     locate: Locate | None = None
     stem: str = "model"

@@ -25,6 +25,8 @@ Floats = npt.NDArray[np.float64]
 _BATCH = 32
 _TURNS, _TURN_SECONDS = 4, 0.2  # of each side at one size of batch
 _LATENCY_SECONDS = 12.0  # for both sides together, at one size of batch
+AGREED = 1e-3
+"""Levels by which float32 pixels may differ, which runtimes add up in other orders."""
 
 
 @dataclass
@@ -94,7 +96,7 @@ def measure(
         if inputs:
             ours, theirs = (np.stack(side) for side in zip(*inputs, strict=True))
             found = found or (watch(theirs) if watch else "")
-            levels = np.abs(ours.astype(np.int16) - theirs)
+            levels = _levels_apart(ours, theirs)
             pixels["share"] += float((levels > 0).sum())
             pixels["levels"] = max(pixels["levels"], float(levels.max()))
             values += levels.size
@@ -116,6 +118,14 @@ def measure(
         first, second, graph, names, labels, pixels, chosen, unreadable, found, unreduced,
         apart if features else None, inside,
     )  # fmt: skip
+
+
+def _levels_apart(ours: Pixels, theirs: Pixels) -> npt.NDArray[Any]:
+    """Return by how many levels pixels differ; of float32 ones, `AGREED` is no difference."""
+    if ours.dtype == np.uint8:
+        return np.abs(ours.astype(np.int16) - theirs)
+    apart = np.nan_to_num(np.abs(ours.astype(np.float64) - theirs), nan=255.0)
+    return np.where(apart > AGREED, apart, 0.0)
 
 
 def _probabilities(side: Backend, pixels: Pixels) -> Floats:

@@ -11,7 +11,17 @@ _FP32 = {"fp32": FLOAT["fp32"]}
 FORMATS: dict[str, Exporter] = {
     entry.name: entry
     for entry in (
-        Exporter("onnx", ".onnx", "onnx", onnx.write, FLOAT, plain=True, features=True, locate=onnx.locate),
+        Exporter(
+            "onnx",
+            ".onnx",
+            "onnx",
+            onnx.write,
+            FLOAT,
+            plain=True,
+            features=True,
+            floats=True,
+            locate=onnx.locate,
+        ),
         Exporter(
             "openvino",
             ".xml",
@@ -20,6 +30,7 @@ FORMATS: dict[str, Exporter] = {
             FLOAT,
             plain=True,
             features=True,
+            floats=True,
             locate=openvino.locate,
         ),
         Exporter(
@@ -30,9 +41,18 @@ FORMATS: dict[str, Exporter] = {
             _FP32,
             plain=True,
             features=True,
+            floats=True,
             locate=torch_export.locate,
         ),
-        Exporter("aot-inductor", ".aot.pt2", "", torch_export.write_compiled, _FP32, features=True),
+        Exporter(
+            "aot-inductor",
+            ".aot.pt2",
+            "",
+            torch_export.write_compiled,
+            _FP32,
+            features=True,
+            floats=True,
+        ),
         Exporter("litert", ".tflite", "", own_environment.write_litert, _FP32),
         Exporter("executorch", ".pte", "", own_environment.write_executorch, _FP32),
         Exporter(
@@ -47,10 +67,17 @@ FORMATS: dict[str, Exporter] = {
             _FP32,
             plain=True,
             features=True,
+            floats=True,
             locate=torchscript.locate,
         ),
         Exporter(
-            "state-dict", ".pth", "", state_dict.write, {"fp32": Tolerance(1e-6)}, open=state_dict.open_file
+            "state-dict",
+            ".pth",
+            "",
+            state_dict.write,
+            {"fp32": Tolerance(1e-6)},
+            floats=True,
+            open=state_dict.open_file,
         ),
     )
 }

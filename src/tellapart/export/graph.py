@@ -18,7 +18,9 @@ from tellapart.preprocess import PreprocessModule, as_module, with_others
 
 
 class Resize(nn.Module):
-    """The contract's resizing: uint8 [B, H, W, C] of any H, W -> uint8 [B, height, width, C], called ``pixels``.
+    """The contract's resizing: [B, H, W, C] of any H, W -> [B, height, width, C], called ``pixels``.
+
+    Both are uint8, or float32 where the contract's depth is.
 
     B, H and W may be symbols; all images of a batch have one size.
     """
@@ -29,11 +31,12 @@ class Resize(nn.Module):
 
     def forward(self, images_NHWC: Tensor) -> Tensor:
         """Return the pixels."""
-        return self.preprocess.sized(images_NHWC).permute(0, 2, 3, 1).to(torch.uint8)
+        pixels = self.preprocess.sized(images_NHWC).permute(0, 2, 3, 1)
+        return pixels if self.preprocess.contract.depth == "float32" else pixels.to(torch.uint8)
 
 
 class Classify(nn.Module):
-    """From the contract's pixels, uint8 [B, height, width, C], to probabilities and logits, float32 [B, K] each.
+    """From the contract's pixels, [B, height, width, C] of its depth, to probabilities and logits, float32 [B, K] each.
 
     Logits are averaged over the card's views; probabilities are the softmax (of several labels: the sigmoids) of logits
     / temperature. ``features``: the input of the last layer, averaged alike, float32 [B, F], comes third.
@@ -78,7 +81,7 @@ class Bare(nn.Module):
 
 
 class GraphModel(nn.Module):
-    """uint8 [B, H, W, C] of any size -> (probabilities, logits), float32 [B, K]: `Resize`, then `Classify`.
+    """Levels [B, H, W, C] of any size -> (probabilities, logits), float32 [B, K]: `Resize`, then `Classify`.
 
     With ``features`` these come third. Raises ModelError where the network has none.
     """
@@ -108,15 +111,17 @@ class GraphModel(nn.Module):
         return outputs
 
     def example(self, batch: int = 2) -> Tensor:
-        """Return noise of an image's shape, larger than the input and not square: uint8 [batch, H, W, C]."""
+        """Return noise of an image's shape, larger than the input and not square: levels [batch, H, W, C]."""
         contract = self.card.preprocessing
         generator = torch.Generator().manual_seed(0)
         height, width = contract.sides
         shape = (batch, height + 37, width + 61, contract.channels)
+        if contract.depth == "float32":
+            return 255 * torch.rand(shape, generator=generator)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
     def example_pixels(self, batch: int = 2) -> Tensor:
-        """Return noise of the contract's size: uint8 [batch, height, width, C]."""
+        """Return noise of the contract's size: levels [batch, height, width, C]."""
         height, width = self.card.preprocessing.sides
         return self.example(batch)[:, :height, :width].contiguous()
 

@@ -1,8 +1,8 @@
 """ONNX by torch's current exporter: one file with the preprocessing in its graph and the card in its properties.
 
-The whole graph takes ``images``, uint8 [batch, height, width, C] of any size, and gives ``probabilities`` and
-``logits``; the tensor ``pixels`` in its middle (uint8 [batch, height, width, C]) is where a reader may cut it in two.
-Knows nothing of runtimes.
+The whole graph takes ``images``, [batch, height, width, C] of any size, uint8 or float32 by the contract's depth, and
+gives ``probabilities`` and ``logits``; the tensor ``pixels`` in its middle ([batch, height, width, C] of the same kind)
+is where a reader may cut it in two. Knows nothing of runtimes.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The network comes from `torch.export`. The resizing is built of OpenVINO's own operations: its torch reader does not
 know ``sym_min`` and ``sym_max`` (2026.4), and its processor plugin computes float64 as float32, which has to be
-minded. The tensor ``pixels`` (uint8 [batch, height, width, C]) lies between the two; a reader may cut the graph there.
-Knows nothing of how the file is run.
+minded. The tensor ``pixels`` ([batch, height, width, C] of the contract's depth) lies between the two; a reader may cut
+the graph there. Knows nothing of how the file is run.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _whole(openvino: Any, graph: GraphModel, contract: Preprocessing, features: 
     """Return images -> pixels -> (probabilities, logits, features if asked for)."""
     model = _convert(openvino, _program(graph))
     channels = contract.channels
-    images = openvino.opset13.parameter([-1, -1, -1, channels], np.uint8, name=IMAGES)
+    images = openvino.opset13.parameter([-1, -1, -1, channels], np.dtype(contract.depth), name=IMAGES)
     pixels = resize(openvino, images, contract)
     model.reshape(openvino.PartialShape([-1, *contract.sides, channels]))
     start = model.input(0).get_node()
@@ -166,31 +166,34 @@ def _whole(openvino: Any, graph: GraphModel, contract: Preprocessing, features: 
 
 
 def resize(openvino: Any, images: Any, contract: Preprocessing) -> Any:
-    """Return `contract.resizing.resize` as OpenVINO's operations: uint8 [B, H, W, C] -> [B, height, width, C]."""
-    op = openvino.opset13
+    """Return `contract.resizing.resize` as OpenVINO's operations: [B, H, W, C] -> [B, height, width, C]."""
+    op, exact = openvino.opset13, contract.depth == "float32"
     planes = op.transpose(op.convert(images, np.float32), _ints(op, 0, 3, 1, 2))
     shape = op.shape_of(images, "i64")
     sides = [op.gather(shape, _ints(op, axis), op.constant(np.int64(0))) for axis in (1, 2)]
     scaled = _scaled(op, sides, contract)
     down, across = (
-        _matrix(op, side, to, _start(op, to, wanted, contract), wanted, contract.interpolation)
+        _matrix(op, side, to, _start(op, to, wanted, contract), wanted, contract.interpolation, exact)
         for side, to, wanted in zip(sides, scaled, contract.sides, strict=True)
     )
-    lines = op.round(
-        op.multiply(op.matmul(down, planes, False, False), _float(op, BETWEEN / ONE)), "half_to_even"
-    )
-    sums = op.multiply(op.matmul(lines, across, False, True), _float(op, 1 / (BETWEEN * ONE)))
-    values = op.clamp(op.round(sums, "half_to_even"), 0.0, 255.0)
+    lines = op.matmul(down, planes, False, False)
+    if not exact:
+        lines = op.round(op.multiply(lines, _float(op, BETWEEN / ONE)), "half_to_even")
+    sums = op.matmul(lines, across, False, True)
+    if not exact:
+        sums = op.round(op.multiply(sums, _float(op, 1 / (BETWEEN * ONE))), "half_to_even")
+    values = op.clamp(sums, 0.0, 255.0)
     if contract.resize == "letterbox":
         rows, columns = (op.reduce_sum(one, _ints(op, 1), True) for one in (down, across))
         inside = op.greater(op.matmul(rows, columns, False, True), _float(op, 0))
         values = op.select(inside, values, _float(op, contract.fill))
-    pixels = op.convert(op.transpose(values, _ints(op, 0, 2, 3, 1)), np.uint8)
+    pixels = op.transpose(values, _ints(op, 0, 2, 3, 1))
+    pixels = pixels if exact else op.convert(pixels, np.uint8)
     pixels.set_friendly_name(PIXELS)
     return pixels
 
 
-def _matrix(op: Any, length: Any, scaled: Any, start: Any, count: int, mode: str) -> Any:
+def _matrix(op: Any, length: Any, scaled: Any, start: Any, count: int, mode: str, exact: bool = False) -> Any:
     """Return `preprocess.transform.matrix` as OpenVINO's operations: float32 [count, length].
 
     OpenVINO's processor plugin computes int64 as int32 and float64 as float32, which is too coarse for rounding
@@ -208,7 +211,11 @@ def _matrix(op: Any, length: Any, scaled: Any, start: Any, count: int, mode: str
     shares, rests = _shares(op, near, whole, mode)
     sums, off = (op.reduce_sum(values, _ints(op, 1), True) for values in (shares, rests))
     total = op.add(op.convert(sums, np.float32), off)
-    rough = op.divide(op.multiply(op.add(op.convert(shares, np.float32), rests), _float(op, ONE)), total)
+    valid = op.logical_and(op.greater_equal(targets, _ints(op, 0)), op.less(targets, scaled))
+    together = op.add(op.convert(shares, np.float32), rests)
+    if exact:
+        return op.select(valid, op.divide(together, total), _float(op, 0))
+    rough = op.divide(op.multiply(together, _float(op, ONE)), total)
     weights = op.round(rough, "half_to_even")
     exact = op.subtract(op.multiply(_ints(op, ONE), shares), op.multiply(op.convert(weights, np.int64), sums))
     rest = op.subtract(op.multiply(_float(op, ONE), rests), op.multiply(weights, off))
@@ -218,7 +225,6 @@ def _matrix(op: Any, length: Any, scaled: Any, start: Any, count: int, mode: str
     nearest = op.equal(distance, op.reduce_min(distance, _ints(op, 1), True))
     first = op.reduce_min(op.select(nearest, places, _ints(op, 1 << 20)), _ints(op, 1), True)
     weights = op.add(weights, op.select(op.equal(places, first), left, _float(op, 0)))
-    valid = op.logical_and(op.greater_equal(targets, _ints(op, 0)), op.less(targets, scaled))
     return op.select(valid, weights, _float(op, 0))
 
 

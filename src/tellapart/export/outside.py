@@ -18,10 +18,40 @@ _TIFF_BITS, _TIFF_PLANES = 258, 284
 
 
 def pixels(content: bytes, contract: Preprocessing, whole: bool = False) -> Pixels | None:
-    """Return uint8 [H, W, channels], upright; None where plain Pillow does not give it.
+    """Return [H, W, channels] of the contract's depth, upright; None where plain Pillow or numpy does not give it.
 
     ``whole``: a JPEG at its own size, also where the contract takes a part.
     """
+    if contract.depth == "float32":
+        deep = _deep(content, contract)
+        if deep is not None:
+            return deep
+    found = _whole(content, contract, whole)
+    return None if found is None else found.astype(contract.depth, copy=False)
+
+
+def _deep(content: bytes, contract: Preprocessing) -> Pixels | None:
+    """Return a NumPy file of other than 8 bits, or a grey PNG of 16, as a program of one's own would scale it."""
+    try:
+        if content.startswith(b"\x93NUMPY"):
+            found = np.load(io.BytesIO(content), allow_pickle=False)
+        else:
+            with Image.open(io.BytesIO(content)) as opened:
+                if opened.format != "PNG" or opened.mode != "I;16" or opened.getexif() or opened.info:
+                    return None
+                found = np.array(opened)[..., None]
+    except Exception:
+        return None
+    if found.dtype == np.uint8 or found.ndim != 3 or (contract.range is None and found.dtype != np.uint16):
+        return None
+    if found.shape[2] not in (1, contract.channels) or contract.channels == found.shape[0]:
+        return None
+    low, high = contract.range or (0, 65_535)
+    levels = np.clip((found.astype(np.float64) - low) / (high - low), 0, 1) * 255
+    return np.broadcast_to(levels, (*levels.shape[:2], contract.channels)).astype(np.float32)
+
+
+def _whole(content: bytes, contract: Preprocessing, whole: bool) -> Pixels | None:
     if contract.channels not in (1, 3):
         return _bands(content, contract.channels)
     try:

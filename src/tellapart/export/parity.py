@@ -197,7 +197,7 @@ def _where(measured: Measured, locate: Callable[[Pixels], str] | None) -> str:
     if pixels["levels"] > 2 or pixels["share"] > 0.02:
         return (
             f"The difference starts before the network: {numerals.percent(pixels['share'])} of its input's values "
-            f"differ, by up to {pixels['levels']:.0f} of 255 levels."
+            f"differ, by up to {pixels['levels']:.3g} of 255 levels."
         )
     return (
         locate(measured.worst)

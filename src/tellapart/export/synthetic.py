@@ -11,25 +11,30 @@ import io
 import numpy as np
 from PIL import Image
 
+from tellapart.contract import Preprocessing
 from tellapart.export.outcome import Case, Cases
 
 _KINDS = (("JPEG", "RGB"), ("PNG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "L"), ("JPEG", "RGB"))
 
 
-def synthetic(count: int, seed: int = 0, channels: int = 3) -> Cases:
+def synthetic(count: int, seed: int = 0, channels: int = 3, contract: Preprocessing | None = None) -> Cases:
     """Return ``count`` images: JPEG and PNG, colour, grey and with alpha, all orientations, 9 to 700 pixels.
 
-    For a model of other channels than 1 and 3: NumPy files of that many.
+    For a model of other channels than 1 and 3 (``channels``, or its contract's): NumPy files of that many; of 16 bits,
+    or of the range's numbers, where the contract's pixels are float32.
     """
-    make = draw if channels in (1, 3) else functools.partial(_bands, channels)
+    channels = contract.channels if contract else channels
+    deep = contract is not None and contract.depth == "float32"
+    levels = contract.range if contract else None
+    make = draw if channels in (1, 3) and not deep else functools.partial(_bands, channels, deep, levels)
     images = [
         Case(f"synthetic-{number:04d}", functools.partial(make, number, seed)) for number in range(count)
     ]
     return Cases(images, f"{count} synthetic images (seed {seed}); there were no real ones", real=False)
 
 
-def _bands(channels: int, number: int, seed: int) -> bytes:
-    """Return one image as a NumPy file: uint8 [H, W, channels] of blobs and noise."""
+def _bands(channels: int, deep: bool, levels: tuple[float, float] | None, number: int, seed: int) -> bytes:
+    """Return one image as a NumPy file, [H, W, channels] of blobs and noise: uint8, ``deep`` uint16 or float32."""
     rng = np.random.default_rng([seed, number])
     width, height = (int(side) for side in rng.integers(9, 300, 2))
     planes = []
@@ -41,7 +46,13 @@ def _bands(channels: int, number: int, seed: int) -> bytes:
     pixels = np.stack(planes, axis=2)
     pixels += rng.normal(0, float(rng.uniform(0, 30)), pixels.shape).astype(np.float32)
     stream = io.BytesIO()
-    np.save(stream, np.clip(pixels, 0, 255).astype(np.uint8))
+    pixels = np.clip(pixels, 0, 255)
+    if deep and levels:
+        np.save(
+            stream, (levels[0] + pixels.astype(np.float64) * (levels[1] - levels[0]) / 255).astype(np.float32)
+        )
+    else:
+        np.save(stream, (pixels * 257).astype(np.uint16) if deep else pixels.astype(np.uint8))
     return stream.getvalue()
 
 

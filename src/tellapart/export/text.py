@@ -67,7 +67,7 @@ def summary(parity: Parity) -> list[tuple[str, str]]:
     found.append(
         (
             "input values that differ",
-            numerals.percent(share, 4) + (f", by up to {levels:.0f}/255" if share else ""),
+            numerals.percent(share, 4) + (f", by up to {levels:.3g}/255" if share else ""),
         )
     )
     return [*found, ("threads", str(parity.threads))]

@@ -23,7 +23,7 @@ from tellapart.errors import ExportError
 from tellapart.export import programs
 from tellapart.export.base import Options, Written
 from tellapart.export.graph import GraphModel
-from tellapart.preprocess.transform import matrix, weigh
+from tellapart.preprocess.transform import average, matrix, weigh
 from tellapart.runtime import trust
 from tellapart.runtime.torch_program import CARD, GRAPH, kind_of
 
@@ -81,7 +81,7 @@ def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
 
 
 class _Whole(nn.Module):
-    """uint8 [B, H, W, C] -> (probabilities, logits), in TorchScript's words."""
+    """Levels [B, H, W, C] -> (probabilities, logits), in TorchScript's words."""
 
     def __init__(self, resize: nn.Module, classify: nn.Module) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class _WithFeatures(_Whole):
 
 
 class _Resize(nn.Module):
-    """`PreprocessModule.sized` in TorchScript's words: uint8 [B, H, W, C] -> uint8 [B, height, width, C]."""
+    """`Resize` in TorchScript's words: [B, H, W, C] -> [B, height, width, C] of the contract's depth."""
 
     def __init__(self, contract: Preprocessing) -> None:
         super().__init__()
@@ -111,6 +111,7 @@ class _Resize(nn.Module):
         self.edge_height, self.edge_width = contract.edges
         self.rounds: bool = contract.version > 1
         self.fill: float = float(contract.fill)
+        self.exact: bool = contract.depth == "float32"
 
     def forward(self, images: Tensor) -> Tensor:
         source = images.permute(0, 3, 2, 1).to(torch.float32)
@@ -133,10 +134,11 @@ class _Resize(nn.Module):
         elif self.policy == "letterbox":
             top, left = -((self.height - height) // 2), -((self.width - width) // 2)
         rows, columns = int(images.shape[1]), int(images.shape[2])
-        down = matrix(rows, height, max(rows, height), top, self.height, self.mode)
-        across = matrix(columns, width, max(columns, width), left, self.width, self.mode)
-        scaled = weigh(source, down, across)
+        down = matrix(rows, height, max(rows, height), top, self.height, self.mode, self.exact)
+        across = matrix(columns, width, max(columns, width), left, self.width, self.mode, self.exact)
+        scaled = average(source, down, across) if self.exact else weigh(source, down, across)
         if self.policy == "letterbox":
             inside = down.sum(1).unsqueeze(1) * across.sum(1)
             scaled = torch.where(inside > 0, scaled, self.fill)
-        return scaled.permute(0, 2, 3, 1).to(torch.uint8)
+        pixels = scaled.permute(0, 2, 3, 1)
+        return pixels if self.exact else pixels.to(torch.uint8)

@@ -6,6 +6,7 @@ Knows nothing of files, of stores or of what becomes of the images.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +15,25 @@ from tellapart.contract.decoding import Pixels
 
 
 class Ragged:
-    """B images uint8 [h, w, C] on the CPU, each where it lies in memory.
+    """B images [h, w, C] of one kind of number, uint8 or float32, on the CPU, each where it lies in memory.
 
     Stands for the tensor that `canvas` makes of them: it has that tensor's shape, device and slices.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, images: Sequence[Pixels], channels: int) -> None:
-        self.images, self.channels = images, channels
+    def __init__(
+        self,
+        images: Sequence[Pixels],
+        channels: int,
+        kind: np.dtype[Any] = np.dtype(np.uint8),  # noqa: B008
+    ) -> None:
+        self.images, self.channels, self.kind = images, channels, kind
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The canvas's kind of number."""
+        return torch.float32 if self.kind == np.float32 else torch.uint8
 
     def __len__(self) -> int:
         return len(self.images)
@@ -31,7 +42,7 @@ class Ragged:
         return iter(self.images)
 
     def __getitem__(self, rows: slice) -> Ragged:
-        return Ragged(self.images[rows], self.channels)
+        return Ragged(self.images[rows], self.channels, self.kind)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -40,8 +51,8 @@ class Ragged:
         return len(self.images), height, width, self.channels
 
     def canvas(self) -> torch.Tensor:
-        """Return the images in the upper left of a common canvas, zero elsewhere: uint8 [B, H, W, C]."""
-        result = np.empty(self.shape, np.uint8)
+        """Return the images in the upper left of a common canvas, zero elsewhere: [B, H, W, C]."""
+        result = np.empty(self.shape, self.kind)
         for place, image in zip(result, self.images, strict=True):
             rows, columns = image.shape[:2]
             place[:rows, :columns] = image
@@ -58,5 +69,5 @@ Images = torch.Tensor | Ragged
 
 
 def as_tensor(images: Images) -> torch.Tensor:
-    """Return uint8 [B, H, W, C]: the images themselves, or their canvas."""
+    """Return [B, H, W, C]: the images themselves, or their canvas."""
     return images.canvas() if isinstance(images, Ragged) else images

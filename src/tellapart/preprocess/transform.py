@@ -1,14 +1,15 @@
 """From pixels to the network's input: the one code that applies the contract.
 
 How pixels become the input (`resize`) is said and computed by `tellapart.contract.resizing`; here is the same operation
-as a module for graphs (`as_module`), which gives the same bits.
+as a module for graphs (`as_module`), which gives the same bits (of float32 pixels: the same within a thousandth of a
+level).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,8 +50,9 @@ def _writable(pixels: Pixels) -> Pixels:
 def fit_short_side(image_HWC: Pixels, short_side: int) -> Pixels:
     """Scale down (bilinear, anti-aliased) so that the short side is ``short_side``; a smaller image stays.
 
-    uint8 [H, W, C] -> [h, w, C] of the same shape of picture (long side rounded down). For sources of
-    augmentation, not for the contract: computed in integers, within one level of `resize` and five times as fast.
+    [H, W, C] -> [h, w, C] of the same shape of picture (long side rounded down). For sources of
+    augmentation, not for the contract: whole levels are computed in integers, within one level of `resize` and five
+    times as fast.
     """
     height, width = image_HWC.shape[:2]
     short = min(height, width)
@@ -59,7 +61,8 @@ def fit_short_side(image_HWC: Pixels, short_side: int) -> Pixels:
     source = torch.from_numpy(np.ascontiguousarray(_writable(image_HWC))).unsqueeze(0).permute(0, 3, 1, 2)
     size = (short_side * height // short, short_side * width // short)
     scaled = F.interpolate(source, size, mode="bilinear", antialias=True, align_corners=False)
-    return cast(Pixels, scaled[0].permute(1, 2, 0).contiguous().numpy())
+    result: Pixels = scaled[0].permute(1, 2, 0).contiguous().numpy()
+    return result
 
 
 @functools.lru_cache(maxsize=64)
@@ -89,7 +92,7 @@ def normalise_(values_NCHW: Tensor, contract: Preprocessing) -> Tensor:
 def normalise(
     images_NHWC: Tensor, contract: Preprocessing, channels_last: bool = False, out: Tensor | None = None
 ) -> Tensor:
-    """Return the network's input (x / 255 - mean) / std: uint8 [B, H, W, C] -> float32 [B, C, H, W].
+    """Return the network's input (x / 255 - mean) / std: levels [B, H, W, C] -> float32 [B, C, H, W].
 
     ``channels_last`` chooses the memory order of the result, which stays on the images' device. With ``out``,
     float32 [B, C, H, W] of that order, the result is written there.
@@ -126,7 +129,7 @@ def denormalise(images_NCHW: Tensor, contract: Preprocessing) -> Tensor:
 
 
 class PreprocessModule(nn.Module):
-    """`resize` and `normalise` as a graph: uint8 [B, H, W, C] of any H, W -> float32 [B, C, height, width].
+    """`resize` and `normalise` as a graph: levels [B, H, W, C] of any H, W -> float32 [B, C, height, width].
 
     Decoding is not in it. All images of a batch have one size. `torch.export` takes it with dynamic B, H, W.
     """
@@ -150,17 +153,28 @@ class PreprocessModule(nn.Module):
         return values_NCHW * self.scale + self.bias
 
     def sized(self, images_NHWC: Tensor) -> Tensor:
-        """Resize and round: uint8 [B, H, W, C] -> float32 [B, C, height, width] of whole numbers, 0 to 255."""
-        contract = self.contract
+        """Resize and round: uint8 [B, H, W, C] -> float32 [B, C, height, width] of whole numbers, 0 to 255.
+
+        Of the contract's depth float32: resize float32 [B, H, W, C] without rounding.
+        """
+        contract, exact = self.contract, self.contract.depth == "float32"
         height, width = images_NHWC.shape[1], images_NHWC.shape[2]
         images = images_NHWC.permute(0, 3, 2, 1).to(torch.float32)
         down, across = (
-            matrix(side, scaled, _sym_max(side, scaled), self._start(scaled, to), to, contract.interpolation)
+            matrix(
+                side,
+                scaled,
+                _sym_max(side, scaled),
+                self._start(scaled, to),
+                to,
+                contract.interpolation,
+                exact,
+            )
             for side, scaled, to in zip(
                 (height, width), _scaled(height, width, contract), contract.sides, strict=True
             )
         )
-        values = weigh(images, down, across)
+        values = average(images, down, across) if exact else weigh(images, down, across)
         if contract.resize != "letterbox":
             return values
         inside = down.sum(1).unsqueeze(1) * across.sum(1)  # 0 on the border
@@ -174,10 +188,13 @@ class PreprocessModule(nn.Module):
         return self.contract.start(scaled, side) if policy == "crop" else -((side - scaled) // 2)
 
 
-def matrix(length: int, scaled: int, larger: int, start: int, count: int, mode: str) -> Tensor:
+def matrix(
+    length: int, scaled: int, larger: int, start: int, count: int, mode: str, exact: bool = False
+) -> Tensor:
     """Return `contract.resizing`'s weights of all source pixels for ``count`` scaled ones from ``start`` on.
 
-    Whole numbers, float32 [count, length]; 0 for places outside the ``scaled`` ones. ``larger``: the larger of both.
+    Whole numbers, with ``exact`` shares of sum 1; float32 [count, length]; 0 for places outside the ``scaled`` ones.
+    ``larger``: the larger of both.
     The sizes may be a graph's symbols. TorchScript can compile this function.
     """
     targets = torch.arange(count).unsqueeze(1) + start
@@ -189,9 +206,12 @@ def matrix(length: int, scaled: int, larger: int, start: int, count: int, mode: 
         near = (1.5 * distance - 2.5) * distance * distance + 1.0
         far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
         shares = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
-    weights = torch.round(shares * (2048.0 / shares.sum(1, keepdim=True)) + 1e-7)
-    left = 2048.0 - weights.sum(1, keepdim=True)  # by rounding
-    weights = weights + torch.where(places == shares.argmax(1, keepdim=True), left, 0.0)
+    if exact:
+        weights = shares / shares.sum(1, keepdim=True)
+    else:
+        weights = torch.round(shares * (2048.0 / shares.sum(1, keepdim=True)) + 1e-7)
+        left = 2048.0 - weights.sum(1, keepdim=True)  # by rounding
+        weights = weights + torch.where(places == shares.argmax(1, keepdim=True), left, 0.0)
     valid = (targets >= 0) & (targets < scaled)
     return torch.where(valid, weights, 0.0).to(torch.float32)
 
@@ -205,6 +225,12 @@ def weigh(images_NCWH: Tensor, down: Tensor, across: Tensor) -> Tensor:
     sums = torch.matmul(images_NCWH, down.t()).transpose(2, 3)
     lines = torch.round(sums * (16.0 / 2048.0))
     return torch.round(torch.matmul(lines, across.t()) * (1.0 / 32768.0)).clamp(0.0, 255.0)
+
+
+def average(images_NCWH: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Return the weighted averages by `matrix`'s exact weights, not rounded: [B, C, W, H] -> [B, C, rows, columns]."""
+    lines = torch.matmul(images_NCWH, down.t()).transpose(2, 3).contiguous()
+    return torch.matmul(lines, across.t()).clamp(0.0, 255.0)
 
 
 def as_module(contract: Preprocessing) -> PreprocessModule:

@@ -33,14 +33,14 @@ class Backend(Protocol):
         ...
 
     def prepare(self, content: bytes | Pixels) -> Pixels:
-        """Return an image sized by the contract: a file's bytes or uint8 [H, W(, C)] -> uint8 [height, width, C].
+        """Return an image sized by the contract: a file's bytes or levels [H, W(, C)] -> [height, width, C].
 
-        Raises BadImage.
+        Levels are uint8, or float32 where the contract's depth is. Raises BadImage.
         """
         ...
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for images that `prepare` gave: uint8 [B, height, width, C]."""
+        """Return float32 [B, K] for images that `prepare` gave: [B, height, width, C]."""
         ...
 
     def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

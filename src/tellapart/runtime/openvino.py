@@ -161,7 +161,7 @@ def cut(openvino: Any, model: Any, card: Card) -> tuple[Any, Any]:
     first = openvino.Model([pixels.output(0)], model.get_parameters(), "prepare").clone()
     contract = card.preprocessing
     shape = openvino.PartialShape([-1, *contract.sides, contract.channels])
-    start = openvino.opset13.parameter(shape, np.uint8, name=PIXELS)
+    start = openvino.opset13.parameter(shape, np.dtype(contract.depth), name=PIXELS)
     pixels.output(0).replace(start.output(0))
     return first, openvino.Model(model.get_results(), [start], "classify")
 

@@ -114,7 +114,7 @@ def embedded(pixels_NHWC: Pixels, contract: Preprocessing) -> Pixels:
         return pixels_NHWC
     (height, width), edges = contract.sides, contract.edges
     top, left = (contract.start(edge, side) for edge, side in zip(edges, contract.sides, strict=True))
-    canvas = np.zeros((len(pixels_NHWC), *edges, contract.channels), np.uint8)
+    canvas = np.zeros((len(pixels_NHWC), *edges, contract.channels), pixels_NHWC.dtype)
     canvas[:, top : top + height, left : left + width] = pixels_NHWC
     return canvas
 

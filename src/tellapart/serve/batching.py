@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from tellapart.runtime import timing
 from tellapart.serve.refusal import Refusal
 
 Logits = npt.NDArray[np.float32]
-Images = npt.NDArray[np.uint8]
+Images = npt.NDArray[Any]
 MOST = 32
 """Images of the largest batch that `worthwhile` tries."""
 _ENOUGH = 0.9  # of the best rate
@@ -93,7 +93,7 @@ class Expected:
 
 
 class Batcher:
-    """A queue before a function from uint8 [B, H, W, C] to float32 [B, K], and the threads that call it.
+    """A queue before a function from pixels [B, H, W, C] to float32 [B, K], and the threads that call it.
 
     ``max_wait`` is in seconds, ``capacity`` in images. `submit` belongs to the event loop's thread.
     """

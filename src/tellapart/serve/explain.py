@@ -33,11 +33,12 @@ def _square(row: int, column: int, grid: int, sides: tuple[int, int]) -> tuple[s
 
 
 def occluded(image: Pixels, grid: int, start: int, end: int) -> Pixels:
-    """Return the squares ``start`` to ``end`` of a heat map: uint8 [H, W, C] -> [end - start, H, W, C].
+    """Return the squares ``start`` to ``end`` of a heat map: levels [H, W, C] -> [end - start, H, W, C].
 
     A square has the image's mean colour; squares go row by row, each twice as wide as a cell.
     """
-    colour = image.mean(axis=(0, 1)).round().astype(np.uint8)
+    colour = image.mean(axis=(0, 1))
+    colour = colour.round().astype(np.uint8) if image.dtype == np.uint8 else colour
     images = np.repeat(image[None], end - start, axis=0)
     for place in range(start, end):
         rows, columns = _square(*divmod(place, grid), grid, image.shape[:2])

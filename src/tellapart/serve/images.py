@@ -30,12 +30,12 @@ class ImageReader:
     def files(
         self, files: Sequence[bytes], backend: Backend, late: Callable[[], bool], first: int = 0
     ) -> Pixels:
-        """Return images sized by the contract, uint8 [n, H, W, C], of image files.
+        """Return images sized by the contract, [n, H, W, C] of its depth, of image files.
 
         Gives up with 504 as soon as ``late()``. Raises Refusal, which names the image by its place from ``first``.
         """
         contract = backend.card.preprocessing
-        images = np.empty((len(files), *contract.sides, contract.channels), np.uint8)
+        images = np.empty((len(files), *contract.sides, contract.channels), contract.depth)
         for place, content in enumerate(files):
             if late():
                 raise Refusal(504, "deadline", "the deadline passed before there was an answer")
@@ -53,10 +53,15 @@ class ImageReader:
         return images
 
     def arrays(self, images_NHWC: Pixels, backend: Backend, late: Callable[[], bool]) -> Pixels:
-        """Return images sized by the contract for pixels uint8 [n, H, W, 1, 3 or 4]. Raises Refusal."""
+        """Return images sized by the contract for levels [n, H, W, 1, 3 or 4], uint8 (float32: of that depth).
+
+        Raises Refusal.
+        """
         contract = backend.card.preprocessing
         if fits(images_NHWC, contract):
             return images_NHWC
+        if images_NHWC.dtype != np.uint8 and contract.depth == "uint8":
+            raise Refusal(400, "bad_tensor", "the model takes pixels of 8 bits: datatype UINT8")
         try:
             check_dimensions(images_NHWC.shape[2], images_NHWC.shape[1], self._max_pixels)
             prepared = []
@@ -87,8 +92,13 @@ def _prepared(backend: Backend, image: Pixels) -> Pixels:
 
 
 def fits(images_NHWC: Pixels, contract: Preprocessing) -> bool:
-    """Return whether the contract would change no pixel of these images, so that nothing need be computed."""
+    """Return whether the contract would change no pixel of these images, so that nothing need be computed.
+
+    Of floating-point levels that is not known before each is looked at.
+    """
     own = (*contract.sides, contract.channels)
+    if images_NHWC.dtype != np.uint8 or contract.depth != "uint8":
+        return False
     return images_NHWC.shape[1:] == own and (contract.resize != "crop" or contract.crop_fraction == 1)
 
 

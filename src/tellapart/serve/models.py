@@ -212,7 +212,7 @@ class Repository:
         backend = open_backend(path, options.device, options.precision, options.threads, options.trust)
         card = backend.card
         contract = card.preprocessing
-        blank = np.zeros((1, *contract.sides, contract.channels), np.uint8)
+        blank = np.zeros((1, *contract.sides, contract.channels), contract.depth)
         for size in {1, options.max_batch or 2}:
             logits = backend.logits(np.repeat(blank, size, axis=0))
             if len(logits) != size:

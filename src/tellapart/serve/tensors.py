@@ -1,8 +1,9 @@
 """The wire format of the Open Inference Protocol v2: JSON, and tensors in binary behind it.
 
 The protocol: https://github.com/kserve/open-inference-protocol, and the binary tensor data extension of Triton's
-server. One input, ``images``: UINT8 [B, H, W, C] of any size, or BYTES [B] with encoded files. Outputs:
-``probabilities`` and ``logits``, FP32 [B, K], and ``labels``, BYTES [B]. Knows nothing of models or of HTTP.
+server. One input, ``images``: UINT8 [B, H, W, C] of any size, of models of that depth also FP32 (levels of 0 to 255,
+not rounded), or BYTES [B] with encoded files. Outputs: ``probabilities`` and ``logits``, FP32 [B, K], and ``labels``,
+BYTES [B]. Knows nothing of models or of HTTP.
 """
 
 from __future__ import annotations
@@ -115,11 +116,11 @@ def _images(
         raise _bad("bytes follow the JSON, but no input says that they are its own")
     elif not isinstance(given.get("data"), list):
         raise _bad("the input has no data")
-    if given.get("datatype") == "UINT8":
+    if given.get("datatype") in ("UINT8", "FP32"):
         return _pixels(given, data, tuple(shape), max_pixels)
     if given.get("datatype") == "BYTES":
         return _files(given, data, shape)
-    raise _bad("datatype must be UINT8 (pixels) or BYTES (image files)")
+    raise _bad("datatype must be UINT8 (pixels), FP32 (of models of that depth) or BYTES (image files)")
 
 
 def _pixels(
@@ -129,15 +130,19 @@ def _pixels(
         raise _bad("pixels must have the shape [images, height, width, 1, 3 or 4]")
     if shape[1] * shape[2] > max_pixels:
         raise Refusal(422, "bad_image", f"an image has more than {max_pixels} pixels")
+    kind = np.dtype(np.uint8 if given["datatype"] == "UINT8" else "<f4")
     if data is not None:
-        if len(data) != math.prod(shape):
+        if len(data) != math.prod(shape) * kind.itemsize:
             raise _bad("the tensor's bytes do not fit its shape")
-        return np.frombuffer(data, np.uint8).reshape(shape)
-    return np.frombuffer(_numbers(given["data"], math.prod(shape)), np.uint8).reshape(shape)
+        return np.frombuffer(data, kind).astype(kind.newbyteorder("="), copy=False).reshape(shape)
+    numbers = _flattened(given["data"])
+    if kind.kind == "f":
+        return _floats(numbers, math.prod(shape)).reshape(shape)
+    return np.frombuffer(_numbers(numbers, math.prod(shape)), np.uint8).reshape(shape)
 
 
-def _numbers(data: list[Any], count: int) -> bytes:
-    """Return ``count`` numbers of 0 to 255 from lists in lists. Raises Refusal.
+def _flattened(data: list[Any]) -> list[Any]:
+    """Return what lies in lists in lists. Raises Refusal.
 
     By hand, because NumPy makes one long string among many short ones into an array of long ones.
     """
@@ -145,6 +150,21 @@ def _numbers(data: list[Any], count: int) -> bytes:
         if not all(isinstance(row, list) and len(row) == len(data[0]) for row in data):
             raise _bad("the data is not rectangular")
         data = list(itertools.chain.from_iterable(data))
+    return data
+
+
+def _floats(data: list[Any], count: int) -> Pixels:
+    """Return numbers as float32; which of them are levels is seen later. Raises Refusal."""
+    if len(data) != count or not set(map(type, data)) <= {int, float}:
+        raise _bad("the data must be as many numbers as the shape says")
+    try:
+        return np.array(data, np.float64).astype(np.float32)
+    except (OverflowError, ValueError):
+        raise _bad("the data must be of 0 to 255") from None
+
+
+def _numbers(data: list[Any], count: int) -> bytes:
+    """Return ``count`` numbers of 0 to 255 as bytes. Raises Refusal."""
     if len(data) != count or not set(map(type, data)) <= {int}:
         raise _bad("the data must be as many whole numbers as the shape says")
     try:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tellapart.contract import Pixels, answers
-from tellapart.contract.decoding import to_shown
+from tellapart.contract.decoding import to_shown, whole
 from tellapart.serve import bodies, explain, schemas
 from tellapart.serve.batching import Batcher, Expected
 from tellapart.serve.models import Model
@@ -218,6 +218,7 @@ async def _explained(
 
 def _data_url(image: Pixels) -> str:
     """Return what the model sees as a PNG."""
+    image = whole(image)
     buffer = io.BytesIO()
     Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else to_shown(image)).save(
         buffer, format="PNG", compress_level=1

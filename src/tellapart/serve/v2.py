@@ -116,7 +116,7 @@ def _add_inference(routes: APIRouter, service: Service) -> None:
     @routes.post("/models/{name}/infer", responses=_INFERRED, openapi_extra=_REQUEST)
     @routes.post("/models/{name}/versions/{version}/infer", responses=_INFERRED, openapi_extra=_REQUEST)
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
-        """Compute a model on image pixels (UINT8 [B, H, W, C]) or image files (BYTES [B])."""
+        """Compute a model on image pixels (UINT8 [B, H, W, C], of some models FP32) or image files (BYTES [B])."""
         return await _infer(service, request, name, version)
 
 
@@ -198,7 +198,7 @@ async def _parsed(service: Service, body: bytes, length: int | None, deadline: f
 
 async def _pixels(
     service: Service, asked: tensors.Inference, model: Model, deadline: float
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
+) -> np.ndarray[Any, np.dtype[Any]]:
     images = asked.images
     if isinstance(images, np.ndarray):
         return await service.pixels(images, model, deadline)
@@ -236,6 +236,10 @@ def _platform(model: Model) -> str:
     return f"tellapart_{model.backend.format}".replace("-", "_")
 
 
+def _pixels_kind(card: Card) -> str:
+    return "FP32" if card.preprocessing.depth == "float32" else "UINT8"
+
+
 def _shapes(card: Card) -> tuple[list[int], dict[str, list[int]]]:
     count = len(card.classes)
     outputs = {"probabilities": [-1, count], "logits": [-1, count], "labels": [-1]}
@@ -249,7 +253,7 @@ def metadata(model: Model) -> dict[str, Any]:
         "name": model.name,
         "versions": [str(model.version)],
         "platform": _platform(model),
-        "inputs": [{"name": tensors.INPUT, "datatype": "UINT8", "shape": images}],
+        "inputs": [{"name": tensors.INPUT, "datatype": _pixels_kind(model.card), "shape": images}],
         "outputs": [
             {"name": name, "datatype": kind, "shape": outputs[name]} for name, kind in tensors.OUTPUTS.items()
         ],
@@ -265,7 +269,9 @@ def configuration(model: Model, max_images: int) -> dict[str, Any]:
         "platform": _platform(model),
         "backend": "tellapart",
         "max_batch_size": max_images,
-        "input": [{"name": tensors.INPUT, "data_type": "TYPE_UINT8", "dims": images[1:]}],
+        "input": [
+            {"name": tensors.INPUT, "data_type": f"TYPE_{_pixels_kind(model.card)}", "dims": images[1:]}
+        ],
         "output": [
             {"name": name, "data_type": kinds[kind], "dims": outputs[name][1:] or [1]}
             for name, kind in tensors.OUTPUTS.items()

@@ -51,6 +51,8 @@ class RunData:
     def unused_range(self) -> str:
         """A warning: the images use a small part of the numbers that their files can hold."""
         data = self.resolution.facts.data
+        if self.contract.depth == "float32" and self.weights is None:
+            return ""  # dark is not lost, and the mean and deviation are measured
         return data.seen.unused_range() if data and self.contract.range is None else ""
 
     @property
@@ -91,7 +93,7 @@ def prepare(wanted: Spec | Resolution, samples: Samples, advance: Callable[[int]
             raise DataError(f"None of the {split} images can be read.")
     augment = Augment(spec.augment, contract, len(samples.classes), seed=spec.seed)
     if augment.own is not None:
-        augment.own.check(contract.sides, contract.channels)
+        augment.own.check(contract.sides, contract.channels, contract.depth)
     return RunData(resolution, contract, augment, train, others["val"], others["test"], tuple(bad))
 
 

@@ -42,9 +42,7 @@ def cases_of(
 
     ``changes``: fields of the data section.
     """
-    made_up = functools.partial(
-        synthetic.synthetic, min(count, MADE_UP), channels=card.preprocessing.channels
-    )
+    made_up = functools.partial(synthetic.synthetic, min(count, MADE_UP), contract=card.preprocessing)
     if "source" in changes:
         base = DataSpec(val_fraction=0.0, test_fraction=0.0)
         return _of_source(update(base, dict(changes)), card, split, count, console, objects)

@@ -36,7 +36,7 @@ class Read:
         return len(self.samples)
 
     def pixels(self, rows: Rows) -> tuple[Rows, Pixels]:
-        """Return those of the rows that can be read, and their images: uint8 [n, size, size, C]."""
+        """Return those of the rows that can be read, and their images, as the contract has them."""
         found = list(self._pool.map(self._try, rows.tolist()))
         images = [pixels for pixels in found if pixels is not None]
         good = rows[[pixels is not None for pixels in found]]
@@ -61,5 +61,5 @@ def content_of(samples: Samples, row: int, contract: Preprocessing, max_pixels: 
     if samples.boxes is None or np.isnan(samples.boxes[row]).any():
         return content
     if isinstance(content, bytes):
-        content = decode(content, contract.channels, max_pixels, levels=contract.range)
+        content = decode(content, contract.channels, max_pixels, levels=contract.range, depth=contract.depth)
     return crop_box(content, samples.boxes[row])

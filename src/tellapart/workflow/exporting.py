@@ -138,6 +138,7 @@ def export(
     _refuse_existing(folder, wanted)
     card = artifact.read_card(found)
     objects, source = named(data, classes=classes)
+    _check_depth(card, wanted)
     with contextlib.ExitStack() as stack:
         stack.enter_context(environments.at(os.fspath(env)))
         stack.enter_context(own_code.opened(found, card.architecture.name, trust, model))
@@ -169,6 +170,17 @@ def _wanted(to: Sequence[str], precision: Sequence[str], options: Options) -> li
     if not wanted:
         raise SpecError(f"Nothing to export to. Valid: {', '.join(formats.FORMATS)}.")
     return wanted
+
+
+def _check_depth(card: Card, wanted: Sequence[tuple[Exporter, Options]]) -> None:
+    """Raise SpecError for formats that take whole levels only, where the model's pixels are others."""
+    unfit = [entry.name for entry, _ in wanted if not entry.floats]
+    if card.preprocessing.depth == "float32" and unfit:
+        able = ", ".join(one.name for one in formats.FORMATS.values() if one.floats)
+        raise SpecError(
+            f"{unfit[0]} is written for pixels of 8 bits, and this model's are float32 (--input.depth): use --to with "
+            f"one of: {able}."
+        )
 
 
 def _check_opset(name: str, opset: int) -> None:

@@ -125,6 +125,8 @@ def _contract(spec: Spec, name: str, where: str) -> tuple[Preprocessing, str]:
             )
     if min(std) <= 0:
         raise SpecError(f"input.std is {std}; its values must be above 0.")
+    if given.range == "max":
+        raise SpecError("input.range is max, which only training images could say; give LOW-HIGH, or full.")
     if info.inexact and given.resize == "auto":
         raise SpecError(
             f"{info.prepared_as} asks for {info.inexact}, which a contract cannot say. What comes nearest has to be "
@@ -144,6 +146,9 @@ def _contract(spec: Spec, name: str, where: str) -> tuple[Preprocessing, str]:
             "crop_fraction": fraction if resize == "crop" else 1.0,
             "mean": mean * (channels if len(mean) == 1 else 1),
             "std": std * (channels if len(std) == 1 else 1),
+            "decode": "scaled" if given.decode == "scaled" else "full",
+            "range": given.levels(),
+            "depth": "float32" if given.depth == "float32" else "uint8",
         }
     )
     source = (

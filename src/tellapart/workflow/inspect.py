@@ -47,7 +47,7 @@ def check(
     wanted = make_spec(given or data, None, spec, **changes)
     with Console(quiet=quiet) as console:
         if given is not None:
-            given.ranged = wanted.input.range != "full"
+            given.ranged, given.depth = wanted.input.range != "full", wanted.input.depth
         samples = open_data(graded(wanted), given, console, console.message)
         with console.busy("Checking images", len(samples)) as busy:
             done = 0
@@ -57,11 +57,18 @@ def check(
                 busy.advance(now - done)
                 done = now
 
+            levels, depth = wanted.input.levels(), wanted.input.depth
             health = checking.examine(
-                samples, progress=progress, max_pixels=wanted.data.max_pixels, workers=wanted.data.workers
+                samples,
+                progress=progress,
+                max_pixels=wanted.data.max_pixels,
+                workers=wanted.data.workers,
+                levels=levels,
+                depth=depth,
             )
         if html is not None:
-            write_check_page(health, samples, Path(html), augmented=_augmented(wanted, samples, console))
+            augmented = _augmented(wanted, samples, console)
+            write_check_page(health, samples, Path(html), augmented=augmented, levels=levels, depth=depth)
     return health
 
 

@@ -251,7 +251,8 @@ def _part(
             changes["levels"] = card.levels or "none"
         spec = update(DataSpec(val_fraction=0.0, test_fraction=0.0), changes)
     if given is not None:
-        given.known, given.ranged = card.classes, card.preprocessing.range is not None
+        contract = card.preprocessing
+        given.known, given.ranged, given.depth = card.classes, contract.range is not None, contract.depth
     samples = open_data(spec, given, console, lambda note: None)
     if not own and split in SPLITS:
         spec, samples = _split_of_training(model, spec, samples, split, console, given)

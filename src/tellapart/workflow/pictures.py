@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tellapart.contract.decoding import whole
 from tellapart.data.loader import source_sizes
 from tellapart.preprocess import denormalise, resize
 from tellapart.tracking import picture_grid
@@ -30,4 +31,4 @@ def augmented_pictures(prepared: setup.RunData, count: int, seed: int = 0) -> tu
     params = prepared.augment.draw(batch.count, source_sizes(batch), torch.Generator().manual_seed(seed))
     after = denormalise(prepared.augment.apply(batch.images, batch.sizes, params), prepared.contract)
     before = [resize(images.store.image(int(images.rows[row])), prepared.contract) for row in np.sort(rows)]
-    return np.stack(before), after.numpy(), batch.labels.numpy()
+    return whole(np.stack(before)), after.numpy(), batch.labels.numpy()

@@ -40,7 +40,7 @@ class Ready:
 def opened(spec: Spec, given: Objects | None, console: Console) -> Samples:
     """Return the samples of a spec's source, or of objects, and tell what is found. Raises DataError."""
     if given is not None:
-        given.ranged = spec.input.range != "full"
+        given.ranged, given.depth = spec.input.range != "full", spec.input.depth
     return giving.open_data(graded(spec), given, console, console.note, console.warn)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart.contract.deep import Levels
 from tellapart.data.health.duplicates import find_duplicates
 from tellapart.data.health.findings import judge
 from tellapart.data.health.measure import Table, measure_all
@@ -28,6 +29,8 @@ def examine(
     say: Callable[[str], None] | None = None,
     max_pixels: int = MAX_PIXELS,
     workers: int = 0,
+    levels: Levels | None = None,
+    depth: str = "uint8",
 ) -> Health:
     """Look at every image of ``samples`` once and judge the whole.
 
@@ -38,12 +41,16 @@ def examine(
         say: called with a sentence when a new stage begins.
         max_pixels: larger images count as unreadable.
         workers: threads; 0: one for each processor.
+        levels: of images of more than 8 bits, what is black and what white (see `contract.decoding.decode`).
+        depth: of the pixels that training would take; what is measured has 8 bits.
     """
     first: dict[str, int] = {}
     for row, path in enumerate(samples.paths):
         first.setdefault(path, row)
     rows = np.fromiter(first.values(), dtype=np.int64, count=len(first))
-    table, reasons = measure_all(samples, rows, read or samples.read, progress, max_pixels, workers)
+    table, reasons = measure_all(
+        samples, rows, read or samples.read, progress, max_pixels, workers, levels, depth
+    )
     if say:
         say(f"Looking for duplicates and outliers among {len(rows):,}")
     bad = tuple(Bad(image_at(samples, rows[index]), reason) for index, reason in sorted(reasons.items()))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from tellapart.contract.decoding import bands, largest, shown
+from tellapart.contract.deep import Levels
 from tellapart.contract.formats import BY_EXTENSION
 from tellapart.data.health.result import Pixels, Read
 from tellapart.data.samples import Samples, content_hash
@@ -65,6 +66,8 @@ def measure_all(
     progress: Callable[[int, int], None] | None,
     max_pixels: int,
     workers: int,
+    levels: Levels | None = None,
+    depth: str = "uint8",
 ) -> tuple[Table, dict[int, str]]:
     """Return one record for each of ``rows``, and the reason for each index that could not be read."""
     table = np.zeros(len(rows), dtype=RECORD)
@@ -73,7 +76,7 @@ def measure_all(
     def measure(index: int) -> str | None:
         row = int(rows[index])
         try:
-            table[index] = _measure(read(row), str(samples.paths[row]), max_pixels)
+            table[index] = _measure(read(row), str(samples.paths[row]), max_pixels, levels, depth)
         except BadImage as error:
             return error.reason
         except MemoryError:
@@ -94,10 +97,12 @@ def measure_all(
     return table, reasons
 
 
-def _measure(content: bytes | Pixels, path: str, max_pixels: int) -> tuple[Any, ...]:
+def _measure(
+    content: bytes | Pixels, path: str, max_pixels: int, levels: Levels | None, depth: str
+) -> tuple[Any, ...]:
     """Return the fields of RECORD for one image. Raises BadImage."""
     if isinstance(content, bytes):
-        pixels = shown(content, max_pixels)
+        pixels = shown(content, max_pixels, levels, depth)
         kind, mode, rotated = _header(content)
         most = largest(content, max_pixels) or 0.0
         named = BY_EXTENSION.get(os.path.splitext(path)[1].lower())

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tellapart.data.samples import Samples
-from tellapart.data.stores.decoded import Decode, Decoded, bytes_of
+from tellapart.data.stores.decoded import Decode, Decoded, bytes_of, kind
 from tellapart.data.stores.workers import Workers
 
 _CHUNK = 64  # images that a worker decodes at a time, at most
@@ -66,6 +66,8 @@ def build(
     failed = np.flatnonzero(columns["heights"] == 0)
     with open(folder / "index.npz", "wb") as index:
         columns["failed"], columns["channels"] = failed, np.array(channels)
+        if kind(decode) != np.uint8:
+            columns["depth"] = np.array(kind(decode).name)
         columns["reasons"] = reasons[failed].astype(np.str_)  # not all: as wide as the widest
         np.savez(index, allow_pickle=False, **columns)
         index.flush()
@@ -123,9 +125,9 @@ def scan(
         hashes[row], reasons[row], offsets[row] = digest, reason, position
         if image is not None:
             heights[row], widths[row] = image.shape[:2]
-            position += image.size
+            position += image.nbytes
             if write is not None:
-                write(np.ascontiguousarray(image).data)
+                write(np.ascontiguousarray(image).data.cast("B"))
         if (row + 1) % _STEP == 0 or row + 1 == count:
             advance(row % _STEP + 1)
     return {"heights": heights, "widths": widths, "hashes": hashes, "offsets": offsets, "reasons": reasons}

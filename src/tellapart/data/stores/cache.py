@@ -1,7 +1,7 @@
 """Decoded images on disk: every image is read and decoded once, and then lies there as plain pixels.
 
-A store is a folder with ``pixels.bin`` (uint8, one image after the other), ``index.npz`` (height, width,
-offset, content hash and, for an unreadable image, the reason) and ``about.json`` (for people). It is written
+A store is a folder with ``pixels.bin`` (uint8 or float32, one image after the other), ``index.npz`` (height, width,
+offset in bytes, content hash and, for an unreadable image, the reason) and ``about.json`` (for people). It is written
 under a temporary name and renamed when complete, so that an interruption, or two processes at once, leave
 nothing wrong, and is locked while it is open, so that no other process removes it (`stores`). Memory stays
 bounded: images are written as they come (`building`), and large stores are read row by row and never mapped. A store
@@ -58,6 +58,7 @@ class ImageStore:
     mapped: mmap.mmap | None = None  # all bytes, where images differ in size and are not too many
     unread: npt.NDArray[np.bool_] | None = None  # what of ``mapped`` may still lie on the disk only
     resident: torch.Tensor | None = None  # all bytes, on a GPU, where images differ in size
+    kind: np.dtype[Any] = np.dtype(np.uint8)  # of a pixel's numbers: uint8, or float32  # noqa: RUF009
     lock: housekeeping.Lock | None = field(default=None, repr=False)
     _file: list[int] = field(default_factory=list, repr=False)
 
@@ -85,26 +86,30 @@ class ImageStore:
         """Whether the images lie in a GPU's memory."""
         return self.resident is not None or (self.images_NHWC is not None and self.images_NHWC.is_cuda)
 
+    def _bytes(self, rows: npt.NDArray[np.int64] | slice = slice(None)) -> npt.NDArray[np.int64]:
+        """Return how many bytes the images at ``rows`` take."""
+        counts = self.heights[rows].astype(np.int64) * self.widths[rows]
+        return counts * (self.channels * self.kind.itemsize)
+
     def image(self, row: int) -> Pixels:
-        """Return one image, uint8 [H, W, C]."""
+        """Return one image, [H, W, C] of the store's kind of number."""
         if self.images_NHWC is not None:
             place = row if self.places is None else int(self.places[row])
             return np.asarray(self.images_NHWC[place].cpu().numpy())
         assert self.offsets is not None
         height, width = int(self.heights[row]), int(self.widths[row])
-        size = height * width * self.channels
         if self.mapped is not None:
-            return np.ndarray((height, width, self.channels), np.uint8, self.mapped, int(self.offsets[row]))
-        pixels = np.empty(size, np.uint8)
-        os.preadv(self._descriptor(), [pixels.data], int(self.offsets[row]))
-        return pixels.reshape(height, width, self.channels)
+            return np.ndarray((height, width, self.channels), self.kind, self.mapped, int(self.offsets[row]))
+        pixels: Pixels = np.empty((height, width, self.channels), self.kind)
+        os.preadv(self._descriptor(), [pixels.reshape(-1).data.cast("B")], int(self.offsets[row]))
+        return pixels
 
     def each(self, rows: npt.NDArray[np.int64]) -> Iterator[Pixels]:
-        """Yield the images at ``rows`` one after the other, uint8 [H, W, C]."""
+        """Yield the images at ``rows`` one after the other, [H, W, C]."""
         return map(self.image, rows.tolist())
 
     def batch(self, rows: npt.NDArray[np.int64]) -> Images:
-        """Return images uint8 [B, H, W, C], or a `Ragged` where they differ in size and lie on no GPU."""
+        """Return images [B, H, W, C], or a `Ragged` where they differ in size and lie on no GPU."""
         if self.images_NHWC is not None:
             rows = rows if self.places is None else self.places[rows]
             return self.images_NHWC.index_select(0, put(torch.from_numpy(rows), self.images_NHWC.device))
@@ -113,11 +118,11 @@ class ImageStore:
         if self.mapped is not None and self.offsets is not None:
             places = (column[rows].tolist() for column in (self.heights, self.widths, self.offsets))
             views = [
-                np.ndarray((height, width, self.channels), np.uint8, self.mapped, start)
+                np.ndarray((height, width, self.channels), self.kind, self.mapped, start)
                 for height, width, start in zip(*places, strict=True)
             ]
-            return Ragged(views, self.channels)
-        images = Ragged([self.image(row) for row in rows.tolist()], self.channels)
+            return Ragged(views, self.channels, self.kind)
+        images = Ragged([self.image(row) for row in rows.tolist()], self.channels, self.kind)
         return images.canvas() if self.alike else images
 
     def expect(self, rows: npt.NDArray[np.int64]) -> None:
@@ -131,8 +136,7 @@ class ImageStore:
         self.unread[rows] = False
         if not len(rows) or not hasattr(mmap, "MADV_WILLNEED"):
             return
-        sizes = self.heights[rows].astype(np.int64) * self.widths[rows] * self.channels
-        for start, size in zip(self.offsets[rows].tolist(), sizes.tolist(), strict=True):
+        for start, size in zip(self.offsets[rows].tolist(), self._bytes(rows).tolist(), strict=True):
             page = start - start % mmap.PAGESIZE
             self.mapped.madvise(mmap.MADV_WILLNEED, page, start + size - page)
 
@@ -142,7 +146,7 @@ class ImageStore:
         device = self.resident.device
         heights, widths, starts = (
             put(torch.from_numpy(column[rows].astype(np.int64)), device)[:, None]
-            for column in (self.heights, self.widths, self.offsets)
+            for column in (self.heights, self.widths, self.offsets // self.kind.itemsize)
         )
         high, wide = (int(column[rows].max(initial=1)) for column in (self.heights, self.widths))
         y, x = torch.arange(high, device=device), torch.arange(wide, device=device)
@@ -158,17 +162,20 @@ class ImageStore:
 
     def on_device(self, device: torch.device, limit: int) -> ImageStore:
         """Return this store with its images on ``device``, or itself where they take more than ``limit`` bytes."""
-        size = int((self.heights.astype(np.int64) * self.widths).sum()) * self.channels
+        size = int(self._bytes().sum())
         if not 0 < size <= limit:
             return self
         if self.images_NHWC is not None:
             return dataclasses.replace(self, images_NHWC=self.images_NHWC.to(device))
         assert self.path is not None
-        line = int(self.widths.max()) * self.channels  # a batch reads whole lines of its widest image
+        # a batch reads whole lines of its widest image
+        line = int(self.widths.max()) * self.channels * self.kind.itemsize
         resident = torch.zeros(size + line, dtype=torch.uint8, device=device)
         with open(self.path / "pixels.bin", "rb") as stream:
             for part in resident[:size].split(_PART):
                 part.copy_(torch.frombuffer(bytearray(stream.read(len(part))), dtype=torch.uint8))
+        if self.kind == np.float32:
+            resident = resident.view(torch.float32)
         return dataclasses.replace(self, resident=resident, _file=[])
 
     def sizes(self, rows: npt.NDArray[np.int64]) -> torch.Tensor | None:
@@ -287,7 +294,8 @@ def _open(folder: Path, held: housekeeping.Lock | None) -> ImageStore:
         reasons[index["failed"]] = index["reasons"]
         columns["reasons"] = reasons
         channels = int(index["channels"])
-    store = ImageStore(channels=channels, path=folder, lock=held, **columns)
+        kind = np.dtype(str(index["depth"])) if "depth" in index else np.dtype(np.uint8)
+    store = ImageStore(channels=channels, path=folder, lock=held, kind=kind, **columns)
     heights, widths, good = store.heights, store.widths, store.good
     pixels = folder / "pixels.bin"
     size = pixels.stat().st_size if pixels.exists() else 0
@@ -300,12 +308,12 @@ def _open(folder: Path, held: housekeeping.Lock | None) -> ImageStore:
     first = int(good.argmax())
     shape = (int(good.sum()), int(heights[first]), int(widths[first]), channels)
     places = None if good.all() else np.cumsum(good) - 1
-    images = torch.from_numpy(np.memmap(pixels, np.uint8, "c", shape=shape))
+    images = torch.from_numpy(np.memmap(pixels, kind, "c", shape=shape))
     return dataclasses.replace(store, images_NHWC=images, places=places)
 
 
 def from_array(pixels_NHWC: Pixels, hashes: npt.NDArray[Any]) -> ImageStore:
-    """Return a store over images that are in memory already, uint8 [N, H, W, C]."""
+    """Return a store over images that are in memory already, uint8 or float32 [N, H, W, C]."""
     count, height, width, channels = pixels_NHWC.shape
     return ImageStore(
         heights=np.full(count, height, np.int32),
@@ -314,4 +322,5 @@ def from_array(pixels_NHWC: Pixels, hashes: npt.NDArray[Any]) -> ImageStore:
         hashes=hashes,
         reasons=np.full(count, "", dtype=object),
         images_NHWC=torch.from_numpy(np.ascontiguousarray(pixels_NHWC)),
+        kind=pixels_NHWC.dtype,
     )

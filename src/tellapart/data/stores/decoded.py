@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart.contract.decoding import BadImage, Pixels, crop_box, decode, to_channels
+from tellapart.contract.decoding import BadImage, Pixels, crop_box, decode, in_depth
 from tellapart.contract.preprocessing import REDUCED_MARGIN, Preprocessing
 from tellapart.contract.resizing import load
 from tellapart.contract.sides import Size, sides
@@ -47,10 +47,15 @@ def attempt(read: Callable[[], bytes | Pixels], decode: Decode, box: Box) -> Dec
 
 @dataclass(frozen=True)
 class AsContracted:
-    """Decodes to exactly what the contract says: uint8 [height, width, C]."""
+    """Decodes to exactly what the contract says: [height, width, C] of its depth."""
 
     contract: Preprocessing
     max_pixels: int
+
+    @property
+    def depth(self) -> str:
+        """Kind of number of the pixels."""
+        return self.contract.depth
 
     def __call__(self, content: bytes | Pixels, box: Box) -> Pixels:
         """Return the image. Raises BadImage."""
@@ -59,7 +64,7 @@ class AsContracted:
 
 @dataclass(frozen=True)
 class AsSource:
-    """Decodes to the image in its own shape, scaled down to the smallest that covers ``size``: uint8 [H, W, C].
+    """Decodes to the image in its own shape, scaled down to the smallest that covers ``size``: [H, W, C] of ``depth``.
 
     Of a square its short side is then the size.
     """
@@ -69,12 +74,13 @@ class AsSource:
     max_pixels: int
     reduced: bool  # whether a JPEG may be decoded at a part of its size
     levels: tuple[float, float] | None = None  # see `decode`
+    depth: str = "uint8"
 
     def __call__(self, content: bytes | Pixels, box: Box) -> Pixels:
         """Return the image. Raises BadImage."""
         whole = box is None or bool(np.isnan(box).any())
         reduce = self._suffices if whole and self.reduced else None
-        image = pixels(content, self.channels, self.max_pixels, reduce, self.levels)
+        image = pixels(content, self.channels, self.max_pixels, reduce, self.levels, self.depth)
         image = image if box is None else crop_box(image, box)
         short_side = self._short_side(*image.shape[:2])
         if min(image.shape[:2]) <= short_side:
@@ -99,11 +105,17 @@ def pixels(
     max_pixels: int,
     suffices: Callable[[int, int], bool] | None = None,
     levels: tuple[float, float] | None = None,
+    depth: str = "uint8",
 ) -> Pixels:
-    """Return uint8 [H, W, channels] of a file's bytes (see `decode`), or of pixels. Raises BadImage."""
+    """Return [H, W, channels] of a depth, of a file's bytes (see `decode`), or of pixels. Raises BadImage."""
     if isinstance(content, np.ndarray):
-        return to_channels(content, channels)
-    return decode(content, channels, max_pixels, suffices, levels)
+        return in_depth(content, channels, depth)
+    return decode(content, channels, max_pixels, suffices, levels, depth)
+
+
+def kind(decode: Decode) -> np.dtype[Any]:
+    """Return the kind of number of the pixels that a function gives: uint8 unless it says otherwise."""
+    return np.dtype(getattr(decode, "depth", "uint8"))
 
 
 def bytes_of(results: list[Any]) -> int:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from tellapart import files, numerals, tables
 from tellapart.contract import sides
-from tellapart.contract.decoding import bands
+from tellapart.contract.decoding import bands, in_depth
 from tellapart.contract.decoding import largest as largest_number
 from tellapart.contract.deep import likely_range, uses_little
 from tellapart.data.loader import ImageSet, Store
@@ -29,9 +29,10 @@ from tellapart.data.samples import Samples, content_hash
 from tellapart.data.sources.archives import cache_folder
 from tellapart.data.stores import building, cache, housekeeping, workers
 from tellapart.data.stores.decoded import AsContracted, AsSource, Decode, decoded, pixels
+from tellapart.data.stores.decoded import kind as number_kind
 from tellapart.data.stores.streaming import StreamedStore
 from tellapart.errors import CacheError, DataError
-from tellapart.preprocess import BadImage, Preprocessing, crop_box, resize, to_channels
+from tellapart.preprocess import BadImage, Preprocessing, crop_box, resize
 from tellapart.spec import DataSpec
 
 Advance = Callable[[int], None]
@@ -49,12 +50,12 @@ class Bad:
 def evaluation_images(
     samples: Samples, contract: Preprocessing, spec: DataSpec, advance: Advance = lambda count: None
 ) -> tuple[ImageSet, list[Bad]]:
-    """Return the images exactly as the contract makes them, uint8 [height, width, C], and what was left out."""
+    """Return the images exactly as the contract makes them, [height, width, C] of its depth, and what was left out."""
     if samples.pixels is not None and samples.boxes is None:
         shape = samples.pixels.shape[1:3]
         probe = resize(np.zeros((*shape, contract.channels), np.uint8), contract)
         if shape == probe.shape[:2] and (contract.resize != "crop" or contract.crop_fraction == 1):
-            return _from_pixels(samples, contract.channels), []
+            return _from_pixels(samples, contract), []
     named = {name: value for name, value in contract.to_dict().items() if name not in ("mean", "std")}
     policy = f"contract 3 {named}"
     kind = _Kind(
@@ -62,6 +63,7 @@ def evaluation_images(
         f"{contract.resize} {_size_words(contract.size)}",
         contract.channels,
         math.prod(contract.sides),
+        np.dtype(contract.depth).itemsize,
     )
     return _stored(samples, AsContracted(contract, spec.max_pixels), kind, spec, advance)
 
@@ -82,8 +84,9 @@ def augmentation_sources(
     size, how = sides.of(height, width), "scaled" if reduced else "full"
     covered = f"short side {size}" if isinstance(size, int) else f"covering {sides.words(size)}"
     policy = f"sources 3, {covered} {contract.channels} {how} {contract.range}"
+    policy += "" if contract.depth == "uint8" else f" {contract.depth}"
     kind = _Kind(policy, f"random crops, {covered}", contract.channels)
-    decode = AsSource(contract.channels, size, spec.max_pixels, reduced, contract.range)
+    decode = AsSource(contract.channels, size, spec.max_pixels, reduced, contract.range, contract.depth)
     return _stored(samples, decode, kind, spec, advance)
 
 
@@ -93,21 +96,24 @@ def _size_words(size: sides.Size) -> str:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a store holds: its policy for the key, words for people, and pixels per image where they are known."""
+    """What a store holds: its policy for the key, words for people, and pixels per image where they are known, whose
+    numbers are of ``size`` bytes.
+    """
 
     policy: str
     purpose: str
     channels: int
     pixels: int = 0
+    size: int = 1
 
 
-def _from_pixels(samples: Samples, channels: int) -> ImageSet:
+def _from_pixels(samples: Samples, contract: Preprocessing) -> ImageSet:
     assert samples.pixels is not None
     keys = np.arange(len(samples)) if samples.keys is None else samples.keys
     pixels = samples.pixels[keys]
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    if pixels.shape[3] != channels:
-        pixels = np.stack([to_channels(image, channels) for image in pixels])
+    if pixels.shape[3] != contract.channels or pixels.dtype != contract.depth:
+        pixels = np.stack([in_depth(image, contract.channels, contract.depth) for image in pixels])
     hashes = np.array([content_hash(samples.pixels[key]) for key in keys], dtype=object)
     return ImageSet(_hashed(samples, hashes), cache.from_array(pixels, hashes), np.arange(len(samples)))
 
@@ -146,7 +152,7 @@ def _open_store(samples: Samples, decode: Decode, kind: _Kind, spec: DataSpec, a
     )
 
     def room() -> bool:
-        needed = kind.pixels * kind.channels * len(samples) or _estimate(samples, decode)
+        needed = kind.pixels * kind.channels * kind.size * len(samples) or _estimate(samples, decode)
         return housekeeping.make_room(folder / "decoded", needed + 200 * len(samples), spec.cache_limit)
 
     if spec.cache != "off":
@@ -160,7 +166,7 @@ def _open_store(samples: Samples, decode: Decode, kind: _Kind, spec: DataSpec, a
         index = build(pixels=False)
     except OSError:  # there is no room for the index either: it is made in each run
         columns: dict[str, Any] = building.scan(samples, decode, working, advance)
-        index = cache.ImageStore(channels=kind.channels, **columns)
+        index = cache.ImageStore(channels=kind.channels, kind=number_kind(decode), **columns)
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun: each process streams its part
     return StreamedStore(index, samples, decode, workers.choose(spec, samples, together))
 
@@ -184,7 +190,7 @@ def _estimate(samples: Samples, decode: Decode) -> int:
     count = min(max(2, len(samples) // 100), 8)
     rows = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int))
     images = [decoded(samples, decode, int(row))[0] for row in rows]
-    sizes = [image.size for image in images if image is not None]
+    sizes = [image.nbytes for image in images if image is not None]
     return int(1.1 * len(samples) * sum(sizes) / len(sizes)) if sizes else 0
 
 
@@ -221,10 +227,12 @@ def look(
     count: int = 48,
     levels: tuple[float, float] | None = None,
     channels: int = 0,
+    depth: str = "uint8",
 ) -> Look:
     """Decode a few images, evenly over the table, to choose by. Raises DataError where none is good.
 
-    ``channels``: those of the input; 0: they are to be chosen, by the first file that can be read.
+    ``channels``: those of the input; 0: they are to be chosen, by the first file that can be read. ``depth``: of the
+    pixels.
     """
     chosen, found = channels, 0
     sides: list[int] = []
@@ -237,7 +245,8 @@ def look(
             if not channels and not found:
                 found = _bands(content)
                 chosen = found
-            image = pixels(content, 3 if chosen in (0, 1) else chosen, spec.max_pixels, levels=levels)
+            wanted = 3 if chosen in (0, 1) else chosen
+            image = pixels(content, wanted, spec.max_pixels, levels=levels, depth=depth)
             peak = largest_number(content, spec.max_pixels, chosen) if isinstance(content, bytes) else None
             peaks += [] if peak is None else [peak]
             if samples.boxes is not None:
@@ -284,7 +293,10 @@ def largest(samples: Samples, spec: DataSpec, channels: int = 0) -> float:
 
 
 def channel_statistics(images: ImageSet, limit: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation of each channel (range 0 to 1), to 4 digits, over at most ``limit`` images."""
+    """Return mean and deviation of each channel (range 0 to 1), over at most ``limit`` images.
+
+    To 4 digits behind the point; of float32 images, where all may lie in a small part of the range, to 6 digits.
+    """
     rows = np.unique(np.linspace(0, len(images) - 1, min(limit, len(images))).astype(np.int64))
     channels = images.store.channels
     count, total, square = 0, np.zeros(channels), np.zeros(channels)
@@ -295,6 +307,8 @@ def channel_statistics(images: ImageSet, limit: int = 10_000) -> tuple[tuple[flo
         square += (values**2).sum(0)
     mean = total / count
     std = np.sqrt(np.maximum(square / count - mean**2, 0))
+    if images.store.kind == np.float32:
+        return tuple(float(f"{m:.6g}") for m in mean), tuple(max(float(f"{s:.6g}"), 1e-6) for s in std)
     return tuple(round(float(m), 4) for m in mean), tuple(max(round(float(s), 4), 1e-3) for s in std)
 
 

@@ -19,7 +19,7 @@ import torch
 
 from tellapart.data.samples import Samples
 from tellapart.data.stores.cache import ImageStore
-from tellapart.data.stores.decoded import Decode, Decoded, decoded
+from tellapart.data.stores.decoded import Decode, Decoded, decoded, kind
 from tellapart.data.stores.workers import Workers
 from tellapart.errors import DataError
 from tellapart.preprocess import Images, Pixels, Ragged
@@ -38,7 +38,7 @@ class StreamedStore:
     def __init__(self, index: ImageStore, samples: Samples, decode: Decode, workers: Workers) -> None:
         self.index, self.samples, self.decode, self.workers = index, samples, decode, workers
         self.heights, self.widths, self.channels = index.heights, index.widths, index.channels
-        self.hashes, self.reasons = index.hashes, index.reasons
+        self.hashes, self.reasons, self.kind = index.hashes, index.reasons, kind(decode)
         self._begun: dict[bytes, list[Future[list[Decoded]]]] = {}
         self._lock = threading.Lock()
 
@@ -51,7 +51,7 @@ class StreamedStore:
         return self.index.good
 
     def image(self, row: int) -> Pixels:
-        """Return one image, uint8 [H, W, C]. Raises DataError where the file is not what it was."""
+        """Return one image, [H, W, C]. Raises DataError where the file is not what it was."""
         return self._checked(row, decoded(self.samples, self.decode, row))
 
     def _checked(self, row: int, result: Decoded) -> Pixels:
@@ -64,18 +64,19 @@ class StreamedStore:
         return image
 
     def batch(self, rows: npt.NDArray[np.int64]) -> Images:
-        """Return images uint8 [B, H, W, C], or a `Ragged` where those of the store differ in size."""
+        """Return images [B, H, W, C], or a `Ragged` where those of the store differ in size."""
         with self._lock:
             parts = self._begun.pop(rows.tobytes(), None)
         results = (result for part in parts or self._begin(rows) for result in part.result())
         images = Ragged(
             [self._checked(row, result) for row, result in zip(rows.tolist(), results, strict=True)],
             self.channels,
+            self.kind,
         )
         return images.canvas() if self.index.alike else images
 
     def each(self, rows: npt.NDArray[np.int64]) -> Iterator[Pixels]:
-        """Yield the images at ``rows`` one after the other, uint8 [H, W, C]; the next are decoded meanwhile."""
+        """Yield the images at ``rows`` one after the other, [H, W, C]; the next are decoded meanwhile."""
         parts = [rows[start : start + _TOGETHER] for start in range(0, len(rows), _TOGETHER)]
         for part, following in itertools.zip_longest(parts, parts[1:]):
             self.expect(part)
@@ -84,7 +85,7 @@ class StreamedStore:
             yield from (np.asarray(image) for image in self.batch(part))
 
     def _begin(self, rows: npt.NDArray[np.int64]) -> list[Future[list[Decoded]]]:
-        sizes = self.heights[rows].astype(np.int64) * self.widths[rows] * self.channels
+        sizes = self.heights[rows].astype(np.int64) * self.widths[rows] * self.channels * self.kind.itemsize
         return self.workers.batch(self.samples, self.decode, rows.tolist(), sizes.tolist())
 
     def expect(self, rows: npt.NDArray[np.int64]) -> None:

@@ -30,7 +30,7 @@ import numpy as np
 
 from tellapart.data.samples import Samples
 from tellapart.data.stores.blocks import Blocks, Bytes
-from tellapart.data.stores.decoded import Decode, Decoded, decoded
+from tellapart.data.stores.decoded import Decode, Decoded, decoded, kind
 from tellapart.data.stores.decoding_worker import Item, Place, Task, receive, send
 from tellapart.devices import thread_pool
 from tellapart.doctor import processors
@@ -154,14 +154,15 @@ class Processes:
         block = self._blocks.take()
         try:
             places = self._ask(task, block.descriptor)
-            block.reach(max((start + math.prod(shape) for start, shape, _, _ in places), default=0))
+            each = kind(task.decode).itemsize
+            block.reach(max((start + each * math.prod(shape) for start, shape, _, _ in places), default=0))
         except BaseException:
             self._blocks.give(block)
             raise
-        return _images(places, self._blocks.lend(block))
+        return _images(places, self._blocks.lend(block), task.decode)
 
     def _decode_into(self, task: Task, file: int, memory: Bytes) -> list[Decoded]:
-        return _images(self._ask(task, file), memory)
+        return _images(self._ask(task, file), memory, task.decode)
 
     def _ask(self, task: Task, file: int) -> list[Place]:
         worker = self._idle.get()
@@ -178,7 +179,7 @@ class Processes:
         for number, item in enumerate(task.items):
             sizes = None if task.sizes is None else task.sizes[number : number + 1]
             places += _persist(worker, Task(task.decode, [item], position, sizes), file)
-            position += sizes[0] if sizes else math.prod(places[-1][1] or (0,))
+            position += sizes[0] if sizes else kind(task.decode).itemsize * math.prod(places[-1][1] or (0,))
         return places
 
 
@@ -205,11 +206,12 @@ def _items(samples: Samples, rows: Sequence[int]) -> list[Item]:
     return [(os.path.join(here, samples.file(row)), box) for row, box in zip(rows, boxes, strict=True)]
 
 
-def _images(places: list[Place], memory: Bytes) -> list[Decoded]:
+def _images(places: list[Place], memory: Bytes, decode: Decode) -> list[Decoded]:
     """Return what `decoded` does, of pixels that lie in ``memory``."""
+    of = kind(decode)
     return [
         (
-            memory[start : start + math.prod(shape)].reshape(shape) if shape else None,
+            memory[start : start + of.itemsize * math.prod(shape)].view(of).reshape(shape) if shape else None,
             digest,
             reason,
         )

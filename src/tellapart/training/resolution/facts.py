@@ -94,7 +94,8 @@ def of_data(spec: Spec, samples: Samples) -> DataFacts:
     if spec.input.range == "max":
         largest = decoded.largest(training, spec.data, spec.input.channels)
         levels = (0.0, largest)
-    seen = decoded.look(training, spec.data, levels=levels, channels=spec.input.channels)
+    depth = "float32" if spec.input.depth == "float32" else "uint8"
+    seen = decoded.look(training, spec.data, levels=levels, channels=spec.input.channels, depth=depth)
     grades = samples.classes if samples.ordered else ()
     validated = int((samples.counts("val") > 0).sum())
     several = samples.targets is not None

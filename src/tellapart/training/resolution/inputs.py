@@ -24,6 +24,7 @@ def contract(spec: InputSpec) -> Preprocessing:
         crop_fraction=spec.crop_fraction,
         decode="scaled" if spec.decode == "scaled" else "full",
         range=spec.levels(),
+        depth="float32" if spec.depth == "float32" else "uint8",
         mean=_per_channel(spec.mean, channels, 0.0, "mean"),
         std=_per_channel(spec.std, channels, 1.0, "std"),
     )

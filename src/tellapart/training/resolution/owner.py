@@ -49,6 +49,7 @@ class Resolution:
         """Choose all that the images, the weights and the teacher decide. Raises ModelError, SpecError, RunError."""
         self._follows(Stage.WANTED)
         now = self._with(rules.of_range(self.spec.input, data))
+        now = now._with(rules.of_depth(now.spec, data))
         now = now._with(rules.of_model(now.spec.model, data))
         model = facts.of_model(now.spec.model)
         now = now._with(rules.of_input(now.spec.input, data, model))

@@ -42,6 +42,19 @@ def of_range(spec: InputSpec, data: DataFacts) -> list[Choice]:
     return [Choice("input.range", f"0-{data.largest:.17g}", reason, matters=True)]
 
 
+def of_depth(spec: Spec, data: DataFacts) -> list[Choice]:
+    """Whole levels of 8 bits. Without them nothing is computed in half precision that was not asked for."""
+    if spec.input.depth == "float32":
+        exact = "what is not rounded to levels is not rounded to half precision either"
+        return [Choice("training.precision", "fp32", exact)] if spec.training.precision == "auto" else []
+    deep = f"{data.seen.deep} of the images looked at have more than 8 bits; --input.depth float32 keeps them"
+    return [
+        Choice(
+            "input.depth", "uint8", deep if data.seen.deep else "the images have 8 bits", bool(data.seen.deep)
+        )
+    ]
+
+
 def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
     """Choose architecture, weights and what trains.
 
@@ -230,6 +243,7 @@ def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:
         own = dict.fromkeys(free, "in place of mirroring")
         own["hflip"] = "a mirrored digit is another sign, or none"
     full = augment.for_channels(augment.resolve(wanted, spec.input.size), spec.input.channels)
+    augment.check_depth(full, spec.input.depth)
     where = f"for images of {sides.words(spec.input.size)} pixels"
     own.setdefault("preset", where)
     by_preset = f"the preset {full.preset} {where}"

@@ -75,13 +75,14 @@ class Objects:
     """Objects by split ("" where there is one for all), and what was read from them so far.
 
     classes: names that the person gives. known: a model's classes, for numbers that nothing else names. ranged: images
-    of floating-point numbers keep them (`content_of`).
+    of floating-point numbers keep them; depth: of the pixels (`content_of`).
     """
 
     parts: Mapping[str, Any]
     classes: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
     ranged: bool = False
+    depth: str = "uint8"
     _read: dict[str, tuple[Reader, Read]] = field(default_factory=dict)
     _kinds: dict[str, Kind] = field(default_factory=dict)
 
@@ -103,7 +104,7 @@ class Objects:
             self._kinds = _alike({split: kinds.kind_of(part, spec) for split, part in self.parts.items()})
         for split, kind in self._kinds.items():
             if isinstance(kind, Part) and split not in self._read:
-                reader = Reader(kind, self.ranged)
+                reader = Reader(kind, self.ranged, self.depth)
                 self._read[split] = (reader, reader.pass_over(advance))
 
     def listing(self, spec: DataSpec, notes: Note) -> Listing:

@@ -58,10 +58,10 @@ class Read:
 
 
 class Reader:
-    """Reads one part. ``ranged``: see `content_of`."""
+    """Reads one part. ``ranged``, ``depth``: see `content_of`."""
 
-    def __init__(self, part: Part, ranged: bool) -> None:
-        self.part, self.ranged = part, ranged
+    def __init__(self, part: Part, ranged: bool, depth: str = "uint8") -> None:
+        self.part, self.ranged, self.depth = part, ranged, depth
         self._longest = 2
         self._lock = threading.Lock()
 
@@ -124,7 +124,7 @@ class Reader:
         if isinstance(image, (str, os.PathLike)):
             return read_file(os.fspath(image))
         with self._lock:  # Pillow reads a file here, of which two items may hold the same
-            return content_of(image, self.ranged)
+            return content_of(image, self.ranged, self.depth)
 
     def _pair(self, index: int) -> tuple[Any, Any]:
         try:
