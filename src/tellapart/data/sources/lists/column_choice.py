@@ -278,17 +278,7 @@ def labels_of(record: Mapping[str, Any], columns: Columns, where: str) -> tuple[
     if len(columns.labels) == 1:
         label = clean_label(cell(record, columns.labels[0]))
         return (label,) if label else ()
-    found = []
-    for column in columns.labels:
-        text = cell(record, column)
-        if text and not is_yes_or_no(text):
-            raise DataError(
-                f"{where}: the one-hot column {column.strip()!r} is {text!r}; expected 0 or 1. Probabilities and "
-                "ratings are no labels."
-            )
-        if is_yes(text):
-            found.append(clean_label(column))
-    return tuple(found)
+    return hot_labels(record, columns.labels, where)
 
 
 # --- Splits, groups, boxes --------------------------------------------------------------------------------
