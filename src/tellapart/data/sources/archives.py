@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from lzma import LZMAError
 
+from tellapart import places
 from tellapart.data.sources.listing import Note, printable
 from tellapart.data.sources.text import AUTO, DEFAULT, EncodingError, decode_text
 from tellapart.errors import DataError
@@ -44,11 +45,7 @@ def is_archive(path: str) -> bool:
 
 def cache_folder(spec: DataSpec) -> str:
     """Return the folder for downloads and unpacked archives: ``spec.cache_dir`` or the user's cache folder."""
-    if spec.cache_dir:
-        return os.path.abspath(os.path.expanduser(spec.cache_dir))
-    import platformdirs
-
-    return platformdirs.user_cache_dir("tellapart", appauthor=False)
+    return os.fspath(places.cache_folder(spec.cache_dir))
 
 
 def extract(path: str, cache: str, say: Note, limit: int | None = None, encoding: str = DEFAULT) -> str:
