@@ -28,7 +28,8 @@ test: setup
 
 # The fast tests with the lowest versions that pyproject.toml allows, in an environment of their own.
 #   make test-lowest [KEEP="torch==2.13.0 torchvision==0.28.0"] [TESTS="tests/data"]: versions that are not to be
-#   lowered, and what to run. With a newer torch than an old package knows, torch's words on torch.jit are no fault.
+#   lowered, and what to run. With a newer torch than an old package knows, torch's words on torch.jit are no fault,
+#   and exports to ONNX and OpenVINO fail: keep onnxscript and openvino as new as torch.
 KEEP ?=
 TESTS ?=
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import socket
 import struct
 import time
@@ -18,6 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
+
+# uvicorn's own words, whole or in chunks, for what is not HTTP; every other answer is JSON with a reason.
+NOT_HTTP = re.compile(rb"(1e\r\n)?Invalid HTTP request received\.(\r\n0\r\n\r\n)?")
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Soak:
         self.inside = re.compile(rf"Traceback|\.py\b|site-packages|{re.escape(str(folder))}".encode())
         self.counts: collections.Counter[str] = collections.Counter()
         self.wrong: list[str] = []
-        self.stop, self.ending = threading.Event(), threading.Event()
+        self.stop, self.ending, self.unready = threading.Event(), threading.Event(), threading.Event()
         self.lock = threading.Lock()
 
     def count(self, what: str, number: int = 1) -> None:
@@ -87,15 +87,11 @@ class Soak:
 def good_client(soak: Soak, number: int) -> None:
     draw = random.Random(number)
     with soak.client() as client:
-        while not soak.stop.is_set():
+        while not soak.unready.is_set():
             try:
                 soak.count(f"good: {good_requests.ask(soak.judge, client, draw)}")
             except good_requests.WrongError as error:
                 soak.fail(str(error))
-            except httpx.ConnectError as error:
-                if soak.ending.is_set():
-                    return  # nothing is accepted any more
-                soak.fail(repr(error))
             except httpx.HTTPError as error:
                 soak.fail(f"lost: {error!r}")
 
@@ -127,7 +123,11 @@ def bad_client(soak: Soak, number: int, kinds: list[bad_requests.Bad]) -> None:
                 continue
             if status not in bad.statuses:
                 soak.fail(f"{bad.name}: {status} {body[:200]!r}")
-            elif status and (not json.loads(body).get("error") or soak.inside.search(body)):
+            elif (
+                status
+                and not bad_requests.NOT_HTTP.fullmatch(body)
+                and (not json.loads(body).get("error") or soak.inside.search(body))
+            ):
                 soak.fail(f"{bad.name}: no reason, or too much of one, in {body[:200]!r}")
             soak.count(f"bad: {bad.name}")
 
@@ -253,6 +253,10 @@ def run(args: argparse.Namespace, folder: Path) -> int:
         soak.ending.set()
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
+        with soak.client() as client, contextlib.suppress(httpx.HTTPError):
+            while client.get("/readyz").status_code == 200:
+                time.sleep(0.02)
+        soak.unready.set()  # from now on nobody asks anything new, as with a balancer
         code = process.wait(60)
         soak.stop.set()
         for thread in threads:

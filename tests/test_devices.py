@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tellapart import devices
-from tellapart.errors import SpecError
+from tellapart.errors import SpecError, TrainingError
 
 
 @pytest.fixture
@@ -176,3 +176,12 @@ def test_a_pools_threads_compute_alone_and_leave_the_others_alone() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_batches_are_halved_down_to_one_image() -> None:
+    tried = [45]
+    while tried[-1] > 1:
+        tried.append(devices.halved(tried[-1], "no room"))
+    assert tried == [45, 23, 12, 6, 3, 2, 1]
+    with pytest.raises(TrainingError, match=r"Out of memory in evaluation with a single image.*\(no room\)"):
+        devices.halved(1, "no room", " in evaluation")

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -183,6 +185,38 @@ def test_mlflow(tmp_path, monkeypatch):
     calls.clear()
     MlflowTracker(tmp_path / "id", resume_step=5, params=params)
     assert calls == [("start_run", (), {"run_id": "id-1"})]
+
+
+NO_CURVES = {"epoch": 2.0, "best-epoch": 1.0, "train/epoch-loss": 0.5, "train/epoch-accuracy": 0.5}
+
+
+def test_what_makes_no_curve_is_no_metric_of_mlflow(tmp_path, monkeypatch):
+    calls = fake_mlflow(monkeypatch)
+    tracker = MlflowTracker(tmp_path / "id")
+    tracker.log(5, {"val/loss": 0.5, **NO_CURVES})
+    tracker.log(6, NO_CURVES)
+    assert calls[1:] == [("log_metrics", ({"val/loss": 0.5},), {"step": 5})]
+
+
+REAL_MLFLOW = """
+import sys, mlflow
+from tellapart.tracking import MlflowTracker
+tracker = MlflowTracker(sys.argv[1])
+tracker.log(5, {"val/loss": 0.5, **eval(sys.argv[2])})
+tracker.close()
+run = mlflow.MlflowClient().get_run(open(sys.argv[1]).read())
+print(run.info.status, run.data.metrics)
+"""
+
+
+def test_the_real_mlflow_gets_the_same(tmp_path):
+    pytest.importorskip("mlflow", reason="needs mlflow-skinny", exc_type=ImportError)
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(
+        [sys.executable, "-c", REAL_MLFLOW, str(tmp_path / "id"), repr(NO_CURVES)],
+        capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1:] == ["FINISHED {'val/loss': 0.5}"], done.stderr
 
 
 def test_mlflow_that_fails_does_not_end_training(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from tellapart.allocator import keep_freed
-from tellapart.errors import SpecError
+from tellapart.errors import SpecError, TrainingError
 
 AMP_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by training.precision
 
@@ -131,6 +131,15 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "can't allocate memory" in text
         or "could not create a primitive" in text  # oneDNN's words
     )
+
+
+def halved(count: int, problem: object, during: str = "") -> int:
+    """Return how many images to try next where ``count`` were too many. Raises TrainingError where that was one."""
+    if count == 1:
+        raise TrainingError(
+            f"Out of memory{during} with a single image at a time. Use a smaller model or --input.size. ({problem})"
+        )
+    return -(-count // 2)
 
 
 def release(device: torch.device) -> None:

@@ -21,13 +21,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from tellapart import locks
 from tellapart.errors import WriteError
 
 try:
-    import fcntl
     import resource
 except ImportError:  # Windows
-    fcntl = resource = None  # type: ignore[assignment]
+    resource = None  # type: ignore[assignment]
 
 _TEMPORARY = re.compile(r"\.tellapart-[0-9a-f]{16}")
 # Names that earlier versions wrote under.
@@ -96,7 +96,7 @@ def writing(path: str | os.PathLike[str], text: bool = False, errors: str = "str
         with _named(path):
             stream.flush()
             os.fsync(descriptor)
-            if fcntl is None:
+            if not locks.available():
                 stream.close()  # an open file cannot be renamed there
             os.replace(temporary, target)
         stream.close()
@@ -223,63 +223,6 @@ class Appending:
             self._descriptor = -1
 
 
-class Lock:
-    """A lock on a file for as long as this object lives. ``certain``: the system really gave it."""
-
-    def __init__(self, descriptor: int | None, certain: bool) -> None:
-        self.descriptor = descriptor
-        self.certain = certain
-
-    def share(self) -> None:
-        """Turn an exclusive lock into a shared one."""
-        if self.descriptor is not None and fcntl is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(self.descriptor, fcntl.LOCK_SH)
-
-    def is_of(self, path: Path) -> bool:
-        """Return whether the locked file is (still) the one at ``path``."""
-        with contextlib.suppress(OSError):
-            ours, theirs = os.fstat(self.descriptor or 0), os.stat(path)
-            return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
-        return False
-
-    def release(self) -> None:
-        """Give the lock back."""
-        if self.descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(self.descriptor)
-            self.descriptor = None
-
-    def __del__(self) -> None:
-        self.release()
-
-
-def lock(path: Path, exclusive: bool = True, create: bool = True) -> Lock | None:
-    """Lock a file without waiting; None: another has it. Raises OSError where it cannot be opened.
-
-    The system gives the lock back however the process ends. Where there are no locks (Windows, some network disks) the
-    result is not `certain`.
-    """
-    descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
-    taken = _flock(descriptor, exclusive)
-    if taken is None:
-        os.close(descriptor)
-        return None
-    return Lock(descriptor, taken)
-
-
-def lock_folder(folder: Path) -> Lock | None:
-    """Lock a folder itself, which leaves no file in it; as `lock`. Raises OSError where it cannot be opened."""
-    if fcntl is None:
-        return Lock(None, False)
-    descriptor = os.open(folder, os.O_RDONLY)
-    taken = _flock(descriptor, True)
-    if taken is None:
-        os.close(descriptor)
-        return None
-    return Lock(descriptor, taken)
-
-
 def sweep(folder: Path, earlier: re.Pattern[str] | None = None) -> int:
     """Remove what killed processes left in ``folder`` under temporary names; return how many there were.
 
@@ -349,39 +292,26 @@ def _begin(parent: Path, folder: bool = False) -> tuple[Path, int]:
         path = parent / f".tellapart-{secrets.token_hex(8)}"
         if folder:
             os.mkdir(path)
-            descriptor = os.open(path, os.O_RDONLY) if fcntl is not None else -1
+            descriptor = os.open(path, os.O_RDONLY) if locks.available() else -1
         else:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
             descriptor = os.open(path, flags, 0o666)
-        held = Lock(descriptor, True)
+        held = locks.Lock(descriptor, True)
         # Between making and locking it a sweep may have found it, and removed it.
-        if descriptor < 0 or (_flock(descriptor, True) is not None and held.is_of(path)):
+        if descriptor < 0 or (locks.flock(descriptor, True) is not None and held.is_of(path)):
             held.descriptor = None
             return path, descriptor
         held.release()
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(parent))
 
 
-def _flock(descriptor: int, exclusive: bool) -> bool | None:
-    """Return whether the lock was given; None: another has it."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    except OSError:  # a disk without locks
-        return False
-    return True
-
-
 def _abandoned(path: Path) -> bool:
     old = time.time() - path.stat().st_mtime > _DAY
-    if fcntl is None:
+    if not locks.available():
         return old
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        taken = _flock(descriptor, True)
+        taken = locks.flock(descriptor, True)
         return old if taken is False else bool(taken)
     finally:
         os.close(descriptor)

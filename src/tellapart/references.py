@@ -25,9 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
-from tellapart import packages
+from tellapart import packages, places
 from tellapart.errors import ArtifactError, SpecError, UserError, did_you_mean
 
 MARK = "object:"
@@ -146,7 +144,7 @@ def require(name: str, where: str, kind: str = "model") -> None:
 
 
 def _record_file() -> Path:
-    return Path(platformdirs.user_data_dir("tellapart", appauthor=False)) / "own-code.sha256"
+    return places.data_folder() / "own-code.sha256"
 
 
 def _line(name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from tellapart import files, json_text, yaml_text
+from tellapart import files, json_text, locks, yaml_text
 from tellapart.errors import RunError, SpecError, WriteError
 from tellapart.spec import Spec, to_dict, update
 
@@ -57,7 +57,7 @@ class Claim:
     def __init__(self, directory: str) -> None:
         self.folder = Path(directory) if directory else None
         self._made: list[Path] = []
-        self._held: files.Lock | None = None
+        self._held: locks.Lock | None = None
 
     def __enter__(self) -> Claim:
         try:
@@ -113,10 +113,10 @@ class Claim:
             self._held.release()
 
 
-def hold(folder: Path) -> files.Lock:
+def hold(folder: Path) -> locks.Lock:
     """Lock a run folder: only one process may write to it. Raises RunError where another has it."""
     try:
-        held = files.lock(folder / LOCK_FILE)
+        held = locks.lock(folder / LOCK_FILE)
         if held is not None:
             _sign(held)
             return held
@@ -135,7 +135,7 @@ def alone(folder: Path) -> Iterator[None]:
     Raises RunError where another has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    held = files.lock_folder(folder)
+    held = locks.lock_folder(folder)
     if held is None:
         raise RunError(
             f"Another process is writing to {folder}. Wait until it has ended, or choose another --out."
@@ -146,7 +146,7 @@ def alone(folder: Path) -> Iterator[None]:
         held.release()
 
 
-def _sign(held: files.Lock) -> None:
+def _sign(held: locks.Lock) -> None:
     """Write down who has the lock, for people."""
     assert held.descriptor is not None
     text = f"process {os.getpid()} on {platform.node()}, since {datetime.datetime.now():%Y-%m-%d %H:%M:%S}\n"

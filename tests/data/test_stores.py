@@ -189,7 +189,7 @@ def test_an_older_store_without_lock_and_about_is_used(tmp_path: Path) -> None:
 def test_without_locks_recent_use_protects(
     tmp_path: Path, three: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(housekeeping.files, "fcntl", None)
+    monkeypatch.setattr(housekeeping.locks, "fcntl", None)
     build(tmp_path, 0)
     found = {store.key: store.in_use for store in housekeeping.list_stores(tmp_path / "decoded")}
     assert found == {three[0]: True, three[1]: False, three[2]: False}

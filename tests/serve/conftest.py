@@ -18,7 +18,7 @@ from PIL import Image
 from tellapart.contract import Architecture, Card, Pixels, Preprocessing, decode
 from tellapart.errors import ArtifactError
 from tellapart.runtime import probabilities
-from tellapart.serve import door, models, server
+from tellapart.serve import models, server
 from tellapart.serve.app import create
 from tellapart.serve.options import Options
 
@@ -88,12 +88,12 @@ class Running:
 
     def __init__(self, paths: dict[str, Path], **changes: Any) -> None:
         usual = {"reload_seconds": 0.0, "decoders": 2, "max_batch": 32}
-        self.options = Options(port=0, drain_seconds=0.0, **{**usual, **changes})
+        self.options = Options(port=0, **{"drain_seconds": 0.0, **usual, **changes})
         self.app = create({name: str(path) for name, path in paths.items()}, self.options)
         self.service = self.app.state.service
-        self._listener = door.listen(self.options)
+        self._listener = server.listen(self.options)
         self.host, self.port = self._listener.getsockname()[:2]
-        self.server = server.Server(server.configuration(self.app, self.options), self.service, lambda: None)
+        self.server = server.Server(self.app, self.service, lambda: None)
         self._thread = threading.Thread(target=self.server.run, args=([self._listener],), daemon=True)
 
     def start(self) -> Running:

@@ -301,14 +301,14 @@ sys.path.insert(0, {folder!r})
 from tellapart.serve import models, serve, Options
 from tests_serve_conftest import FakeBackend
 models.open_backend = lambda path, *more: FakeBackend(pathlib.Path(path))
-serve({{"m": {path!r}}}, Options(port=0, drain_seconds=0.2), lambda text: print(text, file=sys.stderr, flush=True),
+serve({{"m": {path!r}}}, Options(port=0, drain_seconds=1.0), lambda text: print(text, file=sys.stderr, flush=True),
       lambda where: print(json.dumps(where), flush=True))
 print(json.dumps([name for name in ("torch", "sklearn", "torchvision", "timm") if name in sys.modules]))
 """
 
 
 def test_a_process_ends_in_order_and_never_loads_torch(tmp_path: Path) -> None:
-    """SIGTERM under load: exit code 0, every request that was sent before is answered."""
+    """SIGTERM under load from clients that heed /readyz: exit code 0, and every request is answered."""
     path = write_model(tmp_path / "m.onnx", seed=1, delay=0.02)
     source = (Path(__file__).parent / "conftest.py").read_text("utf-8")
     (tmp_path / "tests_serve_conftest.py").write_text(source, "utf-8")
@@ -320,22 +320,27 @@ def test_a_process_ends_in_order_and_never_loads_torch(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         where = json.loads(process.stdout.readline())
+        url = f"http://127.0.0.1:{where['port']}"
         statuses: list[int | str] = []
-        asked = threading.Event()
+        asked, unready = threading.Event(), threading.Event()
 
         def ask() -> None:
-            with httpx.Client(base_url=f"http://127.0.0.1:{where['port']}", trust_env=False) as client:
-                while True:
+            with httpx.Client(base_url=url, trust_env=False) as client:
+                while not unready.is_set():
                     try:
                         statuses.append(client.post("/v1/predict", files={"image": picture()}).status_code)
-                    except httpx.ConnectError:
-                        return
                     except httpx.HTTPError as error:
                         statuses.append(repr(error))
                         return
                     asked.set()
 
-        threads = [threading.Thread(target=ask) for _ in range(6)]
+        def watch() -> None:
+            with httpx.Client(base_url=url, trust_env=False) as client:
+                while client.get("/readyz").status_code == 200:
+                    time.sleep(0.02)
+            unready.set()
+
+        threads = [threading.Thread(target=ask) for _ in range(6)] + [threading.Thread(target=watch)]
         for thread in threads:
             thread.start()
         assert asked.wait(10)
@@ -348,6 +353,7 @@ def test_a_process_ends_in_order_and_never_loads_torch(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == 0, err
     assert set(statuses) == {200}
+    assert unready.is_set()
     assert json.loads(out) == []
     assert re.search(r"serving at http://127\.0\.0\.1:\d+", err)
     assert "all accepted requests have been answered" in err

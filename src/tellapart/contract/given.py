@@ -19,6 +19,8 @@ import numpy.typing as npt
 from tellapart.contract.deep import BadImage, Pixels
 
 _CHANNELS = (1, 3, 4)
+# Modes that no lossless file has; YCbCr in a TIFF cannot be read again by Pillow before 13.
+_KEPT_AS = {"HSV": "RGB", "YCbCr": "RGB", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "PA": "RGBA"}
 _OFF = 1e-3  # of a level: what float32 loses between 0..255 and 0..1
 
 
@@ -78,8 +80,7 @@ def _of_pillow(image: Any) -> bytes | Pixels:
     from PIL import ImageOps
 
     image = ImageOps.exif_transpose(image)  # neither pixels nor the bytes below hold an orientation
-    converted = {"HSV": "RGB", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "PA": "RGBA"}.get(image.mode)
-    image = image.convert(converted) if converted else image
+    image = image.convert(_KEPT_AS[image.mode]) if image.mode in _KEPT_AS else image
     if image.mode == "RGBA" or (image.mode in ("L", "RGB") and "transparency" not in image.info):
         return np.array(image)
     buffer = io.BytesIO()

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 
+from tellapart import places
 from tellapart.doctor.probing import output_of, text_of
 from tellapart.doctor.report import Cpu, Disk, Memory
 
@@ -173,9 +174,7 @@ def _machine_memory(root: str) -> tuple[int | None, int | None]:
 
 def about_disk() -> Disk:
     """Return the disk that holds, or will hold, the cache folder."""
-    import platformdirs
-
-    folder = pathlib.Path(platformdirs.user_cache_dir("tellapart"))
+    folder = places.cache_folder()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     usage = shutil.disk_usage(existing)
     return Disk(str(folder), usage.total, usage.free)

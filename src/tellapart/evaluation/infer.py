@@ -20,8 +20,7 @@ from tellapart.contract import Pixels, answers
 from tellapart.contract.sides import Size, sides
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
-from tellapart.devices import is_out_of_memory
-from tellapart.errors import TrainingError
+from tellapart.devices import halved, is_out_of_memory
 from tellapart.runtime import Backend, timing
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
@@ -226,11 +225,7 @@ def in_batches(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if batch_size == 1:
-                raise TrainingError(
-                    f"Out of memory in evaluation, with one image at a time. ({error})"
-                ) from error
-            batch_size = max(1, batch_size // 2)
+            batch_size = halved(min(batch_size, len(batch)), error, " in evaluation")
             continue
         start += len(batch)
         advance(len(batch))

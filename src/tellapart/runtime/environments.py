@@ -17,8 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
+from tellapart import places
 from tellapart.errors import UserError
 
 _chosen: contextvars.ContextVar[str] = contextvars.ContextVar("environment", default="")
@@ -41,7 +40,7 @@ class Environment:
     @property
     def folder(self) -> Path:
         """Where it is looked for without that variable: the user's own, as the working folder may be a stranger's."""
-        return Path(platformdirs.user_data_dir("tellapart", appauthor=False)) / self.name
+        return places.data_folder() / self.name
 
     @property
     def program(self) -> Path:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from tellapart import places
 from tellapart.errors import ArtifactError, SpecError
 
 NAMES = {
@@ -59,7 +57,7 @@ def chain(device: str, sizes: Sequence[int] = (), tensor: str = "pixels", half: 
     cuda = {"device_id": str(number), "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
     providers.insert(0, (NAMES["cuda"], cuda))
     if kind == "tensorrt":
-        folder = Path(platformdirs.user_cache_dir("tellapart")) / "tensorrt"
+        folder = places.cache_folder() / "tensorrt"
         options = {
             "device_id": str(number),
             "trt_engine_cache_enable": "1",  # an engine takes minutes to build

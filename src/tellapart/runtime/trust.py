@@ -12,8 +12,7 @@ import hashlib
 import os
 from pathlib import Path
 
-import platformdirs
-
+from tellapart import places
 from tellapart.errors import ArtifactError
 
 SUFFIXES = (".pt2", ".torchscript")
@@ -22,7 +21,7 @@ _HASH_LENGTH = 64
 
 def record_file() -> Path:
     """Return the file with the hashes of what was exported here: one line for each, the hash first."""
-    return Path(platformdirs.user_data_dir("tellapart", appauthor=False)) / "exported.sha256"
+    return places.data_folder() / "exported.sha256"
 
 
 def record(path: Path) -> str:

@@ -90,10 +90,9 @@ def _rows_until(path: pathlib.Path, last_step: int) -> list[list[str]]:
 class TensorBoardTracker:
     """TensorBoard events below ``folder``, in a run for each split: ``train/loss`` is ``loss`` of the run ``train``.
 
-    So one chart has the curves of train and validation. What would be no curve (`_NO_CURVE`: a straight line, or the
-    mean of a curve that is there) is left out. resume_step: TensorBoard no longer shows what earlier event files have
-    beyond it; ``known`` are the names that have a value for that very step already. Needs the extra "tensorboard".
-    Raises MissingPackageError.
+    So one chart has the curves of train and validation. What would be no curve (`_curves`) is left out. resume_step:
+    TensorBoard no longer shows what earlier event files have beyond it; ``known`` are the names that have a value for
+    that very step already. Needs the extra "tensorboard". Raises MissingPackageError.
     """
 
     def __init__(
@@ -120,11 +119,11 @@ class TensorBoardTracker:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add a scalar for each value, on the disk at once: a kill must not take what a checkpoint goes on from."""
-        for name, value in values.items():
-            if name in _NO_CURVE or (step == self._resume_step and name in self._known):
+        for name, value in _curves(values).items():
+            if step == self._resume_step and name in self._known:
                 continue
             run, tag = _run_and_tag(name)
-            self._writer(run).add_scalar(tag, float(value), step)
+            self._writer(run).add_scalar(tag, value, step)
         for writer in self._writers.values():
             writer.flush()
 
@@ -140,6 +139,11 @@ class TensorBoardTracker:
 
 
 _NO_CURVE = frozenset({"epoch", "best-epoch", "train/epoch-loss", "train/epoch-accuracy"})
+
+
+def _curves(values: Mapping[str, float]) -> dict[str, float]:
+    """Return what is worth a chart: not a straight line, nor the mean of a curve that is there."""
+    return {name: float(value) for name, value in values.items() if name not in _NO_CURVE}
 
 
 def _run_and_tag(name: str) -> tuple[str, str]:
@@ -247,8 +251,9 @@ class MlflowTracker:
                 )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Log each value as a metric."""
-        self._try(self._mlflow.log_metrics, {name: float(value) for name, value in values.items()}, step=step)
+        """Log each value that makes a curve as a metric."""
+        if curves := _curves(values):
+            self._try(self._mlflow.log_metrics, curves, step=step)
 
     def image(self, step: int, name: str, pixels: Pixels) -> None:
         """Log a picture, uint8 [H, W, 3], as the file NAME-STEP.png."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from tellapart.data.loader import ImageSet, RawBatch
-from tellapart.devices import AMP_DTYPES, is_out_of_memory, release, seed_device
+from tellapart.devices import AMP_DTYPES, halved, is_out_of_memory, release, seed_device
 from tellapart.errors import TrainingError
 from tellapart.spec import Spec
 from tellapart.training.callbacks import Callback
@@ -292,10 +292,7 @@ class Stepper:
 
     def _halve(self, error: str) -> None:
         """Halve the micro-batch; raise TrainingError where that cannot help."""
-        if self.micro == 1:
-            raise TrainingError(
-                f"Out of memory with a single image at a time. Use a smaller model or --input.size. ({error})"
-            )
+        smaller = halved(self.micro, error)
         if not self.task.separable:
             raise TrainingError(
                 f"Out of memory with {self.training.batch_size} images at a time. This loss compares the images of a "
@@ -312,7 +309,7 @@ class Stepper:
                 f"Out of memory: a step's {self.training.batch_size} images are now computed in smaller parts "
                 "(halved until they fit); the effective batch stays the same."
             )
-        self.micro = math.ceil(self.micro / 2)
+        self.micro = smaller
         for parameter in self._parameters:
             parameter.grad = None
         release(self.processes.device)

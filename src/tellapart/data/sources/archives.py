@@ -1,8 +1,9 @@
 """Archives: a `.tar` or `.zip` unpacked safely, once, into the cache folder.
 
-Members are written by this module's own code: only ordinary files and folders, only below the target. No link
-is ever created (a link inside the archive becomes a second name or a copy of the file it points to), so
-nothing can lead out. Knows nothing of what the files mean.
+tarfile and zipfile write the members, a tar's by the rules of `tarfile.data_filter`. What they do not know is checked
+here, before each is written: names that another system would take for a way out, depth, and the bytes that all come to.
+No link is ever created (a link inside the archive becomes a second name or a copy of the file it points to). Knows
+nothing of what the files mean.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import posixpath
 import re
 import shutil
 import stat
@@ -19,11 +21,10 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from lzma import LZMAError
-from typing import IO
 
+from tellapart import places
 from tellapart.data.sources.listing import Note, printable
 from tellapart.data.sources.text import AUTO, DEFAULT, EncodingError, decode_text
 from tellapart.errors import DataError
@@ -31,20 +32,10 @@ from tellapart.spec import DataSpec
 
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst")
 EXTENSIONS = (*TAR_EXTENSIONS, ".zip")
-_CHUNK = 1 << 20
 _MOST_STEPS = 40  # from link to link, as Linux has it
 _MOST_LEVELS, _LONGEST_NAME = 100, 255
 _STALE = 7 * 24 * 3600.0
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError)
-
-
-@dataclass
-class _Member:
-    """One entry: ``open`` for a file; ``link`` (a path in the archive) for a link; neither for a folder."""
-
-    name: str
-    open: Callable[[], IO[bytes]] | None = None
-    link: str | None = None
 
 
 def is_archive(path: str) -> bool:
@@ -54,11 +45,7 @@ def is_archive(path: str) -> bool:
 
 def cache_folder(spec: DataSpec) -> str:
     """Return the folder for downloads and unpacked archives: ``spec.cache_dir`` or the user's cache folder."""
-    if spec.cache_dir:
-        return os.path.abspath(os.path.expanduser(spec.cache_dir))
-    import platformdirs
-
-    return platformdirs.user_cache_dir("tellapart", appauthor=False)
+    return os.fspath(places.cache_folder(spec.cache_dir))
 
 
 def extract(path: str, cache: str, say: Note, limit: int | None = None, encoding: str = DEFAULT) -> str:
@@ -95,8 +82,12 @@ def extract(path: str, cache: str, say: Note, limit: int | None = None, encoding
     say(f"Unpacking {printable(path)} into {printable(target)}.")
     with fresh_folder(target) as temporary:
         try:
-            members = _members(absolute, encoding, say)
-            _unpack(members, absolute, temporary, int(free * 0.9) if limit is None else limit)
+            room = _Room(path, int(free * 0.9) if limit is None else limit)
+            if absolute.lower().endswith(".zip"):
+                links = _unzip(absolute, temporary, room, encoding, say)
+            else:
+                links = _untar(absolute, temporary, room)
+            _make_links(links, temporary, room)
         except _DAMAGE as error:
             raise DataError(
                 f"The archive {printable(path)!r} is damaged or of an unknown kind: {error}."
@@ -132,123 +123,86 @@ def fresh_folder(target: str) -> Iterator[str]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _members(path: str, encoding: str, say: Note) -> Generator[_Member, None, None]:
-    return _zip_members(path, encoding, say) if path.lower().endswith(".zip") else _tar_members(path)
+class _Room:
+    """What one archive may take: names of its members, and bytes."""
 
+    def __init__(self, path: str, limit: int) -> None:
+        self.path, self._limit, self._taken = printable(path), limit, 0
 
-def _unpack(opened: Generator[_Member, None, None], path: str, target: str, limit: int) -> None:
-    written = 0
-    links: list[tuple[str, str]] = []
-    with contextlib.closing(opened) as members:
-        for member in members:
-            place = os.path.join(target, *_parts(member.name, path))
-            if member.link is not None:
-                links.append((place, os.path.join(target, *_parts(member.link, path))))
-            elif member.open is None:
-                os.makedirs(place, exist_ok=True)
-            else:
-                os.makedirs(os.path.dirname(place), exist_ok=True)
-                with member.open() as source:
-                    written = _copy(source, place, written, limit, path)
-    _make_links(links, written, limit, path)
-
-
-def _copy(source: IO[bytes], place: str, written: int, limit: int, path: str) -> int:
-    with open(place, "wb") as sink:
-        while chunk := source.read(_CHUNK):
-            written += len(chunk)
-            if written > limit:
-                raise DataError(
-                    f"The archive {printable(path)!r} unpacks to more than {limit:,} bytes, which is the "
-                    "bound for the free disk space there; --data.cache-dir chooses another disk."
-                )
-            sink.write(chunk)
-    return written
-
-
-def _make_links(links: list[tuple[str, str]], written: int, limit: int, path: str) -> None:
-    """Give each link's file a second name (or a copy); links to folders or to nothing are left out."""
-    follow = dict(links)
-    for place, _ in links:
-        source, steps = place, 0
-        while source in follow and not os.path.lexists(source):
-            source, steps = follow[source], steps + 1
-            if steps > _MOST_STEPS:
-                raise DataError(
-                    f"The archive {printable(path)!r} has a chain of more than {_MOST_STEPS} links, or links in a "
-                    f"circle, at {printable(os.path.basename(place))!r}. Nothing of it was kept."
-                )
-        if not os.path.isfile(source) or os.path.exists(place):
-            continue
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        try:
-            os.link(source, place)
-        except OSError:
-            with open(source, "rb") as stream:
-                written = _copy(stream, place, written, limit, path)
-
-
-def _parts(name: str, path: str) -> list[str]:
-    """Return the components of a member's name; raise DataError if it leads out of the archive."""
-    clean = name.replace("\\", "/")
-    parts = [part for part in clean.split("/") if part not in ("", ".")]
-    if (
-        clean.startswith("/")
-        or "\0" in clean
-        or ".." in parts
-        or (parts and re.match(r"[A-Za-z]:", parts[0]))
-    ):
-        raise DataError(
-            f"The archive {printable(path)!r} has an unsafe member, {printable(name)!r}, which would lie "
-            "outside of the folder. Nothing of it was kept; use an archive with relative paths only."
-        )
-    if len(parts) > _MOST_LEVELS or any(len(os.fsencode(part)) > _LONGEST_NAME for part in parts):
-        raise DataError(
-            f"The archive {printable(path)!r} has a member of more than {_MOST_LEVELS} folders in one another, or of a "
-            f"name of more than {_LONGEST_NAME} bytes: {printable(name[:60])!r} …. Nothing of it was kept."
-        )
-    return parts
-
-
-def _link_target(name: str, target: str, path: str) -> str:
-    """Return where a symbolic link at ``name`` leads, as a path in the archive; raise DataError if outside."""
-    target = target.replace("\\", "/")
-    parts = [part for part in name.replace("\\", "/").split("/")[:-1] if part not in ("", ".")]
-    for part in target.split("/"):
-        if target.startswith("/") or (part == ".." and not parts):
+    def take(self, size: int) -> None:
+        """Count bytes before they are written; both formats write no more of a member than its header says."""
+        self._taken += size
+        if self._taken > self._limit:
             raise DataError(
-                f"The archive {printable(path)!r} has a link, {printable(name)!r}, to "
-                f"{printable(target)!r}, outside of the archive. Nothing of it was kept."
+                f"The archive {self.path!r} unpacks to more than {self._limit:,} bytes, which is the "
+                "bound for the free disk space there; --data.cache-dir chooses another disk."
             )
-        if part == "..":
-            parts.pop()
-        elif part not in ("", "."):
-            parts.append(part)
-    return "/".join(parts)
+
+    def place(self, name: str) -> str:
+        """Return a member's name with plain slashes; raise DataError where it leads out or is too deep."""
+        clean = name.replace("\\", "/")
+        parts = [part for part in clean.split("/") if part not in ("", ".")]
+        if (
+            clean.startswith("/")
+            or "\0" in clean
+            or ".." in parts
+            or (parts and re.match(r"[A-Za-z]:", parts[0]))
+        ):
+            raise self.unsafe(f"{printable(name)!r}, which would lie outside of the folder")
+        if len(parts) > _MOST_LEVELS or any(len(os.fsencode(part)) > _LONGEST_NAME for part in parts):
+            raise DataError(
+                f"The archive {self.path!r} has a member of more than {_MOST_LEVELS} folders in one another, or of a "
+                f"name of more than {_LONGEST_NAME} bytes: {printable(name[:60])!r} …. Nothing of it was kept."
+            )
+        return "/".join(parts)
+
+    def leads(self, name: str, target: str) -> str:
+        """Return where a symbolic link at ``name`` leads, as a name in the archive; raise DataError if outside."""
+        target = target.replace("\\", "/")
+        return self.place(posixpath.normpath(posixpath.join(posixpath.dirname(name), target)))
+
+    def unsafe(self, what: str) -> DataError:
+        """Return the error for a member that is not unpacked."""
+        return DataError(
+            f"The archive {self.path!r} has an unsafe member: {what[:300]}. Nothing of it was kept; use an archive of "
+            "plain files with relative paths only."
+        )
 
 
-def _tar_members(path: str) -> Generator[_Member, None, None]:
+def _untar(path: str, target: str, room: _Room) -> list[tuple[str, str]]:
+    """Unpack a tar; return its links as pairs of names."""
     if path.lower().endswith(("zst", "zstd")) and sys.version_info < (3, 14):
         raise DataError(
             f"{printable(path)!r} is compressed with Zstandard, which Python reads from 3.14 on. Unpack it, "
             "or use .tar.xz or .tar.gz."
         )
+    if not hasattr(tarfile, "data_filter"):
+        raise DataError(
+            f"{printable(path)!r} cannot be unpacked safely by this Python; 3.11.4 and later can. Unpack it first."
+        )
+    links: list[tuple[str, str]] = []
+
+    def allowed(item: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        sparse = [size for _, size in getattr(item, "sparse", None) or ()]  # written before the file is cut
+        if min(item.size, *sparse, 0) < 0:
+            raise tarfile.ReadError(f"{printable(item.name)[:100]!r} has a negative size")
+        room.take(max(item.size, sum(sparse)))
+        item = item.replace(name=room.place(item.name) or ".", deep=False)
+        if item.islnk() or item.issym():
+            leads = room.leads(item.name, item.linkname) if item.issym() else room.place(item.linkname)
+            links.append((item.name, leads))
+            return None
+        checked = tarfile.data_filter(item, folder)
+        # Its time may be none that a file can have here, and its mode is to be what the umask asks for.
+        return checked.replace(mtime=None, mode=None, deep=False)  # type: ignore[arg-type]
+
     with tarfile.open(path, "r:*") as archive:
-        for item in archive:
-            if item.isdir():
-                yield _Member(item.name)
-            elif item.issym():
-                yield _Member(item.name, link=_link_target(item.name, item.linkname, path))
-            elif item.islnk():
-                yield _Member(item.name, link=item.linkname)
-            elif item.isreg():
-                yield _Member(item.name, open=lambda item=item: _stream(archive, item))  # type: ignore[misc]
-            else:
-                raise DataError(
-                    f"The archive {printable(path)!r} has a device or pipe, {printable(item.name)!r}. "
-                    "Nothing of it was kept."
-                )
+        try:
+            archive.extractall(target, filter=allowed)
+        except tarfile.FilterError as error:
+            raise room.unsafe(str(error)) from error
         check_end(archive)
+    return links
 
 
 def check_end(archive: tarfile.TarFile) -> None:
@@ -263,31 +217,51 @@ def check_end(archive: tarfile.TarFile) -> None:
             raise tarfile.ReadError(f"it is cut off, or has a damaged header at byte {archive.offset:,}")
 
 
-def _stream(archive: tarfile.TarFile, item: tarfile.TarInfo) -> IO[bytes]:
-    stream = archive.extractfile(item)
-    if stream is None:
-        raise tarfile.ReadError(f"{item.name} has no content")
-    return stream
-
-
-def _zip_members(path: str, encoding: str, say: Note) -> Generator[_Member, None, None]:
+def _unzip(path: str, target: str, room: _Room, encoding: str, say: Note) -> list[tuple[str, str]]:
+    """Unpack a zip; return its links as pairs of names."""
+    links: list[tuple[str, str]] = []
     with zipfile.ZipFile(path) as archive:
         items = archive.infolist()
         for item, name in zip(items, _zip_names(items, path, encoding, say), strict=True):
-            mode = item.external_attr >> 16
+            room.take(item.file_size)
+            kind = stat.S_IFMT(item.external_attr >> 16)
             if item.flag_bits & 1:
                 raise DataError(f"The archive {printable(path)!r} is encrypted; unpack it first.")
-            if item.is_dir():
-                yield _Member(name)
-            elif stat.S_ISLNK(mode):
-                if item.file_size > 4096:
-                    raise zipfile.BadZipFile(f"the link {name} is too long")
-                target = archive.read(item).decode("utf-8", "surrogateescape")
-                yield _Member(name, link=_link_target(name, target, path))
-            elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-                raise DataError(f"The archive {printable(path)!r} has a device or pipe, {printable(name)!r}.")
+            folder = item.is_dir()
+            item.filename = room.place(name) + "/" * folder
+            if folder or kind in (0, stat.S_IFREG):
+                archive.extract(item, target)
+            elif kind != stat.S_IFLNK:
+                raise room.unsafe(f"{printable(name)!r} is a special file")
+            elif item.file_size > 4096:
+                raise zipfile.BadZipFile(f"the link {printable(name)} is too long")
             else:
-                yield _Member(name, open=lambda item=item: archive.open(item))  # type: ignore[misc]
+                leads = archive.read(item).decode("utf-8", "surrogateescape")
+                links.append((item.filename, room.leads(item.filename, leads)))
+    return links
+
+
+def _make_links(named: Sequence[tuple[str, str]], target: str, room: _Room) -> None:
+    """Give each link's file a second name (or a copy); links to folders or to nothing are left out."""
+    links = [(os.path.join(target, name), os.path.join(target, leads)) for name, leads in named]
+    follow = dict(links)
+    for place, _ in links:
+        source, steps = place, 0
+        while source in follow and not os.path.lexists(source):
+            source, steps = follow[source], steps + 1
+            if steps > _MOST_STEPS:
+                raise DataError(
+                    f"The archive {room.path!r} has a chain of more than {_MOST_STEPS} links, or links in a "
+                    f"circle, at {printable(os.path.basename(place))!r}. Nothing of it was kept."
+                )
+        if not os.path.isfile(source) or os.path.exists(place):
+            continue
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        try:
+            os.link(source, place)
+        except OSError:
+            room.take(os.stat(source).st_size)
+            shutil.copyfile(source, place)
 
 
 def _zip_names(items: Sequence[zipfile.ZipInfo], path: str, encoding: str, say: Note) -> list[str]:

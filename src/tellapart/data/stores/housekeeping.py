@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tellapart import files
+from tellapart import files, locks
 from tellapart.errors import CacheError, UserError
 
 GIB = 1 << 30
@@ -31,7 +31,7 @@ INDEX, FEATURES = "index.npz", "features.npy"  # what a store of images, or of f
 _KEY = re.compile(r"[0-9a-f]{32}")
 _TEMPORARY = re.compile(r"\.(building|removing)-\w+")
 _DAY = 24 * 3600.0
-Lock = files.Lock
+Lock = locks.Lock
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Cleared:
 def lock(folder: Path, exclusive: bool = False, create: bool = True) -> Lock | None:
     """Lock a folder without waiting. None: another has it, or (a folder that cannot be written) there is none."""
     try:
-        return files.lock(folder / _IN_USE, exclusive, create)
+        return locks.lock(folder / _IN_USE, exclusive, create)
     except OSError:
         return None
 

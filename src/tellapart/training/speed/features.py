@@ -29,8 +29,8 @@ from tellapart import numerals
 from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
 from tellapart.data.sources.archives import cache_folder
 from tellapart.data.stores import cache, housekeeping
-from tellapart.devices import is_out_of_memory, release
-from tellapart.errors import CacheError, ModelError, TrainingError
+from tellapart.devices import halved, is_out_of_memory, release
+from tellapart.errors import CacheError, ModelError
 from tellapart.evaluation.infer import batch_that_pays
 from tellapart.models import frozen
 from tellapart.preprocess import Views, as_tensor, normalise
@@ -308,15 +308,8 @@ class _Maker:
                     advance(stop - start)
                     start = stop
                     continue
-                self._halve(problem)  # outside of the handler, whose traceback holds the tensors
-
-    def _halve(self, problem: str) -> None:
-        if self.micro == 1:
-            raise TrainingError(
-                f"Out of memory with a single image at a time. Use a smaller model or --input.size. ({problem})"
-            )
-        self.micro = -(-self.micro // 2)
-        release(self.device)
+                self.micro = halved(self.micro, problem)
+                release(self.device)  # outside of the handler, whose traceback holds the tensors
 
 
 def _reserve(path: str, shape: tuple[int, ...]) -> None:

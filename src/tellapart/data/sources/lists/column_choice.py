@@ -292,17 +292,7 @@ def labels_of(record: Mapping[str, Any], columns: Columns, where: str) -> tuple[
         return (label,) if label else ()
     if columns.mark:
         return _of_levels(record, columns, where)
-    found = []
-    for column in columns.labels:
-        text = cell(record, column)
-        if text and not is_yes_or_no(text):
-            raise DataError(
-                f"{where}: the one-hot column {column.strip()!r} is {text!r}; expected 0 or 1. Probabilities and "
-                "ratings are no labels."
-            )
-        if is_yes(text):
-            found.append(clean_label(column))
-    return tuple(found)
+    return hot_labels(record, columns.labels, where)
 
 
 def _of_levels(record: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, ...]:
