@@ -167,11 +167,13 @@ def test_a_run_goes_on_exactly(run: Path, tmp_path: Path) -> None:
         {"augment.mixup": 0.4, "training.accumulate": 4},
         {"augment.cutmix": 1.0, "training.sampling": "oversample"},
         {"training.prune": 0.5, "training.loss": "cross-entropy", "data.order": ("auto",)},
+        {"distill.teacher": "the run", "distill.weight": 0.5, "training.patience": 1},
     ],
-    ids=["weights", "mixup", "cutmix", "cross-entropy"],
+    ids=["weights", "mixup", "cutmix", "cross-entropy", "teacher"],
 )
 def test_other_ways_to_train(run: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     spec = make_spec(str(data_of(run)), **changed(tmp_path / "run", epochs=2))
+    changes = {name: str(run) if value == "the run" else value for name, value in changes.items()}
     result = tellapart.train(spec=make_spec(None, None, spec, **changes), quiet=True)
     assert result.metrics["mae"] < 1.3
     assert artifact.read_card(result.run).ordered

@@ -211,4 +211,5 @@ def _ends(text: str, words: dict[str, int]) -> tuple[int | None, int | None]:
 
 
 def _typed(names: Sequence[str]) -> str:
-    return " ".join(f'"{name}"' if re.search(r"[^\w.+-]", name) else name for name in names[:_SHOWN])
+    typed = [f'"{name}"' if re.search(r"[^\w.+-]", name) else name for name in names]
+    return " ".join(typed[:_SHOWN]) + (" …" if len(typed) > _SHOWN else "")
