@@ -285,21 +285,25 @@ def _mistakes(run: RunFolder) -> list[dict[str, Any]]:
     folder = run.path / "evaluation" / (run.split or "") / "mistakes"
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        return [_mistake(folder, entry) for entry in index]
+        figures = run.evaluations.get(run.split or "")
+        mark = label_mark(figures.classes) if figures else "|"
+        return [_mistake(folder, entry, mark) for entry in index]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder / 'index.json'} is damaged ({error!r}). Evaluate the run again.") from error
 
 
-def _mistake(folder: pathlib.Path, entry: dict[str, Any]) -> dict[str, Any]:
+def _mistake(folder: pathlib.Path, entry: dict[str, Any], mark: str) -> dict[str, Any]:
+    """Return what is shown of a mistake; ``mark``: what several labels are joined by in the file."""
     from PIL import Image
 
     content = (folder / pathlib.PurePath(entry["image"]).name).read_bytes()
     with Image.open(io.BytesIO(content)) as picture:
         small = max(picture.size) <= 96
     if "labels" in entry:
-        texts = {"label": entry["labels"] or "none", "predicted": entry["predicted"] or "none"}
+        pairs = (("label", "labels"), ("predicted", "predicted"))
+        texts = {name: entry[key].replace(mark, f" {mark} ") or "none" for name, key in pairs}
         shown = {"path": entry["path"], **texts, "confidence": None}
     else:
         shown = {name: entry[name] for name in ("path", "label", "predicted", "confidence")}
