@@ -110,7 +110,8 @@ class DataSpec(Section, prefix="data."):
     labels: Literal["auto", "single", "multi"] = "auto"
     """Labels of an image: one, or several (or none); auto: one, unless a list plainly gives many images several."""
     label_separator: str = ""
-    """Lists with several labels: what stands between them in a cell, such as | or a space; empty: guessed, and said."""
+    """Several labels: what stands between them in a list's cell, such as | or a space; empty: guessed, and said. With
+    labels multi also in the texts of annotation files, where nothing is guessed."""
     split_column: str = ""
     """Lists: the column with the split (also fold numbers, or yes and no); empty: guessed; none: no column."""
     root: str = ""
