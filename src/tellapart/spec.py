@@ -113,7 +113,8 @@ class DataSpec(Section, prefix="data."):
     labels: Literal["auto", "single", "multi"] = "auto"
     """Labels of an image: one, or several (or none); auto: one, unless a list plainly gives many images several."""
     label_separator: str = ""
-    """Lists with several labels: what stands between them in a cell, such as | or a space; empty: guessed, and said."""
+    """Several labels: what stands between them in a list's cell, such as | or a space; empty: guessed, and said. With
+    labels multi also in the texts of annotation files, where nothing is guessed."""
     order: tuple[str, ...] = ()
     """Classes that are grades, the lowest first; auto: by their names; empty: none, or auto for the loss ordinal."""
     levels: str = "auto"

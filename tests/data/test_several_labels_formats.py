@@ -347,3 +347,18 @@ def test_copies_in_two_class_folders_are_warned_of_in_a_single_reading(tmp_path:
     warned: list[str] = []
     open_source(DataSpec(source=str(tmp_path)), lambda text: None, warned.append)
     assert any("3 " in text and "labels" in text for text in warned), warned
+
+
+def test_a_text_of_several_labels_is_taken_apart_where_that_is_asked_for(folder: Path) -> None:
+    """VIA has attributes of type text, in which people write what they like."""
+    content = {
+        name_of(n): {
+            "filename": name_of(n), "size": 1, "regions": [], "file_attributes": {"animals": ", ".join(names)}
+        }
+        for n, names in enumerate(WANTED)
+    }  # fmt: skip
+    (folder / "via.json").write_text(json.dumps(content))
+    samples, _ = opened(folder, labels="multi", label_separator=",")
+    assert sets(samples) == {f"{n:02}": set(names) for n, names in enumerate(WANTED)}
+    samples, _ = opened(folder, labels="multi")
+    assert "cat, dog" in samples.classes  # nothing says that it is not a name

@@ -320,6 +320,7 @@ def _together_text(text: str, mark: str) -> str:
 
 
 def _mistake(folder: pathlib.Path, entry: dict[str, Any], mark: str) -> dict[str, Any]:
+    """Return what is shown of a mistake; ``mark``: what several labels are joined by in the file."""
     from PIL import Image
 
     content = (folder / pathlib.PurePath(entry["image"]).name).read_bytes()

@@ -74,7 +74,7 @@ def read_annotations(tree: Tree, kind: str, spec: DataSpec, note: Note, only: st
             raise SpecError(
                 "data.labels multi is for whole images: with data.boxes crop each box has one label."
             )
-        return sets(listing, objects, splits, note, found.opinions)
+        return sets(listing, objects, splits, note, found.opinions, spec.label_separator)
     make = crops if spec.boxes == "crop" else images
     return make(listing, objects, splits, found.relative, note)
 

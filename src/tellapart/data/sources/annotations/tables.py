@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 
 from tellapart.data.samples import Conflict
 from tellapart.data.sources.annotations.entries import Labelled
-from tellapart.data.sources.listing import NO_BOX, Box, Listing, Note, many, some
+from tellapart.data.sources.listing import NO_BOX, Box, Listing, Note, clean_label, many, some
 
 
 def images(
@@ -47,10 +47,12 @@ def sets(
     splits: Mapping[str, str],
     note: Note,
     opinions: Mapping[str, Sequence[frozenset[str]]] | None = None,
+    mark: str = "",
 ) -> Listing:
     """Fill the listing with one row for each image, which has all labels of its boxes, or none.
 
-    ``opinions``: of images, what each annotator said; where they do not agree, that is a conflict.
+    ``opinions``: of images, what each annotator said; where they do not agree, that is a conflict. ``mark``: what
+    stands between several labels in a text, where they are written so.
     """
     listing.sets = []
     for image, found in sorted(objects.items()):
@@ -58,7 +60,7 @@ def sets(
         if len({names & said for said in (opinions or {}).get(image, ())}) > 1:
             listing.conflicts.append(Conflict(image, tuple(sorted(names))))
         else:
-            listing.add_set(image, tuple(sorted(names)), splits[image])
+            listing.add_set(image, tuple(sorted(_parts(names, mark))), splits[image])
     if listing.conflicts:
         first = some([c.path for c in listing.conflicts], 3)
         note(f"Skipped {many(len(listing.conflicts), 'image')} whose annotators gave other labels ({first}).")
@@ -69,6 +71,12 @@ def sets(
         "them)."
     )
     return listing
+
+
+def _parts(names: Iterable[str], mark: str) -> set[str]:
+    """Return the labels that names hold, separated by ``mark`` where there is one."""
+    parts = (part for name in names for part in (name.split(mark) if mark else (name,)))
+    return {clean_label(part) for part in parts} - {""}
 
 
 def crops(
