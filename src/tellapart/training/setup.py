@@ -43,6 +43,7 @@ from tellapart.training.validation import resident, validator
 # tutorials' network: 5 million; plain kernels are 1.4 times faster there, and 4 times slower at batches of 16).
 PLAIN_KERNELS_FLOPS = 10_000_000
 INITIAL_IMAGES = 5000  # for models that begin from training images (whitening): as many as the paper's
+FAINT = 1.5  # levels; where all pixels deviate by less, rounding them leaves little
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,21 @@ class RunData:
         if self.contract.depth == "float32" and self.weights is None:
             return ""  # dark is not lost, and the mean and deviation are measured
         return data.seen.unused_range() if data and self.contract.range is None else ""
+
+    @property
+    def rounded_away(self) -> str:
+        """A warning: images of more than 8 bits hardly differ any more, rounded to 256 levels."""
+        known = self.resolution.facts
+        if self.contract.depth != "uint8" or not known.data or not known.data.seen.deep or not known.pixels:
+            return ""
+        widest = 255 * max(known.pixels.std)
+        if widest >= FAINT:
+            return ""
+        return (
+            f"The images of more than 8 bits deviate from their mean by {widest:.1g} of 256 levels only: rounding to "
+            "levels loses most of what is in them. Keep it with --input.depth float32, or name the numbers that matter "
+            "with --input.range LOW-HIGH."
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:
