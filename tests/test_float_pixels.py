@@ -69,9 +69,15 @@ def score(folder: Path) -> float:
     return float(read_card(folder).scores["test"]["accuracy"])
 
 
-def test_what_eight_bits_lose_is_seen(trained: Path, source: Path, tmp_path: Path) -> None:
+def test_what_eight_bits_lose_is_seen(
+    trained: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two classes that differ by less than a level: chance in 8 bits, all right in float32."""
     tellapart.train(str(source), **options(tmp_path / "eight"))
+    said = capsys.readouterr().err
+    assert "of 256 levels only: rounding to levels loses" in said
+    assert "--input.depth float32" in said
+    assert not any("rounding" in text for text in read_card(trained).warnings)
     assert score(tmp_path / "eight") == 0.5
     assert score(trained) == 1.0
     eight, floats = (runs.read_spec(folder / runs.SPEC_FILE) for folder in (tmp_path / "eight", trained))

@@ -237,4 +237,6 @@ def test_first_layers_are_adapted_as_timm_does() -> None:
 
 
 def test_square_contracts_hold_no_new_field() -> None:
-    assert set(contract(28).to_dict()) == {field.name for field in dataclasses.fields(Preprocessing)} - {"depth"}
+    assert set(contract(28).to_dict()) == {field.name for field in dataclasses.fields(Preprocessing)} - {
+        "depth"
+    }

@@ -23,6 +23,8 @@ from tellapart.spec import DataSpec, Spec
 from tellapart.training.resolution import Resolution, Stage, facts
 from tellapart.training.resolution.inputs import contract as contract_of
 
+FAINT = 1.5  # levels; where all pixels deviate by less, rounding them leaves little
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -54,6 +56,21 @@ class RunData:
         if self.contract.depth == "float32" and self.weights is None:
             return ""  # dark is not lost, and the mean and deviation are measured
         return data.seen.unused_range() if data and self.contract.range is None else ""
+
+    @property
+    def rounded_away(self) -> str:
+        """A warning: images of more than 8 bits hardly differ any more, rounded to 256 levels."""
+        known = self.resolution.facts
+        if self.contract.depth != "uint8" or not known.data or not known.data.seen.deep or not known.pixels:
+            return ""
+        widest = 255 * max(known.pixels.std)
+        if widest >= FAINT:
+            return ""
+        return (
+            f"The images of more than 8 bits deviate from their mean by {widest:.1g} of 256 levels only: rounding to "
+            "levels loses most of what is in them. Keep it with --input.depth float32, or name the numbers that matter "
+            "with --input.range LOW-HIGH."
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:

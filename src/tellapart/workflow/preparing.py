@@ -58,8 +58,8 @@ def prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
             f"Skipped {many(len(prepared.bad), 'image')} that cannot be read, listed in bad-images.csv; the first: "
             f"{prepared.bad[0].path}: {prepared.bad[0].reason}"
         )
-    if prepared.unused_range:
-        console.warn(prepared.unused_range)
+    for warning in filter(None, (prepared.unused_range, prepared.rounded_away)):
+        console.warn(warning)
     left = prepared.train.samples.counts()
     empty = [name for name, count in zip(prepared.classes, left, strict=True) if not count]
     if empty:
