@@ -26,7 +26,7 @@ from tellapart.evaluation.metrics import Evaluation
 from tellapart.serve.app import create
 from tellapart.serve.options import Options
 from tellapart.workflow import compressing, exporting
-from tellapart.workflow.run import make_spec
+from tellapart.workflow.asked import make_spec
 
 GRADES = ("grade_8", "grade_9", "grade_10", "grade_11")  # not the order of the alphabet
 
