@@ -148,7 +148,9 @@ def test_a_pillow_image_is_what_its_lossless_file_is(mode: str, channels: int) -
             if mode in ("CMYK", "YCbCr", "HSV", "P")
             else image.convert(mode)
         )
-    stored = image.convert("RGB") if mode in ("HSV", "YCbCr") else image.convert("RGBA") if mode == "PA" else image
+    stored = (
+        image.convert("RGB") if mode in ("HSV", "YCbCr") else image.convert("RGBA") if mode == "PA" else image
+    )
     file = _file(stored, "TIFF" if mode in ("CMYK", "LAB", "I", "I;16") else "PNG")
     content = content_of(image)
     from tellapart.data.stores.decoded import pixels
