@@ -25,21 +25,10 @@ from tellapart.predict import Classifier, Prediction, expand
 from tellapart.preprocess import Preprocessing, load
 from tellapart.runtime.eager import EagerBackend
 
+from .pictures import photograph
+
 CLASSES = ("ant", "bee", "cat")
 POLICIES = [("squash", "bilinear", 1.0), ("crop", "bicubic", 0.875), ("letterbox", "bilinear", 1.0)]
-
-
-def photograph(number: int, width: int, height: int, orientation: int = 1, kind: str = "JPEG") -> bytes:
-    """An image file with an EXIF orientation."""
-    pixels = np.random.default_rng(number).integers(
-        0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8
-    )
-    picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stream = io.BytesIO()
-    picture.save(stream, kind, exif=exif)
-    return stream.getvalue()
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.pictures import blank
 
 from tellapart.data.health import examine
 from tellapart.data.samples import Samples
@@ -22,9 +24,7 @@ from tellapart.training import setup
 NAMES = ("cat", "dog", "bird")
 
 
-def picture(path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (20, 10)).save(path)
+picture = functools.partial(blank, size=(20, 10))
 
 
 def read(source: pathlib.Path, **options: Any) -> Samples:

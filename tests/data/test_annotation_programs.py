@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import pathlib
 from typing import Any
 
 import pytest
-from PIL import Image
+from tests.pictures import blank
 
 from tellapart.data.samples import Conflict, Samples
 from tellapart.data.sources.opening import open_source
@@ -18,9 +19,7 @@ from tellapart.spec import DataSpec
 NAMES = ("cat", "dog", "bird")
 
 
-def picture(path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (200, 100)).save(path)
+picture = functools.partial(blank, size=(200, 100))
 
 
 def read(source: pathlib.Path, **options: Any) -> Samples:

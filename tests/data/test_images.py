@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from tests.pictures import photograph
 
 from tellapart.data.loader import ImageSet, batches
 from tellapart.data.samples import Samples, content_hash
@@ -39,19 +40,6 @@ def contract(
     resize: Any = "squash", channels: Any = 3, size: int = 12, fraction: float = 1.0
 ) -> Preprocessing:
     return Preprocessing(size, channels, resize, "bilinear", fraction, (0.5,) * channels, (0.5,) * channels)
-
-
-def photograph(number: int, width: int, height: int, orientation: int = 1) -> bytes:
-    """A JPEG with an EXIF orientation."""
-    pixels = np.random.default_rng(number).integers(
-        0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8
-    )
-    picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=90, exif=exif)
-    return stream.getvalue()
 
 
 def table(paths: list[str], root: str = "", **changes: Any) -> Samples:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.pictures import encoded
 
 from tellapart import artifact
 from tellapart.contract import Card, Preprocessing, Views
@@ -105,14 +106,6 @@ def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.
     pixels = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
     pixels = np.clip(pixels + rng.integers(-20, 21, pixels.shape), 0, 255).astype(np.uint8)
     return Image.fromarray(pixels)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", orientation: int = 1, **options: Any) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stream = io.BytesIO()
-    image.save(stream, kind, exif=exif, **options)
-    return stream.getvalue()
 
 
 FILES: dict[str, bytes] = {
