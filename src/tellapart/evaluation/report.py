@@ -328,6 +328,10 @@ def _spec(run: RunFolder) -> list[tuple[str, list[tuple[str, str, str | None]]]]
     for name, value in flatten(run.spec).items():
         section, _, field = name.rpartition(".")
         differs = name not in defaults or defaults[name] != value
-        default = numerals.option(defaults.get(name)) if differs else None
-        sections.setdefault(section or "other", []).append((field, numerals.option(value), default))
+        default = _plain(defaults.get(name)) if differs else None
+        sections.setdefault(section or "other", []).append((field, _plain(value), default))
     return list(sections.items())
+
+
+def _plain(value: Any) -> str:
+    return numerals.option(value)
