@@ -94,6 +94,17 @@ def duration(seconds: float | None) -> str:
     return f"{hours:,} h {minutes:02} min"
 
 
+def option(value: object) -> str:
+    """Return an option's value: yes for True, a dash for what is empty, sequences with commas."""
+    if value is None or value in ("", [], ()):
+        return NONE
+    if isinstance(value, (list, tuple)):
+        return ", ".join(option(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return setting(value) if isinstance(value, float) else str(value)
+
+
 def clock(seconds: float | None) -> str:
     """Return a time that runs, or one of a column, as 0:07, 12:34 or 1:02:03."""
     if seconds is None or not math.isfinite(seconds):
@@ -119,17 +130,6 @@ def setting(value: float) -> str:
         return f"{value:.0f}"
     exact = repr(value)
     return exact if len(exact) <= 12 else f"{value:.6g}"
-
-
-def option(value: object) -> str:
-    """Return an option's value: yes for True, a dash for what is empty, sequences with commas."""
-    if value is None or value in ("", [], ()):
-        return NONE
-    if isinstance(value, (list, tuple)):
-        return ", ".join(option(item) for item in value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return setting(value) if isinstance(value, float) else str(value)
 
 
 def metric(value: float | None) -> str:

@@ -106,7 +106,7 @@ def _their_runtime_gives_them(made: Made, target: Path, name: str) -> None:
         assert "features" in session.get_modelmeta().custom_metadata_map
         (features,) = session.run(["features"], {"images": image})
     elif name == "torchscript":
-        with pytest.warns(DeprecationWarning):
+        with pytest.warns(DeprecationWarning, match="torch.jit.load"):
             _, _, features = torch.jit.load(target)(torch.from_numpy(image))
     elif name == "torch-export":
         _, _, features = torch.export.load(target).module()(torch.from_numpy(image))

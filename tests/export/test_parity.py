@@ -87,7 +87,7 @@ def test_the_outside_view_decodes_by_itself(monkeypatch: pytest.MonkeyPatch) -> 
     """A fault of our decoder shows, though both sides decode with it."""
     assert compare(Whole(), jpegs()).passed
     correct = both.open_pixels
-    monkeypatch.setattr("tests.export.test_both.open_pixels", lambda *given: 255 - correct(*given))
+    monkeypatch.setattr("tests.export.test_parity.open_pixels", lambda *given: 255 - correct(*given))
     done = compare(Whole(), jpegs())
     assert done.max_difference == 0
     assert not done.passed

@@ -97,7 +97,8 @@ def open_subject(
         )
     else:
         spec = Spec()
-    spec = update(_fine_tuning(spec, card, file), {"data": _section(spec.data, objects, source)})
+    spec = _fine_tuning(spec, card, file)
+    spec = update(spec, {"data": _section(spec.data, objects, source)})
     if given is not None:
         spec = runs.read_spec(given, spec)
     spec = update(spec, changes)

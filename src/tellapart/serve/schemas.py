@@ -69,8 +69,6 @@ def _single(**properties: Any) -> dict[str, Any]:
 
 _ONE = _single(label=_TEXT, probability=_SHARE, top=_list(_CLASS))
 _SEVERAL = _object(labels=_list(_TOLD), top=_list(_CLASS))
-for _kind in (_ONE, _SEVERAL):  # where they were asked for
-    _kind["properties"]["features"] = _list(_NUMBER, description="The input of the last layer, if asked for.")
 PREDICTIONS = _object(model=_TEXT, version=_COUNT, predictions=_list({"anyOf": [_ONE, _SEVERAL]}))
 _MAP: dict[str, Any] = {"explained": _TEXT, "heat": _list(_list(_NUMBER)), "image": _TEXT}
 _HEAD: dict[str, Any] = {"model": _TEXT, "version": _COUNT}
@@ -80,6 +78,9 @@ EXPLANATION = {
         _object(True, **_HEAD, labels=_list(_TOLD), top=_list(_CLASS), **_MAP),
     ]
 }
+for _kind in PREDICTIONS["properties"]["predictions"]["items"]["anyOf"]:
+    _about = "The input of the model's last layer, where it was asked for."
+    _kind["properties"]["features"] = _list(_NUMBER, description=_about)
 STATUS = _object(status=_TEXT)
 MODELS = _object(models=_list(_object(name=_TEXT, version=_COUNT, classes=_list(_TEXT), format=_TEXT)))
 
