@@ -140,10 +140,14 @@ def run(
         notify(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}")
         ready({"host": host, "port": port, "models": service.repository.names})
 
+    server = Server(app, service, started)
     try:
-        Server(app, service, started).run(sockets=[listener])
-    except SystemExit:  # uvicorn's way to say that the application did not start
-        raise service.failure or ServeError("The service did not start.") from None
+        with contextlib.suppress(
+            SystemExit
+        ):  # where the application did not start; earlier versions of uvicorn return
+            server.run(sockets=[listener])
     finally:
         listener.close()
+    if not server.started:
+        raise service.failure or ServeError("The service did not start.")
     notify("all accepted requests have been answered")
