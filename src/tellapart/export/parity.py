@@ -1,6 +1,6 @@
 """Whether an exported file gives the artifact's answers: both run over the same images, from the files' bytes.
 
-A file that is one graph is also run as a program would that has nothing of ours, which decodes by itself (`outside`).
+A file that is one graph is also run as a program without tellapart would run it, with its own decoding (`outside`).
 Works on two backends and a list of images; knows no format, and nothing of where images come from.
 """
 
@@ -27,14 +27,14 @@ from tellapart.runtime import Backend, timing
 
 Floats = npt.NDArray[np.float64]
 _BATCH = 32
-_TURNS, _TURN_SECONDS = 4, 0.2  # of each side at one size of batch
-_LATENCY_SECONDS = 12.0  # for both sides together, at one size of batch
+_TURNS, _TURN_SECONDS = 4, 0.2  # for each side, at one batch size
+_LATENCY_SECONDS = 12.0  # for both sides together, at one batch size
 _SHOWN = 5  # images with the largest differences
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image: how it is called, a function that gives its bytes or pixels, and its class where it is known."""
+    """One image: its name, a function that returns its bytes or pixels, and its class if it is known."""
 
     name: str
     read: Callable[[], bytes | Pixels]
@@ -43,7 +43,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """Images to compare on. ``origin`` says in words where they are from; ``real``: whether they are photographs."""
+    """Images to compare on. ``origin`` says in words where they are from; ``real``: whether they are real images."""
 
     images: Sequence[Case]
     origin: str
@@ -52,7 +52,7 @@ class Cases:
 
 @dataclass(frozen=True)
 class Side:
-    """What was measured of one of the two. Latencies in milliseconds by batch size: p50 and p95 of one call."""
+    """The measurements of one of the two. Latencies in milliseconds by batch size: p50 and p95 of one call."""
 
     accuracy: float | None
     interval: tuple[float, float] | None
@@ -75,14 +75,14 @@ class Parity:
     """The comparison of one exported file with its artifact.
 
     Fractions in [0, 1]. ``agreement``: images with the same most probable class, of all. ``ties``: those that differ
-    but whose two classes lie within the tolerance of each other in the artifact; they do not count against it.
-    ``whole_difference``: the largest difference where the file ran as one graph on the image as plain Pillow decodes it
-    (None: it is no such file). ``full_difference``: the same where JPEG files were decoded whole although the contract
-    takes a part (None: it does not). ``pixels``: the share of values of the network's input that differ, and by how
-    many levels at most.
-    ``features_difference``: how far an image's features are from the artifact's at most, of their length (None: the
-    file has none). ``where``: where a difference begins; only after a failed comparison. ``several``: images can have
-    several labels; ``agreement`` is then of images with the same labels, and ties lie at a threshold.
+    but whose two classes are within the tolerance of each other in the artifact; they do not count against it.
+    ``whole_difference``: the largest difference when the file ran as one graph on images decoded by plain Pillow (None:
+    the file is not one graph). ``full_difference``: the same with JPEG files decoded at full size although the contract
+    reduces them (None: it does not). ``pixels``: the share of values of the network's input that differ, and by how
+    many levels at most. ``features_difference``: the largest norm of the difference of an image's features, relative to
+    that of the artifact's (None: the file has none). ``where``: where a difference begins; only after a failed
+    comparison. ``several``: images can have several labels; ``agreement`` is then the share of images with the same
+    labels, and ties are at a threshold.
     """
 
     format: str
@@ -127,7 +127,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Uncompared:
-    """A file of which there is no comparison, or a format that there is no file of, and why.
+    """A file without a comparison, or a format without a file, and the reason.
 
     ``written``: whether there is a file.
     """
@@ -149,7 +149,7 @@ class Uncompared:
 
 @dataclass
 class Measured:
-    """What both backends said to the images that both could read: probabilities [N, K], and more."""
+    """What both backends answered for the images that both could read: probabilities [N, K], and more."""
 
     artifact: Floats
     export: Floats
@@ -162,7 +162,7 @@ class Measured:
     found: str = ""
     full: Floats | None = None
     features: float | None = None
-    inside: int = 0  # images that only our decoder reads, so that even the graph got its pixels
+    inside: int = 0  # images that only tellapart's decoder reads, so that even the graph got its pixels
 
 
 def measure(
@@ -173,10 +173,10 @@ def measure(
     watch: Callable[[Pixels], str] | None = None,
     features: bool = False,
 ) -> Measured:
-    """Run both over the images, a batch at a time. Raises DataError where no image can be read.
+    """Run both over the images, a batch at a time. Raises DataError if no image can be read.
 
     An image that one of the two can read and the other cannot is an error of the export, and raised as ExportError.
-    ``watch`` looks at the same pixels, and says what is wrong inside the file; the first thing is kept as ``found``.
+    ``watch`` looks at the same pixels, and says what is wrong inside the file; the first problem is kept as ``found``.
     ``features``: these are compared too.
     """
     found, apart = "", 0.0
@@ -239,12 +239,12 @@ def measure(
 
 
 def _probabilities(side: Backend, pixels: Pixels) -> Floats:
-    """Return probabilities [B, K], also where they are not numbers."""
+    """Return probabilities [B, K], even if they are not numbers."""
     return answers.unchecked(side.logits(pixels), side.card).probabilities
 
 
 def _features_apart(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
-    """Return the largest length of a difference of [B, F], of the length of ours; infinite where it is no number."""
+    """Return the largest norm of a difference of [B, F], relative to that of ours; infinite if it is not a number."""
     if ours.shape != theirs.shape:
         raise ExportError(f"its features are {list(theirs.shape[1:])}, the artifact's {list(ours.shape[1:])}")
     lengths = np.linalg.norm(ours.astype(np.float64), axis=1)
@@ -262,7 +262,7 @@ def _ours(content: bytes | Pixels, artifact: Backend) -> Pixels:
 
 
 def _outside(content: bytes | Pixels, artifact: Backend, decode_whole: bool = False) -> Pixels | None:
-    """Return an image as a program without anything of ours decodes it; None where that does not read it."""
+    """Return an image as a program without tellapart decodes it; None if that program cannot read it."""
     if not isinstance(content, bytes):
         return _ours(content, artifact)
     return outside.pixels(content, artifact.card.preprocessing, decode_whole)
@@ -275,7 +275,7 @@ def _distance(first: Floats, second: Floats) -> Floats:
 
 
 def latencies(sides: Sequence[Backend], pixels: Pixels, batch: int) -> list[dict[str, float]]:
-    """Return p50 and p95 of calls in milliseconds for each side; they take turns, so a busy machine hits both."""
+    """Return p50 and p95 of calls in milliseconds for each side; they take turns, so a busy machine affects both."""
     images = np.ascontiguousarray(np.resize(pixels, (batch, *pixels.shape[1:])))
     calls = [functools.partial(side.logits, images) for side in sides]
     found = []
@@ -290,7 +290,7 @@ def judge(
 ) -> tuple[float, int, list[str]]:
     """Return agreement, ties, and the reasons for which the file is not accepted.
 
-    ``thresholds``: of the classes, where images can have several labels; those that are told are compared then.
+    ``thresholds``: of the classes, if images can have several labels; then the labels above them are compared.
     """
     first, second = measured.artifact, measured.export
     if thresholds:
@@ -312,7 +312,7 @@ def judge(
             f"a probability differs by {furthest:.2g}; at most {tolerance.probability:g} is allowed"
         )
     counted = float((~differ | ties).mean())
-    other = "other labels" if thresholds else "another class"
+    other = "different labels" if thresholds else "a different class"
     if counted < tolerance.agreement:
         reasons.append(
             f"{int((differ & ~ties).sum())} of {len(first)} images get {other} "
@@ -332,7 +332,7 @@ def judge(
 
 
 def side(given: Floats, labels: Sequence[int | None], size: int, latency: Mapping[int, Any]) -> Side:
-    """Return the figures of one of the two; accuracy where labels are known."""
+    """Return the figures of one of the two; accuracy only if labels are known."""
     rows = [row for row, label in enumerate(labels) if label is not None]
     if not rows:
         return Side(None, None, size, latency)
@@ -365,8 +365,8 @@ def compare(
         tolerance: how far the two may be from each other.
         about: format, precision, file, facts and notes, as the result has them.
         sizes: bytes of both.
-        threads: what both compute with.
-        batches: sizes of batches whose latency is measured.
+        threads: the number of threads of both.
+        batches: batch sizes whose latency is measured.
         locate: says where a difference begins, for the pixels of the worst images.
         watch: says what is wrong inside the file for a batch of pixels, which its answers here may hide; "" if nothing.
         advance: called with the number of images that were done.
@@ -410,31 +410,31 @@ def compare(
 
 
 def _notes(measured: Measured, decode: str) -> list[str]:
-    """Return in sentences what a program that has nothing of ours must know of decoding."""
+    """Return in sentences what a program without tellapart must know about decoding."""
     notes = []
     if decode == "scaled":
         text = (
             "The contract decodes large JPEG files at 1/2, 1/4 or 1/8 of their size (--input.decode scaled), as the "
-            "card says. A program that decodes them whole gets other answers"
+            "card says. A program that decodes them at full size gets other answers"
         )
         if measured.full is not None:
             furthest = float(_distance(measured.artifact, measured.full).max())
             flips = int((answers.best(measured.artifact) != answers.best(measured.full)).sum())
             text += (
                 f": a probability differed by up to {furthest:.2g}, and {flips} of {len(measured.full)} images got "
-                "another class"
+                "a different class"
             )
         notes.append(text + ".")
     if measured.inside:
         notes.append(
-            f"{measured.inside} images have more than 8 bits or another form that plain Pillow does not give by the "
-            "contract's rules; as one graph, the file got them as tellapart decodes them."
+            f"{measured.inside} images have more than 8 bits or a form that plain Pillow does not decode by the "
+            "contract's rules; for the run as one graph, tellapart decoded them."
         )
     return notes
 
 
 def _finite(value: float) -> float:
-    """Return the value; 1, the largest difference of probabilities, where it is not a number."""
+    """Return the value; 1, the largest difference of probabilities, if it is not a number."""
     return value if math.isfinite(value) else 1.0
 
 
