@@ -101,7 +101,7 @@ def test_a_run_learns_and_its_files_agree(run: Path) -> None:
     spec = runs.read_spec(run / "spec.yaml")
     assert (spec.training.loss, spec.training.best_metric) == ("bce", "mAP")
     page = (run / "report.html").read_text()
-    assert "Labels that come together" in page
+    assert "Labels that occur together" in page
     assert "Confusion" not in page
     val = json.loads((run / "evaluation" / "val" / "metrics.json").read_text())
     assert [score["threshold"] for score in val["per_class"]] == list(card.thresholds)

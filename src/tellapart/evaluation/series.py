@@ -1,4 +1,4 @@
-"""Several runs of one spec taken together: the folds of a cross-validation, or the same run with other seeds.
+"""Several runs of one spec together: the folds of a cross-validation, or the same run with other seeds.
 
 Works on the figures and the files of the single runs; knows nothing of how they were trained.
 """
@@ -26,7 +26,7 @@ def summarise(finished: Sequence[Mapping[str, Any]], interval: bool) -> dict[str
     """Return, for each figure that all runs have, its mean, its standard deviation (n - 1) and the number of runs.
 
     ``interval``: the 95 % interval of the mean too, by Student's t over the runs, cut to 0 and 1 for shares; None with
-    fewer than two runs. Runs that share training images are not independent, so it is an approximation.
+    fewer than two runs. Runs that share training images are not independent, so the interval is an approximation.
     """
     found: dict[str, Any] = {}
     for name in FIGURES:
@@ -57,7 +57,7 @@ def t_interval(values: Sequence[float], share: bool) -> list[float] | None:
 
 
 def pool(folder: pathlib.Path, names: Sequence[str]) -> Evaluation:
-    """Write what the folds answered of the images that each held out, as one evaluation (``out-of-fold``).
+    """Write the folds' answers for the images that each held out, as one evaluation (``out-of-fold``).
 
     predictions.csv is that of the folds, one after the other, with the fold (from 1) as a further column.
     """

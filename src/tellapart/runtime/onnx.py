@@ -192,7 +192,7 @@ def card_of(properties: Mapping[str, str], file: Path) -> Card:
     """Return the card in an ONNX model's own properties. Raises ArtifactError."""
     if "tellapart" not in properties:
         raise ArtifactError(
-            f"{file} is an ONNX file, but not one of tellapart's: its properties have no 'tellapart' (class names "
+            f"{file} is an ONNX file, but tellapart did not export it: its properties have no 'tellapart' (class names "
             "and preprocessing), without which its answers have no names and its input no meaning. Export the "
             "model with: tellapart export MODEL --to onnx"
         )
