@@ -1,6 +1,6 @@
 """INT8 for OpenVINO by NNCF, between the preprocessing and the softmax, which stay as they are.
 
-Knows nothing of images' files. Owner of NNCF for files.
+Knows nothing of image files. Owner of NNCF for files.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tellapart.runtime.openvino import PIXELS, cut, own_signal_stack
 
 _PURPOSE = "INT8 for OpenVINO"
 _WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
-_RANKED = 32  # images by which NNCF ranks layers
+_RANKED = 32  # images on which NNCF ranks layers
 Pixels = npt.NDArray[np.uint8]
 
 
 class Quantizer:
-    """One exported file and the images to measure ranges on; gives quantised models."""
+    """One exported file and the images to measure ranges on; makes quantised models."""
 
     def __init__(self, file: Path, card: Card, batches: Sequence[Pixels]) -> None:
         """``file``: the .xml of a whole graph. ``batches``: uint8 [B, height, width, C]."""
@@ -59,10 +59,10 @@ class Quantizer:
             return self.nncf.quantize(network, **self._settings(network), fast_bias_correction=True)
 
     def within(self, drop: float, images: Sequence[Pixels], labels: npt.NDArray[np.int64]) -> Any:
-        """Return the network with the layers left in float that hurt most, until accuracy falls by ``drop`` at most.
+        """Return the network with the most harmful layers left in float, so that accuracy falls by at most ``drop``.
 
-        NNCF's accuracy-aware quantisation: layers are ranked by what each does to the answers, and taken back one by
-        one. ``images``: uint8 [B, height, width, C] each, with ``labels`` int64 [N] of all; ``drop``: 0 to 1.
+        NNCF's accuracy-aware quantisation: layers are ranked by their effect on the answers, and returned to float one
+        by one. ``images``: uint8 [B, height, width, C] each, with ``labels`` int64 [N] of all; ``drop``: 0 to 1.
         """
         _, network = self._parts()
         single = [batch[place : place + 1] for batch in images for place in range(len(batch))]
@@ -163,7 +163,7 @@ def _accuracy(model: Any, data: Any) -> tuple[float, list[float]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep in NNCF's messages and progress bars, and what it does to the signal stack."""
+    """Suppress NNCF's messages and progress bars, and undo what it does to the signal stack."""
     logger = logging.getLogger("nncf")
     before = logger.level
     logger.setLevel(logging.ERROR)
