@@ -164,7 +164,7 @@ def test_a_run_is_long_by_a_measured_step(
     prepared, model = prepare()
     assert autotune._is_long(prepared, model, CPU) == expected
     assert len(clock) == 2 - steps
-    assert autotune._is_long(prepared, model, CPU) == expected, "as remembered"
+    assert autotune._is_long(prepared, model, CPU) == expected, "from the tuning cache"
     assert len(clock) == 2 - steps
 
 

@@ -57,7 +57,7 @@ IDLE: list[tuple[dict[str, Any], Facts, str, str]] = [
     ({"training.class_weights": "inverse"}, Facts(True, (9, 9)), "training.class_weights", "same number"),
     (
         {"training.label_smoothing": 0.1, "distill.teacher": "t", "distill.weight": 1.0},
-        FACTS, "training.label_smoothing", "the teacher alone",
+        FACTS, "training.label_smoothing", "only the teacher",
     ),
     ({"distill.temperature": 2.0}, FACTS, "distill.temperature", "no teacher"),
     ({"distill.teacher": "t", "distill.weight": 0.0, "distill.temperature": 2.0}, FACTS, "distill.temperature", "is 0"),
