@@ -1,4 +1,4 @@
-"""The process: uvicorn around the application, patient with slow senders only so far, and ending in order.
+"""The process: uvicorn around the application, with limited patience for slow senders and an orderly shutdown.
 
 Owner of uvicorn.
 """
@@ -61,7 +61,7 @@ class _Gathered:
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP, with bounds on connections, on the time for a request's head, and on that to take an answer."""
+    """uvicorn's HTTP, with limits on connections, on the time for a request's head, and on that to read an answer."""
 
     head_timeout = 10.0
     answer_timeout = 30.0
@@ -71,7 +71,9 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, unless there are too many."""
-        transport.set_write_buffer_limits(high=0)  # so that `pause_writing` tells of all that is not taken
+        transport.set_write_buffer_limits(
+            high=0
+        )  # so that `pause_writing` reports everything that has not been read
         super().connection_made(cast(asyncio.Transport, _Gathered(transport, self.loop)))
         if len(self.connections) > self.max_connections:
             self._refuse(Refusal(503, "overloaded", "too many connections; try again", retry_after=1))
@@ -85,13 +87,13 @@ class PatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Give the client some time to take its answer, also after the connection was closed on this side."""
+        """Give the client some time to read its answer, even after the connection was closed on this side."""
         super().pause_writing()
         if self._answer_timer is None:
             self._answer_timer = self.loop.call_later(self.answer_timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Go on: all that was sent is taken."""
+        """Continue: everything that was sent has been read."""
         self._answer_taken()
         super().resume_writing()
 
@@ -128,7 +130,7 @@ class PatientProtocol(H11Protocol):
         self._refuse(Refusal(408, "slow_head", "the request did not arrive in time"))
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer outside of the application, and close."""
+        """Answer outside the application, and close."""
         if self.transport.is_closing():
             return
         headers = {
@@ -146,7 +148,7 @@ class PatientProtocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which drains before it ends: it says that it is not ready, and only then takes no more."""
+    """uvicorn's server, draining before it ends: it reports not ready, and only later accepts no more."""
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -160,7 +162,7 @@ class Server(uvicorn.Server):
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; end at once when asked again."""
+        """Begin to drain; end at once on a second signal."""
         if self._asked_at is not None and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
         self._asked_at = self._asked_at or time.monotonic()
@@ -221,15 +223,14 @@ def run(
             raise ServeError(f"There is no model {path} (to be served as {name!r}).")
     if not options.loopback and not options.api_key:
         notify(
-            f"warning: {options.host} can be reached from other machines, and no key is asked for; "
-            f"set {KEY_VARIABLE} or --api-key"
+            f"warning: {options.host} can be reached from other machines without a key; set {KEY_VARIABLE} or --api-key"
         )
     if ANY in options.allow_origin and not options.api_key:
         notify(
-            "warning: with --allow-origin * every page that a browser here opens may ask, and no key is asked for"
+            "warning: with --allow-origin * every page opened in a browser here can use the service without a key"
         )
-    # With a pool for each thread memory grows for an hour and images are decoded into pages that the system must clear
-    # anew each time.
+    # With a memory pool for each thread, memory grows for an hour and images are decoded into pages that the system
+    # must clear anew each time.
     keep_freed(trim=128 << 20, mmap=32 << 20, arenas=2)
     listener = door.listen(options)
     app = create(models, options, notify)
@@ -246,8 +247,8 @@ def run(
                 f"{name}: {model.backend.format}, {len(model.card.classes)} classes, "
                 f"{'one image at a time' if batch == 1 else f'batches of up to {batch}'}"
             )
-        # What is there now stays: collections need not look through it each time, and so come often, which keeps memory
-        # flat and answers prompt.
+        # Objects that exist now stay: collections need not scan them each time, and so can be frequent, which keeps
+        # memory flat and answers fast.
         gc.collect()
         gc.freeze()
         notify(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}")
@@ -255,7 +256,7 @@ def run(
 
     try:
         Server(config, service, started).run(sockets=[listener])
-    except SystemExit:  # uvicorn's way to say that the application did not start
+    except SystemExit:  # how uvicorn reports that the application did not start
         raise service.failure or ServeError("The service did not start.") from None
     finally:
         listener.close()

@@ -1,9 +1,9 @@
-"""JSON from strangers: read within bounds, and only what has one meaning. Standard library only.
+"""JSON from strangers: read within limits, and only if it is unambiguous. Standard library only.
 
 Refused, with 400: what is not UTF-8, duplicate keys, NaN and the infinities (also as 1e999), nesting deeper than
 Python reads, numbers of thousands of digits, more items than the caller expects (memory grows with them, not with
-bytes). Line breaks and tabs inside of strings are taken, which JSON wants escaped: the command base64 breaks its lines,
-and shells keep them.
+bytes). Unescaped line breaks and tabs inside strings are accepted, contrary to JSON: the command base64 breaks its
+lines, and shells keep them.
 """
 
 from __future__ import annotations
