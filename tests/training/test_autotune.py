@@ -86,11 +86,11 @@ def test_choice(rates: dict[str, float], precision: str, parts: int) -> None:
 
 def test_the_message_names_both_speeds() -> None:
     choice = autotune.pick(_rates(fp32_1=290.2, bf16_1=530, bf16_4=790.4), 256)
-    assert choice.text == "bf16, 4 parts of 64: 790 images/s against 290 in fp32"
+    assert choice.text == "bf16, 4 micro-batches of 64: 790 images/s against 290 in fp32"
     choice = autotune.pick(_rates(fp32_1=9.26, bf16_1=5.0), 32)
     assert choice.text == "fp32, the batch of 32 at once: 9.3 images/s against 5.0 in bf16"
     choice = autotune.pick(_rates(bf16_1=50, bf16_2=100), 100)
-    assert choice.text == "bf16, 2 parts of 50: 100 images/s against 50 with the whole batch at once"
+    assert choice.text == "bf16, 2 micro-batches of 50: 100 images/s against 50 with the whole batch at once"
 
 
 @pytest.mark.parametrize(
