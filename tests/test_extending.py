@@ -152,7 +152,7 @@ def test_only_what_makes_sense_can_be_changed() -> None:
         if name in extending.MAY_CHANGE:
             extending.refuse(name)
         else:
-            with pytest.raises(SpecError, match=f"^{name} cannot be changed when a run goes on: "):
+            with pytest.raises(SpecError, match=f"^{name} cannot be changed when a run is resumed: "):
                 extending.refuse(name)
     assert extending.changed(spec, {"training.lr": spec.training.lr}) == spec, "the same value is no change"
     with pytest.raises(SpecError, match=r"training\.lr cannot be changed.*steps so far"):
@@ -184,7 +184,7 @@ def test_the_command_line_extends(trained: Any, call: Callable[..., Any], tmp_pa
     shutil.copytree(trained.run, tmp_path / "run")
     answer = call("resume", "run", "--training.epochs", 3, "--run.report", "False")
     assert answer.code == 0
-    assert "Goes on to epoch 3 (before: 2; 2 are done)" in answer.err
+    assert "Continues to epoch 3 (before: 2; 2 are done)" in answer.err
     spec = runs.read_spec(tmp_path / "run" / "spec.yaml")
     assert (spec.training.epochs, spec.run.report) == (3, False)
 

@@ -126,7 +126,7 @@ def test_a_run_stopped_goes_on_with_the_same_object_exactly(
     monkeypatch.undo()
     run = tmp_path / "cut"
     with pytest.raises(
-        RunError, match=r"cannot go on without its data.*object:Pictures\(48\), val Pictures\(9\)"
+        RunError, match=r"cannot be resumed without its data.*object:Pictures\(48\), val Pictures\(9\)"
     ):
         tellapart.resume(run, quiet=True)
     with pytest.raises(RunError, match=r"6 of its 57 images are not there, the first: val/3"):
@@ -220,4 +220,4 @@ def test_a_command_says_that_an_object_is_in_no_file(
     assert "tellapart.train(data" in text
     resumed = run_cli("resume", str(finished.run))
     assert resumed.returncode == 2
-    assert "cannot go on without its data" in " ".join(resumed.stderr.split())
+    assert "cannot be resumed without its data" in " ".join(resumed.stderr.split())

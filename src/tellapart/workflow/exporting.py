@@ -148,7 +148,7 @@ def export(
         used = stack.enter_context(_threads(threads))
         cases = _cases(found, card, data, split, images, data_changes, console)
         stack.enter_context(runs.alone(folder))
-        _refuse_existing(folder, wanted)  # what another wrote in the meantime
+        _refuse_existing(folder, wanted)  # what another process wrote in the meantime
         files.sweep(folder, files.EARLIER_EXPORTS)
         results, errors = [], []
         for entry, options in wanted:
@@ -160,7 +160,7 @@ def export(
                 results.append(
                     ([], Uncompared(entry.name, options.precision, name, (str(error),), written=False))
                 )
-            if len(errors) < len(results):  # also what comes before a format that takes hours, or Ctrl-C
+            if len(errors) < len(results):  # after each format, before one that takes hours, or Ctrl-C
                 _write_comparisons(folder, path, [one for _, one in results])
     if len(errors) == len(wanted):
         raise errors[0]
@@ -173,7 +173,7 @@ def export(
 def _write_comparisons(
     folder: Path, model: str | os.PathLike[str], parities: Sequence[Parity | Uncompared]
 ) -> None:
-    """Write ``parity.json`` and the page, over those of before."""
+    """Write ``parity.json`` and the page, replacing earlier ones."""
     content = {
         "model": str(model),
         "tellapart": tellapart.__version__,
@@ -187,7 +187,7 @@ def _wanted(to: Sequence[str], precision: Sequence[str], options: Options) -> li
     """Return what to write, each format in each precision. Raises SpecError."""
     wanted = []
     if options.features and options.plain:
-        raise SpecError("--features and --plain exclude each other: a plain file has logits alone.")
+        raise SpecError("--features and --plain exclude each other: a plain file has only logits.")
     for name in dict.fromkeys(to):
         entry = formats.find(name)
         if options.plain and not entry.plain:
@@ -207,16 +207,16 @@ def _wanted(to: Sequence[str], precision: Sequence[str], options: Options) -> li
 
 
 def _check_opset(name: str, opset: int) -> None:
-    """Raise SpecError where a format has no choice of opset, or not this one."""
+    """Raise SpecError if a format has no choice of opset, or not this one."""
     if name != "onnx":
-        raise SpecError(f"--opset is for onnx; {name} has none to choose.")
+        raise SpecError(f"--opset is for onnx; {name} has no choice of opset.")
     highest = packages.require("onnx", "onnx", "Export to ONNX").defs.onnx_opset_version()
     if not LOWEST_OPSET <= opset <= highest:
         raise SpecError(f"--opset is {opset}; valid are {LOWEST_OPSET} to {highest} here.")
 
 
 def _refuse_existing(folder: Path, wanted: Sequence[tuple[Exporter, Options]]) -> None:
-    """Raise ArtifactError where something would be overwritten."""
+    """Raise ArtifactError if something would be overwritten."""
     names = [entry.file_name(options) for entry, options in wanted]
     for name in (*names, *(name + REJECTED for name in names), PARITY, PAGE):
         if os.path.lexists(folder / name):
@@ -227,7 +227,7 @@ def _refuse_existing(folder: Path, wanted: Sequence[tuple[Exporter, Options]]) -
 
 @contextlib.contextmanager
 def _threads(wanted: int) -> Iterator[int]:
-    """Let torch compute with so many threads inside (0: as before); give the number."""
+    """Within this context torch computes with this many threads (0: as before); yields the number."""
     before = torch.get_num_threads()
     torch.set_num_threads(wanted or before)
     try:
@@ -269,7 +269,7 @@ def _export_one(
 
 
 def _examples(cases: Cases, card: Card, precision: str) -> Pixels | None:
-    """Return the images by which a file in fp16 is made, as the contract has them; None where none are needed."""
+    """Return the images needed to make a file in fp16, preprocessed by the contract; None if none are needed."""
     if precision != "fp16":
         return None
     found = []
@@ -299,12 +299,14 @@ def _cases(
     changes: Mapping[str, Any],
     console: Console,
 ) -> Cases:
-    """Return the images to compare on: those of DATA, else the run's own, else made-up ones."""
+    """Return the images to compare on: those of DATA, or the run's own, or generated ones."""
     if data is not None:
         base = DataSpec(source=os.fspath(data), val_fraction=0.0, test_fraction=0.0)
         return _of_source(update(base, dict(changes)), card, split, count, console)
     if not runs.is_run(found.parent):
-        console.warn(f"{found} is in no run folder, so its images are not known; give them with --data DATA.")
+        console.warn(
+            f"{found} is not in a run folder, so its images are not known; give them with --data DATA."
+        )
         return synthetic.synthetic(min(count, 200), channels=card.preprocessing.channels)
     spec = update(runs.read_spec(found.parent / runs.SPEC_FILE).data, dict(changes))
     try:
@@ -321,7 +323,7 @@ def _of_source(spec: DataSpec, card: Card, split: str, count: int, console: Cons
     samples = with_classes(opening.open_source(spec, lambda note: None), card.classes)
     if samples.targets is not None and not card.several:
         raise DataError(
-            f"Images of {spec.source} can have several labels, and the model tells one of each. --data.labels single "
+            f"Images of {spec.source} can have several labels, and the model gives one for each. --data.labels single "
             "leaves out those with several."
         )
     present = set(samples.splits.tolist())
@@ -344,7 +346,7 @@ def _of_source(spec: DataSpec, card: Card, split: str, count: int, console: Cons
 
 
 def _only(samples: Samples, rows: Any) -> Samples:
-    """Return the table of some rows, and of their pixels alone: another process gets it."""
+    """Return the table of only some rows and their pixels, to be sent to another process."""
     chosen = samples.select(rows)
     if chosen.pixels is None:
         return chosen
@@ -353,11 +355,11 @@ def _only(samples: Samples, rows: Any) -> Samples:
 
 
 def stratified(labels: Any, count: int, seed: int = 0) -> Any:
-    """Return the rows of at most ``count`` samples, of each class alike as far as there are any: int64, sorted."""
+    """Return the rows of at most ``count`` samples, evenly from the classes as far as they go: int64, sorted."""
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(labels))
     place: dict[int, int] = {}
-    ranks = np.empty(len(labels), np.int64)  # the how-manieth of its class a sample is
+    ranks = np.empty(len(labels), np.int64)  # each sample's index within its class
     for row in shuffled:
         label = int(labels[row])
         ranks[row] = place[label] = place.get(label, -1) + 1

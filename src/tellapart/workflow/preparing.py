@@ -1,4 +1,4 @@
-"""What a run begins with: its samples, its decoded images, its plan; and what a person is told of them.
+"""The beginning of a run: its samples, its decoded images, its plan; and the messages about them.
 
 Knows nothing of run folders.
 """
@@ -29,21 +29,21 @@ from tellapart.workflow.telling import warn_of_leaks
 
 
 def in_turn(procs: Processes, work: Any) -> Any:
-    """Let the first process do what fills caches, and the others then find them."""
+    """Let the first process fill caches before the others use them."""
     result = work() if procs.first else None
     procs.wait()
     return result if procs.first else work()
 
 
 def opened(spec: Spec, given: Objects | None, console: Console) -> Samples:
-    """Return the samples of a spec's source, or of objects, and tell what is found. Raises DataError."""
+    """Return the samples of a spec's source, or of objects, and report the findings. Raises DataError."""
     if given is not None:
         given.ranged = spec.input.range != "full"
     return giving.open_data(spec.data, given, console, console.note, console.warn)
 
 
 def prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
-    """Decode the images, and tell what is wrong with them. Raises DataError, SpecError, ModelError."""
+    """Decode the images, and report what is wrong with them. Raises DataError, SpecError, ModelError."""
     with console.busy("Reading images", len(samples)) as busy:
         prepared = setup.prepare(spec, samples, busy.advance)
     if isinstance(prepared.train.store, StreamedStore) and spec.data.cache == "auto":
@@ -62,7 +62,7 @@ def prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
     empty = [name for name, count in zip(prepared.classes, left, strict=True) if not count]
     if empty:
         console.warn(
-            f"No readable training image of: {', '.join(empty)}. The model cannot learn these classes."
+            f"There is no readable training image of: {', '.join(empty)}. The model cannot learn these classes."
         )
     warn_of_leaks(prepared, console)
     return prepared
@@ -71,7 +71,7 @@ def prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
 def make_plan(
     prepared: setup.RunData, procs: Processes, console: Console
 ) -> tuple[setup.RunData, Plan, Card]:
-    """Build what will be trained; everything that can be wrong in the spec is found here, before any file is made.
+    """Build what will be trained; everything that can be wrong in the spec is found here, before any file is written.
 
     Returns ``prepared`` too, with a spec that leaves nothing open.
     """

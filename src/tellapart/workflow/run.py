@@ -47,7 +47,7 @@ class Result:
     signal: int = 0  # that interrupted it
 
     def _repr_html_(self) -> str:
-        """Return how a notebook shows it."""
+        """Return the HTML that a notebook shows."""
         return notebook.of_run(self.run, self.split, self.interrupted)
 
 
@@ -149,7 +149,7 @@ def train(
 
 @dataclass(frozen=True)
 class New:
-    """A run that is to begin: its spec, the samples, and what is only asked for in messages.
+    """A run that is about to begin: its spec, the samples, and facts needed only for messages.
 
     ``input``: the section as it was before anything was chosen; ``ours``: the fields that the user has set.
     """
@@ -210,7 +210,7 @@ def resume_run(
     optimizer: Any = None,
     schedule: Any = None,
 ) -> Result:
-    """Go on with one run; arguments as for `series.resume`. ``part``: see `begin`."""
+    """Resume one run; arguments as for `series.resume`. ``part``: see `begin`."""
     folder = runs.require(run)
     before = runs.read_spec(folder / runs.SPEC_FILE)
     spec = extending.changed(before, changes or {})
@@ -240,7 +240,7 @@ def resume_run(
         if begun:
             giving.check_same(folder, spec.data.source, given, samples)
         prepared = in_turn(procs, lambda: prepare(spec, samples, console))
-        if procs.first and begun:  # one writer; where it raises, the others end with it
+        if procs.first and begun:  # one writer; if it raises, the others end with it
             run_files.check_same_samples(folder, prepared)
         elif procs.first:  # killed while these files were being written
             giving.write(folder, given)
@@ -259,13 +259,13 @@ def resume_run(
 
 @contextlib.contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
-    """Say how to go on where a file cannot be written."""
+    """If a file cannot be written, say how to continue."""
     try:
         yield
     except OSError as error:
         if (failed := files.told(error, folder)) is None:
             raise
-        raise failed.with_hint(f"When that is mended: tellapart resume {folder}") from error
+        raise failed.with_hint(f"Once that is fixed: tellapart resume {folder}") from error
 
 
 def _checkpoint(folder: Path, procs: Processes, console: Console) -> dict[str, Any] | None:
