@@ -491,7 +491,7 @@ def test_resuming_on_changed_data_is_refused(tmp_path: Path, make_folder: Callab
     run = train(data, tmp_path / "run").run
     before = sorted(path.name for path in run.iterdir())
     Image.new("RGB", (16, 16)).save(data / "train/bee/003.png")
-    with pytest.raises(RunError, match=r"not what it was: line \d+ of samples\.csv was .*train/bee/003\.png"):
+    with pytest.raises(RunError, match=r"has changed: line \d+ of samples\.csv was .*train/bee/003\.png"):
         workflow.resume(run, quiet=True)
     (data / "train/cat/011.png").unlink()
     (data / "train/bee/003.png").unlink()

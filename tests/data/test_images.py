@@ -267,10 +267,10 @@ def test_a_streamed_file_that_changes_is_an_error(tmp_path: Path) -> None:
     )
     (tmp_path / "in" / "2.jpg").write_bytes(photograph(9, 20, 20))
     assert streamed.batch(np.array([0, 1, 3])).images.shape[0] == 3
-    with pytest.raises(DataError, match=r"2\.jpg is not what it was"):
+    with pytest.raises(DataError, match=r"2\.jpg has changed"):
         streamed.batch(np.array([1, 2]))
     (tmp_path / "in" / "2.jpg").unlink()
-    with pytest.raises(DataError, match=r"2\.jpg is not what it was.*cannot be read"):
+    with pytest.raises(DataError, match=r"2\.jpg has changed.*cannot be read"):
         streamed.batch(np.array([2]))
 
 

@@ -229,7 +229,7 @@ def test_splits_inside_each_class(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_folders_that_say_no_class(tmp_path: pathlib.Path, names: list[str]) -> None:
-    with pytest.raises(DataError, match="lie in no class folders"):
+    with pytest.raises(DataError, match="are not in class folders"):
         read(put(tmp_path, *names))
 
 
@@ -369,7 +369,7 @@ def test_numbered_parts_of_one_whole_are_no_classes(tmp_path: pathlib.Path, name
 def test_sets_below_wrapping_folders_are_refused(tmp_path: pathlib.Path) -> None:
     for size in ("100x100", "original"):
         put(tmp_path, *files(f"fruits_{size}/fruits/Training"), *files(f"fruits_{size}/fruits/Test"))
-    with pytest.raises(DataError, match="hold splits of their own: fruits_100x100, fruits_original"):
+    with pytest.raises(DataError, match="have splits of their own: fruits_100x100, fruits_original"):
         read(tmp_path)
 
 

@@ -445,7 +445,7 @@ def test_without_class_folders_the_error_says_why_the_list_is_not_used(tmp_path:
     put(tmp_path, *(f"img/{stem}.jpg" for stem, _ in stems()))
     write(tmp_path / "l.csv", ["path,label", "none/of/these.jpg,cat"])
     with pytest.raises(
-        DataError, match=r"l\.csv is not used: .*names no image that is there, such as 'none/of/these"
+        DataError, match=r"l\.csv is not used: .*names no existing image, such as 'none/of/these"
     ):
         read(tmp_path)
     write(tmp_path / "l.csv", ["path,label", f"img/{stems()[0][0]}.jpg,Gänseblümchen"], "cp1252")

@@ -294,7 +294,7 @@ def test_a_random_transform_is_refused_and_its_place_named() -> None:
         return np.roll(PIXELS[index].reshape(-1), shift).reshape(6, 8, 3), LABELS[index]
 
     text = refused(Pairs(noisy, classes=NAMES))
-    assert "gives other pixels when it is read a second time" in text
+    assert "returns other pixels when it is read a second time" in text
     assert "augment" in text
 
 

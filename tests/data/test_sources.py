@@ -269,7 +269,7 @@ def test_groups_by_pattern_are_never_cut(tmp_path: pathlib.Path) -> None:
 
 def test_given_splits_that_cut_a_group_are_reported(tmp_path: pathlib.Path) -> None:
     put(tmp_path, *(f"{s}/{c}/p{n}.png" for s in ("train", "test") for c in "ab" for n in range(6)))
-    assert noted(read(tmp_path, group=r"p\d"), "cut through 6 groups")
+    assert noted(read(tmp_path, group=r"p\d"), "divide 6 groups")
 
 
 def test_images_without_a_class_folder_are_left_out_with_a_note(tmp_path: pathlib.Path) -> None:
@@ -300,7 +300,7 @@ def test_every_wrong_source_has_a_clear_error(tmp_path: pathlib.Path) -> None:
         ("text", {}, "1 other file"),
         ("loose", {}, "no class folders"),
         ("splits", {}, "no class folders"),
-        ("good", {"format": "list"}, "holds no list"),
+        ("good", {"format": "list"}, "has no list"),
         ("good", {"format": "voc"}, "No Pascal VOC annotations"),
         ("good", {"format": "coco"}, "No COCO annotations"),
         ("good", {"format": "yolo"}, "No YOLO annotations"),
@@ -544,7 +544,7 @@ def test_a_path_with_the_name_of_a_known_set_is_taken_and_said(
     monkeypatch.chdir(tmp_path)
     samples = read("mnist")
     assert samples.classes == ("one", "two")
-    assert noted(samples, "taken as a path")
+    assert noted(samples, "read as a path")
 
 
 def test_errors_are_of_our_tree() -> None:

@@ -129,7 +129,7 @@ def test_wide_xml_needs_no_mark() -> None:
 def test_a_file_that_is_utf8_too_is_said() -> None:
     said: list[str] = []
     assert text.decode_text("猫".encode("gbk"), "c.txt", "gbk", said.append) == "猫"  # "è" in UTF-8
-    assert "valid UTF-8 too" in said[0]
+    assert "also valid UTF-8" in said[0]
     assert text.decode_xml(xml("雏", "utf-8", "utf-8"), "a.xml", "cp1252").count("雏") == 1
 
 

@@ -37,7 +37,9 @@ class Transfer:
         self.device = device
         self.needed = device is not None and device.type != "cpu"
         self._stream: Any = None
-        self._copies: collections.deque[Any] = collections.deque()  # events at their ends, in the order of batches
+        self._copies: collections.deque[Any] = (
+            collections.deque()
+        )  # events at their ends, in the order of batches
         if device is not None and device.type == "cuda":
             self._stream = torch.cuda.Stream(device)
 

@@ -1,8 +1,8 @@
 """Archives: a `.tar` or `.zip` unpacked safely, once, into the cache folder.
 
-Members are written by this module's own code: only ordinary files and folders, only below the target. No link
-is ever created (a link inside the archive becomes a second name or a copy of the file it points to), so
-nothing can lead out. Knows nothing of what the files mean.
+Members are written by this module's own code: only regular files and folders, only below the target. No symbolic link
+is ever created (a link inside the archive becomes a hard link or a copy of the file it points to), so nothing can lead
+out. Knows nothing of what the files mean.
 """
 
 from __future__ import annotations
@@ -64,12 +64,11 @@ def cache_folder(spec: DataSpec) -> str:
 def extract(path: str, cache: str, say: Note, limit: int | None = None, encoding: str = DEFAULT) -> str:
     """Return a folder below ``cache`` with the archive's contents, unpacking it if that was not done before.
 
-    The folder's name holds the archive's path, size and time of change, so that a changed archive is unpacked
-    anew. Contents appear whole or not at all: they are unpacked beside and then renamed, which also lets two
-    processes do it at once. ``limit`` bounds the bytes written; by default nine tenths of the free disk
-    space. ``encoding``: of a zip's names that are not marked as UTF-8. Raises DataError for a damaged archive,
-    and for one with members that lead out of the folder, devices, links to the outside, or more than ``limit``
-    bytes.
+    The folder's name contains the archive's path, size and modification time, so that a changed archive is unpacked
+    again. Contents appear whole or not at all: they are unpacked in a temporary folder that is then renamed, which also
+    allows two processes at once. ``limit`` bounds the bytes written; by default nine tenths of the free disk space.
+    ``encoding``: of a zip's names that are not marked as UTF-8. Raises DataError for a damaged archive, and for one
+    with members that lead out of the folder, devices, links to the outside, or more than ``limit`` bytes.
     """
     absolute = os.path.abspath(path)
     try:
@@ -88,7 +87,7 @@ def extract(path: str, cache: str, say: Note, limit: int | None = None, encoding
     stem = re.sub(r"[^\w.-]", "_", printable(os.path.basename(absolute)))[:80]
     target = os.path.join(cache, "archives", f"{stem}-{key}")
     if os.path.isdir(target):
-        if encoding == AUTO and absolute.lower().endswith(".zip"):  # what was guessed is said each time
+        if encoding == AUTO and absolute.lower().endswith(".zip"):  # a guess is reported each time
             with zipfile.ZipFile(absolute) as archive:
                 _zip_names(archive.infolist(), absolute, encoding, say)
         return target
@@ -110,8 +109,8 @@ def extract(path: str, cache: str, say: Note, limit: int | None = None, encoding
 def fresh_folder(target: str) -> Iterator[str]:
     """Yield a new folder beside ``target`` that becomes it at the end, and is removed if the block fails.
 
-    Where another process made ``target`` meanwhile, that one stays. What a killed process left is removed by
-    a later call, a week after.
+    If another process made ``target`` meanwhile, that one stays. What a killed process left is removed by a later call,
+    after a week.
     """
     parent = os.path.dirname(target)
     with contextlib.suppress(OSError):
@@ -200,7 +199,7 @@ def _parts(name: str, path: str) -> list[str]:
     ):
         raise DataError(
             f"The archive {printable(path)!r} has an unsafe member, {printable(name)!r}, which would lie "
-            "outside of the folder. Nothing of it was kept; use an archive with relative paths only."
+            "outside of the folder. Nothing was unpacked; use an archive with only relative paths."
         )
     if len(parts) > _MOST_LEVELS or any(len(os.fsencode(part)) > _LONGEST_NAME for part in parts):
         raise DataError(
@@ -254,13 +253,13 @@ def _tar_members(path: str) -> Generator[_Member, None, None]:
 def check_end(archive: tarfile.TarFile) -> None:
     """Raise tarfile.ReadError where an archive, read to its end, has no mark there.
 
-    tarfile stops without a word at a header that is cut off or damaged, as if the archive ended there.
+    tarfile silently stops at a truncated or damaged header, as if the archive ended there.
     """
     stream = archive.fileobj
     if stream is not None:
         stream.seek(archive.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"it is cut off, or has a damaged header at byte {archive.offset:,}")
+            raise tarfile.ReadError(f"it is truncated, or has a damaged header at byte {archive.offset:,}")
 
 
 def _stream(archive: tarfile.TarFile, item: tarfile.TarInfo) -> IO[bytes]:

@@ -1,8 +1,7 @@
-"""From what a person names as data to the table of samples, every row with its split.
+"""From the user's data to the table of samples, every row with its split.
 
-Decides how a source is read (folder, list, archive, annotations, known name), fills in splits and class
-indices, and gathers the notes for the person. The reading itself is in the modules beside; nothing is decoded
-here.
+Decides how a source is read (folder, list, archive, annotations, known name), fills in splits and class indices, and
+gathers the messages. The reading itself is in the other modules; nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ _EXPECTED = (
 
 
 class Notes(list[str]):
-    """What is to be told to the person: said at once, and kept for the table."""
+    """Messages for the user: shown at once, and kept for the table."""
 
     def __init__(self, say: Callable[[str], None], warn: Callable[[str], None] | None = None) -> None:
         super().__init__()
@@ -55,7 +54,7 @@ class Notes(list[str]):
         self.guesses: list[str] = []
 
     def __call__(self, text: str) -> None:
-        """Say and keep a note; a guess waits until it is known what came of it."""
+        """Show and keep a note; a guess waits until its result is known."""
         if isinstance(text, Guess):
             self.guesses.append(text)
             return
@@ -63,12 +62,12 @@ class Notes(list[str]):
         self._say(text)
 
     def warn(self, text: str) -> None:
-        """Say and keep that something is probably wrong."""
+        """Show and keep a warning."""
         self.append(text)
         self._warn(text)
 
     def tell_guesses(self, classes: Sequence[str] = ()) -> None:
-        """Warn of each guess, with class names by which a person sees whether it is right."""
+        """Warn about each guess, with class names that show whether it is right."""
         telling = [name for name in classes if not name.isascii()]
         names = f" The classes are then: {some(telling or classes, 6)}." if classes else ""
         for text in self.guesses:
@@ -84,12 +83,12 @@ def open_source(
 ) -> Samples:
     """Return the samples of ``spec.source``, each with its split.
 
-    A source's own splits are kept; where it has a train split and no val, val is taken from train
-    (``val_fraction``); where it has no splits at all, val and test are taken (``test_fraction``): stratified,
-    seeded, and never through a group (`splits.assign`). Classes are the union over all splits, sorted by name
-    (a known set's: the official order). ``say`` receives each note, as it is found, and ``warn`` (None: ``say``) what
-    is probably wrong; all of them are in ``Samples.notes`` too. ``given``: the objects of Python that the source names.
-    Raises DataError (and OfflineError, MissingPackageError for known names), each saying what would be right.
+    A source's own splits are kept; if it has a train split and no val, val is held out from train
+    (``val_fraction``); if it has no splits at all, val and test are held out (``test_fraction``): stratified, seeded,
+    and never dividing a group (`splits.assign`). Classes are the union over all splits, sorted by name (a known set's:
+    the official order). ``say`` receives each note, as it is found, and ``warn`` (None: ``say``) each warning; all of
+    them are in ``Samples.notes`` too. ``given``: the Python objects that the source names. Raises DataError (and
+    OfflineError, MissingPackageError for known names), each saying what would be right.
     """
     notes = Notes(say, warn)
     check_encoding(spec.encoding)
@@ -102,7 +101,7 @@ def open_source(
     if listing.bad and spec.on_bad_image == "error":
         raise DataError(
             f"{many(len(listing.bad), 'image or annotation', 'images or annotations')} cannot be used, the first: "
-            f"{printable(listing.bad[0].path)}: {listing.bad[0].reason} Mend or remove them, or use "
+            f"{printable(listing.bad[0].path)}: {listing.bad[0].reason} Repair or remove them, or use "
             "--data.on-bad-image skip."
         )
     if not listing.paths:
@@ -141,7 +140,7 @@ def _title(path: str) -> str:
 
 
 def _known_name(spec: DataSpec, notes: Notes) -> str:
-    """Return the known data set that is meant, or "" for a path; a path of that name wins, and that is said."""
+    """Return the known data set that is meant, or "" for a path; a path takes precedence, with a message."""
     name = known.canonical(spec.source)
     if spec.format == "name":
         if not name:
@@ -151,7 +150,7 @@ def _known_name(spec: DataSpec, notes: Notes) -> str:
             )
         return name
     if name and (spec.format != "auto" or os.path.exists(os.path.expanduser(spec.source))):
-        notes(f"{spec.source!r} is taken as a path; --data.format name means the known data set.")
+        notes(f"{spec.source!r} is read as a path; --data.format name reads the known data set.")
         return ""
     return name
 
@@ -273,8 +272,8 @@ def _open_tree(tree: walk.Tree, spec: DataSpec, notes: Notes) -> Listing:
         listing = in_folders.read(found, tree, spec, notes)
     elif in_folders.wanted(spec):
         raise DataError(
-            f"{printable(tree.root)!r} holds no list (.csv, .tsv, .jsonl) of files that are there with columns "
-            f"for a path and a label. {found.reasons()}".rstrip()
+            f"{printable(tree.root)!r} has no list (.csv, .tsv, .jsonl) of existing files with columns for a "
+            f"path and a label. {found.reasons()}".rstrip()
         )
     else:
         try:
@@ -408,9 +407,7 @@ def _fill_splits(
             rows = np.flatnonzero(_there(listing) & (_objects(column) == "train"))
             _deal(listing, labels, groups, rows, (spec.val_fraction, 0.0), spec, notes)
         if groups is not None and (cut := splits.crossing(groups, listing.splits)):
-            notes.warn(
-                f"The source's own splits cut through {many(cut, 'group')}: its figures may be too good."
-            )
+            notes.warn(f"The source's own splits divide {many(cut, 'group')}: the figures may be too good.")
     else:
         rows = np.flatnonzero(_there(listing))
         listing.splits = ["train"] * len(column)
@@ -430,7 +427,7 @@ def _fill_splits(
 def _fill_fold(
     listing: Listing, labels: npt.NDArray[Any], groups: list[str] | None, spec: DataSpec, notes: Notes
 ) -> None:
-    """Make the fold that the spec names the test split, and deal train and val from the others.
+    """Make the fold named in the spec the test split, and split the others into train and val.
 
     Folds are of all images but those of the source's own test split, which is left as it is.
     """
@@ -471,7 +468,7 @@ def _fill_fold(
 
 
 def _there(listing: Listing) -> npt.NDArray[np.bool_]:
-    """Return which rows have a file: what is missing takes no place in a split."""
+    """Return which rows have a file: missing images take no place in a split."""
     return np.fromiter((path not in listing.missing for path in listing.paths), bool, len(listing.paths))
 
 
