@@ -185,7 +185,7 @@ def of_epoch(model: str | os.PathLike[str], epoch: str) -> str | os.PathLike[str
 
 
 def _made_as_in_training(model: str | os.PathLike[str], spec: DataSpec) -> tuple[DataSpec, str]:
-    """Return the spec with the fractions, seed and groups of the run that contains the model, and where they are from."""
+    """Return the spec with the fractions, seed and groups of the run that contains the model, and their source."""
     given = Path(model)
     beside = (given if given.is_dir() else given.parent) / runs.SPEC_FILE
     own = runs.read_spec(beside).data if beside.is_file() else DataSpec()
