@@ -33,8 +33,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class LabelScore:
-    """One class's figures, each in [0, 1]; None if the split has no image of the class (precision: if none is
-    predicted)."""
+    """One class's figures, each in [0, 1]; None without an image of the class (precision: if none is predicted)."""
 
     name: str
     support: int

@@ -63,8 +63,7 @@ class RunFolder:
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch (from 1) whose weights are kept: as the run says; for older runs the first best, otherwise the
-        last."""
+        """The epoch (from 1) whose weights are kept: as the run says; for older runs the first best, or the last."""
         if self.metrics.get("best-epoch"):
             return int(self.metrics["best-epoch"][-1][1])
         metric = self.field("training.best_metric", "auto")

@@ -36,8 +36,8 @@ def open_backend(
         precision: fp32, bf16 or fp16, for an artifact.
         threads: threads that one call computes with; 0 leaves it to the runtime.
         trust: True: open a ``.pt2`` or TorchScript file even if tellapart did not write it here: these files are
-        programs. Names of packages: import these for an artifact whose network is not tellapart's (True: any). model:
-        that network itself, or a callable that makes it.
+            programs. Names of packages: import these for an artifact whose network is not tellapart's (True: any).
+        model: that network itself, or a callable that makes it.
 
     Raises ArtifactError, ModelError, MissingPackageError, SpecError.
     """

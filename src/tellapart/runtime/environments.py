@@ -40,8 +40,7 @@ class Environment:
 
     @property
     def folder(self) -> Path:
-        """Where it is looked for without that variable: the user's own folder, as the working folder may be a
-        stranger's."""
+        """Its default location: the user's own folder, since the working folder may be a stranger's."""
         return Path(platformdirs.user_data_dir("tellapart", appauthor=False)) / self.name
 
     @property

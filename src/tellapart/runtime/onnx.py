@@ -43,8 +43,7 @@ class OnnxBackend(base.Opened):
     def __init__(
         self, path: Path, model: Any, card: Card, threads: int, device: str = "cpu", single: bool = False
     ) -> None:
-        """Open a whole graph; ``single``: images are answered one at a time, because within a batch they would affect
-        each other."""
+        """Open a whole graph; ``single``: images are answered one at a time, if they would affect each other."""
         self.path, self.card, self.threads, self.device = path, card, threads, device
         self.single = single
         resizing, network = split(model)

@@ -147,7 +147,7 @@ def again(folder: object, spec: Spec, trust: Trust, **given: Any) -> Own:
                 raise RunError(f"{folder} was trained with {kind} {name}; now it is {now}.")
         elif references.is_object(name):
             raise RunError(
-                f"{folder} cannot be resumed without its {references.what(kind)}, {name.removeprefix(references.MARK)}: "
+                f"{folder} cannot be resumed without its {references.what(kind)} {name.removeprefix(references.MARK)}: "
                 "a Python object, which is in no file. Give it again, in Python: tellapart.resume(RUN, "
                 f"{references.as_given(kind)})."
             )

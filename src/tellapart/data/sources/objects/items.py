@@ -171,7 +171,7 @@ def changing(title: str, index: int) -> DataError:
     """Return the error for an index that returns different pixels when it is read again."""
     return DataError(
         f"{title}: index {index} returns other pixels when it is read a second time: something in it changes images at "
-        "random. Images are read once and kept, so every epoch would see the same version. Take the random transform out "
+        "random. Images are read once and kept, so every epoch would see one version. Take the random transform out "
         'of the data set and give it as augment (augment={"preset": …}, or augment={"transform": …} for your own).'
     )
 
