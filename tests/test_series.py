@@ -191,7 +191,7 @@ def test_two_cross_validations_are_compared_on_the_same_images(crossed: Crossed,
     (pair,) = found.pairs
     assert (pair.split, pair.shared) == ("out-of-fold", 60)
     assert pair.difference == pytest.approx(other.metrics["accuracy"] - crossed.result.metrics["accuracy"])
-    assert any("a little too sure" in note for note in found.notes)
+    assert any("somewhat too confident" in note for note in found.notes)
     assert not any("too optimistic" in note for note in found.notes)
 
 

@@ -750,7 +750,7 @@ def test_evaluate_makes_the_split_that_training_made(
         assert f"does not say which images are its {split} split: measured on the split that training" in said
         assert f"{len(measured)} of {len(trained)} images (seed 3, by {run / 'spec.yaml'})" in said
     workflow.evaluate(tmp_path / "alone.safetensors", flat, split="test")
-    assert "(seed 0, by the default options: no run's folder lies around" in capfd.readouterr().err
+    assert "(seed 0, by the default options: the model is not in a run folder" in capfd.readouterr().err
 
 
 def test_splits_that_the_source_has_are_taken_as_they_are(

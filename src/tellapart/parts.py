@@ -110,7 +110,7 @@ def open_images(
     """Return the decoded images of a source by split (train, val, test): decoded once, then read from the store.
 
     Args:
-        data: what `tellapart.train` takes: folder, list, archive, annotation file, name, or an object of Python.
+        data: what `tellapart.train` takes: folder, list, archive, annotation file, name, or a Python object.
         contract: how images are decoded and sized.
         augmentation: of the training images; one that takes random crops gets images of their own sizes.
         val: as for `tellapart.train`.

@@ -54,7 +54,7 @@ _provided: contextvars.ContextVar[Mapping[tuple[str, str], Any]] = contextvars.C
 
 
 def is_object(name: str) -> bool:
-    """Return whether ``name`` stands for an object of Python that no file can name."""
+    """Return whether ``name`` stands for a Python object that no file can name."""
     return name.startswith(MARK)
 
 

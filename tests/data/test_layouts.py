@@ -273,7 +273,7 @@ def test_folders_named_for_the_splits_that_cannot_be(tmp_path: pathlib.Path) -> 
     for name, words in (
         ("nowhere", "does not exist"),
         ("file.png", "is a file"),
-        ("flat", "no class folders"),
+        ("flat", "not in class folders"),
         ("empty", "0 images there"),
         ("both", "holds splits itself"),
     ):
@@ -361,7 +361,7 @@ def test_a_flat_folder_in_itself_is_no_class(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("names", [("images_001", "images_002"), ("HAM_images_part_1", "HAM_images_part_2")])
 def test_numbered_parts_of_one_whole_are_no_classes(tmp_path: pathlib.Path, names: tuple[str, ...]) -> None:
     put(tmp_path, *(f"{name}/{n}.png" for name in names for n in range(3)))
-    with pytest.raises(DataError, match=r"no class folders .*--data\.format classes"):
+    with pytest.raises(DataError, match=r"not in class folders .*--data\.format classes"):
         read(tmp_path)
     assert read(tmp_path, format="classes").classes == names
 

@@ -245,7 +245,7 @@ def test_more_than_a_pair_is_told() -> None:
     notes: list[str] = []
     samples = opened(Pairs(lambda i: (PIXELS[i], LABELS[i], i)), notes=notes)
     assert samples.classes == ("0", "1", "2")
-    assert any("gives 3 things" in note for note in notes)
+    assert any("returns 3 items" in note for note in notes)
 
 
 def test_copies_go_to_one_split() -> None:
@@ -306,7 +306,7 @@ def test_a_rare_random_transform_is_found_when_images_are_decoded(tmp_path: Path
         return PIXELS[index] ^ np.uint8(index == 5 and seen[index] == 2), LABELS[index]
 
     samples = opened(Pairs(noisy, 24, classes=NAMES))
-    with pytest.raises(DataError, match="index 5 gives other pixels"):
+    with pytest.raises(DataError, match="index 5 returns other pixels"):
         evaluation_images(samples, CONTRACT, DataSpec(cache_dir=str(tmp_path)))
 
 
@@ -331,7 +331,7 @@ class _Endless(IterableDataset):
         (PIXELS, "A ndarray is not taken"),
         (7, "A int is not taken"),
         ((PIXELS, LABELS[:5]), "24 images and 5 labels"),
-        ({"train": [], "extra": []}, "'extra' is no split"),
+        ({"train": [], "extra": []}, "'extra' is not a split"),
         ({"val": [], "valid": []}, "means val, as another does"),
         ({}, "empty"),
     ],
@@ -350,7 +350,7 @@ def test_what_contradicts_is_refused() -> None:
     assert "data is an object" in refused(data, val="photos")
     assert "for files" in refused(data, DataSpec(format="coco"))
     other = Pairs(lambda i: (PIXELS[i], LABELS[i]), classes=["bee", "ant", "cat"])
-    assert "differently" in refused(ConcatDataset([data, other]))
+    assert "different class names" in refused(ConcatDataset([data, other]))
     with pytest.raises(DataError, match=r"the path 'photos'"):
         take("photos", val=data)
     assert take("photos") is None
@@ -358,7 +358,7 @@ def test_what_contradicts_is_refused() -> None:
 
 
 def test_a_spec_of_an_object_says_that_it_needs_it() -> None:
-    with pytest.raises(DataError, match=r"an object of Python.*tellapart.resume"):
+    with pytest.raises(DataError, match=r"a Python object.*tellapart.resume"):
         open_source(DataSpec(source="object:CIFAR10(50000)"), lambda note: None)
 
 

@@ -43,7 +43,7 @@ def test_a_leak_stands_everywhere(leaking: Path, capfd: pytest.CaptureFixture[st
     page = (leaking / "run" / "report.html").read_text(encoding="utf-8")
     first = page[: page.index("<h2>")]
     assert "12 of 12 test images are also in train" in first
-    assert "played no part" not in page
+    assert "were not used in training" not in page
     assert leak["text"] in artifact.read_card(leaking / "run").warnings
     workflow.evaluate(leaking / "run", leaking / "data", cache_dir=str(leaking / "cache"))
     assert f"warning: of training: {leak['text']}" in capfd.readouterr().err
@@ -54,7 +54,7 @@ def test_the_end_of_training_says_no_more_than_is_true(leaking: Path) -> None:
     result = workflow.Result(leaking / "run", leaking / "run" / artifact.FILE_NAME, "test", scores)
     text = printing.summary(result)
     assert "some of these images are also in train" in text
-    assert "played no part" not in text
+    assert "were not used in training" not in text
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_what_a_figure_is_worth(kinds: list[str], split: str, words: str, tmp_pa
     figures = {"accuracy": 0.5, "accuracy_interval": [0.4, 0.6], "n": 9}
     text = printing.summary(workflow.Result(tmp_path, tmp_path / "m", split, figures))
     assert words in text
-    assert text.count("played no part") == (words.startswith("played"))
+    assert text.count("were not used in training") == (words.startswith("played"))
 
 
 def test_test_images_that_chose_the_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +92,7 @@ def test_test_images_that_chose_the_epoch(tmp_path: Path, capfd: pytest.CaptureF
     assert "which chose the epoch" in printing.summary(result)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "helped to choose the epoch" in page
-    assert "played no part" not in page
+    assert "were not used in training" not in page
 
 
 def test_warnings_stand_in_the_page_of_a_run_without_figures(leaking: Path, tmp_path: Path) -> None:

@@ -64,7 +64,10 @@ def test_a_schedule_of_ones_own_is_ours(data: Path, tmp_path: Path) -> None:
     ("own", "said"),
     [
         ({"optimizer": lambda groups, lr: None}, "must return a torch.optim.Optimizer"),
-        ({"optimizer": lambda groups, lr: torch.optim.SGD(groups[0]["params"], lr)}, "other groups"),
+        (
+            {"optimizer": lambda groups, lr: torch.optim.SGD(groups[0]["params"], lr)},
+            "different parameter groups",
+        ),
         ({"schedule": lambda step, steps: -1.0}, "at least 0"),
         ({"schedule": lambda step, steps: math.nan}, "at least 0"),
         ({"schedule": lambda step, steps: "fast"}, "at least 0"),

@@ -249,7 +249,7 @@ def _part(
         spec, samples = _split_of_training(model, spec, samples, split, console, given)
     if samples.targets is not None and not card.several:
         raise DataError(
-            f"Images of {spec.source} can have several labels, and the model tells one of each. --data.labels single "
+            f"Images of {spec.source} can have several labels, and the model gives one for each. --data.labels single "
             "leaves out those with several."
         )
     samples = with_classes(samples, card.classes)

@@ -175,7 +175,7 @@ def _make_links(links: list[tuple[str, str]], written: int, limit: int, path: st
             if steps > _MOST_STEPS:
                 raise DataError(
                     f"The archive {printable(path)!r} has a chain of more than {_MOST_STEPS} links, or links in a "
-                    f"circle, at {printable(os.path.basename(place))!r}. Nothing of it was kept."
+                    f"circle, at {printable(os.path.basename(place))!r}. Nothing was unpacked."
                 )
         if not os.path.isfile(source) or os.path.exists(place):
             continue
@@ -204,7 +204,7 @@ def _parts(name: str, path: str) -> list[str]:
     if len(parts) > _MOST_LEVELS or any(len(os.fsencode(part)) > _LONGEST_NAME for part in parts):
         raise DataError(
             f"The archive {printable(path)!r} has a member of more than {_MOST_LEVELS} folders in one another, or of a "
-            f"name of more than {_LONGEST_NAME} bytes: {printable(name[:60])!r} …. Nothing of it was kept."
+            f"name of more than {_LONGEST_NAME} bytes: {printable(name[:60])!r} …. Nothing was unpacked."
         )
     return parts
 
@@ -217,7 +217,7 @@ def _link_target(name: str, target: str, path: str) -> str:
         if target.startswith("/") or (part == ".." and not parts):
             raise DataError(
                 f"The archive {printable(path)!r} has a link, {printable(name)!r}, to "
-                f"{printable(target)!r}, outside of the archive. Nothing of it was kept."
+                f"{printable(target)!r}, outside of the archive. Nothing was unpacked."
             )
         if part == "..":
             parts.pop()
@@ -245,7 +245,7 @@ def _tar_members(path: str) -> Generator[_Member, None, None]:
             else:
                 raise DataError(
                     f"The archive {printable(path)!r} has a device or pipe, {printable(item.name)!r}. "
-                    "Nothing of it was kept."
+                    "Nothing was unpacked."
                 )
         check_end(archive)
 

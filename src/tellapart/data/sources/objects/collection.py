@@ -33,7 +33,7 @@ def is_objects(source: str) -> bool:
 def explain(source: str) -> str:
     """Return what to do if a spec's source names objects and none are given."""
     return (
-        f"The data is {source!r}: an object of Python, which is in no file. Give the same object again, in Python: "
+        f"The data is {source!r}: a Python object, which is in no file. Give the same object again, in Python: "
         "tellapart.train(data, …), tellapart.resume(RUN, data=…), tellapart.evaluate(MODEL, data)."
     )
 
