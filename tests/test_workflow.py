@@ -314,7 +314,7 @@ def test_a_class_of_bad_images_only_is_told(
     for path in (damaged / "train/bee").iterdir():
         path.write_bytes(b"")
     result = train(damaged, tmp_path / "run")
-    assert "No readable training image of: bee." in capfd.readouterr().err
+    assert "There is no readable training image of: bee." in capfd.readouterr().err
     assert tellapart.load(result.run).classes == ("ant", "bee", "cat")
     for path in (damaged / "train").rglob("*.png"):
         path.write_bytes(b"")
@@ -329,7 +329,7 @@ def test_bad_images_do_not_count_in_an_evaluation(
     (tmp_path / "data/ant/003.png").write_bytes(b"")
     assert workflow.evaluate(trained.run, tmp_path / "data", quiet=True).n == 35
     assert (
-        "Skipped 1 image that cannot be read and so not measured; the first: ant/003.png: empty file"
+        "Skipped 1 image that cannot be read; the first: ant/003.png: empty file"
         in capfd.readouterr().err
     )
     for path in (tmp_path / "data").rglob("*.png"):

@@ -273,7 +273,7 @@ def test_folders_named_for_the_splits_that_cannot_be(tmp_path: pathlib.Path) -> 
     for name, words in (
         ("nowhere", "does not exist"),
         ("file.png", "is a file"),
-        ("flat", "not in class folders"),
+        ("flat", "no class folders"),
         ("empty", "0 images there"),
         ("both", "holds splits itself"),
     ):

@@ -131,7 +131,7 @@ def test_more_classes_than_names_fit(make_run):
     [
         (
             ("val",),
-            "the epoch was chosen by them, so expect a little less on new images. This run has no test split.",
+            "the epoch was chosen by them, so expect slightly less on new images. This run has no test split.",
         ),
         (("train",), "says nothing about new images. This run has no test split."),
         ((), "Not evaluated yet"),

@@ -222,7 +222,7 @@ def test_measuring_changes_nothing_and_is_remembered(
     monkeypatch.setattr(autotune, "_Bench", None)
     again = autotune.choose(prepared, model, CPU, said.append).spec
     assert again == spec
-    assert said[1].endswith("(as measured before on this machine)")
+    assert said[1].endswith("(from the tuning cache of this machine)")
 
 
 @pytest.mark.usefixtures("always")

@@ -352,7 +352,7 @@ def test_a_validation_loss_that_is_no_number_is_said_and_never_best(pictures: An
     )
     assert bench.trainer.run().best_epoch == 2
     assert bench.recorder.warnings == [
-        "The validation loss of epoch 2 is nan: this epoch's weights are never the best ones."
+        "The validation loss of epoch 2 is nan: this epoch's weights cannot be chosen as the best."
     ]
 
 
