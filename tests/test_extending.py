@@ -84,7 +84,7 @@ def test_the_tail_is_that_of_a_longer_run(
     assert after[9] > 4 * before[8]
 
 
-def test_cut_off_after_the_old_end_it_goes_on_exactly(
+def test_cut_off_after_the_old_end_it_continues_exactly(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(data, tmp_path / "first", 2)
@@ -108,7 +108,7 @@ def test_cut_off_after_the_old_end_it_goes_on_exactly(
     assert rates(first) == rates(tmp_path / "second")
 
 
-def test_killed_before_its_first_new_checkpoint_it_still_goes_on(data: Path, tmp_path: Path) -> None:
+def test_killed_before_its_first_new_checkpoint_it_still_continues(data: Path, tmp_path: Path) -> None:
     """The spec says 4 epochs, the checkpoint that 2 were asked for and are done."""
     run = train(data, tmp_path / "run", 2)
     spec = runs.read_spec(run / "spec.yaml")

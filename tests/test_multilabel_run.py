@@ -107,7 +107,7 @@ def test_a_run_learns_and_its_files_agree(run: Path) -> None:
     assert [score["threshold"] for score in val["per_class"]] == list(card.thresholds)
 
 
-def test_a_run_goes_on_exactly(run: Path, tmp_path: Path) -> None:
+def test_a_run_continues_exactly(run: Path, tmp_path: Path) -> None:
     class Stops(tellapart.Callback):
         def on_epoch_end(self, values: Any) -> None:
             raise KeyboardInterrupt
@@ -153,7 +153,7 @@ def test_a_head_alone_trains_on_features(
     assert any(torch.equal(ours[name], theirs[name]) for name in theirs if name.endswith("weight"))
 
 
-def test_parts_of_a_batch_give_the_same_weights(run: Path, tmp_path: Path) -> None:
+def test_micro_batches_give_the_same_weights(run: Path, tmp_path: Path) -> None:
     states = []
     for parts in (1, 4):
         spec = {**changed(tmp_path / f"run{parts}", epochs=1, accumulate=parts), "data": {"labels": "multi"}}

@@ -108,7 +108,7 @@ def test_a_run_says_what_it_was_trained_on(finished: Any) -> None:
     assert finished.metrics["n"] == 9
 
 
-def test_a_run_stopped_goes_on_with_the_same_object_exactly(
+def test_a_run_stopped_continues_with_the_same_object_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(Pictures(), tmp_path / "whole", classes=CLASSES, val=Pictures(9, first=90))
@@ -193,7 +193,7 @@ def test_check_and_find_lr_take_objects(tmp_path: Path) -> None:
     assert len(curve.lrs) > 1
 
 
-def test_the_same_picture_in_train_and_test_is_told(
+def test_the_same_picture_in_train_and_test_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = train(Pictures(24), tmp_path / "run", test=Pictures(6), **{"training.epochs": 1})

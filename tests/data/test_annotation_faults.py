@@ -415,9 +415,7 @@ def test_files_of_names_that_mislead(tmp_path: pathlib.Path) -> None:
     assert read(tmp_path).classes == ("cat", "do\x85g", "fish")
     (tmp_path / "a.yaml").write_text("names: [cat, fish, dog]")
     assert read(tmp_path).classes == ("cat", "dog", "fish")
-    assert "a.yaml names the classes; other files of class names differ from it" in told(
-        read(tmp_path)
-    )
+    assert "a.yaml names the classes; other files of class names differ from it" in told(read(tmp_path))
     (tmp_path / "classes.txt").unlink()
     (tmp_path / "a.yaml").unlink()
     assert "the classes are numbers" in told(read(tmp_path))

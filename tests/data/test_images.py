@@ -357,7 +357,7 @@ def test_looking_at_bad_images_only_says_why(tmp_path: Path, spec: DataSpec) -> 
         look(samples, spec)
 
 
-def test_progress_is_told(tmp_path: Path, spec: DataSpec) -> None:
+def test_progress_is_reported(tmp_path: Path, spec: DataSpec) -> None:
     samples = files(tmp_path / "in", [photograph(n, 9, 9) for n in range(5)])
     for make in (evaluation_images, augmentation_sources):
         told: list[int] = []

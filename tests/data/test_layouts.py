@@ -86,7 +86,7 @@ def test_splits_by_their_folders_names(tmp_path: pathlib.Path, names: tuple[str,
         assert tag == wanted[split].replace("/", "-")
 
 
-def test_an_unlabelled_part_beside_splits_is_left_out_and_said(tmp_path: pathlib.Path) -> None:
+def test_an_unlabelled_folder_beside_splits_is_left_out_with_a_message(tmp_path: pathlib.Path) -> None:
     put(tmp_path, *files("seg_train/seg_train"), *files("seg_test/seg_test"), "seg_pred/seg_pred/1.png")
     samples = read(tmp_path)
     assert splits_of(samples) == {"train": 9, "test": 9}

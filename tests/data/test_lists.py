@@ -544,7 +544,7 @@ def test_a_column_of_splits_that_decides_nothing_leaves_them_to_be_dealt(
     assert noted(samples, "'split'", "names no split")
 
 
-def test_a_list_of_a_header_alone_is_told(tmp_path: pathlib.Path) -> None:
+def test_a_list_of_a_header_alone_is_reported(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "labels.csv", ["path,label,split"])
     with pytest.raises(DataError):
         read(tmp_path / "labels.csv")

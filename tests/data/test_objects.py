@@ -214,7 +214,7 @@ def test_a_label_changed_on_the_way_is_not_named_by_the_inner_data_set() -> None
     assert opened(data).classes == ("0", "1")
 
 
-def test_what_has_no_label_or_cannot_be_read_is_left_out_and_told() -> None:
+def test_what_has_no_label_or_cannot_be_read_is_left_out_with_a_message() -> None:
     def make(index: int) -> Any:
         if index == 4:
             raise OSError("broken")
@@ -241,7 +241,7 @@ def test_a_file_that_pillow_cannot_read_to_its_end_is_a_bad_image(tmp_path: Path
     assert len(images) == 23
 
 
-def test_more_than_a_pair_is_told() -> None:
+def test_more_than_a_pair_is_reported() -> None:
     notes: list[str] = []
     samples = opened(Pairs(lambda i: (PIXELS[i], LABELS[i], i)), notes=notes)
     assert samples.classes == ("0", "1", "2")
@@ -402,7 +402,7 @@ def test_a_list_has_the_rules_of_a_lists_file(tmp_path: Path) -> None:
     assert "argmax" in refused([(pairs[0][0], np.eye(3)[0])])
 
 
-def test_parts_of_paths_keep_their_splits(tmp_path: Path) -> None:
+def test_tables_of_paths_keep_their_splits(tmp_path: Path) -> None:
     pairs = _written(tmp_path)
     samples = opened(pairs[:12], val=pairs[12:18], test=pairs[18:])
     assert [len(samples.split(split)) for split in ("train", "val", "test")] == [12, 6, 6]

@@ -120,7 +120,7 @@ def test_val_is_taken_from_train_and_test_is_not(tmp_path: pathlib.Path) -> None
     assert "val" not in set(read(tmp_path, val_fraction=0).splits)
 
 
-def test_without_a_test_part_the_note_says_whose_figure_it_is(tmp_path: pathlib.Path) -> None:
+def test_without_a_test_split_the_note_says_whose_figure_it_is(tmp_path: pathlib.Path) -> None:
     put(tmp_path, *numbered("train/a", 9), *numbered("train/b", 9), "val/a/1.png", "val/b/1.png")
     samples = read(tmp_path)
     assert set(samples.splits) == {"train", "val"}
@@ -537,7 +537,7 @@ def test_class_folders_go_before_lists_that_say_nothing_of_them(tmp_path: pathli
     assert read(tmp_path).classes == ("a", "b")
 
 
-def test_a_path_with_the_name_of_a_known_set_is_taken_and_said(
+def test_a_path_with_the_name_of_a_known_set_is_taken_with_a_message(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path, *numbered("mnist/one", 4), *numbered("mnist/two", 4))

@@ -50,7 +50,7 @@ def test_an_optimizer_of_torch_by_name_is_ours(data: Path, tmp_path: Path) -> No
         tellapart.resume(made.run, quiet=True)
 
 
-def test_a_schedule_of_ones_own_is_ours(data: Path, tmp_path: Path) -> None:
+def test_an_own_schedule_equals_tellaparts(data: Path, tmp_path: Path) -> None:
     """Linear, with a warm-up too, by name and as an object."""
     ours = tellapart.train(data, **quick(tmp_path / "a", schedule="linear", warmup_epochs=0.5)).run
     for number, schedule in enumerate(

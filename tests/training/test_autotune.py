@@ -113,7 +113,7 @@ def test_parts(batch: int, smallest: int, expected: list[int]) -> None:
 # ------------------------------------------------------------------------------------ when it measures
 
 
-def test_a_short_run_is_not_probed(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run_is_not_tuned(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "_measured", None)  # calling it fails
     prepared, model = prepare()
     said: list[str] = []
@@ -123,7 +123,7 @@ def test_a_short_run_is_not_probed(prepare: Any, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("always")
-def test_the_probe_can_be_switched_off_or_have_nothing_to_do(
+def test_autotuning_can_be_switched_off_or_have_nothing_to_do(
     prepare: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autotune, "_measured", None)
@@ -199,7 +199,7 @@ def test_measuring_the_pace_changes_nothing(prepare: Any, monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("name", ["simple-cnn", "fast-cnn"])
-def test_measuring_changes_nothing_and_is_remembered(
+def test_measuring_changes_nothing_and_is_cached(
     name: str, prepare: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared, model = prepare(**{"model.name": name, "model.dropout": 0.1})
@@ -305,7 +305,7 @@ def test_ways_far_behind_are_measured_once(prepare: Any, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("always")
-def test_a_frozen_network_may_have_small_parts(prepare: Any, saved_weights: Any) -> None:
+def test_a_frozen_network_may_have_small_micro_batches(prepare: Any, saved_weights: Any) -> None:
     """Batch norms that do not train keep their statistics, so parts change nothing."""
     file = saved_weights("fast-cnn", num_classes=5, size=8)
     changes = {"model.name": "fast-cnn", "model.weights": str(file)}

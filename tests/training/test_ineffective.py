@@ -167,7 +167,7 @@ NEVER: list[tuple[dict[str, Any], bool, str]] = [
 
 
 @pytest.mark.parametrize(("changes", "validation", "text"), NEVER)
-def test_what_a_run_never_comes_to_is_said(changes: dict[str, Any], validation: bool, text: str) -> None:
+def test_what_a_run_never_comes_to_is_reported(changes: dict[str, Any], validation: bool, text: str) -> None:
     facts = dataclasses.replace(FACTS, validation=validation)
     said = told({"training.epochs": 10, **changes}, facts)
     assert len(said) == 1

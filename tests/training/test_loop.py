@@ -366,7 +366,7 @@ def test_without_validation_the_last_epoch_counts(pictures: Any, build: Any, dif
     assert difference(bench.model, bench.start) < 1e-6
 
 
-def test_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own(
+def test_validation_sees_the_averaged_weights_and_training_continues_with_its_own(
     pictures: Any, build: Any, difference: Any
 ) -> None:
     samples = pictures((20, 20, 20), (6, 6, 6))
@@ -911,7 +911,7 @@ def test_sampling_modes_show_what_they_say(pictures: Any, build: Any) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 7, 8, 9, 20])
-def test_stops_where_it_is_asked_to_and_goes_on_exactly(
+def test_stops_where_it_is_asked_to_and_continues_exactly(
     step: int, pictures: Any, build: Any, difference: Any
 ) -> None:
     samples = pictures((20, 20, 20), (5, 5, 5))
