@@ -413,7 +413,7 @@ def _check_choices(argv: Sequence[str]) -> None:
 
 
 def _refuse_fixed(argv: Sequence[str]) -> None:
-    """Say of a field of the spec that a run cannot go on with another value, and why."""
+    """Say that a run cannot be resumed with another value of a field of the spec, and why."""
     fields = flatten(Spec())
     for word in argv:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_").replace(".no_", ".")
@@ -471,7 +471,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _OutputError(Exception):
-    """Standard output takes no more, for another reason than that nobody reads it."""
+    """Standard output cannot be written, for another reason than a closed pipe."""
 
 
 def _flush() -> None:

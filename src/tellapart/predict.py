@@ -44,11 +44,11 @@ class Prediction:
     probabilities: tuple[float, ...] = ()
     error: str = ""
     told: tuple[answers.Told, ...] | None = None
-    """Where an image can have several labels: those that reach their thresholds, best first; None else."""
+    """If an image can have several labels: those that reach their thresholds, best first; otherwise None."""
 
     @property
     def label(self) -> str:
-        """The most probable class; of several labels the first that is told, or an empty text."""
+        """The most probable class; with several labels the first of them, or an empty text."""
         names = self.labels if self.told is None else [one.label for one in self.told]
         return names[0] if names else ""
 

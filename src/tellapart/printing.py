@@ -34,7 +34,7 @@ def as_json_line(content: Any) -> str:
 
 
 def summary(result: Result) -> str:
-    """Return how a training ended: accuracy and what it is of, where things lie, what to type next."""
+    """Return the end of a training as text: accuracy and its split, where the files are, what to type next."""
     lines = []
     if "map" in result.metrics:
         value, (low, high) = result.metrics["map"], result.metrics["map_interval"]
@@ -61,7 +61,7 @@ def summary(result: Result) -> str:
 
 
 def series_summary(series: Series) -> str:
-    """Return how several runs ended: a line for each, what they say together, and where things lie."""
+    """Return the end of several runs as text: a line for each, their summary, and where the files are."""
     folds = series.kind == "folds"
     width = max(len(str(entry["run"])) for entry in series.runs)
     lines = []
@@ -193,7 +193,7 @@ MATRIX_CLASSES = 12  # so many have room there for the confusion matrix
 
 
 def _confusion_lines(evaluation: Evaluation) -> list[str]:
-    """Return the confusion matrix, a row for each true class; nothing where there are too many classes."""
+    """Return the confusion matrix, a row for each true class; nothing if there are too many classes."""
     names = [shown(score.name, one_line=True) for score in evaluation.per_class]
     if len(names) > MATRIX_CLASSES:
         return []
