@@ -1,4 +1,4 @@
-"""Which column of a table or shard is the label, the image, the split: as told, or by the rules of lists."""
+"""Which column of a table or shard is the label, the image, the split: as given, or by the rules of lists."""
 
 from __future__ import annotations
 

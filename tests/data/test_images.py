@@ -1,4 +1,4 @@
-"""From samples to images: as the contract makes them, what is left out and why, and what can be told of them."""
+"""From samples to images: by the contract, what is left out and why, and what is reported about them."""
 
 from __future__ import annotations
 

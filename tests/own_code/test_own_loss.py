@@ -1,4 +1,4 @@
-"""A loss of one's own: by name or as an object, for each image, with its own parameters."""
+"""The user's own loss: by name or as an object, for each image, with its own parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers and schedules of one's own, against ours."""
+"""The user's own optimizers and schedules, against tellapart's."""
 
 from __future__ import annotations
 

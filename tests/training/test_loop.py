@@ -560,7 +560,7 @@ print(limited.progress.micro, len(Quiet.warnings))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is counted in /proc")
 def test_a_real_limit_of_memory_is_lived_with(tmp_path: Path, pictures: Any) -> None:
-    """512 images at once take 350 MB, and there are 150: parts of them are computed, with the same result."""
+    """512 images at once take 350 MB, and there are 150: they are computed in micro-batches, with the same result."""
     import pickle
 
     spec = {
