@@ -133,7 +133,7 @@ def test_a_run_stopped_continues_with_the_same_object_exactly(
         tellapart.resume(run, data={"train": Pictures(), "val": Pictures(3, first=90)}, quiet=True)
     with pytest.raises(RunError, match=r"1 of its 57 images have a different content, the first: train/7"):
         tellapart.resume(run, data=Pictures(changed=7), val=Pictures(9, first=90), quiet=True)
-    with pytest.raises(RunError, match=r"have another label, the first: train/0 was 'ant' and is 'x'"):
+    with pytest.raises(RunError, match=r"have a different label, the first: train/0 was 'ant' and is 'x'"):
         tellapart.resume(run, data=Pictures(), val=Pictures(9, first=90), classes=["x", "y", "z"], quiet=True)
     with pytest.raises(RunError, match="data is a path"):
         tellapart.resume(run, data="photos", quiet=True)
