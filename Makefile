@@ -1,4 +1,4 @@
-# Two commands do all the set-up: make demo, make test.
+# Start with make demo or make test: both set up everything they need.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
@@ -26,9 +26,9 @@ demo: setup
 test: setup
 	$(BIN)/pytest -n 2 --dist worksteal -q
 
-# The fast tests with the lowest versions that pyproject.toml allows, in an environment of their own.
-#   make test-lowest [KEEP="torch==2.13.0 torchvision==0.28.0"] [TESTS="tests/data"]: versions that are not to be
-#   lowered, and what to run. With a newer torch than an old package knows, torch's words on torch.jit are no fault,
+# The fast tests with the lowest versions that pyproject.toml allows, in a separate environment.
+#   make test-lowest [KEEP="torch==2.13.0 torchvision==0.28.0"] [TESTS="tests/data"]: versions that must not be
+#   lowered, and which tests to run. If torch is newer than an old package expects, its torch.jit deprecation warning fault,
 #   and exports to ONNX and OpenVINO fail: keep onnxscript and openvino as new as torch.
 KEEP ?=
 TESTS ?=
@@ -56,7 +56,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The short measurements, on data that is embedded or generated; the others want data: see docs/benchmarks.md.
+# The short measurements, on embedded or generated data; the others need data: see docs/benchmarks.md.
 bench: setup
 	$(BIN)/python bench/machine.py
 	$(BIN)/python bench/start.py
@@ -64,11 +64,11 @@ bench: setup
 	$(BIN)/python bench/tutorial_speed.py
 	$(BIN)/python bench/tutorial_speed.py --batch-size 128 --recipes tutorial --images 20000
 
-# Every comparison with another program; the programs are in an environment of their own. Some hours on two cores.
+# Every comparison with another program; the programs have a separate environment. A few hours on two cores.
 #   make bench-peers DATA=hymenoptera_data CIFAR=cifar10 [OURS=659] [AIRBENCH=airbench94_muon.py]
-# DATA: photographs, train/CLASS/* and val/CLASS/*. CIFAR: CIFAR-10, lossless, train/CLASS/* and test/CLASS/*. What
-# needs the one that is not given is left out. OURS: seconds of a whole run of cifar10-fast on this machine. AIRBENCH:
-# its script, which is not part of this project.
+# DATA: photographs, train/CLASS/* and val/CLASS/*. CIFAR: CIFAR-10, lossless, train/CLASS/* and test/CLASS/*.
+# Comparisons whose data is not given are left out. OURS: seconds of a whole run of cifar10-fast on this machine.
+# AIRBENCH: its script, which is not in this repository.
 PEERS := .venv-peers/bin/python
 bench-peers: setup
 	@test -n "$(DATA)$(CIFAR)" || { echo 'make bench-peers DATA=FOLDER CIFAR=FOLDER: photographs, and CIFAR-10; see the Makefile'; exit 2; }
@@ -88,8 +88,9 @@ ifdef DATA
 	$(BIN)/python bench/transfer.py --data "$(DATA)"
 endif
 
-# The same on a machine with a GPU, with what is installed there (timm, torchvision; lightning, transformers). Half an hour.
-#   make bench-gpu DATA=hymenoptera_data CIFAR=cifar10 [AIRBENCH=airbench94_muon.py] [AIRBENCH96=airbench96.py]
+# The same on a machine with a GPU, against the packages installed there (timm, torchvision; lightning, transformers).
+# Half an hour.   make bench-gpu DATA=hymenoptera_data CIFAR=cifar10 [AIRBENCH=airbench94_muon.py]
+# [AIRBENCH96=airbench96.py]
 bench-gpu: setup
 	@test -d "$(DATA)/train" -a -d "$(CIFAR)/train" || { echo 'make bench-gpu DATA=FOLDER CIFAR=FOLDER: see the Makefile'; exit 2; }
 	$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "There is no CUDA device.")'

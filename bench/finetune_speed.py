@@ -7,7 +7,7 @@ Every side trains all layers of the network (ResNet-18) with SGD on the same fil
 usual augmentation (random resized crop, flip, and what else its reference script has by default), on the GPU where
 there is one, and is measured from the first step after a warm-up: loading, augmentation, forward, backward, update.
 
-- tellapart: its loop from a warm store, with the precision that its probe chooses on this machine (printed), and in
+- tellapart: its loop from a warm store, with the precision that autotuning chooses on this machine (printed), and in
   the others.
 - timm: `create_loader` with train.py's defaults (beside a GPU its prefetcher), timm's model, `create_optimizer_v2`.
 - torchvision: the classification reference's transforms, DataLoader and loop.
@@ -64,7 +64,7 @@ class Setting:
 
 
 def tellapart_ways(args: argparse.Namespace, cache: str) -> dict[str, Measure]:
-    """Return the ways to run tellapart: as the probe chooses in a long run, and in each precision."""
+    """Return the ways to run tellapart: as autotuning chooses in a long run, and in each precision."""
     changes = {
         "data.source": str(args.data),
         "data.cache_dir": cache,
@@ -246,7 +246,7 @@ def main() -> None:
         if args.copies:
             args.data = common.copies(args.data, args.copies, Path(scratch) / "copies")
         ways = tellapart_ways(args, scratch) | others(args)
-        same = next(name for name, way in ways.items() if way is None)  # as the probe has chosen
+        same = next(name for name, way in ways.items() if way is None)  # as autotuning has chosen
         found = common.in_turns({name: way for name, way in ways.items() if way}, args.rounds)
     found[same] = found.get("tellapart", [])
     print(f"\n{'':<20}{'':>9}  tellapart is, times:     in the same precision:")

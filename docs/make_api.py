@@ -50,7 +50,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "Parts": (
-        "For a loop or a program of one's own; each works without the others. `examples/` has scripts for them.",
+        "For your own loop or program; each works without the others. `examples/` has scripts for them.",
         (
             *("tellapart.parts.open_images", "tellapart.parts.ImageSet", "tellapart.parts.batches"),
             *("tellapart.parts.RawBatch", "tellapart.parts.Augmentation", "tellapart.parts.ResumableSampler"),

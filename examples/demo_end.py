@@ -1,4 +1,4 @@
-"""The last lines of `make demo`: what was achieved, where it lies, what to type next.
+"""The last lines of `make demo`: what was achieved, where it is, what to type next.
 
 python examples/demo_end.py RUN
 """
@@ -13,7 +13,7 @@ PROGRAM = ".venv/bin/tellapart"
 
 
 def last_lines(run: Path) -> str:
-    """Return the lines for a finished run; they read only its evaluation on the test part."""
+    """Return the lines for a finished run; they read only its evaluation on the test split."""
     with open(run / "evaluation" / "test" / "metrics.json", encoding="utf-8") as stream:
         figures = json.load(stream)
     low, high = figures["accuracy_interval"]
@@ -41,7 +41,7 @@ def main() -> int:
         print(last_lines(Path(sys.argv[1])))
     except (OSError, ValueError, KeyError) as error:
         print(
-            f"error: {sys.argv[1]} has no evaluation of a test part that can be read: {error}",
+            f"error: {sys.argv[1]} has no readable evaluation on a test split: {error}",
             file=sys.stderr,
         )
         return 1

@@ -1,4 +1,4 @@
-"""A DataLoader of one's own that goes on exactly where training was cut off, in the middle of an epoch.
+"""A DataLoader of your own that continues exactly where training was interrupted, in the middle of an epoch.
 
 python examples/exact_resume.py
 """
@@ -18,7 +18,7 @@ IMAGES = TensorDataset(torch.tensor(DIGITS.data / 16, dtype=torch.float32), torc
 
 
 def train(steps: int, checkpoint: bytes = b"") -> tuple[list[float], bytes]:
-    """Take so many steps, from a checkpoint where there is one; return their losses and a new checkpoint."""
+    """Take this many steps, from a checkpoint if one is given; return their losses and a new checkpoint."""
     torch.manual_seed(0)
     network = torch.nn.Linear(64, 10)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5, momentum=0.9)
@@ -35,7 +35,7 @@ def train(steps: int, checkpoint: bytes = b"") -> tuple[list[float], bytes]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            sampler.done()  # after the step: what the loader has read ahead does not count
+            sampler.done()  # after the step: batches that the loader has read ahead do not count
             losses.append(loss.item())
             if len(losses) == steps:
                 break
@@ -46,7 +46,7 @@ def train(steps: int, checkpoint: bytes = b"") -> tuple[list[float], bytes]:
 
 
 def main() -> bool:
-    """Train 40 steps at once, and in two parts; return whether every loss is the same to the last bit."""
+    """Train for 40 steps at once, and in two runs; return whether every loss is the same to the last bit."""
     whole, _ = train(40)
     first, checkpoint = train(23)
     second, _ = train(17, checkpoint)

@@ -1,4 +1,4 @@
-"""A callback of your own, which ends training when an epoch gains too little.
+"""A callback of your own, which stops training when an epoch gains too little.
 
 What state_dict returns is saved with each checkpoint. Run it: python examples/own_callback.py
 """

@@ -1,4 +1,4 @@
-"""A network of your own: what makes it takes the number of classes and of channels.
+"""A network of your own: its constructor takes the number of classes and of channels.
 
 On the command line: tellapart train --model.name my_module:Net --model.arguments width=32
 """
@@ -31,5 +31,5 @@ if __name__ == "__main__":
     run = {"dir": sys.argv[1] if len(sys.argv) > 1 else ""}
     result = tellapart.train(model=Net, training={"epochs": 2, "lr": 0.005}, run=run, quiet=True)
     print(f"accuracy {result.metrics['accuracy']:.3f}, in {result.run}")
-    # Net is defined in this script, so no file can name it: whoever opens the model gives it.
+    # Net is defined in this script, so no file can name it: whoever opens the model passes it.
     print("classes", *tellapart.load(result.run, model=Net).classes)

@@ -1,4 +1,4 @@
-"""Label the pictures of a folder, and copy each into a folder of its class where the model is sure enough.
+"""Label the images in a folder, and copy each into a folder for its class if the model is sure enough.
 
 python examples/predict_folder.py MODEL FOLDER OUT [SURE]
 """
@@ -13,7 +13,7 @@ import tellapart
 
 
 def main(model: str, folder: str, out: str, sure: float = 0.9) -> dict[str, int]:
-    """Return how many pictures went into each folder."""
+    """Return how many images went into each folder."""
     counts: dict[str, int] = {}
     for answer in tellapart.predict(model, folder):
         if answer.error:

@@ -39,7 +39,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def draw(label: int, number: int, size: int = 16, channels: int = 3) -> np.ndarray:
-    """A picture that can be told apart: stripes whose direction and colour depend on the label, and noise."""
+    """An image that can be classified: stripes whose direction and colour depend on the label, and noise."""
     rng = np.random.default_rng([label, number])
     y, x = np.mgrid[:size, :size]
     wave = np.sin((x * np.cos(label) + y * np.sin(label)) * 1.3 + rng.uniform(0, 6))

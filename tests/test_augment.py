@@ -365,7 +365,7 @@ def test_nothing_drawn_means_normalise():
     assert len(drawn[1:]) == 3
 
 
-def test_the_wrong_part_of_the_numbers_is_refused():
+def test_the_wrong_share_of_the_numbers_is_refused():
     made = augment(hflip=0.5)
     with pytest.raises(ValueError, match="3 images"):
         made.apply(pictures(3), None, made.draw(4, None, generator()))

@@ -21,7 +21,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_every_part_is_done_by_a_thread_of_its_own(two_threads: None) -> None:
+def test_every_chunk_is_done_by_a_thread_of_its_own(two_threads: None) -> None:
     done: list[int] = []
     inside: set[tuple[int, int]] = set()
     meet = threading.Barrier(2, timeout=20)  # passes only where two work at once
@@ -54,7 +54,7 @@ def test_an_error_reaches_the_caller(two_threads: None) -> None:
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("preset", ["photo", "strong"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_threads_and_parts_change_no_bit(
+def test_threads_and_chunks_change_no_bit(
     preset: str, channels: int, inference: bool, two_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Preprocessing(40, channels, "crop", "bilinear", 1.0, (0.5,) * channels, (0.2,) * channels)

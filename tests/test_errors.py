@@ -43,7 +43,7 @@ def test_case_and_hyphens_do_not_matter(name: str) -> None:
     assert did_you_mean("RESNET", ["resnet18", "vgg11"]).startswith("Did you mean 'resnet18'?")
 
 
-def test_nothing_is_said_where_nothing_is_valid() -> None:
+def test_nothing_is_reported_where_nothing_is_valid() -> None:
     assert did_you_mean("resnet", []) == ""
 
 

@@ -84,7 +84,7 @@ def test_the_tail_is_that_of_a_longer_run(
     assert after[9] > 4 * before[8]
 
 
-def test_cut_off_after_the_old_end_it_goes_on_exactly(
+def test_cut_off_after_the_old_end_it_continues_exactly(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(data, tmp_path / "first", 2)
@@ -108,7 +108,7 @@ def test_cut_off_after_the_old_end_it_goes_on_exactly(
     assert rates(first) == rates(tmp_path / "second")
 
 
-def test_killed_before_its_first_new_checkpoint_it_still_goes_on(data: Path, tmp_path: Path) -> None:
+def test_killed_before_its_first_new_checkpoint_it_still_continues(data: Path, tmp_path: Path) -> None:
     """The spec says 4 epochs, the checkpoint that 2 were asked for and are done."""
     run = train(data, tmp_path / "run", 2)
     spec = runs.read_spec(run / "spec.yaml")
@@ -152,7 +152,7 @@ def test_only_what_makes_sense_can_be_changed() -> None:
         if name in extending.MAY_CHANGE:
             extending.refuse(name)
         else:
-            with pytest.raises(SpecError, match=f"^{name} cannot be changed when a run goes on: "):
+            with pytest.raises(SpecError, match=f"^{name} cannot be changed when a run is resumed: "):
                 extending.refuse(name)
     assert extending.changed(spec, {"training.lr": spec.training.lr}) == spec, "the same value is no change"
     with pytest.raises(SpecError, match=r"training\.lr cannot be changed.*steps so far"):
@@ -184,7 +184,7 @@ def test_the_command_line_extends(trained: Any, call: Callable[..., Any], tmp_pa
     shutil.copytree(trained.run, tmp_path / "run")
     answer = call("resume", "run", "--training.epochs", 3, "--run.report", "False")
     assert answer.code == 0
-    assert "Goes on to epoch 3 (before: 2; 2 are done)" in answer.err
+    assert "Continues to epoch 3 (before: 2; 2 are done)" in answer.err
     spec = runs.read_spec(tmp_path / "run" / "spec.yaml")
     assert (spec.training.epochs, spec.run.report) == (3, False)
 

@@ -58,7 +58,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_limit_of_size_is_told_with_the_files_name(
+def test_a_limit_of_size_is_reported_with_the_files_name(
     writer: str, old: bool, limited: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.bin"
@@ -74,7 +74,7 @@ def test_a_limit_of_size_is_told_with_the_files_name(
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_is_told_with_the_files_name(writer: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_the_files_name(writer: str, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if (
@@ -252,7 +252,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_the_one_before_a_damaged_checkpoint_is_used_and_the_damage_told(damage: str, tmp_path: Path) -> None:
+def test_the_one_before_a_damaged_checkpoint_is_used_and_the_damage_reported(
+    damage: str, tmp_path: Path
+) -> None:
     for step in (12, 24):
         checkpoint.save(tmp_path, step, _content(step))
     path = tmp_path / "step-000000024.pt"

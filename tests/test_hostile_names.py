@@ -135,7 +135,7 @@ def many_chunks(chunks: int) -> bytes:
     [(many_scans(3000), "JPEG"), (many_chunks(20_000), "PNG"), (many_scans(0)[:2] + b"\xff\xfe\0\2" * 2000 + many_scans(0)[2:], "JPEG")],
     ids=["scans", "chunks", "segments"],
 )  # fmt: skip
-def test_images_of_very_many_parts_are_refused_everywhere(
+def test_images_with_very_many_segments_are_refused_everywhere(
     content: bytes, name: str, model: Path, tmp_path: Path, call: Callable[..., Any]
 ) -> None:
     started = time.process_time()
@@ -155,7 +155,7 @@ def test_images_of_very_many_parts_are_refused_everywhere(
     assert "very many parts" in answer.out
 
 
-def test_usual_images_have_few_parts() -> None:
+def test_usual_images_have_few_segments() -> None:
     assert decode(many_scans(0), 3).shape == (64, 64, 3)
     assert decode(many_scans(80), 3).shape == (64, 64, 3)
     assert decode(many_chunks(9000), 3).shape == (8, 8, 3)

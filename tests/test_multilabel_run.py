@@ -60,13 +60,13 @@ def test_a_run_learns_and_its_files_agree(run: Path) -> None:
     spec = runs.read_spec(run / "spec.yaml")
     assert (spec.training.loss, spec.training.best_metric) == ("bce", "mAP")
     page = (run / "report.html").read_text()
-    assert "Labels that come together" in page
+    assert "Labels that occur together" in page
     assert "Confusion" not in page
     val = json.loads((run / "evaluation" / "val" / "metrics.json").read_text())
     assert [score["threshold"] for score in val["per_class"]] == list(card.thresholds)
 
 
-def test_a_run_goes_on_exactly(run: Path, tmp_path: Path) -> None:
+def test_a_run_continues_exactly(run: Path, tmp_path: Path) -> None:
     class Stops(tellapart.Callback):
         def on_epoch_end(self, values: Any) -> None:
             raise KeyboardInterrupt
@@ -81,7 +81,7 @@ def test_a_run_goes_on_exactly(run: Path, tmp_path: Path) -> None:
     listed = tmp_path / "cut" / "samples.csv"
     assert listed.read_text().startswith("path,labels,split")
     listed.write_text(listed.read_text().replace("blue|green", "blue", 1))
-    with pytest.raises(RunError, match="not what it was"):
+    with pytest.raises(RunError, match="has changed"):
         tellapart.resume(tmp_path / "cut", quiet=True)
 
 
@@ -112,7 +112,7 @@ def test_a_head_alone_trains_on_features(
     assert any(torch.equal(ours[name], theirs[name]) for name in theirs if name.endswith("weight"))
 
 
-def test_parts_of_a_batch_give_the_same_weights(run: Path, tmp_path: Path) -> None:
+def test_micro_batches_give_the_same_weights(run: Path, tmp_path: Path) -> None:
     states = []
     for parts in (1, 4):
         spec = {**changed(tmp_path / f"run{parts}", epochs=1, accumulate=parts), "data": {"labels": "multi"}}
@@ -258,7 +258,7 @@ def test_a_model_and_data_of_different_kinds(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="any number of labels"):
         tellapart.evaluate(run, str(one), quiet=True, labels="single")
     tellapart.train(str(one), quiet=True, **changed(tmp_path / "single", epochs=1))
-    with pytest.raises(DataError, match="tells one"):
+    with pytest.raises(DataError, match="gives one"):
         tellapart.evaluate(tmp_path / "single", str(data_of(run)), quiet=True)
 
 

@@ -108,7 +108,7 @@ def test_a_run_says_what_it_was_trained_on(finished: Any) -> None:
     assert finished.metrics["n"] == 9
 
 
-def test_a_run_stopped_goes_on_with_the_same_object_exactly(
+def test_a_run_stopped_continues_with_the_same_object_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(Pictures(), tmp_path / "whole", classes=CLASSES, val=Pictures(9, first=90))
@@ -126,14 +126,14 @@ def test_a_run_stopped_goes_on_with_the_same_object_exactly(
     monkeypatch.undo()
     run = tmp_path / "cut"
     with pytest.raises(
-        RunError, match=r"cannot go on without its data.*object:Pictures\(48\), val Pictures\(9\)"
+        RunError, match=r"cannot be resumed without its data.*object:Pictures\(48\), val Pictures\(9\)"
     ):
         tellapart.resume(run, quiet=True)
-    with pytest.raises(RunError, match=r"6 of its 57 images are not there, the first: val/3"):
+    with pytest.raises(RunError, match=r"6 of its 57 images are missing, the first: val/3"):
         tellapart.resume(run, data={"train": Pictures(), "val": Pictures(3, first=90)}, quiet=True)
-    with pytest.raises(RunError, match=r"1 of its 57 images have another content, the first: train/7"):
+    with pytest.raises(RunError, match=r"1 of its 57 images have a different content, the first: train/7"):
         tellapart.resume(run, data=Pictures(changed=7), val=Pictures(9, first=90), quiet=True)
-    with pytest.raises(RunError, match=r"have another label, the first: train/0 was 'ant' and is 'x'"):
+    with pytest.raises(RunError, match=r"have a different label, the first: train/0 was 'ant' and is 'x'"):
         tellapart.resume(run, data=Pictures(), val=Pictures(9, first=90), classes=["x", "y", "z"], quiet=True)
     with pytest.raises(RunError, match="data is a path"):
         tellapart.resume(run, data="photos", quiet=True)
@@ -193,7 +193,7 @@ def test_check_and_find_lr_take_objects(tmp_path: Path) -> None:
     assert len(curve.lrs) > 1
 
 
-def test_the_same_picture_in_train_and_test_is_told(
+def test_the_same_picture_in_train_and_test_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = train(Pictures(24), tmp_path / "run", test=Pictures(6), **{"training.epochs": 1})
@@ -220,4 +220,4 @@ def test_a_command_says_that_an_object_is_in_no_file(
     assert "tellapart.train(data" in text
     resumed = run_cli("resume", str(finished.run))
     assert resumed.returncode == 2
-    assert "cannot go on without its data" in " ".join(resumed.stderr.split())
+    assert "cannot be resumed without its data" in " ".join(resumed.stderr.split())

@@ -68,7 +68,7 @@ def test_without_changes_augmentation_is_the_contract() -> None:
 
 @pytest.mark.parametrize("mode", ["shuffle", "oversample", "undersample", "weighted"])
 @pytest.mark.parametrize(("stop", "drop_last"), [(1, False), (7, False), (9, True), (23, True)])
-def test_a_sampler_goes_on_exactly(mode: str, stop: int, drop_last: bool) -> None:
+def test_a_sampler_continues_exactly(mode: str, stop: int, drop_last: bool) -> None:
     """Through a loader that reads ahead in processes of its own; the state is taken between two steps."""
     labels = np.random.default_rng(0).integers(0, 3, 40)
 

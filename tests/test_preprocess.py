@@ -426,7 +426,7 @@ def test_images_of_the_right_size_pass_unchanged():
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_parts_give_the_same_bits(monkeypatch, mode):
+def test_chunks_give_the_same_bits(monkeypatch, mode):
     image = picture(301, 220)
     made = contract("crop", 48, mode)
     expected = resize(image, made)

@@ -154,7 +154,7 @@ def test_a_fold_is_a_run_like_any_other(crossed: Crossed, tmp_path: Path) -> Non
         tellapart.load(crossed.result.run)
 
 
-def test_cut_off_in_the_second_fold_it_goes_on_to_the_same(
+def test_cut_off_in_the_second_fold_it_continues_to_the_same(
     crossed: Crossed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     steps, inputs = 0, task.Classification.inputs
@@ -191,7 +191,7 @@ def test_two_cross_validations_are_compared_on_the_same_images(crossed: Crossed,
     (pair,) = found.pairs
     assert (pair.split, pair.shared) == ("out-of-fold", 60)
     assert pair.difference == pytest.approx(other.metrics["accuracy"] - crossed.result.metrics["accuracy"])
-    assert any("a little too sure" in note for note in found.notes)
+    assert any("somewhat too confident" in note for note in found.notes)
     assert not any("too optimistic" in note for note in found.notes)
 
 
@@ -255,7 +255,7 @@ def test_the_command_line(crossed: Crossed, call: Callable[..., Any], tmp_path: 
     ("word", "thing"),
     [("loss", {"loss": lambda logits, targets: logits.sum(1)}), ("model", {"model": lambda k, c: None})],
 )
-def test_code_of_ones_own_needs_a_name_in_several_runs(word: str, thing: dict[str, Any]) -> None:
+def test_own_code_needs_a_name_in_several_runs(word: str, thing: dict[str, Any]) -> None:
     """A run that is begun later, in another process, has to find it again."""
     for several in (tellapart.cross_validate, tellapart.repeat):
         with pytest.raises(SpecError, match=f"take {word} of your own by name"):

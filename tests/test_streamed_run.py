@@ -131,7 +131,7 @@ def test_a_range_goes_from_the_option_to_the_answer(
     assert warned == (given == "full")
 
 
-def test_an_unused_range_is_said(sensor: Path, tmp_path: Path) -> None:
+def test_an_unused_range_is_reported(sensor: Path, tmp_path: Path) -> None:
     from tellapart.data.sources import opening
     from tellapart.data.stores.images import look
     from tellapart.spec import DataSpec

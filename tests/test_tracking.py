@@ -544,7 +544,7 @@ def test_busy_work_that_fails_gives_the_terminal_back(terminal, clock):
 
 
 @pytest.mark.parametrize("kind", ["refused", "silent"])
-def test_an_mlflow_store_that_cannot_be_used_is_told_before_the_run(kind, monkeypatch):
+def test_an_mlflow_store_that_cannot_be_used_is_reported_before_the_run(kind, monkeypatch):
     fake_mlflow(monkeypatch)
 
     def search_experiments(max_results):

@@ -24,7 +24,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("words", [["evaluate", "model.onnx", "data"], ["train", "data"], ["report", "run"]])
-def test_what_to_install_is_said(words: list[str], tmp_path: Path) -> None:
+def test_what_to_install_is_reported(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\x08\x08")
     (tmp_path / "data").mkdir()
     done = subprocess.run(

@@ -282,7 +282,7 @@ def damaged(tmp_path: Path, make_folder: Callable[..., Path]) -> Path:
     return data
 
 
-def test_bad_images_are_listed_and_training_goes_on(
+def test_bad_images_are_listed_and_training_continues(
     damaged: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = train(damaged, tmp_path / "run")
@@ -308,13 +308,13 @@ def test_bad_images_can_stop_training(damaged: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_class_of_bad_images_only_is_told(
+def test_a_class_of_bad_images_only_is_reported(
     damaged: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for path in (damaged / "train/bee").iterdir():
         path.write_bytes(b"")
     result = train(damaged, tmp_path / "run")
-    assert "No readable training image of: bee." in capfd.readouterr().err
+    assert "There is no readable training image of: bee." in capfd.readouterr().err
     assert tellapart.load(result.run).classes == ("ant", "bee", "cat")
     for path in (damaged / "train").rglob("*.png"):
         path.write_bytes(b"")
@@ -328,10 +328,7 @@ def test_bad_images_do_not_count_in_an_evaluation(
     shutil.copytree(trained.data / "test", tmp_path / "data")
     (tmp_path / "data/ant/003.png").write_bytes(b"")
     assert workflow.evaluate(trained.run, tmp_path / "data", quiet=True).n == 35
-    assert (
-        "Skipped 1 image that cannot be read and so not measured; the first: ant/003.png: empty file"
-        in capfd.readouterr().err
-    )
+    assert "Skipped 1 image that cannot be read; the first: ant/003.png: empty file" in capfd.readouterr().err
     for path in (tmp_path / "data").rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"None of the all images of .*data can be read"):
@@ -393,7 +390,9 @@ def test_without_validation_everything_trains(tmp_path: Path, make_folder: Calla
     assert tellapart.load(result.run).card.scores["epoch"] == 2
 
 
-def test_without_any_other_part_nothing_is_measured(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
+def test_without_any_other_split_nothing_is_measured(
+    tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
     data = make_folder(tmp_path / "data")
     result = train(data, tmp_path / "run", **{"data.val_fraction": 0.0, "data.test_fraction": 0.0})
     assert (result.split, dict(result.metrics)) == ("", {})
@@ -401,7 +400,7 @@ def test_without_any_other_part_nothing_is_measured(tmp_path: Path, make_folder:
     assert tellapart.load(result.run).predict(data / "ant/000.png")[0].label in ("ant", "bee", "cat")
 
 
-def test_copies_across_splits_are_told(
+def test_copies_across_splits_are_reported(
     tmp_path: Path, make_folder: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = make_folder(tmp_path / "data", splits=("train", "val"))
@@ -491,7 +490,7 @@ def test_resuming_on_changed_data_is_refused(tmp_path: Path, make_folder: Callab
     run = train(data, tmp_path / "run").run
     before = sorted(path.name for path in run.iterdir())
     Image.new("RGB", (16, 16)).save(data / "train/bee/003.png")
-    with pytest.raises(RunError, match=r"not what it was: line \d+ of samples\.csv was .*train/bee/003\.png"):
+    with pytest.raises(RunError, match=r"has changed: line \d+ of samples\.csv was .*train/bee/003\.png"):
         workflow.resume(run, quiet=True)
     (data / "train/cat/011.png").unlink()
     (data / "train/bee/003.png").unlink()
@@ -586,7 +585,7 @@ WHOLE = {"model.name": "simple-cnn", "input.size": 16, "input.mean": [0.5] * 3, 
         ({"model.name": "simple-cmm"}, "ab", ModelError, "'simple-cnn'"),
     ],
 )
-def test_what_an_import_needs_is_said(
+def test_what_an_import_needs_is_reported(
     changes: dict[str, Any], classes: str, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     spec = update(Spec(), {**WHOLE, **changes})
@@ -615,7 +614,7 @@ def test_one_mean_stands_for_all_channels(tmp_path: Path) -> None:
     assert (contract.mean, contract.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
-def test_the_licence_of_weights_is_told(
+def test_the_licence_of_weights_is_reported(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What they are and where they come from; a licence that forbids commercial use warns, also where quiet."""
@@ -750,7 +749,7 @@ def test_evaluate_makes_the_split_that_training_made(
         assert f"does not say which images are its {split} split: measured on the split that training" in said
         assert f"{len(measured)} of {len(trained)} images (seed 3, by {run / 'spec.yaml'})" in said
     workflow.evaluate(tmp_path / "alone.safetensors", flat, split="test")
-    assert "(seed 0, by the default options: no run's folder lies around" in capfd.readouterr().err
+    assert "(seed 0, by the default options: the model is not in a run folder" in capfd.readouterr().err
 
 
 def test_splits_that_the_source_has_are_taken_as_they_are(

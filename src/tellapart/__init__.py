@@ -137,7 +137,7 @@ sys.modules[__name__].__class__ = _Tellapart
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for (PEP 562)."""
+    """Import a public name on first use (PEP 562)."""
     if name in _ROOMS:
         return importlib.import_module(f"tellapart.{name}")
     if name not in _WHERE:

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-# -m puts the working folder first in the path, and what lies there may be a stranger's: a torch.py, say.
+# -m puts the working folder first in the path, which may contain a stranger's files, such as a torch.py.
 if not sys.flags.safe_path and sys.path[:1] == [os.getcwd()] != [str(Path(__file__).parents[1])]:
     del sys.path[0]
 

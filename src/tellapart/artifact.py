@@ -42,7 +42,7 @@ def save(path: Path, state: Mapping[str, torch.Tensor], card: Card) -> None:
 
 
 def find(path: str | os.PathLike[str]) -> Path:
-    """Return the artifact's file for a run folder or a file. Raises ArtifactError where there is none."""
+    """Return the artifact's file for a run folder or a file. Raises ArtifactError if there is none."""
     given = Path(path)
     found = given / FILE_NAME if given.is_dir() else given
     if not found.is_file():
@@ -183,10 +183,10 @@ def open_model(
 
 
 def _check_shapes(path: str | os.PathLike[str], card: Card) -> None:
-    """Raise ArtifactError where the file has not the weights of its network, before memory is taken for that.
+    """Raise ArtifactError if the file does not have the weights of its network, before memory is allocated for it.
 
-    A card with an unusual size could else ask for any amount. Networks that cannot be built without memory are left
-    to `open_model`; theirs does not grow much with the size.
+    A card with an unusual size could otherwise request any amount. Networks that cannot be built without memory are
+    left to `open_model`; theirs does not grow much with the size.
     """
     try:
         with torch.device("meta"):

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _OutputError(Exception):
-    """Standard output takes no more, for another reason than that nobody reads it."""
+    """Standard output cannot be written, for another reason than a closed pipe."""
 
 
 def _flush() -> None:

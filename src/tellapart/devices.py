@@ -47,7 +47,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 def tune_allocator() -> None:
     """Let glibc keep freed memory instead of giving it back to the system after each large tensor.
 
-    Without this every step maps and unmaps its activations, and the kernel fills them with zeros anew: a third
+    Without this every step maps and unmaps its activations, and the kernel zeroes them again: a third
     of the time of a convolutional network on the CPU. Does nothing with other C libraries.
     """
     keep_freed(trim=(1 << 31) - 1, mmap=1 << 30)
@@ -114,7 +114,7 @@ def seed_device(device: torch.device, seed: int) -> None:
 
 
 def put(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return ``values`` on ``device``; to CUDA through pinned memory, so that nobody waits for the copy."""
+    """Return ``values`` on ``device``; to CUDA through pinned memory, without waiting for the copy."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)

@@ -1,7 +1,7 @@
-"""The errors that a person may see, each saying what was wrong, where, and what would be right.
+"""The errors that a user may see, each saying what happened, where, and what to do.
 
-Knows nothing of the rest of the package. ``exit_code`` is what the command line returns: 2 where the
-user's input must change, 1 where the work itself failed.
+Knows nothing of the rest of the package. ``exit_code`` is what the command line returns: 2 if the user's input must
+change, 1 if the work itself failed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DataError(UserError):
 
 
 class CacheError(UserError):
-    """Decoded images or downloads cannot be kept where they should be."""
+    """Decoded images or downloads cannot be stored in the cache folder."""
 
 
 class ModelError(UserError):
@@ -40,7 +40,7 @@ class ModelError(UserError):
 
 
 class ArtifactError(UserError):
-    """A file is not an artifact of ours, or is damaged."""
+    """A file is not an artifact of tellapart, or is damaged."""
 
 
 class RunError(UserError):
@@ -66,7 +66,7 @@ class MissingPackageError(UserError):
 
 
 class TrainingError(TellapartError):
-    """Training cannot go on (a loss that is not a number, memory that does not suffice)."""
+    """Training cannot continue (a loss that is not finite, not enough memory)."""
 
 
 class ExportError(TellapartError):

@@ -2,8 +2,8 @@
 
 A file is written beside its place under a name of its own (``.tellapart-…``), flushed to the disk, renamed, and the
 folder is flushed as well. Whatever goes wrong, the temporary goes, what was there stays, and the error names the file.
-A temporary is locked (flock) while it is written, so what a killed process left can be told from what another is
-about to finish: `sweep` removes the first. Knows nothing of what is written.
+A temporary is locked (flock) while it is written, so what a killed process left can be distinguished from what another
+is still writing: `sweep` removes the former. Knows nothing of what is written.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def told(error: OSError, place: Path) -> WriteError | None:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str], text: bool = False, errors: str = "strict") -> Iterator[IO[Any]]:
-    """Yield a stream; what was written to it becomes ``path`` where the block ends without an error.
+    """Yield a stream; what was written to it becomes ``path`` if the block ends without an error.
 
     ``text``: of characters, in UTF-8 with line ends as they are; else of bytes. A link is followed; a device or a pipe
     is written to directly. Raises WriteError.
@@ -263,7 +263,7 @@ def _as_text(stream: Any, text: bool, errors: str) -> Any:
 
 
 def _place(path: str | os.PathLike[str]) -> Path:
-    """Return where the file is to lie: what a link points to, not the link."""
+    """Return the final path of the file: what a link points to, not the link."""
     return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
 
 
@@ -287,7 +287,7 @@ def _named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _begin(parent: Path, folder: bool = False) -> tuple[Path, int]:
-    """Make a file or folder that nobody else has, locked; return its path and descriptor. Raises OSError."""
+    """Create a new file or folder, locked; return its path and descriptor. Raises OSError."""
     for _ in range(100):
         path = parent / f".tellapart-{secrets.token_hex(8)}"
         if folder:
@@ -338,7 +338,7 @@ def _settle(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename itself durable, where the system can (not on Windows, nor on some network disks)."""
+    """Make a rename itself durable if the system can (not on Windows, nor on some network disks)."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_DIRECTORY)
         try:
@@ -351,7 +351,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _cause(error: Exception, folder: Path) -> OSError | None:
-    """Return the disk's error behind a library's, or None where it seems to be none."""
+    """Return the disk's error behind a library's, or None if there seems to be none."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OSError) and found.errno in _DISK:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-NONE = "–"  # stands where there is no figure
+NONE = "–"  # shown if there is no figure
 _MOST, _LEAST = 1e12, 1e-6  # beyond these a number has an exponent
 
 
@@ -42,13 +42,13 @@ def signed(value: float, digits: int) -> str:
 
 
 def fixed(value: float, digits: int) -> str:
-    """Return a number with so many digits after the point; a zero has no sign."""
+    """Return a number with this many digits after the point; zero has no sign."""
     text = f"{value:,.{digits}f}"
     return text if text.strip("-0.,") else text.lstrip("-")
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a number with so many significant digits, or with all before the point; 1,923 is not 1.92e+03."""
+    """Return a number with this many significant digits, or all those before the point; 1,923 is not 1.92e+03."""
     if value is None or not math.isfinite(value):
         return NONE
     if not value:

@@ -40,7 +40,7 @@ def installed(package: str) -> bool:
 
 
 def require(package: str, extra: str, purpose: str) -> ModuleType:
-    """Import and return ``package``; raise MissingPackageError naming ``extra`` where it is not installed."""
+    """Import and return ``package``; raise MissingPackageError naming ``extra`` if it is not installed."""
     if not installed(package.partition(".")[0]):
         raise MissingPackageError(package, extra, purpose)
     if package.partition(".")[0] not in _TORCH_FREE:

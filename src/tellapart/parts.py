@@ -1,7 +1,7 @@
-"""Parts of tellapart for programs of one's own; each works without the others.
+"""Parts of tellapart for your own programs; each works without the others.
 
 The contract (`Preprocessing`, `load`, `resize`, `normalise`), the store of decoded images and its loader
-(`open_images`, `batches`), the batched augmentation (`Augmentation`), the sampler that goes on exactly where it was
+(`open_images`, `batches`), the batched augmentation (`Augmentation`), the sampler that resumes exactly where it was
 (`ResumableSampler`), the comparison of two callables (`parity`) and a model as a function of pixels (`Predictor`,
 `open_model`). These names stay where they are; what they are made of may move. Knows nothing of whole runs.
 """
@@ -110,7 +110,7 @@ def open_images(
     """Return the decoded images of a source by split (train, val, test): decoded once, then read from the store.
 
     Args:
-        data: what `tellapart.train` takes: folder, list, archive, annotation file, name, or an object of Python.
+        data: what `tellapart.train` takes: folder, list, archive, annotation file, name, or a Python object.
         contract: how images are decoded and sized.
         augmentation: of the training images; one that takes random crops gets images of their own sizes.
         val: as for `tellapart.train`.
@@ -145,7 +145,7 @@ def open_images(
 
 
 class ResumableSampler(torch.utils.data.Sampler[list[int]]):
-    """Batches of positions for a ``DataLoader`` (as its ``batch_sampler``), which go on exactly where they were.
+    """Batches of positions for a ``DataLoader`` (as its ``batch_sampler``), which resume exactly where they were.
 
     Each ``for`` over it is what is left of the current epoch. Call `done` after each step: what a loader has read ahead
     does not count, so the state is that of the training and not of the loader. An epoch's order is a function of
@@ -187,11 +187,11 @@ class ResumableSampler(torch.utils.data.Sampler[list[int]]):
             self.epoch, self.step = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values: where it is, and what it is for."""
+        """Return plain values: its position, and the images and options that it is for."""
         return {"epoch": self.epoch, "step": self.step, **self._about()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state. Raises RunError where it is of other images or options."""
+        """Continue from a state. Raises RunError if it belongs to other images or options."""
         for name, value in self._about().items():
             if state.get(name) != value:
                 raise RunError(f"The sampler's state is of {name} {state.get(name)!r}; here it is {value!r}.")

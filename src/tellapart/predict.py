@@ -43,7 +43,7 @@ class Prediction:
     probabilities: tuple[float, ...] = ()
     error: str = ""
     told: tuple[answers.Told, ...] | None = None
-    """Where an image can have several labels: those that reach their thresholds, best first; None else."""
+    """If an image can have several labels: those that reach their thresholds, best first; otherwise None."""
     expected_grade: float | None = None
     """Of grades: their mean by probability (see `tellapart.contract.answers.Answer`)."""
     levels: tuple[answers.AtLevel, ...] = ()
@@ -51,7 +51,7 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """The most probable class; of several labels the first that is told, or an empty text."""
+        """The most probable class; with several labels the first of them, or an empty text."""
         names = self.labels if self.told is None else [one.label for one in self.told]
         return names[0] if names else ""
 

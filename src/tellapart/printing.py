@@ -34,7 +34,7 @@ def as_json_line(content: Any) -> str:
 
 
 def summary(result: Result) -> str:
-    """Return how a training ended: accuracy and what it is of, where things lie, what to type next."""
+    """Return the end of a training as text: accuracy and its split, where the files are, what to type next."""
     from tellapart.evaluation.measurement import headline_of
 
     lines = []
@@ -63,7 +63,7 @@ def summary(result: Result) -> str:
 
 
 def series_summary(series: Series) -> str:
-    """Return how several runs ended: a line for each, what they say together, and where things lie."""
+    """Return the end of several runs as text: a line for each, their summary, and where the files are."""
     from tellapart.evaluation.measurement import headline_of
 
     folds = series.kind == "folds"
@@ -211,7 +211,7 @@ MATRIX_CLASSES = 12  # so many have room there for the confusion matrix
 
 
 def _confusion_lines(evaluation: Measurement) -> list[str]:
-    """Return the confusion matrix, a row for each true class; nothing where there are too many classes."""
+    """Return the confusion matrix, a row for each true class; nothing if there are too many classes."""
     names, confusion = [shown(name, one_line=True) for name in evaluation.classes], evaluation.confused()
     if confusion is None or len(names) > MATRIX_CLASSES:
         return []

@@ -112,7 +112,7 @@ def cifar10_fast() -> Spec:
     tellapart train cifar10 --recipe cifar10-fast
 
     Whitened patches, convolutions that begin as the identity, alternating flips, shifts by two pixels, label
-    smoothing, Muon, images that grow from 24 to 32 pixels, and an average over six views where the first leaves doubt.
+    smoothing, Muon, images that grow from 24 to 32 pixels, and an average over six views if the first is in doubt.
     It trains on all training images, so there is no validation part; the last epoch's weights are measured on the test
     part, once.
 

@@ -1,9 +1,9 @@
 """Code that is not tellapart's: names such as ``my_package.my_module:build``, objects given in Python, and consent.
 
-Importing code runs it. So a name is imported only where a person gave it (``allow``), trusts its package, or gave it
+Importing code runs it. So a name is imported only if the user gave it (``allow``), trusts its package, or gave it
 on this machine before (``remember``); a file's own word is never enough. An object that is given in Python needs no
-import: a spec has its name where it can be imported, else ``object:NAME``, and whoever opens the file gives the object
-again (`providing`). Knows nothing of what the code is for. Loads no torch.
+import: a spec has its name if it can be imported, otherwise ``object:NAME``, and whoever opens the file passes the
+object again (`providing`). Knows nothing of what the code is for. Loads no torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tellapart.errors import ArtifactError, SpecError, UserError, did_you_mean
 
 MARK = "object:"
 Trust = bool | str | Sequence[str]
-"""True: whatever the file names; else the packages that may be imported."""
+"""True: whatever the file names; otherwise the packages that may be imported."""
 KINDS = {
     "model": "network",
     "loss": "loss",
@@ -52,7 +52,7 @@ _provided: contextvars.ContextVar[Mapping[tuple[str, str], Any]] = contextvars.C
 
 
 def is_object(name: str) -> bool:
-    """Return whether ``name`` stands for an object of Python that no file can name."""
+    """Return whether ``name`` stands for a Python object that no file can name."""
     return name.startswith(MARK)
 
 
@@ -84,7 +84,7 @@ def package_of(name: str) -> str:
 
 
 def name_of(thing: Any) -> str:
-    """Return the name by which a function or class can be imported, else ``object:NAME``."""
+    """Return the name by which a function or class can be imported, otherwise ``object:NAME``."""
     module, qualified = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     if isinstance(module, str) and isinstance(qualified, str) and module != "__main__":
         found: Any = sys.modules.get(module)
@@ -160,7 +160,7 @@ def _remembered() -> set[str]:
 
 
 def remember(name: str) -> None:
-    """Note that a person gave this name here, so that files that have it can be opened on this machine."""
+    """Record that the user gave this name, so that files with it can be opened on this machine."""
     line = _line(name)
     if line in _remembered():
         return
@@ -190,7 +190,7 @@ def _working_folder() -> Iterator[None]:
 
 
 def _origin(package: str) -> str:
-    """Return the file that importing a package would run, without importing it; "" where there is none."""
+    """Return the file that importing a package would run, without importing it; "" if there is none."""
     with _working_folder():
         try:
             found = importlib.util.find_spec(package)
@@ -229,7 +229,7 @@ def entry_points(group: str) -> dict[str, str]:
 def load(name: str, kind: str, where: str) -> Any:
     """Return what ``name`` stands for: the object that was given, or what is imported.
 
-    ``where`` names it, for messages. Raises ArtifactError without consent, UserError where it cannot be had.
+    ``where`` names it, for messages. Raises ArtifactError without consent, UserError if it cannot be imported.
     """
     provided = _provided.get()
     if (kind, name) in provided:
@@ -305,7 +305,7 @@ def arguments(given: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
 
 
 def keywords(given: Sequence[str]) -> dict[str, Any]:
-    """Return arguments as Python takes them; a value is JSON or a literal of Python, else text."""
+    """Return arguments as Python takes them; a value is JSON or a Python literal, otherwise text."""
     return {key: _value(text) for key, _, text in (one.partition("=") for one in given)}
 
 
@@ -318,7 +318,7 @@ def _value(text: str) -> Any:
 
 
 def called(what: Callable[..., Any], given: Sequence[str], name: str, *positional: Any, **named: Any) -> Any:
-    """Call one's own code; what it raises becomes a UserError that says where."""
+    """Call the user's own code; what it raises becomes a UserError that says where."""
     try:
         return what(*positional, **named, **keywords(given))
     except UserError:
@@ -332,5 +332,5 @@ def called(what: Callable[..., Any], given: Sequence[str], name: str, *positiona
 
 
 def bound(what: Any, given: Sequence[str]) -> Any:
-    """Return a function with its arguments filled in; as it is where there are none."""
+    """Return a function with its arguments filled in; unchanged if there are none."""
     return functools.partial(what, **keywords(given)) if given else what

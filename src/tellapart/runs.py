@@ -50,8 +50,8 @@ class Claim:
 
     directory: the folder, which is made and locked at once; empty: ``runs/DATE-TIME-MODEL``, which `make` makes, so
     here it is only tried whether it could. What did not become a run is removed after the block. Raises RunError
-    where the folder is not empty (nothing that is there is ever overwritten), where another process writes to it, or
-    where it cannot be written to.
+    if the folder is not empty (existing files are never overwritten), if another process writes to it, or if it cannot
+    be written to.
     """
 
     def __init__(self, directory: str) -> None:
@@ -179,7 +179,7 @@ def _refuse_used(folder: Path) -> None:
 def create(directory: str, model_name: str) -> Path:
     """Make and return a new run folder: ``directory``, or ``runs/DATE-TIME-MODEL``.
 
-    Raises RunError where the folder is not empty: nothing that is there is ever overwritten.
+    Raises RunError if the folder is not empty: existing files are never overwritten.
     """
     if directory:
         folder = Path(directory)
@@ -205,7 +205,7 @@ def has_begun(folder: Path) -> bool:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether ``folder`` is a run of ours."""
+    """Return whether ``folder`` is a run folder of tellapart."""
     return (folder / SPEC_FILE).is_file()
 
 
@@ -215,7 +215,7 @@ def series_file(folder: Path) -> Path | None:
 
 
 def require(path: str | os.PathLike[str]) -> Path:
-    """Return the run folder at ``path``. Raises RunError where there is none."""
+    """Return the run folder at ``path``. Raises RunError if there is none."""
     folder = Path(path)
     if not folder.exists():
         raise RunError(f"There is no run folder {folder}.")
@@ -239,7 +239,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return an object of JSON; {} where there is none, or it is damaged."""
+    """Return a JSON object; {} if there is none, or it is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -40,7 +40,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Words:
-    """The words that a text may be, besides the name of one's own code; ``group``: of packages' entry points."""
+    """The allowed words, besides the name of own code; ``group``: of packages' entry points."""
 
     words: tuple[str, ...]
     group: str = ""
@@ -166,7 +166,7 @@ _ELSEWHERE = {
 
 
 def meant(value: Any, valid: list[str]) -> list[str]:
-    """Return the choice that another program calls ``value``, where there is one."""
+    """Return the choice that another program calls ``value``, if there is one."""
     word = "".join(letter for letter in str(value).casefold() if letter not in "-_ ")
     word = word.removeprefix("torch.").removeprefix("optim.").removeprefix("nn.").removeprefix("lrscheduler.")
     known = _ELSEWHERE.get(word)
@@ -179,7 +179,7 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _coerce(value: Any, hint: Any, name: str) -> Any:
-    """Return ``value`` as the type ``hint`` wants it; raise SpecError where it does not fit."""
+    """Return ``value`` as the type ``hint`` requires; raise SpecError if it does not fit."""
     origin = typing.get_origin(hint)
     if origin is Annotated:
         base, *extras = typing.get_args(hint)

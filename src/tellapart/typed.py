@@ -83,7 +83,7 @@ def check_choices(argv: Sequence[str]) -> None:
 
 
 def refuse_fixed(argv: Sequence[str]) -> None:
-    """Say of a field of the spec that a run cannot go on with another value, and why."""
+    """Say that a run cannot be resumed with another value of a field of the spec, and why."""
     fields = flatten(Spec())
     for word in argv:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_").replace(".no_", ".")

@@ -39,7 +39,7 @@ def _text(about: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[str] | None:
 
 
 def _optional(about: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Return how ``X | None`` is read; None where it is no such type, or X is a choice of words (tyro shows them)."""
+    """Return how ``X | None`` is read; None if it is another type, or X is a choice of words (tyro shows them)."""
     parts = typing.get_args(about.type)
     if typing.get_origin(about.type) not in (types.UnionType, typing.Union) or type(None) not in parts:
         return None

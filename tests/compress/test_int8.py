@@ -280,7 +280,7 @@ def test_weights_of_seven_bits_for_processors_without_vnni(exported: Path) -> No
     assert largest[1] > 120
 
 
-def test_a_budget_below_one_image_is_told() -> None:
+def test_a_budget_below_one_image_is_reported() -> None:
     from tellapart.workflow.quantising import _tell_grain
 
     said: list[str] = []

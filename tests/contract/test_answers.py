@@ -1,4 +1,4 @@
-"""What is told by logits and a card: against scipy, by the rule for ties, and the same in numpy, torch and a graph."""
+"""The answers for logits and a card: against scipy, by the rule for ties, and the same in numpy, torch and a graph."""
 
 from __future__ import annotations
 

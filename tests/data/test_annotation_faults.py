@@ -376,7 +376,7 @@ def test_auto_reads_utf8_and_other_files_side_by_side(tmp_path: pathlib.Path) ->
         (tmp_path / f"{number}.xml").write_bytes(voc("", ("роза", "мак")[number // 2 % 2]).encode(codec))
     samples = read(tmp_path, encoding="auto")
     assert labels(samples) == {f"{n}.jpg": ("роза", "мак")[n // 2 % 2] for n in range(6)}
-    assert "So it is with 2 more" in told(samples)
+    assert "The same holds for 2 more" in told(samples)
 
 
 def test_names_of_yaml_are_text(tmp_path: pathlib.Path) -> None:
@@ -415,12 +415,10 @@ def test_files_of_names_that_mislead(tmp_path: pathlib.Path) -> None:
     assert read(tmp_path).classes == ("cat", "do\x85g", "fish")
     (tmp_path / "a.yaml").write_text("names: [cat, fish, dog]")
     assert read(tmp_path).classes == ("cat", "dog", "fish")
-    assert "a.yaml names the classes; there are files of class names that say otherwise" in told(
-        read(tmp_path)
-    )
+    assert "a.yaml names the classes; other files of class names differ from it" in told(read(tmp_path))
     (tmp_path / "classes.txt").unlink()
     (tmp_path / "a.yaml").unlink()
-    assert "they are numbers" in told(read(tmp_path))
+    assert "the classes are numbers" in told(read(tmp_path))
     (tmp_path / "a.yaml").write_text("names: [a, b, c]")
     (tmp_path / "b.yaml").write_text("names: [c, b, a]")
     with pytest.raises(DataError, match=r"a\.yaml and b\.yaml name the classes differently"):

@@ -405,7 +405,7 @@ CHAINS = {
 def test_chains_of_links_and_deep_paths_are_refused_at_once(kind: str, tmp_path: pathlib.Path) -> None:
     path = tar(tmp_path / "a.tar", CHAINS[kind])
     started = time.process_time()
-    with pytest.raises(DataError, match="Nothing of it was kept") as caught:
+    with pytest.raises(DataError, match="Nothing was unpacked") as caught:
         extract(path, str(tmp_path / "cache"), quiet)
     assert time.process_time() - started < 10
     assert len(str(caught.value)) < 1000
@@ -416,7 +416,7 @@ def test_deep_paths_in_a_zip_are_refused(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("d/" * 3000 + "x", b"x")
-    with pytest.raises(DataError, match="Nothing of it was kept"):
+    with pytest.raises(DataError, match="Nothing was unpacked"):
         extract(str(path), str(tmp_path / "cache"), quiet)
     assert left(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""Which column of a table or shard is the label, the image, the split: as told, or by the rules of lists."""
+"""Which column of a table or shard is the label, the image, the split: as given, or by the rules of lists."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_unknown_columns_are_refused_with_the_columns_that_are_there(
             )
 
 
-def test_a_usual_name_goes_first_and_what_was_not_taken_is_said(tmp_path: pathlib.Path) -> None:
+def test_a_usual_name_goes_first_and_what_was_not_taken_is_reported(tmp_path: pathlib.Path) -> None:
     path = table(
         tmp_path / "a.parquet", {}, label=[FINE[k] for k in FINES], category=[COARSE[k // 2] for k in FINES]
     )

@@ -50,7 +50,7 @@ def _split_of(samples: Samples) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("prefix", ["", "train"])
-def test_copies_go_to_one_side_and_that_is_said(tmp_path: Path, prefix: str) -> None:
+def test_copies_go_to_one_side_with_a_message(tmp_path: Path, prefix: str) -> None:
     root = _source(tmp_path / "data", prefix=prefix)
     for n in range(20):
         for label in "ab":
@@ -142,7 +142,7 @@ def test_boxes_of_one_file_are_no_copies(tmp_path: Path) -> None:
     assert said == []
 
 
-def test_too_many_files_are_not_searched_and_that_is_said(
+def test_too_many_files_are_not_searched_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copies, "MAX_FILES", 79)

@@ -92,7 +92,7 @@ def test_copies_and_groups_stay_in_one_fold(tmp_path: Path, make_folder: Make) -
         assert {"train", "val", "test"} == set(grouped.splits)
 
 
-def test_what_cannot_be_dealt_is_said(tmp_path: Path, make_folder: Make) -> None:
+def test_what_cannot_be_dealt_is_reported(tmp_path: Path, make_folder: Make) -> None:
     data = make_folder(tmp_path / "data", count=3)
     with pytest.raises(DataError, match="10 folds need at least 10 images, and there are 9"):
         opened(data, "1/10")

@@ -1,4 +1,4 @@
-"""From samples to images: as the contract makes them, what is left out and why, and what can be told of them."""
+"""From samples to images: by the contract, what is left out and why, and what is reported about them."""
 
 from __future__ import annotations
 
@@ -255,10 +255,10 @@ def test_a_streamed_file_that_changes_is_an_error(tmp_path: Path) -> None:
     )
     (tmp_path / "in" / "2.jpg").write_bytes(photograph(9, 20, 20))
     assert streamed.batch(np.array([0, 1, 3])).images.shape[0] == 3
-    with pytest.raises(DataError, match=r"2\.jpg is not what it was"):
+    with pytest.raises(DataError, match=r"2\.jpg has changed"):
         streamed.batch(np.array([1, 2]))
     (tmp_path / "in" / "2.jpg").unlink()
-    with pytest.raises(DataError, match=r"2\.jpg is not what it was.*cannot be read"):
+    with pytest.raises(DataError, match=r"2\.jpg has changed.*cannot be read"):
         streamed.batch(np.array([2]))
 
 
@@ -345,7 +345,7 @@ def test_looking_at_bad_images_only_says_why(tmp_path: Path, spec: DataSpec) -> 
         look(samples, spec)
 
 
-def test_progress_is_told(tmp_path: Path, spec: DataSpec) -> None:
+def test_progress_is_reported(tmp_path: Path, spec: DataSpec) -> None:
     samples = files(tmp_path / "in", [photograph(n, 9, 9) for n in range(5)])
     for make in (evaluation_images, augmentation_sources):
         told: list[int] = []

@@ -86,7 +86,7 @@ def test_splits_by_their_folders_names(tmp_path: pathlib.Path, names: tuple[str,
         assert tag == wanted[split].replace("/", "-")
 
 
-def test_an_unlabelled_part_beside_splits_is_left_out_and_said(tmp_path: pathlib.Path) -> None:
+def test_an_unlabelled_folder_beside_splits_is_left_out_with_a_message(tmp_path: pathlib.Path) -> None:
     put(tmp_path, *files("seg_train/seg_train"), *files("seg_test/seg_test"), "seg_pred/seg_pred/1.png")
     samples = read(tmp_path)
     assert splits_of(samples) == {"train": 9, "test": 9}
@@ -229,7 +229,7 @@ def test_splits_inside_each_class(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_folders_that_say_no_class(tmp_path: pathlib.Path, names: list[str]) -> None:
-    with pytest.raises(DataError, match="lie in no class folders"):
+    with pytest.raises(DataError, match="are not in class folders"):
         read(put(tmp_path, *names))
 
 
@@ -361,7 +361,7 @@ def test_a_flat_folder_in_itself_is_no_class(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("names", [("images_001", "images_002"), ("HAM_images_part_1", "HAM_images_part_2")])
 def test_numbered_parts_of_one_whole_are_no_classes(tmp_path: pathlib.Path, names: tuple[str, ...]) -> None:
     put(tmp_path, *(f"{name}/{n}.png" for name in names for n in range(3)))
-    with pytest.raises(DataError, match=r"no class folders .*--data\.format classes"):
+    with pytest.raises(DataError, match=r"not in class folders .*--data\.format classes"):
         read(tmp_path)
     assert read(tmp_path, format="classes").classes == names
 
@@ -369,7 +369,7 @@ def test_numbered_parts_of_one_whole_are_no_classes(tmp_path: pathlib.Path, name
 def test_sets_below_wrapping_folders_are_refused(tmp_path: pathlib.Path) -> None:
     for size in ("100x100", "original"):
         put(tmp_path, *files(f"fruits_{size}/fruits/Training"), *files(f"fruits_{size}/fruits/Test"))
-    with pytest.raises(DataError, match="hold splits of their own: fruits_100x100, fruits_original"):
+    with pytest.raises(DataError, match="have splits of their own: fruits_100x100, fruits_original"):
         read(tmp_path)
 
 

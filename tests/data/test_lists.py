@@ -445,7 +445,7 @@ def test_without_class_folders_the_error_says_why_the_list_is_not_used(tmp_path:
     put(tmp_path, *(f"img/{stem}.jpg" for stem, _ in stems()))
     write(tmp_path / "l.csv", ["path,label", "none/of/these.jpg,cat"])
     with pytest.raises(
-        DataError, match=r"l\.csv is not used: .*names no image that is there, such as 'none/of/these"
+        DataError, match=r"l\.csv is not used: .*names no existing image, such as 'none/of/these"
     ):
         read(tmp_path)
     write(tmp_path / "l.csv", ["path,label", f"img/{stems()[0][0]}.jpg,Gänseblümchen"], "cp1252")
@@ -544,7 +544,7 @@ def test_a_column_of_splits_that_decides_nothing_leaves_them_to_be_dealt(
     assert noted(samples, "'split'", "names no split")
 
 
-def test_a_list_of_a_header_alone_is_told(tmp_path: pathlib.Path) -> None:
+def test_a_list_of_a_header_alone_is_reported(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "labels.csv", ["path,label,split"])
     with pytest.raises(DataError):
         read(tmp_path / "labels.csv")

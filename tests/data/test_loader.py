@@ -98,7 +98,7 @@ def test_the_order_is_covered_exactly_once(
 
 
 def _read(part: RawBatch, total: int, ragged: bool) -> list[int]:
-    """Check one process's part of a batch, and return the numbers of its images."""
+    """Check one process's slice of a batch, and return the numbers of its images."""
     assert part.count == total
     assert part.pixels.dtype == torch.uint8
     sizes = source_sizes(part)

@@ -216,7 +216,7 @@ def test_a_label_changed_on_the_way_is_not_named_by_the_inner_data_set() -> None
     assert opened(data).classes == ("0", "1")
 
 
-def test_what_has_no_label_or_cannot_be_read_is_left_out_and_told() -> None:
+def test_what_has_no_label_or_cannot_be_read_is_left_out_with_a_message() -> None:
     def make(index: int) -> Any:
         if index == 4:
             raise OSError("broken")
@@ -243,11 +243,11 @@ def test_a_file_that_pillow_cannot_read_to_its_end_is_a_bad_image(tmp_path: Path
     assert len(images) == 23
 
 
-def test_more_than_a_pair_is_told() -> None:
+def test_more_than_a_pair_is_reported() -> None:
     notes: list[str] = []
     samples = opened(Pairs(lambda i: (PIXELS[i], LABELS[i], i)), notes=notes)
     assert samples.classes == ("0", "1", "2")
-    assert any("gives 3 things" in note for note in notes)
+    assert any("returns 3 items" in note for note in notes)
 
 
 def test_copies_go_to_one_split() -> None:
@@ -296,7 +296,7 @@ def test_a_random_transform_is_refused_and_its_place_named() -> None:
         return np.roll(PIXELS[index].reshape(-1), shift).reshape(6, 8, 3), LABELS[index]
 
     text = refused(Pairs(noisy, classes=NAMES))
-    assert "gives other pixels when it is read a second time" in text
+    assert "returns other pixels when it is read a second time" in text
     assert "augment" in text
 
 
@@ -308,7 +308,7 @@ def test_a_rare_random_transform_is_found_when_images_are_decoded(tmp_path: Path
         return PIXELS[index] ^ np.uint8(index == 5 and seen[index] == 2), LABELS[index]
 
     samples = opened(Pairs(noisy, 24, classes=NAMES))
-    with pytest.raises(DataError, match="index 5 gives other pixels"):
+    with pytest.raises(DataError, match="index 5 returns other pixels"):
         evaluation_images(samples, CONTRACT, DataSpec(cache_dir=str(tmp_path)))
 
 
@@ -333,7 +333,7 @@ class _Endless(IterableDataset):
         (PIXELS, "A ndarray is not taken"),
         (7, "A int is not taken"),
         ((PIXELS, LABELS[:5]), "24 images and 5 labels"),
-        ({"train": [], "extra": []}, "'extra' is no split"),
+        ({"train": [], "extra": []}, "'extra' is not a split"),
         ({"val": [], "valid": []}, "means val, as another does"),
         ({}, "empty"),
     ],
@@ -352,7 +352,7 @@ def test_what_contradicts_is_refused() -> None:
     assert "data is an object" in refused(data, val="photos")
     assert "for files" in refused(data, DataSpec(format="coco"))
     other = Pairs(lambda i: (PIXELS[i], LABELS[i]), classes=["bee", "ant", "cat"])
-    assert "differently" in refused(ConcatDataset([data, other]))
+    assert "different class names" in refused(ConcatDataset([data, other]))
     with pytest.raises(DataError, match=r"the path 'photos'"):
         take("photos", val=data)
     assert take("photos") is None
@@ -360,7 +360,7 @@ def test_what_contradicts_is_refused() -> None:
 
 
 def test_a_spec_of_an_object_says_that_it_needs_it() -> None:
-    with pytest.raises(DataError, match=r"an object of Python.*tellapart.resume"):
+    with pytest.raises(DataError, match=r"a Python object.*tellapart.resume"):
         open_source(DataSpec(source="object:CIFAR10(50000)"), lambda note: None)
 
 
@@ -404,7 +404,7 @@ def test_a_list_has_the_rules_of_a_lists_file(tmp_path: Path) -> None:
     assert "argmax" in refused([(pairs[0][0], np.eye(3)[0])])
 
 
-def test_parts_of_paths_keep_their_splits(tmp_path: Path) -> None:
+def test_tables_of_paths_keep_their_splits(tmp_path: Path) -> None:
     pairs = _written(tmp_path)
     samples = opened(pairs[:12], val=pairs[12:18], test=pairs[18:])
     assert [len(samples.split(split)) for split in ("train", "val", "test")] == [12, 6, 6]

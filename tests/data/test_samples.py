@@ -47,7 +47,7 @@ def test_selecting_takes_the_same_rows_of_every_column(rows: list[int]) -> None:
 
 
 @given(st.integers(0, 30), st.integers(0, 5))
-def test_splits_part_the_table(count: int, seed: int) -> None:
+def test_splits_divide_the_table(count: int, seed: int) -> None:
     samples = table(count, seed)
     parts = [samples.split(name) for name in SPLITS]
     assert sorted(path for part in parts for path in part.paths) == sorted(samples.paths)

@@ -120,7 +120,7 @@ def test_val_is_taken_from_train_and_test_is_not(tmp_path: pathlib.Path) -> None
     assert "val" not in set(read(tmp_path, val_fraction=0).splits)
 
 
-def test_without_a_test_part_the_note_says_whose_figure_it_is(tmp_path: pathlib.Path) -> None:
+def test_without_a_test_split_the_note_says_whose_figure_it_is(tmp_path: pathlib.Path) -> None:
     put(tmp_path, *numbered("train/a", 9), *numbered("train/b", 9), "val/a/1.png", "val/b/1.png")
     samples = read(tmp_path)
     assert set(samples.splits) == {"train", "val"}
@@ -269,7 +269,7 @@ def test_groups_by_pattern_are_never_cut(tmp_path: pathlib.Path) -> None:
 
 def test_given_splits_that_cut_a_group_are_reported(tmp_path: pathlib.Path) -> None:
     put(tmp_path, *(f"{s}/{c}/p{n}.png" for s in ("train", "test") for c in "ab" for n in range(6)))
-    assert noted(read(tmp_path, group=r"p\d"), "cut through 6 groups")
+    assert noted(read(tmp_path, group=r"p\d"), "divide 6 groups")
 
 
 def test_images_without_a_class_folder_are_left_out_with_a_note(tmp_path: pathlib.Path) -> None:
@@ -298,9 +298,9 @@ def test_every_wrong_source_has_a_clear_error(tmp_path: pathlib.Path) -> None:
         ("file.xyz", {}, "not a kind of data"),
         ("empty", {}, "No images were found"),
         ("text", {}, "1 other file"),
-        ("loose", {}, "no class folders"),
-        ("splits", {}, "no class folders"),
-        ("good", {"format": "list"}, "holds no list"),
+        ("loose", {}, "not in class folders"),
+        ("splits", {}, "not in class folders"),
+        ("good", {"format": "list"}, "has no list"),
         ("good", {"format": "voc"}, "No Pascal VOC annotations"),
         ("good", {"format": "coco"}, "No COCO annotations"),
         ("good", {"format": "yolo"}, "No YOLO annotations"),
@@ -537,14 +537,14 @@ def test_class_folders_go_before_lists_that_say_nothing_of_them(tmp_path: pathli
     assert read(tmp_path).classes == ("a", "b")
 
 
-def test_a_path_with_the_name_of_a_known_set_is_taken_and_said(
+def test_a_path_with_the_name_of_a_known_set_is_taken_with_a_message(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path, *numbered("mnist/one", 4), *numbered("mnist/two", 4))
     monkeypatch.chdir(tmp_path)
     samples = read("mnist")
     assert samples.classes == ("one", "two")
-    assert noted(samples, "taken as a path")
+    assert noted(samples, "read as a path")
 
 
 def test_errors_are_of_our_tree() -> None:

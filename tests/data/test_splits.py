@@ -116,7 +116,7 @@ def test_seeds_differ_and_repeat() -> None:
     assert (first != other).any()
 
 
-def test_a_wanted_part_gets_a_group_if_one_can_be_spared() -> None:
+def test_a_wanted_split_gets_a_group_if_one_can_be_spared() -> None:
     labels = np.array([0, 0, 0, 1, 1, 1] * 3)
     groups = [f"g{row // 6}" for row in range(18)]
     splits = assign(labels, [str(row) for row in range(18)], 0.1, 0.0, 0, groups)

@@ -91,7 +91,7 @@ def test_clear_takes_keys_and_age_and_spares_what_is_in_use(tmp_path: Path, thre
     assert held.image(3).min() == 2
     del held
     assert housekeeping.clear(decoded, [three[2]]).removed == (three[2],)
-    with pytest.raises(UserError, match="key of no store"):
+    with pytest.raises(UserError, match="matches no store"):
         housekeeping.clear(decoded, [three[2]])
 
 

@@ -76,7 +76,7 @@ def test_zero_bytes_are_no_text() -> None:
         text.decode_text(b"cat\ndo\0g\n", "classes.txt")
 
 
-def test_a_mark_in_the_middle_of_joined_files_is_no_part_of_a_name() -> None:
+def test_a_mark_in_the_middle_of_joined_files_is_not_in_a_name() -> None:
     assert text.decode_text(b"\xef\xbb\xbfcat\n\xef\xbb\xbfdog\n", "x") == "cat\ndog\n"
     assert text.decode_text(b"\xef\xbb\xbf\xef\xbb\xbfcat\r\n\xef\xbb\xbfdog", "x") == "cat\r\ndog"
 
@@ -126,10 +126,10 @@ def test_wide_xml_needs_no_mark() -> None:
         assert "雏菊" in text.decode_xml(xml("雏菊", codec, "utf-16"), "a.xml")
 
 
-def test_a_file_that_is_utf8_too_is_said() -> None:
+def test_a_file_that_is_utf8_too_is_reported() -> None:
     said: list[str] = []
     assert text.decode_text("猫".encode("gbk"), "c.txt", "gbk", said.append) == "猫"  # "è" in UTF-8
-    assert "valid UTF-8 too" in said[0]
+    assert "also valid UTF-8" in said[0]
     assert text.decode_xml(xml("雏", "utf-8", "utf-8"), "a.xml", "cp1252").count("雏") == 1
 
 
@@ -235,7 +235,7 @@ def raw_zip(path: pathlib.Path, members: list[tuple[str, pathlib.Path]], encodin
     path.write_bytes(content)
 
 
-def test_a_guess_is_told_where_reading_fails(tmp_path: pathlib.Path) -> None:
+def test_a_guess_is_reported_where_reading_fails(tmp_path: pathlib.Path) -> None:
     (tmp_path / "list.csv").write_bytes("image,label\nx.png,кошка\ny.png,собака\n".encode("cp1251"))
     warned: list[str] = []
     with pytest.raises(DataError, match="None of the images"):

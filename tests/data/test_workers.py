@@ -154,10 +154,10 @@ def test_a_streamed_file_that_changes_is_an_error(two: Processes, tmp_path: Path
     store = stream(mixture(tmp_path / "in"), SOURCE, two)
     (tmp_path / "in" / "2.png").write_bytes(encoded(0, "PNG", (90, 80)))  # larger than there is room for
     assert store.batch(np.array([0, 1, 3])).shape[0] == 3
-    with pytest.raises(DataError, match=r"2\.png is not what it was"):
+    with pytest.raises(DataError, match=r"2\.png has changed"):
         store.batch(np.array([1, 2, 3]))
     (tmp_path / "in" / "2.png").unlink()
-    with pytest.raises(DataError, match=r"2\.png is not what it was.*cannot be read"):
+    with pytest.raises(DataError, match=r"2\.png has changed.*cannot be read"):
         store.batch(np.array([2]))
     assert store.batch(np.array([0, 1, 3])).shape[0] == 3
 

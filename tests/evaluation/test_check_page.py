@@ -283,7 +283,7 @@ def test_control_characters_of_names_are_spelt(tmp_path: Path) -> None:
     assert "\x1b" not in text
 
 
-def test_the_pages_folder_is_made_or_the_error_is_told(tmp_path: Path) -> None:
+def test_the_pages_folder_is_made_or_the_error_is_reported(tmp_path: Path) -> None:
     samples = arrays(4, 2)
     path = write_check_page(examine(samples), samples, tmp_path / "new" / "folder" / "page.html")
     assert path.is_file()

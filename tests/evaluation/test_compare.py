@@ -119,7 +119,7 @@ def test_only_shared_images_count(make_run):
     assert "250 test images shared (A has 600, B 250)" in compare([one, two]).to_text()
 
 
-def test_what_cannot_be_compared_is_said(make_run):
+def test_what_cannot_be_compared_is_reported(make_run):
     one, two, three = make_run("one"), make_run("two"), make_run("three", splits=())
     edit(two / "evaluation/test/predictions.csv", lambda k, row: row.update(path="else/" + row["path"]))
     found = compare([one, two, three])
@@ -152,7 +152,7 @@ def test_boxes_tell_rows_of_one_image_apart(make_run):
     assert compare([one, two]).pairs[0].shared == 600
 
 
-def test_validation_is_said_to_flatter(make_run):
+def test_validation_is_called_too_optimistic(make_run):
     found = compare([make_run("one", splits=("val",)), make_run("two", splits=("test", "val"), seed=1)])
     assert found.pairs[0].split == "val"
     assert any("too optimistic" in note for note in found.notes)

@@ -59,7 +59,7 @@ def test_the_page_of_a_tested_run(make_run):
     assert f"accuracy on 600 test images {100 * found.accuracy:.2f} %" in page.text
     low, high = found.accuracy_interval
     assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in page.text
-    assert "played no part in training or in choosing the epoch" in page.text
+    assert "were not used in training or to choose the epoch" in page.text
     assert "2 min 05 s" in page.text
     assert "8 of 12" in page.text
     for name in ("小汽车", "deer <b>&amp;", "truncated: 812 of 4,096 bytes"):
@@ -131,7 +131,7 @@ def test_more_classes_than_names_fit(make_run):
     [
         (
             ("val",),
-            "the epoch was chosen by them, so expect a little less on new images. This run has no test split.",
+            "the epoch was chosen by them, so expect slightly less on new images. This run has no test split.",
         ),
         (("train",), "says nothing about new images. This run has no test split."),
         ((), "Not evaluated yet"),
@@ -140,7 +140,7 @@ def test_more_classes_than_names_fit(make_run):
 def test_what_the_figure_is_worth(make_run, splits, said):
     page = Page(write_report(make_run(splits=splits, epochs=1, n=60)))
     assert said in page.text
-    assert "played no part" not in page.text
+    assert "were not used in training" not in page.text
 
 
 def test_a_test_split_that_waits(make_run):

@@ -43,7 +43,7 @@ def test_a_leak_stands_everywhere(leaking: Path, capfd: pytest.CaptureFixture[st
     page = (leaking / "run" / "report.html").read_text(encoding="utf-8")
     first = page[: page.index("<h2>")]
     assert "12 of 12 test images are also in train" in first
-    assert "played no part" not in page
+    assert "were not used in training" not in page
     assert leak["text"] in artifact.read_card(leaking / "run").warnings
     workflow.evaluate(leaking / "run", leaking / "data", cache_dir=str(leaking / "cache"))
     assert f"warning: of training: {leak['text']}" in capfd.readouterr().err
@@ -92,7 +92,7 @@ def test_test_images_that_chose_the_epoch(tmp_path: Path, capfd: pytest.CaptureF
     assert "which chose the epoch" in printing.summary(result)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "helped to choose the epoch" in page
-    assert "played no part" not in page
+    assert "were not used in training" not in page
 
 
 def test_warnings_stand_in_the_page_of_a_run_without_figures(leaking: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_file_gives_the_artifacts(
 
 
 def _their_runtime_gives_them(made: Made, target: Path, name: str) -> None:
-    """Run the file as it lies there, with nothing of ours; its own description says that it has features."""
+    """Run the file as it is, without tellapart; its own description says that it has features."""
     image = np.random.default_rng(1).integers(0, 256, (1, 40, 31, made.card.preprocessing.channels), np.uint8)
     if name == "onnx":
         import onnxruntime

@@ -108,9 +108,14 @@ def test_reduced_decoding_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.full_difference > 1e-3
     assert done.notes[0] == "A note."
     for page in (text.render([done]), text.page([done], "a run", "1")):
-        assert "A program that decodes them whole gets other answers: a probability differed by up to" in page
+        assert (
+            "A program that decodes them at full size gets other answers: a probability differed by up to"
+            in page
+        )
         assert f"{done.full_difference:.2e}" in page
-    assert "A program that decodes them whole gets other answers." in compare(Linear(), jpegs()).notes[1]
+    assert (
+        "A program that decodes them at full size gets other answers." in compare(Linear(), jpegs()).notes[1]
+    )
 
 
 def test_what_plain_pillow_does_not_give_is_counted() -> None:

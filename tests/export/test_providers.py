@@ -131,7 +131,7 @@ def test_tensorrt_knows_the_shapes_and_gets_no_larger_batch(
     assert [batch for where, batch in fake.fed if where == TENSORRT] == [32, 32, 6]
 
 
-def test_fp16_is_said_to_tensorrt(onnx_file: Any, runtime: Any) -> None:
+def test_tensorrt_is_told_about_fp16(onnx_file: Any, runtime: Any) -> None:
     fake = runtime(TENSORRT, CUDA)
     open_backend(onnx_file("squash", "fp16"), "tensorrt:2")
     assert (fake.asked[-1][0][1]["trt_fp16_enable"], fake.asked[-1][0][1]["device_id"]) == ("1", "2")

@@ -39,7 +39,9 @@ def _check(found: list[dict[str, Any]], least: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "start"), [("full", 37), ("kill", 61)])
-def test_a_run_of_which_a_write_fails_goes_on_to_the_same_end(kind: str, start: int, tmp_path: Path) -> None:
+def test_a_run_of_which_a_write_fails_continues_to_the_same_end(
+    kind: str, start: int, tmp_path: Path
+) -> None:
     _check(_faults("train", tmp_path, kind, start, 65), 150)
 
 

@@ -375,7 +375,7 @@ def test_a_published_file_is_known_by_its_name(name: str, tmp_path: Path) -> Non
     ("finetune", "inexact", "given", "words"),
     [
         ("full", "", {}, ""),
-        ("head", "", {}, "frozen do not learn another way"),
+        ("head", "", {}, "layers that stay frozen cannot adapt"),
         ("head", "", {"mean": (0.5,), "std": (0.5,)}, ""),
         ("full", "lanczos interpolation", {}, "asks for lanczos interpolation"),
         ("full", "lanczos interpolation", {"resize": "crop"}, ""),
@@ -412,7 +412,7 @@ def test_training_on_a_frozen_network_of_unknown_images_warns(tmp_path: Path) ->
     }
     changes |= {"run.dir": str(tmp_path / "run"), "data.cache_dir": str(tmp_path / "c"), "training.epochs": 1}
     workflow.train(quiet=True, **changes, **{"run.tensorboard": False, "run.report": False})
-    assert any("do not learn another way" in entry["text"] for entry in runs.read_warnings(tmp_path / "run"))
+    assert any("frozen cannot adapt" in entry["text"] for entry in runs.read_warnings(tmp_path / "run"))
 
 
 def test_two_networks_in_one_file(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def package(tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_a_package_offers_is_known_by_its_name(
     call: Callable[..., Any], package: None, data: Path, told: Path, elsewhere: Callable[[], None]
 ) -> None:
-    """It is listed without being imported; spec and artifact have the full name, and elsewhere it is asked for."""
+    """It is listed without being imported; spec and artifact have the full name, and files from elsewhere need
+    consent."""
     listed = call("models", "their")
     assert "their-net" in listed.out
     assert not told.exists()

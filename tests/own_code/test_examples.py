@@ -1,4 +1,4 @@
-"""The examples of one's own code run as a person would run them, and are as short as they are said to be."""
+"""The examples of own code run as a user would run them, and are as short as promised."""
 
 from __future__ import annotations
 

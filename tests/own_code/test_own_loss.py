@@ -1,4 +1,4 @@
-"""A loss of one's own: by name or as an object, for each image, with its own parameters."""
+"""The user's own loss: by name or as an object, for each image, with its own parameters."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_loss_of_labels_alone_cannot_have_mixed_targets(data: Path, tmp_path: 
         tellapart.train(data, loss=focal, **quick(tmp_path / "run", augment={"mixup": 0.2}))
 
 
-def test_a_loss_that_compares_images_is_not_computed_in_parts(data: Path, tmp_path: Path) -> None:
+def test_a_loss_that_compares_images_is_not_computed_in_micro_batches(data: Path, tmp_path: Path) -> None:
     """Each image's loss depends on the others here."""
 
     def centred(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -146,7 +146,7 @@ def test_a_loss_that_compares_images_is_not_computed_in_parts(data: Path, tmp_pa
         tellapart.train(data, loss=centred, **quick(tmp_path / "run", training={"accumulate": 2}))
 
 
-def test_a_loss_with_parameters_is_trained_and_goes_on_exactly(data: Path, tmp_path: Path) -> None:
+def test_a_loss_with_parameters_is_trained_and_continues_exactly(data: Path, tmp_path: Path) -> None:
     """Its state is in the checkpoint; the object that was given stays as it was."""
     whole = tellapart.train(data, loss=Scaled(), **quick(tmp_path / "whole", training={"epochs": 3})).run
 

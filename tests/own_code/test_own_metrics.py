@@ -1,4 +1,4 @@
-"""Metrics of one's own: in validation, as the figure that chooses the epoch, in evaluation, against scikit-learn."""
+"""The user's own metrics: in validation, as the figure that chooses the epoch, in evaluation, against scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network of one's own: trained, opened again, exported, and imported only where a person says so."""
+"""The user's own network: trained, opened again, exported, and imported only with the user's consent."""
 
 from __future__ import annotations
 

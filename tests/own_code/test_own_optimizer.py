@@ -1,4 +1,4 @@
-"""Optimizers and schedules of one's own, against ours."""
+"""The user's own optimizers and schedules, against tellapart's."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_an_optimizer_of_torch_by_name_is_ours(data: Path, tmp_path: Path) -> No
         tellapart.resume(made.run, quiet=True)
 
 
-def test_a_schedule_of_ones_own_is_ours(data: Path, tmp_path: Path) -> None:
+def test_an_own_schedule_equals_tellaparts(data: Path, tmp_path: Path) -> None:
     """Linear, with a warm-up too, by name and as an object."""
     ours = tellapart.train(data, **quick(tmp_path / "a", schedule="linear", warmup_epochs=0.5)).run
     for number, schedule in enumerate(
@@ -64,7 +64,10 @@ def test_a_schedule_of_ones_own_is_ours(data: Path, tmp_path: Path) -> None:
     ("own", "said"),
     [
         ({"optimizer": lambda groups, lr: None}, "must return a torch.optim.Optimizer"),
-        ({"optimizer": lambda groups, lr: torch.optim.SGD(groups[0]["params"], lr)}, "other groups"),
+        (
+            {"optimizer": lambda groups, lr: torch.optim.SGD(groups[0]["params"], lr)},
+            "different parameter groups",
+        ),
         ({"schedule": lambda step, steps: -1.0}, "at least 0"),
         ({"schedule": lambda step, steps: math.nan}, "at least 0"),
         ({"schedule": lambda step, steps: "fast"}, "at least 0"),

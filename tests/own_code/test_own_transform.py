@@ -97,7 +97,7 @@ def test_chance_is_a_function_of_the_seed(transform: Any) -> None:
 
 
 @pytest.mark.parametrize("transform", KINDS[:-1], ids=lambda one: type(one).__name__)
-def test_parts_of_a_batch_are_what_they_are_in_the_whole(transform: Any) -> None:
+def test_a_slice_of_a_batch_is_what_it_is_in_the_whole(transform: Any) -> None:
     """Micro-batches and processes change no image."""
     own = augment(transform)
     drawn = own.draw(6, None, torch.Generator().manual_seed(3))
@@ -136,7 +136,7 @@ def test_what_is_no_image_is_refused(transform: Any, said: str) -> None:
         applied(augment(transform))
 
 
-def test_a_run_goes_on_exactly(data: Path, tmp_path: Path) -> None:
+def test_a_run_continues_exactly(data: Path, tmp_path: Path) -> None:
     """With the same object, which is asked for."""
     changes: dict[str, Any] = {
         "quiet": True,

@@ -352,7 +352,9 @@ def test_a_torchscript_file_that_writes_is_refused(stranger: Path, tmp_path: Pat
     assert not list(Path.cwd().iterdir())
 
 
-def test_what_cannot_be_recorded_is_said(stranger: Path, written: dict[str, Path], tmp_path: Path) -> None:
+def test_what_cannot_be_recorded_is_reported(
+    stranger: Path, written: dict[str, Path], tmp_path: Path
+) -> None:
     (tmp_path / "data").write_text("a file where the folder should be")
     said = trust.record(written["torch-export"])
     assert "--trust" in said

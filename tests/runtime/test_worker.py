@@ -90,7 +90,9 @@ def test_a_failing_program_is_quoted(opened) -> None:
         opened(0, card="")
 
 
-def test_without_an_environment_the_command_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_environment_the_command_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TELLAPART_LITERT_ENV", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "own"))

@@ -89,7 +89,7 @@ def test_what_waits_is_computed_together_and_in_order() -> None:
     assert play(scene, max_batch=7).batches == [1, 6, 6, 3]
 
 
-def test_a_large_request_is_computed_in_parts() -> None:
+def test_a_large_request_is_computed_in_chunks() -> None:
     async def scene(batcher: Batcher, computer: Computer) -> None:
         answer = await batcher.submit(images(*range(11)), soon())
         assert answer[:, 0].tolist() == list(range(11))

@@ -99,7 +99,7 @@ def test_refusals_can_be_read_too(start: Callable[..., Running]) -> None:
             assert "Retry-After" in answer.headers["access-control-expose-headers"]
 
 
-def test_every_page_where_it_is_said(start: Callable[..., Running]) -> None:
+def test_every_page_where_it_is_reported(start: Callable[..., Running]) -> None:
     service = start(allow_origin=("*",))
     with service.client() as client:
         for origin in (OURS, "null", "http://any.example"):

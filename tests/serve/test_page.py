@@ -154,7 +154,7 @@ def test_on_a_phone_in_chinese(browser: Browser, shared: Running, files: list[st
 
 
 @needs_browser
-def test_what_goes_wrong_is_said(browser: Browser, shared: Running, tmp_path: Path) -> None:
+def test_what_goes_wrong_is_reported(browser: Browser, shared: Running, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(picture()[:60])
     browser.open(shared.url + "/")
     browser.choose("#files", [str(tmp_path / "broken.png")])

@@ -86,11 +86,11 @@ def test_choice(rates: dict[str, float], precision: str, parts: int) -> None:
 
 def test_the_message_names_both_speeds() -> None:
     choice = autotune.pick(_rates(fp32_1=290.2, bf16_1=530, bf16_4=790.4), 256)
-    assert choice.text == "bf16, 4 parts of 64: 790 images/s against 290 in fp32"
+    assert choice.text == "bf16, 4 micro-batches of 64: 790 images/s against 290 in fp32"
     choice = autotune.pick(_rates(fp32_1=9.26, bf16_1=5.0), 32)
     assert choice.text == "fp32, the batch of 32 at once: 9.3 images/s against 5.0 in bf16"
     choice = autotune.pick(_rates(bf16_1=50, bf16_2=100), 100)
-    assert choice.text == "bf16, 2 parts of 50: 100 images/s against 50 with the whole batch at once"
+    assert choice.text == "bf16, 2 micro-batches of 50: 100 images/s against 50 with the whole batch at once"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_parts(batch: int, smallest: int, expected: list[int]) -> None:
 # ------------------------------------------------------------------------------------ when it measures
 
 
-def test_a_short_run_is_not_probed(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run_is_not_tuned(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "_measured", None)  # calling it fails
     prepared, model = prepare()
     done = autotune.choose(prepared, model, CPU)
@@ -127,7 +127,7 @@ def test_a_short_run_is_not_probed(prepare: Any, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("always")
-def test_the_probe_can_be_switched_off_or_have_nothing_to_do(
+def test_autotuning_can_be_switched_off_or_have_nothing_to_do(
     prepare: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autotune, "_measured", None)
@@ -168,7 +168,7 @@ def test_a_run_is_long_by_a_measured_step(
     prepared, model = prepare()
     assert autotune._is_long(prepared, model, CPU) == expected
     assert len(clock) == 2 - steps
-    assert autotune._is_long(prepared, model, CPU) == expected, "as remembered"
+    assert autotune._is_long(prepared, model, CPU) == expected, "from the tuning cache"
     assert len(clock) == 2 - steps
 
 
@@ -203,7 +203,7 @@ def test_measuring_the_pace_changes_nothing(prepare: Any, monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("name", ["simple-cnn", "fast-cnn"])
-def test_measuring_changes_nothing_and_is_remembered(
+def test_measuring_changes_nothing_and_is_cached(
     name: str, prepare: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared, model = prepare(**{"model.name": name, "model.dropout": 0.1})
@@ -225,7 +225,7 @@ def test_measuring_changes_nothing_and_is_remembered(
     monkeypatch.setattr(autotune, "_Bench", None)
     again = autotune.choose(prepared, model, CPU)
     assert again.spec == spec
-    assert _why(again).endswith("(as measured before on this machine)")
+    assert _why(again).endswith("(from the tuning cache of this machine)")
 
 
 @pytest.mark.usefixtures("always")
@@ -306,7 +306,7 @@ def test_ways_far_behind_are_measured_once(prepare: Any, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("always")
-def test_a_frozen_network_may_have_small_parts(prepare: Any, saved_weights: Any) -> None:
+def test_a_frozen_network_may_have_small_micro_batches(prepare: Any, saved_weights: Any) -> None:
     """Batch norms that do not train keep their statistics, so parts change nothing."""
     file = saved_weights("fast-cnn", num_classes=5, size=8)
     changes = {"model.name": "fast-cnn", "model.weights": str(file)}

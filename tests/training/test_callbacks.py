@@ -169,7 +169,7 @@ def test_a_resumed_run_has_the_states_that_an_uncut_one_has(
     assert not again.recorder.warnings
 
 
-def test_a_state_without_its_callback_is_told(build: Any, pictures: Any) -> None:
+def test_a_state_without_its_callback_is_reported(build: Any, pictures: Any) -> None:
     bench, again = (build(pictures((8, 8)), **{"training.epochs": 1}) for _ in range(2))
     _with(bench, Diary()).run()
     again.trainer.restore(checkpoint.load_newest(bench.trainer.folder))
@@ -215,7 +215,7 @@ def test_what_is_no_callback_is_refused(wrong: Any) -> None:
         Callbacks([wrong])
 
 
-def test_an_error_is_told_to_the_callbacks(build: Any, pictures: Any) -> None:
+def test_an_error_is_passed_to_the_callbacks(build: Any, pictures: Any) -> None:
     class Broken(Callback):
         def after_step(self, outcome: Any) -> None:
             raise RuntimeError("broken")

@@ -167,7 +167,7 @@ def test_the_standard_error_is_that_of_repeated_draws() -> None:
     assert standard_error("loss", 0.8, counts) == 0
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on(pictures: Any, build: Any) -> None:
+def test_a_checkpoint_of_an_earlier_version_continues(pictures: Any, build: Any) -> None:
     """It did not know of the highest figure and the reference: its best was both."""
     from tellapart.training.progress import take_up
 

@@ -154,7 +154,7 @@ def test_replayed_and_compiled_steps_are_the_plain_ones(
     assert difference(copy.deepcopy(plain.model).cpu(), copy.deepcopy(fast.model).cpu()) < 1e-4
 
 
-def test_a_batch_that_does_not_fit_is_computed_in_parts(build: Any, pictures: Any) -> None:
+def test_a_batch_that_does_not_fit_is_computed_in_micro_batches(build: Any, pictures: Any) -> None:
     samples = pictures(train=(256, 256), size=64)
     changes = {"model.name": "fast-cnn", "training.batch_size": 512, "training.epochs": 1}
     bench = build(samples, device="cuda", **changes)

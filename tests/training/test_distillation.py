@@ -256,7 +256,7 @@ def test_a_frozen_backbone_runs_in_every_epoch(
     assert "teacher" in features._obstacle(spec)
 
 
-def test_resolutions_are_matched_as_parts_of_the_image() -> None:
+def test_resolutions_are_matched_relative_to_the_image() -> None:
     ours, theirs = {31: "a", 15: "b", 7: "c"}, {64: "x", 32: "y", 4: "z"}
     assert distillation.pairs(ours, theirs, 32, 64) == [("a", "x", 31), ("b", "y", 15)]
     assert distillation.pairs(ours, {}, 32, 64) == []

@@ -270,7 +270,7 @@ def test_memory_that_does_not_suffice_halves_the_batch(
     assert difference(bench.model, plain.model) < 1e-5
 
 
-def test_a_full_disk_is_said_clearly(
+def test_a_full_disk_is_reported_clearly(
     samples: Any, changes: dict[str, Any], build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any, **options: Any) -> Any:

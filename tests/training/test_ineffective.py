@@ -57,7 +57,7 @@ IDLE: list[tuple[dict[str, Any], Facts, str, str]] = [
     ({"training.class_weights": "inverse"}, Facts(True, (9, 9)), "training.class_weights", "same number"),
     (
         {"training.label_smoothing": 0.1, "distill.teacher": "t", "distill.weight": 1.0},
-        FACTS, "training.label_smoothing", "the teacher alone",
+        FACTS, "training.label_smoothing", "only the teacher",
     ),
     ({"distill.temperature": 2.0}, FACTS, "distill.temperature", "no teacher"),
     ({"distill.teacher": "t", "distill.weight": 0.0, "distill.temperature": 2.0}, FACTS, "distill.temperature", "is 0"),
@@ -167,7 +167,7 @@ NEVER: list[tuple[dict[str, Any], bool, str]] = [
 
 
 @pytest.mark.parametrize(("changes", "validation", "text"), NEVER)
-def test_what_a_run_never_comes_to_is_said(changes: dict[str, Any], validation: bool, text: str) -> None:
+def test_what_a_run_never_comes_to_is_reported(changes: dict[str, Any], validation: bool, text: str) -> None:
     facts = dataclasses.replace(FACTS, validation=validation)
     said = told({"training.epochs": 10, **changes}, facts)
     assert len(said) == 1

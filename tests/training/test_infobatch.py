@@ -143,7 +143,7 @@ def test_what_does_not_go_with_it_is_refused(changes: Any, message: str, picture
         build(pictures(), **{"training.prune": 0.5}, **changes)
 
 
-def test_a_run_cut_in_the_middle_goes_on_exactly(
+def test_a_run_cut_in_the_middle_continues_exactly(
     pictures: Any, build: Any, interrupt_at: Any, difference: Any
 ) -> None:
     samples = pictures(train=(20, 20, 20), val=(5, 5, 5), noise=25)

@@ -49,7 +49,7 @@ def test_the_last_epochs_weights_are_kept_and_measured(run: Path, capsys: pytest
     assert workflow.evaluate(run, split="val", quiet=True).loss != directly.loss
 
 
-def test_what_cannot_be_had_is_said(run: Path) -> None:
+def test_what_cannot_be_had_is_reported(run: Path) -> None:
     with pytest.raises(SpecError, match="Did you mean 'last'"):
         workflow.evaluate(run, epoch="lsat", quiet=True)
     (run / artifact.LAST_NAME).unlink()

@@ -352,7 +352,7 @@ def test_a_validation_loss_that_is_no_number_is_said_and_never_best(pictures: An
     )
     assert bench.trainer.run().best_epoch == 2
     assert bench.recorder.warnings == [
-        "The validation loss of epoch 2 is nan: this epoch's weights are never the best ones."
+        "The validation loss of epoch 2 is nan: this epoch's weights cannot be chosen as the best."
     ]
 
 
@@ -366,7 +366,7 @@ def test_without_validation_the_last_epoch_counts(pictures: Any, build: Any, dif
     assert difference(bench.model, bench.start) < 1e-6
 
 
-def test_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own(
+def test_validation_sees_the_averaged_weights_and_training_continues_with_its_own(
     pictures: Any, build: Any, difference: Any
 ) -> None:
     samples = pictures((20, 20, 20), (6, 6, 6))
@@ -560,7 +560,7 @@ print(limited.progress.micro, len(Quiet.warnings))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is counted in /proc")
 def test_a_real_limit_of_memory_is_lived_with(tmp_path: Path, pictures: Any) -> None:
-    """512 images at once take 350 MB, and there are 150: parts of them are computed, with the same result."""
+    """512 images at once take 350 MB, and there are 150: they are computed in micro-batches, with the same result."""
     import pickle
 
     spec = {
@@ -911,7 +911,7 @@ def test_sampling_modes_show_what_they_say(pictures: Any, build: Any) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 7, 8, 9, 20])
-def test_stops_where_it_is_asked_to_and_goes_on_exactly(
+def test_stops_where_it_is_asked_to_and_continues_exactly(
     step: int, pictures: Any, build: Any, difference: Any
 ) -> None:
     samples = pictures((20, 20, 20), (5, 5, 5))

@@ -90,7 +90,7 @@ def test_a_loss_that_only_wanders_suggests_nothing(kind: str, low: int, high: in
     assert low <= sum(curve.suggestion is not None for curve in curves) <= high
     for curve in curves:
         assert (curve.suggestion is None) == bool(curve.doubt)
-        assert not curve.doubt or "wandered" in curve.doubt or "never fell" in curve.doubt
+        assert not curve.doubt or "mostly noise" in curve.doubt or "never fell" in curve.doubt
 
 
 def test_smoothing_is_centred() -> None:

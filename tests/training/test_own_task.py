@@ -1,4 +1,4 @@
-"""A task of one's own: two views, no labels, a loss over the whole batch, and a head that checkpoints hold."""
+"""The user's own task: two views, no labels, a loss over the whole batch, and a head that checkpoints save."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_checking_leaves_the_network_as_it_was(pictures: Any, build: Any) -> Non
         assert torch.equal(tensor, bench.start.state_dict()[name]), name
 
 
-def test_a_run_cut_in_the_middle_goes_on_exactly(pictures: Any, build: Any, interrupt_at: Any) -> None:
+def test_a_run_cut_in_the_middle_continues_exactly(pictures: Any, build: Any, interrupt_at: Any) -> None:
     samples = pictures(train=(9, 9, 9), val=(3, 3, 3), size=16)
     changes = {
         "training.start_size": 8, "training.size_epochs": 0.8, "training.epochs": 4, "augment.crop": "pad",

@@ -84,7 +84,7 @@ def test_compiling_is_refused(
         build(pictures(), **{"training.quantize": "int8", "model.weights": weights, "speed.compile": "on"})
 
 
-def test_training_goes_on_exactly(
+def test_training_continues_exactly(
     build: Callable[..., Any],
     cut_in_the_middle: Callable[..., Any],
     pictures: Callable[..., Any],

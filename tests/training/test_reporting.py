@@ -26,7 +26,7 @@ from tellapart.training.resolution.checks import check_device
         (0.60, 0.73, 430, {}, False),
     ],
 )
-def test_training_far_above_validation_is_said(
+def test_training_far_above_validation_is_reported(
     train: float, val: float, images: int, changes: dict[str, Any], warns: bool, pictures: Any, build: Any
 ) -> None:
     plan = build(pictures((3, 3), (1, 1)), **changes).plan

@@ -20,7 +20,7 @@ from tellapart.devices import put
 from tellapart.preprocess import Images, Ragged, as_tensor
 
 Border = Literal["zeros", "reflection"]  # what lies outside of an image for what interpolates
-LARGE = 1 << 15  # values of an image from which on images are better handled one by one
+LARGE = 1 << 15  # values of an image above which images are faster one by one
 
 
 def pad(images: Tensor, padding: int, mode: Literal["zeros", "reflect"]) -> Tensor:

@@ -139,7 +139,8 @@ def _sharpness(images: Tensor, magnitudes: Tensor) -> Tensor:
     values = images.float()
     columns = values[..., :-2] + values[..., 1:-1] + values[..., 2:]
     block = columns[..., :-2, :] + columns[..., 1:-1, :] + columns[..., 2:, :]
-    blurred = block.add_(values[..., 1:-1, 1:-1], alpha=4).div_(13).round_()  # no 13th is half-way: exact
+    # No multiple of 1/13 is half-way, so rounding is exact.
+    blurred = block.add_(values[..., 1:-1, 1:-1], alpha=4).div_(13).round_()
     colour.blend(values[..., 1:-1, 1:-1], blurred, 1 + magnitudes)
     return values.to(torch.uint8)
 

@@ -19,7 +19,7 @@ def _border(size: Size, part: int) -> int:
 
 
 def _base(size: Size) -> dict[str, Any]:
-    """Everything off; the values below take effect when the thing that they belong to is switched on.
+    """Everything off; the values below take effect when their operation is switched on.
 
     Resized crops are about as wide for their height as the input is, so that nothing is stretched on the whole.
     """
@@ -53,12 +53,12 @@ def _base(size: Size) -> dict[str, Any]:
 
 
 def _none(size: Size) -> dict[str, Any]:
-    """Nothing at all."""
+    """No augmentation."""
     return {}
 
 
 def _light(size: Size) -> dict[str, Any]:
-    """Shifts by up to a sixteenth, no flips: safe for digits, letters and whatever has a left and a right."""
+    """Shifts by up to a sixteenth, no flips: safe for digits, letters and anything with a left and a right."""
     return {"crop": "pad", "crop_padding": _border(size, 16), "padding_mode": "reflect"}
 
 
@@ -76,7 +76,7 @@ def _cifar(size: Size) -> dict[str, Any]:
 
 
 def _photo(size: Size) -> dict[str, Any]:
-    """For photographs: resized crops of at least a quarter of the area, flips, a little colour jitter."""
+    """For photographs: resized crops of at least a quarter of the area, flips, slight colour jitter."""
     colour = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
     return {"crop": "resized", "crop_scale": (0.25, 1.0), "hflip": 0.5, **colour}
 
@@ -115,7 +115,7 @@ def resolve(spec: AugmentSpec, size: Size) -> AugmentSpec:
 
 
 def for_channels(spec: AugmentSpec, channels: int) -> AugmentSpec:
-    """Return a resolved spec without what is defined for red, green and blue only, for images of other channels."""
+    """Return a resolved spec without what is defined for red, green and blue only, for images with other channels."""
     return spec if channels in (1, 3) else dataclasses.replace(spec, saturation=0.0, hue=0.0)
 
 

@@ -1,9 +1,9 @@
 """A box of each source through an affine map, in one resampling. Knows nothing of chance.
 
 A place of the result is mapped through the inverse affine map, the flips and the scaling of the box at once, and the
-source is sampled there bilinearly. Where that makes the source smaller it is averaged before, at its own resolution
-and along each of its axes, by a triangle as wide as the steps that are taken along that axis (`reaches`); where it
-makes it larger, nothing else blurs it.
+source is sampled there bilinearly. If the source is scaled down, it is first averaged, at its own resolution and along
+each of its axes, by a triangle as wide as the steps taken along that axis (`reaches`); if it is enlarged, nothing else
+blurs it.
 
 The border is that of the box scaled to the result: zeros, fading in over one pixel of the result, or a mirror.
 """

@@ -1,7 +1,7 @@
-"""Parts of a batch in threads, each part by one thread alone. Knows nothing of images.
+"""Chunks of a batch in threads, each chunk by one thread alone. Knows nothing of images.
 
-torch shares each operation out among threads that wait for one another at its end, spinning. For many operations
-on few pixels that costs more than it saves, and where other programs want the processors too, several times as much.
+torch divides each operation among threads that wait for one another at its end, spinning. For many operations on few
+pixels that costs more than it saves, and if other programs need the processors too, several times as much.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 def run(work: Callable[[T], None], parts: Sequence[T]) -> None:
-    """Call ``work`` for each part, in as many threads as torch may use; raise the first error.
+    """Call ``work`` for each chunk, in as many threads as torch may use; raise the first error.
 
-    torch's own operations use one thread inside of ``work``, except where there is only one part: that is done
-    here and now, with all of torch's threads.
+    torch's own operations use one thread inside ``work``, unless there is only one chunk: that is done directly, with
+    all of torch's threads.
     """
     threads = torch.get_num_threads()
     if threads == 1 or len(parts) < 2:
@@ -53,6 +53,6 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     for _ in range(threads):
         pool.submit(begin)
     ready.wait()
-    # what torch keeps for all: the number that new threads begin with, and MKL's
+    # torch's global settings: the number that new threads start with, and MKL's
     torch.set_num_threads(threads)
     return pool

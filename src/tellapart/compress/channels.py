@@ -1,8 +1,8 @@
 """Structured pruning: whole channels go, and with them their work. Owner of torch-pruning.
 
-Which layers hang together (a residual sum, a depthwise convolution, a norm) is found by tracing the network (Fang et
-al. 2023, "DepGraph: Towards Any Structural Pruning"). Which channels go first is said by how much the loss would
-change without them, to first order: the product of weights and gradients (Molchanov et al. 2019, "Importance
+Which layers depend on each other (a residual sum, a depthwise convolution, a norm) is found by tracing the network
+(Fang et al. 2023, "DepGraph: Towards Any Structural Pruning"). Channels are removed in the order of how little the loss
+would change without them, to first order: the product of weights and gradients (Molchanov et al. 2019, "Importance
 Estimation for Neural Network Pruning"), ranked over all layers. Knows nothing of training afterwards.
 """
 
@@ -25,9 +25,9 @@ from tellapart.errors import ModelError
 from tellapart.models import heads
 
 _KNOWN = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
-# of a layer's channels: a layer that loses nearly all is a bottleneck for all that follow
+# share of a layer's channels that stays: a layer that loses nearly all is a bottleneck for those that follow
 _LEAST_LEFT = 0.125
-_TRIALS = 7  # of the search for the part of the channels that gives the wanted work
+_TRIALS = 7  # steps of the search for the share of channels that gives the desired cost
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
 
 
 def prune(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], ratio: float) -> nn.Module:
-    """Return a copy of ``model`` without its least important channels, ``ratio`` of its operations cheaper.
+    """Return a copy of ``model`` without its least important channels, with ``ratio`` of its operations removed.
 
     Args:
         model: a network of convolutions, batch norms and linear layers.
         batches: training images as the network takes them, float32 [B, C, H, W], and labels, int64 [B].
-        ratio: part of the floating-point operations to take away, above 0 and below 1.
+        ratio: share of the floating-point operations to remove, above 0 and below 1.
 
-    Channels go in multiples of eight where layers are wide enough, since processors compute so many at once. Raises
-    ModelError for a network of other layers, or where so much cannot be taken away.
+    Channels are removed in multiples of eight if layers are wide enough, since processors compute that many at once.
+    Raises ModelError for a network with other layers, or if that much cannot be removed.
     """
     tp = packages.require("torch_pruning", "compress", "Structured pruning")
     judged = copy.deepcopy(model).eval()
@@ -72,8 +72,8 @@ def prune(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], ratio: flo
     if cost(narrow, example).flops > wanted:
         raise ModelError(
             f"{numerals.percent(ratio, 0)} of the operations cannot be removed: "
-            f"{numerals.percent(1 - cost(narrow, example).flops / before, 0)} are "
-            "the most where each layer keeps an eighth of its channels. Give a smaller --ratio."
+            f"{numerals.percent(1 - cost(narrow, example).flops / before, 0)} is the most if each layer "
+            "keeps an eighth of its channels. Give a smaller --ratio."
         )
     for _ in range(_TRIALS):
         middle = (low + high) / 2
@@ -87,7 +87,7 @@ def prune(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], ratio: flo
 
 
 def _without(tp: Any, judged: nn.Module, example: Tensor, part: float) -> nn.Module:
-    """Return a copy of a network with gradients, without the part ``part`` of all channels."""
+    """Return a copy of a network with gradients, without the share ``part`` of all channels."""
     narrow = copy.deepcopy(judged)
     for ours, theirs in zip(narrow.parameters(), judged.parameters(), strict=True):
         ours.grad = theirs.grad  # which a copy leaves out
@@ -116,7 +116,7 @@ def _count(below: int, channels: int, multiple: int) -> int:
 
 
 def _multiple(model: nn.Module) -> int:
-    """Return of what number of channels is left a multiple: 8, or less where layers are too narrow for that."""
+    """Return the number whose multiples channels are kept in: 8, or fewer if layers are too narrow for that."""
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     narrowest = min((conv.out_channels for conv in convs), default=8)
     return next(step for step in (8, 4, 2, 1) if narrowest >= 2 * step or step == 1)
@@ -140,7 +140,7 @@ def _check(model: nn.Module) -> None:
 
 
 def _loose(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return parameters that belong to no layer of a known kind (a whitening's bias): they stay as they are."""
+    """Return parameters that belong to no layer of a known kind (a whitening layer's bias): they stay as they are."""
     return [
         (f"{path}.{name}", parameter)
         for path, module in model.named_modules()
@@ -159,7 +159,7 @@ def _gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Te
         _loss(model(images), labels).backward()
         example = images[:1]
     if example is None:
-        raise ValueError("no images to find important channels with")
+        raise ValueError("There are no images from which to rank the channels.")
     return example
 
 
@@ -172,7 +172,7 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _scales_in_norms(model: nn.Module) -> Iterator[None]:
-    """Give norms without a scale one of 1 inside: torch-pruning takes it for granted."""
+    """Within this context, give norms without a scale one of 1: torch-pruning expects a scale."""
     bare = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.weight is None]
     for norm in bare:
         norm.weight = nn.Parameter(torch.ones_like(norm.running_mean))  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Unstructured pruning as the tutorials show it: single weights become zero, by size, over all layers.
+"""Unstructured pruning as in the tutorials: single weights become zero, by magnitude, over all layers.
 
 The network stays as large and, with the dense kernels of torch and of the runtimes that tellapart exports to, as slow
-as it was: a zero costs what any number costs. What it saves is room in a compressed file. Structured pruning
-(`channels`) is what makes a network faster.
+as before: a zero costs as much as any number. It only saves space in a compressed file. Structured pruning (`channels`)
+makes a network faster.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.utils import prune as pruning
 
 
 def prune(model: nn.Module, amount: float) -> nn.Module:
-    """Return a copy in which the part ``amount`` of the weights of convolutions and linear layers is zero.
+    """Return a copy in which the share ``amount`` of the weights of convolutions and linear layers is zero.
 
     The smallest by magnitude over all layers (`torch.nn.utils.prune.global_unstructured`), made permanent.
     """
@@ -31,12 +31,12 @@ def prune(model: nn.Module, amount: float) -> nn.Module:
 
 
 def zeros(model: nn.Module) -> float:
-    """Return the part of the weights of convolutions and linear layers that is zero."""
+    """Return the share of the weights of convolutions and linear layers that is zero."""
     weights = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     return float(sum((w == 0).sum() for w in weights)) / sum(w.numel() for w in weights)
 
 
 def compressed_size(state: dict[str, torch.Tensor]) -> int:
-    """Return the bytes of the weights after zlib, which is what zeros save in a file."""
+    """Return the bytes of the weights after zlib, which shows what zeros save in a file."""
     content = b"".join(tensor.contiguous().cpu().numpy().tobytes() for tensor in state.values())
     return len(zlib.compress(content, 6))

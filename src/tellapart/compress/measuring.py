@@ -1,9 +1,9 @@
-"""Measuring candidates side by side: accuracy with its interval, size, latency, energy where it can be read.
+"""Measuring candidates side by side: accuracy with its interval, size, latency, energy if it can be read.
 
 Where an image can have several labels, mAP takes the place of accuracy.
-Works on backends (`runtime.Backend`), so that formats cannot be told apart. Latencies are taken in rounds in which
-every candidate has its turn, since other work on the machine disturbs whoever is running; a ratio is the median of
-the rounds' ratios. Knows nothing of how a candidate was made.
+Works on backends (`runtime.Backend`), so that formats make no difference. Latencies are taken in rounds in which every
+candidate has its turn, since other work on the machine disturbs whatever is running; a ratio is the median of the
+rounds' ratios. Knows nothing of how a candidate was made.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tellapart.evaluation import infer, metrics, multilabel
 from tellapart.runtime import Backend, timing
 
 BATCHES = (1, 32)
-_ROUNDS, _SECONDS = 7, 0.12  # of each candidate and batch size: rounds, and how long one lasts at least
+_ROUNDS, _SECONDS = 7, 0.12  # for each candidate and batch size: rounds, and the shortest time of one
 _RAPL = Path("/sys/class/powercap")
 
 
@@ -33,8 +33,8 @@ _RAPL = Path("/sys/class/powercap")
 class Candidate:
     """Something to measure: a model's file and where it comes from.
 
-    ``against``: the name of the candidate in the same runtime that sizes and latencies are compared with.
-    ``parameters`` and ``flops`` (of one image) are given where they are known.
+    ``against``: the name of the candidate in the same runtime with which sizes and latencies are compared.
+    ``parameters`` and ``flops`` (of one image) are given if known.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Row:
 
     ``value``: of the ``metric`` that models of this kind are judged by, accuracy or map. ``change``: by class, the
     share of right answers (of several labels: the average precision) less that of the first candidate. ``agreement``:
-    share of images of which the same is told as by the first candidate. ``ratios``: latency as a part of ``against``'s,
-    by batch size.
+    share of images of which the same is told as by the first candidate. ``ratios``: latency divided by that of
+    ``against``'s, by batch size.
     """
 
     candidate: Candidate
@@ -88,7 +88,7 @@ class Row:
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """Return a model's files: its own, and the weights that belong to an OpenVINO description."""
+    """Return a model's files: its own, and the weights beside an OpenVINO .xml."""
     return (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
 
 
@@ -102,9 +102,9 @@ def measure(
     images: ImageSet,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[Row]:
-    """Return the figures of every candidate on labelled images, sized by the contract that all share.
+    """Return the figures of every candidate on labelled images, resized by the contract that all share.
 
-    The first is the model that the others come from. ``advance`` is told of every image and every round.
+    The first is the model that the others come from. ``advance`` is called after every image and every round.
     """
     stored = infer.Stored(images)
     given = [infer.run(backend, stored, advance=advance, latency=False).answers for _, backend in candidates]
@@ -181,14 +181,14 @@ def _timed(
         )
         times[batch] = [[turn.milliseconds for turn in own] for own in turns]
         for place, own in enumerate(turns):
-            joules[place] += sum(max(turn.used, 0.0) for turn in own)  # a counter that wrapped counts nothing
+            joules[place] += sum(max(turn.used, 0.0) for turn in own)  # the counter wrapped around: no figure
             counted[place] += sum(len(turn.milliseconds) for turn in own) * batch
     known = [1000 * j / n if readable and j else None for j, n in zip(joules, counted, strict=True)]
     return times, known
 
 
 def rounds(candidates: int) -> int:
-    """Return how many rounds `measure` takes with so many candidates."""
+    """Return how many rounds `measure` needs with this many candidates."""
     return _ROUNDS * len(BATCHES) * candidates
 
 

@@ -1,8 +1,8 @@
 """INT8 for ONNX Runtime: quantised operators between the preprocessing and the softmax, which stay as they are.
 
 Static: QDQ with unsigned activations and signed weights, one scale for each output channel, ranges measured on images
-that went through the contract. Dynamic and weight-only: for transformers, whose activations have outliers that no
-fixed range suits. Owner of `onnxruntime.quantization`. Knows nothing of images' files, or of what a drop may be.
+preprocessed by the contract. Dynamic and weight-only: for transformers, whose activations have outliers that no fixed
+range suits. Owner of `onnxruntime.quantization`. Knows nothing of image files, or of the allowed drop.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tellapart.runtime.onnx import DYNAMIC, IMAGES, LOGITS, PIXELS, PROBABILITIE
 _PURPOSE = "INT8 for ONNX Runtime"
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 _NETWORK_SCOPE = "classify.network"
-_SPREAD = 16384  # numbers that a normalisation by channel may take in a file
+_SPREAD = 16384  # numbers that a normalisation by channel may add to a file
 Pixels = npt.NDArray[np.uint8]
 
 
 class Quantizer:
-    """One exported file, its ranges measured once; gives quantised files with any layers left in float."""
+    """One exported file, its ranges measured once; makes quantised files with any layers left in float."""
 
     def __init__(self, file: Path, batches: Sequence[Pixels], reduce_range: bool = False) -> None:
         """Read the whole-graph ONNX ``file``; measure ranges on ``batches``, uint8 [B, height, width, C].
@@ -51,7 +51,7 @@ class Quantizer:
 
     @property
     def layers(self) -> dict[str, int]:
-        """Names of the nodes that have weights, in order, with how many those are."""
+        """Names of the nodes that have weights, in order, with their number of weights."""
         held = {tensor.name: math.prod(tensor.dims) for tensor in self.network.graph.initializer}
         return {
             n.name: sum(held.get(name, 0) for name in n.input)
@@ -60,7 +60,7 @@ class Quantizer:
         }
 
     def _prepared(self, network: Any, folder: Path) -> Any:
-        """Return the network with shapes known and norms folded into convolutions."""
+        """Return the network with shapes inferred and norms folded into convolutions."""
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         self.onnx.save(network, folder / "network.onnx")
@@ -84,7 +84,7 @@ class Quantizer:
         return calibrator.compute_data()
 
     def quantised(self, keep: Sequence[str] = (), only: Sequence[str] | None = None) -> Any:
-        """Return the network, pixels -> probabilities and logits, quantised but for the nodes ``keep``.
+        """Return the network, pixels -> probabilities and logits, quantised except for the nodes ``keep``.
 
         ``only``: quantise these nodes alone.
         """
@@ -114,11 +114,11 @@ class Quantizer:
         return quantizer.model.model
 
     def sensitivity(self, pixels: Pixels) -> list[tuple[str, float]]:
-        """Return the layers, the most sensitive first, with how far each alone moves the answers.
+        """Return the layers, the most sensitive first, with how far quantising each alone moves the answers.
 
-        The mean squared distance of the logits from the float network's on ``pixels``, where this one layer is
-        quantised; logits less their mean over the classes, which is what a softmax sees. On training images the
-        probabilities are nearly all 0 or 1 and say little. Layers' errors add up roughly.
+        The mean squared distance of the logits from the float network's on ``pixels``, with this one layer quantised;
+        logits minus their mean over the classes, which is what a softmax sees. On training images the probabilities are
+        nearly all 0 or 1 and say little. The layers' errors roughly add up.
         """
         wanted = self._logits(self.network, pixels)
         found = []
@@ -128,7 +128,7 @@ class Quantizer:
         return sorted(found, key=lambda pair: -pair[1])
 
     def _logits(self, model: Any, pixels: Pixels) -> npt.NDArray[np.float64]:
-        """Return logits less their mean over the classes, float64 [B, K]."""
+        """Return logits minus their mean over the classes, float64 [B, K]."""
         (result,) = session(model.SerializeToString(), 0).run([LOGITS], {PIXELS: pixels})
         values = np.asarray(result, np.float64)
         centred: npt.NDArray[np.float64] = values - values.mean(1, keepdims=True)
@@ -140,7 +140,7 @@ class Quantizer:
 
 
 def dynamic(file: Path, target: Path, reduce_range: bool = False) -> None:
-    """Write the file with INT8 weights of matrix products, whose inputs are quantised by their own range each time.
+    """Write the file with INT8 weights of matrix products, whose inputs are quantised by their own range in each call.
 
     ``reduce_range`` as for `Quantizer`.
     """
@@ -202,11 +202,12 @@ def _in_network(node: Any) -> bool:
 
 
 def _spare_channels(onnx: Any, network: Any, names: set[str]) -> None:
-    """Spare the nodes ``names`` numbers by channel: one number where all are the same, else one for each value.
+    """Replace numbers by channel in the nodes ``names``: by one number if all are equal, otherwise one for each value.
 
-    ONNX Runtime moves the order of the axes behind the normalisation of quantised networks, and then adds and
-    multiplies by channel along an axis of three: for EfficientNet-Lite0 at 288 pixels 9 of 34 ms, by scalars under 1.
-    Large images keep different numbers by channel, which would take megabytes for each value. The results are the same.
+    ONNX Runtime moves the change of axis order behind the normalisation of quantised networks, and then adds and
+    multiplies by channel along an axis of three: for EfficientNet-Lite0 at 288 pixels 9 of 34 ms, with scalars under 1.
+    For large images the numbers by channel stay, since one for each value would take megabytes. The results are the
+    same.
     """
     held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in network.graph.initializer}
     (shape,) = [v.type.tensor_type.shape.dim for v in network.graph.input if v.name == PIXELS]
@@ -235,11 +236,11 @@ def _spare_channels(onnx: Any, network: Any, names: set[str]) -> None:
 
 
 def _hold_float(onnx: Any, graph: Any, names: set[str]) -> None:
-    """Let ONNX Runtime leave the layers ``names`` in float: give each an input whose scale is written by channel.
+    """Make ONNX Runtime leave the layers ``names`` in float: give each an input whose scale is written by channel.
 
-    Where a float convolution or Gemm stands between quantised ones, its optimiser rounds the weights after all, with
-    one scale for the whole layer (WeightBiasQuantization, seen in 1.31). It only does so behind a DequantizeLinear
-    with a single scale; the same scale once for each channel gives the same values.
+    If a float convolution or Gemm is between quantised ones, its optimiser rounds the weights after all, with one scale
+    for the whole layer (WeightBiasQuantization, seen in 1.31). It only does so behind a DequantizeLinear with a single
+    scale; the same scale once for each channel gives the same values.
     """
     held = {tensor.name: tensor for tensor in graph.initializer}
     makers = {node.output[0]: node for node in graph.node}
@@ -276,7 +277,7 @@ def _write(onnx: Any, whole: Any, resizing: Any, network: Any, target: Path, pre
     held: dict[str, Any] = {}
     for tensor in (*resizing.graph.initializer, *network.graph.initializer):
         if tensor.name in held and held[tensor.name] != tensor:
-            raise ValueError(f"both parts of the graph have another {tensor.name}")
+            raise ValueError(f"both parts of the graph have a tensor {tensor.name}, and they differ")
         held[tensor.name] = tensor
     graph.initializer.extend(held.values())
     graph.input.extend(v for v in whole.graph.input if v.name == IMAGES)
@@ -299,7 +300,7 @@ def _write(onnx: Any, whole: Any, resizing: Any, network: Any, target: Path, pre
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep in what the quantiser logs and warns of while it works."""
+    """Suppress what the quantiser logs and warns about."""
     logger = logging.getLogger()
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
 """INT8 for OpenVINO by NNCF, between the preprocessing and the softmax, which stay as they are.
 
-Knows nothing of images' files. Owner of NNCF for files.
+Knows nothing of image files. Owner of NNCF for files.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tellapart.runtime.openvino import PIXELS, cut, own_signal_stack
 
 _PURPOSE = "INT8 for OpenVINO"
 _WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
-_RANKED = 32  # images by which NNCF ranks layers
+_RANKED = 32  # images on which NNCF ranks layers
 Pixels = npt.NDArray[np.uint8]
 
 
 class Quantizer:
-    """One exported file and the images to measure ranges on; gives quantised models."""
+    """One exported file and the images to measure ranges on; makes quantised models."""
 
     def __init__(self, file: Path, card: Card, batches: Sequence[Pixels]) -> None:
         """``file``: the .xml of a whole graph. ``batches``: uint8 [B, height, width, C]."""
@@ -60,12 +60,12 @@ class Quantizer:
             return self.nncf.quantize(network, **self._settings(network), fast_bias_correction=True)
 
     def within(self, drop: float, images: Sequence[Pixels], labels: npt.NDArray[Any]) -> Any:
-        """Return the network with the layers left in float that hurt most, until accuracy falls by ``drop`` at most.
+        """Return the network with the most harmful layers left in float, so that accuracy falls by at most ``drop``.
 
         Where an image can have several labels (``labels``: targets [N, K]), mAP takes the place of accuracy.
 
-        NNCF's accuracy-aware quantisation: layers are ranked by what each does to the answers, and taken back one by
-        one. ``images``: uint8 [B, height, width, C] each, with ``labels`` int64 [N] of all; ``drop``: 0 to 1.
+        NNCF's accuracy-aware quantisation: layers are ranked by their effect on the answers, and returned to float one
+        by one. ``images``: uint8 [B, height, width, C] each, with ``labels`` int64 [N] of all; ``drop``: 0 to 1.
         """
         _, network = self._parts()
         single = [batch[place : place + 1] for batch in images for place in range(len(batch))]
@@ -173,7 +173,7 @@ def _mean_average_precision(model: Any, data: Any) -> tuple[float, None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep in NNCF's messages and progress bars, and what it does to the signal stack."""
+    """Suppress NNCF's messages and progress bars, and undo what it does to the signal stack."""
     logger = logging.getLogger("nncf")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""compress.html: the comparison as one self-contained page with a picture of accuracy against latency.
+"""compress.html: the comparison as one self-contained page with a plot of accuracy against latency.
 
 Knows numbers and pixels; measures nothing.
 """
@@ -41,7 +41,7 @@ _LEGEND = {
 
 @dataclass(frozen=True)
 class Point:
-    """A candidate in the picture: its place, the ends of its interval, its radius and where its label is."""
+    """A candidate in the plot: its position, the ends of its interval, its radius and the position of its label."""
 
     x: float
     y: float
@@ -59,7 +59,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Picture:
-    """Accuracy against latency, larger discs for larger files; the line joins what no other beats."""
+    """Accuracy against latency, larger discs for larger files; the line joins candidates that no other beats."""
 
     width: int
     points: tuple[Point, ...]
@@ -112,7 +112,7 @@ def _content(comparison: Comparison) -> dict[str, Any]:
 
 
 def family(row: Row) -> str:
-    """Return the kind of a candidate, by which it is coloured."""
+    """Return the family of a candidate, which decides its colour."""
     return _FAMILIES.get(row.candidate.method, "model")
 
 
@@ -180,7 +180,7 @@ def _free_place(
     discs: Sequence[tuple[float, float, float]],
     across: int,
 ) -> tuple[float, float, str]:
-    """Return where a label meets no other label, no disc and no edge: (x, y, anchor); remember its box."""
+    """Return a position at which a label meets no other label, no disc and no edge: (x, y, anchor); store its box."""
     gap = radius + 5
     best, least = (x + gap, y + 4, "start"), math.inf
     for lift in (0.0, -_LINE, _LINE, -2 * _LINE, 2 * _LINE, -3 * _LINE, 3 * _LINE, -4 * _LINE, 4 * _LINE):
@@ -203,7 +203,7 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return 1, 2 and 5 times the powers of ten between, every one that lies inside."""
+    """Return 1, 2 and 5 times the powers of ten, all of those within the range."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
     return found if found else [math.sqrt(low * high)]

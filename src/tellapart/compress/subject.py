@@ -1,4 +1,4 @@
-"""What a compression starts from: the model, its images, and the spec by which it is fine-tuned.
+"""What a compression starts from: the model, its images, and the spec for fine-tuning it.
 
 Knows nothing of methods; reads files, trains nothing.
 """
@@ -28,14 +28,14 @@ from tellapart.preprocess import normalise
 from tellapart.spec import DataSpec, Spec, update
 from tellapart.tracking import Console
 
-HELD_OUT = 0.1  # of the training images, where a run had no validation part
+HELD_OUT = 0.1  # share of the training images, for a run without a validation split
 _BATCH = 32
 _OF_FILES = ("format", "train", "val", "test", "labels")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model, the spec of fine-tuning, and its images by part, as the contract makes them.
+    """The model, the spec of fine-tuning, and its images by split, preprocessed by the contract makes them.
 
     ``objects``: what the spec's source names, where it is no file.
     """
@@ -48,7 +48,7 @@ class Subject:
 
     @property
     def split(self) -> str:
-        """The part by which candidates are compared."""
+        """The split on which candidates are compared."""
         return "test" if "test" in self.parts else "val"
 
     def example(self) -> Tensor:
@@ -57,7 +57,7 @@ class Subject:
         return torch.zeros(1, contract.channels, *contract.sides)
 
     def training_rows(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return the places of ``count`` training images, drawn by the spec's seed."""
+        """Return the indices of ``count`` training images, drawn with the spec's seed."""
         rng = np.random.default_rng([self.spec.seed, 17])
         return np.sort(rng.permutation(len(self.parts["train"]))[:count]).astype(np.int64)
 
@@ -80,11 +80,11 @@ def open_subject(
     given: str | os.PathLike[str] | None,
     console: Console,
 ) -> Subject:
-    """Read the model and its images. ``changes`` and the YAML file ``given`` go over the spec of fine-tuning.
+    """Read the model and its images. ``changes`` and the YAML file ``given`` override the spec of fine-tuning.
 
     ``source``: fields of the data section that name the images, which may be ``objects``; empty: the run's own.
 
-    Raises ArtifactError, DataError where there are no images or classes that the model does not know.
+    Raises ArtifactError, and DataError if there are no images, or classes that the model does not know.
     """
     file = artifact.find(model)
     card = artifact.read_card(file)
@@ -109,8 +109,8 @@ def open_subject(
     samples = opening.open_source(spec.data, lambda note: None, given=objects)
     if not (samples.splits == "val").any() and not spec.data.val_fraction:
         console.warn(
-            f"There are no validation images; {numerals.percent(HELD_OUT, 0)} of the training images take "
-            "their part. They trained the model, so the drop measured on them is an optimistic one."
+            f"There are no validation images; {numerals.percent(HELD_OUT, 0)} of the training images are "
+            "used instead. The model was trained on them, so the drop measured on them is optimistic."
         )
         spec = update(spec, {"data.val_fraction": HELD_OUT})
         samples = opening.open_source(spec.data, lambda note: None, given=objects)
@@ -161,10 +161,10 @@ def _parts(samples: Samples, spec: Spec, card: Card, console: Console) -> dict[s
 
 
 def _fine_tuning(spec: Spec, card: Card, file: Path) -> Spec:
-    """Return a spec that goes on training the model as it is: all layers, gently, following the model's answers.
+    """Return a spec that continues training the model as it is: all layers, small steps, the model itself as teacher.
 
-    Images, augmentation and loss stay the run's. What belongs to a training from scratch (large steps, growing
-    images, layers that stop early) goes.
+    Images, augmentation and loss stay the run's. Options for training from scratch (large steps, growing images, layers
+    that stop early) are dropped.
     """
     contract, architecture = card.preprocessing, card.architecture
     size = spec.training.batch_size
@@ -217,5 +217,5 @@ def _fine_tuning(spec: Spec, card: Card, file: Path) -> Spec:
         changes["data"] = {"order": card.classes}
     try:
         return update(spec, changes)
-    except SpecError as error:  # the card's values are no user's
+    except SpecError as error:  # these values come from the card, not from the user
         raise DataError(f"The model cannot be fine-tuned: {error}") from None

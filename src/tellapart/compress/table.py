@@ -1,4 +1,4 @@
-"""The comparison of candidates: compress.json, a table as text, and which candidates no other one beats.
+"""The comparison of candidates: compress.json, a table as text, and which candidates no other beats.
 
 Knows nothing of how candidates were made or measured.
 """
@@ -21,7 +21,7 @@ NO_ENERGY = "not readable on this machine (no RAPL counter under /sys/class/powe
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table of one compression: rows, the first of which is the model itself; where, and on what."""
+    """The table of one compression: rows, the first of which is the model itself, with the machine and the split."""
 
     folder: Path
     model: str
@@ -90,7 +90,7 @@ def _cells(row: Row, first: Row, best: bool) -> list[str]:
 
 
 def best_of(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that no other beats: none is as right and as fast (p50 at batch 1), and better in one of both."""
+    """Return the rows that no other beats: none is as accurate and as fast (p50 at batch 1) and better in one."""
 
     def beaten(row: Row) -> bool:
         ours = (row.value, -row.p50[1])

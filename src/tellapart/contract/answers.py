@@ -1,6 +1,6 @@
-"""What is told of an image: from a network's logits and the card to labels and probabilities.
+"""The answer for an image: from a network's logits and the card to labels and probabilities.
 
-The one place where that is computed. Prediction, the service, evaluation, comparison of exports and compression ask it;
+The one place where that is computed. Prediction, the service, evaluation, comparison of exports and compression use it;
 `tellapart.export.graph` has the same as operations for a graph. numpy only. Knows nothing of networks and files.
 """
 
@@ -27,11 +27,11 @@ Indices = npt.NDArray[np.int64]
 class Kind(abc.ABC):
     """What a label is, and so what logits mean: one small class for each kind that a card can name.
 
-    What a kind needs beside the logits (such as a threshold for each class) it takes from the card when it is made.
+    What a kind needs besides the logits (such as a threshold for each class) it takes from the card when it is made.
     """
 
     thresholds: tuple[float, ...] = ()
-    """The probability of each class from which on it is told, where classes are told by their own."""
+    """The probability from which on each class is given as a label, if the kind has thresholds."""
     grades: tuple[float, ...] = ()
     """What each class counts in the expected grade, where classes are grades, the lowest first."""
 
@@ -41,19 +41,19 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def told(self, scores_BK: npt.NDArray[Any], probabilities_BK: Callable[[], Floats]) -> list[list[int]]:
-        """Return for each image the classes that it is said to be of, the most probable first.
+        """Return for each image the classes given as its labels, the most probable first.
 
         ``scores_BK``: what classes are ranked by; ``probabilities_BK`` computes `probabilities` where they are needed.
         """
 
 
 class Single(Kind):
-    """Each image is of exactly one class: softmax, and the most probable one is told."""
+    """Each image has exactly one class: softmax, and the most probable class is the label."""
 
     def probabilities(self, scaled_BK: Floats) -> Floats:
-        """Return the softmax, float64 [B, K]; not a number where a logit is none."""
+        """Return the softmax, float64 [B, K]; NaN if a logit is NaN."""
         highest = scaled_BK.max(axis=1, keepdims=True)
-        with np.errstate(invalid="ignore"):  # infinity less infinity
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
             result: Floats = np.exp(scaled_BK - highest)
         result /= result.sum(axis=1, keepdims=True)
         return result
@@ -71,13 +71,13 @@ class Graded(Single):
 
 
 class MultiLabel(Kind):
-    """Each image is of any number of classes: a sigmoid for each, told where it reaches the class's threshold."""
+    """Each image has any number of classes: a sigmoid for each, a label if it reaches the class's threshold."""
 
     def __init__(self, thresholds: Sequence[float]) -> None:
         self.thresholds = tuple(thresholds)
 
     def probabilities(self, scaled_BK: Floats) -> Floats:
-        """Return the sigmoids, float64 [B, K]; not a number where a logit is none."""
+        """Return the sigmoids, float64 [B, K]; NaN if a logit is NaN."""
         small = np.exp(-np.abs(scaled_BK))  # of at most 1, so that nothing overflows
         result: Floats = np.where(scaled_BK >= 0, 1.0, small) / (1 + small)
         return np.where(np.isnan(scaled_BK), np.nan, result)
@@ -93,12 +93,12 @@ KINDS: Mapping[str, Callable[[Card], Kind]] = {
     "single": lambda card: Graded(card.classes) if card.ordered else Single(),
     "multi-label": lambda card: MultiLabel(card.thresholds),
 }
-"""How each kind is made of a card; `tellapart.contract.card.KINDS` has the same names."""
+"""How each kind is made from a card; `tellapart.contract.card.KINDS` has the same names."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """A label that is told because its probability reaches its threshold."""
+    """A label given because its probability reaches its threshold."""
 
     label: str
     probability: float
@@ -119,9 +119,9 @@ class AtLevel:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is told of one image: so many of the most probable classes as were asked for, best first.
+    """The answer for one image: as many of the most probable classes as requested, best first.
 
-    ``told``: the labels of an image that can have several, best first, maybe none; None where it has exactly one.
+    ``told``: the labels of an image that can have several, best first, possibly none; None if it has exactly one.
     ``expected_grade``: where classes are grades, their mean by probability: of the numbers in their names, else of the
     places 0, 1, 2, … from the lowest on.
     ``levels``: what is told above the classes, where their names have levels, the topmost first.
@@ -134,10 +134,10 @@ class Answer:
     levels: tuple[AtLevel, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: ``top`` with all classes that were asked for, and before it what is told.
+        """Return plain values: the answer, followed by ``top`` with all requested classes.
 
-        That is label and probability of the best class (with ``expected_grade`` of grades, and ``levels`` where there
-        are any), or ``labels``, each with its probability and threshold.
+        The answer is label and probability of the best class (with ``expected_grade`` of grades, and ``levels`` where
+        there are any), or ``labels``, each with its probability and threshold.
         """
         pairs = zip(self.labels, self.probabilities, strict=True)
         top = [{"label": name, "probability": value} for name, value in pairs]
@@ -149,9 +149,9 @@ class Answer:
 
 
 class Answers:
-    """What is told of a batch of images, each part computed when it is asked for.
+    """The answers for a batch of images, each part computed on demand.
 
-    Classes are ranked by their logits; of equal ones the lower class comes first, and what is not a number last.
+    Classes are ranked by their logits; of equal ones the lower class comes first, and NaN last.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Answers:
 
     @property
     def told(self) -> list[list[int]]:
-        """The classes that each image is said to be of."""
+        """The classes given as labels of each image."""
         return self._kind.told(self.logits, lambda: self.probabilities)
 
     @property
@@ -213,7 +213,7 @@ class Answers:
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """The probability of each class from which on it is told; empty where the best one is."""
+        """The probability from which on each class is given as a label; empty if the best class is the label."""
         return self._kind.thresholds
 
     @property
@@ -229,14 +229,14 @@ class Answers:
 
     @functools.cached_property
     def told_matrix(self) -> npt.NDArray[np.bool_]:
-        """The classes that each image is said to be of, [B, K]."""
+        """The classes given as labels of each image, [B, K]."""
         matrix = np.zeros(self.logits.shape, bool)
         for row, indices in zip(matrix, self.told, strict=True):
             row[indices] = True
         return matrix
 
     def top(self, count: int) -> Iterator[Answer]:
-        """Yield for each image its ``count`` most probable classes (all of them where there are fewer)."""
+        """Yield for each image its ``count`` most probable classes (all of them if there are fewer)."""
         order = ranked(self.logits, count)
         told = self.told if self.several else [None] * len(self)
         for place, (indices, values) in enumerate(zip(order, self.probabilities, strict=True)):
@@ -267,12 +267,12 @@ class Answers:
 
 
 def of(logits: Logits, card: Card) -> Answers:
-    """Return what is told by logits, float32 [B, K]. Raises ArtifactError where they are no answer."""
+    """Return the answers for logits, float32 [B, K]. Raises ArtifactError if they are not finite or do not fit."""
     return unchecked(checked(logits, card), card)
 
 
 def unchecked(logits: Logits, card: Card) -> Answers:
-    """Return the same as `of`, also where logits are not finite: their probabilities are not numbers then."""
+    """Return the same as `of`, even if logits are not finite: their probabilities are then NaN."""
     return Answers(logits, card.classes, card.temperature, KINDS[card.kind](card), card.levels)
 
 
@@ -282,7 +282,7 @@ def probabilities(logits: Logits, card: Card) -> Floats:
 
 
 def checked(logits: Logits, card: Card) -> Logits:
-    """Return logits [B, K] where they are an answer: finite, one for each class. Raises ArtifactError."""
+    """Return logits [B, K] if they are valid: finite, one for each class. Raises ArtifactError."""
     if logits.ndim != 2 or logits.shape[1] != len(card.classes):
         raise ArtifactError(
             f"The model answers with {list(logits.shape[1:])} values for an image; its description has "
@@ -296,17 +296,17 @@ def checked(logits: Logits, card: Card) -> Logits:
 
 
 def comparable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the values with those that are not numbers as the lowest, so that ranks are defined."""
+    """Return the values with NaN as the lowest, so that ranks are defined."""
     highest = values.max() if values.size else 0.0
     return values if highest == highest else np.where(np.isnan(values), -np.inf, values)
 
 
 def best(values_BK: npt.NDArray[Any]) -> Indices:
-    """Return the place of each row's highest value, int64 [B]; of equal ones the first."""
+    """Return the index of each row's highest value, int64 [B]; of equal ones the first."""
     result: Indices = comparable(values_BK).argmax(axis=1)
     return result
 
 
 def ranked(values_BK: npt.NDArray[Any], count: int) -> Indices:
-    """Return the places of each row's ``count`` highest values, the highest first, int64 [B, min(count, K)]."""
-    return np.argsort(-values_BK, axis=1, kind="stable")[:, :count]  # which puts what is not a number last
+    """Return the indices of each row's ``count`` highest values, the highest first, int64 [B, min(count, K)]."""
+    return np.argsort(-values_BK, axis=1, kind="stable")[:, :count]  # which puts NaN last

@@ -44,9 +44,9 @@ class Architecture:
     stem: str = "standard"
     """``small`` keeps the resolution of images of up to 64 pixels; see :func:`zoo.choose_stem`."""
     pruned: Pruned = ()
-    """Layers that are narrower than the network ``name`` has them; see :mod:`tellapart.models.shrink`."""
+    """Layers that are narrower than in the network ``name``; see :mod:`tellapart.models.shrink`."""
     arguments: tuple[str, ...] = ()
-    """Of a network of one's own, what its function is given besides: ``NAME=VALUE``."""
+    """For a network of the user's own: further arguments of its function, ``NAME=VALUE``."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", sides.normal(self.size))

@@ -1,4 +1,4 @@
-"""The card: all that goes with a classifier's weights, as data that an artifact and every export carries.
+"""The model card: everything that goes with a classifier's weights, as data in an artifact and in every export.
 
 Standard library only; knows nothing of the files that it is kept in.
 """
@@ -21,8 +21,8 @@ from tellapart.errors import ModelError
 # other channels than 1 and 3; 5: pixels of another depth than 8 bits. The lowest that says all is written.
 FORMAT = 5
 KINDS = ("single", "multi-label")
-"""What a label can be: ``single``, exactly one class for each image; ``multi-label``, any number of them, each told
-where its own probability reaches its threshold (see `tellapart.contract.answers`)."""
+"""What a label can be: ``single``, exactly one class for each image; ``multi-label``, any number of them, each given as
+a label if its probability reaches its threshold (see `tellapart.contract.answers`)."""
 MOST_CLASSES = 100_000
 MOST_WARNINGS = 1000
 LONGEST_MARK = 8
@@ -31,7 +31,7 @@ TEMPERATURES = (1e-3, 1e3)
 
 @dataclass(frozen=True)
 class Card:
-    """What the file says of itself: everything but the weights."""
+    """What the file says about itself: everything but the weights."""
 
     architecture: Architecture
     classes: tuple[str, ...]
@@ -42,11 +42,11 @@ class Card:
     views: Views = field(default_factory=Views)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    """What training warned of."""
+    """The warnings of training."""
     kind: str = KINDS[0]
-    """What a label is, one of `KINDS`: it says how logits become probabilities, and what is told by them."""
+    """The kind of label, one of `KINDS`: it decides how logits become probabilities and labels."""
     thresholds: tuple[float, ...] = ()
-    """multi-label: the probability of each class from which on it is told, by class; empty for single."""
+    """multi-label: the probability from which on each class is given as a label; empty for single."""
     ordered: bool = False
     """Whether the classes are grades, the lowest first. The answers are those of a program that does not know this
     field but for the expected grade, so no format says so."""
@@ -100,7 +100,7 @@ class Card:
     def from_json(cls, text: str) -> Card:
         """Read ``to_json``'s text, which may be a stranger's: every field is checked. Raises CardError.
 
-        Fields that this program does not know are left out: a later one's ``format`` says whether they matter.
+        Unknown fields are ignored: the ``format`` of a later version says whether they matter.
         """
         try:
             content = strict.mapping(strict.parse(text), "the card")
@@ -131,7 +131,7 @@ def _check_format(content: Mapping[str, Any]) -> None:
 
 
 def class_names(value: Any, where: str = "classes") -> tuple[str, ...]:
-    """Return class names that can be told apart and shown. Raises StrictError."""
+    """Return class names that are distinct and can be displayed. Raises StrictError."""
     if not isinstance(value, list) or not 1 <= len(value) <= MOST_CLASSES:
         raise strict.StrictError(
             f"{where} is {strict.shorten(value)}; it must be a list of 1 to {MOST_CLASSES:,} names"
@@ -140,7 +140,7 @@ def class_names(value: Any, where: str = "classes") -> tuple[str, ...]:
     for place, name in enumerate(value):
         name = strict.conform(name, str, f"{where}[{place}]")
         if not name.strip() or name in seen:
-            what = "is there twice" if name in seen else "is empty"
+            what = "appears twice" if name in seen else "is empty"
             raise strict.StrictError(f"{where}[{place}], {strict.shorten(name)}, {what}")
         seen.add(name)
     return tuple(value)
@@ -238,16 +238,16 @@ def _levels(value: Any, where: str) -> str:
 
 
 def label_mark(classes: Sequence[str]) -> str:
-    """Return what several labels of one image are joined by in text: the first mark that no class name has."""
+    """Return the separator of several labels of one image in text: the first mark that no class name contains."""
     marks: tuple[str, ...] = (
         *"|;/+&#~^",
         *map(chr, range(0xE000, 0xF8FF)),
-    )  # after the usual ones those of private use
+    )  # after the usual ones, characters for private use
     return next(mark for mark in marks if not any(mark in name for name in classes))
 
 
 def _check_together(card: Card) -> None:
-    """Raise StrictError where two fields contradict each other."""
+    """Raise StrictError if two fields contradict each other."""
     network, contract = card.architecture, card.preprocessing
     wanted = len(card.classes) if card.several else 0
     if len(card.thresholds) != wanted:

@@ -1,6 +1,6 @@
-"""The image formats: by which bytes a file of each begins, who reads it, and the names that its files usually bear.
+"""The image formats: the bytes that a file begins with, its readers, and the usual file names.
 
-One table for what is found in a folder and for what is decoded, so that nothing is found that cannot be. Standard
+One table for finding files in a folder and for decoding, so that only files that can be decoded are found. Standard
 library only.
 """
 
@@ -92,7 +92,7 @@ FORMATS: tuple[Format, ...] = (
 BY_EXTENSION = {extension: one for one in FORMATS for extension in one.extensions}
 BY_NAME = {one.name: one for one in FORMATS}
 
-# How a file begins that is something else, and what to call it.
+# How files that are no supported image begin, and what they are.
 NOT_IMAGES: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"\W*(<\?xml.*)?<(!doctype\s+html|html|head|body)\b", re.I | re.S),
      "is a HTML/text page, not an image"),

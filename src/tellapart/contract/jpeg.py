@@ -1,9 +1,9 @@
-"""A faster decoder of JPEG files, where its pixels are those of the usual one. The owner of simplejpeg.
+"""A faster decoder of JPEG files, used if its pixels equal those of the usual one. The owner of simplejpeg.
 
-Pillow and simplejpeg decode with the same library, libjpeg-turbo, but Pillow hands the pixels on through two copies
-and four bytes each. The rules of `decoding` are defined by Pillow. So the two are compared on a few pictures before
-the first use, and whatever simplejpeg does not decode without complaint is left to Pillow. Knows nothing of EXIF or of
-what is refused.
+Pillow and simplejpeg decode with the same library, libjpeg-turbo, but Pillow passes the pixels on through two copies,
+with four bytes each. The rules of `decoding` are defined by Pillow. So the two are compared on a few images before the
+first use, and whatever simplejpeg does not decode without complaint is left to Pillow. Knows nothing of EXIF or of what
+is refused.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def pixels(content: bytes, mode: str, width: int, height: int) -> Pixels | None:
 
 @functools.cache
 def _decoder() -> Decoder | None:
-    """Return simplejpeg's function, or None where it is not installed or gives other pixels than Pillow."""
+    """Return simplejpeg's function, or None if it is not installed or its pixels differ from Pillow's."""
     try:
         decoder: Decoder = importlib.import_module("simplejpeg").decode_jpeg
         alike = all(_agree(decoder, *picture) for picture in _pictures())
-    except Exception:  # not installed, or of no use here
+    except Exception:  # not installed, or unusable here
         return None
     return decoder if alike else None
 

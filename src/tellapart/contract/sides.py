@@ -1,6 +1,6 @@
 """The size of an input: one number for a square, or height and width.
 
-A square is always the one number, so that what is written of it is what it was before there were others. Standard
+A square is always one number, so that files for it are the same as before other shapes were supported. Standard
 library only.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 Size = int | tuple[int, int]
-"""Pixels: of both sides, or height and width, which then differ."""
+"""Pixels: of both sides, or height and width if they differ."""
 
 
 def sides(size: Size) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""JSON that may come from anybody, read strictly: its text, and its values against the types of a dataclass's fields.
+"""JSON from any source, read strictly: its text, and its values against the types of a dataclass's fields.
 
 Standard library only; knows no field.
 """
@@ -15,17 +15,17 @@ from typing import Any
 
 MOST_TEXT = 64 << 20
 MOST_DEPTH = 32
-MOST_INT = 2**53  # what every reader of JSON takes as a whole number
+MOST_INT = 2**53  # largest whole number that every JSON reader keeps exactly
 MOST_NAME = 1000
 MOST_ITEMS = 10_000
 
 
 class StrictError(ValueError):
-    """A text or value that is not what it has to be; says which, and what would be right."""
+    """An invalid text or value; the message says which, and what would be right."""
 
 
 def parse(text: str) -> Any:
-    """Return a JSON text's value, of which every part can be written as JSON in UTF-8 again. Raises StrictError."""
+    """Return a JSON text's value, which can be written as JSON in UTF-8 again. Raises StrictError."""
     if len(text) > MOST_TEXT:
         raise StrictError(f"it has more than {MOST_TEXT >> 20} million characters")
     value = read(text)
@@ -59,7 +59,7 @@ def read(text: str, controls: bool = False) -> Any:
 def fields(cls: Any, values: Any, where: str) -> dict[str, Any]:
     """Return ``values`` (a JSON object) as a dataclass's arguments, each checked against its annotation.
 
-    Fields without a default must be there, and others than the class has must not. Raises StrictError.
+    Fields without a default must be present, and unknown ones must not. Raises StrictError.
     """
     values = mapping(values, where)
     hints = _hints(cls)
@@ -76,7 +76,7 @@ def fields(cls: Any, values: Any, where: str) -> dict[str, Any]:
 
 
 def conform(value: Any, hint: Any, where: str) -> Any:
-    """Return ``value`` where it is of the type ``hint``, a list as the tuple that is meant. Raises StrictError."""
+    """Return ``value`` if it is of the type ``hint``, a list as a tuple if one is meant. Raises StrictError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         if not any(value == one and type(value) is type(one) for one in args):
@@ -106,9 +106,9 @@ def conform(value: Any, hint: Any, where: str) -> Any:
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
-    """Return ``value`` where it is a JSON object. Raises StrictError."""
+    """Return ``value`` if it is a JSON object. Raises StrictError."""
     if not isinstance(value, dict):
-        raise StrictError(f"{where} is {shorten(value)}; it must be values by name")
+        raise StrictError(f"{where} is {shorten(value)}; it must be an object of values by name")
     return value
 
 
@@ -152,7 +152,7 @@ def _float(text: str) -> float:
 
 
 def _look_through(value: Any) -> None:
-    """Raise StrictError for what no text can hold, or no reader takes, at any place in a value."""
+    """Raise StrictError for anything in a value that cannot be written as text, or that readers do not accept."""
     level, depth = [value], 0
     while level:
         depth += 1

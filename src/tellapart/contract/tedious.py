@@ -1,4 +1,4 @@
-"""Image files of very many parts, which are made to keep a decoder busy. Knows nothing of pixels."""
+"""Image files with very many segments, which are made to keep a decoder busy. Knows nothing of pixels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Mapping
 
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # neither a stuffed byte nor a restart
-_MAX_SCANS, _MAX_SEGMENTS = 100, 1000  # encoders write ten scans at most, and some dozens of segments
+_MAX_SCANS, _MAX_SEGMENTS = 100, 1000  # encoders write at most ten scans, and a few dozen segments
 _MAX_CHUNKS, _CHUNK = 10_000, 1024  # of a PNG; the usual encoder writes one for each 8 KiB
 
 
 def tedious(name: str, content: bytes) -> bool:
-    """Return whether a file of the format ``name`` has more parts than any that was not made for that."""
+    """Return whether a file of the format ``name`` has more segments than any ordinary file."""
     found = _RULES.get(name)
     return found is not None and found(content)
 
@@ -29,7 +29,7 @@ def _jpeg(content: bytes) -> bool:
     """Return whether there are very many scans or segments.
 
     Each scan of a progressive JPEG may go over all pixels in a few bytes: 20 MB of them take an hour. The walk ends
-    with the first picture; what is behind it (a phone's film, say) is nothing to the decoder.
+    with the first image; the decoder ignores what follows it (such as a phone's video).
     """
     if (
         content.count(b"\xff") - content.count(b"\xff\0") <= _MAX_SEGMENTS

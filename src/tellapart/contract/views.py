@@ -1,4 +1,4 @@
-"""Which versions of an image a classifier's answer is averaged over, as data.
+"""The versions of an image over which a classifier's answer is averaged, as data.
 
 Computed by `tellapart.preprocess.averaged`. Standard library only; knows nothing of networks.
 """
@@ -23,9 +23,9 @@ class Views:
     also moved by a pixel up and left, and down and right, the border filled by reflection; the two that are not
     moved count a quarter each, the four others an eighth.
 
-    With ``below`` under 1 the other views are only computed for images whose first view leaves doubt: those where
-    the most probable class leads the next by less than ``below`` in probability. The answer to an image is then
-    either its first view's logits or the average; it does not depend on the other images.
+    With ``below`` under 1 the other views are computed only if the first view is in doubt: if the most probable class
+    leads the next by less than ``below`` in probability. The answer to an image is then either its first view's logits
+    or the average; it does not depend on the other images.
     """
 
     name: Literal["one", "mirror", "mirror-shift"] = "one"
@@ -43,13 +43,13 @@ class Views:
         return COUNTS[self.name] if self.below > 0 else 1
 
     def describe(self) -> str:
-        """Return what is averaged, in a sentence; empty for one view."""
+        """Return a sentence on what is averaged; empty for one view."""
         if self.count == 1:
             return ""
         kinds = "mirrored" if self.name == "mirror" else "mirrored, and moved by a pixel two ways"
         text = f"The logits of {self.count} views of each image are averaged ({kinds})"
         if self.below < 1:
-            text += f", where the first view's best class leads by less than {self.below:g} in probability"
+            text += f", if the first view's best class leads by less than {self.below:g} in probability"
         return text + "."
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Images as data: where they are, how they are split, whether they are sound, and how they reach a batch."""
+"""Images as data: where they are, how they are split, what is wrong with them, and how they become batches."""

@@ -21,12 +21,12 @@ from tellapart import files, tables
 from tellapart.contract.card import label_mark
 
 SPLITS = ("train", "val", "test")
-_PART = 1 << 26  # bytes of a file that the system does not give at once
+_PART = 1 << 26  # bytes above which a file is read as a stream
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """One image that the source gives more than one label."""
+    """An image with more than one label in the source."""
 
     path: str
     labels: tuple[str, ...]
@@ -34,14 +34,14 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Unusable:
-    """One image (or annotation without one) that the source does not let us use, and why."""
+    """An image (or an annotation without one) that cannot be used, and why."""
 
     path: str
     reason: str
 
 
 class Items(Protocol):
-    """Images that lie in objects of Python, by number. ``hashes``: of their contents, "" where one is bad."""
+    """Images in Python objects, by number. ``hashes``: of their contents, "" for a bad one."""
 
     hashes: list[str]
 
@@ -53,15 +53,15 @@ class Items(Protocol):
 class Samples:
     """Columns of equal length N.
 
-    paths: object array of str, relative to ``root`` with forward slashes (or absolute); for arrays a name such
-    as ``train/12``. labels: int64, index in ``classes``, or -1 in all rows where an image can have several: then
-    targets is uint8 [N, len(classes)] with a 1 for each of its labels (none at all is valid), and None else.
-    splits: object array of "train", "val" or "test".
-    boxes: float64 [N, 4] as x0, y0, x1, y1 in pixels of the upright image, NaN where the whole image counts, or
-    None. pixels: uint8 [M, H, W] or [M, H, W, 3] where the source is an array and not files; ``keys`` (int64 [N])
-    are its rows. items: the images where the source is objects of Python; ``keys`` are their numbers. hashes: object
-    array of hexadecimal content hashes, "" where not read yet, or None. ordered: whether classes are grades, the lowest
-    first. levels: what separates the levels in the names of classes (``/`` in ``animal/dog``), "" where they have none.
+    paths: object array of str, relative to ``root`` with forward slashes (or absolute); for arrays a name such as
+    ``train/12``. labels: int64, index in ``classes``, or -1 in all rows if an image can have several: then targets is
+    uint8 [N, len(classes)] with a 1 for each of its labels (none at all is valid), otherwise None. splits: object
+    array of "train", "val" or "test". boxes: float64 [N, 4] as x0, y0, x1, y1 in pixels of the upright image, NaN if
+    the whole image counts, or None. pixels: uint8 [M, H, W] or [M, H, W, 3] if the source is an array instead of
+    files; ``keys`` (int64 [N]) are its rows. items: the images if the source is Python objects; ``keys`` are their
+    numbers. hashes: object array of hexadecimal content hashes, "" if not read yet, or None. ordered: whether classes
+    are grades, the lowest first. levels: what separates the levels in the names of classes (``/`` in ``animal/dog``),
+    "" where they have none.
     """
 
     paths: npt.NDArray[Any]
@@ -132,7 +132,7 @@ def class_counts(labels: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64
 
 
 def read_file(path: str) -> bytes:
-    """Return a file's bytes. Raises OSError, also for what is no ordinary file: a pipe would never end."""
+    """Return a file's bytes. Raises OSError, even for what is not a regular file: a pipe would never end."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -147,7 +147,7 @@ def read_file(path: str) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         content = os.read(descriptor, status.st_size + 1)
-        # it was changed, or is huge
+        # it has changed, or is huge
         while len(content) != status.st_size and (more := os.read(descriptor, _PART)):
             content += more
         return content
@@ -167,9 +167,9 @@ def content_hash(content: bytes | npt.NDArray[np.uint8]) -> str:
 
 
 def write_samples(samples: Samples, path: str | os.PathLike[str]) -> None:
-    """Write the table as CSV: path, label, split, hash, and group and box where there are any.
+    """Write the table as CSV: path, label, split, hash, and group and box if there are any.
 
-    The column is ``labels`` where an image can have several, joined by `label_mark`.
+    The label column is ``labels`` if an image can have several, joined by `label_mark`.
     """
     with files.writing(path, text=True, errors="surrogateescape") as stream:
         writer = tables.Writer(stream, "\r\n")

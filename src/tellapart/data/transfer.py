@@ -1,4 +1,4 @@
-"""From the processor's memory to a GPU's: copies that run beside the computation, and images that stay there.
+"""From the processor's memory to a GPU's: copies that overlap with computation, and images that stay there.
 
 On the CPU nothing is copied. Knows nothing of what the tensors mean.
 """
@@ -17,7 +17,7 @@ from tellapart.preprocess import Images, as_tensor
 
 Batch = TypeVar("Batch", bound=Any)
 _device = threading.Lock()  # held by a thread that reads ahead while it uses a GPU
-RESIDENT_SHARE = 0.4  # of the free memory of a GPU, that images may take for good
+RESIDENT_SHARE = 0.4  # of the free memory of a GPU that images may occupy permanently
 
 
 def exclusive() -> contextlib.AbstractContextManager[Any]:
@@ -30,14 +30,16 @@ class Transfer:
 
     `begin` is called by the thread that reads ahead: it pins the batch and starts its copy on a stream of its own.
     `end` is called by the thread that computes: from there on its stream waits for the copy (the processor does
-    not), and the memory is not used again before the computation is done with it.
+    not), and the memory is not reused before the computation is done with it.
     """
 
     def __init__(self, device: torch.device | None) -> None:
         self.device = device
         self.needed = device is not None and device.type != "cpu"
         self._stream: Any = None
-        self._copies: collections.deque[Any] = collections.deque()  # their ends, in the order of the batches
+        self._copies: collections.deque[Any] = (
+            collections.deque()
+        )  # events at their ends, in the order of batches
         if device is not None and device.type == "cuda":
             self._stream = torch.cuda.Stream(device)
 
@@ -77,7 +79,7 @@ class Transfer:
 
 
 def resident_limit(device: torch.device) -> int:
-    """Return how many bytes of images may stay on ``device``: 0 where it is the CPU or cannot say."""
+    """Return how many bytes of images may stay on ``device``: 0 if it is not a CUDA device."""
     if device.type != "cuda":
         return 0
     free, _ = torch.cuda.mem_get_info(device)

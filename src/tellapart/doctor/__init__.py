@@ -1,11 +1,11 @@
 """What this machine offers for training and serving, and what to do about it.
 
-Asks torch, the operating system and the installed packages; changes nothing and needs no network. Every probe
-is guarded: what cannot be found out is listed in ``Report.unknown`` and the rest is still reported. Knows
-nothing of data, models or runs.
+Asks torch, the operating system and the installed packages; changes nothing and needs no network. Every probe is
+guarded: a failed one is listed in ``Report.unknown`` and the rest is still reported. Knows nothing of data, models or
+runs.
 
-`report` holds what is found; `accelerators`, `host` and `extras` ask; `advice` judges; `text` writes it down;
-`examination` puts them together.
+`report` holds the results; `accelerators`, `host` and `extras` probe; `advice` judges; `text` formats; `examination`
+puts them together.
 """
 
 from tellapart.doctor.examination import examine

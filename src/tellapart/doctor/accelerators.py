@@ -19,7 +19,7 @@ from tellapart.doctor.report import Gpu, Torch
 
 
 def about_torch(unknown: list[str]) -> Torch:
-    """Return what torch can be asked; what it could not answer is added to ``unknown``."""
+    """Return what torch reports; what it cannot report is added to ``unknown``."""
     try:
         import torch
     except Exception as error:  # also OSError, where a library of CUDA's is missing
@@ -33,7 +33,9 @@ def about_torch(unknown: list[str]) -> Torch:
             unknown.append(f"{what}: {reason_of(error)}")
             return default
 
-    with warnings.catch_warnings(record=True) as caught:  # a driver that is too old is told by a warning
+    with warnings.catch_warnings(
+        record=True
+    ) as caught:  # torch reports a driver that is too old by a warning
         warnings.simplefilter("always")
         available = ask("CUDA", torch.cuda.is_available, False)
     cudnn = ask("cuDNN", torch.backends.cudnn.version)
@@ -120,7 +122,7 @@ def _has_kernels(compiled_for: tuple[str, ...], major: int, minor: int) -> bool 
 
 
 def nvidia_state() -> str:
-    """Return "driver" where NVIDIA's driver is loaded, "device" where only the hardware is seen, or ""."""
+    """Return "driver" if NVIDIA's driver is loaded, "device" if only the hardware is seen, or ""."""
     if text_of("/proc/driver/nvidia/version") or os.path.exists("/dev/nvidia0"):
         return "driver"
     if shutil.which("nvidia-smi") and output_of("nvidia-smi", "-L"):

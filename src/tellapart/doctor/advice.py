@@ -1,4 +1,4 @@
-"""What to do about what was found, in sentences that name flags and commands. Asks the machine nothing."""
+"""Advice on the results, in sentences that name flags and commands. Probes nothing itself."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _gpu_advice(gpu: Gpu) -> Iterator[str]:
         share = 100 * gpu.used_memory / gpu.total_memory
         yield (
             f"GPU {gpu.index}: {share:.0f} % of its memory is in use already; nvidia-smi shows by whom. "
-            "Another GPU is chosen with --training.device cuda:N."
+            "Choose another GPU with --training.device cuda:N."
         )
 
 
@@ -83,7 +83,7 @@ def _host_advice(report: Report) -> Iterator[str]:
     if cpu.usable is not None and cpu.usable < 4:
         yield (
             f"Only {cpu.usable:g} processor core{'s' * (cpu.usable != 1)} for this process: decoding "
-            "photographs will take a good part of the first epoch; later epochs read the cache."
+            "photographs will take much of the first epoch; later epochs read the cache."
         )
     if cpu.quota and cpu.logical and report.torch.threads and report.torch.threads > cpu.quota + 0.5:
         yield (

@@ -18,17 +18,17 @@ T = TypeVar("T")
 
 
 def examine(quick: bool = False) -> Report:
-    """Look at this machine; never raises.
+    """Examine this machine; never raises.
 
     With ``quick`` it does not try to import torchvision (seconds) and does not ask GPUs for their memory in
-    use (which takes some of it on each): what a training run needs for its record.
+    use (asking takes some of it on each): enough for a training run's record.
     """
     unknown: list[str] = []
 
     def probe(what: str, function: Callable[[], T], default: T) -> T:
         try:
             return function()
-        except Exception as error:  # one thing that cannot be asked must not hide all the others
+        except Exception as error:  # one failing probe must not hide all the others
             unknown.append(f"{what}: {reason_of(error)}")
             return default
 

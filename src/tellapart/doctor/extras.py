@@ -19,7 +19,7 @@ PACKAGES = (
     ("torchvision", "torchvision", "models", "more models and pretrained weights"),
     ("simplejpeg", "simplejpeg", "jpeg", "faster decoding of JPEG files"),
     ("pi-heif", "pi_heif", "heif", "HEIC and HEIF photographs"),
-    ("tensorboard", "tensorboard", "tensorboard", "curves and pictures in the browser"),
+    ("tensorboard", "tensorboard", "tensorboard", "curves and images in the browser"),
     ("mlflow-skinny", "mlflow", "mlflow", "tracking of runs on a server"),
     ("onnx", "onnx", "onnx", "export to ONNX"),
     ("onnxruntime", "onnxruntime", "onnx", "fast inference from ONNX files"),

@@ -46,7 +46,7 @@ def system_name() -> str:
 
 
 def about_cpu(unknown: list[str]) -> Cpu:
-    """Return what is known of the processor; what could not be found out is added to ``unknown``."""
+    """Return what is known about the processor; what is not known is added to ``unknown``."""
     cpuinfo = text_of("/proc/cpuinfo")
     usable = _affinity()
     flags = _flags(cpuinfo)
@@ -129,7 +129,7 @@ def _cgroups(controller: str, root: str = "/") -> Iterator[str]:
 
 
 def _cpu_quota(root: str = "/") -> float | None:
-    """Return the processors' worth of time that cgroups allow, or None where there is no limit."""
+    """Return the number of processors that cgroups allow, or None if there is no limit."""
     found = []
     for folder in _cgroups("cpu", root):
         quota, _, period = text_of(f"{folder}/cpu.max").strip().partition(" ")

@@ -1,4 +1,4 @@
-"""How to ask the operating system without ever failing."""
+"""Probes of the operating system that never fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def output_of(*command: str) -> str:
-    """Return a command's output, or "" where it does not exist or fails."""
+    """Return a command's output, or "" if it does not exist or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
@@ -22,7 +22,7 @@ def output_of(*command: str) -> str:
 
 
 def text_of(path: str) -> str:
-    """Return a small file's text, or "" where it cannot be read."""
+    """Return a small file's text, or "" if it cannot be read."""
     try:
         return pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:

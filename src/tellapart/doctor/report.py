@@ -1,4 +1,4 @@
-"""What was found about a machine, as plain data. Asks nothing itself."""
+"""What was found about a machine, as plain data. Probes nothing itself."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory for this process in bytes: the machine's, or less where a container sets a limit."""
+    """Memory for this process in bytes: the machine's, or less if a container sets a limit."""
 
     total: int | None = None
     free: int | None = None
@@ -83,7 +83,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Package:
-    """An optional package; ``imports`` and ``note`` only where importing it was tried."""
+    """An optional package; ``imports`` and ``note`` only if importing it was tried."""
 
     name: str
     version: str | None
@@ -116,5 +116,5 @@ class Report:
 
 
 def gibibytes(number: int | None) -> str:
-    """Spell a number of bytes for people."""
+    """Format a number of bytes for people."""
     return "unknown" if number is None else f"{number / GIB:.1f} GiB"

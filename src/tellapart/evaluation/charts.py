@@ -1,4 +1,4 @@
-"""The geometry of the report's drawings: where lines, ticks and cells lie. The template turns it into SVG.
+"""The geometry of the report's charts: where lines, ticks and cells are. The template turns it into SVG.
 
 Knows numbers and pixels; knows nothing of runs, files or HTML.
 """
@@ -20,13 +20,13 @@ Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 36
 MOST_POINTS = 300
-PAGE_WIDTH = 1062  # what a matrix may have on a wide screen before it scrolls
-NAMED_CLASSES = 150  # beyond these a matrix is a picture without names
+PAGE_WIDTH = 1062  # width of a matrix on a wide screen before it scrolls
+NAMED_CLASSES = 150  # with more classes a matrix is an image without names
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A tick: its place in pixels and its text."""
+    """A tick: its position in pixels and its text."""
 
     at: float
     text: str
@@ -57,7 +57,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the matrix that is not empty. strength in (0, 1]: how strongly it is filled."""
+    """A cell of the matrix that is not empty. strength in (0, 1]: the opacity of its fill."""
 
     row: int
     column: int
@@ -112,10 +112,10 @@ def line_chart(
     mark: float | None = None,
     mark_text: str = "",
 ) -> Chart | None:
-    """Return a chart of (name, kind, points), or None where there is no finite point.
+    """Return a chart of (name, kind, points), or None if there is no finite point.
 
     unit: "number", "share" (shown in percent, 0 to 1) or "rate" (scientific). kind is the CSS class of the
-    line; a "faint" one has no dots. mark: where a vertical line stands.
+    line; a "faint" one has no dots. mark: position of a vertical line.
     """
     finite = [
         (name, kind, [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)])
@@ -161,7 +161,7 @@ def line_chart(
 
 
 def _ceiling(values: npt.NDArray[np.float64]) -> float:
-    """Return the highest value, but not one far above nearly all others (the first steps of a training)."""
+    """Return the highest value, ignoring those far above nearly all others (the first steps of training)."""
     usual = float(np.percentile(values, 98)) * 1.5
     return min(float(values.max()), usual) if usual > 0 else float(values.max())
 
@@ -199,7 +199,7 @@ def matrix_chart(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> Matr
 
 
 def confused_pairs(confusion: npt.NDArray[np.int64], most: int = 15) -> list[tuple[int, int, int, float]]:
-    """Return (true, predicted, count, share of the true class) of the commonest mistakes in order."""
+    """Return (true, predicted, count, share of the true class) of the most frequent mistakes in order."""
     wrong = np.array(confusion)
     np.fill_diagonal(wrong, 0)
     totals = np.maximum(confusion.sum(1), 1)
@@ -237,7 +237,7 @@ def _without_middle(text: str, width: int) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Return ``text``, cut with an ellipsis where it is wider than ``width`` half-width characters."""
+    """Return ``text``, cut with an ellipsis if it is wider than ``width`` half-width characters."""
     from rich.cells import set_cell_size
 
     return text if cells_of(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"

@@ -1,7 +1,7 @@
-"""The page with pictures of `tellapart check`: one self-contained HTML file that needs no network.
+"""The HTML page of `tellapart check`: one self-contained file that needs no network.
 
-Shows what `tellapart.data.health` found, with small pictures inside the file. Judges nothing itself, and
-knows nothing of training; pictures of the augmentation are given to it ready.
+Shows what `tellapart.data.health` found, with thumbnails inside the file. Judges nothing itself, and knows nothing of
+training; augmented images are passed to it ready-made.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ Pixels = npt.NDArray[np.uint8]
 Augmented = tuple[str, Pixels, Sequence[Pixels]]
 
 MAX_CLASSES = 60  # rows of the table of classes; beyond, the largest and the smallest
-MAX_SAMPLES = 320  # pictures in the grid of samples
+MAX_SAMPLES = 320  # images in the grid of samples
 MAX_GROUPS = 40
 MAX_COPIES = 5
 MAX_LINES = 200
-TEXT_RESERVE = 1_500_000  # bytes of the page kept for everything that is not a picture
+TEXT_RESERVE = 1_500_000  # bytes of the page kept for everything that is not an image
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A thumbnail as a data URI; "" where there is none (unreadable, or the page is full)."""
+    """A thumbnail as a data URI; "" if there is none (unreadable, or the page is full)."""
 
     source: str
     width: int = 0
@@ -83,7 +83,7 @@ class Thumbnails:
         return picture
 
     def make(self, pixels: Pixels) -> Picture:
-        """Return the thumbnail of uint8 [H, W] or [H, W, C]; small images stay as they are, without loss."""
+        """Return the thumbnail of uint8 [H, W] or [H, W, C]; small images are kept losslessly at their size."""
         image = Image.fromarray(to_shown(pixels))
         is_small = max(image.size) <= 64
         if not is_small:
@@ -120,18 +120,18 @@ def write_check_page(
     Args:
         health: what `tellapart.data.health.examine` found in ``samples``.
         samples: the table that was examined.
-        out_path: the file to write, replaced in one step; its folder is made where there is none.
+        out_path: the file to write, replaced atomically; its folder is created if it does not exist.
         read: row -> encoded bytes or pixels; by default the table's own.
         augmented: for each example its label, the image before (uint8 [H, W, C]) and several after
             augmentation (uint8 [h, w, C], de-normalised), exactly as the network sees them.
-        per_class: sample pictures of each class, fewer where there are many classes.
-        thumbnail: longest side of a picture in pixels.
-        max_bytes: the page is smaller than this; pictures that do not fit are left out.
+        per_class: sample images of each class, fewer if there are many classes.
+        thumbnail: longest side of a thumbnail in pixels.
+        max_bytes: the page is smaller than this; thumbnails that do not fit are left out.
         max_pixels: larger images get no picture.
         levels: of images of more than 8 bits, what is black and what white.
         depth: as for `examine`.
 
-    Raises UserError where the file cannot be written.
+    Raises UserError if the file cannot be written.
     """
     path = pathlib.Path(out_path)
     budget = max(0, max_bytes - TEXT_RESERVE)
@@ -146,7 +146,7 @@ def write_check_page(
         table=_class_table(health),
         sizes=_size_chart(health),
         quantiles=_quantile_rows(health),
-        # In the order of worth: what comes first gets its pictures.
+        # Most important first: thumbnails are made until the page is full.
         suspects=[(suspect, thumbnails.of(suspect.image.row)) for suspect in health.suspects],
         groups=_groups(health, thumbnails),
         augmented=_augmented(augmented, thumbnails),
@@ -158,7 +158,7 @@ def write_check_page(
 
 
 def _write(path: pathlib.Path, page: str) -> None:
-    """Write the file in one step, its folder too. Raises UserError, WriteError."""
+    """Write the file atomically, and its folder if needed. Raises UserError, WriteError."""
     page = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", page)  # in names
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +222,7 @@ _CHART = {"width": 640, "height": 340, "left": 56, "right": 14, "top": 28, "bott
 
 
 def _size_chart(health: Health) -> dict[str, Any] | None:
-    """Return circles of a chart of height over width, both logarithmic; None where all sizes are the same.
+    """Return circles of a chart of height over width, both logarithmic; None if all sizes are the same.
 
     Sizes are put in cells of a sixth of an octave, so that there are few circles for any number of images.
     """
@@ -299,7 +299,7 @@ def _augmented(augmented: Sequence[Augmented], thumbnails: Thumbnails) -> list[d
 
 
 def _samples(health: Health, samples: Samples, thumbnails: Thumbnails, per_class: int) -> dict[str, Any]:
-    """Return seeded random pictures of each class; of the first classes only where there are very many."""
+    """Return seeded random images of each class; only of the first classes if there are very many."""
     present = np.flatnonzero(health.total())
     shown = present[:MAX_SAMPLES]
     number = max(1, min(per_class, MAX_SAMPLES // max(1, len(present))))

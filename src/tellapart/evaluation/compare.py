@@ -1,6 +1,6 @@
 """Runs side by side: what differs in their specs and results, and whether that is more than chance.
 
-Two classifiers that answered the same images are compared on the images where just one of them is right
+Two classifiers that answered the same images are compared on the images that only one of them gets right
 (McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
 Psychometrika 12, 1947; here the exact binomial form). Reads the runs' folders only.
 """
@@ -28,7 +28,7 @@ from tellapart.runs import REPEATS_FILE
 
 SIGNIFICANCE = 0.05
 WIDTH = 100
-Key = tuple[str, str, int]  # path, box, and a number for repeated ones
+Key = tuple[str, str, int]  # path, box, and a count for repeated ones
 # label, whether it was found, content hash ("" where unknown), and what was told
 Answers = dict[Key, tuple[str, bool, str, str]]
 
@@ -71,8 +71,8 @@ class Result:
 class Pair:
     """Two runs (numbers in the order given) on the images that both answered.
 
-    only_first and only_second: images that just that run has right. difference: accuracy (``metric``) of the second
-    less that of the first, with its 95 % interval. p_value: McNemar's exact test, two-sided (of mAP, and of quadratic
+    only_first and only_second: images that only that run gets right. difference: accuracy (``metric``) of the second
+    minus that of the first, with its 95 % interval. p_value: McNemar's exact test, two-sided (of mAP, and of quadratic
     kappa where classes are grades, the bootstrap's: see `compare_labels`, `compare_grades`); p_adjusted: after Holm,
     over all pairs of the comparison. level: 0 for the classes, else which of the levels above them (each is corrected
     for itself).
@@ -127,11 +127,10 @@ class Comparison:
 def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
     """Compare two or more runs.
 
-    The figures are those of the first of test, val and train that every run was evaluated on, else of each
-    run's own; a pair is compared on the first that both have. Images are matched by path and box; where
-    samples.csv has content hashes they must agree. A pair that shares no images, or not their labels, is not
-    tested: the notes say so. Raises RunError for fewer than two runs, a folder that is no run's, and damaged
-    files.
+    The figures are those of the first of test, val and train that every run was evaluated on, otherwise of each run's
+    own; a pair is compared on the first that both have. Images are matched by path and box; if samples.csv has content
+    hashes they must agree. A pair that shares no images, or not their labels, is not tested: the notes say so. Raises
+    RunError for fewer than two runs, a folder that is not a run folder, and damaged files.
     """
     if len(run_dirs) < 2:
         raise RunError("A comparison needs at least two runs.")
@@ -139,8 +138,8 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
     for run in runs:
         if (run.path / REPEATS_FILE).is_file():
             raise RunError(
-                f"{run.path} holds runs that differ in the seed, which have no answers in common; compare single "
-                f"ones: {run.path / 'seed-…'}."
+                f"{run.path} contains runs that differ in the seed, which have no common set of answers; "
+                f"compare single ones: {run.path / 'seed-…'}."
             )
     common = _common_split(runs)
     read = functools.cache(lambda k, split, level: _answers(runs[k], split, level))
@@ -152,7 +151,7 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
                 raise _NotComparableError("were not evaluated on the same split")
             kinds = {runs[k].evaluations[split].kind for k in (first, second)}
             if len(kinds) > 1:
-                raise _NotComparableError("tell different things: several labels of an image, and one")
+                raise _NotComparableError("answer different questions: several labels for an image, and one")
             if kinds == {multilabel.KIND}:
                 pairs.append(_pair_of_sets(first, second, split, runs[first], runs[second]))
                 continue
@@ -161,8 +160,8 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]]) -> Comparison:
             notes.append(f"{_letter(first)} and {_letter(second)} {reason}; their difference was not tested.")
     if any(pair.split == OUT_OF_FOLD for pair in pairs):
         notes.append(
-            "Out-of-fold answers come from several models that share training images: the test, which takes each "
-            "answer as independent, is a little too sure."
+            "Out-of-fold answers come from several models that share training images: the test, which treats "
+            "the answers as independent, is somewhat too confident."
         )
     if any(pair.split not in ("test", OUT_OF_FOLD) for pair in pairs):
         notes.append(
@@ -218,7 +217,7 @@ def _common_split(runs: Sequence[RunFolder]) -> str | None:
 
 
 def spec_differences(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
-    """Return the fields of the specs that are not the same in all runs (but for the runs' own folders)."""
+    """Return the fields of the specs that are not the same in all runs (except the runs' own folders)."""
     flat = [flatten(run.spec) for run in runs]
     names = dict.fromkeys(itertools.chain.from_iterable(flat))
     values = {name: [spec.get(name) for spec in flat] for name in names if name != "run.dir"}
@@ -237,7 +236,7 @@ def _answers(run: RunFolder, split: str, level: int = 0) -> Answers:
     label, predicted = (f"label-at-{level}", f"predicted-at-{level}") if level else ("label", "predicted")
     hashes = {
         (row.get("path", ""), row.get("box", "")): row.get("hash", "")
-        for name in ("samples.csv", "fold-1/samples.csv")  # the latter of a cross-validation
+        for name in ("samples.csv", "fold-1/samples.csv")  # the last two of a cross-validation
         for row in run.rows(name)
     }
     seen: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -423,7 +422,7 @@ def _pair_lines(pair: Pair, one: str, two: str) -> list[str]:
 
 
 def _table(rows: Sequence[Sequence[str]], stretch: int, left: int) -> list[str]:
-    """Lay out rows; column ``stretch`` is cut where all are too wide; the first ``left`` are flush left."""
+    """Lay out rows; column ``stretch`` is cut if the table is too wide; the first ``left`` are left-aligned."""
     from rich.cells import cell_len
 
     widths = [max(cell_len(row[k]) for row in rows) for k in range(len(rows[0]))]

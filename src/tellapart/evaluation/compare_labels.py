@@ -19,7 +19,7 @@ from tellapart.evaluation.run_folder import RunFolder
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """What a run says of a split's images: by path the hash ("" where unknown), the true labels and the answer."""
+    """A run's record of a split's images: by path the hash ("" if unknown), the true labels and the answer."""
 
     classes: tuple[str, ...]
     rows: dict[str, tuple[str, frozenset[str], list[float], bool]]
@@ -27,9 +27,9 @@ class Told:
 
 @dataclass(frozen=True)
 class Difference:
-    """mAP of the second run less that of the first on the same images, with its 95 % interval and its p value.
+    """mAP of the second run minus that of the first on the same images, with its 95 % interval and its p value.
 
-    only_first, only_second: images of which just that run tells exactly the true labels.
+    only_first, only_second: images for which only that run gives exactly the true labels.
     """
 
     shared: int
@@ -45,7 +45,7 @@ class NotComparableError(Exception):
 
 
 def read(run: RunFolder, split: str) -> Told:
-    """Return what a run's predictions.csv says of a split."""
+    """Return what a run's predictions.csv says about a split."""
     hashes = {
         row.get("path", ""): row.get("hash", "")
         for name in ("samples.csv", "fold-1/samples.csv")  # the latter of a cross-validation
@@ -99,7 +99,7 @@ def compare(one: Told, two: Told, split: str) -> Difference:
 
 
 def p_value(differences: npt.NDArray[np.float64]) -> float:
-    """Return the two-sided p value of no difference: twice the smaller part of the drawings on either side of 0."""
+    """Return the two-sided p value of no difference: twice the smaller share of the resamples on either side of 0."""
     count = len(differences)
     smaller = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
     return min(1.0, 2 * (smaller + 1) / (count + 1))

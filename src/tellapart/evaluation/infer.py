@@ -1,7 +1,7 @@
-"""Running a model over a set of images: batch by batch, exact to the sample.
+"""Running a model over a set of images: batch by batch, every image exactly once.
 
-`run` is the one loop by which files of every format are measured; `collect_logits` is its counterpart for a network
-that is no file yet, which training validates. Formats and devices cannot be told apart here. Knows nothing of training.
+`run` is the one loop that measures files of every format; `collect_logits` is its counterpart for a network in memory,
+which training validates. Formats and devices make no difference here. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Predict = Callable[[torch.Tensor], torch.Tensor]
 Rows = npt.NDArray[np.int64]
 T = TypeVar("T")
 SAMPLE = 32
-"""Images on which logits that are known otherwise must be the backend's own."""
+"""Images on which logits that were computed in another way must equal the backend's own."""
 _CALLS, _WARM_UP = 30, 3  # of single images, for latency
 
-# Pixels of a batch beyond which images a second hardly rise, and the bounds of the batch. Measured on a CPU
+# Pixels in a batch beyond which images per second hardly rise, and the limits of the batch. Measured on a CPU
 # with AVX-512, images/s: at 224 pixels 26 in batches of 8, 31 of 32, 30 of 128; at 32 pixels 456 of 8, 627 of 128.
 _PIXELS = {"cpu": 64 * 224 * 224}
 _PIXELS_ELSEWHERE = 512 * 224 * 224
@@ -40,7 +40,7 @@ _SMALLEST, _LARGEST = {"cpu": 32}, {"cpu": 512}
 def batch_that_pays(size: Size, device: torch.device) -> int:
     """Return how many images of ``size`` pixels to compute at once on ``device``.
 
-    The largest batch that pays: a larger one needs more memory and is not faster.
+    The largest useful batch: a larger one needs more memory and is not faster.
     """
     return _batch_that_pays(size, device.type)
 
@@ -52,7 +52,7 @@ def _batch_that_pays(size: Size, kind: str) -> int:
 
 
 class Pictures(Protocol):
-    """Labelled images that a backend can take. What cannot be read is left out of what `pixels` gives."""
+    """Labelled images that a backend can take. `pixels` leaves out images that cannot be read."""
 
     def __len__(self) -> int: ...
 
@@ -71,12 +71,12 @@ class Pictures(Protocol):
         ...
 
     def picture(self, row: int) -> Pixels:
-        """Return one image as it is shown: uint8 [H, W, C]."""
+        """Return one image for display: uint8 [H, W, C]."""
         ...
 
 
 class Stored:
-    """Images that lie decoded in a store."""
+    """Decoded images of a store."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images, self.samples, self.bad = images, images.samples, dict[int, str]()
@@ -96,9 +96,9 @@ class Stored:
 
 @dataclass(frozen=True)
 class Ran:
-    """What `run` found: ``rows`` that could be read, what is told of them, and how long it takes.
+    """What `run` found: ``rows`` that could be read, the answers for them, and the time taken.
 
-    ``seconds``: what the backend needed for all of them, without reading and sizing; ``latencies_ms``: of calls with a
+    ``seconds``: the backend's time for all of them, without reading and resizing; ``latencies_ms``: of calls with a
     single image.
     """
 
@@ -116,10 +116,10 @@ def run(
     advance: Callable[[int], None] = lambda count: None,
     latency: bool = True,
 ) -> Ran:
-    """Return what a backend tells of all images, in their order; ``rows`` is empty where none can be read.
+    """Return a backend's answers for all images, in their order; ``rows`` is empty if none can be read.
 
-    ``known``: the images' logits by a shorter way, float32 [N, K]. They count where the backend, run on a sample,
-    gives the same but for rounding; else it runs on all images. Raises ArtifactError, TrainingError.
+    ``known``: the images' logits computed in a faster way, float32 [N, K]. They are used if the backend, run on a
+    sample, gives the same except for rounding; otherwise it runs on all images. Raises ArtifactError, TrainingError.
     """
     count = len(pictures)
     batch_size = _batch_that_pays(backend.card.preprocessing.size, _kind(backend))
@@ -152,7 +152,7 @@ class _Over:
 def _over(
     backend: Backend, pictures: Pictures, rows: Rows, batch_size: int, advance: Callable[[int], None]
 ) -> tuple[_Over, Pixels]:
-    """Return what a backend gives for rows, and a few images that could be read."""
+    """Return a backend's logits for rows, and a few images that could be read."""
     watch = timing.Stopwatch()
     few: list[Pixels] = []
 
@@ -176,7 +176,7 @@ def _over(
 
 
 def _kind(backend: Backend) -> str:
-    """Return what a backend computes on, such as cpu or cuda: the processor, where it does not say."""
+    """Return the device that a backend computes on, such as cpu or cuda; cpu if it does not say."""
     return str(getattr(backend, "device", "cpu")).partition(":")[0]
 
 
@@ -198,9 +198,9 @@ def collect_logits(
     batch_size: int = 256,
     advance: Callable[[int], None] = lambda count: None,
 ) -> torch.Tensor:
-    """Return logits float32 [n, K] for the images at ``positions`` (all of them where None), in that order.
+    """Return logits float32 [n, K] for the images at ``positions`` (None: all of them), in that order.
 
-    Where memory does not suffice the batch is halved and tried again.
+    If memory runs out, the batch is halved and tried again.
     """
     chosen = np.arange(len(images)) if positions is None else positions
     parts = in_batches(
@@ -212,9 +212,9 @@ def collect_logits(
 def in_batches(
     rows: Rows, batch_size: int, call: Callable[[Rows], T], advance: Callable[[int], None]
 ) -> list[T]:
-    """Return what ``call`` gives for each batch of rows; where memory does not suffice it is halved and tried again.
+    """Return the results of ``call`` for each batch of rows; if memory runs out, the batch is halved and tried again.
 
-    ``advance`` is called with the size of each batch that is done. Raises TrainingError where one row is too many.
+    ``advance`` is called with the size of each batch that is done. Raises TrainingError if one row is too many.
     """
     parts: list[T] = []
     start = 0

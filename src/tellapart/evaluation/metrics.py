@@ -1,11 +1,10 @@
-"""The figures of a classifier on one split, and the files that hold them.
+"""The figures of a classifier on one split, and the files that they are written to.
 
-Works on answers and labels alone: knows nothing of models, loaders or training. Several processes gather their
-logits first (without padding), so every figure is exact to the sample.
+Works on answers and labels alone: knows nothing of models, loaders or training. Several processes gather their logits
+first (without padding), so every image counts exactly once.
 
-Averages over classes ("macro", balanced accuracy) are over the classes that the split has: a class without a
-sample has no recall, so it is left out and not counted as 0. A class that has samples but is never predicted
-has a precision of 0.
+Averages over classes ("macro", balanced accuracy) are over the classes in the split: a class without a sample has no
+recall, so it is left out and not counted as 0. A class that has samples but is never predicted has a precision of 0.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ WILSON_Z = 1.959963984540054  # the 97.5 % point of the normal distribution: a 9
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class's figures, each in [0, 1]; None where the split has no sample of the class."""
+    """One class's figures, each in [0, 1]; None if the split has no sample of the class."""
 
     name: str
     support: int
@@ -79,14 +78,14 @@ class Evaluation(Measurement):
     images_per_second: float | None = None
     latency_ms: Mapping[str, float] | None = None
     own: Mapping[str, float | None] = field(default_factory=dict)
-    """Figures of metrics that are not tellapart's."""
+    """Figures of the user's own metrics."""
     ordinal: GradeScores | None = None
     """Where the classes are grades."""
     levels: tuple[Evaluation, ...] = ()
     """The same at each level above the classes, the topmost first, where the names of classes have levels."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON (no NaN: what is not known is None)."""
+        """Return plain values for JSON (no NaN: unknown values are None)."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["classes"] = list(self.classes)
         values["accuracy_interval"] = list(self.accuracy_interval)
@@ -199,7 +198,7 @@ class Evaluation(Measurement):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
-        """Return the evaluation that `to_dict` gave the values of. Raises KeyError for a missing one."""
+        """Return the evaluation from the values of `to_dict`. Raises KeyError if one is missing."""
         later = ("own", "ordinal", "levels")  # which files of before do not have
         known = {name: values[name] for name in cls.__dataclass_fields__ if name not in later}
         known["own"], grades = values.get("own") or {}, values.get("ordinal")
@@ -237,12 +236,11 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
 def quick(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Return the figures by which an epoch is judged: accuracy, macro-f1, balanced-accuracy, loss.
 
-    logits: float [N, K] on any device; labels: int64 [N] in [0, K). The averages are over the classes that
-    ``labels`` has. The loss is the mean cross-entropy in nats; it may be NaN or infinite where a logit is.
-    Raises DataError where N is 0.
+    logits: float [N, K] on any device; labels: int64 [N] in [0, K). The averages are over the classes in ``labels``.
+    The loss is the mean cross-entropy in nats; it may be NaN or infinite if a logit is. Raises DataError if N is 0.
     """
     _check(logits.shape, len(labels))
-    guess = logits.argmax(1)  # as `Answers.best`, where the logits are
+    guess = logits.argmax(1)  # as `Answers.best`, but on the logits' device
     counted = (labels, guess, labels[labels == guess])  # and not the matrix: K * K is much for large K
     support, predicted, hits = (
         torch.bincount(rows, minlength=logits.shape[1]).cpu().numpy().astype(np.float64) for rows in counted
@@ -268,13 +266,13 @@ def evaluate(
 ) -> Evaluation:
     """Return every figure of one split.
 
-    answers: what the model told of N images; labels: int64 [N] in [0, K). ``seconds`` is the time that the N
+    answers: the model's answers for N images; labels: int64 [N] in [0, K). ``seconds`` is the time that the N
     images took, ``latencies_ms`` the time of each single call in milliseconds; both may be left out.
 
-    accuracy has Wilson's 95 % interval. top5 counts a label among the five most probable classes; None where
-    K <= 5. loss is the mean cross-entropy in nats; None where it is not finite. confusion is int64 [K, K]: a row
-    for each true class, a column for each predicted one. Where the names of classes have levels, ``levels`` has the
-    same of what is told at each above the classes (by the sums of probabilities). Raises DataError where N is 0.
+    accuracy has Wilson's 95 % interval. top5 counts a label among the five most probable classes; None if K <= 5. loss
+    is the mean cross-entropy in nats; None if it is not finite. confusion is int64 [K, K]: a row for each true class, a
+    column for each predicted one. Where the names of classes have levels, ``levels`` has the
+    same of what is told at each above the classes (by the sums of probabilities). Raises DataError if N is 0.
     """
     _check(answers.logits.shape, len(labels))
     classes = answers.classes
@@ -298,7 +296,7 @@ def evaluate(
 def _figures(
     classes: tuple[str, ...], confusion: npt.NDArray[np.int64], split: str, ordered: bool, **others: Any
 ) -> Evaluation:
-    """Return an evaluation: all that follows from the confusion matrix, and ``others`` as they are.
+    """Return an evaluation: everything that follows from the confusion matrix, and ``others`` as they are.
 
     ``ordered``: whether the classes are grades, the lowest first.
     """
@@ -333,7 +331,7 @@ def _figures(
     )
 
 
-# scikit-learn has both of the following, but takes longer to import than a small set to be measured.
+# scikit-learn has both of the following, but importing it takes longer than measuring a small set.
 
 
 def _confusion(
@@ -345,7 +343,7 @@ def _confusion(
 
 
 def _by_class(confusion: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
-    """Return precision, recall, F1 (float64 [K], 0 where there is nothing to divide by) and support (int64 [K])."""
+    """Return precision, recall, F1 (float64 [K], 0 for a zero denominator) and support (int64 [K])."""
     hits, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     return (
         hits / np.maximum(predicted, 1),
@@ -366,7 +364,7 @@ def predictions(
     path, label and predicted (class names), confidence (the highest probability), label_probability (that of
     the true class), correct (0 or 1), expected_grade (of grades), the probability of each class (``p:CLASS``), label
     and prediction at each level above the classes (``label-at-1``, ``predicted-at-1``, …), where there are any, and box
-    ("x0 y0 x1 y1", "" for the whole image) where ``boxes`` is given.
+    ("x0 y0 x1 y1", "" for the whole image) if ``boxes`` is given.
     """
     probabilities, classes = answers.probabilities, answers.classes
     truth, guess = labels, answers.best
@@ -411,11 +409,11 @@ def write_evaluation(
 ) -> None:
     """Write metrics.json, predictions.csv and mistakes/ into ``folder`` (RUN/evaluation/SPLIT).
 
-    ``labels``: int64 [N], or targets uint8 [N, K] where an image can have several.
+    ``labels``: int64 [N], or targets uint8 [N, K] if an image can have several.
 
-    ``thumbnails(row)`` gives a row's picture, uint8 [H, W, 1 or 3]; it is called for the ``count`` most
-    confident mistakes. mistakes/index.json says what each picture shows. They come together: where they
-    cannot be written, those of an earlier evaluation stay. Raises WriteError.
+    ``thumbnails(row)`` returns a row's thumbnail, uint8 [H, W, 1 or 3]; it is called for the ``count`` most confident
+    mistakes. mistakes/index.json describes each thumbnail. All files appear together: if they cannot be written, those
+    of an earlier evaluation stay. Raises WriteError.
     """
     from PIL import Image
 
@@ -483,7 +481,7 @@ def measured(
 
 
 def _check(logits: Sequence[int], labels: int) -> None:
-    """Raise where there is nothing to measure, or where logits of that shape and so many labels do not fit."""
+    """Raise if there is nothing to measure, or if the logits' shape does not match the number of labels."""
     if labels == 0:
         raise DataError("There are no images to evaluate: the split is empty.")
     if len(logits) != 2 or logits[0] != labels:
@@ -491,7 +489,7 @@ def _check(logits: Sequence[int], labels: int) -> None:
 
 
 def _loss(answers: Answers, truth: npt.NDArray[np.int64]) -> float:
-    """Return the mean cross-entropy in nats; not finite where a logit is not."""
+    """Return the mean cross-entropy in nats; not finite if a logit is not."""
     scaled = answers.scaled
     with np.errstate(invalid="ignore"):
         shifted = scaled - scaled.max(axis=1, keepdims=True)

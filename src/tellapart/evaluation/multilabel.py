@@ -1,10 +1,10 @@
-"""The figures of images with several labels, and the thresholds that tell labels from probabilities.
+"""The figures of images with several labels, and the thresholds that turn probabilities into labels.
 
-Definitions are scikit-learn's (`average_precision_score`, `f1_score`, `hamming_loss`), computed here because that takes
-longer to import than a small set to be measured. Works on logits, probabilities and targets alone.
+Definitions are scikit-learn's (`average_precision_score`, `f1_score`, `hamming_loss`), computed here because importing
+it takes longer than measuring a small set. Works on logits, probabilities and targets alone.
 
-Averages over classes are over those that the split has: a class that no image has, has no average precision and no
-recall, so it is left out and not counted as 0. Classes that every image has count.
+Averages over classes are over those in the split: a class without an image has no average precision and no recall, so
+it is left out and not counted as 0. Classes that every image has do count.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Floats = npt.NDArray[np.float64]
 Targets = npt.NDArray[np.uint8]
 QUICK = ("mAP", "macro-f1", "micro-f1", "loss")
 KIND = "multi-label"
-LEAST_POSITIVES = 5  # validation images of a class, with fewer of which its threshold stays at the half
+LEAST_POSITIVES = 5  # validation images that a class needs; with fewer, its threshold stays at one half
 HALF = 0.5
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class LabelScore:
-    """One class's figures, each in [0, 1]; None where the split has no image of the class.
+    """One class's figures, each in [0, 1]; None without an image of the class.
 
     threshold: None where the images were answered by several models, each with its own.
     """
@@ -158,7 +158,7 @@ class MultiEvaluation(Measurement):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MultiEvaluation:
-        """Return the evaluation that `to_dict` gave the values of. Raises KeyError for a missing one."""
+        """Return the evaluation from the values of `to_dict`. Raises KeyError if one is missing."""
         known = {name: values[name] for name in cls.__dataclass_fields__}
         low, high = values["map_interval"]
         return cls(
@@ -181,14 +181,14 @@ def _set(cell: str, mark: str) -> frozenset[str]:
 def average_precision(scores_N: npt.NDArray[Any], truth_N: npt.NDArray[Any]) -> float:
     """Return the average precision of one class: the sum over ranks of the gain in recall times the precision.
 
-    Equal scores are one rank. NaN where no image has the class.
+    Equal scores share one rank. NaN if no image has the class.
     """
     order = np.argsort(-scores_N, kind="stable")
     return _average_precision(scores_N[order], truth_N[order].astype(np.float64))
 
 
 def _average_precision(falling: npt.NDArray[Any], truth: Floats) -> float:
-    """Return the same of scores that fall. ``truth``: how often each counts as a yes."""
+    """Return the same for scores in descending order. ``truth``: how often each counts as a positive."""
     ends = np.flatnonzero(np.diff(falling, append=np.nan) != 0)
     hits = truth.cumsum()[ends]
     if not len(hits) or not hits[-1]:
@@ -197,7 +197,7 @@ def _average_precision(falling: npt.NDArray[Any], truth: Floats) -> float:
 
 
 def average_precisions(scores_NK: npt.NDArray[Any], targets_NK: Targets) -> Floats:
-    """Return each class's average precision, float64 [K]; NaN where no image has the class."""
+    """Return each class's average precision, float64 [K]; NaN if no image has the class."""
     pairs = zip(scores_NK.T, targets_NK.T, strict=True)
     return np.array([average_precision(scores, truth) for scores, truth in pairs], np.float64)
 
@@ -209,7 +209,7 @@ def mean_average_precision(scores_NK: npt.NDArray[Any], targets_NK: Targets) -> 
 
 
 def mean_of_present(values: Floats) -> float:
-    """Return the mean over the classes that the split has; NaN where it has none."""
+    """Return the mean over the classes in the split; NaN if there are none."""
     present = values[~np.isnan(values)]
     return float(present.mean()) if len(present) else math.nan
 
@@ -217,8 +217,8 @@ def mean_of_present(values: Floats) -> float:
 def quick(logits: npt.NDArray[Any], targets: Targets) -> dict[str, float]:
     """Return the figures by which an epoch is judged: mAP, macro-f1, micro-f1 (at probability 0.5), loss.
 
-    logits: float [N, K]; targets: uint8 [N, K]. The loss is the mean binary cross-entropy in nats. Raises DataError
-    where N is 0.
+    logits: float [N, K]; targets: uint8 [N, K]. The loss is the mean binary cross-entropy in nats. Raises DataError if
+    N is 0.
     """
     _check(logits.shape, targets)
     macro, micro = _f1(logits > 0, targets)
@@ -233,9 +233,9 @@ def quick(logits: npt.NDArray[Any], targets: Targets) -> dict[str, float]:
 def choose_thresholds(probabilities_NK: Floats, targets_NK: Targets) -> tuple[float, ...]:
     """Return for each class the threshold with the highest F1; an image has the class at the threshold and above.
 
-    It lies in the middle between the two probabilities that it separates, which is what new images ask for. Of equal F1
-    that nearest to a half counts. A class of fewer than `LEAST_POSITIVES` images keeps a half: the best threshold for
-    so few is chance.
+    It is halfway between the two probabilities that it separates, the best guess for new images. For equal F1 the one
+    nearest to one half is taken. A class of fewer than `LEAST_POSITIVES` images keeps one half: for so few, the best
+    threshold is chance.
     """
     return tuple(_threshold(p, t) for p, t in zip(probabilities_NK.T, targets_NK.T, strict=True))
 
@@ -250,7 +250,7 @@ def _threshold(probabilities: Floats, truth: npt.NDArray[Any]) -> float:
     f1 = 2 * hits[ends] / (ends + 1 + positives)
     below = np.append(falling[1:], 0.0)[ends]
     middle = np.round((falling[ends] + below) / 2, 6)
-    valid = (middle > below) & (middle <= falling[ends])  # rounding may not move an image to the other side
+    valid = (middle > below) & (middle <= falling[ends])  # rounding must not move an image to the other side
     middle = np.where(valid, middle, falling[ends])
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
     return float(middle[best[np.abs(middle[best] - HALF).argmin()]])
@@ -266,9 +266,9 @@ def evaluate(
 ) -> MultiEvaluation:
     """Return every figure of one split; ``answers``: of N images; targets: uint8 [N, K]. Raises DataError for N = 0.
 
-    map is the mean average precision over the classes that the split has, with a 95 % interval by drawing the images
-    anew `RESAMPLES` times (percentiles of the bootstrap). F1, subset accuracy and Hamming loss are of what is told, by
-    the card's thresholds. samples_f1 is the mean F1 of the images, 1 where there is rightly nothing to tell.
+    map is the mean average precision over the classes in the split, with a 95 % interval by resampling the images
+    `RESAMPLES` times (percentiles of the bootstrap). F1, subset accuracy and Hamming loss are of the predicted labels,
+    by the card's thresholds. samples_f1 is the mean F1 of the images, 1 if an image has no label and none is predicted.
     """
     _check(answers.logits.shape, targets)
     if not targets.any():
@@ -357,7 +357,7 @@ def predictions(answers: Answers, targets: Targets, paths: Sequence[str]) -> dic
 
 
 def worst_mistakes(answers: Answers, targets: Targets, count: int) -> list[int]:
-    """Return the rows of the ``count`` images with a label that is wrong (or missing) the most surely, this first."""
+    """Return the rows of the ``count`` images with the most confidently wrong (or missing) label, the worst first."""
     wrong = answers.told_matrix != targets.astype(bool)
     far = np.where(wrong, np.abs(np.nan_to_num(answers.probabilities) - targets), -1.0).max(axis=1)
     rows = np.flatnonzero(far >= 0)
@@ -367,8 +367,8 @@ def worst_mistakes(answers: Answers, targets: Targets, count: int) -> list[int]:
 def map_interval(scores_NK: npt.NDArray[Any], targets_NK: Targets, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % interval of the mean average precision, by the bootstrap over images.
 
-    Images that are drawn twice make the average precision of a drawing a little too high; by as much as the drawings'
-    mean lies above the figure itself, the interval is moved back.
+    Images that are drawn twice make the average precision of a resample slightly too high; the interval is shifted down
+    by the difference between the resamples' mean and the figure itself.
     """
     drawn = resampled_maps([scores_NK], targets_NK, seed)[0]
     bias = float(drawn.mean()) - mean_of_present(average_precisions(scores_NK, targets_NK))
@@ -377,9 +377,9 @@ def map_interval(scores_NK: npt.NDArray[Any], targets_NK: Targets, seed: int = 0
 
 
 def resampled_maps(models: Sequence[npt.NDArray[Any]], targets_NK: Targets, seed: int = 0) -> list[Floats]:
-    """Return for each model's scores [N, K] the mAP on `RESAMPLES` drawings of N images, the same for all models.
+    """Return for each model's scores [N, K] the mAP on `RESAMPLES` resamples of N images, the same for all models.
 
-    Where the images and classes are many, fewer drawings are made (at least 200): 95 % intervals need no more.
+    With many images and classes there are fewer resamples (at least 200): 95 % intervals need no more.
     """
     n, classes = targets_NK.shape
     count = max(200, min(RESAMPLES, 100_000_000 // max(1, n * classes)))
@@ -396,11 +396,11 @@ def resampled_maps(models: Sequence[npt.NDArray[Any]], targets_NK: Targets, seed
 def _weighted_map(
     scores: npt.NDArray[Any], targets: Targets, order: npt.NDArray[np.intp], times: npt.NDArray[np.int64]
 ) -> float:
-    """Return the mAP where image n counts ``times[n]`` times; of equal scores the first come first."""
+    """Return the mAP with image n counted ``times[n]`` times; among equal scores the first come first."""
     weights = times[order].astype(np.float64)
     yes = weights * np.take_along_axis(targets, order, axis=0)
     hits, ranks = yes.cumsum(0), weights.cumsum(0)
-    # An image that counts several times is one rank, as equal scores are.
+    # An image that counts several times has one rank, like equal scores.
     total = hits[-1]
     ap = (yes * hits / np.maximum(ranks, 1)).sum(0)[total > 0] / total[total > 0]
     return float(ap.mean()) if len(ap) else math.nan
@@ -416,13 +416,13 @@ def _f1(told: npt.NDArray[np.bool_], targets: Targets) -> tuple[float, float]:
 
 
 def _f1_of_images(told: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> Floats:
-    """Return the F1 of what is told of each image, float64 [N]."""
+    """Return the F1 of each image's predicted labels, float64 [N]."""
     either = told.sum(1) + truth.sum(1)
     return np.where(either == 0, 1.0, 2 * (told & truth).sum(1) / np.maximum(either, 1))
 
 
 def _loss(scaled: Floats, targets: Targets) -> float:
-    """Return the mean binary cross-entropy in nats; not finite where a logit is not."""
+    """Return the mean binary cross-entropy in nats; not finite if a logit is not."""
     with np.errstate(invalid="ignore"):
         losses = np.maximum(scaled, 0) - scaled * targets + np.log1p(np.exp(-np.abs(scaled)))
     return float(losses.mean())

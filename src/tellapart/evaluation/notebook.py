@@ -1,6 +1,6 @@
-"""How results show themselves in a notebook: a piece of HTML without scripts, style sheets or anything from elsewhere.
+"""How results look in a notebook: a piece of HTML without scripts, style sheets or external resources.
 
-Colours are see-through, so that they suit a light and a dark notebook. Knows nothing of notebooks but that.
+Colours are translucent, so that they suit light and dark notebooks.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from tellapart.evaluation.measurement import Measurement
 from tellapart.evaluation.report import SPLIT_NAMES, curves, meaning
 from tellapart.evaluation.run_folder import RunFolder, read_run
 
-MOST_CELLS = 12  # classes whose confusion matrix is shown; of more, the pairs that are most often confused
+MOST_CELLS = (
+    12  # up to this many classes the confusion matrix is shown; otherwise the pairs most often confused
+)
 MOST_ROWS = 20  # classes that are listed
 _COLOURS = {"train": "#4269d0", "val": "#e8871a", "faint": "#888888"}
 
 
 def of_evaluation(evaluation: Measurement, title: str = "", note: str = "") -> str:
-    """Return the figures of one split, its classes and what is taken for what."""
+    """Return the figures of one split, its classes and its confusions."""
     table, confusion = evaluation.table(), evaluation.confused()
     last = len(table.columns) - 1  # F1
     order = list(range(len(table.rows)))
@@ -44,11 +46,11 @@ def of_evaluation(evaluation: Measurement, title: str = "", note: str = "") -> s
 
 
 def of_run(folder: str | os.PathLike[str], split: str, interrupted: bool = False) -> str:
-    """Return what a run achieved: the evaluation that counts, its curves, and where it lies."""
+    """Return what a run achieved: the evaluation that counts, its curves, and its folder."""
     run: RunFolder | None
     try:
         run = read_run(folder)
-    except (RunError, OSError):  # removed or damaged since: the result still says what it knows
+    except (RunError, OSError):  # removed or damaged since: the result still shows what it knows
         run = None
     evaluation = run.evaluations.get(split) if run else None
     shown = of_evaluation(evaluation, note=meaning(run, split)) if run and evaluation else ""
@@ -72,5 +74,5 @@ def _render(part: str, **content: object) -> str:
     if isinstance(content.get("evaluation"), str):
         content["evaluation"] = Markup(content["evaluation"])  # made here, by the template below
     html = page.get_template("notebook.html.j2").render(part=part, **content)
-    # Names of files need not be valid UTF-8; what is not is shown with a replacement character.
+    # File names need not be valid UTF-8; invalid bytes are shown as a replacement character.
     return html.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

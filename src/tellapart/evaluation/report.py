@@ -1,7 +1,7 @@
 """report.html: one page that says what a run achieved, on what, and how; self-contained and offline.
 
-Made from the run folder's files alone. The page needs no JavaScript (a few lines make its tooltips quicker)
-and nothing from elsewhere. Knows nothing of models or training.
+Made from the run folder's files alone. The page needs no JavaScript (a few lines make its tooltips quicker) and no
+external resources. Knows nothing of models or training.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ OPEN_ROWS = 20  # tables with more rows than this are folded
 
 SPLIT_NAMES = {"test": "test", "val": "validation", "train": "training"}
 MEANINGS = {
-    "test": "Measured on test images that were held out: they played no part in training or in choosing the "
-    "epoch, so this is what to expect of new images of the same kind.",
-    "val": "Measured on validation images: they did not train the network, but the epoch was chosen by them, "
-    "so expect a little less on new images.",
-    "train": "Measured on the very images that trained the network: this says nothing about new images.",
+    "test": "Measured on test images that were held out: they were not used in training or to choose the "
+    "epoch, so this is what to expect on new images of the same kind.",
+    "val": "Measured on validation images: the network was not trained on them, but the epoch was chosen by "
+    "them, so expect slightly less on new images.",
+    "train": "Measured on the images that the network was trained on: this says nothing about new images.",
 }
 
 KNOWN_ALREADY = {
-    "trained": "some of which are training images too: expect less of new images",
-    "chose": "some of which are validation images too and helped to choose the epoch: expect a little less of new "
-    "images",
+    "trained": "some of which are training images too: expect less on new images",
+    "chose": "some of which are validation images too and helped to choose the epoch: expect slightly less "
+    "on new images",
 }
 """Shown instead if the run's warnings report such images (`runs.honesty`)."""
 
@@ -53,23 +53,23 @@ KNOWN_ALREADY = {
 def write_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> pathlib.Path:
     """Write the page of a run and return its path (RUN/report.html by default).
 
-    Raises RunError where the folder is no run's, or where one of its files is damaged.
+    Raises RunError if the folder is not a run folder, or if one of its files is damaged.
     """
     run = read_run(run_dir)
     page = pages.environment("tellapart.evaluation")
     page.filters["shorten"] = charts.shorten
     script = page.get_template("report.js.j2").render()
-    # the only script that may run
+    # the only script that the page's policy allows
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = page.get_template("report.html.j2").render(_content(run), script=script, script_hash=digest)
     path = run.path / "report.html" if out is None else pathlib.Path(out)
-    # File names need not be valid UTF-8; what is not is shown with a replacement character.
+    # File names need not be valid UTF-8; invalid bytes are shown as a replacement character.
     files.write_bytes(path, text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode())
     return path
 
 
 def _content(run: RunFolder) -> dict[str, Any]:
-    """Return all that the template shows."""
+    """Return everything that the template shows."""
     figures = run.evaluations.get(run.split or "")
     drawn, data = curves(run), _data(run)
     return {
@@ -99,7 +99,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
 
 
 def meaning(run: RunFolder, split: str, splits: Sequence[str] | None = None) -> str:
-    """Return in plain words what a split's figure is worth. ``splits``: those that the run's data has, where known."""
+    """Return in plain words what a split's figure is worth. ``splits``: those of the run's data, if known."""
     text = MEANINGS.get(split, f"Measured on the images of {split}.")
     if (known := runs.honesty(run.warnings, split)) in KNOWN_ALREADY:
         text = f"Measured on {SPLIT_NAMES.get(split, split)} images, {KNOWN_ALREADY[known]}."
@@ -170,7 +170,7 @@ def _data(run: RunFolder) -> dict[str, Any]:
 
 
 def curves(run: RunFolder) -> list[charts.Chart]:
-    """Return the curves of loss, accuracy and learning rate over epochs (over steps where no epoch ended)."""
+    """Return the curves of loss, accuracy and learning rate over epochs (over steps if no epoch ended)."""
     ends = [(0, 0.0), *run.epoch_ends]
     by_epoch = len(ends) > 1
     steps, epochs = [step for step, _ in ends], [epoch for _, epoch in ends]
@@ -206,7 +206,7 @@ def curves(run: RunFolder) -> list[charts.Chart]:
 
 
 def _epoch_at(step: int, steps: list[int], epochs: list[float]) -> float:
-    """Return where a step lies in epochs; after the last epoch's end the pace goes on."""
+    """Return a step's position in epochs; after the last epoch's end it is extrapolated."""
     if step > steps[-1]:
         pace = (epochs[-1] - epochs[-2]) / max(1, steps[-1] - steps[-2])
         return epochs[-1] + (step - steps[-1]) * pace
@@ -241,7 +241,7 @@ def _label_rows(figures: MultiEvaluation) -> list[LabelScore]:
 
 
 def _together(figures: MultiEvaluation) -> list[tuple[str, str, int, float]]:
-    """Return the pairs of labels that most often come together: images, and their part of those of the rarer one."""
+    """Return the pairs of labels that most often occur together: images, and their share of the rarer label's."""
     counts = np.triu(figures.together, 1)
     alone = figures.together.diagonal()
     places = np.argwhere(counts > 0)
@@ -279,7 +279,7 @@ _PARTS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
 
 
 def _matrix(figures: Evaluation) -> dict[str, Any]:
-    """Return the confusion matrix: drawn with names, or as a picture where there are too many classes."""
+    """Return the confusion matrix: drawn with names, or as an image if there are too many classes."""
     if len(figures.classes) <= charts.NAMED_CLASSES:
         return {"drawn": charts.matrix_chart(figures.confusion, figures.classes), "picture": None}
     return {"drawn": None, "picture": _matrix_picture(figures.confusion)}
@@ -301,7 +301,7 @@ def _matrix_picture(confusion: npt.NDArray[np.int64]) -> str:
 
 
 def _mistakes(run: RunFolder) -> list[dict[str, Any]]:
-    """Return the most confident mistakes of the headline's split, each with its picture."""
+    """Return the most confident mistakes of the headline's split, each with its thumbnail."""
     folder = run.path / "evaluation" / (run.split or "") / "mistakes"
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
@@ -352,7 +352,7 @@ def _choices(run: RunFolder) -> list[tuple[str, list[tuple[str, str, str]]]]:
 
 
 def _spec(run: RunFolder) -> list[tuple[str, list[tuple[str, str, str | None]]]]:
-    """Return the spec by section: (field, value, default where the value differs from it)."""
+    """Return the spec by section: (field, value, default if the value differs from it)."""
     defaults = flatten(specs.to_dict(specs.Spec()))
     sections: dict[str, list[tuple[str, str, str | None]]] = {}
     for name, value in flatten(run.spec).items():

@@ -1,6 +1,6 @@
-"""A run's folder as the report and the comparison read it: text files only, no weights and no torch model.
+"""A run folder as the report and the comparison read it: text files only, no weights and no torch model.
 
-Every file but spec.yaml may be missing (a run that was cut off, or never evaluated); what is there is read
+Every file except spec.yaml may be missing (a run that was interrupted, or never evaluated); what is there is read
 leniently, so that a page can be made of any run.
 """
 
@@ -42,7 +42,7 @@ class RunFolder:
 
     @property
     def split(self) -> str | None:
-        """The split whose figure counts: test, else validation, else training; None without evaluation."""
+        """The split whose figure counts: test, otherwise validation, otherwise training; None without evaluation."""
         return next((split for split in (*SPLIT_ORDER, *self.evaluations) if split in self.evaluations), None)
 
     @property
@@ -52,7 +52,7 @@ class RunFolder:
 
     @property
     def epoch_ends(self) -> list[tuple[int, float]]:
-        """(step, epoch) at the end of each epoch, epochs counted from 1; empty where nothing says so."""
+        """(step, epoch) at the end of each epoch, epochs counted from 1; empty if it is not recorded."""
         if "epoch" in self.metrics:
             return self.metrics["epoch"]
         return [(step, float(k)) for k, (step, _) in enumerate(self.metrics.get("val/accuracy", ()), 1)]
@@ -64,7 +64,7 @@ class RunFolder:
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch (from 1) whose weights are kept: as the run says; of older runs the first best, else the last."""
+        """The epoch (from 1) whose weights are kept: as the run says; for older runs the first best, or the last."""
         if self.metrics.get("best-epoch"):
             return int(self.metrics["best-epoch"][-1][1])
         metric = self.field("training.best_metric", "auto")
@@ -80,7 +80,7 @@ class RunFolder:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of training where metrics.csv (``seconds`` of each epoch) or environment.json have them."""
+        """Seconds of training if metrics.csv (``seconds`` of each epoch) or environment.json has them."""
         if "seconds" in self.metrics:
             return sum(value for _, value in self.metrics["seconds"])
         value = self.environment.get("seconds")
@@ -91,7 +91,7 @@ class RunFolder:
         return flatten(self.spec).get(name, default)
 
     def rows(self, name: str) -> Iterator[dict[str, str]]:
-        """Yield the rows of one of the folder's CSV files, none where it is missing."""
+        """Yield the rows of one of the folder's CSV files, none if it is missing."""
         try:
             with open(self.path / name, newline="", encoding="utf-8", errors="surrogateescape") as stream:
                 yield from tables.rows(stream)
@@ -100,7 +100,7 @@ class RunFolder:
 
 
 def read_run(folder: str | os.PathLike[str]) -> RunFolder:
-    """Read a run's folder. Raises RunError where it is none, or where a file is damaged."""
+    """Read a run folder. Raises RunError if it is not one, or if a file is damaged."""
     path = pathlib.Path(folder).absolute()
     try:
         spec = yaml_text.load((path / "spec.yaml").read_text(encoding="utf-8"))
@@ -116,7 +116,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunFolder:
     for row in run.rows("metrics.csv"):
         try:
             run.metrics.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))
-        except (KeyError, ValueError):  # a line that a kill cut off
+        except (KeyError, ValueError):  # a line truncated by a kill
             continue
     for series in run.metrics.values():
         series.sort(key=lambda pair: pair[0])

@@ -1,4 +1,4 @@
-"""Several runs of one spec taken together: the folds of a cross-validation, or the same run with other seeds.
+"""Several runs of one spec together: the folds of a cross-validation, or the same run with other seeds.
 
 Works on the figures and the files of the single runs; knows nothing of how they were trained.
 """
@@ -22,15 +22,12 @@ from tellapart.evaluation.run_folder import OUT_OF_FOLD
 _COUNTS = ("n", "epoch")  # what an entry says beside figures
 
 
-def summarise(
-    finished: Sequence[Mapping[str, Any]], interval: bool, own: Sequence[str] = ()
-) -> dict[str, Any]:
+def summarise(finished: Sequence[Mapping[str, Any]], interval: bool) -> dict[str, Any]:
     """Return, for each figure that all runs have, its mean, its standard deviation (n - 1) and the number of runs.
 
-    ``own``: names of metrics that are not tellapart's. Where the names of classes have levels, ``levels`` has the same
-    of the accuracy at each. ``interval``: the 95 % interval of the mean too, by Student's t over the runs, cut to 0 and
-    1 for shares; None with fewer than two runs. Runs that share training images are not independent, so it is an
-    approximation.
+    Where the names of classes have levels, ``levels`` has the same of the accuracy at each. ``interval``: the 95 %
+    interval of the mean too, by Student's t over the runs, cut to 0 and 1 for shares; None with fewer than two runs.
+    Runs that share training images are not independent, so the interval is an approximation.
     """
     found: dict[str, Any] = {}
     names = dict.fromkeys(name for entry in finished for name, value in entry.items() if _is_number(value))
@@ -78,7 +75,7 @@ def t_interval(values: Sequence[float], share: bool) -> list[float] | None:
 
 
 def pool(folder: pathlib.Path, names: Sequence[str]) -> Measurement:
-    """Write what the folds answered of the images that each held out, as one evaluation (``out-of-fold``).
+    """Write the folds' answers for the images that each held out, as one evaluation (``out-of-fold``).
 
     predictions.csv is that of the folds, one after the other, with the fold (from 1) as a further column.
     """

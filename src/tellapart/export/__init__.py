@@ -1,4 +1,4 @@
-"""Writing a model in other formats, and proving that what was written gives the same answers.
+"""Writing a model in other formats, and proving that the files give the same answers.
 
 Starts from the artifact; knows nothing of training, or of where images come from.
 """

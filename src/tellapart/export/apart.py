@@ -1,4 +1,4 @@
-"""A comparison in a process of its own: a file whose runtime crashes takes nothing else with it.
+"""A comparison in a process of its own: if the file's runtime crashes, nothing else does.
 
 The process gets a `Job` on its standard input and sends messages on its standard output, pickled by and for the same
 program. It opens the artifact and the file anew.
@@ -39,7 +39,7 @@ class Job:
     """What is compared.
 
     ``model``: the artifact's file. ``device``: where an ONNX file is run. ``environment``: where a format's own
-    environment is looked for; empty: as usual.
+    environment is looked for; empty: in the usual places.
     """
 
     format: str
@@ -57,11 +57,11 @@ class Job:
 def compare(job: Job, advance: Callable[[int], None]) -> Parity:
     """Return the comparison; ``advance`` is called with the number of images that were done.
 
-    Raises ExportError with the reason where there is none: the file cannot be opened or run, or its runtime crashed.
-    Raises UserError where something is missing here, or no image can be read.
+    Raises ExportError with the reason if there is none: the file cannot be opened or run, or its runtime crashed.
+    Raises UserError if something is missing on this machine, or no image can be read.
     """
     if references.is_provided("model", artifact.read_card(job.model).architecture.name):
-        return _compare(job, advance)  # another process has not the network that was given here
+        return _compare(job, advance)  # another process does not have the network that was passed here
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", _PROGRAM],
@@ -83,12 +83,12 @@ def compare(job: Job, advance: Callable[[int], None]) -> Parity:
             process.kill()
             process.wait()
             for stream in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):  # what it did not take any more
+                with contextlib.suppress(OSError):  # data that the process did not read before it ended
                     stream and stream.close()
 
 
 def _answer(process: subprocess.Popen[bytes], job: Job, advance: Callable[[int], None]) -> Parity:
-    """Send the job and follow the messages to the last one. Raises EOFError, OSError where the process died."""
+    """Send the job and follow the messages to the last one. Raises EOFError or OSError if the process died."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(pickle.dumps(dataclasses.replace(job, allowed=references.allowed())))
@@ -139,11 +139,8 @@ def _compare(job: Job, advance: Callable[[int], None]) -> Parity:
     reference = EagerBackend(artifact.open_model(job.model))
     if entry.open is None:
         device = job.device if file.suffix == ".onnx" else "cpu"
-        backend = (
-            runtime.open_backend(  # what was written a moment ago, in a folder that only this user can enter
-                file, device, threads=job.threads, trust=True
-            )
-        )
+        # trust: the file was written a moment ago, in a folder that only this user can enter
+        backend = runtime.open_backend(file, device, threads=job.threads, trust=True)
     else:
         backend = entry.open(file, reference.card, job.threads)
 
@@ -173,13 +170,13 @@ def _compare(job: Job, advance: Callable[[int], None]) -> Parity:
 
 
 def _watch(file: Path) -> Callable[[Pixels], str]:
-    """Return what looks for values beyond fp16's range inside an ONNX file, for batches of pixels."""
+    """Return a function that looks for values beyond fp16's range inside an ONNX file, for batches of pixels."""
     look = onnx_half.Watch(file)
 
     def watch(pixels: Pixels) -> str:
         name = look(pixels)
         return (
-            f"the layer {name} gives values beyond fp16's range, which are infinite where fp16 is real"
+            f"the layer {name} gives values beyond fp16's range, which become infinite on real fp16 hardware"
             if name
             else ""
         )
@@ -188,6 +185,6 @@ def _watch(file: Path) -> Callable[[Pixels], str]:
 
 
 def _provider(backend: runtime.Backend) -> dict[str, str]:
-    """Return what the runtime says that it computed with, where it says so."""
+    """Return which device the runtime says it computed on, if it says so."""
     name = getattr(backend, "provider", "")
     return {"computed by": f"{name} ({backend.device})"} if name else {}  # type: ignore[attr-defined]

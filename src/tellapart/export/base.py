@@ -1,4 +1,4 @@
-"""What every format has in common: the entry of the table of formats, and what an export asks and gives.
+"""What every format has in common: its entry in the table of formats, and an export's options and result.
 
 Knows no format.
 """
@@ -20,9 +20,9 @@ class Tolerance:
     """How far an export may be from its artifact.
 
     ``probability``: the largest difference of any probability of any image. ``agreement``: the smallest share of
-    images with the same most probable class; images whose two best classes lie within ``probability`` of each other
-    in the artifact do not count against it. ``features``: the largest length of what an image's features differ by, of
-    the length of the artifact's.
+    images with the same most probable class; images whose two best classes are within ``probability`` of each other in
+    the artifact do not count against it. ``features``: the largest norm of the difference of an image's features,
+    relative to that of the artifact's.
     """
 
     probability: float
@@ -35,12 +35,12 @@ FLOAT = {"fp32": Tolerance(1e-4), "fp16": Tolerance(5e-3, features=3e-2)}
 
 @dataclass(frozen=True)
 class Options:
-    """What an exporter is asked for.
+    """The options of an export.
 
-    ``plain``: the bare network, normalised floats -> logits. ``batch``: the number of images of one call, for formats
-    that fix it; 0: any, or the format's own choice. ``opset``: of an ONNX file; 0: the exporter's own. ``examples``:
-    images by which the ranges of inner values are known, uint8 [N, height, width, C]; None: they are not.
-    ``features``: whether the file has the features, the input of the last layer, as one more output.
+    ``plain``: the bare network, normalised floats -> logits. ``batch``: the number of images in one call, for formats
+    that fix it; 0: any, or the format's own choice. ``opset``: of an ONNX file; 0: the exporter's default.
+    ``examples``: images from which the ranges of intermediate values are measured, uint8 [N, height, width, C]; None:
+    they are not. ``features``: whether the file has the features, the input of the last layer, as one more output.
     """
 
     precision: str = "fp32"
@@ -77,16 +77,17 @@ class Exporter:
         suffix: of the file that is opened, with its dot.
         extra: the extra that has the converter's packages; empty for none.
         write: (graph, card, target, options) -> what was written. The graph is in evaluation mode, float32, on the
-            CPU, and belongs to the exporter: it may be changed. Target lies in an empty folder of this export's own
-            and ends in ``suffix``; further files lie beside it, named after it. They are moved together afterwards.
-            Raises UserError (also MissingPackageError) or ExportError.
-        tolerance: by precision; a precision that is not there is not offered.
+            CPU, and belongs to the exporter: it may be changed. Target is in an empty folder of this export's own and
+            ends in ``suffix``; further files go beside it, named after it. They are moved together afterwards. Raises
+            UserError (also MissingPackageError) or ExportError.
+        tolerance: by precision; a precision that is not in it is not offered.
         plain: whether the bare network can be written.
         features: whether features can be one more output.
         floats: whether it takes models whose pixels are float32 (`Preprocessing.depth`).
-        open: (file, card, threads) -> backend, where `runtime.open_backend` cannot (None: it can).
+        open: (file, card, threads) -> backend, if `runtime.open_backend` cannot open the file (None: it can).
         locate: (file, graph, pixels uint8 [B, height, width, C]) -> a sentence on where the file's values begin to
-            differ from the graph's; called after a failed check. None where the format shows no inner values.
+            differ from the graph's; called after a failed check. None if the format gives no access to intermediate
+            values.
         stem: how the file's name begins; two formats with one suffix need two.
     """
 

@@ -1,6 +1,6 @@
 """Both sides of a comparison over the same images: what an artifact and its exported file say to each, and how fast.
 
-A file that is one graph is also run as a program would that has nothing of ours, which decodes by itself (`outside`).
+A file that is one graph is also run as a program without tellapart would run it, with its own decoding (`outside`).
 Judges nothing.
 """
 
@@ -23,15 +23,15 @@ from tellapart.runtime import Backend, timing
 
 Floats = npt.NDArray[np.float64]
 _BATCH = 32
-_TURNS, _TURN_SECONDS = 4, 0.2  # of each side at one size of batch
-_LATENCY_SECONDS = 12.0  # for both sides together, at one size of batch
+_TURNS, _TURN_SECONDS = 4, 0.2  # for each side, at one batch size
+_LATENCY_SECONDS = 12.0  # for both sides together, at one batch size
 AGREED = 1e-3
 """Levels by which float32 pixels may differ, which runtimes add up in other orders."""
 
 
 @dataclass
 class Measured:
-    """What both backends said to the images that both could read: probabilities [N, K], and more."""
+    """What both backends answered for the images that both could read: probabilities [N, K], and more."""
 
     artifact: Floats
     export: Floats
@@ -44,7 +44,7 @@ class Measured:
     found: str = ""
     full: Floats | None = None
     features: float | None = None
-    inside: int = 0  # images that only our decoder reads, so that even the graph got its pixels
+    inside: int = 0  # images that only tellapart's decoder reads, so that even the graph got its pixels
 
 
 def measure(
@@ -55,10 +55,10 @@ def measure(
     watch: Callable[[Pixels], str] | None = None,
     features: bool = False,
 ) -> Measured:
-    """Run both over the images, a batch at a time. Raises DataError where no image can be read.
+    """Run both over the images, a batch at a time. Raises DataError if no image can be read.
 
     An image that one of the two can read and the other cannot is an error of the export, and raised as ExportError.
-    ``watch`` looks at the same pixels, and says what is wrong inside the file; the first thing is kept as ``found``.
+    ``watch`` looks at the same pixels, and says what is wrong inside the file; the first problem is kept as ``found``.
     ``features``: these are compared too.
     """
     found, apart = "", 0.0
@@ -129,12 +129,12 @@ def _levels_apart(ours: Pixels, theirs: Pixels) -> npt.NDArray[Any]:
 
 
 def _probabilities(side: Backend, pixels: Pixels) -> Floats:
-    """Return probabilities [B, K], also where they are not numbers."""
+    """Return probabilities [B, K], even if they are not numbers."""
     return answers.unchecked(side.logits(pixels), side.card).probabilities
 
 
 def _features_apart(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
-    """Return the largest length of a difference of [B, F], of the length of ours; infinite where it is no number."""
+    """Return the largest norm of a difference of [B, F], relative to that of ours; infinite if it is not a number."""
     if ours.shape != theirs.shape:
         raise ExportError(f"its features are {list(theirs.shape[1:])}, the artifact's {list(ours.shape[1:])}")
     lengths = np.linalg.norm(ours.astype(np.float64), axis=1)
@@ -152,7 +152,7 @@ def _ours(content: bytes | Pixels, artifact: Backend) -> Pixels:
 
 
 def _outside(content: bytes | Pixels, artifact: Backend, decode_whole: bool = False) -> Pixels | None:
-    """Return an image as a program without anything of ours decodes it; None where that does not read it."""
+    """Return an image as a program without tellapart decodes it; None if that program cannot read it."""
     if not isinstance(content, bytes):
         return _ours(content, artifact)
     return outside.pixels(content, artifact.card.preprocessing, decode_whole)
@@ -165,7 +165,7 @@ def distance(first: Floats, second: Floats) -> Floats:
 
 
 def latencies(sides: Sequence[Backend], pixels: Pixels, batch: int) -> list[dict[str, float]]:
-    """Return p50 and p95 of calls in milliseconds for each side; they take turns, so a busy machine hits both."""
+    """Return p50 and p95 of calls in milliseconds for each side; they take turns, so a busy machine affects both."""
     images = np.ascontiguousarray(np.resize(pixels, (batch, *pixels.shape[1:])))
     calls = [functools.partial(side.logits, images) for side in sides]
     found = []

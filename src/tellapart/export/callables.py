@@ -1,6 +1,7 @@
 """Whether two callables give the same answers: any two, such as a network and what a converter made of it.
 
-`parity` is the comparison of an exported file with its artifact, from the bytes of images on; here are only outputs.
+`tellapart.export.parity` compares an exported file with its artifact, from the bytes of images on; this module only
+outputs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Agreement:
     """How far two callables are apart, over all inputs.
 
     ``max_difference``, ``mean_difference``: of single outputs; infinite where only one of the two is a number.
-    ``worst``: place of the input with the largest difference. ``agreement``: share of inputs with the same largest
+    ``worst``: index of the input with the largest difference. ``agreement``: share of inputs with the same largest
     output of a row [K] (None: outputs are no rows). ``ties``: inputs that differ in that, whose two classes lie within
     the tolerance of each other in the first; they do not count against it.
     """
@@ -52,7 +53,7 @@ def parity(
         batches: inputs of both, each as it is passed to them.
         tolerance: the largest difference of any output that is allowed.
 
-    Raises ExportError where the outputs differ in shape, DataError where there is no input.
+    Raises ExportError if the outputs differ in shape, DataError if there is no input.
     """
     ours, theirs = [], []
     for number, batch in enumerate(batches):
@@ -65,7 +66,7 @@ def parity(
         ours.append(one)
         theirs.append(other)
     if not sum(map(len, ours)):
-        raise DataError("There is no input to compare on.")
+        raise DataError("There are no inputs to compare on.")
     return _judge(np.concatenate(ours), np.concatenate(theirs), tolerance)
 
 
@@ -86,7 +87,7 @@ def _judge(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64], toler
         agreement, ties = float((best == other).mean()), int(tied.sum())
         wrong = int(((best != other) & ~tied).sum())
         if wrong:
-            reasons.append(f"{wrong} of {len(ours)} inputs get another class")
+            reasons.append(f"{wrong} of {len(ours)} inputs get a different class")
     return Agreement(
         len(ours), float(furthest.max()), float(distance.mean()) if distance.size else 0.0, int(furthest.argmax()),
         agreement, ties, tolerance, tuple(reasons),

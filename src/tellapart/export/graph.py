@@ -1,6 +1,6 @@
 """The whole classifier as one torch module, which every exporter traces: from an image's pixels to probabilities.
 
-In parts, so that formats that cannot hold the resizing can do with the rest. Knows no format.
+It is made of parts, so that formats that cannot express the resizing can use the rest. Knows no format.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Classify(nn.Module):
     """From the contract's pixels, [B, height, width, C] of its depth, to probabilities and logits, float32 [B, K] each.
 
     Logits are averaged over the card's views; probabilities are the softmax (of several labels: the sigmoids) of logits
-    / temperature. ``features``: the input of the last layer, averaged alike, float32 [B, F], comes third.
+    / temperature. ``features``: the input of the last layer, averaged in the same way, float32 [B, F], comes third.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Bare(nn.Module):
 class GraphModel(nn.Module):
     """Levels [B, H, W, C] of any size -> (probabilities, logits), float32 [B, K]: `Resize`, then `Classify`.
 
-    With ``features`` these come third. Raises ModelError where the network has none.
+    With ``features`` these come third. Raises ModelError if the network has none.
     """
 
     def __init__(self, network: nn.Module, card: Card, features: bool = False) -> None:
@@ -143,8 +143,8 @@ def averaged_in_graph(
 ) -> Tensor:
     """Return `preprocess.averaged` by operations that do not depend on values: float32 [B, K].
 
-    Where ``views.below`` lets the first view decide, all views are computed and one of both answers is chosen for
-    each image, so a graph saves no time by it.
+    With ``views.below``, all views are computed and the first view's answer or the average is chosen for each image, so
+    it saves no time in a graph.
     """
     first: Tensor = network(images_NCHW).float()
     if views.count == 1:

@@ -1,10 +1,10 @@
-"""What is rounded to half precision where a file is asked for in fp16: the weights of products, and not all of those.
+"""What is rounded to half precision in an fp16 file: the weights of products, and not all of those.
 
-Rounding a bias or a norm to fp16 moves all values of a channel together, where the rounding of many weights averages
-out. For the same reason weights stay float32 where they are few: of convolutions with groups, and of the smallest
-other products, together a hundredth of all. (One such layer of EfficientNet-Lite0, with 5,760 of 3.4 million weights,
-made half of the difference that was left.) A product stays float32 as well where its weights, or the values that go
-in or come out, leave fp16's range: they would become infinite. Knows no format.
+Rounding a bias or a norm to fp16 shifts all values of a channel together, whereas the rounding of many weights averages
+out. For the same reason weights stay float32 where they are few: in grouped convolutions, and in the smallest other
+products, together a hundredth of all. (One such layer of EfficientNet-Lite0, with 5,760 of 3.4 million weights, made
+half of the remaining difference.) A product also stays float32 if its weights, inputs or outputs exceed fp16's range:
+they would become infinite. Knows no format.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEPT = 0.01  # of all weights: those of the smallest products
 
 
 def fits(values: npt.NDArray[Any], room: float = 1.0) -> bool:
-    """Return whether finite values, also ``room`` times larger, lie within fp16's range."""
+    """Return whether finite values, even ``room`` times larger, are within fp16's range."""
     return bool(np.abs(values).max(initial=0.0) * room <= LARGEST)  # not where a value is not a number
 
 

@@ -70,7 +70,8 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
 def halved(
     model: Any, nodes: Sequence[str], kind: str, contract: Preprocessing, options: Options
 ) -> tuple[Any, tuple[str, ...]]:
-    """Return the model with the products among ``nodes`` in fp16, and a note on those that its range keeps out.
+    """Return the model with the products among ``nodes`` in fp16, and a note on those that stay in float32 for their
+    range.
 
     ``kind``: what the model takes, as the property ``graph`` of files says it.
     """
@@ -87,7 +88,9 @@ def halved(
     if not kept:
         return model, ()
     names = ", ".join(kept[:8]) + (f" and {len(kept) - 8} more" if len(kept) > 8 else "")
-    return model, (f"Computed in float32, because their values come near the end of fp16's range: {names}.",)
+    return model, (
+        f"Computed in float32, because their values come near the limit of fp16's range: {names}.",
+    )
 
 
 def locate(path: Path, graph: GraphModel, pixels: Any) -> str:
@@ -145,7 +148,7 @@ def convert(
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # the exporter has errors of its own and lets through those of what it calls
+    except Exception as error:  # the exporter raises its own errors and those of what it calls
         cause = str(error.__cause__ or error).strip().partition("\n")[0]
         raise ExportError(f"torch cannot export this network to ONNX: {cause}") from error
     assert program is not None
@@ -157,9 +160,9 @@ def convert(
 
 
 def _separate(model: Any) -> None:
-    """Let nothing after the pixels depend on the images but through them, so that the graph can be cut there.
+    """Make everything after the pixels depend on the images only through them, so that the graph can be cut there.
 
-    torch asks the images for the size of the batch wherever a reshape needs it; the pixels have the same.
+    torch takes the batch size from the images wherever a reshape needs it; the pixels have the same.
     """
     nodes = list(model.graph.node)
     makers = {name: node for node in nodes for name in node.output}
@@ -211,10 +214,10 @@ def _first_size(shape: Any) -> bool:
 
 
 def clean(model: Any) -> None:
-    """Leave in the file which module a node came from, and nothing of the machine that made it.
+    """Keep which module each node came from, and remove all traces of the machine that wrote the file.
 
-    Sets of operators that no node is of go, and the IR version is the lowest that the rest needs, so that older
-    runtimes read the file.
+    Operator sets that no node uses are removed, and the IR version is the lowest that the rest needs, so that older
+    runtimes can read the file.
     """
     import onnx
 
@@ -240,7 +243,7 @@ def clean(model: Any) -> None:
 
 
 def describe(model: Any, card: Card, options: Options, graph: str = "") -> None:
-    """Write the card and what stands in it into the model's own properties."""
+    """Write the card, and its main fields one by one, into the model's own properties."""
     model.producer_name, model.producer_version = "tellapart", packages.version("tellapart") or ""
     model.graph.name = card.architecture.name
     properties = {

@@ -1,8 +1,8 @@
-"""Half precision for a part of an ONNX graph: products in fp16, everything else in float32.
+"""Half precision for some of an ONNX graph: products in fp16, everything else in float32.
 
-As torch's autocast does it, products (convolutions, matrices) have weights and inputs in fp16; sums with biases,
+As with torch's autocast, products (convolutions, matrices) have weights and inputs in fp16; sums with biases,
 activations, norms and residual connections are float32. Which products, and why: `tellapart.export.half`. Values that
-cross the border are cast. What would leave fp16's range stays float32. Knows nothing of networks.
+pass between the two are cast. What would exceed fp16's range stays float32. Knows nothing of networks.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def to_half(
 ) -> tuple[Any, tuple[str, ...]]:
     """Return the model with the products named in ``inside`` in fp16, and which stay float32 for their range.
 
-    ``feeds``: inputs of the network by name, such as batches of ``pixels``, on which the values that go into a product
-    and come out of it are looked at. Without any, only weights are. The model's inputs and outputs keep their types.
+    ``feeds``: inputs of the network by name, such as batches of ``pixels``, on which the inputs and outputs of products
+    are checked. Without any, only weights are. The model's inputs and outputs keep their types.
     """
     onnx = packages.require("onnx", "onnx", "Export to ONNX in fp16")
     products = [node for node in model.graph.node if node.name in inside and _is_product(node)]
@@ -57,7 +57,7 @@ def _with_large_weights(onnx: Any, model: Any, products: Sequence[Any]) -> set[s
 def _with_large_values(
     onnx: Any, model: Any, products: Sequence[Any], feeds: Iterable[Mapping[str, Any]]
 ) -> set[str]:
-    """Return the names of the products whose inputs or output come near the end of fp16's range on ``feeds``."""
+    """Return the names of the products whose inputs or output come near the limit of fp16's range on ``feeds``."""
     held = {tensor.name for tensor in model.graph.initializer}
     wanted = {node.name: [v for v in (*node.input, *node.output) if v and v not in held] for node in products}
     names = list(dict.fromkeys(name for values in wanted.values() for name in values))
@@ -72,7 +72,7 @@ def _with_large_values(
 
 
 class Watch:
-    """Looks into a written file for values that fp16 does not hold.
+    """Looks inside a written file for values that fp16 cannot represent.
 
     ONNX Runtime's CPU computes fp16 products in float32 and leaves out casts there and back, so the file's answers
     there do not show what a device with real fp16 gives. Here every fp16 value is asked for as an output, which no
@@ -119,7 +119,7 @@ def _is_product(node: Any) -> bool:
 
 
 def _take_biases_out(onnx: Any, model: Any, chosen: Collection[str]) -> None:
-    """Let the nodes named in ``chosen`` have no constant bias: an Add after them has it."""
+    """Move the constant bias of the nodes named in ``chosen`` into an Add after them."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
@@ -187,7 +187,7 @@ class _Half:
         return self.onnx.helper.make_node("Cast", [source], [target], name=f"cast_{source}", to=kind)
 
     def _enter(self, name: str) -> list[Any]:
-        """Return what is needed before a float32 value is there in fp16: nothing, or a node that casts it."""
+        """Return the nodes that turn a float32 value into fp16: none, or one that casts it."""
         if self.types.get(name) != self.float or name in self.made_inside or name in self.halved:
             return []
         self.halved.add(name)
@@ -200,7 +200,7 @@ class _Half:
         return self.onnx.numpy_helper.from_array(rounded(self.onnx.numpy_helper.to_array(tensor)), name)
 
     def _drop_unused(self) -> None:
-        """Remove the weights that nothing reads in float32 any more, and the notes on values' types."""
+        """Remove the float32 weights that no node reads any more, and the recorded value types."""
         used = {name for node in self.graph.node for name in node.input}
         left = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.initializer[:]

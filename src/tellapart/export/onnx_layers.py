@@ -1,4 +1,4 @@
-"""Where an ONNX file's inner values begin to differ from those of the torch module that it was made from.
+"""Where an ONNX file's intermediate values begin to differ from those of the torch module that it was made from.
 
 Every node says which modules it came from; so the output of a module in torch has its counterpart in the file.
 """
@@ -57,9 +57,9 @@ def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
     for layer, values in zip(layers, found, strict=True):
         scale = float(np.abs(layer.expected).max()) or 1.0
         difference = float(np.abs(values.astype(np.float32) - layer.expected).max()) / scale
-        if not difference <= limit:  # also where it is not a number
+        if not difference <= limit:  # true for nan as well
             before = (
-                f"; up to {agreeing} the values agree" if agreeing else ", the first that can be compared"
+                f"; the values agree up to {agreeing}" if agreeing else ", the first that can be compared"
             )
             return (
                 f"The difference starts in the layer {layer.name} (node {layer.node}): {difference:.2g} of its "
@@ -73,7 +73,7 @@ def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
 
 
 def _module_outputs(graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> list[tuple[str, Values]]:
-    """Return the output of every module of the network for the first view, in the order of computing."""
+    """Return the output of every module of the network for the first view, in the order of computation."""
     outputs: list[tuple[str, Values]] = []
     handles = []
     for name, module in graph.network.named_modules():
@@ -95,9 +95,10 @@ def _module_outputs(graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> list[tu
 
 
 def _layers(model: Any, outputs: list[tuple[str, Values]], views: int, kind: str) -> list[_Layer]:
-    """Return the modules whose output in the file is plain to see, in the order of computing.
+    """Return the modules whose output in the file is unambiguous, in the order of computation.
 
-    That is the one tensor that leaves a module's nodes; with several views each gives one, the first view's first.
+    That is the only tensor that leaves a module's nodes; with several views there is one for each, the first view's
+    first.
     """
     prefix = "classify.network."
     if kind == "plain":

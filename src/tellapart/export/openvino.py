@@ -1,8 +1,8 @@
 """OpenVINO IR: ``model.xml`` and ``model.bin``, with the preprocessing in the graph and the card in ``rt_info``.
 
-The network comes from `torch.export`. The resizing is built of OpenVINO's own operations: its torch reader does not
-know ``sym_min`` and ``sym_max`` (2026.4), and its processor plugin computes float64 as float32, which has to be
-minded. The tensor ``pixels`` ([batch, height, width, C] of the contract's depth) lies between the two; a reader may cut
+The network comes from `torch.export`. The resizing is built from OpenVINO's own operations: its torch reader does not
+know ``sym_min`` and ``sym_max`` (2026.4), and its CPU plugin computes float64 as float32, which has to be taken into
+account. The tensor ``pixels`` ([batch, height, width, C] of the contract's depth) is between the two; a reader may cut
 the graph there. Knows nothing of how the file is run.
 """
 
@@ -44,7 +44,7 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
     openvino.save_model(model, str(target), compress_to_fp16=False)
     operators = collections.Counter(node.get_type_name() for node in model.get_ordered_ops())
     notes = (
-        ("Most weights are stored as fp16; all are computed with as fp32.",)
+        ("Most weights are stored as fp16; all computation is in fp32.",)
         if options.precision == "fp16"
         else ()
     )
@@ -58,7 +58,7 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
 
 
 def _halve(openvino: Any, model: Any) -> None:
-    """Let the weights of products be fp16, by the choice of `tellapart.export.half`, and be computed with as float32.
+    """Store the weights of products as fp16, chosen as in `tellapart.export.half`; computation stays in float32.
 
     OpenVINO's own compression rounds biases too.
     """
@@ -196,8 +196,8 @@ def resize(openvino: Any, images: Any, contract: Preprocessing) -> Any:
 def _matrix(op: Any, length: Any, scaled: Any, start: Any, count: int, mode: str, exact: bool = False) -> Any:
     """Return `preprocess.transform.matrix` as OpenVINO's operations: float32 [count, length].
 
-    OpenVINO's processor plugin computes int64 as int32 and float64 as float32, which is too coarse for rounding
-    weights to 2048ths. So a share is a whole number and a small rest, and what a rounded weight is off by is computed
+    OpenVINO's CPU plugin computes int64 as int32 and float64 as float32, which is too coarse for rounding weights to
+    2048ths. So a share is kept as a whole number and a small remainder, and the error of a rounded weight is computed
     from both and rounded again.
     """
     one, zero = op.constant(np.int64(1)), op.constant(np.int64(0))
@@ -229,9 +229,9 @@ def _matrix(op: Any, length: Any, scaled: Any, start: Any, count: int, mode: str
 
 
 def _shares(op: Any, distance: Any, whole: Any, mode: str) -> tuple[Any, Any]:
-    """Return the kernel at distance / whole (0 to 2) times a constant, as int64 and a float32 rest.
+    """Return the kernel at distance / whole (0 to 2) times a constant, as int64 and a float32 remainder.
 
-    The triangle is a whole number as it is. Keys' cubic (a = -0.5) is its value at the nearest 64th, which is a whole
+    The triangle is already a whole number. Keys' cubic (a = -0.5) is its value at the nearest 64th, which is a whole
     number over 2 * 64**3, and its Taylor series from there, which ends after the third power.
     """
     if mode == "bilinear":
@@ -280,7 +280,7 @@ def _scaled(op: Any, sides: list[Any], contract: Preprocessing) -> list[Any]:
 
 
 def _start(op: Any, scaled: Any, side: int, contract: Preprocessing) -> Any:
-    """Return which scaled pixel is the input's first; below 0 where a border comes before the scaled image."""
+    """Return which scaled pixel is the input's first; below 0 if a border comes before the scaled image."""
     size = _ints(op, side)
     if contract.resize == "squash":
         return _ints(op, 0)

@@ -1,6 +1,6 @@
-"""What vendors' compilers accept, as they publish it, and whether an ONNX file keeps within it.
+"""What vendors' compilers accept according to their documentation, and whether an ONNX file keeps to it.
 
-Two literal tables with their sources. They say what a compiler documents; that it compiles a given file, only the
+Two literal tables with their sources. They say what a compiler documents; whether it compiles a given file, only the
 compiler itself can show. Knows nothing of how the files are made.
 """
 
@@ -31,7 +31,7 @@ def _names(text: str) -> frozenset[str]:
 
 
 def _fixed_input(place: int, what: str) -> Callable[[Any, frozenset[str]], str]:
-    """Return the restriction that an input, where it is given, is a constant."""
+    """Return the restriction that an input, if it is given, is a constant."""
 
     def check(node: Any, constants: frozenset[str]) -> str:
         given = len(node.input) > place and node.input[place]
@@ -47,7 +47,7 @@ def _attributes(node: Any) -> dict[str, Any]:
 
 
 def _resize(reason: str) -> Callable[[Any, frozenset[str]], str]:
-    """Return a check of Resize for compilers that have it without anti-aliasing, for which they give ``reason``."""
+    """Return a check of Resize for compilers that have it without anti-aliasing; ``reason`` is the message for that."""
 
     def check(node: Any, constants: frozenset[str]) -> str:
         attributes = _attributes(node)

@@ -16,7 +16,7 @@ from tellapart.export.base import Tolerance
 
 @dataclass(frozen=True)
 class Case:
-    """One image: how it is called, a function that gives its bytes or pixels, and its class where it is known."""
+    """One image: its name, a function that returns its bytes or pixels, and its class if it is known."""
 
     name: str
     read: Callable[[], bytes | Pixels]
@@ -25,7 +25,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """Images to compare on. ``origin`` says in words where they are from; ``real``: whether they are photographs."""
+    """Images to compare on. ``origin`` says in words where they are from; ``real``: whether they are real images."""
 
     images: Sequence[Case]
     origin: str
@@ -34,7 +34,7 @@ class Cases:
 
 @dataclass(frozen=True)
 class Side:
-    """What was measured of one of the two. Latencies in milliseconds by batch size: p50 and p95 of one call."""
+    """The measurements of one of the two. Latencies in milliseconds by batch size: p50 and p95 of one call."""
 
     accuracy: float | None
     interval: tuple[float, float] | None
@@ -57,14 +57,14 @@ class Parity:
     """The comparison of one exported file with its artifact.
 
     Fractions in [0, 1]. ``agreement``: images with the same most probable class, of all. ``ties``: those that differ
-    but whose two classes lie within the tolerance of each other in the artifact; they do not count against it.
-    ``whole_difference``: the largest difference where the file ran as one graph on the image as plain Pillow decodes it
-    (None: it is no such file). ``full_difference``: the same where JPEG files were decoded whole although the contract
-    takes a part (None: it does not). ``pixels``: the share of values of the network's input that differ, and by how
-    many levels at most.
-    ``features_difference``: how far an image's features are from the artifact's at most, of their length (None: the
-    file has none). ``where``: where a difference begins; only after a failed comparison. ``several``: images can have
-    several labels; ``agreement`` is then of images with the same labels, and ties lie at a threshold.
+    but whose two classes are within the tolerance of each other in the artifact; they do not count against it.
+    ``whole_difference``: the largest difference when the file ran as one graph on images decoded by plain Pillow (None:
+    the file is not one graph). ``full_difference``: the same with JPEG files decoded at full size although the contract
+    reduces them (None: it does not). ``pixels``: the share of values of the network's input that differ, and by how
+    many levels at most. ``features_difference``: the largest norm of the difference of an image's features, relative to
+    that of the artifact's (None: the file has none). ``where``: where a difference begins; only after a failed
+    comparison. ``several``: images can have several labels; ``agreement`` is then the share of images with the same
+    labels, and ties are at a threshold.
     """
 
     format: str
@@ -109,7 +109,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Uncompared:
-    """A file of which there is no comparison, or a format that there is no file of, and why.
+    """A file without a comparison, or a format without a file, and the reason.
 
     ``written``: whether there is a file.
     """

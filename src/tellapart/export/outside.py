@@ -1,7 +1,7 @@
-"""An image file's pixels as a program decodes them that has nothing of ours: plain Pillow, by the documented rules.
+"""An image file's pixels as a program without tellapart decodes them: plain Pillow, by the documented rules.
 
-It exists to be compared with, so it shares no code with `contract.decoding`. What plain Pillow does not give (more than
-8 bits, TIFF files that it does not know) it leaves out.
+It exists for comparison, so it shares no code with `contract.decoding`. It leaves out what plain Pillow does not give
+(more than 8 bits, TIFF files that it does not know).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _TIFF_BITS, _TIFF_PLANES = 258, 284
 
 
 def pixels(content: bytes, contract: Preprocessing, whole: bool = False) -> Pixels | None:
-    """Return [H, W, channels] of the contract's depth, upright; None where plain Pillow or numpy does not give it.
+    """Return [H, W, channels] of the contract's depth, upright; None if plain Pillow or numpy does not give it.
 
-    ``whole``: a JPEG at its own size, also where the contract takes a part.
+    ``whole``: decode a JPEG at full size, even if the contract decodes at reduced size.
     """
     if contract.depth == "float32":
         deep = _deep(content, contract)
@@ -86,7 +86,7 @@ def _bands(content: bytes, channels: int) -> Pixels | None:
 
 
 def _is_beyond(image: Image.Image, content: bytes) -> bool:
-    """Return whether an image has more than 8 bits, or another thing that Pillow's conversion does not keep."""
+    """Return whether an image has more than 8 bits, or anything else that Pillow's conversion does not keep."""
     if image.mode[0] in "IF" or image.format not in _PLAIN:
         return True
     if image.format == "PNG":

@@ -1,7 +1,7 @@
 """LiteRT and ExecuTorch: converted by programs in environments of their own, from a program of `torch.export`.
 
-Both hold the classifier from the contract's pixels on (uint8 [batch, height, width, C], NHWC): normalisation, network,
-views, temperature and softmax. Resizing stays outside: LiteRT fixes all shapes, and neither has the contract's
+Both contain the classifier from the contract's pixels on (uint8 [batch, height, width, C], NHWC): normalisation,
+network, views, temperature and softmax. Resizing stays outside: LiteRT fixes all shapes, and neither has the contract's
 anti-aliased filter for a size that is not known beforehand. Knows nothing of how the files are run.
 """
 
@@ -20,11 +20,11 @@ from tellapart.export.graph import GraphModel
 from tellapart.runtime.environments import EXECUTORCH, LITERT, Environment, run
 
 LARGEST_BATCH = 32  # that an ExecuTorch file's program allows
-USED_BATCH = 8  # ExecuTorch 1.5 plans memory for fewer (15 were measured where 32 are allowed)
+USED_BATCH = 8  # ExecuTorch 1.5 plans memory for fewer (measured: 15 if 32 are allowed)
 
 
 def write_litert(graph: GraphModel, card: Card, target: Path, options: Options) -> Written:
-    """Write the .tflite file, for a fixed batch (1 unless asked for another). Raises UserError, ExportError."""
+    """Write the .tflite file, for a fixed batch (1 by default). Raises UserError, ExportError."""
     batch = options.batch or 1
     LITERT.python()  # before the work begins
     program = programs.trace(graph.classify, graph.example_pixels(batch))
@@ -44,7 +44,7 @@ def write_executorch(graph: GraphModel, card: Card, target: Path, options: Optio
 def _convert(
     environment: Environment, program: torch.export.ExportedProgram, card: Card, target: Path
 ) -> None:
-    """Run the environment's converter. Raises ExportError with its last words."""
+    """Run the environment's converter. Raises ExportError with its last message."""
     with tempfile.TemporaryDirectory(prefix="convert-", dir=target.parent) as folder:
         source, described = Path(folder) / "program.pt2", Path(folder) / "card.json"
         with programs.quiet():
@@ -55,7 +55,7 @@ def _convert(
         except RuntimeError as error:
             raise ExportError(f"{environment.name} cannot convert this network: {error}") from None
     if not target.is_file():
-        raise ExportError(f"{environment.name} ended without a file.")
+        raise ExportError(f"{environment.name} ended without writing a file.")
 
 
 def _facts(environment: Environment, batch: object) -> dict[str, object]:

@@ -27,7 +27,7 @@ def judge(
 ) -> tuple[float, int, list[str]]:
     """Return agreement, ties, and the reasons for which the file is not accepted.
 
-    ``thresholds``: of the classes, where images can have several labels; those that are told are compared then.
+    ``thresholds``: of the classes, if images can have several labels; then the labels above them are compared.
     """
     first, second = measured.artifact, measured.export
     if thresholds:
@@ -49,7 +49,7 @@ def judge(
             f"a probability differs by {furthest:.2g}; at most {tolerance.probability:g} is allowed"
         )
     counted = float((~differ | ties).mean())
-    other = "other labels" if thresholds else "another class"
+    other = "different labels" if thresholds else "a different class"
     if counted < tolerance.agreement:
         reasons.append(
             f"{int((differ & ~ties).sum())} of {len(first)} images get {other} "
@@ -69,7 +69,7 @@ def judge(
 
 
 def side(given: Floats, labels: Sequence[int | None], size: int, latency: Mapping[int, Any]) -> Side:
-    """Return the figures of one of the two; accuracy where labels are known."""
+    """Return the figures of one of the two; accuracy only if labels are known."""
     rows = [row for row, label in enumerate(labels) if label is not None]
     if not rows:
         return Side(None, None, size, latency)
@@ -102,8 +102,8 @@ def compare(
         tolerance: how far the two may be from each other.
         about: format, precision, file, facts and notes, as the result has them.
         sizes: bytes of both.
-        threads: what both compute with.
-        batches: sizes of batches whose latency is measured.
+        threads: the number of threads of both.
+        batches: batch sizes whose latency is measured.
         locate: says where a difference begins, for the pixels of the worst images.
         watch: says what is wrong inside the file for a batch of pixels, which its answers here may hide; "" if nothing.
         advance: called with the number of images that were done.
@@ -147,31 +147,31 @@ def compare(
 
 
 def _notes(measured: Measured, decode: str) -> list[str]:
-    """Return in sentences what a program that has nothing of ours must know of decoding."""
+    """Return in sentences what a program without tellapart must know about decoding."""
     notes = []
     if decode == "scaled":
         text = (
             "The contract decodes large JPEG files at 1/2, 1/4 or 1/8 of their size (--input.decode scaled), as the "
-            "card says. A program that decodes them whole gets other answers"
+            "card says. A program that decodes them at full size gets other answers"
         )
         if measured.full is not None:
             furthest = float(distance(measured.artifact, measured.full).max())
             flips = int((answers.best(measured.artifact) != answers.best(measured.full)).sum())
             text += (
                 f": a probability differed by up to {furthest:.2g}, and {flips} of {len(measured.full)} images got "
-                "another class"
+                "a different class"
             )
         notes.append(text + ".")
     if measured.inside:
         notes.append(
-            f"{measured.inside} images have more than 8 bits or another form that plain Pillow does not give by the "
-            "contract's rules; as one graph, the file got them as tellapart decodes them."
+            f"{measured.inside} images have more than 8 bits or a form that plain Pillow does not decode by the "
+            "contract's rules; for the run as one graph, tellapart decoded them."
         )
     return notes
 
 
 def _finite(value: float) -> float:
-    """Return the value; 1, the largest difference of probabilities, where it is not a number."""
+    """Return the value; 1, the largest difference of probabilities, if it is not a number."""
     return value if math.isfinite(value) else 1.0
 
 

@@ -1,6 +1,6 @@
 """Parts of the classifier as programs of `torch.export`, which most converters start from.
 
-Also the parts that only some formats take, and where a converted file's inner values begin to differ from such a
+Also the parts that only some formats need, and where a converted file's intermediate values begin to differ from the
 program's. Knows no format.
 """
 
@@ -30,7 +30,7 @@ _SILENCED = ("torch.export", "torch.onnx", "torch._dynamo", "torch._inductor", "
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep in what torch's tracing, lowering and exporting print, log and warn of."""
+    """Suppress what torch prints, logs and warns about while tracing, lowering and exporting."""
     loggers = [logging.getLogger(name) for name in _SILENCED]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -74,7 +74,7 @@ class FromInput(nn.Module):
 class InOneOrder(FromInput):
     """The classifier from pixels, uint8 [B, height, width, C], all in one memory order.
 
-    ExecuTorch's own operators (those that XNNPACK has not) refuse tensors of two orders.
+    ExecuTorch's own operators (those that XNNPACK lacks) refuse a mix of two memory orders.
     """
 
     def forward(self, pixels_NHWC: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ class InOneOrder(FromInput):
 
 
 def batch_dim(most: int = 0) -> dict[int, Any]:
-    """Return the dims of a batch of any size (of at most ``most`` where that is given)."""
+    """Return the dims of a batch of any size (of at most ``most`` if that is given)."""
     return {0: Dim("batch", min=1, max=most or 65_535)}
 
 
@@ -99,14 +99,14 @@ def first_line(error: BaseException) -> str:
 
 
 class _Recorder(torch.fx.Interpreter):
-    """Runs a program and keeps what every operation gives."""
+    """Runs a program and keeps the result of every operation."""
 
     def __init__(self, module: torch.fx.GraphModule) -> None:
         super().__init__(module)
         self.values: dict[str, Tensor] = {}
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is torch.ops.aten.view.default:  # the tracing's strides may be others than the real ones
+        if target is torch.ops.aten.view.default:  # the strides seen in tracing may differ from the real ones
             return args[0].reshape(args[1])
         return super().call_function(target, args, kwargs)
 
@@ -120,7 +120,7 @@ class _Recorder(torch.fx.Interpreter):
 def inner_values(
     program: ExportedProgram, pixels: npt.NDArray[np.uint8], decomposed: bool = False
 ) -> list[tuple[str, str, Values]]:
-    """Return (operation's name, module that it belongs to, value) in the order of computing, for pixels.
+    """Return (operation's name, module that it belongs to, value) in the order of computation, for pixels.
 
     ``decomposed``: the operations are torch's core ones, as converters name them.
     """
@@ -149,7 +149,7 @@ def first_difference(
     look_up: Callable[[Sequence[str]], Mapping[str, Values]],
     precision: str,
 ) -> str:
-    """Return a sentence on the first operation whose value in the file is another.
+    """Return a sentence on the first operation whose value in the file differs.
 
     ``look_up``: names of operations -> the file's values of those that it has.
     """
@@ -162,9 +162,9 @@ def first_difference(
         compared += 1
         difference = float(np.abs(other - value).max()) / (float(np.abs(value).max()) or 1.0)
         place = owner or "the classifier"
-        if not difference <= _NOTICEABLE[precision]:  # also where it is not a number
+        if not difference <= _NOTICEABLE[precision]:  # true for nan as well
             before = (
-                f"; up to {agreeing} the values agree" if agreeing else ", the first that can be compared"
+                f"; the values agree up to {agreeing}" if agreeing else ", the first that can be compared"
             )
             return (
                 f"The difference starts in the layer {place} (operation {name}): {difference:.2g} of its largest "

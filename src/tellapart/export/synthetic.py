@@ -1,6 +1,6 @@
-"""Made-up images for comparing where there are no real ones: a seeded set of files of many kinds and odd sizes.
+"""Generated images for the comparison when there are no real ones: a seeded set of files of many kinds and odd sizes.
 
-What they prove is less than what real images prove: the network's answers to them may hardly differ.
+They prove less than real images: the network's answers to them may hardly differ from each other.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _KINDS = (("JPEG", "RGB"), ("PNG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG
 def synthetic(count: int, seed: int = 0, channels: int = 3, contract: Preprocessing | None = None) -> Cases:
     """Return ``count`` images: JPEG and PNG, colour, grey and with alpha, all orientations, 9 to 700 pixels.
 
-    For a model of other channels than 1 and 3 (``channels``, or its contract's): NumPy files of that many; of 16 bits,
-    or of the range's numbers, where the contract's pixels are float32.
+    For a model with another number of channels than 1 or 3 (``channels``, or its contract's): NumPy files with that
+    many; of 16 bits, or of the range's numbers, where the contract's pixels are float32.
     """
     channels = contract.channels if contract else channels
     deep = contract is not None and contract.depth == "float32"

@@ -18,7 +18,7 @@ def render(parities: Sequence[Parity | Uncompared]) -> str:
 
 
 def verdict(parity: Parity | Uncompared) -> str:
-    """Return in a word or two how it ended."""
+    """Return the result in a few words."""
     if parity.passed:
         return "agrees with the artifact"
     return "NOT WRITTEN" if isinstance(parity, Uncompared) and not parity.written else "REJECTED"
@@ -78,7 +78,7 @@ def _unreadable(parity: Parity) -> str:
 
 
 def rows(parity: Parity) -> list[tuple[str, str, str]]:
-    """Return what was measured of each side, as (name, artifact, export)."""
+    """Return the measurements of each side, as (name, artifact, export)."""
 
     def both(name: str, show: Any) -> tuple[str, str, str]:
         return name, show(parity.artifact), show(parity.export)

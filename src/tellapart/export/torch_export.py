@@ -1,4 +1,4 @@
-"""`torch.export`: a ``.pt2`` file with the whole classifier, for any program that has torch; and the same compiled.
+"""`torch.export`: a ``.pt2`` file with the whole classifier, for any program that has torch; also compiled.
 
 The program takes images of any size and number, and holds the card as an extra file. ``aot-inductor`` compiles it to
 a shared library for this machine's processor, which needs a C++ compiler now and torch, but no compiler, later.
@@ -47,7 +47,7 @@ def write_compiled(graph: GraphModel, card: Card, target: Path, options: Options
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         raise ExportError(
-            f"AOTInductor compiles to C++ and there is no compiler ({', '.join(COMPILERS)}). Install one (on Debian "
+            f"AOTInductor compiles C++, and there is no compiler ({', '.join(COMPILERS)}). Install one (on Debian "
             "and Ubuntu: apt-get install g++), or export --to torch-export, which needs none."
         )
     from torch._inductor import aoti_compile_and_package

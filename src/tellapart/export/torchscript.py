@@ -43,16 +43,16 @@ def write(graph: GraphModel, card: Card, target: Path, options: Options) -> Writ
                 module = torch.jit.script(whole(_Resize(card.preprocessing), classify))
             extra = {CARD: card.to_json(), GRAPH: kind_of(options.plain, options.features)}
             module.save(str(target), _extra_files=extra)
-    except Exception as error:  # TorchScript's compiler has many
-        raise ExportError(f"TorchScript cannot hold this network: {programs.first_line(error)}") from error
+    except Exception as error:  # TorchScript's compiler raises many kinds of error
+        raise ExportError(f"TorchScript cannot express this network: {programs.first_line(error)}") from error
     notes = tuple(filter(None, [LEGACY, trust.record(target)]))
     return Written((target,), {"torch": torch.__version__, "dynamic": ["batch", "height", "width"]}, notes)
 
 
 def locate(path: Path, graph: GraphModel, pixels: npt.NDArray[np.uint8]) -> str:
-    """Return which module of the file gives another output for the input that it has in the graph's network.
+    """Return which module of the file gives a different output for the input that it has in the graph's network.
 
-    For pixels uint8 [B, height, width, C]. A traced network keeps its modules; so each can be asked alone.
+    For pixels uint8 [B, height, width, C]. A traced network keeps its modules; so each can be run alone.
     """
     calls: dict[str, tuple[Tensor, Tensor]] = {}
 

@@ -1,7 +1,7 @@
-"""ONNX files inside what the compilers of TensorRT and of Huawei's Atlas accept, and the commands for them.
+"""ONNX files that keep to what the compilers of TensorRT and of Huawei's Atlas accept, and the commands for them.
 
 Neither compiler runs on an ordinary machine, so what is checked here is the file: onnx's checker with shape inference,
-the vendor's published list of operators, and the answers of that very file in ONNX Runtime. The vendor's compiler
+the vendor's published list of operators, and the answers of the same file in ONNX Runtime. The vendor's compiler
 comes afterwards, on the vendor's machine. Resizing stays outside both graphs: neither list has anti-aliased `Resize`.
 Knows nothing of how the compiled files are run.
 """
@@ -32,7 +32,7 @@ PROFILE = (1, 8, 32)  # the smallest, the usual and the largest batch
 
 
 class _FromPixels(nn.Module):
-    """uint8 [B, height, width, C] -> (probabilities, logits). Floats first: TensorRT computes with no bytes."""
+    """uint8 [B, height, width, C] -> (probabilities, logits). Floats first: TensorRT does not compute with bytes."""
 
     def __init__(self, graph: GraphModel) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def write_tensorrt(graph: GraphModel, card: Card, target: Path, options: Options
     bytes_used = _consumers(model, PIXELS) - {"Cast", "Shape"}
     if bytes_used:
         raise ExportError(
-            f"TensorRT takes bytes only to turn them into floats; here {', '.join(sorted(bytes_used))} would read them."
+            f"TensorRT only converts bytes to floats; here {', '.join(sorted(bytes_used))} would read them."
         )
     text = target.with_suffix(".txt")
     text.write_text(_tensorrt_text(card, target, options), encoding="utf-8")
@@ -98,7 +98,7 @@ def write_atlas(graph: GraphModel, card: Card, target: Path, options: Options) -
 def _finish(
     onnx: Any, model: Any, card: Card, target: Path, options: Options, kind: str, accepted: operators.Accepted
 ) -> None:
-    """Describe, check and save. Raises ExportError where the compiler does not document something in the file."""
+    """Describe, check and save. Raises ExportError if the file has something that the compiler does not document."""
     onnx_export.clean(model)
     onnx_export.describe(model, card, options, kind)
     model.metadata_props.add(key="format", value="tensorrt-ready" if kind == "pixels" else "atlas-ready")
@@ -182,7 +182,7 @@ def _tensorrt_text(card: Card, target: Path, options: Options) -> str:
             words.append(f"--{kind}Shapes={PIXELS}:{batch}x{shape}")
     words.append("--stronglyTyped" if options.precision == "fp16" else "--noTF32")
     typed = (
-        "The file says itself what is computed in fp16; --stronglyTyped keeps to it."
+        "The file itself says what is computed in fp16; --stronglyTyped keeps to it."
         if options.precision == "fp16"
         else "--noTF32 computes in full float32, as the artifact does. --precision fp16 writes a file for fp16."
     )

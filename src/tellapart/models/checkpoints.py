@@ -34,7 +34,7 @@ _SHOWN = 4
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """What came of loading: how many tensors, which parameters are new, and what had to be adapted."""
+    """The result of loading: how many tensors, which parameters are new, and what had to be adapted."""
 
     loaded: int
     new: tuple[str, ...]
@@ -42,8 +42,8 @@ class Merged:
 
 
 def is_path(weights: str) -> bool:
-    """Return whether ``weights`` means a file or folder, not a name: by its ending, a slash, or a look."""
-    if weights == "pretrained":  # a name, also where a folder is called so
+    """Return whether ``weights`` means a file or folder, not a name: by its ending, a slash, or whether it exists."""
+    if weights == "pretrained":  # a name, even if there is a folder of that name
         return False
     path = Path(weights).expanduser()
     return path.suffix in SUFFIXES or "/" in weights or "\\" in weights or path.exists()
@@ -64,7 +64,7 @@ def find(path: str | Path) -> Path:
 
 
 def read_metadata(file: Path) -> dict[str, Any]:
-    """Return the JSON that an artifact of ours holds beside its weights; empty for every other file."""
+    """Return the JSON that an artifact has beside its weights; empty for every other file."""
     if file.suffix != ".safetensors":
         return {}
     try:
@@ -95,16 +95,16 @@ def read(file: Path) -> Found:
 
 
 def read_options(file: Path) -> Mapping[str, Any]:
-    """Return the options that a trainer saved beside the weights; empty where there are none, or none can be read.
+    """Return the options that a trainer saved beside the weights; empty if there are none, or they cannot be read.
 
-    Of files in torch's present format no tensor is read for that.
+    For files in torch's current format this reads no tensor.
     """
     if file.suffix == ".safetensors" or not zipfile.is_zipfile(file):
         return {}
     try:
         with torch.serialization.safe_globals(trainers.harmless()):
             content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except Exception:  # loading the weights tells what is wrong
+    except Exception:  # loading the weights will report what is wrong
         return {}
     return trainers.options(content)
 
@@ -117,8 +117,7 @@ def read_state(file: Path) -> State:
 def adapt_channels(weight: Tensor, channels: int) -> Tensor | None:
     """Return a first convolution's weight ``[O, I, h, w]`` for other input ``channels``; None: not possible.
 
-    To one channel: the sum over the old ones, so that a grey image gives what it gave as three equal
-    channels.
+    To one channel: the sum over the old ones, so that a grey image gives the same as three equal channels did.
     To more: the old ones repeated in turn and scaled by old / new, which
     from one channel keeps the response too.
     """
@@ -131,7 +130,7 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor | None:
 
 
 def timm_filter(model: nn.Module) -> Callable[[State, nn.Module], State] | None:
-    """Return timm's own translation of original checkpoints for this kind of network, where it has one."""
+    """Return timm's own translation of original checkpoints for this kind of network, if it has one."""
     module = sys.modules.get(type(model).__module__)
     name = type(model).__module__
     return getattr(module, "checkpoint_filter_fn", None) if name.startswith("timm.") else None

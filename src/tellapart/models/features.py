@@ -1,4 +1,4 @@
-"""A network's features: the input of its last layer, without a change of the network.
+"""A network's features: the input of its last layer, without changing the network.
 
 The last layer is found as for a frozen head (`heads.head_names`), while the network runs. Knows nothing of files.
 """
@@ -15,14 +15,14 @@ from tellapart.models import heads
 
 
 class Capture:
-    """Runs a network and gives its features beside its logits; may be called from several threads at once.
+    """Runs a network and returns its features beside its logits; may be called from several threads at once.
 
-    Features are float [B, F]. Of a last layer that gets a map or a row of tokens (as SqueezeNet's) they are the mean
-    over its places; of several last layers (distilled networks) what each gets, one after the other.
+    Features are float [B, F]. If the last layer gets a map or a row of tokens (as in SqueezeNet), they are the mean
+    over its positions; with several last layers (distilled networks) the inputs of all are concatenated.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Raises ModelError where the network has no last layer."""
+        """Raises ModelError if the network has no last layer."""
         names = heads.head_names(model)
         if not names:
             raise ModelError("The network has no linear layer or convolution, and so no features.")
@@ -32,7 +32,7 @@ class Capture:
             model.get_submodule(name).register_forward_pre_hook(self._note)
 
     def __call__(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [B, K] and features [B, F]. Raises ModelError where the network leaves its last layer out."""
+        """Return logits [B, K] and features [B, F]. Raises ModelError if the network does not use its last layer."""
         self._own.seen = []
         try:
             logits = self._model(images_NCHW)
@@ -46,7 +46,7 @@ class Capture:
         return logits, seen[0] if len(seen) == 1 else torch.cat(seen, dim=1)
 
     def joint(self, images_NCHW: Tensor) -> Tensor:
-        """Return logits and features side by side, [B, K + F], so that views of both are averaged alike."""
+        """Return logits and features side by side, [B, K + F], so that both are averaged over views in the same way."""
         return torch.cat(self(images_NCHW), dim=1)
 
     def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,6 +1,6 @@
 """The tensors of weights, under the names that a network uses: from files, packages and downloads.
 
-What a library downloads goes where the library keeps it. Knows nothing of licences or preprocessing.
+A library's downloads go to its own cache. Knows nothing of licences or preprocessing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HUB_FILES = checkpoints.HUB_FILES
 
 
 def fetch(model: nn.Module, architecture: Architecture, weights: str, tag: str | None) -> Found:
-    """Return the tensors under the names that ``model`` uses, and what is to be told of how they were found."""
+    """Return the tensors under the names that ``model`` uses, and the messages about how they were found."""
     library, _, bare = architecture.name.rpartition("/")
     if weights == efficientnet_lite0.NAME:
         return Found(efficientnet_lite0.translate(checkpoints.read_state(efficientnet_lite0.file())))
@@ -64,11 +64,11 @@ def _translate(model: nn.Module, state: State) -> State:
     try:
         return dict(translate(dict(state), model))
     except (KeyError, RuntimeError, AttributeError, AssertionError, ValueError):
-        return state  # not a checkpoint that it knows: merging tells what does not fit
+        return state  # not a checkpoint that it knows: merging will report what does not fit
 
 
 def _torchvision_size(model: nn.Module, state: State, library: str) -> State:
-    """Leave out the extra heads that we do not build, and fit ViT's position embedding to the image size."""
+    """Leave out the extra heads that tellapart does not build, and fit ViT's position embedding to the image size."""
     if library != "torchvision":
         return state
     kept = {n: t for n, t in state.items() if not n.startswith(("AuxLogits.", "aux1.", "aux2."))}
@@ -84,8 +84,8 @@ def _torchvision_size(model: nn.Module, state: State, library: str) -> State:
 def _fetch_timm(bare: str, architecture: Architecture, tag: str | None) -> State:
     """Let timm load its weights into a network of the same shape (standard stem), and take them from there.
 
-    timm itself fits position embeddings to the image size, the first convolution to the channels, and leaves
-    out the head where the classes differ; that head is then left out here too.
+    timm itself fits position embeddings to the image size, the first convolution to the channels, and leaves out the
+    head if the classes differ; it is then left out here too.
     """
     standard = dataclasses.replace(architecture, stem="standard")
     cfg = timm_zoo.timm_package().get_pretrained_cfg(f"{bare}.{tag}" if tag else bare)
@@ -118,7 +118,7 @@ def _channel_note(architecture: Architecture) -> tuple[str, ...]:
 
 
 def _in_hub_cache(cfg: Any) -> str | None:
-    """Return the local copy of what timm would fetch from the Hugging Face hub; None: none, or not there."""
+    """Return the local copy of what timm would fetch from the Hugging Face hub; None: none, or not cached."""
     if not cfg.hf_hub_id or cfg.custom_load:
         return None
     hub = packages.require("huggingface_hub", "models", "Downloading weights")
@@ -130,7 +130,7 @@ def _in_hub_cache(cfg: Any) -> str | None:
 
 
 def _look_up_hub() -> None:
-    """Raise OSError where the hub's name cannot be found; its own client would try for most of a minute."""
+    """Raise OSError if the hub's host name cannot be resolved; its own client would try for most of a minute."""
     constants = packages.require("huggingface_hub.constants", "models", "Downloading weights")
     host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
     if host and not urllib.request.getproxies():
@@ -138,7 +138,7 @@ def _look_up_hub() -> None:
 
 
 def _online(fetch: Callable[[], T], source: str, wanted: str) -> T:
-    """Return ``fetch()``; raise OfflineError where the network is what failed."""
+    """Return ``fetch()``; raise OfflineError if the failure is one of the network."""
     try:
         return fetch()
     except TellapartError:

@@ -1,9 +1,9 @@
-"""A network in two: the frozen trunk, which turns images into features, and the head, which trains on them.
+"""A network in two parts: the frozen trunk, which turns images into features, and the head, which trains on them.
 
 The cut is the input of the head (`heads.head_names`), found while the network runs, so it needs no knowledge of
-families: a bare linear layer, one inside a Sequential, or a ViT's after its norm. Whether the cut is right is
-tried out: the head on the features must give the network's own logits, in evaluation and in training mode.
-Knows nothing of data, of losses, or of where features are kept.
+families: a bare linear layer, one inside a Sequential, or a ViT's after its norm. The cut is verified: the head on the
+features must give the network's own logits, in evaluation and in training mode. Knows nothing of data, of losses, or of
+where features are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tellapart.models import heads
 
 
 class FeatureHead(nn.Module):
-    """The dropout before the head, where the network has one, and the head itself (not a copy).
+    """The dropout before the head, if the network has one, and the head itself (not a copy).
 
     Features [B, ...] -> logits [B, K].
     """
@@ -30,7 +30,7 @@ class FeatureHead(nn.Module):
         self.layer, self.dropout = layer, dropout
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits [B, K] of features [B, ...], as the trunk gave them."""
+        """Return logits [B, K] for features [B, ...] of the trunk."""
         logits: Tensor = self.layer(functional.dropout(features, self.dropout, self.training))
         return logits
 
@@ -38,12 +38,12 @@ class FeatureHead(nn.Module):
 class Split:
     """A network whose only trainable part is its head: ``trunk`` and ``head`` share its parameters.
 
-    ``shape`` is that of one image's features. Raises ModelError (saying why) where the network cannot be cut so that
+    ``shape`` is that of one image's features. Raises ModelError (saying why) if the network cannot be cut so that
     features can be computed beforehand.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[Sequence[str]], images: Tensor) -> None:
-        """``images``: a few inputs of the network, float32 [n, C, H, W], n at least 2, to try the cut with."""
+        """``images``: a few inputs of the network, float32 [n, C, H, W], n at least 2, to verify the cut."""
         names = heads.head_names(model)
         if len(names) != 1:
             raise ModelError(f"the network has {len(names)} heads")
@@ -109,7 +109,7 @@ class Split:
                 self.shape = tuple(features.shape[1:])
                 plain = FeatureHead(self._layer, 0.0).eval()
                 if len(features) != len(images) or not _alike(plain(features), logits):
-                    raise ModelError("its logits are not what its last layer gives")
+                    raise ModelError("its logits are not the output of its last layer")
                 heads.train_mode(self.model)
                 torch.manual_seed(0)
                 changed, logits = self._run(images)
@@ -124,7 +124,7 @@ class Split:
         finally:
             for module, mode in zip(self.model.modules(), modes, strict=True):
                 module.training = mode
-        raise ModelError("something random other than a dropout stands before its last layer")
+        raise ModelError("there is something random other than a dropout before its last layer")
 
     def _dropouts(self) -> list[float]:
         """Return the probabilities that a dropout before the head may have, with 0 for none, each once."""
@@ -138,7 +138,7 @@ class Split:
 
 
 def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    """Return whether two results of the same computation are equal but for rounding."""
+    """Return whether two results of the same computation are equal except for rounding."""
     if ours.shape != theirs.shape:
         return False
     scale = float(theirs.abs().max()) if theirs.numel() else 0.0

@@ -1,8 +1,8 @@
 """Which parts of a network train: its head, its blocks from the head down to the stem, and their modes.
 
-A *block* is a list of parameter names; block 0 is the classifier's last layer, the last block the stem. Works
-for our networks, timm's (which say themselves how their parameters are grouped) and torchvision's (in the
-order of their modules). Knows nothing of optimizers or of the loop.
+A *block* is a list of parameter names; block 0 is the classifier's last layer, the last block the stem. Works for
+tellapart's networks, timm's (which define how their parameters are grouped) and torchvision's (in the order of their
+modules). Knows nothing of optimizers or of the loop.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _inside(names: Sequence[str], unit: str) -> Iterator[str]:
 
 
 def _timm_groups(model: nn.Module) -> list[list[str]] | None:
-    """Return timm's own groups of parameter names, stem first; None where the network has none."""
+    """Return timm's own groups of parameter names, stem first; None if the network has none."""
     timm_models = packages.require("timm.models", "models", "This model")
     try:
         matcher = model.group_matcher(coarse=False)  # type: ignore[operator]
@@ -83,12 +83,12 @@ def _timm_groups(model: nn.Module) -> list[list[str]] | None:
 
 
 def _units(model: nn.Module) -> list[str]:
-    """Return the paths of the modules that make one block each, in the order in which they were made."""
+    """Return the paths of the modules that are one block each, in the order of their creation."""
     total = sum(parameter.numel() for parameter in model.parameters())
     found: list[str] = []
     for name, child in model.named_children():
         size = sum(parameter.numel() for parameter in child.parameters())
-        # An encoder that holds most of the network is opened like a plain container is.
+        # An encoder that contains most of the network is divided like a plain container.
         wrapper = size > total / 2 and any(type(inner) in _CONTAINERS for inner in child.children())
         found += _open(name, child) if wrapper or type(child) in _CONTAINERS else [name]
     return found
@@ -123,9 +123,9 @@ def early_names(model: nn.Module) -> tuple[str, ...]:
 def set_trainable(
     model: nn.Module, blocks: Sequence[Sequence[str]], depth: int, frozen: Sequence[str] = ()
 ) -> None:
-    """Let ``blocks[:depth]`` train, but for ``frozen``; every other parameter gets ``requires_grad=False``.
+    """Let ``blocks[:depth]`` train, except ``frozen``; every other parameter gets ``requires_grad=False``.
 
-    Its gradient goes too, so that no optimizer moves it. Blocks hold names of parameters or of modules.
+    Its gradient is removed too, so that no optimizer updates it. Blocks contain names of parameters or of modules.
     """
     wanted = [name for block in blocks[:depth] for name in block]
     exact = set(wanted)
@@ -151,7 +151,7 @@ def train_mode(model: nn.Module) -> None:
 
 
 def _trains(module: nn.Module) -> bool | None:
-    """Return whether any parameter inside trains; None where there are no parameters."""
+    """Return whether any parameter inside trains; None if there are no parameters."""
     flags = [parameter.requires_grad for parameter in module.parameters()]
     return any(flags) if flags else None
 
@@ -177,8 +177,8 @@ def staged_depth(epoch: int, epochs: int, unfreeze: Sequence[int], n_blocks: int
 
     The blocks are taken in at most :data:`MOST_STAGES` stages: the head alone, then equal parts of the
     rest, from the head down. Each epoch listed in ``unfreeze`` frees one more stage from that epoch on;
-    stages that are never reached stay frozen. Where nothing is listed, the stages are spread evenly over the
-    first half, so that from epoch ``epochs // 2`` (at least 1) on all blocks train. A pure function.
+    stages that are never reached stay frozen. If nothing is listed, the stages are spread evenly over the first half,
+    so that from epoch ``epochs // 2`` (at least 1) on all blocks train. A pure function.
     """
     if n_blocks <= 1:
         return n_blocks

@@ -1,7 +1,7 @@
-"""Folders as the Hugging Face hub has them: ``config.json`` beside the weights says network, classes and preparation.
+"""Folders of the Hugging Face hub: ``config.json`` beside the weights gives network, classes and preparation.
 
-Read are timm's own (``push_to_hf_hub``, also wrapped by transformers); other networks of transformers are named and
-refused. Knows nothing of tensors.
+Reads timm's own (``push_to_hf_hub``, also wrapped by transformers); other networks of transformers are refused by name.
+Knows nothing of tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Described:
-    """What ``config.json`` says: the network's name, its classes where they are named, and the images' preparation."""
+    """What ``config.json`` says: the network's name, its class names if any, and the images' preparation."""
 
     name: str
     classes: tuple[str, ...]
@@ -29,9 +29,9 @@ class Described:
 
 
 def describe(file: Path) -> Described | None:
-    """Return what lies beside a weights' file; None where there is no ``config.json`` of a network.
+    """Return the description beside a weights file; None if there is no ``config.json`` of a network.
 
-    Raises ModelError where it describes a network that cannot be built here, or nothing possible.
+    Raises ModelError if it describes a network that cannot be built here, or is invalid.
     """
     config = _read(file.parent / CONFIG)
     architecture, cfg = config.get("architecture"), config.get("pretrained_cfg")
@@ -62,7 +62,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _classes(config: Mapping[str, Any], cfg: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names by index; names that come twice (ImageNet has some) carry their index too."""
+    """Return the names by index; names that occur twice (ImageNet has some) get their index appended."""
     named = config.get("label_names") or cfg.get("label_names") or config.get("id2label") or ()
     if isinstance(named, Mapping):
         try:

@@ -1,4 +1,4 @@
-"""Networks of one's own: an ``nn.Module``, or what makes one of the number of classes and of channels.
+"""The user's own networks: an ``nn.Module``, or a callable of the number of classes and of channels.
 
 Knows nothing of where they are named; `tellapart.references` finds them.
 """
@@ -33,7 +33,7 @@ def build(architecture: Architecture) -> nn.Module:
     found = references.load(name, "model", f"A model of {name}")
     if isinstance(found, nn.Module):
         if architecture.arguments:
-            raise ModelError(f"{name} is a network already, so model.arguments have nothing to be given to.")
+            raise ModelError(f"{name} is already a network, so it takes no model.arguments.")
         return copy.deepcopy(found)
     if not callable(found):
         raise ModelError(
@@ -65,7 +65,7 @@ def _called(factory: Any, architecture: Architecture) -> Any:
 
 
 def check(network: nn.Module, architecture: Architecture) -> None:
-    """Raise ModelError where a network does not turn images into logits of its classes."""
+    """Raise ModelError if a network does not turn images into logits of its classes."""
     shape = (2, architecture.channels, *architecture.sides)
     name, training = architecture.name, network.training
     network.eval()

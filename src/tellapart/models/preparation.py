@@ -1,7 +1,7 @@
-"""How the images of weights were prepared, in the contract's words: as timm, torchvision or a trainer's options say.
+"""How the images of weights were prepared, in the contract's terms: as timm, torchvision or a trainer's options say.
 
 The libraries' own rules decide (timm rounds the size before its crop down, torchvision states it), so that a contract
-made of this gives the library's own input. Knows nothing of files or networks.
+made from this gives the library's own input. Knows nothing of files or networks.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class Preparation:
 
 
 def fraction_at(size: int, crop_fraction: float | None, crop_floor: float | None) -> float | None:
-    """Return the part of the short side that is kept, so that the contract scales it to what the library does."""
+    """Return the fraction of the short side that is kept, so that the contract scales as the library does."""
     if crop_floor:
         return size / max(size, math.floor(size / crop_floor))
     return crop_fraction
 
 
 def of_timm(cfg: Mapping[str, Any], said_by: str, options: Mapping[str, Any] | None = None) -> Preparation:
-    """Return what timm would do: a pretrained configuration's values, a training's ``options`` over them.
+    """Return what timm would do: a pretrained configuration's values, overridden by a training's ``options``.
 
-    Raises ModelError where a value is not what timm takes.
+    Raises ModelError if a value is not one that timm takes.
     """
     timm_zoo.timm_package()
     from timm.data import resolve_data_config
@@ -94,12 +94,12 @@ def of_timm(cfg: Mapping[str, Any], said_by: str, options: Mapping[str, Any] | N
 
 
 def of_torchvision(bare: str, member: Any, said_by: str) -> Preparation:
-    """Return what the ``transforms()`` of a member of torchvision's weights do."""
+    """Return the preparation by the ``transforms()`` of a member of torchvision's weights."""
     transform = member.transforms()
     mean, std = _floats(transform.mean), _floats(transform.std)
     if bare in FROM_MINUS_ONE:
         # They were trained on values from -1 to 1; torchvision turns ImageNet's normalisation into that
-        # inside the network (transform_input), we give it at once.
+        # inside the network (transform_input); here it is given directly.
         mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     size = int(transform.crop_size[0])
     return checked(
@@ -147,7 +147,7 @@ def _of_torchvision_options(bare: str, options: Mapping[str, Any], said_by: str)
     if edge < size:
         inexact.append(f"images scaled to {edge} pixels and padded to {size}")
     mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if bare in FROM_MINUS_ONE and options.get("weights"):  # else it trained without transform_input
+    if bare in FROM_MINUS_ONE and options.get("weights"):  # otherwise it trained without transform_input
         mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     found = Preparation(
         size=size,
@@ -163,7 +163,7 @@ def _of_torchvision_options(bare: str, options: Mapping[str, Any], said_by: str)
 
 
 def _interpolation(name: str, inexact: list[str]) -> str:
-    """Return the contract's interpolation; another is told in ``inexact``."""
+    """Return the contract's interpolation; any other is recorded in ``inexact``."""
     if name not in ("bilinear", "bicubic"):
         inexact.append(f"{name} interpolation")
     return "bilinear" if name == "bilinear" else "bicubic"
@@ -178,7 +178,7 @@ def _floats(values: Any) -> tuple[float, ...]:
 
 
 def checked(found: Preparation) -> Preparation:
-    """Return ``found``. Raises ModelError where a value is impossible, whoever wrote it."""
+    """Return ``found``. Raises ModelError if a value is impossible, whatever its source."""
     mean, std = found.mean or (), found.std or ()
     right = (
         found.size is not None

@@ -1,8 +1,8 @@
-"""Pruned networks as data: which layers are narrower than the named network has them, and making them so.
+"""Pruned networks as data: which layers are narrower than in the named network, and how to build them.
 
-A pruned network is the named one in which some convolutions, linear layers and batch norms have fewer channels. That
-is said by numbers alone (`contract.architecture.Pruned`), so a file with weights of those shapes can be read by every
-part of the program. Knows nothing of how the channels were chosen.
+A pruned network is the named one in which some convolutions, linear layers and batch norms have fewer channels. Numbers
+alone describe that (`contract.architecture.Pruned`), so a file with weights of those shapes can be read by every part
+of the program. Knows nothing of how the channels were chosen.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def sizes(module: nn.Module) -> tuple[int, ...] | None:
 
 
 def describe(whole: nn.Module, narrow: nn.Module) -> Pruned:
-    """Return in which sizes ``narrow`` differs from ``whole``, a network of the same modules.
+    """Return the sizes in which ``narrow`` differs from ``whole``, a network of the same modules.
 
     Sizes that agree are given as 0, so that the number of classes and of input channels stay the architecture's.
-    Raises ModelError where anything but these sizes differs.
+    Raises ModelError if anything but these sizes differs.
     """
     found = []
     modules = dict(narrow.named_modules())
@@ -52,8 +52,8 @@ def describe(whole: nn.Module, narrow: nn.Module) -> Pruned:
 def apply(model: nn.Module, architecture: Architecture) -> nn.Module:
     """Cut the layers of ``model`` to the sizes of ``architecture.pruned``, and try it on one image; return it.
 
-    What is left of each layer are its first channels: the weights are to be loaded. Raises ModelError where the
-    network has no such layers or they do not fit together.
+    The first channels of each layer are kept: the weights are loaded afterwards. Raises ModelError if the network does
+    not have these layers or they do not fit together.
     """
     for path, wanted in architecture.pruned:
         try:

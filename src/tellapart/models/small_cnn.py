@@ -1,4 +1,4 @@
-"""Our own networks: the two of the tutorials, and a fast one for small images.
+"""tellapart's own networks: the two of the tutorials, and a fast one for small images.
 
 Each takes float32 images ``[B, C, height, width]`` and returns logits ``[B, num_classes]``. Knows nothing of
 names, weights or training; :mod:`tellapart.models.zoo` calls the builders with an Architecture.
@@ -159,9 +159,9 @@ def stem_stride(size: Size) -> int:
 
 
 class FastCNN(nn.Module):
-    """A small residual network that learns much in each second of a processor.
+    """A small residual network that learns much per second of processor time.
 
-    A thin stem looks at the full resolution (images above 48 pixels: at a half, a quarter, ...), three stages of
+    A thin stem works at the full resolution (images above 48 pixels: at a half, a quarter, ...), three stages of
     two 3x3 convolutions follow, each at half the resolution of the one before, so that most of the work is done
     on few pixels. Maps of fewer than 24 pixels are not halved before the first stage (8x8 digits). A global
     average and a linear head end it. About 60 MFLOP (30 million multiply-adds) for a 32x32 image, 0.9 million
@@ -201,7 +201,7 @@ class FastCNN(nn.Module):
 
 
 def check_size(name: str, size: Size, smallest: int) -> None:
-    """Raise ModelError where images of ``size`` pixels are too small for the network ``name``."""
+    """Raise ModelError if images of ``size`` pixels are too small for the network ``name``."""
     if shortest(size) < smallest:
         raise ModelError(
             f"{name} cannot take images of {words(size)} pixels; the smallest it takes is "

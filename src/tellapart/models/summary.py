@@ -51,8 +51,8 @@ class Summary:
 def summarise(model: nn.Module, channels: int, size: Size) -> Summary:
     """Return the summary for images ``[channels, height, width]``; runs one in evaluation mode.
 
-    The network is left as it was. Parameters that belong to no layer of their own (tokens, position
-    embeddings) are counted at the module that holds them; the rows' parameters add up to the total.
+    The network is left unchanged. Parameters outside layers (tokens, position embeddings) are counted at the module
+    that has them; the rows' parameters add up to the total.
     """
     seen: dict[str, tuple[int, ...]] = {}
     names = {module: name for name, module in model.named_modules()}
@@ -87,7 +87,7 @@ def summarise(model: nn.Module, channels: int, size: Size) -> Summary:
 
 @contextlib.contextmanager
 def _countable_attention() -> Iterator[None]:
-    """Have attention computed by matrix products: the counter does not know the CPU's fused kernels."""
+    """Compute attention by matrix products in this context: the counter does not know the CPU's fused kernels."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -144,7 +144,7 @@ def _line(cells: tuple[str, str, str, str]) -> str:
 
 
 def _fit(text: str, width: int) -> str:
-    """Cut the beginning of a text that is too long: the end of a layer's name tells more."""
+    """Cut the beginning of a text that is too long: the end of a layer's name says more."""
     return text if len(text) <= width else "…" + text[-(width - 1) :]
 
 

@@ -1,4 +1,4 @@
-"""Changes to a library's network after it is built: first layer, small stem, dropout, and a check by use.
+"""Changes to a library's network after it is built: first layer, small stem, dropout, and a test run.
 
 Works on any ``nn.Module`` by the paths of its parts. Knows nothing of names, weights or training.
 """
@@ -22,9 +22,9 @@ from tellapart.errors import ModelError
 from tellapart.models.small_cnn import initialise
 
 TRIED_SIZES = (8, 16, 28, 32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 256, 299, 384, 448)
-"""Sizes tried, in this order, to tell a person the smallest that works."""
+"""Sizes tried, in this order, to find the smallest that works, for the message."""
 SEARCH_SECONDS = 4.0
-"""How long that may take before the answer is the size that the network was made for."""
+"""How long that may take before the size that the network was made for is suggested instead."""
 SIZE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError)
 """What networks raise, at building or at use, for an image size that they cannot take."""
 
@@ -58,7 +58,7 @@ def exists(model: nn.Module, path: str) -> bool:
 
 
 def first_conv(model: nn.Module) -> str | None:
-    """Return the path of the first convolution, in the order in which the modules were made."""
+    """Return the path of the first convolution, in the order in which the modules were created."""
     paths: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     return paths[0] if paths else None
 
@@ -76,7 +76,7 @@ def set_channels(model: nn.Module, channels: int) -> None:
 def _like(
     conv: nn.Conv2d, channels: int, kernel: tuple[int, ...], padding: str | tuple[int, ...]
 ) -> nn.Conv2d:
-    """Return a new convolution of the same class as ``conv``, but for channels, kernel and padding."""
+    """Return a new convolution like ``conv``, except for channels, kernel and padding."""
     fresh = type(conv)(
         channels,
         conv.out_channels,
@@ -124,7 +124,7 @@ class DropoutLinear(nn.Linear):
 
 
 def set_dropout(model: nn.Module, head: str, dropout: float) -> None:
-    """Set every dropout that the network was built with; give the linear ``head`` one where it had none."""
+    """Set every dropout that the network was built with; give the linear ``head`` one if it had none."""
     active = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
     for module in active:
         module.p = dropout
@@ -134,7 +134,7 @@ def set_dropout(model: nn.Module, head: str, dropout: float) -> None:
 
 
 def check_forward(model: nn.Module, architecture: Architecture) -> None:
-    """Send one black image through ``model``; raise ModelError where it does not give ``num_classes`` logits.
+    """Send one black image through ``model``; raise ModelError if it does not return ``num_classes`` logits.
 
     Errors of the network itself (see :data:`SIZE_ERRORS`) pass through.
     """
@@ -150,8 +150,8 @@ def check_forward(model: nn.Module, architecture: Architecture) -> None:
     if not isinstance(logits, Tensor) or logits.shape != (1, architecture.num_classes):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(
-            f"{architecture.name} gives {shape} for one image, not {architecture.num_classes} logits: "
-            "it is no classifier."
+            f"{architecture.name} gives {shape} for one image, not {architecture.num_classes} logits: it is "
+            "not a classifier."
         )
 
 
@@ -160,7 +160,7 @@ def build_checked(
 ) -> nn.Module:
     """Return ``make(architecture)`` after it has classified one image.
 
-    Raises ModelError where the network cannot take this image size, naming the smallest of
+    Raises ModelError if the network cannot take this image size, naming the smallest of
     :data:`TRIED_SIZES` that works; the size it was ``made_for`` if that is not found quickly.
     """
     try:
@@ -179,13 +179,13 @@ def build_checked(
 
 
 def _quietly(make: Callable[[Architecture], nn.Module], architecture: Architecture) -> nn.Module:
-    with warnings.catch_warnings():  # an image without a whole patch is refused just after
+    with warnings.catch_warnings():  # images without a whole patch are refused right afterwards
         warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
         return make(architecture)
 
 
 def _smallest(make: Callable[[Architecture], nn.Module], architecture: Architecture) -> int | None:
-    """Search on meta tensors, which cost nothing; where a network cannot live on them, on real ones."""
+    """Search on meta tensors, which cost nothing; if a network does not support them, on real ones."""
     until = time.monotonic() + SEARCH_SECONDS
     larger = [size for size in TRIED_SIZES if size > shortest(architecture.size)]
     for device, size in [(device, size) for device in ("meta", "cpu") for size in larger]:

@@ -59,7 +59,7 @@ patches of 4 pixels. Swin: patches of 2, windows of 4. Every other family has th
 
 
 def timm_package() -> Any:
-    """Return the timm module; raise MissingPackageError where it is not installed."""
+    """Return the timm module; raise MissingPackageError if it is not installed."""
     return packages.require("timm", "models", "This model")
 
 
@@ -70,7 +70,7 @@ def names() -> list[str]:
 
 
 def info(bare: str) -> tuple[int | None, str | None]:
-    """Return (size in pixels, licence of the default weights) of an architecture, where timm says so."""
+    """Return (size in pixels, licence of the default weights) of an architecture, if timm states them."""
     cfg = timm_package().get_pretrained_cfg(bare)
     if cfg is None or not cfg.input_size:
         return None, None
@@ -89,12 +89,12 @@ def has_small_stem(bare: str) -> bool:
 
 
 def arguments(architecture: Architecture) -> dict[str, Any]:
-    """Return the keyword arguments for ``timm.create_model`` for the architecture, less img_size."""
+    """Return the keyword arguments for ``timm.create_model`` for the architecture, without img_size."""
     chosen: dict[str, Any] = {"num_classes": architecture.num_classes, "in_chans": architecture.channels}
     bare = architecture.name.partition("/")[2]
     if family(bare) in ("resnet", "resnest", "sknet", "res2net"):
         # With random weights a zero last norm makes every block an identity at first: weak for comparisons
-        # between formats, and not-a-number under quantisation.
+        # between formats, and NaN under quantisation.
         chosen["zero_init_last"] = False
     if architecture.dropout:
         chosen["drop_rate"] = architecture.dropout
@@ -106,7 +106,7 @@ def arguments(architecture: Architecture) -> dict[str, Any]:
 
 
 def create(bare: str, size: Size, chosen: dict[str, Any], **more: Any) -> nn.Module:
-    """Return ``timm.create_model`` with ``img_size`` for those that take it; the others know no size.
+    """Return ``timm.create_model`` with ``img_size`` for those that take it; the others do not depend on the size.
 
     Raises ModelError for an option that the network does not have.
     """

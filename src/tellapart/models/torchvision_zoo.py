@@ -56,7 +56,7 @@ the first pooling goes. VGG: one pixel instead of a 7x7 window before its linear
 
 
 def models_package() -> Any:
-    """Return the torchvision.models module; raise MissingPackageError where it is not installed."""
+    """Return the torchvision.models module; raise MissingPackageError if it is not installed."""
     return packages.require("torchvision.models", "models", "This model")
 
 
@@ -76,13 +76,13 @@ def info(bare: str) -> tuple[int | None, str | None]:
 
 
 def stated(bare: str) -> tuple[int | None, float | None]:
-    """Return what torchvision states of the default weights: parameters, and top-1 on ImageNet-1K in %."""
+    """Return what torchvision states about the default weights: parameters, and top-1 on ImageNet-1K in %."""
     meta = getattr(default_weights(bare), "meta", {})
     return meta.get("num_params"), meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
 
 
 def default_weights(bare: str) -> Any:
-    """Return the member of torchvision's enum that ``DEFAULT`` stands for, or None where there is none."""
+    """Return the member of torchvision's enum that ``DEFAULT`` stands for, or None if there is none."""
     enum = models_package().get_model_weights(bare)
     return getattr(enum, "DEFAULT", None)
 

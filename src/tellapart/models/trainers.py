@@ -1,7 +1,7 @@
-"""The state dict inside what the usual trainers save: which of several, under which prefix, and with which options.
+"""The state dict in the usual trainers' checkpoints: which of several, under which prefix, with which options.
 
-timm's ``model_best.pth.tar``, torchvision's reference scripts, Lightning, and scripts of one's own. Averaged weights
-(EMA) go before the others, as the trainers themselves measure by them; what was chosen and what was left out is told.
+timm's ``model_best.pth.tar``, torchvision's reference scripts, Lightning, and the user's own scripts. Averaged weights
+(EMA) take precedence, as the trainers themselves measure those; messages say what was chosen and what was left out.
 Knows nothing of files.
 """
 
@@ -28,7 +28,7 @@ AVERAGED = (
     "params_ema",
     "ema",
 )
-"""Keys of averaged weights, which go first."""
+"""Keys of averaged weights, which take precedence."""
 WRAPPERS = (
     "state_dict",
     "model",
@@ -42,15 +42,15 @@ WRAPPERS = (
 )
 """Keys of a state dict, the usual ones first."""
 PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel, AveragedModel and torch.compile put before the names."""
+"""Prefixes that DistributedDataParallel, AveragedModel and torch.compile put before names."""
 WORDS = ("model", "net", "network", "backbone", "encoder", "classifier_model", "timm_model", "base_model")
 """Usual names of a module that holds the network."""
 _SHOWN = 4
-_PARTS = 3  # levels of keys that are looked into
+_PARTS = 3  # levels of keys that are searched
 
 
 class Ignored:
-    """Stands for a value that is no tensor: whatever it was made of is thrown away, and nothing of it runs."""
+    """Stands for a value that is not a tensor: its content is discarded, and none of its code runs."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -82,17 +82,17 @@ _IGNORED = (
 
 
 def harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Return what `torch.serialization.safe_globals` may let through beside tensors.
+    """Return what `torch.serialization.safe_globals` may allow besides tensors.
 
-    A trainer's options (argparse.Namespace) are read; of scores, paths and dates that lie beside the weights only a
-    stand-in is made, so that none of their own code runs.
+    A trainer's options (argparse.Namespace) are read; scores, paths and dates beside the weights become a stand-in, so
+    that none of their own code runs.
     """
     return [argparse.Namespace, *((Ignored, name) for name in _IGNORED)]
 
 
 @dataclass(frozen=True)
 class Found:
-    """A state dict, what is to be told of the choice, and the trainer's options (``arch`` among them)."""
+    """A state dict, the messages about the choice, and the trainer's options (including ``arch``)."""
 
     state: State
     notes: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class Found:
 
 
 def find(content: Any, where: str) -> Found:
-    """Return the state dict inside what a file holds. Raises ModelError where there is none, or no one."""
+    """Return the state dict in a file's content. Raises ModelError if there is none, or more than one."""
     notes: list[str] = []
     said = options(content)
     path: list[str] = []
@@ -137,14 +137,14 @@ def options(content: Any) -> Mapping[str, Any]:
 
 
 def _next_key(content: Any, where: str) -> str | None:
-    """Return the key under which the weights lie in ``content``; None: they lie in it, or nowhere."""
+    """Return the key of the weights in ``content``; None: they are ``content`` itself, or nowhere."""
     if not isinstance(content, Mapping):
         return None
     holding = [key for key, value in content.items() if isinstance(key, str) and _holds(value)]
     for key in (*AVERAGED, *WRAPPERS):
         if key in holding:
             return key
-    for key in WRAPPERS:  # a wrapper of something else: the error tells of what
+    for key in WRAPPERS:  # a wrapper of something else: the error says of what
         if isinstance(content.get(key), Mapping):
             return key
     if any(isinstance(value, Tensor) and value.ndim for value in content.values()) or not holding:
@@ -168,7 +168,7 @@ def _holds(value: Any, depth: int = _PARTS) -> bool:
 
 
 def without_wrappers(name: str) -> str:
-    """Return a tensor's name without what DDP and torch.compile put before and (the latter) into it."""
+    """Return a tensor's name without what DDP and torch.compile add before and (the latter) inside it."""
     for prefix in PREFIXES:
         if name.startswith(prefix):
             return without_wrappers(name[len(prefix) :])
@@ -176,10 +176,10 @@ def without_wrappers(name: str) -> str:
 
 
 def fit_names(state: State, own: Mapping[str, Tensor], where: str) -> tuple[State, tuple[str, ...]]:
-    """Return ``state`` under the names ``own`` of a network that it holds below a prefix, and what is to be told.
+    """Return ``state`` under the names ``own`` of a network that it has below a prefix, and the messages.
 
-    The prefix is found, not listed: the one under which most of the network's names are. Raises ModelError where the
-    network is there several times.
+    The prefix is found, not listed: the one under which most of the network's names are. Raises ModelError if it
+    contains the network several times.
     """
     counts = {prefix: _fitting(state, own, prefix) for prefix in _candidates(state, own)}
     most = max(counts.values(), default=0)
@@ -208,7 +208,7 @@ def fit_names(state: State, own: Mapping[str, Tensor], where: str) -> tuple[Stat
 
 
 def _candidates(state: State, own: Mapping[str, Tensor]) -> list[str]:
-    """Return the prefixes under which a few of the network's names lie, "" among them."""
+    """Return the prefixes under which a few of the network's names occur, including ""."""
     names = [name for name in own if not name.endswith("num_batches_tracked")]
     anchors: Sequence[str] = [*names[:6], *names[-6:]]
     found = {
@@ -225,22 +225,22 @@ def _fitting(state: State, own: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _common_word(state: State) -> tuple[State, tuple[str, ...]]:
-    """Take off a usual module's name that all names begin with (checkpoints that timm has to translate first)."""
+    """Remove a usual module's name with which all names begin (checkpoints that timm has to translate first)."""
     words = {name.partition(".")[0] for name in state}
     if len(words) != 1 or not words <= set(WORDS):
         return state, ()
     (word,) = words
     inner = {without_wrappers(name.partition(".")[2]): tensor for name, tensor in state.items()}
     deeper, notes = _common_word(inner)
-    return deeper, (f"All names begin with '{word}.', which is taken off.", *notes)
+    return deeper, (f"All names begin with '{word}.', which is removed.", *notes)
 
 
 def refused(file: Any, where: str) -> str:
-    """Return why a file with other objects is refused, with their classes where torch can list them."""
+    """Return why a file with other objects is refused, with their classes if torch can list them."""
     try:
         with torch.serialization.safe_globals(harmless()):
             names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception:  # torch lists them of its newer format alone
+    except Exception:  # torch lists them only for its newer format
         names = []
     listed = [name for name in names if name not in _IGNORED and name != "argparse.Namespace"]
     objects = f" ({', '.join(sorted(listed)[:_SHOWN])}{', …' * (len(listed) > _SHOWN)})" if listed else ""

@@ -1,9 +1,9 @@
-"""Where weights come from: what is known of them before they are loaded, and loading them.
+"""Where weights come from: what is known about them before they are loaded, and loading them.
 
 ``weights`` is ``none``, ``pretrained`` (the library's default), a tag (timm's ``a1_in1k``, torchvision's
 ``IMAGENET1K_V1``), ``efficientnet-lite0``, a file (``.pth``, ``.pt``, ``.safetensors``) or a run folder.
 
-Knows nothing of training. What a library downloads goes where the library keeps it.
+Knows nothing of training. A library's downloads go to its own cache.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ class WeightsInfo:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     def fraction_at(self, size: int) -> float | None:
-        """Return the part of the short side that is kept of images of ``size`` pixels."""
+        """Return the fraction of the short side that is kept for images of ``size`` pixels."""
         return preparation.fraction_at(size, self.crop_fraction, self.crop_floor)
 
     def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Return (mean, std) for another number of channels: for grey and colour the average of the known ones.
 
-        None where nothing is known, and for other channels, which are to be measured.
+        None if nothing is known, and for other channels, which have to be measured.
         """
         if self.mean is None or self.std is None:
             return None
@@ -91,9 +91,9 @@ class WeightsInfo:
 
 
 def describe(name: str, weights: str) -> WeightsInfo | None:
-    """Return what is known of ``weights`` for the network ``name``, without loading them; None for ``none``.
+    """Return what is known about ``weights`` for the network ``name``, without loading them; None for ``none``.
 
-    Raises ModelError for weights that there are not or that belong to another network, OfflineError never.
+    Raises ModelError for weights that do not exist or belong to another network, never OfflineError.
     """
     name, tag = zoo.split_tag(name)
     if weights in ("none", ""):
@@ -117,9 +117,9 @@ def describe(name: str, weights: str) -> WeightsInfo | None:
 def load(model: nn.Module, architecture: Architecture, weights: str) -> WeightsInfo:
     """Load ``weights`` into ``model`` (built from ``architecture``); return their description.
 
-    The head is new (Kaiming's normal, gain 1, bias 0) where the weights are for another number of classes,
-    and with stem ``small`` so are the first layers that they do not fit. Raises ModelError where anything
-    else does not fit, OfflineError where a download is needed and not possible.
+    The head is new (Kaiming's normal, gain 1, bias 0) if the weights are for another number of classes, and with stem
+    ``small`` so are the first layers that they do not fit. Raises ModelError if anything else does not fit,
+    OfflineError if a download is needed and not possible.
     """
     info = describe(architecture.name, weights)
     if info is None:
@@ -175,7 +175,7 @@ def _describe_lite0(name: str) -> WeightsInfo:
 
 
 def _describe_file(name: str, tag: str | None, weights: str) -> WeightsInfo:
-    """Describe a file; an artifact of ours tells its preprocessing and its own weights' licence."""
+    """Describe a file; an artifact states its preprocessing and the licence of its own weights."""
     file = checkpoints.find(weights)
     metadata = checkpoints.read_metadata(file)
     theirs = (metadata.get("architecture") or {}).get("name")
@@ -204,7 +204,7 @@ def _size(value: Any) -> Size | None:
 
 
 def _describe_foreign(name: str, tag: str | None, file: Path) -> WeightsInfo:
-    """Describe a file from elsewhere: by ``config.json`` beside it, else as the network's library prepares images."""
+    """Describe a file from elsewhere: by ``config.json`` beside it, otherwise by the network's library."""
     beside = hub.describe(file)
     if beside is not None and zoo.resolve(beside.name) != name:
         raise ModelError(
@@ -223,7 +223,7 @@ def _describe_foreign(name: str, tag: str | None, file: Path) -> WeightsInfo:
 
 
 def _published(name: str, file: Path) -> str | None:
-    """Return which of a network's weights a file is by the name under which they are published; None: none of them."""
+    """Return which of a network's published weights a file is, by its name; None: none of them."""
     library, _, bare = name.rpartition("/")
     urls: dict[str, str] = {}
     if library == "torchvision":
@@ -251,7 +251,7 @@ def known_preparation(name: str, tag: str | None) -> preparation.Preparation | N
 
 
 def _timm_cfg(name: str, tag: str | None) -> dict[str, Any]:
-    """Return timm's configuration of a network's (default) weights; empty where it has none."""
+    """Return timm's configuration of a network's (default) weights; empty if it has none."""
     library, _, bare = name.rpartition("/")
     if library != "timm":
         return {}

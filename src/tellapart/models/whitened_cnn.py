@@ -1,10 +1,9 @@
 """Networks for small images that learn in few epochs: a whitening layer, then groups of 3x3 convolutions.
 
 The design is that of cifar10-airbench (Jordan 2024, arXiv:2404.00498): the first layer decorrelates 2x2 patches
-by what the training images say and is not trained, convolutions begin as the identity, and the norms have no
+by statistics of the training images and is not trained, convolutions begin as the identity, and the norms have no
 scale. Each network takes float32 images ``[B, C, height, width]`` and returns logits ``[B, num_classes]``. Knows
-nothing of training; what a trainer should know is said by ``initialise_from``, ``early_parameters`` and
-``muon_weights``.
+nothing of training; ``initialise_from``, ``early_parameters`` and ``muon_weights`` say what a trainer should know.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from tellapart.models.small_cnn import stem_stride
 
 PATCH = 2
 EPSILON = 5e-4
-"""Added to each variance: directions in which patches hardly differ are not blown up to noise."""
-_CHUNK = 256  # images whose patches lie in memory at once
+"""Added to each variance, so that directions in which patches hardly differ are not amplified to noise."""
+_CHUNK = 256  # images whose patches are in memory at once
 
 
 def whitening_filters(images_NCHW: Tensor) -> Tensor:
@@ -161,7 +160,7 @@ class WhitenedCNN(nn.Module):
         """Images ``[B, C, H, W]`` -> logits ``[B, num_classes]``."""
         x = self.groups(functional.gelu(self.whiten(self.shrink(images))))
         # Not amax, whose gradient divides by how often the maximum occurs: compiled in bf16, where a recomputed map is
-        # rounded elsewhere, that may be never.
+        # rounded differently, that may be never.
         largest = functional.max_pool2d(x, tuple(x.shape[2:])).flatten(1)
         logits: Tensor = self.head(self.dropout(largest))
         return logits

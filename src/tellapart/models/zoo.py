@@ -1,8 +1,8 @@
-"""Networks by name: ours, timm's and torchvision's behind one scheme.
+"""Networks by name: tellapart's own, timm's and torchvision's under one scheme.
 
-``tutorial-net``, ``simple-cnn``, ``fast-cnn`` and the two ``whitened-cnn`` are ours; ``timm/NAME`` and
-``torchvision/NAME`` are those libraries'. A bare name is ours if we have it, else timm's, else torchvision's,
-whatever is installed. A part after a dot (``timm/resnet18.a1_in1k``) names weights, not an architecture:
+``tutorial-net``, ``simple-cnn``, ``fast-cnn`` and the two ``whitened-cnn`` are tellapart's; ``timm/NAME`` and
+``torchvision/NAME`` are those libraries'. A bare name is tellapart's if it exists there, otherwise timm's, otherwise
+torchvision's, whatever is installed. A part after a dot (``timm/resnet18.a1_in1k``) names weights, not an architecture:
 :func:`split_tag` parts the two, and :func:`resolve` leaves the tag out.
 
 Knows nothing of weights: everything built here has random ones.
@@ -37,18 +37,18 @@ __all__ = [
 ]
 
 SMALL_IMAGES = 64
-"""Images of up to this many pixels get the small stem, where the family has one."""
+"""Images of up to this many pixels get the small stem, if the family has one."""
 
 
 @dataclass(frozen=True)
 class OwnModel:
-    """One of our networks: its builder, and the image sizes it is made for."""
+    """One of tellapart's networks: its builder, and the image sizes it is made for."""
 
     build: Callable[[Architecture], nn.Module]
     min_size: int
     default_size: int
     takes: tuple[str, ...] = ("dropout",)
-    """Which of the optional values of an Architecture mean something to it."""
+    """The optional values of an Architecture that it uses."""
 
 
 def _tutorial_net(a: Architecture) -> nn.Module:
@@ -191,7 +191,7 @@ def choose_stem(name: str, size: Size, weights: str = "none") -> str:
 
 
 def default_size(name: str) -> int | None:
-    """Return the height and width in pixels that the network was made for, where that is known."""
+    """Return the height and width in pixels that the network was made for, if known."""
     name = resolve(name)
     if name in OWN:
         return OWN[name].default_size
@@ -245,8 +245,8 @@ def _with_parameters(info: ModelInfo) -> ModelInfo:
     classes = 10 if info.source == "tellapart" else 1000
     architecture = Architecture(info.name, classes, 3, info.size or 224)
     try:
-        with torch.random.fork_rng(devices=[]):  # what it draws is nobody's
+        with torch.random.fork_rng(devices=[]):  # its random numbers must not affect the caller's
             parameters = sum(p.numel() for p in build(architecture).parameters())
-    except ModelError:  # a network that cannot be built alone stays in the list
+    except ModelError:  # a network that cannot be built with defaults stays in the list
         return info
     return dataclasses.replace(info, parameters=parameters)

@@ -1,6 +1,6 @@
 """Batches of images of several sizes, without a copy of them.
 
-Knows nothing of files, of stores or of what becomes of the images.
+Knows nothing of files, of stores or of the use of the images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tellapart.contract.decoding import Pixels
 
 
 class Ragged:
-    """B images [h, w, C] of one kind of number, uint8 or float32, on the CPU, each where it lies in memory.
+    """B images [h, w, C] of one kind of number, uint8 or float32, on the CPU, each at its own place in memory.
 
     Stands for the tensor that `canvas` makes of them: it has that tensor's shape, device and slices.
     """
@@ -61,7 +61,7 @@ class Ragged:
         return torch.from_numpy(result)
 
     def to(self, device: torch.device) -> Ragged | torch.Tensor:
-        """Return the images for ``device``: themselves on the CPU, else the canvas there."""
+        """Return the images for ``device``: themselves on the CPU, otherwise the canvas there."""
         return self if device.type == "cpu" else self.canvas().to(device)
 
 

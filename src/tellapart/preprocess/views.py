@@ -21,8 +21,8 @@ def averaged(network: Network, images_NCHW: Tensor, views: Views, classes: int |
 
     ``images_NCHW``: float [B, C, H, W], normalised, in any memory order; ``network`` takes such images to logits
     [B, K]. Views are computed one after the other, so memory stays that of one. Reflection needs images of at
-    least 2 pixels. ``classes``: how many of the columns are logits, where the network gives others behind them, such as
-    features; these are averaged alike.
+    least 2 pixels. ``classes``: how many of the columns are logits, if the network returns others behind them, such as
+    features; those are averaged too.
     """
     logits = network(images_NCHW).float()
     if views.count == 1 or not len(logits):

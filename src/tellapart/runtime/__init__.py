@@ -1,4 +1,4 @@
-"""Model files of every format, opened to one seam: from an image's bytes to logits.
+"""Model files of every format behind one interface: from an image's bytes to logits.
 
 Importing it loads no torch; opening a file loads what its format needs. Knows nothing of training, and nothing of
 how the files were made.
@@ -35,9 +35,9 @@ def open_backend(
             other exported files compute on the CPU. ``auto`` is the CPU for every exported file.
         precision: fp32, bf16 or fp16, for an artifact.
         threads: threads that one call computes with; 0 leaves it to the runtime.
-        trust: True: open a ``.pt2`` or TorchScript file also where tellapart did not write it here: such files are
+        trust: True: open a ``.pt2`` or TorchScript file even if tellapart did not write it here: these files are
             programs. Names of packages: import these for an artifact whose network is not tellapart's (True: any).
-        model: that network itself, or what makes it.
+        model: that network itself, or a callable that makes it.
 
     Raises ArtifactError, ModelError, MissingPackageError, SpecError.
     """
@@ -115,5 +115,5 @@ _BY_SUFFIX: dict[str, Callable[[str | os.PathLike[str], int], Backend]] = {
 
 
 def is_export(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path has the name of an exported file, and not of a run folder or an artifact."""
+    """Return whether a path is named like an exported file, not like a run folder or an artifact."""
     return Path(path).suffix.lower() in _BY_SUFFIX and not Path(path).is_dir()

@@ -1,4 +1,4 @@
-"""What every kind of model file opens to. Loads no torch.
+"""The interface of every opened model file. Loads no torch.
 
 Prediction, evaluation, parity checks and serving use nothing but this, and so cannot tell the formats apart. What
 follows from logits is in `tellapart.contract.answers`.
@@ -16,7 +16,7 @@ from tellapart.contract import Card, Pixels
 from tellapart.errors import ArtifactError
 
 LARGE = 16_000_000
-"""Pixels of an image from which on a runtime must not keep the memory that resizing took: some 20 bytes for each."""
+"""Pixels of an image above which a runtime must free the memory that resizing took: some 20 bytes for each."""
 
 
 class Backend(Protocol):
@@ -24,12 +24,12 @@ class Backend(Protocol):
 
     @property
     def format(self) -> str:
-        """The name of the file's format, as in ``tellapart export --to``; ``artifact`` for our own."""
+        """The name of the file's format, as in ``tellapart export --to``; ``artifact`` for tellapart's own."""
         ...
 
     @property
     def card(self) -> Card:
-        """All that goes with the weights."""
+        """The model card: what goes with the weights."""
         ...
 
     def prepare(self, content: bytes | Pixels) -> Pixels:
@@ -44,7 +44,7 @@ class Backend(Protocol):
         ...
 
     def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return logits [B, K] and features [B, F], float32, of one run. Raises ArtifactError where there are none.
+        """Return logits [B, K] and features [B, F], float32, of one run. Raises ArtifactError if there are none.
 
         Features are the input of the last layer, averaged over the card's views as the logits are.
         """
@@ -56,7 +56,7 @@ class Backend(Protocol):
 
 
 class Opened:
-    """What backends share: features, which an exported file has only where they were asked for."""
+    """What backends share: features, which an exported file has only with ``export --features``."""
 
     format: str
 
@@ -68,7 +68,7 @@ class Opened:
         )
 
     def features(self, images: Pixels) -> npt.NDArray[np.float32]:
-        """Return features, float32 [B, F]. Raises ArtifactError where there are none."""
+        """Return features, float32 [B, F]. Raises ArtifactError if there are none."""
         return self.with_features(images)[1]
 
 

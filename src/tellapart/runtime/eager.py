@@ -17,7 +17,7 @@ from tellapart.runtime.base import Opened
 
 
 class EagerBackend(Opened):
-    """`artifact.Predictor` behind the seam."""
+    """`artifact.Predictor` as a backend."""
 
     format = "artifact"
 
@@ -26,7 +26,7 @@ class EagerBackend(Opened):
 
     @property
     def card(self) -> Card:
-        """All that goes with the weights."""
+        """The model card: what goes with the weights."""
         return self.predictor.card
 
     @property

@@ -1,4 +1,4 @@
-"""Formats whose packages cannot share an environment with the core: where theirs is, and how it is made.
+"""Formats whose packages cannot share an environment with the core: where theirs is, and how to create it.
 
 Their programs (`tellapart.runtime.programs`) run with that environment's Python. Loads none of their packages.
 """
@@ -26,7 +26,7 @@ _PROGRAMS = Path(__file__).parent / "programs"
 
 @dataclass(frozen=True)
 class Environment:
-    """An environment of its own. ``packages``: pinned; ``size``: what it takes on the disk, for people."""
+    """A separate environment. ``packages``: pinned; ``size``: its space on disk, as text."""
 
     name: str
     packages: tuple[str, ...]
@@ -39,21 +39,21 @@ class Environment:
 
     @property
     def folder(self) -> Path:
-        """Where it is looked for without that variable: the user's own, as the working folder may be a stranger's."""
+        """Its default location: the user's own folder, since the working folder may be a stranger's."""
         return places.data_folder() / self.name
 
     @property
     def program(self) -> Path:
-        """What runs in it."""
+        """The program that runs in it."""
         return _PROGRAMS / f"{self.name}_program.py"
 
     def command(self) -> str:
-        """Return the one command that makes it."""
+        """Return the command that creates it."""
         python, folder = shlex.quote(sys.executable), shlex.quote(str(self.folder))
         return f"{python} -m venv {folder} && {folder}/bin/pip install {' '.join(self.packages)}"
 
     def python(self) -> Path:
-        """Return its Python. Raises UserError, which says how it is made, where there is none."""
+        """Return its Python. If there is none, raises UserError, which says how to create it."""
         given = _chosen.get() or os.environ.get(self.variable)
         folder = Path(given or self.folder)
         for place in ("bin/python", "Scripts/python.exe"):
@@ -61,19 +61,19 @@ class Environment:
                 return (folder / place).absolute()
         where = f"in {folder} there is no Python" if given else f"there is none in {folder}"
         raise MissingEnvironmentError(
-            f"{self.name} needs an environment of its own ({self.size}), and {where}. This command makes it:\n\n"
+            f"{self.name} needs an environment of its own ({self.size}), and {where}. This command creates it:\n\n"
             f"    {self.command()}\n\n"
-            f"An environment elsewhere is found by --env PATH (export) or {self.variable}=PATH."
+            f"For an environment elsewhere give --env PATH (export) or {self.variable}=PATH."
         )
 
 
 class MissingEnvironmentError(UserError):
-    """The environment that a format needs is not there; the message has the command that makes it."""
+    """The environment that a format needs is missing; the message has the command that creates it."""
 
 
 @contextlib.contextmanager
 def at(folder: str) -> Iterator[None]:
-    """Look for environments in ``folder`` inside; an empty one changes nothing."""
+    """Within this context, look for environments in ``folder``; an empty one changes nothing."""
     token = _chosen.set(folder)
     try:
         yield
@@ -82,7 +82,7 @@ def at(folder: str) -> Iterator[None]:
 
 
 def chosen() -> str:
-    """Return the folder that `at` chose; empty where it chose none."""
+    """Return the folder that `at` set; empty if none."""
     return _chosen.get()
 
 
@@ -105,7 +105,7 @@ def run(environment: Environment, words: Sequence[str]) -> str:
 
 
 def last_error(text: str) -> str:
-    """Return the last line of a program's messages that tells of an error, else the last line."""
+    """Return the last line of a program's messages that reports an error, otherwise the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return (errors or lines or [""])[-1][:600]
@@ -122,7 +122,7 @@ def ending(code: int) -> str:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this process's environment without what would let another Python find our packages."""
+    """Return this process's environment without the variables by which another Python would find our packages."""
     values = dict(os.environ)
     for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
         values.pop(name, None)

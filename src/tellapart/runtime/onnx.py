@@ -1,4 +1,4 @@
-"""An ONNX file of ours, opened with ONNX Runtime. Loads no torch.
+"""An ONNX file that tellapart exported, opened with ONNX Runtime. Loads no torch.
 
 The file's own graph does the resizing: it is cut at the tensor ``pixels`` into a part for single images of any size
 and one for batches of the contract's size. Owner of ONNX Runtime.
@@ -23,10 +23,10 @@ from tellapart.runtime.plain import PlainNetwork, SizedOutside
 
 IMAGES, PIXELS, INPUT, PROBABILITIES, LOGITS = "images", "pixels", "input", "probabilities", "logits"
 FEATURES = "features"
-"""The output that a file has where features were asked for: what the last layer gets, float32 [batch, F]."""
+"""The output of a file with features: the input of the last layer, float32 [batch, F]."""
 _PURPOSE = "An ONNX model"
 DYNAMIC = "int8-dynamic"
-"""The precision of a file whose ranges are those of each batch, so that an answer depends on the other images in it."""
+"""The precision of a file whose ranges are computed for each batch, so that an answer depends on the other images."""
 _NEEDED = {  # by the property "graph": inputs and outputs
     "whole": {IMAGES, PROBABILITIES, LOGITS},
     "plain": {INPUT, LOGITS},
@@ -36,18 +36,18 @@ _NEEDED = {  # by the property "graph": inputs and outputs
 
 
 class OnnxBackend(base.Opened):
-    """A whole graph: images in, probabilities and logits out, and features where they were asked for."""
+    """A whole graph: images in, probabilities and logits out, and features if it was exported with them."""
 
     format = "onnx"
 
     def __init__(
         self, path: Path, model: Any, card: Card, threads: int, device: str = "cpu", single: bool = False
     ) -> None:
-        """Open a whole graph; ``single``: images are answered one at a time, because of a batch one changes another."""
+        """Open a whole graph; ``single``: images are answered one at a time, if they would affect each other."""
         self.path, self.card, self.threads, self.device = path, card, threads, device
         self.single = single
         resizing, network = split(model)
-        # A caller has threads of its own for its images; one image is too little for several.
+        # The caller prepares images in threads of its own; one image is too little work for several.
         self._resizing = session(resizing.SerializeToString(), 1)
         self._network = _computing(network, threads, device)
         self._has_features = FEATURES in {value.name for value in network.graph.output}
@@ -61,7 +61,7 @@ class OnnxBackend(base.Opened):
         try:
             if base.is_large(pixels):
                 options = _giving_back()
-                # The first block is never given back; let it be a small one.
+                # The runtime never frees its first block of memory; make it a small one.
                 self._resizing.run([PIXELS], {IMAGES: np.ascontiguousarray(pixels[None, :8, :8])})
             (sized,) = self._resizing.run([PIXELS], {IMAGES: np.ascontiguousarray(pixels)[None]}, options)
         except Exception as error:  # the runtime has no error class that says more
@@ -75,7 +75,7 @@ class OnnxBackend(base.Opened):
         return self._run(images_NHWC, [LOGITS])[0]
 
     def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return logits [B, K] and features [B, F] of one run. Raises ArtifactError where the file has none."""
+        """Return logits [B, K] and features [B, F] of one run. Raises ArtifactError if the file has none."""
         if not self._has_features:
             return super().with_features(images)
         logits, features = self._run(images, [LOGITS, FEATURES])
@@ -86,9 +86,9 @@ class OnnxBackend(base.Opened):
         return _in_parts(self._network, PIXELS, images, self.device, 1 if self.single else 0, outputs)
 
     def whole(self, images_NHWC: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Run the file as anyone would who has nothing of ours: uint8 [B, H, W, C] -> (probabilities, logits)."""
+        """Run the file as a program without tellapart would: uint8 [B, H, W, C] -> (probabilities, logits)."""
         if self._whole is None:
-            # TensorRT would build an engine for each size of image.
+            # TensorRT would build an engine for each image size.
             device = self.device.replace("tensorrt", "cuda")
             self._whole = session(os.fspath(self.path), self.threads, device)
         probabilities, logits = self._whole.run([PROBABILITIES, LOGITS], {IMAGES: images_NHWC})
@@ -124,7 +124,7 @@ class ReadyOnnxBackend(SizedOutside):
         self.device, self.provider = device, providers.used(self._session, device)
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, height, width, C]; a file of fixed batch is called for each part."""
+        """Return float32 [B, K] for uint8 [B, height, width, C]; a file with a fixed batch is called for each chunk."""
         contract = self.card.preprocessing
         images: Any = images_NHWC if self._input == PIXELS else normalise(images_NHWC, contract)
         if not self._batch:
@@ -143,7 +143,7 @@ def open_onnx(
 ) -> OnnxBackend | PlainOnnxBackend | ReadyOnnxBackend:
     """Open an ONNX file that `tellapart export` wrote. Raises ArtifactError, MissingPackageError, SpecError.
 
-    ``device``: cpu, cuda, cuda:N, tensorrt or tensorrt:N; sizing an image stays on the processor.
+    ``device``: cpu, cuda, cuda:N, tensorrt or tensorrt:N; images are resized on the CPU.
     """
     onnx = packages.require("onnx", "onnx", _PURPOSE)
     packages.require("onnxruntime", "onnx", _PURPOSE)
@@ -170,13 +170,13 @@ def open_onnx(
 
 
 def _check_numbers(model: Any, card: Card, file: Path) -> None:
-    """Raise ArtifactError where a weight is not a number, or where there is not one logit for each class."""
+    """Raise ArtifactError if a weight is not a number, or if there is not one logit for each class."""
     to_array = packages.require("onnx.numpy_helper", "onnx", _PURPOSE).to_array
     for tensor in model.graph.initializer:
         if tensor.data_type in (tensor.FLOAT, tensor.FLOAT16, tensor.DOUBLE):
             try:
                 broken = np.isnan(to_array(tensor)).any()
-            except Exception as error:  # of a size that its bytes have not
+            except Exception as error:  # its declared size does not match its bytes
                 raise ArtifactError(f"{file} is damaged: {tensor.name[:80]!a}: {error}") from None
             if broken:
                 raise ArtifactError(f"{file} has weights that are not numbers ({tensor.name[:80]!a}).")
@@ -192,7 +192,7 @@ def card_of(properties: Mapping[str, str], file: Path) -> Card:
     """Return the card in an ONNX model's own properties. Raises ArtifactError."""
     if "tellapart" not in properties:
         raise ArtifactError(
-            f"{file} is an ONNX file, but not one of tellapart's: its properties have no 'tellapart' (class names "
+            f"{file} is an ONNX file, but tellapart did not export it: its properties have no 'tellapart' (class names "
             "and preprocessing), without which its answers have no names and its input no meaning. Export the "
             "model with: tellapart export MODEL --to onnx"
         )
@@ -202,7 +202,7 @@ def card_of(properties: Mapping[str, str], file: Path) -> Card:
 def split(model: Any) -> tuple[Any, Any]:
     """Cut a whole graph at ``pixels``: (images -> pixels, pixels -> probabilities, logits, and features if any).
 
-    Raises ArtifactError where it cannot be cut there.
+    Raises ArtifactError if it cannot be cut there.
     """
     extractor = packages.require("onnx.utils", "onnx", _PURPOSE).Extractor(model)
     try:
@@ -229,7 +229,8 @@ def feed(graph: str, contract: Preprocessing, pixels: Pixels) -> dict[str, Any]:
 
 
 def showing(onnx: Any, model: Any, names: Sequence[str]) -> Any:
-    """Return a session of a network (protobuf) that gives the inner values ``names`` too, each as the graph says.
+    """Return a session of a network (protobuf) that also returns the intermediate values ``names``, as the graph
+    defines them.
 
     Nothing is fused or left out.
     """
@@ -241,7 +242,7 @@ def showing(onnx: Any, model: Any, names: Sequence[str]) -> Any:
 
 
 def _giving_back() -> Any:
-    """Return options for a call after which ONNX Runtime keeps no memory; the next one has to ask the system anew."""
+    """Return options for a call after which ONNX Runtime frees its memory; the next call has to allocate it again."""
     options = packages.require("onnxruntime", "onnx", _PURPOSE).RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
@@ -259,9 +260,9 @@ def _computing(model: Any, threads: int, device: str) -> Any:
 def _in_parts(
     session: Any, name: str, images: Any, device: str, most: int = 0, outputs: Sequence[str] = (LOGITS,)
 ) -> list[npt.NDArray[np.float32]]:
-    """Return the outputs for a batch, computed in parts of ``most`` images; 0: all at once.
+    """Return the outputs for a batch, computed in chunks of ``most`` images; 0: all at once.
 
-    For TensorRT the parts are no larger than its engine takes.
+    For TensorRT the chunks are no larger than its engine takes.
     """
     step = providers.PROFILE[-1] if device.startswith("tensorrt") else max(1, len(images))
     step = min(step, most or step)
@@ -281,7 +282,7 @@ def session(
 ) -> Any:
     """Return an ONNX Runtime session for a file's path or its content. Raises ArtifactError, SpecError.
 
-    ``chosen``: the execution providers with their options; None: a device's own.
+    ``chosen``: the execution providers with their options; None: the device's default.
     """
     runtime = packages.require("onnxruntime", "onnx", _PURPOSE)
     options = runtime.SessionOptions()

@@ -1,4 +1,4 @@
-"""OpenVINO files (IR) behind the seam. Loads no torch. Owner of OpenVINO's runtime."""
+"""OpenVINO files (IR) as a backend. Loads no torch. Owner of OpenVINO's runtime."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _DISABLED = 2  # SS_DISABLE of signal.h
 
 
 class Requests:
-    """A compiled model's inference requests, which any number of threads use, one each at a time.
+    """A compiled model's inference requests, shared by any number of threads, one request each at a time.
 
-    A request is used again, and gets a tensor: of the 200 us that a small network takes the first call of a new
-    request is 15, and finding out what an array is meant for 25.
+    Requests are reused, and get a tensor: of the 200 us that a small network takes, the first call of a new request
+    costs 15, and resolving which input an array is for 25.
     """
 
     def __init__(self, openvino: Any, model: Any) -> None:
@@ -37,7 +37,7 @@ class Requests:
         self._free = collections.deque[Any]()
 
     def __call__(self, images: npt.NDArray[Any]) -> Any:
-        """Return the outputs, by name or number and in memory of their own, for the model's only input."""
+        """Return copies of the outputs, by name or number, for the model's only input."""
         try:
             request = self._free.pop()
         except IndexError:
@@ -58,7 +58,7 @@ class OpenVinoBackend(base.Opened):
         self._openvino, self._model, self._settings = openvino, model.clone(), settings(threads)
         self._has_features = any(FEATURES in output.get_names() for output in model.outputs)
         first, second = cut(openvino, model, card)
-        # A caller has threads of its own for its images; one image is too little for several.
+        # The caller prepares images in threads of its own; one image is too little work for several.
         self._prepare = compiled(openvino, first, settings(1))
         self._logits = Requests(openvino, compiled(openvino, second, self._settings))
         self._whole: Any = None
@@ -81,14 +81,14 @@ class OpenVinoBackend(base.Opened):
         return np.asarray(self._logits(images_NHWC)[LOGITS], np.float32)
 
     def with_features(self, images: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return logits [B, K] and features [B, F] of one run. Raises ArtifactError where the file has none."""
+        """Return logits [B, K] and features [B, F] of one run. Raises ArtifactError if the file has none."""
         if not self._has_features:
             return super().with_features(images)
         answer = self._logits(images)
         return np.asarray(answer[LOGITS], np.float32), np.asarray(answer[FEATURES], np.float32)
 
     def whole(self, images_NHWC: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Run the file as anyone would who has nothing of ours: uint8 [B, H, W, C] -> (probabilities, logits)."""
+        """Run the file as a program without tellapart would: uint8 [B, H, W, C] -> (probabilities, logits)."""
         if self._whole is None:
             self._whole = compiled(self._openvino, self._model, self._settings)
         answer = self._whole.create_infer_request().infer([images_NHWC], share_outputs=False)
@@ -118,10 +118,10 @@ class _Stack(ctypes.Structure):
 
 @contextlib.contextmanager
 def own_signal_stack() -> Iterator[None]:
-    """Give the thread its signal stack back, which OpenVINO's compiler takes away.
+    """Restore the thread's signal stack, which OpenVINO's compiler replaces.
 
-    It puts its own in place and frees it with the compiled model, after which the first Ctrl-C or SIGTERM ends the
-    program by a segmentation fault (seen with 2026.4; handlers of Python's run on that stack). Linux only.
+    It installs its own and frees it with the compiled model, after which the first Ctrl-C or SIGTERM ends the program
+    with a segmentation fault (seen with 2026.4; Python's signal handlers run on that stack). Linux only.
     """
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     before = _Stack()
@@ -130,11 +130,11 @@ def own_signal_stack() -> Iterator[None]:
         yield
     finally:
         if known and libc is not None and libc.sigaltstack(ctypes.byref(before), None):
-            libc.sigaltstack(ctypes.byref(_Stack(flags=_DISABLED)), None)  # the old one is too small by now
+            libc.sigaltstack(ctypes.byref(_Stack(flags=_DISABLED)), None)  # the old one has become too small
 
 
 def drop_signal_stack() -> None:
-    """Let handlers of signals run on the thread's ordinary stack, whatever a library put in its place."""
+    """Make signal handlers run on the thread's ordinary stack, whatever a library has installed."""
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if libc is not None and hasattr(libc, "sigaltstack"):
         libc.sigaltstack(ctypes.byref(_Stack(flags=_DISABLED)), None)
@@ -142,8 +142,8 @@ def drop_signal_stack() -> None:
 
 def compiled(openvino: Any, model: Any, wanted: dict[str, Any]) -> Any:
     """Return a model compiled for this processor, with the settings ``wanted``."""
-    # What OpenVINO looks up of NumPy at the first array, it looks up under a lock without keeping the interpreter's:
-    # two threads whose first arrays these are wait for each other for ever (seen with 2026.4). So this one is first.
+    # At its first array OpenVINO looks up parts of NumPy, under a lock of its own and with the GIL released:
+    # two threads that pass their first arrays deadlock (seen with 2026.4). So this call is the first.
     openvino.Tensor(np.zeros(1, np.uint8)).data[:]
     with own_signal_stack():
         return openvino.Core().compile_model(model, "CPU", wanted)
@@ -190,7 +190,7 @@ def open_openvino(path: str | os.PathLike[str], threads: int = 0) -> OpenVinoBac
 
 
 def _check_numbers(model: Any, card: Card, path: str | os.PathLike[str]) -> None:
-    """Raise ArtifactError where a weight is not a number, or where there is not one logit for each class."""
+    """Raise ArtifactError if a weight is not a number, or if there is not one logit for each class."""
     for node in model.get_ops():
         if node.get_type_name() == "Constant" and node.get_element_type().is_real():
             values = np.asarray(node.data)

@@ -1,4 +1,4 @@
-"""What surrounds a bare network in a file that cannot hold it: resizing, normalisation and views. Loads no torch."""
+"""What a bare network's file leaves out: resizing, normalisation and views. Loads no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tellapart.runtime.base import Opened
 
 
 class SizedOutside(Opened):
-    """What backends share whose file does not hold the resizing."""
+    """Shared by backends whose file does not include the resizing."""
 
     def __init__(self, card: Card) -> None:
         self.card = card
@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class PlainNetwork(SizedOutside, abc.ABC):
-    """A backend whose file holds only ``network``."""
+    """A backend whose file contains only ``network``."""
 
     def __init__(self, card: Card, has_features: bool = False) -> None:
         super().__init__(card)

@@ -1,7 +1,7 @@
-"""Where ONNX Runtime computes: a device's name -> its execution providers, and the certainty that they are used.
+"""Where ONNX Runtime computes: a device's name -> its execution providers, with a check that they are used.
 
-ONNX Runtime by itself goes on with the processor where a provider is missing or does not start, with no more than a
-warning. Here that is an error. Knows nothing of models.
+ONNX Runtime by itself falls back to the CPU with only a warning if a provider is missing or does not start. Here that
+is an error. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ def chain(device: str, sizes: Sequence[int] = (), tensor: str = "pixels", half: 
 
     Args:
         device: as `parse` takes it.
-        sizes: of the input ``tensor`` without its batch, where that may vary; empty: its batch is fixed.
+        sizes: of the input ``tensor`` without its batch, if the batch may vary; empty: its batch is fixed.
         tensor: the input's name.
         half: whether the file has fp16 in it.
 
-    What float32 says is computed in float32: TF32, which rounds products to 10 bits, is off for CUDA. TensorRT's
-    provider has no such option; the environment variable NVIDIA_TF32_OVERRIDE=0 does it.
+    float32 is computed as float32: TF32, which rounds products to 10 bits, is off for CUDA. TensorRT's provider has no
+    option for that; the environment variable NVIDIA_TF32_OVERRIDE=0 turns it off.
     """
     kind, number = parse(device)
     providers: Chain = [(NAMES["cpu"], {})]
     if kind == "cpu":
         return providers
-    # Without a heuristic cuDNN tries all algorithms anew for each new size of a batch.
+    # Without the heuristic, cuDNN tries all algorithms again for each new batch size.
     cuda = {"device_id": str(number), "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
     providers.insert(0, (NAMES["cuda"], cuda))
     if kind == "tensorrt":
@@ -75,13 +75,13 @@ def chain(device: str, sizes: Sequence[int] = (), tensor: str = "pixels", half: 
 
 
 def ready(runtime: Any, device: str) -> None:
-    """Raise ArtifactError where ONNX Runtime has not what a device needs; else load the device's libraries."""
+    """Raise ArtifactError if ONNX Runtime lacks what a device needs; otherwise load the device's libraries."""
     kind, _ = parse(device)
     if kind == "cpu":
         return
     if NAMES[kind] not in runtime.get_available_providers():
         raise ArtifactError(
-            f"This ONNX Runtime ({runtime.__version__}) does not compute on {kind}: it takes {_NEEDS[kind]}."
+            f"This ONNX Runtime ({runtime.__version__}) does not compute on {kind}: that needs {_NEEDS[kind]}."
         )
     if hasattr(runtime, "preload_dlls"):  # since 1.21: those of torch, or of NVIDIA's Python packages
         with contextlib.redirect_stdout(sys.stderr):
@@ -89,12 +89,12 @@ def ready(runtime: Any, device: str) -> None:
 
 
 def used(session: Any, device: str) -> str:
-    """Return the provider that a session computes with. Raises ArtifactError where it is not the wanted one."""
+    """Return the provider that a session computes with. Raises ArtifactError if it is not the wanted one."""
     kind, _ = parse(device)
     found: list[str] = session.get_providers()
     if NAMES[kind] not in found:
         raise ArtifactError(
-            f"ONNX Runtime could not start {NAMES[kind]} (it has {', '.join(found)}); it takes {_NEEDS[kind]}."
+            f"ONNX Runtime could not start {NAMES[kind]} (it has {', '.join(found)}); that needs {_NEEDS[kind]}."
         )
     session.disable_fallback()
     return NAMES[kind]

@@ -1,7 +1,8 @@
-"""What a ``.pt2`` program from elsewhere must look like before torch reads it, although a person trusts it.
+"""What a ``.pt2`` program from elsewhere must look like before torch reads it, even if the user trusts it.
 
-A second wall behind `trust`, and no more than that: an allow-list of the archive's records, of the fields that make
-torch unpickle, of the operations that are called, and of the arithmetic in sizes. What our export writes passes.
+A second line of defence behind `trust`, and no more than that: an allow-list of the archive's records, of the fields
+that make torch unpickle, of the operations that are called, and of the arithmetic in sizes. What tellapart's export
+writes passes.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def refuse_code(content: bytes) -> None:
 
 @contextlib.contextmanager
 def only_tensors() -> Iterator[None]:
-    """Let torch unpickle nothing but tensors inside, whatever its own code asks for."""
+    """Within this context torch unpickles nothing but tensors, whatever its own code asks for."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     with _environment:
         before = os.environ.get(name)
@@ -101,10 +102,10 @@ def _json(content: bytes) -> Any:
 
 
 def _refuse_pickles(config: Any, path: str) -> None:
-    """Raise CodeError where a weight or constant is anything but the plain bytes of a tensor."""
+    """Raise CodeError if a weight or constant is anything but the plain bytes of a tensor."""
     entries = config.get("config") if isinstance(config, dict) else None
     if not isinstance(entries, dict) or set(config) != {"config"}:
-        raise CodeError("its table of weights is not one")
+        raise CodeError("its table of weights is malformed")
     for entry in entries.values():
         if not isinstance(entry, dict) or entry.get("use_pickle") is not False:
             raise CodeError("it holds pickled weights")

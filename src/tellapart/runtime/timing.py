@@ -1,4 +1,4 @@
-"""The clock: how long calls take, measured so that another one just before does not matter. Loads no torch.
+"""How long calls take, measured so that the call just before does not matter. Loads no torch.
 
 Evaluation, the comparison of exports, compression and the service's choice of batches measure with it. Knows nothing of
 what is called.
@@ -18,7 +18,7 @@ _SETTLE = 0.1
 
 
 class Stopwatch:
-    """Seconds that were spent inside ``with`` blocks, all together."""
+    """The total seconds spent inside ``with`` blocks."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -33,7 +33,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Turn:
-    """What was measured of one call in one turn. ``used``: by how much the meter went up meanwhile."""
+    """The measurements of one call in one turn. ``used``: by how much the meter rose meanwhile."""
 
     milliseconds: list[float]
     used: float
@@ -42,8 +42,8 @@ class Turn:
 def settle(call: Call) -> None:
     """Call for a tenth of a second, at least once, before anything is measured.
 
-    The threads of most runtimes wait busily for their next call for some hundredths of a second, and meanwhile take the
-    processors from whatever is called next: an image took 27 instead of 11 ms in torch, in turns with ONNX Runtime.
+    The threads of most runtimes spin for some hundredths of a second waiting for their next call, and meanwhile take
+    the processors from whatever is called next: in turns with ONNX Runtime, an image took torch 27 instead of 11 ms.
     """
     until = time.perf_counter() + _SETTLE
     call()
@@ -56,7 +56,8 @@ def milliseconds(
 ) -> list[float]:
     """Return the times of calls one after the other: at least ``least``, and for at least ``seconds``.
 
-    ``warm_up``: calls before them that do not count. None begins after ``longest`` seconds, but there is one.
+    ``warm_up``: calls before them that do not count. No call begins after ``longest`` seconds, but there is at least
+    one.
     """
     for _ in range(warm_up):
         call()
@@ -81,10 +82,10 @@ def in_turns(
     meter: Callable[[], float] = lambda: 0.0,
     advance: Callable[[], None] = lambda: None,
 ) -> list[list[Turn]]:
-    """Return each call's turns: other work on the machine disturbs whoever is running, so each runs in every round.
+    """Return each call's turns: other work on the machine disturbs whatever is running, so each runs in every round.
 
     A turn settles, then measures for at least ``seconds``. After ``longest`` seconds no further round begins.
-    ``meter`` is read before and after what is measured; ``advance`` is called after each turn.
+    ``meter`` is read before and after each measurement; ``advance`` is called after each turn.
     """
     turns: list[list[Turn]] = [[] for _ in calls]
     began = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Files that torch runs without the network's source, behind the seam: `torch.export`, AOTInductor and TorchScript.
+"""Files that torch runs without the network's source, as backends: `torch.export`, AOTInductor and TorchScript.
 
-Each holds a whole classifier, which takes images of any size. An image that is sized already goes through it
-unchanged when it is put in the middle of a larger one (`embedded`), so that one program serves both.
+Each contains a whole classifier, which takes images of any size. An image that already has the contract's size passes
+through it unchanged if it is put in the middle of a larger one (`embedded`), so that one program serves both.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Program = Callable[[torch.Tensor], Any]
 
 
 class _Runner:
-    """Calls a program with so many threads (0: as torch is set), one call at a time."""
+    """Calls a program with this many threads (0: as torch is set), one call at a time."""
 
     def __init__(self, program: Program, threads: int) -> None:
         self._program, self._threads = program, threads
@@ -107,8 +107,8 @@ TorchBackend = TorchProgramBackend | PlainTorchBackend
 def embedded(pixels_NHWC: Pixels, contract: Preprocessing) -> Pixels:
     """Return images that the contract's resizing turns into these pixels: uint8 [B, height, width, C] -> larger ones.
 
-    Squashing and letterboxing leave an image of the contract's size as it is. ``crop`` leaves one of the size that
-    it scales to as it is and takes its centre.
+    Squashing and letterboxing leave an image of the contract's size as it is. ``crop`` leaves an image of the size that
+    it scales to unchanged and takes its centre.
     """
     if contract.resize != "crop":
         return pixels_NHWC
@@ -129,7 +129,7 @@ def open_program(path: str | os.PathLike[str], threads: int = 0, trust: bool = F
             pt2.refuse_code(content)
     except pt2.CodeError as error:
         raise ArtifactError(
-            f"{file} is not opened, even with --trust: {error}, which no program of tellapart export has."
+            f"{file} is not opened, even with --trust: {error}, which no program written by tellapart export has."
         ) from None
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise ArtifactError(f"{file} is not a .pt2 file, or is damaged: {error}") from None
@@ -155,7 +155,7 @@ def _open_exported(path: Path, content: bytes, threads: int) -> TorchBackend:
     try:
         with _no_warnings(), pt2.only_tensors():
             program = torch.export.load(io.BytesIO(content), extra_files=extra)
-            # Without checks: tracing notes as a condition what only tells memory layouts apart (a side of one pixel).
+            # Without guards: tracing records conditions that only distinguish memory layouts (a side of one pixel).
             module = program.module(check_guards=False)
     except Exception as error:  # a damaged archive raises nearly every kind of error
         raise ArtifactError(f"{path} cannot be read by torch {torch.__version__}: {_short(error)}") from None
@@ -181,7 +181,7 @@ def _open_compiled(path: Path, content: bytes, threads: int) -> TorchBackend:
 def _backend(
     name: str, program: Program, card: str, graph: str, path: str | os.PathLike[str], threads: int
 ) -> TorchBackend:
-    """Return the backend of a file by what its description says. Raises ArtifactError."""
+    """Return the backend of a file according to its description. Raises ArtifactError."""
     if not card:
         raise ArtifactError(
             f"{os.fspath(path)} has no description of tellapart's in it (class names and preprocessing), without "

@@ -1,8 +1,8 @@
-"""Whose model files are opened: of those that can run code, only what tellapart wrote here, or what a person trusts.
+"""Which model files are opened: of those that can run code, only what tellapart wrote here, or what the user trusts.
 
 ``.pt2`` and TorchScript files are programs: torch's readers unpickle, evaluate and load native code. No list of what is
-bad in them can be complete, so a file of a stranger is refused before torch sees it. Export notes the SHA-256 of each
-such file that it writes in the user's own data folder; that is what "wrote here" means. Loads no torch.
+bad in them can be complete, so a stranger's file is refused before torch sees it. Export records the SHA-256 of each of
+these files that it writes in the user's own data folder; that is what "wrote here" means. Loads no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def record_file() -> Path:
 
 
 def record(path: Path) -> str:
-    """Note that this program wrote the file; return a sentence for people where that cannot be noted, else nothing."""
+    """Record that this program wrote the file; return a message if that fails, otherwise nothing."""
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     notes = record_file()
@@ -34,7 +34,7 @@ def record(path: Path) -> str:
         notes.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(handle, line.encode())  # in one piece, also beside other processes
+            os.write(handle, line.encode())  # in one write, so that other processes cannot interleave
         finally:
             os.close(handle)
     except OSError as error:
@@ -56,9 +56,9 @@ def wrote(content: bytes) -> bool:
 
 
 def read(path: Path, trust: bool) -> tuple[bytes, bool]:
-    """Return a file's content, which is what has to be opened afterwards, and whether it was written here.
+    """Return a file's content, which has to be what is opened afterwards, and whether it was written here.
 
-    Raises ArtifactError where it was not and ``trust`` does not say that it may run code.
+    Raises ArtifactError if it was not and ``trust`` does not allow it to run code.
     """
     try:
         content = path.read_bytes()

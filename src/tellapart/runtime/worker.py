@@ -1,7 +1,7 @@
-"""A model file that another Python runs, behind the seam: LiteRT and ExecuTorch from environments of their own.
+"""A model file that another Python runs, as a backend: LiteRT and ExecuTorch from environments of their own.
 
-A process is started for each opened file. Batches go to it through a pipe, logits come back; what they look like is in
-`programs.litert_program.serve`. Images are sized here, by the contract.
+A process is started for each opened file. Batches go to it through a pipe, logits come back; their format is in
+`programs.litert_program.serve`. Images are resized here, by the contract.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class WorkerBackend(Opened):
         return resize(open_pixels(content, contract), contract)
 
     def logits(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K] for uint8 [B, height, width, C], in parts where the file's batch is bounded."""
+        """Return float32 [B, K] for uint8 [B, height, width, C], in chunks if the file's batch is limited."""
         step = self._batch or _LARGEST[self.format] or len(images_NHWC)
         answers = []
         with self._lock:
@@ -112,7 +112,7 @@ class WorkerBackend(Opened):
         return content
 
     def _said(self) -> str:
-        """Return the process's last words."""
+        """Return the process's last message."""
         self._process.wait()
         self._errors.seek(0)
         text = self._errors.read()[-8000:].decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""An HTTP service that answers for models: the front of `tellapart.runtime`.
+"""An HTTP service for models: the front end of `tellapart.runtime`.
 
 Importing it loads neither torch nor any web package; `serve` does the latter, and the format of a model's file decides
 whether torch is needed. Knows nothing of training, of evaluation, or of how a model's file was made.
@@ -50,16 +50,16 @@ def serve(
     ready: Callable[[dict[str, Any]], None] = lambda where: None,
     **changes: Any,
 ) -> None:
-    """Serve models until SIGTERM or SIGINT, then finish what was accepted.
+    """Serve models until SIGTERM or SIGINT, then finish the accepted requests.
 
     Args:
         models: a run folder, artifact or exported file; or paths by the names that they are served under.
         options: address, limits and the like (``tellapart.serve.Options``).
-        notify: gets messages for the person who started it; by default they go to standard error.
+        notify: receives messages for the user; by default they go to standard error.
         ready: called once with ``host``, ``port`` and ``models`` when requests are accepted.
         changes: fields of the options, such as ``port=8080``.
 
-    Raises UserError where a model cannot be opened or the address is taken.
+    Raises UserError if a model cannot be opened or the address is in use.
     """
     _require()
     from tellapart.serve.server import run

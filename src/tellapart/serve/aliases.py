@@ -1,4 +1,4 @@
-"""Other services' addresses for /v1/predict: TorchServe's and LitServe's, so that scripts need no other address.
+"""TorchServe's and LitServe's URLs for /v1/predict, so that scripts written for them work unchanged.
 
 The answer is that of /v1/predict.
 """

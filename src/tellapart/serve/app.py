@@ -1,4 +1,4 @@
-"""The application: routes, the guard before them, and errors as JSON. Owner of FastAPI."""
+"""The application: routes, the guard in front of them, and errors as JSON. Owner of FastAPI."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         responses=schemas.answer("It answers.", schemas.STATUS) | schemas.refusals(503),
     )  # fmt: skip
     async def ready() -> Response:
-        """Say whether the service takes requests: not before every model is loaded, and not when it is to end."""
+        """Say whether the service accepts requests: not before every model is loaded, and not while it shuts down."""
         if service.draining or not service.repository.ready:
             raise Refusal(503, "not_ready", "the service is starting or stopping", retry_after=1)
         return reply({"status": "ready"})
@@ -129,7 +129,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         return answer(Refusal(error.status_code, code, str(error.detail).lower()), error.headers)
 
     async def gone(request: Request, error: Any) -> Response:
-        return Response(status_code=400)  # nobody is there to read it
+        return Response(status_code=400)  # the client has disconnected
 
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -1,8 +1,8 @@
-"""Dynamic batches: images of many requests computed together where that pays, none kept waiting longer than a bound.
+"""Dynamic batches: images of many requests computed together if that pays, with a bound on the wait.
 
-A thread takes what waits, in order, as soon as it is free. It waits for more only while other requests are known to be
-on their way, and at most ``max_wait`` after the oldest came; so a lone request never waits. Knows nothing of HTTP, of
-images' files, or of what computes.
+As soon as a thread is free, it takes the waiting images in order. It waits for more only while other requests are known
+to be on their way, and at most ``max_wait`` after the oldest arrived; so a lone request never waits. Knows nothing of
+HTTP, of image files, or of what computes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ MOST = 32
 """Images of the largest batch that `worthwhile` tries."""
 _ENOUGH = 0.9  # of the best rate
 _GAIN = 1.05
-_HAND_OVER = 0.0003  # seconds that a batch costs beside its computing: a thread is woken, and its answers are delivered
+_HAND_OVER = (
+    0.0003  # seconds that a batch costs beside its computation: waking a thread and delivering the answers
+)
 _PASSES, _SECONDS = 3, 2.0
 _SHARE_MOST, _SHARE_SECONDS = 8, 0.05
 _log = logging.getLogger("tellapart.serve")
@@ -40,8 +42,8 @@ def worthwhile(compute: Callable[[Images], Logits], image: Images) -> int:
     """Return the smallest batch with nearly the best rate, by timing ``compute`` on copies of one image [1, H, W, C].
 
     Larger batches would only keep each of their images waiting for the others. Sizes are doubled up to `MOST`, as long
-    as that helps and a few seconds allow it, and that several times over, so that what else the machine does for a
-    moment decides nothing.
+    as that helps and a few seconds allow it, several times over, so that brief other work on the machine does not
+    decide.
     """
     rates: dict[int, float] = {}
     started = time.monotonic()
@@ -63,7 +65,7 @@ def _fastest(compute: Callable[[Images], Logits], images: Images) -> float:
 
 
 class Watcher(Protocol):
-    """What is told about batches; its methods are called from the computing threads."""
+    """The reports about batches; the methods are called from the computing threads."""
 
     def batch(self, images: int, waited: list[float], seconds: float) -> None:
         """After a batch: its images, how long each request waited, and how long it took to compute."""
@@ -86,14 +88,14 @@ class Expected:
         self._open = True
 
     def arrived(self) -> None:
-        """Say that it need not be waited for any more; a second call does nothing."""
+        """Stop waiting for this request; a second call does nothing."""
         if self._open:
             self._open = False
             self._batcher._arrived()
 
 
 class Batcher:
-    """A queue before a function from pixels [B, H, W, C] to float32 [B, K], and the threads that call it.
+    """A queue in front of a function from pixels [B, H, W, C] to float32 [B, K], and the threads that call it.
 
     ``max_wait`` is in seconds, ``capacity`` in images. `submit` belongs to the event loop's thread.
     """
@@ -140,7 +142,7 @@ class Batcher:
 
     @property
     def fair_share(self) -> int:
-        """Images that a long work should submit at once, so that others come between: a twentieth of a second of them.
+        """Images that long work should submit at once, so that others get in between: a twentieth of a second's worth.
 
         At most a quarter of a batch, or eight where batches are small.
         """
@@ -149,20 +151,21 @@ class Batcher:
 
     @property
     def retry_after(self) -> float:
-        """Seconds in which what waits now will be computed, about."""
+        """Roughly the seconds until the images that wait now are computed."""
         return self.waiting * self._seconds_per_image / len(self._threads)
 
     def submit(self, images: Images, deadline: float) -> asyncio.Future[Logits]:
-        """Queue images of one request; the future gives its logits [n, K].
+        """Queue images of one request; the future returns their logits [n, K].
 
-        ``deadline`` is of ``time.monotonic``. Raises Refusal 503 where the queue is full; the future raises Refusal 504
-        where the deadline passes first, and 500 where the model fails.
+        ``deadline`` is in the time of ``time.monotonic``. Raises Refusal 503 if the queue is full; the future raises
+        Refusal 504 if the deadline passes first, and 500 if the model fails.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Logits] = loop.create_future()
         work = _Work(images, deadline, time.monotonic(), future)
         with self._changed:
-            # What is larger than the whole queue is let in when nothing waits: it could never be answered otherwise.
+            # A request larger than the whole queue is accepted when nothing waits: it could never be answered
+            # otherwise.
             if self._closed or (self.waiting and self.waiting + len(images) > self._capacity):
                 raise Refusal(
                     503, "overloaded", "the service is busy; try again", retry_after=self.retry_after
@@ -175,7 +178,7 @@ class Batcher:
         return future
 
     def close(self) -> None:
-        """Take no more; compute what waits, and let the threads end."""
+        """Accept no more; compute what waits, and let the threads end."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -191,7 +194,7 @@ class Batcher:
                 self._run(batch)
 
     def _take(self) -> list[_Work] | None:
-        """Return the next batch, of which all may have been given up; None at the end."""
+        """Return the next batch, whose requests may all have been given up; None at the end."""
         with self._changed:
             while not self._queue or self._lingers():
                 if not self._queue:
@@ -203,7 +206,7 @@ class Batcher:
             while self._queue and (not batch or count + len(self._queue[0].images) <= self.max_batch):
                 work = self._queue.popleft()
                 self.waiting -= len(work.images)
-                if not work.future.done():  # its deadline passed, or nobody waits for it any more
+                if not work.future.done():  # its deadline passed, or its client is gone
                     batch.append(work)
                     count += len(work.images)
             return batch
@@ -226,18 +229,18 @@ class Batcher:
             result = self._in_parts(images)
         except Refusal as refusal:
             result = refusal
-        except Exception as error:  # whatever a runtime raises; the worker must live
+        except Exception as error:  # whatever a runtime raises; the worker must go on
             _log.exception("a batch of %d images failed", len(images))
             short = isinstance(error, MemoryError)
             result = (
-                Refusal(503, "out_of_memory", "the service has too little memory now", retry_after=5)
+                Refusal(503, "out_of_memory", "the service is out of memory at the moment", retry_after=5)
                 if short
                 else Refusal(500, "model_failed", "the model failed on this request")
             )
         seconds = time.monotonic() - started
         self._seconds_per_image += 0.1 * (seconds / len(images) - self._seconds_per_image)
         loop = batch[0].future.get_loop()
-        with contextlib.suppress(RuntimeError):  # the loop is gone, and with it everyone who waits
+        with contextlib.suppress(RuntimeError):  # the event loop is gone, and with it all clients
             loop.call_soon_threadsafe(_deliver, batch, result)
         self._watcher.batch(len(images), [started - work.arrived for work in batch], seconds)
 
@@ -258,7 +261,9 @@ def _deliver(batch: list[_Work], result: Logits | Refusal) -> None:
             if isinstance(result, Refusal):
                 work.future.set_exception(result)
             elif not np.isfinite(result[start:end]).all():
-                work.future.set_exception(Refusal(500, "model_failed", "the model gave no finite numbers"))
+                work.future.set_exception(
+                    Refusal(500, "model_failed", "the model returned numbers that are not finite")
+                )
             else:
                 work.future.set_result(result[start:end])
         start = end

@@ -1,6 +1,7 @@
-"""What a request for labels holds: images as multipart, as raw bytes, or in base64 in JSON.
+"""The body of a request for labels: images as multipart, as raw bytes, or in base64 in JSON.
 
-What an image is, its content decides: no declared type, no name. Knows nothing of models. Owner of python-multipart.
+An image's format is decided by its content, not by a declared type or a name. Knows nothing of models. Owner of
+python-multipart.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from tellapart.serve import strict_json
 from tellapart.serve.refusal import Refusal
 
 _FIELD_BYTES = 1000
-_NUMPY = "application/x-npy"  # nobody has registered one; this is what programs send
-_TYPE_CHARACTERS = 1000  # the time to parse a content type grows with its square
+_NUMPY = "application/x-npy"  # not a registered type, but what programs send
+_TYPE_CHARACTERS = 1000  # the time to parse a content type grows with the square of its length
 _FIELDS = ("top", "model")
 _SINGLE = ("image", "data")  # the second is TorchServe's name
 _KEYS = (*_SINGLE, "images", *_FIELDS)
 _RAW = "application/octet-stream"
-_UNSAID = "application/x-www-form-urlencoded"  # what curl and urllib send where nobody names a type
+_UNSAID = "application/x-www-form-urlencoded"  # what curl and urllib send by default
 _SPACED = re.compile(rb"\S[ \t]+\S")
 _IN_PERCENTS = {
     b"%2B": b"+", b"%2b": b"+", b"%2F": b"/", b"%2f": b"/", b"%3D": b"=", b"%3d": b"=", b"%0A": b"", b"%0a": b"",
@@ -38,7 +39,7 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 @dataclass
 class Asked:
-    """Images as they came, and the fields that came with them."""
+    """The images as they were sent, and the fields beside them."""
 
     files: list[bytes] = field(default_factory=list)
     fields: dict[str, Any] = field(default_factory=dict)
@@ -62,12 +63,12 @@ def parse(body: bytes, content_type: str, max_images: int) -> Asked:
             "the content type must be multipart/form-data, image/*, application/octet-stream or application/json",
         )
     if not asked.files:
-        raise Refusal(400, "no_image", "the request holds no image")
+        raise Refusal(400, "no_image", "the request contains no image")
     return asked
 
 
 def _media_type(content_type: str) -> tuple[str, Mapping[str, str]]:
-    """Return a content type in small letters and its parameters. Raises Refusal."""
+    """Return a content type in lower case and its parameters. Raises Refusal."""
     if len(content_type) > _TYPE_CHARACTERS:
         raise Refusal(400, "content_type", f"the content type has more than {_TYPE_CHARACTERS} characters")
     message = Message()
@@ -97,7 +98,7 @@ def _kind_by_content(body: bytes) -> str:
 
 
 def _too_many(max_images: int) -> Refusal:
-    return Refusal(413, "too_many_images", f"the request holds more than {max_images} images")
+    return Refusal(413, "too_many_images", f"the request contains more than {max_images} images")
 
 
 def _json(body: bytes, max_images: int) -> Asked:
@@ -118,12 +119,14 @@ def _json(body: bytes, max_images: int) -> Asked:
 def decode_text(text: Any, place: int) -> bytes:
     """Return the bytes of base64 text or of a data URL. Raises Refusal.
 
-    Line breaks (and spaces beside them), the URL-safe alphabet and missing padding are taken; a space within a line is
-    not: it is what becomes of a "+" that was sent as part of a form.
+    Line breaks (and spaces beside them), the URL-safe alphabet and missing padding are accepted; a space within a line
+    is not: a "+" becomes one if it is sent as part of a form.
     """
     if not isinstance(text, str):
         raise Refusal(400, "bad_base64", "an image must be a base64 string", image=place)
-    data = text.strip().encode("ascii", "replace")  # what is not ASCII becomes "?", no more base64 than that
+    data = text.strip().encode(
+        "ascii", "replace"
+    )  # anything that is not ASCII becomes "?", which is not base64 either
     if data[:5].lower() == b"data:":
         head, comma, data = data[5:].partition(b",")
         if not comma or not head.lower().endswith(b";base64"):
@@ -160,7 +163,7 @@ def _file_or_text(content: bytes, place: int) -> bytes:
 
 
 class _Form:
-    """Collects the parts of a form while its parser calls back."""
+    """Collects the fields of a form in the parser's callbacks."""
 
     def __init__(self, max_images: int) -> None:
         self.asked = Asked()
@@ -215,14 +218,16 @@ class _Form:
 
 def _multipart(body: bytes, boundary: str, max_images: int) -> Asked:
     if not boundary:
-        raise Refusal(400, "bad_form", "the content type names no boundary")
+        raise Refusal(400, "bad_form", "the content type has no boundary")
     form = _Form(max_images)
     try:
         parser = MultipartParser(boundary.encode("latin-1", "replace"), form.callbacks())  # type: ignore[arg-type]
         parser.write(body)
         parser.finalize()
     except FormParserError:
-        raise Refusal(400, "bad_form", "the body is not multipart/form-data as announced") from None
+        raise Refusal(
+            400, "bad_form", "the body is not multipart/form-data, which its content type announces"
+        ) from None
     if not body.rstrip().endswith(b"--"):
-        raise Refusal(400, "bad_form", "the form is cut off: its last boundary is missing")
+        raise Refusal(400, "bad_form", "the form is truncated: its last boundary is missing")
     return form.asked

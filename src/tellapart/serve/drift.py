@@ -1,7 +1,7 @@
 """Whether the mix of classes in the answers moves away from what is expected.
 
-The drift is the total variation distance of the two mixes: the share of the latest answers that would have to be
-others. Beside it stands what chance alone gives for so many answers. Knows nothing of HTTP and of where numbers go.
+The drift is the total variation distance of the two mixes: the share of the latest answers that would have to change.
+Beside it is the value that chance alone gives for that many answers. Knows nothing of HTTP or of where the numbers go.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ClassMix:
 
     @property
     def drift(self) -> float:
-        """The distance now, 0 to 1; NaN without answers or without an expectation."""
+        """The current distance, 0 to 1; NaN without answers or without an expectation."""
         if self.expected is None or not self._window:
             return float("nan")
         return float(np.abs(self._counts / len(self._window) - self.expected).sum() / 2)
@@ -56,7 +56,7 @@ class ClassMix:
     def by_chance(self) -> float:
         """The mean distance of as many answers drawn from the expected mix.
 
-        By the normal approximation, but no more for a class than one answer has: 2 p (1 - p).
+        By the normal approximation, but for each class at most the value for a single answer: 2 p (1 - p).
         """
         if self.expected is None or not self._window:
             return float("nan")
@@ -68,8 +68,8 @@ class ClassMix:
 def expectation(card: Card, model: Path, option: str) -> tuple[Shares | None, str]:
     """Return the expected shares by class and where they are from ("option", "card", "run", "").
 
-    From the file of ``option`` (JSON: number or share by class), else from the predicted classes of the validation that
-    the card describes, else of the run folder that the model lies in.
+    From the file of ``option`` (JSON: number or share by class), otherwise from the predicted classes on validation in
+    the card, otherwise in the run folder that contains the model.
     """
     if option:
         return _of_option(option, card.classes), "option"
@@ -101,7 +101,7 @@ def _shares(numbers: Any, classes: int) -> Shares | None:
 
 
 def _predicted(scores: Any, classes: Sequence[str]) -> Shares | None:
-    """Return the mix of predicted classes, by their numbers or a confusion matrix, else that of the true ones.
+    """Return the mix of predicted classes, from their numbers or a confusion matrix, otherwise that of the true ones.
 
     ``predicted``: numbers by class; ``confusion``: rows of true classes, columns of predicted ones.
     """
@@ -129,7 +129,7 @@ def _of_option(option: str, classes: Sequence[str]) -> Shares:
     except (OSError, ValueError) as error:
         raise ServeError(f"--class-mix {option} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict) or set(content) - set(classes):
-        raise ServeError(f"--class-mix {option} must have a number by class, of: {', '.join(classes)}.")
+        raise ServeError(f"--class-mix {option} must have a number for each class of: {', '.join(classes)}.")
     shares = _shares([content.get(name, 0) for name in classes], len(classes))
     if shares is None:
         raise ServeError(f"--class-mix {option} must have numbers of at least 0, and one above it.")

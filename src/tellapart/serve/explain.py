@@ -1,6 +1,6 @@
 """Where a model looks: heat maps by occlusion, which need no gradients and so work with every format.
 
-A grey square is moved over the image; where the probability of the class falls, the model used what was there (Zeiler
+A grey square is moved over the image; where the probability of the class falls, the model used what is there (Zeiler
 and Fergus 2014, arXiv:1311.2901, section 4.2). Knows nothing of HTTP.
 """
 
@@ -52,7 +52,7 @@ def heat(
     """Return float64 [grid, grid]: how much the probability falls when a cell is covered, on average.
 
     ``whole``: the class's probability for the image as it is; ``covered``: [grid * grid] with each square. A cell's
-    value is the mean over the squares that cover its centre; it is negative where covering helps the class.
+    value is the mean over the squares that cover its centre; it is negative if covering raises the probability.
     """
     drops = whole - covered.reshape(grid, grid)
     total, count = np.zeros((grid, grid)), np.zeros((grid, grid))

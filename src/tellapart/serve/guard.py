@@ -1,8 +1,8 @@
 """What stands before every route: the key, the names that the service goes by, whose pages may ask, the count of
 requests, and the end.
 
-Also what to do with a body that nobody read: it is read on for a moment, so that the sender gets to see the answer,
-and then the connection is closed. Plain ASGI. Knows nothing of models.
+Also handles a body that was not read: the rest is read for a moment, so that the sender sees the answer, and then the
+connection is closed. Plain ASGI. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Guard:
             else:
                 await exchange.refuse(refusal)
         except Exception:
-            if exchange.status:  # the answer has begun: all that can be done is to close the connection
+            if exchange.status:  # the answer has begun: the connection can only be closed
                 raise
             _log.exception("a request failed")
             await exchange.refuse(Refusal(500, "internal", "the service failed on this request"))
@@ -86,7 +86,7 @@ class Guard:
         if self._key and scope["path"] not in OPEN and not asks and not self._knows_key(headers):
             return Refusal(401, "api_key", "the API key is missing or wrong")
         if self._local_only:
-            # A page on the web whose name is made to lead here (DNS rebinding) still sends its own name.
+            # A web page whose host name was made to resolve to this machine (DNS rebinding) still sends its own name.
             host = headers.get(b"host", b"").decode("latin-1").lower()
             name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
             if name and name not in _LOCAL and name != self._service.options.host:

@@ -1,4 +1,4 @@
-"""From what a stranger sent to pixels that a model takes, within limits. Knows nothing of HTTP.
+"""From a stranger's bytes to pixels for a model, within limits. Knows nothing of HTTP.
 
 What is checked before a pixel is decoded: that the content is one of the accepted formats (the content decides, never
 a name or a declared type, which programs take from the name), that the file is not an archive or a document as well,
@@ -18,7 +18,7 @@ from tellapart.runtime import Backend
 from tellapart.serve.refusal import Refusal
 
 _ZIP_END, _ZIP_END_BYTES, _ZIP_COMMENT = b"PK\x05\x06", 22, 65_535
-_HEAD = 1024  # PDF's readers look for its signature so far, and browsers for HTML
+_HEAD = 1024  # PDF readers look this far for its signature, and browsers for HTML
 
 
 class ImageReader:
@@ -32,7 +32,7 @@ class ImageReader:
     ) -> Pixels:
         """Return images sized by the contract, [n, H, W, C] of its depth, of image files.
 
-        Gives up with 504 as soon as ``late()``. Raises Refusal, which names the image by its place from ``first``.
+        Gives up with 504 as soon as ``late()``. Raises Refusal with the image's index, counted from ``first``.
         """
         contract = backend.card.preprocessing
         images = np.empty((len(files), *contract.sides, contract.channels), contract.depth)
@@ -48,7 +48,7 @@ class ImageReader:
                 raise
             except MemoryError:
                 raise Refusal(
-                    503, "out_of_memory", "the service has too little memory now", retry_after=5
+                    503, "out_of_memory", "the service is out of memory at the moment", retry_after=5
                 ) from None
         return images
 
@@ -80,19 +80,19 @@ class ImageReader:
             raise Refusal(415, "format", f"the image is {found}; accepted are {valid}")
         other = also(content)
         if other:
-            raise Refusal(422, "polyglot", f"the image is {other} as well")
+            raise Refusal(422, "polyglot", f"the image is also {other}")
         return open_pixels(content, contract, self._max_pixels)
 
 
 def _prepared(backend: Backend, image: Pixels) -> Pixels:
     try:
         return backend.prepare(image)
-    except BadImage as error:  # a runtime's own words may follow the colon; they are not for strangers
+    except BadImage as error:  # a runtime's own message may follow the colon; it is not for strangers
         raise BadImage(error.reason.partition(": ")[0]) from error
 
 
 def fits(images_NHWC: Pixels, contract: Preprocessing) -> bool:
-    """Return whether the contract would change no pixel of these images, so that nothing need be computed.
+    """Return whether the contract would leave these images unchanged, so that nothing need be computed.
 
     Of floating-point levels that is not known before each is looked at.
     """
@@ -103,9 +103,9 @@ def fits(images_NHWC: Pixels, contract: Preprocessing) -> bool:
 
 
 def also(content: bytes) -> str:
-    """Return what an image file is besides ("a ZIP archive"), by signs that other programs go by; else "".
+    """Return what else an image file is ("a ZIP archive"), by the signs that other programs use; otherwise "".
 
-    An image needs none of them, and a file that is two things at once is made to deceive.
+    An image does not need them, and a file that is two things at once is made to deceive.
     """
     tail = content[-(_ZIP_END_BYTES + _ZIP_COMMENT) :]
     found = tail.rfind(_ZIP_END)

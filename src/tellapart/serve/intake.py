@@ -1,4 +1,4 @@
-"""The reading of requests' bodies: bounded in size, in time, and in the memory that all of them hold together.
+"""Reading request bodies: limited in size, in time, and in the memory that all of them take together.
 
 Knows nothing of what is in them.
 """
@@ -20,7 +20,7 @@ class Intake:
     def __init__(self, max_bytes: int, max_held: int, timeout: float) -> None:
         self._max_bytes, self._max_held, self._timeout = max_bytes, max_held, timeout
         self.held = 0
-        """Bytes of bodies that are held now."""
+        """Bytes of all bodies held at the moment."""
 
     @contextlib.asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -48,7 +48,10 @@ class Intake:
                         raise self._too_large()
                     if self.held > self._max_held:
                         raise Refusal(
-                            503, "overloaded", "the service holds too much already; try again", retry_after=1
+                            503,
+                            "overloaded",
+                            "the service has too many requests in memory; try again",
+                            retry_after=1,
                         )
         except TimeoutError:
             raise Refusal(

@@ -1,6 +1,6 @@
 """What the service counts, for Prometheus. Owner of prometheus-client.
 
-Labels have few values: routes as patterns, the names of models and of their classes. Knows nothing of HTTP.
+Labels take few values: route patterns, names of models and of their classes. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Metrics:
         self.in_flight = Gauge(
             "tellapart_requests_in_flight", "Requests being read or computed", registry=registry
         )
-        self._bodies = Gauge("tellapart_body_bytes", "Bytes of bodies held now", registry=registry)
+        self._bodies = Gauge("tellapart_body_bytes", "Bytes of request bodies in memory", registry=registry)
         self._batch = Histogram(
             "tellapart_batch_images", "Images computed at once", ["model"], buckets=_IMAGES, registry=registry
         )
@@ -46,7 +46,7 @@ class Metrics:
             "tellapart_queue_seconds", "Time that images waited to be computed", ["model"],
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
-        self._queue = Gauge("tellapart_queue_images", "Images that wait now", ["model"], registry=registry)
+        self._queue = Gauge("tellapart_queue_images", "Images waiting now", ["model"], registry=registry)
         self._answers = Counter(
             "tellapart_predictions", "Answers by their most probable class", ["model", "label"],
             registry=registry,
@@ -63,7 +63,7 @@ class Metrics:
             ["model"], registry=registry,
         )  # fmt: skip
         self._drift_chance = Gauge(
-            "tellapart_class_drift_by_chance", "The drift that so many answers have on average without any cause",
+            "tellapart_class_drift_by_chance", "The drift that chance alone gives on average for as many answers",
             ["model"], registry=registry,
         )  # fmt: skip
         self._reference = Gauge(
@@ -89,7 +89,7 @@ class Metrics:
         return ModelMetrics(self, name)
 
     def text(self) -> bytes:
-        """Return all in Prometheus' text format."""
+        """Return everything in Prometheus' text format."""
         text: bytes = generate_latest(self.registry)
         return text
 
@@ -126,7 +126,7 @@ class ModelMetrics:
         self._all._answers.labels(self._name, label).inc()
 
     def loaded(self, version: int) -> None:
-        """Note the version that answers from now on."""
+        """Record the version in use from now on."""
         self._all._version.labels(self._name).set(version)
 
     def reload_failed(self) -> None:
@@ -139,7 +139,7 @@ class ModelMetrics:
         self._all._drift_chance.labels(self._name).set_function(by_chance)
 
     def expects(self, shares: dict[str, float], source: str) -> None:
-        """Note the class mix that is expected, and where it is from; an earlier one is forgotten."""
+        """Record the expected class mix and its source; an earlier one is removed."""
         for old in self._expected:
             self._all._reference.remove(self._name, *old)
         self._expected = [(label, source) for label in shares]

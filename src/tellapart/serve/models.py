@@ -1,7 +1,7 @@
-"""The models that a service answers with: opened, replaced when their files are, closed when nobody needs them.
+"""The models of a service: opened, replaced when their files are, closed when no request uses them.
 
-A new file is opened beside the old one and tried; only then it takes the name over. Requests keep the model that they
-began with, so none is lost. Everything but opening happens in the event loop's thread. Knows nothing of HTTP.
+A new file is opened and tested beside the old one; only then does it take over the name. Requests keep the model that
+they began with, so none is lost. Everything but opening happens in the event loop's thread. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ class Model:
 
     @property
     def card(self) -> Card:
-        """All that goes with the weights."""
+        """The model card: what goes with the weights."""
         return self.backend.card
 
     def answered(self, given: answers.Answers) -> None:
-        """Count the classes that a request's images were said to be of."""
+        """Count the classes in a request's answers."""
         for told in given.told:
             for label in told:
                 self.counts.answered(self.card.classes[label])
@@ -100,20 +100,20 @@ class Model:
                     self.publish_mix()
 
     def publish_mix(self) -> None:
-        """Tell the metrics what mix is expected."""
+        """Pass the expected mix to the metrics."""
         if self.mix.expected is not None:
             shares = dict(zip(self.card.classes, self.mix.expected.tolist(), strict=True))
             self.counts.expects(shares, self.mix.source)
 
     def retire(self) -> None:
-        """Close as soon as nobody uses it."""
+        """Close as soon as no request uses it."""
         self.retired = True
         if not self.users:
             self.close()
 
 
 class Repository:
-    """Models by name. The first one answers where a request names none."""
+    """Models by name. The first one is the default for requests that name none."""
 
     def __init__(self, paths: Mapping[str, str], options: Options, metrics: Metrics) -> None:
         self._paths = {name: Path(path) for name, path in paths.items()}
@@ -138,7 +138,7 @@ class Repository:
         return len(self._models) == len(self._paths)
 
     def get(self, name: str | None = None) -> Model:
-        """Return the model that answers under ``name`` now. Raises Refusal 404, 503."""
+        """Return the model that is in use under ``name``. Raises Refusal 404, 503."""
         if name is None:
             name = next(iter(self._paths))
         if name not in self._paths:
@@ -149,7 +149,7 @@ class Repository:
 
     @contextlib.contextmanager
     def lease(self, name: str | None = None, version: str | None = None) -> Iterator[Model]:
-        """Give a model that stays usable inside, also where it is replaced meanwhile. Raises Refusal."""
+        """Yield a model that stays usable in this context even if it is replaced meanwhile. Raises Refusal."""
         model = self.get(name)
         if version is not None and version != str(model.version):
             raise Refusal(404, "no_version", f"the model has version {model.version} now, no other")
@@ -164,7 +164,7 @@ class Repository:
     async def load(self, name: str) -> Model:
         """Open a model's file (again) and let it take over. Raises TellapartError; an older one then stays.
 
-        Those who ask while the file is being opened wait for one more opening, all of them for the same.
+        Calls during an opening all wait for one further opening.
         """
         if name not in self._paths:
             raise Refusal(404, "no_model", f"there is no such model; there are {', '.join(self._paths)}")
@@ -186,7 +186,8 @@ class Repository:
         try:
             backend, mix, max_batch = await asyncio.to_thread(self._open, path)
         except TellapartError as error:
-            error.__cause__ = error.__context__ = None  # which hold all that was read of the file
+            # Their tracebacks would keep everything that was read from the file alive.
+            error.__cause__ = error.__context__ = None
             self._failure[name] = error
             return
         except Exception as error:  # whatever a damaged file makes its reader raise
@@ -207,7 +208,7 @@ class Repository:
             await asyncio.to_thread(_give_memory_back)
 
     def _open(self, path: Path) -> tuple[Backend, drift.ClassMix, int]:
-        """Open and try a file; return it with its class mix and largest batch. In a thread of its own."""
+        """Open and test a file; return it with its class mix and largest batch. Runs in a thread of its own."""
         options = self._options
         backend = open_backend(path, options.device, options.precision, options.threads, options.trust)
         card = backend.card
@@ -218,7 +219,7 @@ class Repository:
             if len(logits) != size:
                 raise ServeError(f"{path.name} gives {len(logits)} answers for {size} images.")
             values = answers.probabilities(logits, card)
-        # Once, before the first request: among requests it would measure them too, and hold them up.
+        # Once, before the first request: later it would measure the requests too, and delay them.
         max_batch = options.max_batch or self._worthwhile.get(path) or worthwhile(backend.logits, blank)
         self._worthwhile[path] = max_batch
         expected, source = drift.expectation(card, path, options.class_mix)
@@ -244,7 +245,7 @@ class Repository:
         try:
             model = await self.load(name)
             notify(f"{name}: version {model.version} is now in use")
-        except Exception as error:  # also a shortage of memory or of threads must not end the watch
+        except Exception as error:  # not even a shortage of memory or threads may end the watch
             self._counts[name].reload_failed()
             notify(
                 f"{name}: the new file cannot be used, version {self._versions[name]} stays in use: {error}"
@@ -261,9 +262,9 @@ class Repository:
 
 
 def try_answer(card: Card, values: npt.NDArray[np.float64], mix: drift.ClassMix) -> None:
-    """Do once all that follows from probabilities [B, K]: JSON, counts, the text of the metrics.
+    """Do once everything that follows from probabilities [B, K]: JSON, counts, the text of the metrics.
 
-    What a name or a number of a file could break, breaks here, before the file takes over. Raises ServeError.
+    Whatever a name or a number in the file could break fails here, before the file takes over. Raises ServeError.
     """
     trial = Metrics()
     counts = trial.for_model("trial")
@@ -277,13 +278,13 @@ def try_answer(card: Card, values: npt.NDArray[np.float64], mix: drift.ClassMix)
         "\n".join(card.classes).encode("utf-8")
         trial.text()
     except (ValueError, TypeError) as error:
-        raise ServeError(f"its classes or scores cannot be answered with: {error}") from None
+        raise ServeError(f"its classes or scores cannot be used in an answer: {error}") from None
 
 
 def _give_memory_back() -> None:
-    """Free what an old model leaves: its graph in cycles of objects, its weights in the C library's hands."""
+    """Free what an old model leaves behind: its graph in reference cycles, its weights in the C library's heap."""
     frozen = gc.get_freeze_count()
-    gc.unfreeze()  # the first model is among what `server.run` froze
+    gc.unfreeze()  # the first model is among the objects that `server.run` froze
     gc.collect()
     if frozen:
         gc.freeze()

@@ -122,17 +122,17 @@ class Options:
 
     @property
     def loopback(self) -> bool:
-        """Whether only programs of this machine can connect."""
+        """Whether only programs on this machine can connect."""
         return self.host in ("localhost", "::1") or bool(re.fullmatch(r"127\.\d+\.\d+\.\d+", self.host))
 
     def with_key_of_environment(self) -> Options:
-        """Return the options with the key from TELLAPART_API_KEY where none is given."""
+        """Return the options with the key from TELLAPART_API_KEY if none is given."""
         key = self.api_key or os.environ.get(KEY_VARIABLE, "")
         return dataclasses.replace(self, api_key=key)
 
 
 def name_of(path: str) -> str:
-    """Return what a model is called where nobody says: its file's stem, or its folder's name."""
+    """Return a model's default name: its file's stem, or its folder's name."""
     stem = Path(path).resolve().name if Path(path).is_dir() else Path(path).stem
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100]
     return name or "model"
@@ -148,7 +148,7 @@ def by_name(path: str | None, named: Sequence[str] = ()) -> dict[str, str]:
                 f"--model is {pair!r}; it must be name=path, the name of letters, digits, dots, dashes and _."
             )
         if name in models:
-            raise ServeError(f"Two models are called {name!r}; give each a name by --model name=path.")
+            raise ServeError(f"Two models are called {name!r}; give each a name with --model name=path.")
         models[name] = where
     if not models:
         raise ServeError("Nothing to serve: give MODEL, or --model name=path.")

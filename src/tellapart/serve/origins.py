@@ -1,7 +1,7 @@
-"""Pages of other origins that may ask: what a browser must be told so that it lets their scripts (CORS).
+"""Pages of other origins that may send requests: the headers by which a browser allows their scripts (CORS).
 
-Nobody is allowed unless named. The key is a header, never a cookie, and is asked for as ever; that a page on the web
-reaches into a private network is for the browser's user to allow, not for the service. Knows nothing of models.
+No origin is allowed unless it is named. The key is a header, never a cookie, and is still required; whether a web page
+may reach a private network is for the browser's user to allow, not for the service. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _REMEMBER_SECONDS = b"600"
 
 
 def normal(text: str) -> str:
-    """Return an origin as browsers write it (small letters, no usual port). Raises ServeError."""
+    """Return an origin as browsers write it (lower case, no default port). Raises ServeError."""
     if text == ANY:
         return text
     try:
@@ -41,7 +41,7 @@ def normal(text: str) -> str:
     if beside or not _SCHEME.fullmatch(scheme) or not _HOST.fullmatch(host):
         raise ServeError(
             f"--allow-origin is {text!r}; it must be one page's origin, such as https://pages.example or "
-            "http://127.0.0.1:3000, or * for all; give it again for another."
+            "http://127.0.0.1:3000, or * for all; repeat the option for further origins."
         )
     return f"{scheme}://{host}" + (f":{port}" if port is not None and port != _PORTS.get(scheme) else "")
 
@@ -59,7 +59,7 @@ class Origins:
         return origin is not None and (self._any or origin in self._allowed)
 
     def asks(self, method: str, headers: Headers) -> bool:
-        """Return whether a browser asks whether its page may ask; never where nobody may."""
+        """Return whether a request is a browser's preflight; never if no origin is allowed."""
         return bool(
             self._allowed
             and method == "OPTIONS"
@@ -68,7 +68,7 @@ class Origins:
         )
 
     def told(self, headers: Headers) -> list[tuple[bytes, bytes]]:
-        """Return what any answer to a request has to say."""
+        """Return the headers of every answer to a request."""
         if not self._allowed:
             return []
         result = [] if self._any else [(b"vary", b"Origin")]
@@ -86,4 +86,4 @@ PERMISSION = [
     (b"access-control-allow-headers", _ASKED_WITH),
     (b"access-control-max-age", _REMEMBER_SECONDS),
 ]
-"""What an answer says to a browser that asks whether its page may ask, beside what any answer says."""
+"""The further headers of the answer to a preflight."""

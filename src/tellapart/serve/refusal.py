@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not an error of the program
-    """A request that gets another answer than the one it asked for; ``reason`` never holds a path or a stack."""
+    """A request that is refused; ``reason`` never contains a path or a stack trace."""
 
     def __init__(
         self, status: int, code: str, reason: str, retry_after: float | None = None, **more: Any
@@ -26,7 +26,7 @@ class Refusal(Exception):  # noqa: N818 - an answer, not an error of the program
 
     @property
     def headers(self) -> dict[str, str]:
-        """The answer's headers beside type and length."""
+        """The answer's headers besides type and length."""
         headers = {}
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, round(self.retry_after)))

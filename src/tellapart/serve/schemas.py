@@ -10,20 +10,20 @@ ERROR: dict[str, Any] = {
     "properties": {
         "error": {"type": "string", "description": "The reason, for people."},
         "code": {"type": "string", "description": "The reason, for programs."},
-        "image": {"type": "integer", "description": "Which image, from 0, where it is about one."},
+        "image": {"type": "integer", "description": "The index of the image, from 0, if it is about one."},
     },
 }
 _REASONS = {
-    400: "The request is not of the form that is described here.",
+    400: "The request does not have the form described here.",
     401: "The API key is missing or wrong.",
     404: "There is no such model or version.",
     408: "The body did not arrive in time.",
-    413: "The body is too large, or holds too many images.",
+    413: "The body is too large, or contains too many images.",
     415: "The content type, its encoding or the image format is not accepted.",
     422: "An image cannot be read, or is too large.",
     500: "The model failed.",
     503: "The service is busy or still loading the model; Retry-After says when to try again.",
-    504: "The deadline passed first.",
+    504: "The deadline passed before there was an answer.",
 }
 _COMMON = (400, 401, 404, 408, 413, 415, 422, 500, 503, 504)
 
@@ -127,11 +127,11 @@ INFERRED = _object(model_name=_TEXT, model_version=_TEXT, outputs=_list(_TENSOR)
 
 def inferred() -> dict[int | str, dict[str, Any]]:
     """Return the description of an inference's answer."""
-    result = answer("The outputs that were asked for.", INFERRED)
+    result = answer("The requested outputs.", INFERRED)
     result[200]["content"]["application/octet-stream"] = {
         "schema": {
             **_FILE,
-            "description": "JSON and the tensors behind it, where they were asked for in binary.",
+            "description": "JSON, followed by the tensors if they were requested in binary.",
         }
     }
     return result
@@ -144,7 +144,7 @@ def tensors() -> dict[str, Any]:
         "application/octet-stream": {
             "schema": {
                 **_FILE,
-                "description": "JSON and tensors behind it; see Inference-Header-Content-Length.",
+                "description": "JSON followed by tensors; see Inference-Header-Content-Length.",
             }
         },
     }

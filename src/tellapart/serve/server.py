@@ -31,7 +31,7 @@ _BACKLOG = 2048
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which drains before it ends: it says that it is not ready, and only then takes no more."""
+    """uvicorn's server, draining before it ends: it reports not ready, and only later accepts no more."""
 
     def __init__(self, app: Any, service: Service, ready: Callable[[], None]) -> None:
         self._bounds = Bounds(service.options)
@@ -46,7 +46,7 @@ class Server(uvicorn.Server):
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; end at once when asked again."""
+        """Begin to drain; end at once on a second signal."""
         if self._asked_at is not None and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
         self._asked_at = self._asked_at or time.monotonic()
@@ -109,15 +109,14 @@ def run(
             raise ServeError(f"There is no model {path} (to be served as {name!r}).")
     if not options.loopback and not options.api_key:
         notify(
-            f"warning: {options.host} can be reached from other machines, and no key is asked for; "
-            f"set {KEY_VARIABLE} or --api-key"
+            f"warning: {options.host} can be reached from other machines without a key; set {KEY_VARIABLE} or --api-key"
         )
     if ANY in options.allow_origin and not options.api_key:
         notify(
-            "warning: with --allow-origin * every page that a browser here opens may ask, and no key is asked for"
+            "warning: with --allow-origin * every page opened in a browser here can use the service without a key"
         )
-    # With a pool for each thread memory grows for an hour and images are decoded into pages that the system must clear
-    # anew each time.
+    # With a memory pool for each thread, memory grows for an hour and images are decoded into pages that the system
+    # must clear anew each time.
     keep_freed(trim=128 << 20, mmap=32 << 20, arenas=2)
     listener = listen(options)
     app = create(models, options, notify)
@@ -133,8 +132,8 @@ def run(
                 f"{name}: {model.backend.format}, {len(model.card.classes)} classes, "
                 f"{'one image at a time' if batch == 1 else f'batches of up to {batch}'}"
             )
-        # What is there now stays: collections need not look through it each time, and so come often, which keeps memory
-        # flat and answers prompt.
+        # Objects that exist now stay: collections need not scan them each time, and so can be frequent, which keeps
+        # memory flat and answers fast.
         gc.collect()
         gc.freeze()
         notify(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}")

@@ -1,6 +1,6 @@
 """What all routes share: from a request's images to logits, with the limits, the queue and the deadline on the way.
 
-Knows the parts and in which order they are used; nothing of the routes' own formats.
+Knows the components and the order of their use; nothing of the routes' own formats.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tellapart.serve.options import Options
 from tellapart.serve.refusal import Refusal
 
 T = TypeVar("T")
-_AT_ONCE = 4  # images that one request decodes before the next may
+_AT_ONCE = 4  # images that one request decodes before the next gets its turn
 
 
 class Service:
@@ -38,7 +38,7 @@ class Service:
         self.intake = Intake(options.max_bytes, options.max_memory_mb * 2**20, options.body_timeout)
         self.reader = ImageReader(options.formats, options.max_pixels)
         self.draining = False
-        """Whether the service is about to end: it still answers, but asks to be asked no more."""
+        """Whether the service is about to end: it still answers, but asks clients to close their connections."""
         self.failure: Exception | None = None
         """Why the service could not start."""
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
@@ -50,7 +50,8 @@ class Service:
         """The threads that decode images."""
         if self._pool is None:
             workers = self.options.decoders or os.cpu_count() or 1
-            if "torch" in sys.modules:  # a model's format needs it: its threads must not get a team each
+            # A model's format needs torch: each decoding thread must not start a team of threads.
+            if "torch" in sys.modules:
                 from tellapart.devices import thread_pool
 
                 self._pool = thread_pool(workers)
@@ -75,7 +76,7 @@ class Service:
         return time.monotonic() + seconds
 
     async def in_thread(self, work: Callable[[], T], deadline: float) -> T:
-        """Return what ``work`` returns in one of the decoding threads. Raises Refusal 504 when it is late."""
+        """Run ``work`` in one of the decoding threads and return its result. Raises Refusal 504 when it is late."""
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 return await asyncio.get_running_loop().run_in_executor(self.pool, work)
@@ -83,9 +84,9 @@ class Service:
             raise Refusal(504, "deadline", "the deadline passed before there was an answer") from None
 
     async def files(self, files: Sequence[bytes], model: Model, deadline: float) -> Pixels:
-        """Return images sized by the model's contract of image files. Raises Refusal.
+        """Return image files as images resized by the model's contract. Raises Refusal.
 
-        A few are decoded in one go, so that a request of many large ones lets others come in between.
+        Only a few are decoded at a time, so that other requests get in between those of a large one.
         """
         late, parts = late_after(deadline), []
         for start in range(0, len(files), _AT_ONCE):
@@ -104,7 +105,7 @@ class Service:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Compute the one heat map that is computed at a time. Raises Refusal 503 where there is another."""
+        """Compute a heat map, one at a time. Raises Refusal 503 if another is being computed."""
         if self._explaining:
             raise Refusal(503, "overloaded", "another heat map is being computed; try again", retry_after=1)
         self._explaining = True

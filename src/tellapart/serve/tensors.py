@@ -23,7 +23,7 @@ from tellapart.serve import strict_json
 from tellapart.serve.bodies import decode_text
 from tellapart.serve.refusal import Refusal, dumps
 
-# of JSON: 13 images of 224 pixels; reading them holds up all else for some tenths of a second
+# of JSON: 13 images of 224 pixels; parsing them delays everything else for some tenths of a second
 _ITEMS = 2_000_000
 INPUT = "images"
 OUTPUTS = {"probabilities": "FP32", "logits": "FP32", "labels": "BYTES"}
@@ -31,7 +31,7 @@ OUTPUTS = {"probabilities": "FP32", "logits": "FP32", "labels": "BYTES"}
 
 @dataclass(frozen=True)
 class Wanted:
-    """An output that is asked for. ``classes`` > 0: as strings "value:index:label" of so many best classes."""
+    """A requested output. ``classes`` > 0: as strings "value:index:label" of that many best classes."""
 
     name: str
     binary: bool
@@ -144,7 +144,7 @@ def _pixels(
 def _flattened(data: list[Any]) -> list[Any]:
     """Return what lies in lists in lists. Raises Refusal.
 
-    By hand, because NumPy makes one long string among many short ones into an array of long ones.
+    Without NumPy, which would turn one long string among many short ones into an array of long ones.
     """
     while data and isinstance(data[0], list):
         if not all(isinstance(row, list) and len(row) == len(data[0]) for row in data):
@@ -166,11 +166,11 @@ def _floats(data: list[Any], count: int) -> Pixels:
 def _numbers(data: list[Any], count: int) -> bytes:
     """Return ``count`` numbers of 0 to 255 as bytes. Raises Refusal."""
     if len(data) != count or not set(map(type, data)) <= {int}:
-        raise _bad("the data must be as many whole numbers as the shape says")
+        raise _bad("the data must be whole numbers, as many as the shape says")
     try:
         return bytes(data)
     except ValueError:
-        raise _bad("the data must be of 0 to 255") from None
+        raise _bad("the data must be from 0 to 255") from None
 
 
 def _files(given: dict[str, Any], data: memoryview | None, shape: Sequence[int]) -> list[bytes]:

@@ -21,7 +21,7 @@ from tellapart.serve.models import Model
 from tellapart.serve.refusal import Refusal, dumps
 from tellapart.serve.service import Service
 
-_INLINE_BYTES = 1 << 18  # what is larger is parsed in a thread, so that others are not kept waiting
+_INLINE_BYTES = 1 << 18  # larger bodies are parsed in a thread, so that others do not have to wait
 _MAX_TOP = 1000
 MOST_FEATURED = 32  # images of a request whose answer has features, thousands of numbers for each
 
@@ -75,8 +75,8 @@ def router(service: Service) -> APIRouter:
     ) -> Response:
         """Label images: multipart form, raw bytes, or base64 in JSON; one or many.
 
-        A body that comes without a content type, or with the one of forms that curl sends then, is taken for what it
-        begins like: an image or JSON.
+        A body without a content type, or with the form type that curl sends by default, is recognised by how it begins:
+        as an image or as JSON.
         """
         return await predict(service, request, top, model, features=features)
 
@@ -119,7 +119,7 @@ async def predict(
             asked = await _asked(service, request, body, service.options.max_images, deadline)
             top, given = _fields(asked, top, name)
             if addressed and given != name:
-                raise Refusal(400, "bad_model", "the body names another model than the address")
+                raise Refusal(400, "bad_model", "the body names a different model than the URL")
             with service.repository.lease(given, version) as model:
                 if features and len(asked.files) > MOST_FEATURED:
                     raise Refusal(
@@ -159,7 +159,7 @@ async def _asked(
 
 
 def _fields(asked: bodies.Asked, top: int, name: str | None) -> tuple[int, str | None]:
-    """Return top and model, where the body's own fields count more than the query's."""
+    """Return top and model; the body's fields take precedence over the query's."""
     given = asked.fields.get("top", top)
     if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) < 5:
         given = int(given)
@@ -185,7 +185,7 @@ async def _explain(
         top, name = _fields(asked, top, name)
         with service.repository.lease(name) as model:
             image = (await service.files(asked.files, model, deadline))[0]
-            with service.alone():  # only now: a slow sender must not keep others from it
+            with service.alone():  # only now: a slow sender must not block it for others
                 return reply(await _explained(model, image, label, grid, top, deadline))
 
 
@@ -198,7 +198,7 @@ async def _explained(
     whole = answers.of(await model.batcher.submit(image[None], deadline), model.card)
     target = int(whole.best[0]) if label is None else classes.index(label)
     covered = []
-    # one part after the other, so that others' images are computed in between
+    # one chunk after the other, so that others' images are computed in between
     step = model.batcher.fair_share
     for start in range(0, grid * grid, step):
         part = explain.occluded(image, grid, start, min(start + step, grid * grid))

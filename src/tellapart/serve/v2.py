@@ -165,7 +165,7 @@ async def _infer(service: Service, request: Request, name: str, version: str | N
                 asked = await _parsed(service, body, _header_bytes(request), deadline)
                 if asked.timeout is not None:
                     deadline = min(deadline, service.deadline_in(asked.timeout))
-                # an empty batch is answered by empty outputs, as Triton passes it on
+                # an empty batch is answered with empty outputs, as Triton does
                 if not len(asked.images):
                     return _answer(asked, model, np.zeros((0, len(model.card.classes)), np.float32))
                 images = await _pixels(service, asked, model, deadline)
@@ -225,7 +225,7 @@ def _answer(
 
 
 def _labels(told: answers.Answers) -> list[str]:
-    """Return each image's label; of several those that are told, joined by a mark that no class name has."""
+    """Return each image's label, or its several labels joined by a mark that no class name has."""
     if not told.several:
         return told.labels
     mark = label_mark(told.classes)
@@ -261,7 +261,7 @@ def metadata(model: Model) -> dict[str, Any]:
 
 
 def configuration(model: Model, max_images: int) -> dict[str, Any]:
-    """Return what Triton's clients read of a model's configuration."""
+    """Return the parts of a model's configuration that Triton's clients read."""
     images, outputs = _shapes(model.card)
     kinds = {"FP32": "TYPE_FP32", "BYTES": "TYPE_STRING"}
     return {

@@ -1,4 +1,4 @@
-"""Tracking: (name, value, step) to CSV, TensorBoard and MLflow, and progress for the person who waits."""
+"""Tracking: (name, value, step) to CSV, TensorBoard and MLflow, and progress on the console."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Progress for the person who waits: bars on a terminal, plain lines of at most 80 columns elsewhere.
+"""Progress on the console: bars on a terminal, plain lines of at most 80 columns elsewhere.
 
 Everything goes to one stream (standard error), so that standard output stays free for results. A notebook gets a line
-that is written over until its epoch is done, on standard output, as it paints standard error as an error. Knows nothing
-of training beyond epochs, steps and four figures. Colour only on a terminal, and not where NO_COLOR is set.
+that is overwritten until its epoch is done, on standard output, because it displays standard error as an error. Knows
+nothing of training beyond epochs, steps and four figures. Colour only on a terminal, and not if NO_COLOR is set.
 """
 
 from __future__ import annotations
@@ -27,16 +27,15 @@ from tellapart.errors import shown
 from tellapart.tracking.remaining import Ahead, Remaining
 
 REDRAW_SECONDS = 0.1
-PLAIN_SECONDS = 10.0  # between the plain lines of other long work
+PLAIN_SECONDS = 10.0  # seconds between the plain lines of other long work
 PLAIN_WIDTH = 80
 
 
 class Console:
     """Messages and progress on ``stream`` (standard error by default).
 
-    quiet leaves out everything but warnings. Epochs are counted from 0 by the caller and from 1 on the
-    screen. `close` gives the terminal back; call it also after an exception (or use the console in a
-    ``with``).
+    quiet leaves out everything except warnings. Epochs are counted from 0 by the caller and from 1 on the screen.
+    `close` restores the terminal; call it after an exception too (or use the console in a ``with``).
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
@@ -44,7 +43,7 @@ class Console:
         self._line = ""  # in a notebook the output whose text is still to be replaced
         self._stream = stream or (sys.stdout if self._moving else sys.stderr)
         self._quiet = quiet
-        self.score = "acc"  # the validation figure that is shown beside the loss, in short
+        self.score = "acc"  # short name of the validation figure shown beside the loss
         self._lock = threading.RLock()
         interactive = self._stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
         self._rich = RichConsole(file=self._stream, highlight=False) if interactive else None
@@ -61,12 +60,12 @@ class Console:
 
     @property
     def interactive(self) -> bool:
-        """Whether somebody watches: something moves, and no lines are added."""
+        """Whether progress is shown in place, without adding lines."""
         return self._rich is not None or self._moving
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing but warnings is told."""
+        """Whether only warnings are shown."""
         return self._quiet
 
     def __enter__(self) -> Console:
@@ -76,20 +75,20 @@ class Console:
         self.close()
 
     def message(self, text: str) -> None:
-        """Say something, above the bar where there is one."""
+        """Show a message, above the bar if there is one."""
         if not self._quiet:
             self._say(text)
 
     def warn(self, text: str, kind: str = "") -> None:
-        """Say something that must not be missed, also where the console is quiet, and keep it.
+        """Show a warning, even if the console is quiet, and keep it.
 
-        ``kind`` is a word by which a reader of the run's warnings.jsonl knows it.
+        ``kind`` is a word by which readers of the run's warnings.jsonl recognise it.
         """
         self._say(f"warning: {text}", "yellow")
         self._keep("warning", kind, text)
 
     def note(self, text: str) -> None:
-        """Say something of the data that a reader of the run must know later too, and keep it."""
+        """Show something about the data that readers of the run must know later too, and keep it."""
         self.message(text)
         self._keep("note", "data", text)
 
@@ -112,9 +111,9 @@ class Console:
     def start(
         self, epochs: int, steps_per_epoch: int, first_step: int = 0, ahead: Ahead | None = None
     ) -> None:
-        """Begin ``epochs`` epochs, or go on where an earlier process had done ``first_step`` updates.
+        """Begin ``epochs`` epochs, or continue after the ``first_step`` updates of an earlier process.
 
-        ``ahead``: what the epochs cost; without it one as the other.
+        ``ahead``: what the epochs cost; without it all cost the same.
         """
         self._epochs, self._steps_per_epoch = max(1, epochs), max(1, steps_per_epoch)
         self._epoch_began = time.monotonic()
@@ -127,7 +126,7 @@ class Console:
             )
 
     def passed(self, epoch: int, step_in_epoch: int) -> None:
-        """Note that a step is done, whether it is shown or not: by these moments the time that is left is told."""
+        """Note that a step is done, whether it is shown or not: the remaining time is estimated from these moments."""
         self._remaining.step(time.monotonic(), epoch, step_in_epoch)
 
     def step(
@@ -142,7 +141,7 @@ class Console:
         """Show where training is, after ``step_in_epoch`` (from 1) steps of ``epoch`` (from 0).
 
         Cheap: draws at most ten times a second. Without a terminal there is a line each time that another
-        ``every`` steps are done; 0 for none. accuracy is in [0, 1], or None where labels are mixed.
+        ``every`` steps are done; 0 for none. accuracy is in [0, 1], or None if labels are mixed.
         """
         if self._quiet:
             return
@@ -171,7 +170,7 @@ class Console:
             self._draw(head, step_in_epoch, _fit(parts, max(20, self._rich.width - len(head) - 10)))
 
     def epoch_done(self, epoch: int, values: Mapping[str, float], best: bool) -> None:
-        """Show an epoch's summary and mark it where its weights are kept so far.
+        """Show an epoch's summary, with a mark if its weights are the best so far.
 
         values: any of train/epoch-loss and train/epoch-accuracy (else train/loss and train/accuracy),
         val/loss, val/accuracy, train/lr and seconds; what is missing is left out (seconds are measured).
@@ -213,7 +212,7 @@ class Console:
         return Busy(self, label, total)
 
     def close(self) -> None:
-        """Take the bar away and give the terminal back. May be called twice."""
+        """Remove the bar and restore the terminal. May be called twice."""
         self._stop_bar()
 
     def _say(self, text: str, style: str = "") -> None:
@@ -229,7 +228,7 @@ class Console:
                 self._stream.flush()
 
     def _tell(self, text: str, now: float) -> None:
-        """Add a line of progress; in a notebook write it over the one before."""
+        """Add a line of progress; in a notebook overwrite the one before."""
         if not self._moving:
             self._say(text)
             return
@@ -238,7 +237,7 @@ class Console:
             self._show_line(shown(text, one_line=True))
 
     def _clear(self) -> None:
-        """Take the line that moves away."""
+        """Remove the line that is updated in place."""
         if self._line:
             self._show_line("")  # and stays, for what is said next
 
@@ -252,11 +251,11 @@ class Console:
         )
 
     def _draw(self, label: str, done: int, status: str, total: int | None = None) -> None:
-        """Draw the one bar that there is, made where there is none."""
+        """Draw the only bar, creating it if needed."""
         assert self._rich is not None
         with self._lock:
             if self._bar is None:
-                # Drawn by hand, not by a thread: nothing runs beside training. Standard output is not ours.
+                # Without a refresh thread: nothing runs beside training. Standard output is for results.
                 self._bar = Progress(
                     TextColumn("{task.description}", markup=False),
                     BarColumn(bar_width=None),
@@ -344,7 +343,7 @@ class Busy:
 
 
 def _time_left(epoch: float, run: float) -> list[str]:
-    """Return what is left of the epoch and of all epochs, or nothing where that is not known yet."""
+    """Return the time left in the epoch and in all epochs, or nothing if it is not known yet."""
     parts = [("left", epoch), ("run", run)]
     known = ", ".join(
         f"{word} {numerals.clock(seconds)}" for word, seconds in parts if math.isfinite(seconds)
@@ -353,7 +352,7 @@ def _time_left(epoch: float, run: float) -> list[str]:
 
 
 def _fit(parts: Sequence[str], width: int) -> str:
-    """Join ``parts`` by two spaces; where they are wider than ``width``, those before the last go first."""
+    """Join ``parts`` with two spaces; if that is wider than ``width``, drop those before the last first."""
     kept = list(parts)
     while len("  ".join(kept)) > width and len(kept) > 1:
         kept.pop(-2 if len(kept) > 2 else -1)

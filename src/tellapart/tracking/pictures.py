@@ -1,8 +1,8 @@
 """Pictures of numbers and of samples, for TensorBoard and for a first look: plain pixels made with Pillow.
 
 Knows nothing of where they are shown. Text is drawn with the first font of this machine that has its
-characters (Chinese and others need one such as Noto Sans CJK); where there is none, a box stands for a
-character. It never fails for want of a font.
+characters (Chinese and others need one such as Noto Sans CJK); if there is none, a box stands for a character. A
+missing font is never an error.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _mask(font: Font, character: str) -> bytes:
 
 
 def font_for(text: str, size: int) -> Font:
-    """Return the first font that has all of ``text``'s characters, else Pillow's own."""
+    """Return the first font that has all of ``text``'s characters, otherwise Pillow's own."""
     for path in _font_files():
         font = _load(path, size)
         if font is not None and _draws(font, text):
@@ -92,7 +92,7 @@ def font_for(text: str, size: int) -> Font:
 
 
 def _fitted(text: str, size: int, width: float) -> tuple[str, Font]:
-    """Return ``text``, cut with an ellipsis where it is wider than ``width`` pixels, and its font."""
+    """Return ``text``, cut with an ellipsis if it is wider than ``width`` pixels, and its font."""
     text = " ".join(text.split()) or " "
     font = font_for(text, size)
     if font.getlength(text) <= width:
@@ -159,7 +159,7 @@ def picture_grid(
 def confusion_image(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> Pixels:
     """Return a picture of a confusion matrix, uint8 [h, w, 3].
 
-    matrix: int64 [K, K], rows are true classes, columns predicted ones. The shade is the part of the row. Up
+    matrix: int64 [K, K], rows are true classes, columns predicted ones. The shade is the share of the row. Up
     to 60 classes have their names, up to 20 their counts; with more than 400 several classes share a pixel.
     """
     matrix = np.asarray(matrix, np.float64)

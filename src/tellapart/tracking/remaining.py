@@ -1,8 +1,8 @@
-"""How long a run still takes, from what it took so far; nothing is said where nothing was measured that tells.
+"""How long a run will still take, from its pace so far; unknown as long as nothing relevant was measured.
 
-The first step of a stage is no measure: it compiles, reads files for the first time, waits for features. Epochs that
-run something else than those so far (features of a frozen backbone, then the network on images) cannot be foreseen
-from them, so the run's end is told when the first steps of each kind are done. Knows nothing of clocks or networks.
+The first step of a stage does not count: it compiles, reads files for the first time, waits for features. Epochs of
+another kind than those so far (features of a frozen backbone, then the network on images) cannot be predicted from
+them, so the run's end is known once the first steps of each kind are done. Knows nothing of clocks or networks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RECENT = 50  # intervals; the slowest of them does not count
 
 @dataclass(frozen=True)
 class EpochCost:
-    """What a step of an epoch costs in passes forward through the network, and in which way (``kind``) it is run.
+    """What a step of an epoch costs in forward passes through the network, and in which way (``kind``) it runs.
 
     Seconds of one kind say nothing about another.
     """
@@ -30,14 +30,14 @@ class EpochCost:
 
 @dataclass(frozen=True)
 class Ahead:
-    """What is known of a run before it begins: the cost of each epoch, and a validation in steps of passes forward."""
+    """What is known of a run in advance: the cost of each epoch, and a validation in steps of forward passes."""
 
     costs: Sequence[EpochCost] = ()
     validation: float = 0.0
 
 
 class Remaining:
-    """Seconds that are left, by the moments at which steps and epochs were done."""
+    """The remaining seconds, from the moments at which steps and epochs were done."""
 
     def __init__(
         self, epochs: int, steps: int, now: float, first_step: int = 0, ahead: Ahead | None = None
@@ -70,7 +70,7 @@ class Remaining:
         self._at, self._done = now, (epoch + 1) * self._steps
 
     def left(self, now: float, epoch: int, step_in_epoch: int) -> tuple[float, float]:
-        """Return the seconds until the epoch and until the last epoch is done; NaN where that is not known yet."""
+        """Return the seconds until the epoch and until the last epoch is done; NaN if that is not known yet."""
         waited = now - self._at
         cost = self._cost(epoch)
         this = (self._steps - step_in_epoch) * self._step_seconds(cost) + self._end_seconds(cost) - waited
@@ -79,7 +79,7 @@ class Remaining:
         return this, this + sum(self._steps * self._step_seconds(c) + self._end_seconds(c) for c in later)
 
     def _pace(self, cost: EpochCost) -> float:
-        """Return the measured seconds of a step, NaN where there are too few."""
+        """Return the measured seconds of a step, NaN if too few were measured."""
         taken = sorted(self._taken.get(cost, ()), key=lambda pair: pair[0] / pair[1])
         seconds, steps = sum(pair[0] for pair in taken), sum(pair[1] for pair in taken)
         if len(taken) < _LEAST_INTERVALS or (len(taken) < _RECENT and seconds < _LEAST_SECONDS):
@@ -87,7 +87,7 @@ class Remaining:
         return (seconds - taken[-1][0]) / (steps - taken[-1][1])
 
     def _step_seconds(self, cost: EpochCost) -> float:
-        """Return the seconds of a step; of a cost that was not measured, by the nearest of its kind that was."""
+        """Return the seconds of a step; for a cost that was not measured, from the nearest of its kind that was."""
         measured = [c for c in self._taken if c.kind == cost.kind and math.isfinite(self._pace(c))]
         if not measured:
             return math.nan

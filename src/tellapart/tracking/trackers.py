@@ -1,10 +1,10 @@
-"""Where the numbers and pictures of a run go: a CSV file always, TensorBoard and MLflow as extras.
+"""Where the numbers and images of a run go: a CSV file always, TensorBoard and MLflow as extras.
 
 Knows nothing of what the names mean. Names are paths such as ``train/loss`` or ``val/accuracy``, steps count
 the optimizer's updates from the start of the run (a value logged at step S was known after S updates).
 
-After a cut, everything later than the checkpoint's step comes once more, so each tracker is told that step
-and forgets what it has beyond it.
+After an interruption, everything later than the checkpoint's step is logged again, so each tracker gets that step and
+drops what it has beyond it.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ import numpy.typing as npt
 from tellapart import files, packages
 from tellapart.errors import RunError
 
-_MLFLOW_SECONDS = 8.0  # that its server may take to answer before a run begins
+_MLFLOW_SECONDS = 8.0  # seconds that its server may take to answer before a run begins
 Pixels = npt.NDArray[np.uint8]
 
 
 class Tracker(Protocol):
-    """What the loop knows of tracking."""
+    """The interface of a tracker."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep ``values`` by name, as they were after ``step`` updates."""
+        """Log ``values`` by name, as they were after ``step`` updates."""
 
     def image(self, step: int, name: str, pixels: Pixels) -> None:
-        """Keep a picture, uint8 [H, W, 3]."""
+        """Log an image, uint8 [H, W, 3]."""
 
     def close(self) -> None:
-        """Write what is still to be written. Nothing may be logged afterwards."""
+        """Flush and close. Nothing may be logged afterwards."""
 
 
 class CsvTracker:
     """metrics.csv with the columns name, value, step; each call's rows are handed to the system at once.
 
-    resume_step: None begins the file anew. A step keeps the rows up to it and drops the others, a
-    half-written last line too (the file is rewritten beside its place and renamed); a value that the file
-    already has for that very step (its name is in ``known``) is not written twice. Pictures are ignored.
+    resume_step: None starts a new file. A step keeps the rows up to it and drops the others, and a half-written last
+    line (the file is rewritten under another name and renamed); a value that the file already has for exactly that step
+    (its name is in ``known``) is not written twice. Images are ignored.
     """
 
     HEADER = ("name", "value", "step")
@@ -66,10 +66,12 @@ class CsvTracker:
         for name, value in values.items():
             if step != self._resume_step or name not in self.known:
                 writer.writerow((name, repr(float(value)), int(step)))
-        self._stream.write(text.getvalue().encode())  # one write, so that a kill can cut the last line only
+        self._stream.write(
+            text.getvalue().encode()
+        )  # one write, so that a kill can truncate only the last line
 
     def image(self, step: int, name: str, pixels: Pixels) -> None:
-        """Ignore the picture: the file holds numbers."""
+        """Ignore the image: the file contains numbers."""
 
     def close(self) -> None:
         """Close the file."""
@@ -90,9 +92,9 @@ def _rows_until(path: pathlib.Path, last_step: int) -> list[list[str]]:
 class TensorBoardTracker:
     """TensorBoard events below ``folder``, in a run for each split: ``train/loss`` is ``loss`` of the run ``train``.
 
-    So one chart has the curves of train and validation. What would be no curve (`_curves`) is left out. resume_step:
-    TensorBoard no longer shows what earlier event files have beyond it; ``known`` are the names that have a value for
-    that very step already. Needs the extra "tensorboard". Raises MissingPackageError.
+    So one chart has the curves of train and validation. Values that would not make a useful curve (`_curves`) are left
+    out. resume_step: TensorBoard no longer shows what earlier event files have beyond it; ``known`` are the names that
+    already have a value for that step. Needs the extra "tensorboard". Raises MissingPackageError.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class TensorBoardTracker:
         packages.require("tensorboard", "tensorboard", "Writing TensorBoard events")
         self._folder, self._resume_step, self._known = pathlib.Path(folder), resume_step, frozenset(known)
         self._writers: dict[str, Any] = {}
-        # each run forgets what comes once more, whether it gets new values or not
+        # each run drops the values that are logged again, whether it gets new ones or not
         if resume_step is not None:
             for run in sorted(path.name for path in self._folder.glob("*/") if path.is_dir()):
                 self._writer(run)
@@ -118,7 +120,7 @@ class TensorBoardTracker:
         return self._writers[run]
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a scalar for each value, on the disk at once: a kill must not take what a checkpoint goes on from."""
+        """Add a scalar for each value, on disk at once: a kill must not lose values before a checkpoint's step."""
         for name, value in _curves(values).items():
             if step == self._resume_step and name in self._known:
                 continue
@@ -128,7 +130,7 @@ class TensorBoardTracker:
             writer.flush()
 
     def image(self, step: int, name: str, pixels: Pixels) -> None:
-        """Add a picture, uint8 [H, W, 3]."""
+        """Add an image, uint8 [H, W, 3]."""
         run, tag = _run_and_tag(name)
         self._writer(run).add_image(tag, pixels, step, dataformats="HWC")
 
@@ -158,7 +160,7 @@ def _run_and_tag(name: str) -> tuple[str, str]:
 
 
 def check_mlflow() -> None:
-    """Ask MLflow's store for an answer, ten seconds at most. Raises RunError with what to do, MissingPackageError."""
+    """Check that MLflow's store answers within ten seconds. Raises RunError with what to do, MissingPackageError."""
     mlflow = _mlflow()
     answer: list[Exception | None] = []
 
@@ -169,7 +171,9 @@ def check_mlflow() -> None:
         except Exception as error:  # MLflow raises its own, requests' and the store's errors
             answer.append(error)
 
-    thread = threading.Thread(target=ask, daemon=True)  # a name server may take minutes, whatever is set
+    thread = threading.Thread(
+        target=ask, daemon=True
+    )  # a name server may take minutes, whatever timeout is set
     thread.start()
     thread.join(_MLFLOW_SECONDS)
     if not answer:
@@ -179,7 +183,7 @@ def check_mlflow() -> None:
 
 
 def _mlflow() -> Any:
-    """Return the package, set to give up soon, and to use a folder where it has no database (mlflow-skinny)."""
+    """Return the package, with short timeouts, and with a folder as store if it has no database (mlflow-skinny)."""
     for name, value in (("REQUEST_TIMEOUT", "5"), ("REQUEST_MAX_RETRIES", "1")):
         os.environ.setdefault(f"MLFLOW_HTTP_{name}", value)
     mlflow: Any = packages.require("mlflow", "mlflow", "Logging to MLflow")
@@ -203,11 +207,11 @@ def _no_mlflow(mlflow: Any, reason: object) -> RunError:
 class MlflowTracker:
     """An MLflow run; needs the extra "mlflow". MLflow's environment variables say where it is kept.
 
-    id_file holds the run's id, so that a resumed run goes on in the same MLflow run; with ``resume_step``
-    None a new one begins. MLflow cannot take values back: those after the cut come twice, with equal steps.
-    params (the flattened spec) are logged once. A tracking server that fails must not end hours of training:
-    the first failure is told through ``warn``, and nothing more is sent. Raises MissingPackageError, and
-    RunError where the run cannot be opened at all.
+    id_file holds the run's id, so that a resumed run continues the same MLflow run; with ``resume_step`` None a new one
+    begins. MLflow cannot delete values: those after the interruption appear twice, with equal steps. params (the
+    flattened spec) are logged once. A tracking server that fails must not end hours of training: the first failure is
+    reported through ``warn``, and nothing more is sent. Raises MissingPackageError, and RunError if the run cannot be
+    opened at all.
     """
 
     def __init__(
@@ -256,11 +260,11 @@ class MlflowTracker:
             self._try(self._mlflow.log_metrics, curves, step=step)
 
     def image(self, step: int, name: str, pixels: Pixels) -> None:
-        """Log a picture, uint8 [H, W, 3], as the file NAME-STEP.png."""
+        """Log an image, uint8 [H, W, 3], as the file NAME-STEP.png."""
         self._try(self._mlflow.log_image, pixels, artifact_file=f"{name}-{step:06}.png")
 
     def close(self) -> None:
-        """End the MLflow run, as failed where values could not be sent."""
+        """End the MLflow run, as failed if values could not be sent."""
         status, self._failed = ("FAILED" if self._failed else "FINISHED"), False
         self._try(self._mlflow.end_run, status=status)
 
@@ -277,12 +281,12 @@ class Trackers:
             tracker.log(step, values)
 
     def image(self, step: int, name: str, pixels: Pixels) -> None:
-        """Hand the picture to each."""
+        """Pass the image to each."""
         for tracker in self._trackers:
             tracker.image(step, name, pixels)
 
     def close(self) -> None:
-        """Close each, also where one fails; the first error is raised at the end."""
+        """Close each, even if one fails; the first error is raised at the end."""
         errors: list[Exception] = []
         for tracker in self._trackers:
             try:

@@ -1,6 +1,6 @@
 """The epoch that is kept, and early stopping: `choosing`'s rules as a callback.
 
-Knows nothing of files; the kept weights lie in the trainer, and so in every checkpoint.
+Knows nothing of files; the kept weights are in the trainer, and so in every checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class BestEpoch(Callback):
-    """Keeps the weights of the epoch that the rule chooses; what it remembers lies in the trainer's progress."""
+    """Keeps the weights of the epoch that the rule chooses; its state is in the trainer's progress."""
 
     def __init__(self, plan: Plan) -> None:
         self.chooser = Chooser(plan.spec.training, plan.val_counts, plan.task.lower_is_better)
@@ -30,22 +30,22 @@ class BestEpoch(Callback):
         self.trainer = trainer
 
     def on_validate(self, scores: Mapping[str, float]) -> None:
-        """Keep the weights where the rule chooses them (without validation: always), and stop where it is time."""
+        """Keep the weights if the rule chooses them (without validation: always), and stop if it is time."""
         trainer, progress = self.trainer, self.trainer.progress
         self._scores = scores
         if self.chooser.judge(progress, scores):
             trainer.best = trainer.weights()
         if "loss" in scores and not math.isfinite(scores["loss"]):
             trainer.report.warn(
-                f"The validation loss of epoch {progress.epoch + 1} is {scores['loss']}: this epoch's weights are "
-                "never the best ones."
+                f"The validation loss of epoch {progress.epoch + 1} is {scores['loss']}: this epoch's "
+                "weights cannot be chosen as the best."
             )
         last = progress.epoch + 1 >= trainer.training.epochs
         if scores and not last and (why := self.chooser.stops(progress)):
             trainer.stop(why)
 
     def on_epoch_end(self, values: Mapping[str, float]) -> None:
-        """Say after the last epoch which was chosen, and whether images were learned by heart."""
+        """Say after the last epoch which one was chosen, and whether the network memorised its images."""
         trainer = self.trainer
         if not trainer.progress.finished:
             return

@@ -1,8 +1,8 @@
-"""Callbacks: what takes part in training without the loop knowing it by name.
+"""Callbacks: code that takes part in training without the loop knowing it by name.
 
-What the loop itself brings along is made of the same class: what it reports (`reporting`), the epoch that is kept and
-early stopping (`best_epoch`), and, where a run asks for them, smaller images first, fewer images, the profile, and the
-artifact's file. Knows nothing of what any of them does.
+The loop's own additions are of the same class: reporting (`reporting`), the kept epoch and early stopping
+(`best_epoch`), and, if a run asks for them, smaller images first, fewer images, the profile, and the artifact's file.
+Knows nothing of what any of them does.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class Callback:
     """
 
     name = ""
-    """Under which a checkpoint keeps the state; empty: the class's name."""
+    """The name of the state in a checkpoint; empty: the class's name."""
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Training begins, or goes on; a saved state has been loaded before."""
+        """Training begins or continues; a saved state has already been loaded."""
 
     def on_epoch_start(self, epoch: int) -> None:
         """Before the first step of ``epoch`` (from 0), or of what is left of it; ``trainer.order`` may be changed."""
 
     def before_step(self, batch: RawBatch) -> RawBatch | None:
-        """Before a step on this process's part of a batch; a batch that is returned is used in its place."""
+        """Before a step on this process's slice of a batch; if a batch is returned, it is used instead."""
 
     def after_step(self, outcome: Outcome) -> None:
         """After the weights were updated. Reading a value of ``outcome`` may wait for the device."""
@@ -64,17 +64,17 @@ class Callback:
         """A checkpoint has been written."""
 
     def on_fit_end(self) -> None:
-        """Training has ended, or stops here and can be resumed (``trainer.progress.finished`` tells)."""
+        """Training has ended, or stops here and can be resumed (see ``trainer.progress.finished``)."""
 
     def on_exception(self, error: BaseException) -> None:
-        """Training ends by an error, which is raised again afterwards."""
+        """Training ends with an error, which is raised again afterwards."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what going on exactly needs: tensors and plain values. Called in every process at each checkpoint."""
+        """Return the state for an exact resume: tensors and plain values. Called in every process for checkpoints."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned."""
 
 
 class Callbacks:
@@ -119,14 +119,14 @@ class Callbacks:
         return {name: state for name, state in states.items() if state}
 
     def load_state_dict(self, states: Mapping[str, dict[str, Any]], warn: Callable[[str], None]) -> None:
-        """Give each its state; ``warn`` is told of a state that belongs to none of them."""
+        """Give each its state; ``warn`` is called for a state that belongs to none of them."""
         for name, state in states.items():
             if name in self.members:
                 self.members[name].load_state_dict(state)
             else:
                 warn(
-                    f"The checkpoint has the state of a callback {name!r}, which is not there now: training goes on "
-                    "without it. To go on with it: tellapart.resume(run, callbacks=[...])."
+                    f"The checkpoint has the state of a callback {name!r}, which is missing now: training "
+                    "continues without it. To include it: tellapart.resume(run, callbacks=[...])."
                 )
 
 
@@ -144,13 +144,13 @@ def _named(members: Sequence[Callback]) -> dict[str, Callback]:
 
 
 def _own(member: Callback, hook: str) -> Callable[..., Any] | None:
-    """Return the callback's hook, None where it is the one that does nothing."""
+    """Return the callback's hook, None if it was not overridden."""
     method = getattr(member, hook)
     return None if getattr(method, "__func__", None) is getattr(Callback, hook) else method
 
 
 def _foreign(value: Any, place: str = "state_dict()") -> str:
-    """Return what in a state is neither a tensor nor plain, and where; empty where all is."""
+    """Return what in a state is neither a tensor nor a plain value, and where; empty if nothing."""
     if isinstance(value, dict):
         items = [(f"{place}[{key!r}]", item) for key, item in value.items()]
         if strange := next((key for key in value if type(key) not in (str, int, float, bool)), None):

@@ -1,8 +1,8 @@
-"""Checkpoints: everything that going on needs, written so that a kill at any moment leaves a good one.
+"""Checkpoints: everything needed to resume, written so that a kill at any moment leaves a good one.
 
 A checkpoint is one file ``checkpoint/step-N.pt`` of tensors and plain values, read back with
-``weights_only=True``. It is written under a temporary name, flushed to the disk and renamed; the newest two
-stay. Knows nothing of what is in it.
+``weights_only=True``. It is written under a temporary name, flushed to disk and renamed; the newest two are kept. Knows
+nothing of what is in it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tellapart import files
 from tellapart.errors import RunError
 
 KEPT = 2
-_PAYS = 10.0  # an epoch's end gets a checkpoint so many times after what writing the last one took
+_PAYS = 10.0  # at an epoch's end a checkpoint is due if training took this many times as long as writing the last one
 Check = Callable[[dict[str, Any]], None]
 _NAME = re.compile(r"step-(\d+)\.pt")
 
@@ -35,7 +35,7 @@ def existing(folder: Path) -> list[Path]:
 
 
 def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
-    """Write the checkpoint of ``step``, then drop all but the newest two and what an earlier kill left."""
+    """Write the checkpoint of ``step``, then remove all but the newest two and what an earlier kill left."""
     path = folder / f"step-{step:09d}.pt"
     folder.mkdir(parents=True, exist_ok=True)
     files.sweep(folder, files.EARLIER_CHECKPOINTS)
@@ -47,16 +47,16 @@ def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
 
 
 def load_newest(folder: Path, check: Check | None = None) -> dict[str, Any] | None:
-    """Return the newest checkpoint that can be read, or None. A damaged one is passed over for the older.
+    """Return the newest checkpoint that can be read, or None. If it is damaged, the older one is read.
 
-    Every byte of a checkpoint is compared with the check sum that its writer kept of it. ``check`` raises an error for
-    content that is of no use. Raises RunError where the system does not let a file be read.
+    Every byte of a checkpoint is verified against its stored checksum. ``check`` raises an error for unusable content.
+    Raises RunError if the system refuses to read a file.
     """
     return _newest(folder, check, lambda path, reason: None)
 
 
 def take_newest(folder: Path, check: Check, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """Do as `load_newest` does, for going on from it: damaged ones are told, and get another name."""
+    """Like `load_newest`, to resume from it: damaged checkpoints are reported and renamed."""
 
     def tell(path: Path, reason: str) -> None:
         aside = path.with_name(f"{path.name}.damaged")
@@ -78,7 +78,9 @@ def _newest(folder: Path, check: Check | None, damaged: Callable[[Path, str], No
             raise RunError(f"The checkpoint {path} cannot be read: {error.strerror}.") from error
         except MemoryError:
             raise
-        except Exception as error:  # of the archive, its pickle, its tensors: whatever random bytes cause
+        except (
+            Exception
+        ) as error:  # errors of the archive, its pickle, its tensors: random bytes may cause any
             lines = str(error).strip().splitlines()
             damaged(path, lines[0][:200] if lines else type(error).__name__)
             continue
@@ -89,11 +91,11 @@ def _newest(folder: Path, check: Check | None, damaged: Callable[[Path, str], No
 def _read(path: Path) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
-        wrong = archive.testzip()  # torch does not compare the sums
+        wrong = archive.testzip()  # torch does not verify the checksums
     if not parts or min(part.header_offset for part in parts):
         raise ValueError("there is something else before it in the file")
     if any(part.external_attr or part.compress_type != zipfile.ZIP_STORED for part in parts):
-        # torch reads nothing for a part that is marked as a folder
+        # torch reads nothing for a record that is marked as a folder
         raise ValueError("its directory is wrong")
     if wrong is not None:
         raise ValueError(f"the checksum of its record {wrong} is wrong")
@@ -104,7 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class Pace:
-    """When a checkpoint is due: by the clock, and at an epoch's end only where writing is little beside training."""
+    """When a checkpoint is due: by the clock, and at an epoch's end only if writing is short compared with training."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes

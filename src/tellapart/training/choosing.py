@@ -2,10 +2,10 @@
 
 The kept epoch is the last whose figure is within one standard error of the highest so far (Breiman et al. 1984 choose
 so among trees). On a small validation split the highest of several figures is mostly the luckiest, and the later epoch
-is as good there and better elsewhere. Where a later epoch has the same figure, the lower loss decides. Early stopping
-is Keras' and Lightning's rule. An epoch whose validation loss is not a finite number is never chosen.
+is as good there and better elsewhere. If a later epoch has the same figure, the lower loss decides. Early stopping is
+Keras' and Lightning's rule. An epoch whose validation loss is not a finite number is never chosen.
 
-Knows nothing of weights, files or who is told.
+Knows nothing of weights, files or logging.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def standard_error(metric: str, value: float, counts: npt.NDArray[np.int64]) -> 
     correlation (Fleiss and Cohen 1973), so its error is taken as that of a correlation, (1 - kappa^2) / sqrt(n); the
     mean absolute error is a mean of counts, mostly 0 and 1, so its own as that of counts (Poisson), sqrt(mae / n).
 
-    Of a proportion, with a success and a failure added, so that 36 right of 36 is not certainty. Macro F1 and the
+    For a proportion a success and a failure are added, so that 36 right of 36 is not certainty. Macro F1 and the
     balanced accuracy are means over the classes: few images of one class make them as uncertain as that class is.
     """
     counts = counts[counts > 0]
@@ -47,10 +47,10 @@ def standard_error(metric: str, value: float, counts: npt.NDArray[np.int64]) -> 
 
 
 class Chooser:
-    """Judges each epoch's validation figures; what it remembers lies in the progress, so a checkpoint has it.
+    """Judges each epoch's validation figures; its state is in the progress, so a checkpoint has it.
 
     ``counts``: validation images of each class, int64 [K]; None without validation, where the last epoch counts.
-    ``lower``: the figures of which less is better.
+    ``lower``: the figures for which lower is better.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Chooser:
         self.counts = np.zeros(0, np.int64) if counts is None else counts
 
     def judge(self, progress: Progress, scores: Mapping[str, float]) -> bool:
-        """Note an epoch's figures; return whether its weights are to be kept in the place of those before."""
+        """Note an epoch's figures; return whether its weights replace those kept before."""
         if not scores:
             return self._take(progress, -math.inf, math.inf, scores)
         loss = scores.get("loss", 0.0)
         value = -scores[self.metric] if self.falls else scores[self.metric]
         if not (math.isfinite(loss) and math.isfinite(value)):
             progress.stale += 1
-            # Something has to be kept until an epoch comes that can be measured.
+            # Something has to be kept until there is an epoch with a finite loss.
             return progress.highest == -math.inf and self._take(progress, -math.inf, math.inf, scores)
         if value - self.min_delta > progress.reference:
             progress.reference, progress.reference_epoch, progress.stale = value, progress.epoch, 0
@@ -85,7 +85,7 @@ class Chooser:
         return self._take(progress, value, loss, scores)
 
     def stops(self, progress: Progress) -> str:
-        """Return why training stops after this epoch, or an empty text where it goes on."""
+        """Return why training stops after this epoch, or an empty text if it continues."""
         if not self.patience or progress.stale < self.patience:
             return ""
         what = "fall" if self.falls else "rise"
@@ -98,7 +98,7 @@ class Chooser:
         )
 
     def explain(self, progress: Progress) -> str:
-        """Return which epoch was chosen and why; empty where there was nothing to choose."""
+        """Return which epoch was chosen and why; empty if there was nothing to choose."""
         if progress.highest_epoch < 0:
             return ""
         chosen, highest = progress.best_epoch, progress.highest_epoch

@@ -1,4 +1,4 @@
-"""Several processes: who this one is, and the few things that they tell each other.
+"""Several processes: which one this is, and the little that they exchange.
 
 Started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK; without them there is one process and every
 function here does nothing. Knows nothing of data, models or the loop.
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """The place of this process among ``world`` of them, and its device."""
+    """The rank of this process among ``world`` of them, and its device."""
 
     rank: int
     world: int
@@ -31,11 +31,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Return once all processes have reached this call."""
         if self.world > 1:
             dist.barrier()
 
@@ -71,7 +71,7 @@ class Processes:
                 dist.broadcast(tensor, src=0)
 
     def add_up(self, tensor: torch.Tensor) -> None:
-        """Turn ``tensor``, on the device, into the sum over every process's; on CUDA nobody waits for it."""
+        """Turn ``tensor``, on the device, into the sum over every process's; on CUDA the call does not wait for it."""
         if self.world > 1:
             dist.all_reduce(tensor)
 
@@ -87,7 +87,7 @@ class Processes:
 
 @contextlib.contextmanager
 def processes(device_name: str) -> Iterator[Processes]:
-    """Join the other processes for the time of the block (gloo on the CPU, NCCL on CUDA)."""
+    """Join the other processes for the duration of the block (gloo on the CPU, NCCL on CUDA)."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
@@ -101,6 +101,6 @@ def processes(device_name: str) -> Iterator[Processes]:
     dist.init_process_group(backend, timeout=datetime.timedelta(hours=6))
     try:
         yield Processes(dist.get_rank(), world, device)
-        dist.barrier()  # a process that leaves while another still talks to it ends the other by an abort
+        dist.barrier()  # a process that leaves while another still communicates with it aborts the other
     finally:
         dist.destroy_process_group()

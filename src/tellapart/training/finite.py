@@ -1,6 +1,6 @@
-"""Training that diverges ends at once, before ruined weights are kept or saved, and says what may help.
+"""Training that diverges stops at once, before ruined weights are kept or saved, and says what may help.
 
-Knows nothing of when it is asked.
+Knows nothing of when it is called.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def check_sums(trainer: Trainer, sums: Sequence[float]) -> None:
-    """Raise TrainingError where the sum of the losses, the first of ``sums``, is not a finite number."""
+    """Raise TrainingError if the sum of the losses, the first of ``sums``, is not finite."""
     if not math.isfinite(sums[0]):
         diverged(trainer)
 
 
 def check_weights(trainer: Trainer) -> None:
-    """Raise TrainingError where a weight or a buffer is not a finite number (waits for the device)."""
+    """Raise TrainingError if a weight or a buffer is not finite (waits for the device)."""
     model, task = trainer.plan.model, trainer.plan.task
     tensors = [*model.parameters(), *model.buffers(), *task.own_parameters(), *task.own_buffers()]
     largest = torch._foreach_norm([t.detach() for t in tensors if t.is_floating_point()], math.inf)
@@ -36,7 +36,7 @@ def check_weights(trainer: Trainer) -> None:
 
 
 def diverged(trainer: Trainer) -> NoReturn:
-    """Raise TrainingError with what can be said about a loss that is NaN or infinite."""
+    """Raise TrainingError with what is known about a loss that is NaN or infinite."""
     plan, progress = trainer.plan, trainer.progress
     bad = [n for n, p in plan.model.named_parameters() if not bool(torch.isfinite(p).all())]
     where = f"weights are not finite either (first: {bad[0]})" if bad else "the weights are still finite"

@@ -1,4 +1,4 @@
-"""What is known of a run's epochs before they are run: which blocks train, and about what that costs.
+"""What is known of a run's epochs in advance: which blocks train, and roughly what that costs.
 
 Pure functions of plan and epoch. Knows nothing of clocks: what a pass takes is measured (`tracking.remaining`).
 """
@@ -15,7 +15,7 @@ from tellapart.training.step import Plan
 
 
 def costs(plan: Plan) -> Ahead:
-    """Return what each epoch's steps cost, in passes forward (back: two where all blocks train), and a validation."""
+    """Return the cost of each epoch's steps and validation in forward passes (backward: two if all blocks train)."""
     spec, full = plan.spec, plan.spec.input.size
     count = max(1, len(plan.blocks))
     found = []

@@ -1,8 +1,8 @@
-"""Options that do nothing in this run, and drops of the learning rate that never come: to be said before it begins.
+"""Options without effect in this run, and drops of the learning rate that never come: warned about before it begins.
 
-Only what the user set is told, by what differs from the defaults or the recipe that the run started from. Each rule
-stands in one of the tables below: the fields, and a function that returns why they have no effect, or an empty text.
-Knows nothing of who is told.
+Covers only what the user set: fields that differ from the defaults or the recipe that the run started from. Each rule
+is in one of the tables below: the fields, and a function that returns why they have no effect, or an empty text. Knows
+nothing of logging.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tellapart.training.step import Plan
 
 @dataclass(frozen=True)
 class Facts:
-    """What a spec alone does not say."""
+    """Facts that are not in the spec."""
 
     validation: bool
     counts: tuple[int, ...]  # training images of each class
     channels: int = 3
     device: str = "cpu"
     processes: int = 1
-    on_features: bool = False  # all of the run trains a head on features
+    on_features: bool = False  # the whole run trains a head on features
     batch_norm: bool = True
     early: bool = False  # the network names parameters that train in the first epochs only
     zeros: bool = False  # some weight of the network is zero
@@ -38,13 +38,13 @@ Why = Callable[[Spec, Facts], str]
 
 
 def given(spec: Spec, base: Spec) -> set[str]:
-    """Return the dotted names of the fields in which a spec differs from what it began from."""
+    """Return the dotted names of the fields in which a spec differs from its starting point."""
     before = flatten(base)
     return {name for name, value in flatten(spec).items() if value != before[name]}
 
 
 def facts(plan: Plan, channels: int, processes: int) -> Facts:
-    """Look at what will be trained."""
+    """Gather the facts about what will be trained."""
     model = plan.model
     kinds = torch.nn.modules.batchnorm._BatchNorm
     layers = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
@@ -67,7 +67,7 @@ def _when(condition: Callable[[Spec, Facts], bool], reason: str) -> Why:
 
 
 def _one_of(section: str, field: str, *values: object) -> Why:
-    """Return a reason for fields that only some values of another one look at."""
+    """Return the reason for fields that are used only with some values of another one."""
     wanted = " or ".join(str(value) for value in values)
 
     def why(spec: Spec, facts: Facts) -> str:
@@ -78,7 +78,7 @@ def _one_of(section: str, field: str, *values: object) -> Why:
 
 
 def _on(section: str, field: str, what: str) -> Why:
-    """Return a reason for fields of something that is off."""
+    """Return the reason for fields of something that is switched off."""
     return _when(
         lambda spec, _: not getattr(getattr(spec, section), field), f"{section}.{field} is off: {what}"
     )
@@ -96,7 +96,7 @@ _NO_VALIDATION = _when(lambda _, f: not f.validation, "there is no validation sp
 _NOT_CUDA = _when(lambda _, f: f.device != "cuda", "it is for CUDA, and this run is on another device")
 _LABELS_DO_NOT_COUNT = _when(
     lambda s, _: bool(s.distill.teacher) and s.distill.weight == 1,
-    "distill.weight is 1: training follows the teacher alone, and not the labels",
+    "distill.weight is 1: training follows only the teacher, not the labels",
 )
 _HEAD_ONLY = _when(lambda s, _: s.model.finetune == "head", "only the head trains (model.finetune head)")
 _NO_TEACHER = _when(lambda s, _: not s.distill.teacher, "there is no teacher (distill.teacher)")
@@ -130,7 +130,10 @@ RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
     ),
     (
         ("training.label_smoothing",),
-        _when(lambda s, _: ":" in s.training.loss, "the loss is one of your own, which sees to that itself"),
+        _when(
+            lambda s, _: ":" in s.training.loss,
+            "the loss is one of your own, which has to handle that itself",
+        ),
     ),
     (("training.effective_beta",), _one_of("training", "class_weights", "effective")),
     (("training.momentum",), _optimizer("sgd", "rmsprop", "muon", "muon-sgd")),
@@ -229,7 +232,7 @@ def without_effect(names: Collection[str], spec: Spec, facts: Facts) -> list[str
             section, _, field = name.partition(".")
             if name not in names or name in told:
                 continue
-            # a resolved spec says what was not asked for
+            # a resolved spec contains values that nobody set
             if section == "augment" and flat[name] == preset[field]:
                 continue
             if (name in _SWITCHES and flat[name] != "on") or (
@@ -247,7 +250,7 @@ def _sentence(names: list[str], reason: str) -> str:
 
 
 def never(spec: Spec, facts: Facts) -> list[str]:
-    """Return a sentence for each thing that a run's spec asks for at a time that the run does not reach."""
+    """Return a sentence for each event that a run's spec schedules after the run's end."""
     training, epochs = spec.training, spec.training.epochs
     found = []
     lasts = f"and the run has {epochs} epoch{'s' * (epochs != 1)}"
@@ -271,7 +274,7 @@ def never(spec: Spec, facts: Facts) -> list[str]:
         found.append("schedule multi-step never drops: training.milestones names no epoch.")
     elif training.schedule == "multi-step" and late:
         which = ", ".join(map(str, late))
-        none = "never drops" if len(late) == len(training.milestones) else "drops less often than it says"
+        none = "never drops" if len(late) == len(training.milestones) else "drops less often than specified"
         found.append(f"schedule multi-step {none}: training.milestones has {which}, {lasts}.")
     if drops and training.gamma == 1:
         found.append(f"schedule {training.schedule} changes nothing: training.gamma is 1.")

@@ -1,4 +1,4 @@
-"""Signals without loss: the first asks the loop to stop after its step; Ctrl-C or SIGTERM again stops at once."""
+"""Signals without data loss: the first stops the loop after its step; a second Ctrl-C or SIGTERM at once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tellapart.errors import Stopped
 from tellapart.runtime.openvino import drop_signal_stack
 
 _FIRM = (signal.SIGINT, signal.SIGTERM)
-# What a closed terminal sends, and what batch systems such as Slurm send some time before they end a job.
+# Sent by a closed terminal, and by batch systems such as Slurm some time before they end a job.
 _SOFT = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
 class Interrupt:
     """While entered, SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 set ``asked`` instead of ending the program.
 
-    ``number`` is the first signal's. A second SIGINT or SIGTERM ends the program. SIGHUP, SIGUSR1 and SIGUSR2 stay
-    as they are where they are ignored (nohup) or have a handler of somebody else's.
+    ``number`` is the first signal's. A second SIGINT or SIGTERM ends the program. SIGHUP, SIGUSR1 and SIGUSR2 stay as
+    they are if they are ignored (nohup) or already have a handler.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            drop_signal_stack()  # else Ctrl-C may crash where the same process used OpenVINO before
+            drop_signal_stack()  # otherwise Ctrl-C may crash if the process has used OpenVINO
             ours = (signal.SIG_DFL, stop)
             for number in (*_FIRM, *(number for number in _SOFT if signal.getsignal(number) in ours)):
                 self._before[number] = signal.signal(number, self._note)
@@ -51,12 +51,12 @@ class Interrupt:
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """End the program, but not before what it is about to write is whole or gone: a handler for signals."""
+    """End the program once the file being written is complete or removed: a signal handler."""
     raise Stopped(number)
 
 
 def stop_on_signals() -> None:
-    """Have the signals that would end the program on the spot end it as Ctrl-C does, where nothing else was chosen."""
+    """Make signals that would end the program on the spot end it as Ctrl-C does, unless they have a handler."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, *_SOFT):
             if signal.getsignal(number) is signal.SIG_DFL:

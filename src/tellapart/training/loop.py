@@ -1,8 +1,8 @@
-"""The loop: batches in, better weights out, and nothing lost when it is cut off.
+"""The loop: batches in, better weights out, and nothing lost when it is interrupted.
 
 Everything random in a step (order of the images, augmentation, dropout) is a function of the seed and the
-step's number, so a run that goes on from a checkpoint computes what the uncut run would have computed, bit for
-bit on the CPU. Knows nothing of files other than checkpoints, of image sources, of what the task means, or of what
+step's number, so a run that is resumed from a checkpoint computes what the uninterrupted run would have computed, bit
+for bit on the CPU. Knows nothing of files other than checkpoints, of image sources, of what the task means, or of what
 callbacks do.
 """
 
@@ -31,15 +31,16 @@ from tellapart.training.running import RunningMetrics
 from tellapart.training.speed.compiled import Graphs
 from tellapart.training.step import Outcome, Plan, Stepper
 
-_AGREE_EVERY = 20  # steps between the moments when several processes agree to stop or to save
+# Steps after which several processes agree on stopping or saving: an exchange in every step would slow them down.
+_AGREE_EVERY = 20
 
 
 class Trainer:
     """Runs a plan to its end, or to where it is interrupted.
 
-    For callbacks: ``progress`` tells where training stands, ``order`` the positions of the epoch's images, ``factor``
-    that of the learning rate, ``logging`` whether the step is logged, ``seen`` the images since the epoch began or
-    went on; ``stop`` ends training.
+    For callbacks: ``progress`` is the state of the run, ``order`` the positions of the epoch's images, ``factor`` that
+    of the learning rate, ``logging`` whether the step is logged, ``seen`` the images since the epoch began or was
+    resumed; ``stop`` ends training.
     """
 
     def __init__(
@@ -53,10 +54,10 @@ class Trainer:
         self.plan, self.processes, self.folder, self.report = plan, processes, folder, report
         self.spec, self.training, self.device = plan.spec, plan.spec.training, processes.device
         self.progress = Progress()
-        self.best: State | None = None  # weights of the epoch that is kept so far
+        self.best: State | None = None  # weights of the epoch that is the best so far
         self.stage: stages.Stage | None = None
         self.way = plan.whole
-        self.interrupt = Interrupt()  # of the run, for who wants to know which signal stopped it
+        self.interrupt = Interrupt()  # of the run; says which signal stopped it
         self.stopping = ""  # why training ends with this epoch
         self._ending = False  # whether all processes know that it does
         self.stepper = Stepper(plan, processes, report.warn)
@@ -90,7 +91,7 @@ class Trainer:
     # One epoch
 
     def _run_epoch(self) -> bool:
-        """Train what is left of the current epoch, and judge it; return False where the run is to be resumed here."""
+        """Train what is left of the current epoch, and judge it; return False if the run stops here, to be resumed."""
         self.begin_epoch()
         with (
             plain_kernels(self.plan.plain_kernels, self.training.threads or 1),
@@ -99,6 +100,7 @@ class Trainer:
             if not self._train_epoch():
                 return False
         self._end_epoch()
+        # A signal in an epoch's last step takes effect here, after validation: the next epoch is what is resumed.
         if not self.processes.any(self.interrupt.asked) or self.progress.finished:
             return True
         if self.progress.step != self._saved_step:
@@ -111,6 +113,7 @@ class Trainer:
         self.set_stage()
         labels = self.plan.train.samples.labels
         order = sampling.epoch_order(labels, self.training.sampling, self.spec.seed, epoch)
+        # One image less if it would be alone in the last batch: see `setup`.
         self.order = order[: self.plan.images_per_epoch]
         self.running = RunningMetrics(
             self.device, self.plan.task.metrics, self.progress.sums, self.progress.window
@@ -140,7 +143,7 @@ class Trainer:
         self.plan.task.train()
 
     def _train_epoch(self) -> bool:
-        """Train the rest of the current epoch; return False where the user asked to stop (a checkpoint is saved)."""
+        """Train the rest of the current epoch; return False if the user asked to stop (a checkpoint is saved)."""
         progress, plan = self.progress, self.plan
         steps = -(-len(self.order) // self.training.batch_size)
         self.train_mode()
@@ -151,7 +154,7 @@ class Trainer:
             self.logging = last or (index + 1) % self.log_every == 0
             set_lr(plan.optimizer, self.training.lr, self.factor, progress.step)
             outcome = self._step(self.callbacks.before_step(batch))
-            # A step's number is its place in the schedule: an epoch of fewer images leaves numbers out.
+            # A step's number is its place in the schedule: an epoch with fewer images skips numbers.
             progress.step = (
                 progress.epoch * plan.steps_per_epoch + (index + 1) * plan.steps_per_epoch // steps
             )
@@ -165,12 +168,12 @@ class Trainer:
                 break
         progress.sums, progress.window = self.running.read()
         finite.check_sums(self, progress.sums)
-        # Only now has a GPU done all that was asked for.
+        # Only now has a GPU finished all queued work, so the time below is that of the whole epoch.
         progress.seconds = before + time.perf_counter() - started
         return True
 
     def _batches(self) -> Iterator[tuple[int, RawBatch]]:
-        """Yield the rest of the epoch's (step in epoch, this process's part of the batch)."""
+        """Yield the rest of the epoch's (step in epoch, this process's slice of the batch)."""
         progress, processes, size = self.progress, self.processes, self.training.batch_size
         source = batches(
             self.way.train,
@@ -203,7 +206,7 @@ class Trainer:
         return outcome
 
     def _go_on(self, last: bool) -> bool:
-        """Save where it is time; return False where the run should stop here, to be resumed."""
+        """Save if a checkpoint is due; return False if the run should stop here, to be resumed."""
         processes = self.processes
         if processes.world > 1:
             if self.progress.step_in_epoch % _AGREE_EVERY and not last:
@@ -212,6 +215,7 @@ class Trainer:
         self._ending = bool(self.stopping)
         save = processes.any(self._pace.due)
         stop = processes.any(self.interrupt.asked)
+        # At an epoch's end `_end_epoch` saves, after validation. Ruined weights must not replace a good checkpoint.
         if stop or (save and not last):
             finite.check_weights(self)
             with self.plan.sections("checkpoint"):
@@ -219,13 +223,13 @@ class Trainer:
         return not stop
 
     def _agree_to_stop(self) -> None:
-        """Take over the reason to stop of the first process that has one."""
+        """Adopt the reason to stop of the first process that has one."""
         self.stopping = next(filter(None, self.processes.gather(self.stopping)), "")
 
     # Between epochs
 
     def _end_epoch(self) -> None:
-        """Validate, have the callbacks judge and tell, and move on to the next epoch."""
+        """Validate, let the callbacks judge and report, and move on to the next epoch."""
         progress, plan = self.progress, self.plan
         finite.check_weights(self)
         means = self.running.means(self.processes.total([progress.sums])[0])
@@ -245,7 +249,7 @@ class Trainer:
         if self.way.validate is None:
             return {}
         with self._averaged():
-            # Each process's batch norms have seen other images; what is saved, and measured, is the first's.
+            # Each process's batch norms have seen different images; those of the first process are saved and measured.
             self.processes.share(self.plan.model.buffers())
             return self.way.validate(self.way.model)
 
@@ -265,7 +269,8 @@ class Trainer:
         """Write a checkpoint (the first process does)."""
         progress = self.progress
         with self._pace.saving():
-            if progress.step_in_epoch:  # the file has the sums of all processes; each goes on with its own
+            # The file has the sums of all processes; each process continues with its own in ``running``.
+            if progress.step_in_epoch:
                 progress.sums, progress.window = self.processes.total(self.running.read())
                 finite.check_sums(self, progress.sums)
             progress.micro = self.stepper.micro
@@ -277,10 +282,11 @@ class Trainer:
         self._saved_step = progress.step
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take up a checkpoint's state."""
+        """Restore a checkpoint's state."""
         self.progress = take_up(self.plan, saved)
         self.best = saved["best"]
         self.stepper.micro = self.progress.micro
         self.callbacks.load_state_dict(callback_states(saved), self.report.warn)
-        if not self.processes.first:  # the first process carries the sums of all
+        # The checkpoint has the sums of all processes: only the first continues with them, or they would count twice.
+        if not self.processes.first:
             self.progress.sums, self.progress.window = [], []

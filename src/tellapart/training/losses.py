@@ -33,10 +33,10 @@ def build_loss(
     probabilities add up to (see ``ordinal``).
 
     With class weights an image's whole loss is multiplied by the weight of its own class (of a mixed image: by
-    ``sum_c t[c] * w[c]``). So weights change how much an image counts, and never what would be its best answer.
+    ``sum_c t[c] * w[c]``). So weights change how much an image counts, but never its best answer.
     torch's ``weight`` multiplies each class's term instead, so that with ``label_smoothing`` (or mixed labels) the
-    smoothed mass of a rare class counts more than the image's own class, and the rarest class is the best
-    answer to every image.
+    smoothed mass of a rare class counts more than the image's own class, and the rarest class is the best answer for
+    every image.
 
     ``class_counts`` are the training images of each class, int64 [K], as an epoch shows them: with balanced
     sampling give the balanced counts, or the rare classes are favoured twice.
@@ -65,7 +65,7 @@ def class_weights(
     """Return the weight of each class, float64 [K], with a mean of 1 over the training *images*.
 
     inverse
-        1 / count; the same as scikit-learn's "balanced" where no class is empty.
+        1 / count; the same as scikit-learn's "balanced" if no class is empty.
     effective
         (1 - beta) / (1 - beta ** count), the inverse of the effective number of samples (Cui et al. 2019,
         "Class-Balanced Loss Based on Effective Number of Samples"). beta 0 weighs all classes the same; near
@@ -73,7 +73,7 @@ def class_weights(
 
     The mean of 1 keeps the scale of the loss, and so of the learning rate, whatever the imbalance: the step divides
     the weighted losses by the number of images (torch's weighted mean: by the sum of their weights). A class with no
-    training image gets weight 0: there is nothing to weigh. Raises DataError where no class has an image.
+    training image gets weight 0: there is nothing to weight. Raises DataError if no class has an image.
     """
     counts = np.asarray(counts, dtype=np.int64)
     present = counts > 0
@@ -99,7 +99,7 @@ def _weighted(loss: Loss, weight: torch.Tensor) -> Loss:
         if weight.device != logits.device:
             weight = weight.to(logits.device)
         soft = targets.is_floating_point()
-        # Not a product of matrices, which autocast would round.
+        # Not a matrix product, which autocast would round.
         return loss(logits, targets) * ((targets.float() * weight).sum(1) if soft else weight[targets])
 
     return weighted
@@ -153,8 +153,8 @@ def focal(
 def _focal_terms(log_p: torch.Tensor, gamma: float) -> torch.Tensor:
     if gamma == 0.0:
         return -log_p
-    # Not below the smallest normal number: at p = 1 the slope of x ** gamma with gamma < 1 is infinite, and
-    # inf * 0 would make the gradient not a number.
+    # Clamped at the smallest normal number: at p = 1 the slope of x ** gamma with gamma < 1 is infinite, and
+    # inf * 0 would make the gradient NaN.
     rest = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
     return rest.pow(gamma) * -log_p
 

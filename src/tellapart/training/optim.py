@@ -1,6 +1,6 @@
-"""Optimizers: which parameters decay, how fast each block learns, and the algorithm that moves them.
+"""Optimizers: which parameters decay, how fast each block learns, and the algorithm that updates them.
 
-Knows nothing of losses or schedules; blocks of layers are told by name.
+Knows nothing of losses or schedules; blocks of layers are given by name.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tellapart.training.methods.muon_sgd import MuonSgd
 
 Group = dict[str, Any]
 
-# Where torch's SGD, Adam and AdamW have one kernel for a whole group.
+# Devices on which torch's SGD, Adam and AdamW have one kernel for a whole group.
 _FUSED_DEVICES = ("cpu", "cuda")
-# Parameters of torchvision's transformers that are embeddings, by the last part of their name; timm's models
-# tell theirs by ``no_weight_decay()``.
+# Embeddings of torchvision's transformers, by the last part of the parameter's name; timm's models
+# name theirs by ``no_weight_decay()``.
 _EMBEDDINGS = ("class_token", "pos_embedding", "relative_position_bias_table")
 
 
@@ -39,7 +39,7 @@ def parameter_groups(
 
     A group has ``params``, ``weight_decay``, ``lr_scale`` (a factor of the learning rate) and ``matrices``:
     for each parameter, whether it is one that Muon is made for (``build_optimizer`` takes that key out
-    again). Where ``early_steps`` is above 0, early parameters (`heads.early_names`) are in groups with that key.
+    again). If ``early_steps`` is above 0, early parameters (`heads.early_names`) are in groups with that key.
 
     - No weight decay: biases, parameters of norms and all others with fewer than two dimensions, embeddings,
       and what the model itself names by ``no_weight_decay()``, as timm's models do.
@@ -47,12 +47,11 @@ def parameter_groups(
       ``blocks`` are names of parameters or of modules that hold them, from the head to the stem; every
       parameter must be in one of them unless layer_decay is 1. Raises ModelError for a parameter in none.
     - ``bias_scale`` (parameters with fewer than two dimensions) and ``head_scale`` (the others of block 0), where
-      not 0, are further factors of lr_scale. Their weight decay is weight_decay divided by it, biases' too, so
-      that each step shrinks them by the same part as it does the weights (the "scalebias" of arXiv:2404.00498).
+      not 0, are further factors of lr_scale. Their weight decay is weight_decay divided by it, biases' too, so that
+      each step shrinks them by the same fraction as the weights (the "scalebias" of arXiv:2404.00498).
 
-    All parameters are in the groups, those that do not train too: they have no gradient, so that optimizers
-    pass them over, weight decay included, until a later stage thaws them. Give the model itself, not its
-    wrapper.
+    All parameters are in the groups, even those that do not train: they have no gradient, so optimizers skip them,
+    weight decay included, until a later stage thaws them. Give the model itself, not its wrapper.
     """
     undecayed = _undecayed(model)
     matrices = _matrices(model, blocks, undecayed)
@@ -91,8 +90,8 @@ def build_optimizer(spec: TrainingSpec, groups: list[Group], fused: bool = True)
 
     Its param_groups have ``lr`` (``spec.lr`` times lr_scale, until ``set_lr``) and ``lr_scale``. Going on
     after ``load_state_dict`` is exact, bit for bit. Move the model to its device and memory format before.
-    ``fused``: use torch's kernels for a whole step, where it has them (SGD, Adam, AdamW on the CPU and CUDA).
-    Raises SpecError for values that the optimizer cannot have.
+    ``fused``: use torch's kernels for a whole step if it has them (SGD, Adam, AdamW on the CPU and CUDA). Raises
+    SpecError for values that the optimizer does not take.
     """
     _check(spec)
     plain = [{key: value for key, value in group.items() if key != "matrices"} for group in groups]
@@ -112,7 +111,7 @@ def build_optimizer(spec: TrainingSpec, groups: list[Group], fused: bool = True)
 
 
 def _own(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
-    """Return one's own optimizer. Raises SpecError where it is none, or not over these groups."""
+    """Return the user's own optimizer. Raises SpecError if it is not an optimizer, or not over these groups."""
     name = spec.optimizer
     make = references.load(name, "optimizer", f"A run with the optimizer {name}")
     if not callable(make):
@@ -126,7 +125,7 @@ def _own(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
         len(group["params"]) for group in groups
     ] or any("lr_scale" not in group for group in made.param_groups):
         raise SpecError(
-            f"{name} has other groups of parameters than it was given; hand these to torch's optimizer as they are."
+            f"{name} has different parameter groups than it was given; pass them to torch's optimizer unchanged."
         )
     return made
 
@@ -134,8 +133,8 @@ def _own(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, factor: float, step: int = 0) -> None:
     """Set each group's learning rate to ``lr * factor * lr_scale``.
 
-    A group of early parameters, which has ``early_steps``, falls in a straight line from ``lr * lr_scale`` at
-    step 0 to 0 at that step instead.
+    A group of early parameters, which has ``early_steps``, falls linearly from ``lr * lr_scale`` at step 0 to 0 at that
+    step instead.
     """
     for group in optimizer.param_groups:
         early = group.get("early_steps")
@@ -144,7 +143,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float, factor: float, step: int
 
 
 def current_lr(optimizer: torch.optim.Optimizer) -> float:
-    """Return the learning rate as it is now, by the groups that move with the schedule."""
+    """Return the current learning rate, from the groups that follow the schedule."""
     groups = [group for group in optimizer.param_groups if not group.get("early_steps")]
     return max(float(group["lr"] / group["lr_scale"]) for group in groups)
 
@@ -204,10 +203,9 @@ def _check(spec: TrainingSpec) -> None:
 
 
 def _kernels(groups: list[Group], fused: bool) -> dict[str, bool]:
-    """Return ``{"fused": True}`` where wanted and torch can, ``{"foreach": True}`` elsewhere.
+    """Return ``{"fused": True}`` if wanted and supported by torch, otherwise ``{"foreach": True}``.
 
-    The fused kernels walk memory and take the strides of gradient and weight to be the same, which autograd
-    sees to.
+    The fused kernels go through memory and assume equal strides of gradient and weight, which autograd ensures.
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
     can = fused and all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in parameters)
@@ -215,7 +213,7 @@ def _kernels(groups: list[Group], fused: bool) -> dict[str, bool]:
 
 
 def _sgd(spec: TrainingSpec, groups: list[Group], fused: bool) -> torch.optim.Optimizer:
-    # With a gradient scaler, torch's fused SGD leaves the momentum uninitialised where the first step is
+    # With a gradient scaler, torch's fused SGD leaves the momentum uninitialised if the first step is
     # skipped.
     kernels = {"foreach": True} if spec.precision == "fp16" else _kernels(groups, fused)
     optimizer = torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov, **kernels)
@@ -225,10 +223,9 @@ def _sgd(spec: TrainingSpec, groups: list[Group], fused: bool) -> torch.optim.Op
 
 
 def _begin_momentum(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """Begin the momentum of parameters with their first gradient at zero, which is torch's first step.
+    """Start the momentum of parameters that get their first gradient at zero, which gives torch's first step.
 
-    torch's fused SGD itself fails where some parameters of a group have momentum and others, just thawed,
-    none.
+    torch's fused SGD itself fails if some parameters of a group have momentum and others, just thawed, do not.
     """
     state = optimizer.state
     for group in optimizer.param_groups:
@@ -258,7 +255,7 @@ _BUILDERS: dict[str, Callable[[TrainingSpec, list[Group], bool], torch.optim.Opt
 
 
 def _by_kind(groups: list[Group], matrices: list[list[bool]]) -> list[Group]:
-    """Return the groups parted into Muon's matrices and the others, told by the key ``muon``."""
+    """Return the groups divided into Muon's matrices and the others, marked by the key ``muon``."""
     return [
         {**group, "params": chosen, "muon": wanted}
         for group, flags in zip(groups, matrices, strict=True)
@@ -284,8 +281,7 @@ class Muon(torch.optim.Optimizer):
     only; this class shows it such views. Its steps are scaled to the size of AdamW's (Liu et al. 2025, "Muon
     is Scalable for LLM Training"), so that one learning rate and weight decay serve both.
 
-    param_groups hold the model's own parameters; their values are handed to the two inner optimizers at each
-    step.
+    param_groups hold the model's own parameters; their values are copied to the two inner optimizers at each step.
     """
 
     def __init__(
@@ -307,7 +303,7 @@ class Muon(torch.optim.Optimizer):
         flat = dict(self._pairs)
         hidden = [{"params": [flat[p] for p in g["params"]]} for g in self.param_groups if g["muon"]]
         others = [{"params": g["params"]} for g in self.param_groups if not g["muon"]]
-        # By the groups' flag "muon"; either may have nothing to do.
+        # Divided by the groups' flag "muon"; either may be empty.
         self._inner: dict[bool, torch.optim.Optimizer] = {}
         if hidden:
             self._inner[True] = torch.optim.Muon(
@@ -322,7 +318,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take one step with the gradients that lie in the parameters; closures are not supported."""
+        """Take one step with the parameters' gradients; closures are not supported."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
         for parameter, matrix in self._pairs:

@@ -1,4 +1,4 @@
-"""A loss of one's own: what takes (logits, targets) and returns the loss of each image.
+"""The user's own loss: it takes (logits, targets) and returns the loss of each image.
 
 Knows nothing of tasks or steps.
 """
@@ -16,13 +16,13 @@ from torch import nn
 from tellapart import references
 from tellapart.errors import SpecError
 
-_IMAGES = 4  # of the batch that a loss is tried on
+_IMAGES = 4  # size of the batch that a loss is tried on
 
 
 class OwnLoss(nn.Module):
-    """The loss that a spec names; its parameters, where it has any, are trained and saved with the task.
+    """The loss that a spec names; its parameters, if it has any, are trained and saved with the task.
 
-    weight: of each class, float32 [K], which an image's loss is multiplied by; None: all alike.
+    weight: of each class, float32 [K], by which an image's loss is multiplied; None: all alike.
     """
 
     weight: torch.Tensor | None
@@ -34,9 +34,7 @@ class OwnLoss(nn.Module):
             found = references.called(found, arguments, name)
         elif isinstance(found, nn.Module):
             if arguments:
-                raise SpecError(
-                    f"{name} is made already, so training.loss_arguments have nothing to be given to."
-                )
+                raise SpecError(f"{name} is already an object, so it takes no training.loss_arguments.")
             found = copy.deepcopy(found)
         elif arguments:
             found = functools.partial(found, **references.keywords(arguments))
@@ -72,9 +70,9 @@ def _wrong(name: str, result: Any, count: int) -> str:
 
 
 def try_out(loss: OwnLoss, classes: int, soft: bool) -> bool:
-    """Try a loss on made-up logits, with mixed targets too where ``soft``; return whether images stand for themselves.
+    """Try a loss on random logits, with mixed targets too if ``soft``; return whether each image's loss is its own.
 
-    Raises SpecError where it cannot be trained by.
+    Raises SpecError if it cannot be used for training.
     """
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(_IMAGES, classes, generator=generator)
@@ -96,8 +94,6 @@ def try_out(loss: OwnLoss, classes: int, soft: bool) -> bool:
                 f"The loss {loss.name} cannot take {what}: {type(error).__name__}: {error}"
             ) from error
         if not whole.requires_grad:
-            raise SpecError(
-                f"The loss {loss.name} has no gradient: it must be computed of the logits by torch."
-            )
+            raise SpecError(f"The loss {loss.name} has no gradient: compute it from the logits with torch.")
         alone = alone and torch.allclose(whole[:2].detach(), part.detach(), rtol=1e-4, atol=1e-6)
     return alone

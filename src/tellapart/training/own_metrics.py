@@ -1,4 +1,4 @@
-"""Metrics of one's own: functions of (labels, predictions) that give a number, by name. Knows nothing of tasks."""
+"""The user's own metrics: functions of (labels, predictions) that return a number, by name. Knows nothing of tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Metrics = Mapping[str, Callable[..., Any]]
 
 
 def build(named: Sequence[str], taken: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """Return the functions that a spec names, ``NAME=module:function``; ``taken``: names that are ours."""
+    """Return the functions that a spec names, ``NAME=module:function``; ``taken``: names of tellapart's own metrics."""
     found = {}
     for one in named:
         name, _, where = one.partition("=")
@@ -35,7 +35,7 @@ def build(named: Sequence[str], taken: Sequence[str]) -> dict[str, Callable[...,
 def measure(
     metrics: Metrics, labels: npt.NDArray[np.int64], predictions: npt.NDArray[np.int64]
 ) -> dict[str, float]:
-    """Return each metric's value; NaN where it is not defined. Raises SpecError where one gives no number."""
+    """Return each metric's value; NaN if it is not defined. Raises SpecError if one does not return a number."""
     values = {}
     for name, function in metrics.items():
         found = references.called(function, (), f"The metric {name}", labels, predictions)

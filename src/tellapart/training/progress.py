@@ -1,4 +1,4 @@
-"""Where a run stands, and the whole state that a checkpoint holds: taken from a plan, and put back into one.
+"""The progress of a run, and the whole state in a checkpoint: taken from a plan, and restored into one.
 
 Knows nothing of files (`checkpoint` writes them) or of when to save.
 """
@@ -18,7 +18,7 @@ State = dict[str, torch.Tensor]
 
 @dataclass
 class Progress:
-    """Where the run stands; plain values, saved with every checkpoint."""
+    """The progress of the run; plain values, saved with every checkpoint."""
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -28,22 +28,22 @@ class Progress:
     best_epoch: int = -1
     best_value: float = -math.inf
     best_loss: float = math.inf
-    highest: float = -math.inf  # the highest figure of any epoch (see `choosing`); of a loss, less it
+    highest: float = (
+        -math.inf
+    )  # the highest figure of any epoch (see `choosing`); a loss counts as its negative
     highest_epoch: int = -1
-    reference: float = -math.inf  # what early stopping wants to see surpassed
+    reference: float = -math.inf  # the figure that early stopping compares with
     reference_epoch: int = -1
     finished: bool = False
-    planned: list[int] = field(
-        default_factory=list
-    )  # epochs and patience that were asked for; empty: unknown
-    seconds: float = 0.0  # of training in this epoch, over all processes that had a part in it
+    planned: list[int] = field(default_factory=list)  # epochs and patience as requested; empty: unknown
+    seconds: float = 0.0  # of training in this epoch, over all sessions that trained it
     best_scores: dict[str, float] = field(default_factory=dict)
     # of the epoch: loss, the task's metrics, images; empty: zeros
     sums: list[float] = field(default_factory=list)
     window: list[float] = field(default_factory=list)  # since the last logged line
 
     def next_epoch(self) -> None:
-        """Go on to the beginning of the next epoch."""
+        """Move on to the beginning of the next epoch."""
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         self.sums, self.seconds = [], 0.0
 
@@ -51,7 +51,7 @@ class Progress:
 def content(
     plan: Plan, progress: Progress, best: State | None, callbacks: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return what going on needs, as tensors and plain values; it shares memory with the plan.
+    """Return the state needed to resume, as tensors and plain values; it shares memory with the plan.
 
     ``callbacks``: the callbacks' states by name.
     """
@@ -69,7 +69,7 @@ def content(
 
 
 def check(saved: dict[str, Any]) -> None:
-    """Raise ValueError where a checkpoint lacks a part of what `content` puts into it."""
+    """Raise ValueError if a checkpoint lacks something that `content` puts into it."""
     parts = ("model", "optimizer", "schedule", "ema", "scaler", "progress", "best")
     lacking = [name for name in parts if name not in saved]
     if lacking:
@@ -81,7 +81,7 @@ def check(saved: dict[str, Any]) -> None:
 
 
 def take_up(plan: Plan, saved: dict[str, Any]) -> Progress:
-    """Put a checkpoint's ``content`` back into a plan of the same spec; return where the run stood."""
+    """Restore a checkpoint's ``content`` into a plan of the same spec; return the progress of the run."""
     plan.model.load_state_dict(saved["model"])
     plan.optimizer.load_state_dict(saved["optimizer"])
     plan.schedule.load_state_dict(saved["schedule"])
@@ -100,7 +100,7 @@ def take_up(plan: Plan, saved: dict[str, Any]) -> Progress:
 
 def callback_states(saved: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the states of callbacks that a checkpoint's ``content`` holds, by name."""
-    if "callbacks" not in saved:  # of an earlier version, in which one had a place of its own
+    if "callbacks" not in saved:  # of an earlier version, which stored one of them separately
         pruning = saved.get("pruning")
         return {"infobatch": pruning} if pruning else {}
     states: dict[str, dict[str, Any]] = saved["callbacks"]

@@ -1,4 +1,4 @@
-"""What is told of training: whom (`Reporter`), and when and what (`Reporting`).
+"""Reports of training: to whom (`Reporter`), and when and what (`Reporting`).
 
 Knows nothing of consoles and files.
 """
@@ -26,24 +26,24 @@ from tellapart.training.step import Outcome, Plan
 if TYPE_CHECKING:
     from tellapart.training.loop import Trainer
 
-_PAUSE = 0.1  # seconds between looks at where the epoch stands
-_FAR = 0.1  # training's accuracy above validation's
+_PAUSE = 0.1  # seconds between reports within an epoch
+_FAR = 0.1  # excess of training accuracy over validation accuracy
 
 
 class Reporter(Protocol):
-    """What the loop tells while it runs."""
+    """The reports of the loop while it runs."""
 
     def start(self, epochs: int, steps_per_epoch: int, first_step: int, ahead: Ahead) -> None:
-        """Training begins, or goes on after ``first_step`` steps; ``ahead``: what the epochs will cost."""
+        """Training begins, or continues after ``first_step`` steps; ``ahead``: what the epochs will cost."""
 
     def message(self, text: str) -> None:
-        """Something to know."""
+        """A piece of information."""
 
     def warn(self, text: str) -> None:
-        """Something that must not be missed."""
+        """A warning."""
 
     def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
-        """Where the epoch stands after ``step`` of its steps: its means so far."""
+        """The epoch's means after ``step`` of its steps."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Values by name, as they were after ``step`` steps of the run."""
@@ -78,7 +78,7 @@ def epoch_values(
 
 @dataclass(frozen=True)
 class _Asked:
-    """A reading that the device may still be about to answer, and what else is told of its step."""
+    """A reading that the device may not have finished yet, and what else is reported about its step."""
 
     reading: Reading
     step: int
@@ -88,7 +88,7 @@ class _Asked:
 
 
 class Reporting(Callback):
-    """Tells a `Reporter` where training stands; no step waits for the device because of it."""
+    """Reports the progress of training to a `Reporter`; no step waits for the device because of it."""
 
     def __init__(self, report: Reporter) -> None:
         self.report = report
@@ -103,12 +103,12 @@ class Reporting(Callback):
         )
 
     def on_epoch_start(self, epoch: int) -> None:
-        """Begin to look at the clock."""
+        """Start the clock."""
         self._shown = 0.0
         self._started = time.perf_counter()
 
     def after_step(self, outcome: Outcome) -> None:
-        """Ask where the epoch stands, now and then, and tell what has been answered."""
+        """Request the epoch's state now and then, and report the readings that have arrived."""
         trainer, now = self.trainer, time.perf_counter()
         with trainer.plan.sections("logging"):
             if now - self._shown > _PAUSE or trainer.logging:
@@ -117,11 +117,11 @@ class Reporting(Callback):
             self._tell()
 
     def on_validate(self, scores: Mapping[str, float]) -> None:
-        """Tell what is left of the epoch."""
+        """Report what is left of the epoch."""
         self._tell(wait=True)
 
     def on_epoch_end(self, values: Mapping[str, float]) -> None:
-        """Tell an epoch's figures, and why training ends where somebody asked for it."""
+        """Report an epoch's figures, and the reason if training was asked to end."""
         trainer, progress = self.trainer, self.trainer.progress
         if trainer.processes.first:
             self.report.log(progress.step, values)
@@ -133,13 +133,14 @@ class Reporting(Callback):
             self.report.message(trainer.stopping)
 
     def on_save(self) -> None:
-        """Tell everything up to the checkpoint."""
+        """Report everything up to the checkpoint."""
         self._tell(wait=True)
 
     def _ask(self, norm: torch.Tensor | None, rate: float) -> None:
-        """Begin to read where the epoch stands; `_tell` goes on when the device has answered.
+        """Begin to read the epoch's state; `_tell` continues when the device has finished.
 
-        Logged values are those of all processes, which log at the same steps; in between the first tells of its own.
+        Logged values are those of all processes, which log at the same steps; in between the first process reports its
+        own.
         """
         trainer = self.trainer
         logged, processes = trainer.logging, trainer.processes
@@ -151,7 +152,7 @@ class Reporting(Callback):
         self._asked.append(_Asked(reading, trainer.progress.step, rate, lr, logged))
 
     def _tell(self, wait: bool = False) -> None:
-        """Tell what has been read, in the order of asking; ``wait``: also what the device still has to answer."""
+        """Report the readings in the order of the requests; ``wait``: wait for those that are not finished."""
         trainer = self.trainer
         while self._asked and (wait or self._asked[0].reading.ready):
             asked = self._asked.popleft()
@@ -168,7 +169,7 @@ class Reporting(Callback):
 
 
 def overfitted(plan: Plan, train_accuracy: float, scores: Mapping[str, float]) -> str:
-    """Return a warning where training without augmentation ended far above validation, else an empty text.
+    """Return a warning if training without augmentation ended far above validation, otherwise an empty text.
 
     Far: by more than 10 points, and by more than three standard errors of the validation figure.
     """

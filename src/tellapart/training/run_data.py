@@ -40,18 +40,18 @@ class RunData:
 
     @property
     def spec(self) -> Spec:
-        """The spec; nothing in it is open after `complete`."""
+        """The spec; nothing in it is left open after `complete`."""
         return self.resolution.spec
 
     @property
     def weights(self) -> weights.WeightsInfo | None:
-        """What the weights say of themselves; None without any."""
+        """What the weights say about themselves; None without weights."""
         model = self.resolution.facts.model
         return model.info if model else None
 
     @property
     def unused_range(self) -> str:
-        """A warning: the images use a small part of the numbers that their files can hold."""
+        """A warning: the images use a small part of the range that their files can hold."""
         data = self.resolution.facts.data
         if self.contract.depth == "float32" and self.weights is None:
             return ""  # dark is not lost, and the mean and deviation are measured
@@ -87,7 +87,7 @@ class RunData:
 def prepare(wanted: Spec | Resolution, samples: Samples, advance: Callable[[int], None]) -> RunData:
     """Choose what the images and the weights decide, and decode the images.
 
-    What makes it fast is chosen by `complete`, when there is a network. Raises DataError, SpecError, ModelError.
+    Options for speed are chosen by `complete`, once there is a network. Raises DataError, SpecError, ModelError.
     """
     _check_samples(samples)
     resolution = wanted if isinstance(wanted, Resolution) else Resolution(wanted)
@@ -115,7 +115,7 @@ def prepare(wanted: Spec | Resolution, samples: Samples, advance: Callable[[int]
 
 
 def _check_samples(samples: Samples) -> None:
-    """Raise DataError where there is nothing to train on."""
+    """Raise DataError if there is nothing to train on."""
     if len(samples.classes) < 2:
         raise DataError(
             f"{samples.root or samples.name} has only the class {samples.classes[0]!r}; training needs two."
@@ -137,7 +137,7 @@ _Read = tuple[ImageSet, list[decoded.Bad]]
 def _decoded_training(
     samples: Samples, spec: Spec, contract: Preprocessing, advance: Callable[[int], None]
 ) -> _Read:
-    """Return the training images as augmentation wants them, and the bad ones. Raises DataError where all are."""
+    """Return the training images as augmentation needs them, and the bad ones. Raises DataError if all are bad."""
     decode = _evaluated(contract, spec, advance)
     if needs_large_source(spec.augment):
         reduced = spec.input.decode != "full"
@@ -155,7 +155,7 @@ def _decoded_training(
 def _evaluated(
     contract: Preprocessing, spec: Spec, advance: Callable[[int], None]
 ) -> Callable[[Samples], _Read]:
-    """Return what decodes images exactly as the contract makes them."""
+    """Return a function that decodes images exactly by the contract."""
     return lambda part: decoded.evaluation_images(part, contract, spec.data, advance)
 
 

@@ -1,7 +1,7 @@
-"""Running sums of an epoch and of the time since the last logged line: loss, what the task reports, images.
+"""Running metrics of an epoch and since the last logged line: sums of the loss, the task's metrics, images.
 
-On the CPU they are plain numbers; on other devices they stay there until somebody asks, and on CUDA an answer is on its
-way while the steps go on, so that no step waits for the device. Knows nothing of what is done with them.
+On the CPU they are plain numbers; on other devices they stay there until they are read, and on CUDA they are copied
+while the steps continue, so that no step waits for the device. Knows nothing of what is done with them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Sums = list[float]
 class Reading:
     """Sums as they were at a step, float64 [2 * n + 1]: n of the epoch, n of the window, and the gradient's norm.
 
-    ``done`` tells when they have arrived; None: they have.
+    ``done`` is the event of their arrival; None: they have arrived.
     """
 
     values: torch.Tensor
@@ -31,7 +31,7 @@ class Reading:
         return self.done is None or bool(self.done.query())
 
     def read(self) -> tuple[Sums, Sums, float]:
-        """Return the sums of the epoch and of the window, and the gradient's norm, NaN where there is none."""
+        """Return the sums of the epoch and of the window, and the gradient's norm, NaN if there is none."""
         if self.done is not None:
             self.done.synchronize()
         values = self.values.tolist()
@@ -40,9 +40,9 @@ class Reading:
 
 
 class RunningMetrics:
-    """Sums of (loss, each of the named metrics, images): ``epoch`` and ``window``, which ``read`` gives as lists.
+    """Sums of (loss, each of the named metrics, images): ``epoch`` and ``window``, which ``read`` returns as lists.
 
-    ``epoch``, ``window``: what to begin with; empty: zeros.
+    ``epoch``, ``window``: initial values; empty: zeros.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RunningMetrics:
             self._tensor = torch.tensor(self._lists, dtype=dtype).to(device)
 
     def add(self, loss: torch.Tensor, metrics: Mapping[str, torch.Tensor], seen: int) -> bool:
-        """Add a step's sums, scalars and a count; return False where the loss is known not to be finite."""
+        """Add a step's sums, scalars and a count; return False if the loss is known not to be finite."""
         if not self._on_cpu:
             step = torch.stack([loss, *(metrics[name] for name in self.names), loss.new_full((), seen)])
             self._tensor += step.to(self._tensor.dtype)
@@ -82,7 +82,8 @@ class RunningMetrics:
     ) -> Reading:
         """Begin to read the sums as they are now, and a gradient's norm, a scalar on the device or None.
 
-        ``total``: what adds up a tensor over all processes, in place; it is given the sums. Each process has to ask.
+        ``total``: a function that adds up a tensor over all processes, in place; it is called on the sums in each
+        process.
         """
         if self._on_cpu:
             measured = math.nan if norm is None else float(norm)

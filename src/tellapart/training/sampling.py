@@ -24,13 +24,13 @@ def epoch_order(labels: npt.NDArray[np.int64], mode: str, seed: int, epoch: int)
         every image once.
     oversample
         as many of every class as the largest has: each image of a class of n appears floor(largest / n)
-        times, and a random part of them once more.
+        times, and a random subset of them once more.
     undersample
         as many of every class as the smallest has, drawn without repetition, anew each epoch.
     weighted
         N draws with repetition, every class equally likely and every image of a class too.
 
-    Classes without an image play no part. Memory is O(N + length). The numbers come from numpy's Philox with
+    Classes without an image are ignored. Memory is O(N + length). The numbers come from numpy's Philox with
     the key (seed, epoch), so that no two pairs share a stream. ``seed`` counts modulo 2**64; ``epoch`` is at
     least 0. Raises SpecError for an unknown mode.
     """
@@ -45,7 +45,7 @@ def epoch_length(labels: npt.NDArray[np.int64], mode: str) -> int:
 
 
 class _Classes:
-    """The images of each class that has some, as ranges of one array."""
+    """The images of each class that is not empty, as ranges of one array."""
 
     def __init__(self, labels: npt.NDArray[np.int64]) -> None:
         self.labels = np.asarray(labels, dtype=np.int64)
@@ -65,7 +65,7 @@ def _shuffle(classes: _Classes, rng: np.random.Generator) -> Order:
 
 
 def _balance(classes: _Classes, rng: np.random.Generator, size: int) -> Order:
-    """Return ``size`` images of every class, repeated as evenly as can be, shuffled."""
+    """Return ``size`` images of every class, repeated as evenly as possible, shuffled."""
     members, counts = classes.members()
     parts = []
     for group in np.split(members, np.cumsum(counts)[:-1]):

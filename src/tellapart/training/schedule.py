@@ -15,12 +15,12 @@ from tellapart import references
 from tellapart.errors import SpecError
 from tellapart.spec import TrainingSpec
 
-# one-cycle, as Smith and Topin 2018 ("Super-Convergence") in the form of torch's OneCycleLR: the part of the
-# steps that rises, the first learning rate as a part of the highest, and the last as a part of the first.
+# one-cycle (Smith and Topin 2018, "Super-Convergence") in the form of torch's OneCycleLR: the fraction of the
+# steps that rise, the first learning rate as a fraction of the highest, and the last as a fraction of the first.
 CYCLE_RISE = 0.3
 CYCLE_START = 1 / 25
 CYCLE_END = 1e-4
-# plateau, as torch's ReduceLROnPlateau: a loss counts as better when it is below the best by this part of it.
+# plateau, as torch's ReduceLROnPlateau: a loss counts as better if it is below the best by this fraction of it.
 PLATEAU_THRESHOLD = 1e-4
 
 # (epoch, steps since the warm-up's end) -> factor
@@ -33,16 +33,16 @@ class Schedule:
     ``factor(step)`` is for the step that is about to be taken; the first is 0. Steps past the end keep the
     last value. The schedule and the warm-up are multiplied:
 
-    - the warm-up rises in a straight line over ``warmup_epochs * steps_per_epoch`` steps W (rounded), from
+    - the warm-up rises linearly over ``warmup_epochs * steps_per_epoch`` steps W (rounded), from
       1 / (W + 1) at step 0 to 1 at step W;
-    - linear, cosine and one-cycle begin after the warm-up and take the remaining steps (during it they stand at their
-      first value, so one-cycle's warm-up ends at 1/25);
+    - linear, cosine and one-cycle begin after the warm-up and take the remaining steps (during it they keep their first
+      value, so one-cycle's warm-up ends at 1/25);
     - step, multi-step and plateau count epochs from the run's beginning, warm-up or not.
 
     constant, step, multi-step, cosine and plateau are torch's StepLR, MultiStepLR, CosineAnnealingLR
     (Loshchilov and Hutter 2017, without restarts) and ReduceLROnPlateau; one-cycle is OneCycleLR with its
-    defaults, except that momentum stays as it is. Raises SpecError where the warm-up leaves no step, or
-    plateau's gamma does not lower anything.
+    defaults, except that momentum stays as it is. Raises SpecError if the warm-up leaves no step, or plateau's gamma
+    does not lower anything.
     """
 
     def __init__(self, spec: TrainingSpec, steps_per_epoch: int, epochs: int) -> None:
@@ -67,10 +67,9 @@ class Schedule:
         return value * (step + 1) / (self.warmup + 1) if step < self.warmup else value
 
     def observe(self, epoch: int, val_loss: float) -> None:
-        """Tell the validation loss of ``epoch`` (0 is the first) at its end; only ``plateau`` listens.
+        """Report the validation loss of ``epoch`` (0 is the first) at its end; only ``plateau`` uses it.
 
-        An epoch that was told before is passed over, so a resumed run may tell it again. A loss that is not a
-        number counts as not better.
+        An epoch that was reported before is ignored, so a resumed run may report it again. NaN counts as not better.
         """
         if self._plateau is not None:
             self._plateau.observe(epoch, val_loss)
@@ -155,7 +154,7 @@ def _between(start: float, end: float, part: float) -> float:
 
 
 def _own(spec: TrainingSpec, steps: int) -> Shape:
-    """One's own function of (step, steps), both counted from the warm-up's end. Raises SpecError."""
+    """The user's own function of (step, steps), both counted from the warm-up's end. Raises SpecError."""
     name = spec.schedule
     function = references.load(name, "schedule", f"A run with the schedule {name}")
 

@@ -1,6 +1,6 @@
-"""The named sections of a step, for whoever wants to measure them: nothing but a call where nobody listens.
+"""The named sections of a step, for measuring them: without a listener only a function call.
 
-Knows nothing of clocks, of what a section computes, or of who listens.
+Knows nothing of clocks, of what a section computes, or of the listener.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _NOTHING = contextlib.nullcontext()
 
 
 class Sections:
-    """What the loop, the step and the task enter: ``with sections("forward"): ...``.
+    """Entered by the loop, the step and the task: ``with sections("forward"): ...``.
 
-    ``listener`` is given each section's name and returns the context in which it runs; None: nobody listens.
+    ``listener`` is given each section's name and returns the context in which it runs; None: there is no listener.
     """
 
     listener: Listener | None = None

@@ -39,13 +39,15 @@ from tellapart.training.validation import resident, validator
 # Below this work for a step, oneDNN's fixed cost for each call outweighs its speed (batches of 4 in the
 # tutorials' network: 5 million; plain kernels are 1.4 times faster there, and 4 times slower at batches of 16).
 PLAIN_KERNELS_FLOPS = 10_000_000
-INITIAL_IMAGES = 5000  # for models that begin from training images (whitening): as many as the paper's
+INITIAL_IMAGES = (
+    5000  # for models that are initialised from training images (whitening): as many as in the paper
+)
 
 
 def complete(
     prepared: RunData, model: torch.nn.Module, processes: Processes, measured: Iterable[Choice] = ()
 ) -> RunData:
-    """Choose what is open for speed, as ``measured`` or by the device, which is the last choice of a run."""
+    """Choose what is open for speed, as ``measured`` or by the device; this is the last choice of a run."""
     labels, training = prepared.train.samples.labels, prepared.spec.training
     images = sampling.epoch_length(labels, training.sampling)
     device = DeviceFacts(processes.device.type, images, lambda: flops(prepared, model))
@@ -88,7 +90,7 @@ def build_model(prepared: RunData) -> tuple[torch.nn.Module, zoo.Architecture, w
 
 
 def initial_images(prepared: RunData, count: int | None = None) -> torch.Tensor:
-    """Return training images for a model that begins from some: float32 [n, C, height, width], normalised.
+    """Return training images for a model that is initialised from some: float32 [n, C, height, width], normalised.
 
     At most ``count``; None: INITIAL_IMAGES. Which ones is a function of the seed, so that a resumed run and every
     process see the same.
@@ -141,7 +143,7 @@ def _of_one_label(
         criterion.to(device)
     own = own_metrics.build(spec.training.metrics, task.score_names)
     labels = np.arange(2 * len(counts)) % len(counts)
-    own_metrics.measure(own, labels, np.sort(labels))  # what they cannot do is told before training
+    own_metrics.measure(own, labels, np.sort(labels))  # so that unusable metrics are reported before training
     return task.with_metrics(own)
 
 
@@ -153,7 +155,7 @@ def plan(
 ) -> Plan:
     """Return what the loop runs; the spec is `complete`. Raises SpecError, ModelError.
 
-    ``make_task``: what makes the task, for one that is none of ours.
+    ``make_task``: a function that makes the task, for a task that is not tellapart's.
     """
     if not prepared.resolution.complete:
         raise RuntimeError("the spec is not complete: call setup.complete before setup.plan")
@@ -188,7 +190,7 @@ def plan(
 
 @dataclass(frozen=True)
 class _Layout:
-    """How images and convolutions lie in memory, and whether torch's plain kernels compute them."""
+    """The memory layout of images and convolutions, and whether torch's plain kernels compute them."""
 
     channels_last: bool
     plain_kernels: bool
@@ -197,7 +199,7 @@ class _Layout:
 def _placed(
     prepared: RunData, model: torch.nn.Module, processes: Processes
 ) -> tuple[torch.nn.Module, _Layout]:
-    """Put the network onto the device, in the order of memory that suits it."""
+    """Put the network onto the device, in the memory format that suits it."""
     spec, device = prepared.spec, processes.device
     work = flops(prepared, model) * spec.training.batch_size if device.type == "cpu" else 0
     plain = device.type == "cpu" and work < PLAIN_KERNELS_FLOPS
@@ -212,12 +214,12 @@ def _placed(
 
 
 def _blocks(spec: Spec, model: torch.nn.Module) -> list[list[str]]:
-    """Return the network's blocks, from the first layers on. Raises SpecError where none would train."""
+    """Return the network's blocks, from the first layers on. Raises SpecError if none would train."""
     blocks = heads.blocks(model)
     if spec.model.freeze_blocks >= len(blocks):
         raise SpecError(
-            f"model.freeze_blocks is {spec.model.freeze_blocks}; {spec.model.name} has {len(blocks)} blocks, of "
-            "which one at least must train."
+            f"model.freeze_blocks is {spec.model.freeze_blocks}; {spec.model.name} has {len(blocks)} blocks, "
+            "of which at least one must train."
         )
     return blocks
 
@@ -225,8 +227,8 @@ def _blocks(spec: Spec, model: torch.nn.Module) -> list[list[str]]:
 def _images_per_epoch(prepared: RunData, model: torch.nn.Module) -> int:
     """Return the images of an epoch.
 
-    A batch norm learns nothing from one image, or refuses it: where the last batch would be one, another is left out in
-    each epoch.
+    A batch norm learns nothing from one image, or refuses it: if the last batch would be a single image, one image is
+    left out, another in each epoch.
     """
     training = prepared.spec.training
     count = sampling.epoch_length(prepared.train.samples.labels, training.sampling)
@@ -235,7 +237,7 @@ def _images_per_epoch(prepared: RunData, model: torch.nn.Module) -> int:
 
 
 def _check(prepared: RunData, model: torch.nn.Module) -> None:
-    """Refuse what methods of training cannot do with this spec. Raises SpecError."""
+    """Refuse options that the chosen training methods do not support. Raises SpecError."""
     spec, contract = prepared.spec, prepared.contract
     progressive.check(spec.training, contract.size, model, contract.channels)
     infobatch.check(spec.training, spec.augment)
@@ -251,7 +253,7 @@ def _weighted_counts(prepared: RunData) -> npt.NDArray[np.int64]:
 def _optimizer(
     prepared: RunData, model: torch.nn.Module, blocks: list[list[str]], task: Task, steps: int
 ) -> torch.optim.Optimizer:
-    """Return the optimizer; hang on the network what rounds its weights, and on both what holds zeros."""
+    """Return the optimizer; attach the hooks that round the network's weights and those that keep zeros."""
     spec, training = prepared.spec, prepared.spec.training
     groups = optim.parameter_groups(
         model,
@@ -274,7 +276,7 @@ def _optimizer(
 def _validation(
     prepared: RunData, processes: Processes, channels_last: bool, task: Task
 ) -> Callable[[torch.nn.Module], dict[str, float]] | None:
-    """Return what measures the network on the val split; None where there is none."""
+    """Return a function that measures the network on the val split; None if there is none."""
 
     def inputs(batch_NHWC: torch.Tensor) -> torch.Tensor:
         return normalise(put(batch_NHWC, processes.device), prepared.contract, channels_last)
@@ -283,7 +285,7 @@ def _validation(
 
 
 def _can_replay(spec: Spec, processes: Processes) -> bool:
-    """Return whether whole steps can be CUDA graphs: one part, one process, nothing that looks into the network."""
+    """Return whether whole steps can be CUDA graphs: one micro-batch, one process, no hooks inside the network."""
     training = spec.training
     whole = training.accumulate == 1 and processes.world == 1 and training.precision != "fp16"
     plain = not spec.distill.teacher and training.quantize == "none"

@@ -1,6 +1,6 @@
 """Stages of training: which parameters train in an epoch, on what, and what wraps the network.
 
-What an epoch's stage is follows from the epoch alone, so that resuming is exact. Knows nothing of steps.
+An epoch's stage follows from the epoch alone, so that resuming is exact. Knows nothing of steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tellapart.training.step import Plan, Way
 
 @dataclass(frozen=True)
 class Stage:
-    """How many blocks train, counted from the head, and which of their parameters do not any more."""
+    """How many blocks train, counted from the head, and which of their parameters no longer do."""
 
     depth: int
     frozen: tuple[str, ...]
@@ -52,12 +52,12 @@ def stage_of(plan: Plan, epoch: int) -> Stage:
 
 
 def freeze(plan: Plan, stage: Stage) -> None:
-    """Let the stage's parameters require a gradient, and no others."""
+    """Make only the stage's parameters require a gradient."""
     heads.set_trainable(plan.model, plan.blocks, stage.depth, stage.frozen)
 
 
 def way_of(plan: Plan, stage: Stage) -> Way:
-    """Return what the stage runs: the head on features where that is possible (they are computed here), else all."""
+    """Return what the stage runs: the head on features if possible (they are computed here), otherwise everything."""
     if stage.depth == 1 and plan.on_features:
         return plan.on_features()
     return plan.whole

@@ -1,6 +1,6 @@
-"""One step: gradients of a batch, in as small parts as memory wants, and an update of the weights.
+"""One step: gradients of a batch, in micro-batches as small as memory requires, and an update of the weights.
 
-What is random in a step is a function of the seed and the step's number. Knows nothing of epochs, schedules,
+Everything random in a step is a function of the seed and the step's number. Knows nothing of epochs, schedules,
 validation or checkpoints.
 """
 
@@ -37,8 +37,8 @@ class Way:
     """What a stage of training runs: the whole network on images, or its head on features.
 
     ``model`` turns what ``task`` makes of ``train`` into logits; ``validate`` measures it. ``known``
-    returns the logits of the validation images by a network of the same architecture, float32 [N, K] on the CPU,
-    where they are to be had without running it, else None.
+    returns a network's logits for the validation images, float32 [N, K] on the CPU, if they are available without
+    running it, otherwise None.
     """
 
     model: torch.nn.Module
@@ -50,10 +50,10 @@ class Way:
 
 @dataclass
 class Plan:
-    """All that training needs, put together by ``setup``.
+    """Everything that training needs, put together by ``setup``.
 
-    ``on_features``, where it is there, gives the shorter way to train the head alone; called only when such a stage
-    begins, for it may have to compute the features. ``callbacks`` are those that the spec asks for.
+    ``on_features``, if it is set, returns the faster way to train the head alone; it is called only when that stage
+    begins, because it may have to compute the features. ``callbacks`` are those that the spec asks for.
     """
 
     spec: Spec
@@ -89,7 +89,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A step's sums over this process's images, scalars on the device, and the gradient's norm, one too, or None.
+    """A step's sums over this process's images, and the gradient's norm or None, all scalars on the device.
 
     metrics: what the task reports, by name; losses: each image's, float32 [B] on the device.
     """
@@ -101,7 +101,7 @@ class Outcome:
 
 
 class _Sums(NamedTuple):
-    """What `Outcome` says of some images, the metrics in the order of the task's names."""
+    """The sums of `Outcome` for some of the images, the metrics in the order of the task's names."""
 
     loss: torch.Tensor
     metrics: tuple[torch.Tensor, ...]
@@ -136,17 +136,19 @@ class Stepper:
         self._buffers = [*plan.model.buffers(), *self._own_buffers]
         self._kept = [buffer.clone() for buffer in self._buffers]
         self._amp = AMP_DTYPES[self.training.precision]
-        self.graphs: Graphs | None = None  # what replays steps in one part, where that is wanted
+        self.graphs: Graphs | None = None  # replays steps that are one micro-batch, if wanted
 
     def take(self, batch: RawBatch, step: int, measure: bool) -> Outcome:
         """Compute the batch's gradients and update the weights; with ``measure`` the gradient's norm too.
 
-        Where memory does not suffice the micro-batch is halved and the step begun anew. Raises TrainingError
-        where that cannot help, FloatingPointError (before the update) where the loss is seen not to be finite.
+        If memory runs out, the micro-batch is halved and the step is started again. Raises TrainingError if that cannot
+        help, FloatingPointError (before the update) if the loss is seen not to be finite.
         """
-        if self._own_buffers:
+        if self._own_buffers:  # such as a queue, which every process would otherwise fill differently
             self.processes.share(self._own_buffers)
-        if self._buffers:
+        if (
+            self._buffers
+        ):  # batch norms change their statistics in the forward pass, so an attempt needs a copy
             torch._foreach_copy_(self._kept, self._buffers)
         while True:
             try:
@@ -156,10 +158,10 @@ class Stepper:
                 if not is_out_of_memory(error):
                     raise
                 problem = str(error)
-            self._halve(problem)  # outside of the handler, whose traceback holds the step's tensors
+            self._halve(problem)  # outside the handler, whose traceback keeps the step's tensors alive
             if self._buffers:  # a failed attempt may have moved batch norms' statistics
                 torch._foreach_copy_(self._buffers, self._kept)
-        # On the CPU looking costs nothing, and ruined weights are never made; a GPU is not waited for (see the loop).
+        # On the CPU the check is free and prevents ruined weights; on a GPU it would wait, so the loop checks later.
         if sums.loss.device.type == "cpu" and not math.isfinite(sums.loss.item()):
             raise FloatingPointError
         with self.sections("optimizer"):
@@ -169,6 +171,8 @@ class Stepper:
 
     def _gradients(self, batch: RawBatch, step: int) -> _Sums:
         """Add up the gradients of the mean loss over the global batch."""
+        # Augmentation is drawn alike in all processes, for the global batch (stream 0); dropout differs by process.
+        # Seeding here, in each attempt, makes a step that is started again draw the same numbers.
         seed = self.plan.spec.seed
         self._generator.manual_seed(step_seed(seed, step, 0))
         seed_device(self.processes.device, step_seed(seed, step, 1 + self.processes.rank))
@@ -188,19 +192,20 @@ class Stepper:
         return _Sums(torch.stack(totals).sum(), added, torch.cat(losses))
 
     def _part(self, part: Batch, batch: RawBatch, start: int, last: bool) -> _Sums:
-        # A replay leaves the gradients of its own images alone, so only of steps in one part.
+        # A replay overwrites gradients instead of adding to them, so it is only for steps of one micro-batch.
         whole = start == 0 and last and batch.count == self.training.batch_size
         if self.graphs is not None and whole and batch.weights is None and not self._own:
             return self._replayed(self.graphs, part)
-        # DistributedDataParallel averages over the processes; what is wanted is the mean over the global batch.
+        # DistributedDataParallel averages over the processes, but the loss is the mean over the global batch.
         weight = self.processes.world / batch.count
+        # The processes exchange gradients once for each step, with its last micro-batch.
         with self._no_sync() if not last else _NOTHING, self._autocast():
             losses, metrics = self._losses(part)
             total = losses.sum()
             counted = total
             if batch.weights is not None:
                 counted = (losses * batch.weights[start : start + len(losses)]).sum()
-            if batch.filler:  # this process has no image of the step, but the others wait for its gradients
+            if batch.filler:  # this process has no image in the step, but the others wait for its gradients
                 total, counted = total * 0, counted * 0
                 metrics = tuple(value * 0 for value in metrics)
             self._backward(counted * weight)
@@ -214,7 +219,7 @@ class Stepper:
         def work(
             images: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
         ) -> tuple[torch.Tensor, ...]:
-            # A weight cast for one pass may not be kept for another: a recording has its own memory.
+            # autocast must not reuse a cast weight of another pass: a recording has its own memory.
             with torch.autocast(
                 images.device.type, self._amp, enabled=self._amp is not None, cache_enabled=False
             ):
@@ -249,10 +254,10 @@ class Stepper:
         return losses, tuple(sums[name] for name in self.task.metrics)
 
     def _forward(self, part: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return what the task does.
+        """Return the task's result.
 
-        A batch norm over 1 x 1 maps cannot measure a lone image (the rest of a batch that is computed in parts,
-        say): for that part the batch norms use their running statistics.
+        A batch norm over 1 x 1 maps cannot measure a lone image (such as the remainder of a batch computed in
+        micro-batches): for that image the batch norms use their running statistics.
         """
         try:
             return self.task.loss(self.network, part)
@@ -270,10 +275,10 @@ class Stepper:
                 norm.train()
 
     def _update(self, measure: bool) -> torch.Tensor | None:
-        """Step the optimizer; return the gradient's norm, a scalar on the device, where ``measure`` asks for it."""
+        """Step the optimizer; return the gradient's norm, a scalar on the device, if ``measure`` is set."""
         plan, clip = self.plan, self.training.clip_norm
         norm: torch.Tensor | None = None
-        if plan.scaler and (clip or measure):
+        if plan.scaler and (clip or measure):  # norms are those of the true gradients, not of the scaled ones
             plan.scaler.unscale_(plan.optimizer)
         if clip:
             norm = torch.nn.utils.clip_grad_norm_(self._parameters, clip)
@@ -291,13 +296,13 @@ class Stepper:
         return norm if measure else None
 
     def _halve(self, error: str) -> None:
-        """Halve the micro-batch; raise TrainingError where that cannot help."""
+        """Halve the micro-batch; raise TrainingError if that cannot help."""
         smaller = halved(self.micro, error)
         if not self.task.separable:
             raise TrainingError(
                 f"Out of memory with {self.training.batch_size} images at a time. This loss compares the images of a "
-                "batch with one another, so a step cannot be computed in parts; use a smaller --training.batch-size, "
-                f"--input.size or model. ({error})"
+                "batch with one another, so a step cannot be computed in micro-batches; use a smaller "
+                f"--training.batch-size, --input.size or model. ({error})"
             )
         if self.processes.world > 1:
             raise TrainingError(
@@ -306,8 +311,8 @@ class Stepper:
             )
         if self.micro == self.first_micro:
             self.warn(
-                f"Out of memory: a step's {self.training.batch_size} images are now computed in smaller parts "
-                "(halved until they fit); the effective batch stays the same."
+                f"Out of memory: a step's {self.training.batch_size} images are now computed in smaller "
+                "micro-batches (halved until they fit); the effective batch stays the same."
             )
         self.micro = smaller
         for parameter in self._parameters:

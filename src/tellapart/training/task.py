@@ -1,8 +1,8 @@
-"""Tasks: what training is about. A task turns a raw batch into the network's inputs, and those into losses.
+"""Tasks: what is trained. A task turns a raw batch into the network's inputs, and those into losses.
 
-The loop and the step know `Task` alone. Another kind of training is another class here or elsewhere: distillation
-(`methods.distillation`) is one, contrastive learning with two views and a projection head of its own would be one.
-Knows nothing of optimizers, epochs or processes.
+The loop and the step only know `Task`. Another kind of training is another class here or elsewhere: distillation
+(`methods.distillation`) is one, contrastive learning with two views and a projection head would be another. Knows
+nothing of optimizers, epochs or processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Images = torch.Tensor | tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True)
 class Batch:
-    """What a task computes its loss of: the network's inputs, and what is known of each image.
+    """What a task computes its loss from: the network's inputs, and what is known about each image.
 
     images: float32 [B, C, H, W]; for several views of each image a tuple of such tensors, or one [V * B, C, H, W],
     in which case ``count`` says how many images there are. targets: int64 [B] or soft float32 [B, K], or None;
@@ -55,24 +55,24 @@ class Batch:
 
 
 class Task(torch.nn.Module):
-    """What is minimised, and by which figures the result is judged.
+    """What is minimised, and the figures by which the result is judged.
 
     A task may own networks, parameters and buffers: a projection head, a momentum encoder, a queue, a teacher. They
     go to the device and into checkpoints; the optimizer trains those that require a gradient; several processes
-    average these gradients and share the buffers. The network that is trained is none of them: it is given to
-    ``loss``, as it is wrapped (call it once, with all views in one batch, since processes wait for each other there).
+    average these gradients and share the buffers. The network that is trained is not one of them: it is passed to
+    ``loss``, with its wrappers (call it once, with all views in one batch, since processes wait for each other there).
     """
 
     separable = True
     """Whether an image's loss depends on that image alone, so that a batch may be computed in micro-batches."""
     on_features = False
-    """Whether a frozen backbone's features may take the place of images."""
+    """Whether a frozen backbone's features may be used instead of images."""
     metrics: tuple[str, ...] = ()
     """What ``loss`` reports besides the losses."""
     score_names: tuple[str, ...] = ()
-    """What ``scores`` reports; where empty, validation is left out."""
+    """What ``scores`` reports; if empty, there is no validation."""
     lower_is_better: frozenset[str] = frozenset({"loss"})
-    """Those among the scores of which less is better."""
+    """The scores for which lower is better."""
     not_saved: tuple[str, ...] = ()
     """Submodules that the spec names by their files, such as a teacher: neither saved nor trained."""
 
@@ -104,19 +104,19 @@ class Task(torch.nn.Module):
         return not any(name == other or name.startswith(f"{other}.") for other in self.not_saved)
 
     def own_parameters(self) -> list[torch.nn.Parameter]:
-        """Return the parameters that the task brings along."""
+        """Return the task's own parameters."""
         return [value for name, value in self.named_parameters() if self._belongs(name)]
 
     def own_buffers(self) -> list[torch.Tensor]:
-        """Return the buffers that the task brings along."""
+        """Return the task's own buffers."""
         return [value for name, value in self.named_buffers() if self._belongs(name)]
 
     def own_state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of the task."""
+        """Return the task's state for a checkpoint."""
         return {name: value for name, value in self.state_dict().items() if self._belongs(name)}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take up what ``own_state`` returned. Raises RunError where it is another task's."""
+        """Restore what ``own_state`` returned. Raises RunError if it is another task's."""
         if different := sorted(state.keys() ^ self.own_state().keys()):
             raise RunError(
                 f"The checkpoint holds another state than the task {type(self).__name__} has; what differs: "
@@ -125,14 +125,14 @@ class Task(torch.nn.Module):
         self.load_state_dict(state, strict=False)
 
     def train(self, mode: bool = True) -> Task:
-        """Set the mode, but leave what is not trained here in evaluation mode."""
+        """Set the mode, but keep what is not trained in evaluation mode."""
         super().train(mode)
         for name in self.not_saved:
             self.get_submodule(name).eval()
         return self
 
     def check(self, metric: str, accumulate: int) -> None:
-        """Raise SpecError where the spec asks for what this task does not report, or cannot be computed in parts."""
+        """Raise SpecError for a metric that this task does not report, or for micro-batches if it cannot have them."""
         if self.score_names and metric not in self.score_names:
             valid = list(self.score_names)
             hint = did_you_mean(metric, valid, meant=meant(metric, valid))
@@ -140,7 +140,7 @@ class Task(torch.nn.Module):
         if not self.separable and accumulate > 1:
             raise SpecError(
                 f"training.accumulate is {accumulate}, but this loss compares the images of a batch with one another "
-                "and is not the sum of what parts of the batch give. Use training.accumulate 1."
+                "and is not a sum over micro-batches. Use training.accumulate 1."
             )
 
 
@@ -155,7 +155,7 @@ class Labelled(Task):
         self.criterion = criterion
 
     def inputs(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
-        """See Task. MixUp and CutMix mix within one process's part of the batch, the targets as the images."""
+        """See Task. MixUp and CutMix mix within one process's slice of the batch, the targets as the images."""
         images = augmented(self.augment, batch, generator, micro)
         images, targets = self.augment.mix(images, batch.labels, generator)
         return Batch(images, targets, batch.labels)
@@ -221,7 +221,7 @@ class Classification(Labelled):
 
 
 def right(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Return how many of the logits, [B, K], have their largest value at the label, a scalar on the device."""
+    """Return how many rows of the logits, [B, K], have their largest value at the label, a scalar on the device."""
     assert batch.labels is not None
     return (logits.detach().argmax(1) == batch.labels).sum()
 

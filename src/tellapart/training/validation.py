@@ -21,7 +21,7 @@ from tellapart.training.task import Task
 
 
 def resident(images: ImageSet, spec: Spec, device: torch.device) -> ImageSet:
-    """Return the images in the memory of a GPU, where they fit and the spec allows it."""
+    """Return the images in GPU memory if they fit and the spec allows it."""
     return images.on_device(device, resident_limit(device)) if spec.speed.on_device else images
 
 
@@ -41,7 +41,7 @@ def validator(
 ) -> Callable[[torch.nn.Module], dict[str, float]] | None:
     """Return a function from a network to its validation figures, each process doing its share of the images.
 
-    ``inputs`` turns a batch as the set gives it into what the network takes, on its device.
+    ``inputs`` turns a batch of the set into the network's input, on its device.
     """
     if images is None or not task.score_names:
         return None

@@ -1,6 +1,6 @@
-"""The Python API: each command one call, which puts the stages together.
+"""The Python API: one call for each command, which puts the stages together.
 
-``tellapart.train`` and its kin are these functions; the command line calls the same ones.
+``tellapart.train`` and the others are these functions; the command line calls them too.
 """
 
 from __future__ import annotations

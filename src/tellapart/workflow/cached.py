@@ -1,4 +1,4 @@
-"""The cache folder: what lies in it, and clearing it."""
+"""The cache folder: its contents, and clearing it."""
 
 from __future__ import annotations
 

@@ -47,7 +47,9 @@ def cases_of(
         base = DataSpec(val_fraction=0.0, test_fraction=0.0)
         return _of_source(update(base, dict(changes)), card, split, count, console, objects)
     if not runs.is_run(found.parent):
-        console.warn(f"{found} is in no run folder, so its images are not known; give them with --data DATA.")
+        console.warn(
+            f"{found} is not in a run folder, so its images are not known; give them with --data DATA."
+        )
         return made_up()
     spec = update(runs.read_spec(found.parent / runs.SPEC_FILE).data, dict(changes))
     try:
@@ -68,7 +70,7 @@ def _of_source(
     samples = with_classes(open_data(spec, objects, console, lambda note: None), card.classes)
     if samples.targets is not None and not card.several:
         raise DataError(
-            f"Images of {spec.source} can have several labels, and the model tells one of each. --data.labels single "
+            f"Images of {spec.source} can have several labels, and the model gives one for each. --data.labels single "
             "leaves out those with several."
         )
     present = set(samples.splits.tolist())
@@ -101,7 +103,7 @@ def _same(content: bytes | Pixels) -> bytes | Pixels:
 
 
 def _only(samples: Samples, rows: Any) -> Samples:
-    """Return the table of some rows, and of their pixels alone: another process gets it."""
+    """Return the table of only some rows and their pixels, to be sent to another process."""
     chosen = samples.select(rows)
     if chosen.pixels is None:
         return chosen
@@ -110,11 +112,11 @@ def _only(samples: Samples, rows: Any) -> Samples:
 
 
 def stratified(labels: Any, count: int, seed: int = 0) -> Any:
-    """Return the rows of at most ``count`` samples, of each class alike as far as there are any: int64, sorted."""
+    """Return the rows of at most ``count`` samples, evenly from the classes as far as they go: int64, sorted."""
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(labels))
     place: dict[int, int] = {}
-    ranks = np.empty(len(labels), np.int64)  # the how-manieth of its class a sample is
+    ranks = np.empty(len(labels), np.int64)  # each sample's index within its class
     for row in shuffled:
         label = int(labels[row])
         ranks[row] = place[label] = place.get(label, -1) + 1

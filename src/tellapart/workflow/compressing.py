@@ -1,4 +1,4 @@
-"""Compression: a trained model in, smaller and faster ones out, and one table that compares them all."""
+"""Compression: a trained model in, smaller and faster ones out, and a table that compares them all."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def compress(
         subject = open_subject(path, objects, source, changes, spec, console)
     own = own_code.opened(subject.file, subject.card.architecture.name, trust, model, subject.spec, loss)
     with own, runs.alone(folder):
-        _new_folder(out)  # another may have filled it in the meantime
+        _new_folder(out)  # another process may have filled it in the meantime
         work = _Work(subject, folder, options, quiet)
         candidates = [work.base()]
         for name in dict.fromkeys(methods):
@@ -180,7 +180,7 @@ def _new_folder(out: str | os.PathLike[str]) -> Path:
 
 
 class _Work:
-    """The methods, each of which leaves files below the folder and returns candidates."""
+    """The methods, each of which writes files below the folder and returns candidates."""
 
     def __init__(self, subject: Subject, folder: Path, options: Options, quiet: bool) -> None:
         self.subject, self.folder, self.options, self.quiet = subject, folder, options, quiet
@@ -207,13 +207,13 @@ class _Work:
         )
 
     def quantise(self) -> list[Candidate]:
-        """Write the model's exports in float, and INT8 files made of them."""
+        """Write the model's exports in float, and INT8 files made from them."""
         new = self._floats()
         return new + self._int8(self.subject, self.floats or [], "int8")
 
     def train_quantised(self) -> list[Candidate]:
-        """Fine-tune with the rounding of INT8, and write INT8 files of the result."""
-        new = self._floats()  # what size, speed and drop are compared with
+        """Fine-tune with the rounding of INT8, and write INT8 files from the result."""
+        new = self._floats()  # the reference for size, speed and drop
         file = self._train(self.folder / "qat", {"training.quantize": "int8"})
         subject = dataclasses.replace(self.subject, file=file, card=artifact.read_card(file))
         place = self.folder / "exports" / "qat"
@@ -221,7 +221,7 @@ class _Work:
         return new + self._int8(subject, floats, "qat")
 
     def _floats(self) -> list[Candidate]:
-        """Return the model's exports in float, the first time."""
+        """Write the model's exports in float on the first call, and return them."""
         if self.floats is not None or not self.options.runtimes:
             return []
         place, both = self.folder / "exports" / BASE, ("fp32", "fp16")
@@ -253,7 +253,7 @@ class _Work:
         return found
 
     def prune(self) -> list[Candidate]:
-        """Take channels away in rounds with fine-tuning between, through the ratios from small to large."""
+        """Remove channels in rounds with fine-tuning in between, for the ratios from small to large."""
         found, current, kept = self._floats(), self.subject.file, 1.0
         for ratio in sorted(set(self.options.ratios)):
             name = f"prune-{100 * ratio:g}"
@@ -267,7 +267,7 @@ class _Work:
         return found
 
     def _prune_once(self, source: Path, left: float, place: Path) -> Path:
-        """Prune to the part ``left`` of the operations, fine-tune into the run folder ``place``; return the file."""
+        """Prune to the share ``left`` of the operations, fine-tune into the run folder ``place``; return the file."""
         model = artifact.open_model(source).model
         flops = channels.cost(model, self.subject.example()).flops
         ratio = 1 - left * self.cost.flops / flops
@@ -303,7 +303,7 @@ class _Work:
         return found
 
     def distil(self) -> list[Candidate]:
-        """Train a smaller network to follow the model's answers; and by the labels alone, where that is wanted."""
+        """Train a smaller network to follow the model's answers, and if wanted also from the labels alone."""
         found = self._floats()
         canonical, tag = zoo.split_tag(self.options.student)
         bare = canonical.rpartition("/")[2]
@@ -322,7 +322,7 @@ class _Work:
         return found
 
     def _start(self, name: str, model: torch.nn.Module, architecture: Architecture) -> Path:
-        """Write the weights that a fine-tuning begins with; its run needs them to be resumed."""
+        """Write the initial weights of a fine-tuning; its run needs them to be resumed."""
         file = self.folder / "starts" / f"{name}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
         card = dataclasses.replace(self.subject.card, architecture=architecture, scores={}, calibration={})
@@ -337,16 +337,14 @@ class _Work:
         changes = {**changes, "training.epochs": epochs, "run.dir": str(place)}
         result = train(self.subject.objects, spec=update(spec, changes), quiet=self.quiet)
         if result.interrupted:
-            text = (
-                f"Interrupted. Results so far: {self.folder}; to finish this part: tellapart resume {place}"
-            )
+            text = f"Interrupted. Results so far: {self.folder}; to finish this run: tellapart resume {place}"
             raise Stopped(result.signal or signal.SIGINT, text)
         return result.artifact
 
     def _candidates(
         self, name: str, method: str, file: Path, note: str = "", facts: dict[str, Any] | None = None
     ) -> list[Candidate]:
-        """Return an artifact as a candidate, and its ONNX file, which is what would be shipped."""
+        """Return candidates for an artifact and its ONNX file, which is what would be shipped."""
         cost = channels.cost(artifact.open_model(file).model, self.subject.example())
         known: dict[str, Any] = {"parameters": cost.parameters, "flops": cost.flops, "facts": facts or {}}
         found = [Candidate(name, method, file, BASE, note=note, **known)]

@@ -1,4 +1,4 @@
-"""The images of a table as a backend's own code decodes and sizes them, from the files' bytes."""
+"""The images of a table as a backend's own code decodes and resizes them, from the files' bytes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Read:
 
 
 def content_of(samples: Samples, row: int, contract: Preprocessing, max_pixels: int) -> bytes | Pixels:
-    """Return an image's bytes, or its pixels where the source has pixels or a box. Raises OSError, BadImage."""
+    """Return an image's bytes, or its pixels if the source has pixels or a box. Raises OSError, BadImage."""
     content = samples.read(row)
     if samples.boxes is None or np.isnan(samples.boxes[row]).any():
         return content

@@ -146,7 +146,7 @@ def export(
         used = stack.enter_context(_threads(threads))
         cases = cases_of(found, card, objects, {**source, **data_changes}, split, images, console)
         stack.enter_context(runs.alone(folder))
-        _refuse_existing(folder, wanted)  # what another wrote in the meantime
+        _refuse_existing(folder, wanted)  # what another process wrote in the meantime
         files.sweep(folder, files.EARLIER_EXPORTS)
         return _Work(os.fspath(path), found, folder, cases, used, device, console).run(wanted)
 
@@ -184,16 +184,16 @@ def _check_depth(card: Card, wanted: Sequence[tuple[Exporter, Options]]) -> None
 
 
 def _check_opset(name: str, opset: int) -> None:
-    """Raise SpecError where a format has no choice of opset, or not this one."""
+    """Raise SpecError if a format has no choice of opset, or not this one."""
     if name != "onnx":
-        raise SpecError(f"--opset is for onnx; {name} has none to choose.")
+        raise SpecError(f"--opset is for onnx; {name} has no choice of opset.")
     highest = packages.require("onnx", "onnx", "Export to ONNX").defs.onnx_opset_version()
     if not LOWEST_OPSET <= opset <= highest:
         raise SpecError(f"--opset is {opset}; valid are {LOWEST_OPSET} to {highest} here.")
 
 
 def _refuse_existing(folder: Path, wanted: Sequence[tuple[Exporter, Options]]) -> None:
-    """Raise ArtifactError where something would be overwritten."""
+    """Raise ArtifactError if something would be overwritten."""
     names = [entry.file_name(options) for entry, options in wanted]
     for name in (*names, *(name + REJECTED for name in names), PARITY, PAGE):
         if os.path.lexists(folder / name):
@@ -204,7 +204,7 @@ def _refuse_existing(folder: Path, wanted: Sequence[tuple[Exporter, Options]]) -
 
 @contextlib.contextmanager
 def _threads(wanted: int) -> Iterator[int]:
-    """Let torch compute with so many threads inside (0: as before); give the number."""
+    """Within this context torch computes with this many threads (0: as before); yields the number."""
     before = torch.get_num_threads()
     torch.set_num_threads(wanted or before)
     try:
@@ -237,7 +237,7 @@ class _Work:
                 failed = (str(error),)
                 name = entry.file_name(options)
                 results.append(([], Uncompared(entry.name, options.precision, name, failed, written=False)))
-            if len(errors) < len(results):  # also what comes before a format that takes hours, or Ctrl-C
+            if len(errors) < len(results):  # after each format, before one that takes hours, or Ctrl-C
                 self._write_comparisons([one for _, one in results])
         if len(errors) == len(wanted):
             raise errors[0]
@@ -269,7 +269,7 @@ class _Work:
         return targets, outcome
 
     def _write_comparisons(self, parities: Sequence[Parity | Uncompared]) -> None:
-        """Write ``parity.json`` and the page, over those of before."""
+        """Write ``parity.json`` and the page, replacing earlier ones."""
         content = {
             "model": self.model,
             "tellapart": tellapart.__version__,
@@ -280,7 +280,7 @@ class _Work:
 
 
 def _examples(cases: Cases, card: Card, precision: str) -> Pixels | None:
-    """Return the images by which a file in fp16 is made, as the contract has them; None where none are needed."""
+    """Return the images needed to make a file in fp16, preprocessed by the contract; None if none are needed."""
     if precision != "fp16":
         return None
     found = []

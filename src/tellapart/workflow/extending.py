@@ -1,8 +1,8 @@
-"""What may be changed when a run goes on, and how one goes on past its end.
+"""What may be changed when a run is resumed, and how one continues past its end.
 
-The steps of a run are functions of its spec. One that goes on with another number of epochs is from there on what a
-run of that many epochs would be at that place: the learning rate, and all that happens after a part of the epochs.
-Knows nothing of how a run goes on otherwise.
+The steps of a run are functions of its spec. A run that is resumed with another number of epochs is from there on what
+a run of that many epochs would be at that point: the learning rate, and everything that happens after a fraction of the
+epochs. Knows nothing of resuming otherwise.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ MAY_CHANGE = (
 )
 _KEPT = re.compile(r"spec-(\d+)\.yaml")
 _REASONS = {
-    "data": "the images, and what is validation and test, must stay what they were",
-    "input": "the model is made for images that are prepared as before",
-    "model": "the checkpoint holds that very network",
+    "data": "the images and their splits must stay the same",
+    "input": "the model is trained on images that are prepared as before",
+    "model": "the checkpoint contains exactly that network",
     "seed": "the order of the images and everything random follow from it",
-    "speed": "what was chosen at the beginning keeps a resumed run what it was",
+    "speed": "a resumed run must keep what was chosen at its beginning",
     "run": "the run stays in its folder",
 }
-_TRAINING = "the steps so far were taken with the value that it has"
+_TRAINING = "the steps so far were taken with the present value"
 
 
 def changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:
-    """Return a run's spec with ``changes`` over it. Raises SpecError for what cannot be changed any more."""
+    """Return a run's spec with ``changes`` applied. Raises SpecError for what can no longer be changed."""
     made = update(spec, changes)
     before = flatten(spec)
     for name, value in flatten(made).items():
@@ -51,18 +51,18 @@ def changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:
 
 
 def refuse(name: str) -> None:
-    """Raise SpecError where a field, by its dotted name, cannot be changed when a run goes on."""
+    """Raise SpecError if a field, by its dotted name, cannot be changed when a run is resumed."""
     if name in MAY_CHANGE:
         return
     reason = _REASONS.get(name.partition(".")[0], _TRAINING)
     raise SpecError(
-        f"{name} cannot be changed when a run goes on: {reason}. What can be: {', '.join(MAY_CHANGE)}. To start "
+        f"{name} cannot be changed when a run is resumed: {reason}. What can be: {', '.join(MAY_CHANGE)}. To start "
         "another run from this one's weights: tellapart train --model.weights RUN"
     )
 
 
 def check(before: Spec, now: Spec, content: Mapping[str, Any] | None) -> None:
-    """Raise SpecError where a run is to end before the place where it is. ``content``: its checkpoint."""
+    """Raise SpecError if a run is to end before the point that it has reached. ``content``: its checkpoint."""
     epochs = now.training.epochs
     if content is None or epochs == before.training.epochs:
         return
@@ -87,9 +87,9 @@ def _earlier(folder: Path) -> list[tuple[int, Path]]:
 
 
 def take_up(trainer: Trainer, folder: Path) -> str:
-    """Let a restored trainer go on past an end that is none any more; return what is to be told, if anything.
+    """Let a restored trainer continue past its former end; return the message about it, if any.
 
-    An end is where the epochs that were asked for were done, or early stopping ended the run; its count begins anew.
+    The end was where the requested epochs were done, or early stopping ended the run; its patience starts again.
     """
     progress, training = trainer.progress, trainer.training
     planned = progress.planned
@@ -103,14 +103,14 @@ def take_up(trainer: Trainer, folder: Path) -> str:
     if progress.finished:
         progress.finished, progress.stale = False, 0
     if planned[0] == now[0]:
-        return f"Goes on after epoch {progress.epoch} with training.patience {training.patience}."
+        return f"Continues after epoch {progress.epoch} with training.patience {training.patience}."
     schedule, lr = trainer.plan.schedule, training.lr
     steps = trainer.plan.steps_per_epoch * training.epochs
     rates = [current_lr(trainer.plan.optimizer)]
     rates += [lr * schedule.factor(step) for step in (progress.step, steps - 1)]
     last, following, end = (numerals.number(rate) for rate in rates)
     return (
-        f"Goes on to epoch {training.epochs} (before: {planned[0]}; {progress.epoch} are done). From here on the "
+        f"Continues to epoch {training.epochs} (before: {planned[0]}; {progress.epoch} are done). From here on the "
         f"learning rate is that of a run of {training.epochs} epochs, schedule {training.schedule}: {following} in "
         f"the next step (the last had {last}), {end} in the last one."
     )

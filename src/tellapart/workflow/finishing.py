@@ -1,4 +1,4 @@
-"""What a run ends with: the artifact measured on each split, its scores and warnings in its card, and the report.
+"""The end of a run: the artifact measured on each split, its scores and warnings in its card, and the report.
 
 Knows nothing of how it was trained.
 """
@@ -27,7 +27,7 @@ from tellapart.workflow.measure import evaluate_set
 
 
 class ArtifactKeeper(Callback):
-    """Writes the best weights so far as the artifact after a checkpoint, where they have changed since it last did."""
+    """Writes the best weights so far as the artifact after a checkpoint, if they have changed since the last one."""
 
     def __init__(self, path: Path, card: Card) -> None:
         self.path, self.card, self._kept = path, card, -1
@@ -54,9 +54,9 @@ def finish(
     device: torch.device,
     known: Mapping[str, Callable[[torch.nn.Module], torch.Tensor | None]],
 ) -> tuple[str, dict[str, Any]]:
-    """Measure the artifact as it lies on the disk, on every split that played no part in training; write the report.
+    """Measure the artifact on disk, on every split that was not used for training; write the report.
 
-    Returns the split that counts, and its figures. ``known``: by split, logits that need not be computed anew (see
+    Returns the split that counts, and its figures. ``known``: by split, logits that need not be computed again (see
     `step.Way`).
     """
     backend = open_artifact(folder, str(device), "fp32")
@@ -73,7 +73,7 @@ def finish(
             logits = known[split](backend.predictor.model) if split in known else None
             evaluation = evaluate_set(backend, infer.Stored(images), split, folder, console, logits, own=own)
             scores[split] = evaluation.brief()
-            # How often each class was given: what a service expects, wherever the model's file goes.
+            # How often each class was predicted: a service expects that mix, wherever the model's file goes.
             kept[split] = {**scores[split], "predicted": evaluation.given()}
             final = split
             headline, confusion = evaluation.headline, evaluation.confused()

@@ -1,4 +1,4 @@
-"""Objects of Python as data: read with progress, named in the spec, and asked for again when a run goes on."""
+"""Python objects as data: read with progress, named in the spec, and required again when a run is resumed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _fields(data: Any) -> dict[str, Any] | None:
 
 
 def write(folder: Path, given: Objects | None) -> None:
-    """Write what a person said of the objects of a new run, and has not to say again."""
+    """Record what the user said about the objects of a new run, so that it need not be said again."""
     if given is not None:
         runs.write_json(folder / runs.OBJECTS_FILE, {"source": given.name, "classes": list(given.classes)})
 
@@ -73,7 +73,7 @@ def write(folder: Path, given: Objects | None) -> None:
 def again(
     folder: Path, source: str, data: Any, val: Any, test: Any, classes: Iterable[str] | None
 ) -> Objects | None:
-    """Return the objects with which a run goes on; None for a run of files. Raises RunError."""
+    """Return the objects with which a run is resumed; None for a run on files. Raises RunError."""
     given = any(value is not None for value in (data, val, test))
     if not is_objects(source):
         if given:
@@ -82,7 +82,7 @@ def again(
             )
         return None
     if not given:
-        raise RunError(f"{folder} cannot go on without its data. {explain(source)}")
+        raise RunError(f"{folder} cannot be resumed without its data. {explain(source)}")
     if isinstance(data, (str, os.PathLike)):
         raise RunError(f"{folder} was trained on an object, and data is a path. {explain(source)}")
     if classes is None:
@@ -92,7 +92,7 @@ def again(
 
 
 def check_same(folder: Path, source: str, given: Objects | None, samples: Samples) -> None:
-    """Raise RunError where objects are not those that the run began with: others, or with other content."""
+    """Raise RunError if objects are not those that the run began with: others, or with different content."""
     path = folder / runs.SAMPLES_FILE
     if given is None or not path.is_file():
         return
@@ -100,7 +100,7 @@ def check_same(folder: Path, source: str, given: Objects | None, samples: Sample
         try:
             before = {row["path"]: row for row in tables.rows(stream)}
         except (KeyError, csv.Error):
-            return  # what is wrong with it is told when the tables are compared
+            return  # the error comes when the tables are compared
     found = _difference(before, samples)
     if found:
         began = f"It began with {source}; this is {given.name}."
@@ -110,14 +110,14 @@ def check_same(folder: Path, source: str, given: Objects | None, samples: Sample
 
 
 def _difference(before: Mapping[str, Mapping[str, str]], samples: Samples) -> str:
-    """Return in words the first difference between a run's table and ``samples``, "" where there is none."""
+    """Return in words the first difference between a run's table and ``samples``, "" if there is none."""
     now = {str(path): row for row, path in enumerate(samples.paths)}
     hashes = None if samples.items is None else samples.items.hashes
     gone = [path for path in before if path not in now]
     if gone:
-        return f"{len(gone):,} of its {len(before):,} images are not there, the first: {gone[0]}"
+        return f"{len(gone):,} of its {len(before):,} images are missing, the first: {gone[0]}"
     fresh = [path for path in now if path not in before]
-    if hashes is not None and samples.keys is not None:  # what was bad then is in no table
+    if hashes is not None and samples.keys is not None:  # images that were bad at the time are in no table
         fresh = [path for path in fresh if hashes[int(samples.keys[now[path]])]]
     if fresh and hashes is not None:
         return f"{len(fresh):,} images are new, the first: {fresh[0]}"
@@ -135,9 +135,7 @@ def _difference(before: Mapping[str, Mapping[str, str]], samples: Samples) -> st
             changed["content"].append(path)
     for what, places in changed.items():
         if places:
-            return (
-                f"{len(places):,} of its {len(before):,} images have another {what}, the first: {places[0]}"
-            )
+            return f"{len(places):,} of its {len(before):,} images have a different {what}, the first: {places[0]}"
     return ""
 
 

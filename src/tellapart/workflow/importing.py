@@ -1,4 +1,4 @@
-"""Weights from elsewhere made a model of ours: with the contract that their network's own configuration says."""
+"""Weights from elsewhere turned into an artifact, with the contract from their network's own configuration."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def import_weights(
         raise ArtifactError(f"{target} exists; choose another --out.")
     spec = make_spec(None, None, spec, **changes)
     where = os.fspath(weights)
-    if references.is_reference(spec.model.name):  # a person typed it
+    if references.is_reference(spec.model.name):  # the user typed it
         references.allow(spec.model.name)
         references.remember(spec.model.name)
     beside = None if checkpoints.read_metadata(found := checkpoints.find(where)) else hub.describe(found)
     if spec.model.name == "auto":
         if beside is None:
             raise SpecError(
-                "model.name must be given: a state dict does not say which architecture it is of."
+                "model.name must be given: a state dict does not say which architecture it belongs to."
             )
         spec = update(spec, {"model.name": beside.name})
     given = [name.strip() for name in classes.split(",")] if isinstance(classes, str) else classes
@@ -88,7 +88,7 @@ def import_weights(
     target.parent.mkdir(parents=True, exist_ok=True)
     artifact.save(target, network.state_dict(), card)
     with Console(quiet=quiet) as console:
-        # what it says of the images is told as the contract
+        # what it says about the images is reported as the contract
         described = loading.describe(spec.model.name, where)
         for note in (*info.notes[len(described.notes) if described else 0 :], told):
             console.message(note)
@@ -105,7 +105,7 @@ def _classes(given: Sequence[str], beside: hub.Described | None, where: str) -> 
 
 
 def _contract(spec: Spec, name: str, where: str) -> tuple[Preprocessing, str]:
-    """Return the contract, and in a sentence where it is from."""
+    """Return the contract, and a sentence on where it is from."""
     given = spec.input
     info = loading.describe(spec.model.name, where)
     assert info is not None
@@ -129,8 +129,8 @@ def _contract(spec: Spec, name: str, where: str) -> tuple[Preprocessing, str]:
         raise SpecError("input.range is max, which only training images could say; give LOW-HIGH, or full.")
     if info.inexact and given.resize == "auto":
         raise SpecError(
-            f"{info.prepared_as} asks for {info.inexact}, which a contract cannot say. What comes nearest has to be "
-            "chosen: --input.resize, --input.size and --input.interpolation."
+            f"{info.prepared_as} asks for {info.inexact}, which a contract cannot express. Choose the "
+            "closest settings: --input.resize, --input.size and --input.interpolation."
         )
     size = given.size or info.size or zoo.default_size(name) or 32
     resize = (info.resize or "squash") if given.resize == "auto" else given.resize
@@ -152,7 +152,7 @@ def _contract(spec: Spec, name: str, where: str) -> tuple[Preprocessing, str]:
         }
     )
     source = (
-        f"as {info.prepared_as} says, but for options given here"
+        f"as {info.prepared_as} says, except for options given here"
         if info.prepared_as
         else "as the options say"
     )

@@ -1,4 +1,4 @@
-"""Looking at a data set before training: its health, and what augmentation makes of it."""
+"""Looking at a data set before training: its health, and what augmentation does to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tellapart.workflow.asked import make_spec
 from tellapart.workflow.given import open_data
 from tellapart.workflow.pictures import augmented_pictures
 
-SHOWN = 8  # pictures of the grid before and after augmentation
+SHOWN = 8  # images in the grid before and after augmentation
 
 
 def check(
@@ -73,7 +73,7 @@ def check(
 
 
 def _augmented(spec: Spec, samples: Any, console: Console) -> list[tuple[str, Any, list[Any]]]:
-    """Return (label, before, several times after) for a few training pictures."""
+    """Return (label, before, several times after) for a few training images."""
     rows = np.flatnonzero(samples.splits == "train")
     if len(samples.classes) < 2 or not len(rows):
         return []

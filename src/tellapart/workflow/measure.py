@@ -45,10 +45,10 @@ def evaluate_set(
     on_bad_image: str = "skip",
     own: own_metrics.Metrics | None = None,
 ) -> Evaluation | MultiEvaluation:
-    """Measure a model of any format; write the evaluation's files below ``out`` where it is given.
+    """Measure a model of any format; write the evaluation's files below ``out`` if it is given.
 
-    ``known``: the images' logits by a shorter way, float32 [N, K] (see `infer.run`). Images that cannot be read are
-    left out, with a warning, unless ``on_bad_image`` is ``error``. Raises DataError, also where none can be read.
+    ``known``: the images' logits computed in a faster way, float32 [N, K] (see `infer.run`). Images that cannot be read
+    are left out, with a warning, unless ``on_bad_image`` is ``error``. Raises DataError, also if none can be read.
     """
     if backend.card.views.count > 1:
         console.message(backend.card.views.describe())
@@ -89,9 +89,7 @@ def evaluate_set(
 
 def _tell_of_bad(bad: Sequence[str], console: Console) -> None:
     if bad:
-        console.warn(
-            f"Skipped {many(len(bad), 'image')} that cannot be read and so not measured; the first: {bad[0]}"
-        )
+        console.warn(f"Skipped {many(len(bad), 'image')} that cannot be read; the first: {bad[0]}")
 
 
 def evaluate(
@@ -183,22 +181,20 @@ def of_epoch(model: str | os.PathLike[str], epoch: str) -> str | os.PathLike[str
     last = runs.require(model) / artifact.LAST_NAME
     if not last.is_file():
         raise RunError(
-            f"{model} has no {artifact.LAST_NAME}: the run has not finished, or is of an earlier version, which kept "
-            "the best epoch's weights only."
+            f"{model} has no {artifact.LAST_NAME}: the run has not finished, or an earlier version made it, "
+            "which kept only the best epoch's weights."
         )
     return last
 
 
 def _made_as_in_training(model: str | os.PathLike[str], spec: DataSpec) -> tuple[DataSpec, str]:
-    """Return the spec with the fractions, seed and groups of the run that the model lies in, if any, and whose."""
+    """Return the spec with the fractions, seed and groups of the run that contains the model, and their source."""
     given = Path(model)
     beside = (given if given.is_dir() else given.parent) / runs.SPEC_FILE
     own = runs.read_spec(beside).data if beside.is_file() else DataSpec()
     names = ("val_fraction", "test_fraction", "split_seed", "group", "fold")
     return update(spec, {name: getattr(own, name) for name in names}), (
-        f"by {beside}"
-        if beside.is_file()
-        else "by the default options: no run's folder lies around the model"
+        f"by {beside}" if beside.is_file() else "by the default options: the model is not in a run folder"
     )
 
 
@@ -210,7 +206,7 @@ def _split_of_training(
     console: Console,
     given: Objects | None,
 ) -> tuple[DataSpec, Samples]:
-    """Return the samples with the splits that training makes of them, and say so where the source does not."""
+    """Return the samples with the splits that training makes of them, with a message if the source has none."""
     made, by = _made_as_in_training(model, spec)
     again = opening.open_source(made, lambda note: None, given=given)
     ours, theirs = again.splits == split, samples.splits == split
@@ -224,7 +220,7 @@ def _split_of_training(
 
 
 def _repeat_warnings(warnings: Sequence[str], console: Console) -> None:
-    """Say what training warned of."""
+    """Repeat the warnings of training."""
     for text in warnings:
         console.warn(f"of training: {text}")
 
@@ -237,13 +233,13 @@ def _part(
     changes: Mapping[str, Any],
     console: Console,
 ) -> tuple[Samples, DataSpec, str]:
-    """Return the samples to measure on, where they are from, and the name of their part."""
+    """Return the samples to measure on, where they are from, and the name of their split."""
     changes = with_kind(changes, card)
     own = "source" not in changes
     if own:
         if runtime.is_export(model):
             raise DataError(
-                f"{model} does not know its images; give labelled ones: tellapart evaluate {model} DATA"
+                f"{model} does not name its images; give labelled ones: tellapart evaluate {model} DATA"
             )
         spec = update(runs.read_spec(runs.require(model) / runs.SPEC_FILE).data, changes)
     else:
@@ -258,7 +254,7 @@ def _part(
         spec, samples = _split_of_training(model, spec, samples, split, console, given)
     if samples.targets is not None and not card.several:
         raise DataError(
-            f"Images of {spec.source} can have several labels, and the model tells one of each. --data.labels single "
+            f"Images of {spec.source} can have several labels, and the model gives one for each. --data.labels single "
             "leaves out those with several."
         )
     samples = with_classes(samples, card.classes)
@@ -270,9 +266,9 @@ def _part(
 
 
 def with_kind(changes: Mapping[str, Any], card: Card) -> dict[str, Any]:
-    """Return changes of the data section by which images are read with as many labels as a model tells.
+    """Return changes of the data section by which images are read with as many labels as the model gives.
 
-    Raises DataError where they ask for another number.
+    Raises DataError if they ask for another number.
     """
     wanted = "multi" if card.several else "single"
     if changes.get("labels", wanted) not in (wanted, "auto"):
@@ -286,7 +282,7 @@ def with_kind(changes: Mapping[str, Any], card: Card) -> dict[str, Any]:
 
 
 def _warn_of_training_images(table: Path, samples: Samples, console: Console) -> None:
-    """Say how many of the images trained the model, by the table of samples that lies beside it."""
+    """Warn about images that the model was trained on, by the table of samples beside it."""
     if samples.hashes is None or samples.boxes is not None:
         return
     known = training_hashes(table)
@@ -303,7 +299,7 @@ _ALIASES = {"plane": "airplane", "car": "automobile", "airplane": "plane", "auto
 
 
 def _other_name(name: str, classes: tuple[str, ...]) -> str:
-    """Return the model's word for a class, where it has another of the same meaning."""
+    """Return the model's name for a class, if it has a synonym."""
     other = _ALIASES.get(name, "")
     return other if name not in classes and other in classes else name
 

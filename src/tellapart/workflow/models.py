@@ -44,7 +44,7 @@ def models(
 def model_summary(name: str, size: int = 0, channels: int = 3, num_classes: int = 10) -> str:
     """Return a model's layers, shapes, parameters and FLOPs as text. Raises ModelError."""
     canonical = zoo.resolve(name)
-    references.allow(name)  # who asks for it by name may have it
+    references.allow(name)  # hidden from the list, but available by name
     side = size or zoo.default_size(canonical) or 32
     stem = zoo.choose_stem(canonical, side)
     architecture = zoo.Architecture(canonical, num_classes, channels=channels, size=side, stem=stem)

@@ -1,4 +1,4 @@
-"""Code of one's own in a run: what is given as objects, a spec's names for it, and who consents to import it.
+"""The user's own code in a run: objects that were passed, a spec's names for them, and consent to import.
 
 Knows nothing of what the code does.
 """
@@ -29,21 +29,21 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Own:
-    """Objects by kind, and the changes of the spec with their names in the objects' places."""
+    """Objects by kind, and the changes of the spec with names in place of the objects."""
 
     things: Mapping[str, Any]
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def at_hand(self, spec: Spec) -> Iterator[None]:
-        """Let the spec's names stand for the objects inside the block."""
+        """Inside the block, the spec's names stand for the objects."""
         names = dict(own_names(spec))
         with references.providing({(kind, names[kind]): thing for kind, thing in self.things.items()}):
             yield
 
 
 def take(changes: Mapping[str, Any], **given: Any) -> Own:
-    """Return what was given: objects, or names, under ``given`` or in their places among the changes.
+    """Return what was passed: objects, or names, under ``given`` or in their fields among the changes.
 
     Raises SpecError for what is neither.
     """
@@ -67,7 +67,7 @@ def take(changes: Mapping[str, Any], **given: Any) -> Own:
             changed[FIELDS[kind]] = references.name_of(thing)
         else:
             raise SpecError(
-                f"{kind} is {thing!r:.100}; it must be an object that can be called, or a name such as "
+                f"{kind} is {thing!r:.100}; it must be a callable object, or a name such as "
                 "my_package.my_module:function."
             )
     if metrics:
@@ -91,7 +91,7 @@ def _metric(things: dict[str, Any], name: str, thing: Any) -> str:
 
 
 def consent(spec: Spec, own: Own, file: object, trust: Trust) -> Spec:
-    """Take a person's names as consent to import them, and note that; a file's own names need trust.
+    """Take names from the user as consent to import them, and record it; names in a file need trust.
 
     ``file``: a spec, or the path of one. Returns the spec with the names of packages' entry points in full, which need
     no consent: who installs a package that offers itself to tellapart has given it. Raises ArtifactError.
@@ -113,7 +113,7 @@ def consent(spec: Spec, own: Own, file: object, trust: Trust) -> Spec:
 
 
 def _in_full(spec: Spec) -> Spec:
-    """Return the spec with ``module:function`` for what entry points name; names of ours are ours."""
+    """Return the spec with ``module:function`` for what entry points name; tellapart's own names come first."""
     found = {}
     for field_name, value, group in (
         ("model.name", spec.model.name, "models"),
@@ -132,7 +132,7 @@ def _in_full(spec: Spec) -> Spec:
 
 
 def again(folder: object, spec: Spec, trust: Trust, **given: Any) -> Own:
-    """Return the objects with which a run goes on. Raises RunError, ArtifactError."""
+    """Return the objects with which a run is resumed. Raises RunError, ArtifactError."""
     own, names = take({}, **given), dict(own_names(spec))
     for kind in own.things:
         if kind not in names:
@@ -144,11 +144,11 @@ def again(folder: object, spec: Spec, trust: Trust, **given: Any) -> Own:
         if kind in own.things:
             now = references.name_of(own.things[kind])
             if now != name and not (kind.startswith("metrics.") and references.is_object(name)):
-                raise RunError(f"{folder} was trained with {kind} {name}; what is given now is {now}.")
+                raise RunError(f"{folder} was trained with {kind} {name}; now it is {now}.")
         elif references.is_object(name):
             raise RunError(
-                f"{folder} cannot go on without its {references.what(kind)}, {name.removeprefix(references.MARK)}: an "
-                "object of Python, which is in no file. Give it again, in Python: tellapart.resume(RUN, "
+                f"{folder} cannot be resumed without its {references.what(kind)} {name.removeprefix(references.MARK)}: "
+                "a Python object, which is in no file. Give it again, in Python: tellapart.resume(RUN, "
                 f"{references.as_given(kind)})."
             )
         else:
@@ -161,7 +161,7 @@ def opened(
 ) -> contextlib.AbstractContextManager[None]:
     """Let a model's file be opened inside the block, and its ``spec`` be trained on. Raises ArtifactError.
 
-    network: the name of its architecture; model: that network, or what makes it.
+    network: the name of its architecture; model: that network, or a callable that makes it.
     """
     names = [("model", network), *(own_names(spec) if spec else [])]
     things = {} if model is None else {("model", network): model}

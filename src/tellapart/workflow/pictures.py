@@ -1,4 +1,4 @@
-"""Pictures of what training sees: images before and after augmentation.
+"""What training sees: images before and after augmentation.
 
 Knows nothing of where they are shown.
 """
@@ -18,13 +18,13 @@ from tellapart.training import setup
 
 
 def training_grid(prepared: setup.RunData, count: int = 16) -> Any:
-    """Return training pictures as the network sees them, after augmentation."""
+    """Return training images as the network sees them, after augmentation."""
     _, after, labels = augmented_pictures(prepared, count)
     return picture_grid(after, [prepared.label_names(label) for label in labels])
 
 
 def augmented_pictures(prepared: setup.RunData, count: int, seed: int = 0) -> tuple[Any, Any, Any]:
-    """Return pictures before (as evaluation sees them) and after augmentation, uint8 [n, H, W, C], and labels."""
+    """Return images before (as evaluation sees them) and after augmentation, uint8 [n, H, W, C], and labels."""
     images = prepared.train
     rows = np.random.default_rng(prepared.spec.seed).permutation(len(images))[:count].astype(np.int64)
     batch = images.batch(np.sort(rows))

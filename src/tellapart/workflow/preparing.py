@@ -1,4 +1,4 @@
-"""What a run begins with: its samples, its decoded images, its plan; and what a person is told of them.
+"""The beginning of a run: its samples, its decoded images, its plan; and the messages about them.
 
 Knows nothing of run folders.
 """
@@ -30,7 +30,7 @@ from tellapart.workflow.telling import warn_of_leaks
 
 @dataclass(frozen=True)
 class Ready:
-    """All that is known of a run before its first step: images and resolved spec, the plan, and the artifact's card."""
+    """What a run has before its first step: its images and resolved spec, the plan, and the card of the artifact."""
 
     prepared: setup.RunData
     plan: Plan
@@ -38,14 +38,14 @@ class Ready:
 
 
 def opened(spec: Spec, given: Objects | None, console: Console) -> Samples:
-    """Return the samples of a spec's source, or of objects, and tell what is found. Raises DataError."""
+    """Return the samples of a spec's source, or of objects, and report the findings. Raises DataError."""
     if given is not None:
         given.ranged, given.depth = spec.input.range != "full", spec.input.depth
     return giving.open_data(graded(spec), given, console, console.note, console.warn)
 
 
 def prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
-    """Decode the images, and tell what is wrong with them. Raises DataError, SpecError, ModelError."""
+    """Decode the images, and report what is wrong with them. Raises DataError, SpecError, ModelError."""
     with console.busy("Reading images", len(samples)) as busy:
         prepared = setup.prepare(spec, samples, busy.advance)
     if isinstance(prepared.train.store, StreamedStore) and spec.data.cache == "auto":
@@ -64,14 +64,14 @@ def prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
     empty = [name for name, count in zip(prepared.classes, left, strict=True) if not count]
     if empty:
         console.warn(
-            f"No readable training image of: {', '.join(empty)}. The model cannot learn these classes."
+            f"There is no readable training image of: {', '.join(empty)}. The model cannot learn these classes."
         )
     warn_of_leaks(prepared, console)
     return prepared
 
 
 def make_plan(prepared: setup.RunData, procs: Processes, console: Console) -> Ready:
-    """Build what will be trained; everything that can be wrong in the spec is found here, before any file is made.
+    """Build what will be trained; everything that can be wrong in the spec is found here, before any file is written.
 
     What the result has as ``prepared`` leaves nothing open.
     """

@@ -1,4 +1,4 @@
-"""INT8 files of a model for each runtime, within a budget of accuracy; the exports that they are compared with."""
+"""INT8 files of a model for each runtime, within an accuracy budget, and the exports that they are compared with."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ from tellapart.export.graph import graph_of
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 SHORT = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
-_BATCH, _RANKED, _COMPARED = 16, 32, 64  # images: of a batch, to rank layers by, to compare an export on
-_FLOAT_PART, _FLOAT_WEIGHTS = 4, 50  # at most one layer, and one weight, of so many is left in float
+_BATCH, _RANKED, _COMPARED = 16, 32, 64  # images: in a batch, to rank layers on, to compare an export on
+_FLOAT_PART, _FLOAT_WEIGHTS = (
+    4,
+    50,
+)  # at most one in this many layers, and in this many weights, is left in float
 _ONE_AT_A_TIME = (
-    "int8 dynamic ONNX Runtime: its ranges are those of a whole batch, so images are answered one at a time; in "
-    "another program, too, give it one image for each call."
+    "int8 dynamic ONNX Runtime: its ranges are those of a whole batch, so images are answered one at a time; "
+    "other programs must call it with one image, too."
 )
 Say = Callable[[str], None]
 Drop = Callable[[Path], float]
@@ -102,7 +105,7 @@ def quantise(
 
 
 def _tell_grain(count: int, max_drop: float, say: Say) -> None:
-    """Say where the allowed drop is smaller than one image of the validation split: none may be lost then."""
+    """Warn if the allowed drop is smaller than one image of the validation split: then none may be lost."""
     grain = 100 / count
     if max_drop < grain:
         say(
@@ -112,7 +115,7 @@ def _tell_grain(count: int, max_drop: float, say: Say) -> None:
 
 
 def calibration(subject: Subject, images: int) -> list[Any]:
-    """Return training images as the contract makes them, in batches uint8 [b, height, width, C]."""
+    """Return training images preprocessed by the contract, in batches uint8 [b, height, width, C]."""
     rows = subject.training_rows(images)
     train = subject.parts["train"]
     return [train.batch(rows[k : k + _BATCH]).pixels.numpy() for k in range(0, len(rows), _BATCH)]
@@ -185,7 +188,7 @@ def _openvino(
     max_drop: float,
     say: Say,
 ) -> dict[str, Any]:
-    """Quantise; where it costs too much, by NNCF's accuracy-aware way."""
+    """Quantise; if that costs too much accuracy, by NNCF's accuracy-aware method."""
     quantizer = openvino_int8.Quantizer(source, subject.card, batches)
 
     def attempts() -> Iterator[tuple[Any, list[str]]]:
@@ -208,7 +211,8 @@ def _least_drop(
     max_drop: float,
     say: Say,
 ) -> dict[str, Any]:
-    """Write networks to ``target`` until one costs little enough; the one that costs least stays, of equals the first.
+    """Write networks to ``target`` until one costs little enough; the one that costs least is kept, the first of
+    equals.
 
     ``attempts``: each network with its layers left in float.
     """

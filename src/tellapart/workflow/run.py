@@ -43,7 +43,7 @@ class Result:
     signal: int = 0  # that interrupted it
 
     def _repr_html_(self) -> str:
-        """Return how a notebook shows it."""
+        """Return the HTML that a notebook shows."""
         return notebook.of_run(self.run, self.split, self.interrupted)
 
 
@@ -118,7 +118,7 @@ def train(
 
 @dataclass(frozen=True)
 class New:
-    """A run that is to begin.
+    """A run that is about to begin.
 
     Where it is one of several, ``spec`` is its own, in which ``chosen`` are choices that were made for all of them,
     ``several`` is True (it is their common folder, around its own, that is to be resumed), and ``telling`` may be less.
@@ -167,7 +167,7 @@ def begin(new: New, where: Place) -> Result:
 
 
 def resume_run(run: str | os.PathLike[str], again: Again, several: bool = False) -> Result:
-    """Go on with one run; ``several``: as of `New`."""
+    """Resume one run; ``several``: as of `New`."""
     folder = runs.require(run)
     before = runs.read_spec(folder / runs.SPEC_FILE)
     spec = extending.changed(before, again.changes)
@@ -180,7 +180,7 @@ def resume_run(run: str | os.PathLike[str], again: Again, several: bool = False)
         if begun:
             giving.check_same(folder, spec.data.source, objects, samples)
         prepared = where.in_turn(lambda: prepare(spec, samples, console))
-        if procs.first and begun:  # one writer; where it raises, the others end with it
+        if procs.first and begun:  # one writer; if it raises, the others end with it
             run_files.check_same_samples(folder, prepared)
         elif procs.first:  # killed while these files were being written
             giving.write(folder, objects)
@@ -199,13 +199,13 @@ def resume_run(run: str | os.PathLike[str], again: Again, several: bool = False)
 
 @contextlib.contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
-    """Say how to go on where a file cannot be written."""
+    """If a file cannot be written, say how to continue."""
     try:
         yield
     except OSError as error:
         if (failed := files.told(error, folder)) is None:
             raise
-        raise failed.with_hint(f"When that is mended: tellapart resume {folder}") from error
+        raise failed.with_hint(f"Once that is fixed: tellapart resume {folder}") from error
 
 
 def _checkpoint(folder: Path, where: Place) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What a run's folder gets before the first step, and the check that a resumed run sees the same images.
+"""The files of a run folder before the first step, and the check that a resumed run sees the same images.
 
 Knows nothing of training; `runs` knows the files' names.
 """
@@ -46,7 +46,7 @@ def write_start(folder: Path, prepared: setup.RunData, samples: Samples) -> None
 
 
 def anywhere(spec: Spec) -> Spec:
-    """Return a spec whose paths are whole, since a run may be resumed from another folder."""
+    """Return a spec with absolute paths, since a run may be resumed from another folder."""
     paths = {
         "data.source": spec.data.source,
         "model.weights": spec.model.weights,
@@ -61,18 +61,20 @@ def anywhere(spec: Spec) -> Spec:
 
 
 def check_same_samples(folder: Path, prepared: setup.RunData) -> None:
-    """Raise RunError where the images are not those that the run began with."""
+    """Raise RunError if the images are not those that the run began with."""
     path = folder / runs.SAMPLES_FILE
     if not path.is_file():
-        raise RunError(f"{path} is missing: it cannot be known whether the data of {folder} is what it was.")
-    with tempfile.TemporaryDirectory() as place:  # not in the folder, which may be on a full disk
+        raise RunError(
+            f"{path} is missing, so it cannot be checked whether the data of {folder} has changed."
+        )
+    with tempfile.TemporaryDirectory() as place:  # not in the run folder, which may be on a full disk
         now = Path(place) / path.name
         write_samples(_all_samples(prepared), now)
         with open(now, "rb") as new, open(path, "rb") as old:
             for number, (ours, theirs) in enumerate(itertools.zip_longest(new, old, fillvalue=b"")):
                 if ours != theirs:
                     raise RunError(
-                        f"The data of {folder} is not what it was: line {number + 1} of samples.csv was "
+                        f"The data of {folder} has changed: line {number + 1} of samples.csv was "
                         f"{theirs.decode(errors='replace').strip()!r} and would be "
                         f"{ours.decode(errors='replace').strip()!r}. Restore the data, or start a new run."
                     )

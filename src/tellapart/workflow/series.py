@@ -1,4 +1,4 @@
-"""Several runs of one spec: cross-validation over folds, the same run with several seeds, and going on with them.
+"""Several runs of one spec: cross-validation over folds, the same run with several seeds, and resuming them.
 
 Each is a run like any other, in a folder of its own below the common one. ``folds.json`` or ``repeats.json`` there says
 which runs belong together and what those that are finished achieved; it is written anew after each.
@@ -177,7 +177,7 @@ def resume(
 
 @dataclass(frozen=True)
 class _Kind:
-    """Which runs belong together: so many folds, or so many seeds."""
+    """Which runs belong together: a number of folds, or of seeds."""
 
     name: str
     count: int
@@ -188,7 +188,7 @@ class _Kind:
 
     @classmethod
     def read(cls, path: Path) -> _Kind:
-        """Return what a file says. Raises RunError where it is damaged."""
+        """Read the file. Raises RunError if it is damaged."""
         count = runs.read_json(path).get("count")
         if not isinstance(count, int) or count < 2:
             raise RunError(f"{path} is damaged: it does not say how many runs there are.")
@@ -220,8 +220,8 @@ def _start(kind: _Kind, asked: Asked) -> Series:
 def _resume(folder: Path, kind: _Kind, again: Again) -> Series:
     if again.changes:
         raise RunError(
-            f"{folder} holds several runs, which are comparable because they have one spec: nothing can be changed "
-            "when they go on. A single one of them can: name its folder."
+            f"{folder} contains several runs, which are comparable because they have one spec: nothing can "
+            "be changed when they are resumed. To change a single one, name its folder."
         )
     spec = runs.read_spec(folder / runs.SPEC_FILE)
     objects, own = again.objects(folder, spec), again.own(folder, spec)
@@ -258,7 +258,7 @@ class _Work:
         """Train what is not finished, and sum up."""
         try:
             return self._run()
-        except KeyboardInterrupt:  # a signal outside of training: between two runs, or while one is measured
+        except KeyboardInterrupt:  # a signal outside training: between two runs, or while one is measured
             if self.folder is not None:
                 self.where.console.message(f"To go on: tellapart resume {self.folder}")
             raise
@@ -287,7 +287,7 @@ class _Work:
         return f"Fold {number + 1}" if self.kind.name == "folds" else f"Run {number + 1}"
 
     def _samples(self, number: int, before: Samples | None) -> Samples:
-        """Return the samples of a run; what is found in the data is told once."""
+        """Return the samples of a run; the findings about the data are reported once."""
         spec = self.kind.spec(self.spec, number)
         if before is None:
             samples = opened(spec, self.asked.objects, self.where.console)
@@ -299,7 +299,7 @@ class _Work:
         return opening.open_source(spec.data, lambda note: None, None, self.asked.objects)
 
     def _resolve(self, samples: Samples) -> None:
-        """Choose what the data decide by all images of the folds, so that all runs train the same network."""
+        """Choose what the data decides from all images of the folds, so that all runs train the same network."""
         if self.kind.name == "folds":
             everything = np.full(len(samples), "train", dtype=object)
             samples = dataclasses.replace(samples, splits=everything)
@@ -338,7 +338,7 @@ class _Work:
         return entry
 
     def _own_test(self) -> Samples | None:
-        """Return the source's own test split, None where it has none."""
+        """Return the source's own test split, None if it has none."""
         spec = update(self.spec.data, {"fold": "", "val_fraction": 0.0, "test_fraction": 0.0})
         own = opening.open_source(spec, lambda note: None, None, self.asked.objects).split("test")
         return own if len(own) else None

@@ -1,6 +1,6 @@
-"""What a run tells: to the console, to the trackers, and what about its data must not be missed.
+"""A run's reports to the console and to the trackers, and warnings about its data.
 
-Knows nothing of how training goes; `training.reporting` says what the loop tells.
+Knows nothing of training itself; `training.reporting` defines what the loop reports.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from tellapart.training.resolution import Choice
 from tellapart.training.step import Plan
 
 _OPTION = 40  # columns for an option and its value
-PLAIN_PAUSE = 5.0  # seconds between lines where there is no terminal
+PLAIN_PAUSE = 5.0  # seconds between lines without a terminal
 
 
 class RunReporter:
-    """Tells the console and the trackers what the loop reports."""
+    """Passes the loop's reports to the console and the trackers."""
 
     def __init__(self, console: Console, tracker: Tracker, log_every: int, steps: int) -> None:
         self.console, self.tracker = console, tracker
         self.every = log_every or max(1, steps // 10)
-        self.pause = 0.0 if log_every else PLAIN_PAUSE  # where nobody asked for lines at every N steps
+        self.pause = 0.0 if log_every else PLAIN_PAUSE  # unless run.log_every is set
         self.shown = time.monotonic()
 
     def start(self, epochs: int, steps_per_epoch: int, first_step: int, ahead: Ahead) -> None:
-        """Let the console begin."""
+        """Start the console."""
         self.console.start(epochs, steps_per_epoch, first_step, ahead)
 
     def message(self, text: str) -> None:
-        """Say something to know."""
+        """Show a message."""
         self.console.message(text)
 
     def warn(self, text: str) -> None:
-        """Say something that must not be missed."""
+        """Show a warning."""
         self.console.warn(text)
 
     def step(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
-        """Show where the epoch stands: always on a terminal, else at round steps, and not too often."""
+        """Show the epoch's progress: always on a terminal, otherwise at round steps, and not too often."""
         now = time.monotonic()
         self.console.passed(epoch, step)
         if self.console.interactive or (step % self.every == 0 and now - self.shown >= self.pause):
@@ -64,7 +64,7 @@ class RunReporter:
 
 
 def trackers(spec: Spec, folder: Path, resume_step: int | None, first: bool, console: Console) -> Tracker:
-    """Return where a run's values go, by its spec: nowhere but in the first process."""
+    """Return the trackers for a run's values, by its spec; none except in the first process."""
     if not first:
         return Trackers([])
     table = CsvTracker(folder / "metrics.csv", resume_step)
@@ -107,7 +107,7 @@ def headline(prepared: setup.RunData, name: str, plan: Plan) -> str:
 
 
 def warn_of_leaks(prepared: setup.RunData, console: Console) -> None:
-    """Say how many evaluation images are, byte for byte, in another split too (kinds: see `runs.honesty`)."""
+    """Warn about evaluation images that are, byte for byte, in another split too (kinds: see `runs.honesty`)."""
     train, val, test = prepared.train, prepared.val, prepared.test
     for kind, images, words, others, where in (
         ("leak-val", val, "validation", train, "train"),

@@ -1,1 +1,1 @@
-"""From what a person names as data to the table of samples: readers of every kind, and how splits are dealt."""
+"""From the user's data to the table of samples: readers of every kind, and how splits are made."""

@@ -2,7 +2,7 @@
 
 tarfile and zipfile write the members, a tar's by the rules of `tarfile.data_filter`. What they do not know is checked
 here, before each is written: names that another system would take for a way out, depth, and the bytes that all come to.
-No link is ever created (a link inside the archive becomes a second name or a copy of the file it points to). Knows
+No link is ever created (a link inside the archive becomes a hard link or a copy of the file it points to). Knows
 nothing of what the files mean.
 """
 
@@ -51,12 +51,11 @@ def cache_folder(spec: DataSpec) -> str:
 def extract(path: str, cache: str, say: Note, limit: int | None = None, encoding: str = DEFAULT) -> str:
     """Return a folder below ``cache`` with the archive's contents, unpacking it if that was not done before.
 
-    The folder's name holds the archive's path, size and time of change, so that a changed archive is unpacked
-    anew. Contents appear whole or not at all: they are unpacked beside and then renamed, which also lets two
-    processes do it at once. ``limit`` bounds the bytes written; by default nine tenths of the free disk
-    space. ``encoding``: of a zip's names that are not marked as UTF-8. Raises DataError for a damaged archive,
-    and for one with members that lead out of the folder, devices, links to the outside, or more than ``limit``
-    bytes.
+    The folder's name contains the archive's path, size and modification time, so that a changed archive is unpacked
+    again. Contents appear whole or not at all: they are unpacked in a temporary folder that is then renamed, which also
+    allows two processes at once. ``limit`` bounds the bytes written; by default nine tenths of the free disk space.
+    ``encoding``: of a zip's names that are not marked as UTF-8. Raises DataError for a damaged archive, and for one
+    with members that lead out of the folder, devices, links to the outside, or more than ``limit`` bytes.
     """
     absolute = os.path.abspath(path)
     try:
@@ -75,7 +74,7 @@ def extract(path: str, cache: str, say: Note, limit: int | None = None, encoding
     stem = re.sub(r"[^\w.-]", "_", printable(os.path.basename(absolute)))[:80]
     target = os.path.join(cache, "archives", f"{stem}-{key}")
     if os.path.isdir(target):
-        if encoding == AUTO and absolute.lower().endswith(".zip"):  # what was guessed is said each time
+        if encoding == AUTO and absolute.lower().endswith(".zip"):  # a guess is reported each time
             with zipfile.ZipFile(absolute) as archive:
                 _zip_names(archive.infolist(), absolute, encoding, say)
         return target
@@ -101,8 +100,8 @@ def extract(path: str, cache: str, say: Note, limit: int | None = None, encoding
 def fresh_folder(target: str) -> Iterator[str]:
     """Yield a new folder beside ``target`` that becomes it at the end, and is removed if the block fails.
 
-    Where another process made ``target`` meanwhile, that one stays. What a killed process left is removed by
-    a later call, a week after.
+    If another process made ``target`` meanwhile, that one stays. What a killed process left is removed by a later call,
+    after a week.
     """
     parent = os.path.dirname(target)
     with contextlib.suppress(OSError):
@@ -208,13 +207,13 @@ def _untar(path: str, target: str, room: _Room) -> list[tuple[str, str]]:
 def check_end(archive: tarfile.TarFile) -> None:
     """Raise tarfile.ReadError where an archive, read to its end, has no mark there.
 
-    tarfile stops without a word at a header that is cut off or damaged, as if the archive ended there.
+    tarfile silently stops at a truncated or damaged header, as if the archive ended there.
     """
     stream = archive.fileobj
     if stream is not None:
         stream.seek(archive.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"it is cut off, or has a damaged header at byte {archive.offset:,}")
+            raise tarfile.ReadError(f"it is truncated, or has a damaged header at byte {archive.offset:,}")
 
 
 def _unzip(path: str, target: str, room: _Room, encoding: str, say: Note) -> list[tuple[str, str]]:

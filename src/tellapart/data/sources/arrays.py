@@ -1,4 +1,4 @@
-"""Data sets kept as arrays: IDX files (MNIST and its kin), the CIFAR batches, and scikit-learn's digits.
+"""Data sets stored as arrays: IDX files (MNIST and relatives), the CIFAR batches, and scikit-learn's digits.
 
 Reads local files only, pickles without running what is in them. Knows nothing of downloads or of where to
 look.
@@ -53,7 +53,7 @@ def from_arrays(
 ) -> Listing:
     """Return the listing of arrays; ``parts``: (split, uint8 [n, H, W] or [n, H, W, 3], class indices [n]).
 
-    Rows are called ``train/12``; where there are no splits (""), ``image/12``.
+    Rows are named ``train/12``; without splits (""), ``image/12``.
     """
     listing = Listing(root=root, classes=tuple(classes))
     for split, pixels, labels in parts:
@@ -84,7 +84,7 @@ def digits() -> Listing:
 def _digit_rows() -> npt.NDArray[np.float64]:
     """Return 64 pixels and the digit of each image, float64 [1797, 65].
 
-    Read from scikit-learn's file, for importing the package takes longer than all else with so little data.
+    Read from scikit-learn's file, because importing the package takes longer than everything else with so little data.
     """
     package = importlib.util.find_spec("sklearn")
     if package is not None and package.origin is not None:
@@ -125,7 +125,7 @@ def read_idx(path: str) -> npt.NDArray[np.uint8]:
 def find_idx(folder: str, prefix: str = "") -> dict[str, tuple[str, str]]:
     """Return {split: (images file, labels file)} of the IDX files in a folder, {} if there are none.
 
-    ``prefix`` is EMNIST's, such as ``emnist-letters-``, whose test part is not called t10k.
+    ``prefix`` is EMNIST's, such as ``emnist-letters-``, whose test split is not called t10k.
     """
     found = {}
     for split, stems in (("train", ("train",)), ("test", ("t10k", "test"))):

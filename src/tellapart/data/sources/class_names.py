@@ -1,6 +1,6 @@
 """Names for classes that are numbers, from a small JSON, CSV or text file beside the images.
 
-A file counts only if it names every number that occurs, and no other file says something else.
+A file counts only if it names every number that occurs, and no other file contradicts it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WORDS = re.compile(r"name|class|label|categor|map|index|idx|cat_to|类别|标�
 def name_numbers(listing: Listing, root: str, others: Iterable[str], encoding: str, note: Note) -> Listing:
     """Give the classes of ``listing`` their names, if all are whole numbers and a file of ``others`` names them.
 
-    Two numbers with one name stay numbers, as does all where files disagree; both are said.
+    Two numbers with one name stay numbers, and so do all if files disagree; a message says so.
     """
     numbers = (
         set(listing.labels) if listing.sets is None else {name for names in listing.sets for name in names}
@@ -72,7 +72,7 @@ def name_numbers(listing: Listing, root: str, others: Iterable[str], encoding: s
 
 
 def _read(path: str, encoding: str, note: Note) -> dict[int, str]:
-    """Return the names by number in a file, {} where it holds no such thing."""
+    """Return the names by number in a file, {} if it has none."""
     try:
         if os.stat(path).st_size > _LARGEST:
             return {}

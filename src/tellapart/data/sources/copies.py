@@ -1,4 +1,4 @@
-"""Copies of one picture among the rows that are about to be dealt to splits: they must go to one side.
+"""Copies of one image among the rows that are about to be split: they must go to the same split.
 
 Looks at files' sizes, then at the bytes of those of equal size, and decodes nothing, unless near copies are
 wanted too (``--data.copies near``): `health.duplicates` finds these. What deals, and by which rules, is `splits`.

@@ -62,9 +62,7 @@ def fill(
             rows = np.flatnonzero(_there(listing) & (as_objects(column) == "train"))
             _deal(listing, labels, groups, rows, (spec.val_fraction, 0.0), spec, notes)
         if groups is not None and (cut := splits.crossing(groups, listing.splits)):
-            notes.warn(
-                f"The source's own splits cut through {many(cut, 'group')}: its figures may be too good."
-            )
+            notes.warn(f"The source's own splits divide {many(cut, 'group')}: the figures may be too good.")
     else:
         rows = np.flatnonzero(_there(listing))
         listing.splits = ["train"] * len(column)
@@ -89,7 +87,7 @@ def fill_fold(
     notes: Notes,
     classes: Sequence[str],
 ) -> None:
-    """Make the fold that the spec names the test split, and deal train and val from the others.
+    """Make the fold named in the spec the test split, and split the others into train and val.
 
     Folds are of all images but those of the source's own test split, which is left as it is.
     """
@@ -125,7 +123,7 @@ def fill_fold(
 
 
 def _there(listing: Listing) -> npt.NDArray[np.bool_]:
-    """Return which rows have a file: what is missing takes no place in a split."""
+    """Return which rows have a file: missing images take no place in a split."""
     return np.fromiter((path not in listing.missing for path in listing.paths), bool, len(listing.paths))
 
 

@@ -1,4 +1,4 @@
-"""Folds for cross-validation: every image is held out once. Stratified, seeded, and never through a group.
+"""Folds for cross-validation: every image is held out once. Stratified, seeded, and never dividing a group.
 
 As a split does, a fold depends on the samples' paths, labels and groups and on the seed, not on the order in which
 the samples are listed. Knows nothing of files or of training.
@@ -20,11 +20,12 @@ from tellapart.errors import DataError
 def assign(labels: npt.NDArray[Any], units: Sequence[str], count: int, seed: int) -> npt.NDArray[np.int64]:
     """Return the fold of each sample, int64 [N] from 0 to ``count`` - 1.
 
-    ``units`` names what stays together: samples of one unit are in one fold. Where each sample is a unit of its own,
-    no two folds differ by more than one sample, neither as a whole nor in any class. Whole units of several samples
-    are dealt the largest first (equal ones in seeded order), each where the counts of its classes lack it most.
+    ``units`` names what stays together: samples of one unit are in one fold. If each sample is a unit of its own, no
+    two folds differ by more than one sample, neither as a whole nor in any class. Units of several samples are assigned
+    the largest first (equal ones in seeded order), each to the fold that needs its classes most.
     Where ``labels`` are targets [N, K], images of several labels are dealt by `iterative.places`. Raises
-    DataError where there are fewer units than folds.
+    DataError if
+    there are fewer units than folds.
     """
     names, index = np.unique(np.asarray(units, dtype=object), return_inverse=True)
     if len(names) < count:

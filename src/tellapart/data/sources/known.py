@@ -1,4 +1,4 @@
-"""Data sets by name: where a local copy is looked for, official class names, advice without a network.
+"""Data sets by name: where local copies are looked for, official class names, advice for working offline.
 
 Knows names and places. Array files are read in `arrays`, torchvision's own sets in `torchvision_sets`.
 """
@@ -177,7 +177,7 @@ def canonical(name: str) -> str:
 def open_known(name: str, spec: DataSpec, note: Note) -> Listing:
     """Return the listing of a known data set, from a local copy or downloaded into the cache folder.
 
-    Raises OfflineError where it is not there and cannot be had.
+    Raises OfflineError if it is missing and cannot be downloaded.
     """
     listing = OPENERS[name](name, spec, note)
     listing.name = name

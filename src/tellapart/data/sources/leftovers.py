@@ -1,6 +1,6 @@
-"""Annotation files beside class folders: which of the two is what the person means.
+"""Annotation files beside class folders: which of the two the user means.
 
-Neither may win without a word: one that was left over would give wrong labels or, of few images, hide the rest.
+Neither may win silently: a leftover file would give wrong labels or, if it covers few images, hide the rest.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ _CONTAINER = re.compile(
     r"(voc|images?|jpegimages|imgs?|photos?|pictures?|pics|batch|part|task|job|data|set)?[\W\d_]*",
     re.IGNORECASE,
 )
-_AGREE = 0.5  # part of the labels that are the folders' names, from which on they name the same
-_CORRESPOND = 0.95  # the same where they only correspond
+_AGREE = 0.5  # share of labels equal to the folders' names from which on both name the same classes
+_CORRESPOND = 0.95  # the same share if they only correspond
 
 
 def class_folders_first(tree: Tree, kind: str, spec: DataSpec, note: Note) -> Listing | None:
-    """Return class folders that go before annotation files beside them, None where the annotations count.
+    """Return class folders that take precedence over annotation files beside them, None if the annotations count.
 
-    They do where every image lies in a class folder, of two or more, and the annotations speak of fewer than half
-    of them, name one class alone, or name the folders' classes. Raises DataError where both name classes of their
-    own: nothing says which.
+    They do if every image is in a class folder, of at least two, and the annotations cover fewer than half of them,
+    name only one class, or name the folders' classes. Raises DataError if the two name different classes.
     """
     own: list[str] = []
     kept = _complete(tree, own.append, levels.given(spec) == "/")
@@ -61,7 +60,7 @@ def class_folders_first(tree: Tree, kind: str, spec: DataSpec, note: Note) -> Li
 
 
 def _complete(tree: Tree, note: Note, nested: bool) -> Listing | None:
-    """Return the class folders of a tree where they hold all of its images, and are of two classes or more."""
+    """Return the class folders of a tree if they contain all of its images, and are at least two."""
     try:
         found = class_folders.read_folder(tree, note, nested=nested)
     except DataError:
@@ -72,7 +71,7 @@ def _complete(tree: Tree, note: Note, nested: bool) -> Listing | None:
 
 
 def _leftover(tree: Tree, kept: Listing, listing: Listing) -> str:
-    """Return why annotations do not count beside complete class folders, "" where they may."""
+    """Return why annotations do not count beside complete class folders, "" if they may."""
     covered = len(listing.paths) + len(listing.conflicts)
     images = many(len(tree.images), "image")
     if 2 * covered < len(tree.images):

@@ -1,4 +1,4 @@
-"""What a reader found in a source, before splits are filled in and class indices are given.
+"""What a reader found in a source, before splits are filled in and classes are numbered.
 
 Every reader of this package (folders, lists, annotations, named sets) returns a `Listing`. Knows the rules
 for names that they share; knows nothing of any format.
@@ -37,24 +37,23 @@ Box = tuple[float, float, float, float]
 
 
 class Guess(str):
-    """A note of a guess that may be wrong without a sign, so that it is told as a warning, with what came of it."""
+    """A note on a guess that may be wrong unnoticed; it becomes a warning that shows its result."""
 
     __slots__ = ()
 
 
 NO_BOX: Box = (float("nan"),) * 4
-"""Stands for the whole image."""
+"""The box that stands for the whole image."""
 
 
 @dataclass
 class Listing:
     """Columns of equal length, as lists.
 
-    ``splits`` holds "" where the source does not say. ``sets``: all labels of each image, where it can have several
-    (``labels`` holds "" then), else None. ``classes`` is the official order of class names; when
-    empty, classes are the names found, sorted. ``missing``: paths
-    without a file. ``numbered``: the class names in the order of the numbers that the source has for them, () where it
-    has none. ``pixels``, ``keys`` and ``items`` as in `Samples`.
+    ``splits`` is "" if the source does not say. ``sets``: all labels of each image, if it can have several (``labels``
+    is "" then), otherwise None. ``classes`` is the official order of class names; when empty, classes are the names
+    found, sorted. ``missing``: paths without a file. ``numbered``: the class names in the order of the numbers that
+    the source has for them, () where it has none. ``pixels``, ``keys`` and ``items`` as in `Samples`.
     """
 
     root: str
@@ -88,10 +87,10 @@ class Listing:
 
 
 def clean_label(text: str) -> str:
-    r"""Return a class name as it is kept: no outer white space, Unicode NFC, only encodable characters.
+    r"""Return a class name in its stored form: no outer white space, Unicode NFC, only encodable characters.
 
-    One name can be spelt in two Unicode forms (macOS writes decomposed ones); both must be one class. Bytes
-    of a file name that are no UTF-8 are written as ``\xNN``.
+    One name can be spelt in two Unicode forms (macOS writes decomposed ones); both must be one class. Bytes of a file
+    name that are not UTF-8 are written as ``\xNN``.
     """
     text = text.strip()
     if text.isascii():

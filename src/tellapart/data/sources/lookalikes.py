@@ -1,6 +1,6 @@
-"""Class names that are probably one class, spelt in two ways, or no class at all but a missing value.
+"""Class names that are probably one class spelt in two ways, or not a class at all but a missing value.
 
-Judges names alone; what is said where is decided by the callers (`sources`, `health.findings`).
+Judges only names; the callers decide what to report (`sources`, `health.findings`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def look_alike(classes: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def missing_values(classes: Sequence[str]) -> list[str]:
-    """Return the names that programs write where there is no value."""
+    """Return the names that programs write for a missing value."""
     return [name for name in classes if unicodedata.normalize("NFKC", name).strip().casefold() in MISSING]
 
 
@@ -92,7 +92,7 @@ def merged(names: Mapping[str, str]) -> list[str]:
 
 
 def warnings(classes: Sequence[str]) -> list[str]:
-    """Return what is to be said before training: a sentence for names alike, one for missing values."""
+    """Return the messages before training: one for names that look alike, one for missing values."""
     said = []
     groups = look_alike(classes)
     if groups:

@@ -8,7 +8,7 @@ from tellapart.data.sources.listing import Guess, some
 
 
 class Notes(list[str]):
-    """What is to be told to the person: said at once, and kept for the table."""
+    """Messages for the user: shown at once, and kept for the table."""
 
     def __init__(self, say: Callable[[str], None], warn: Callable[[str], None] | None = None) -> None:
         super().__init__()
@@ -16,7 +16,7 @@ class Notes(list[str]):
         self.guesses: list[str] = []
 
     def __call__(self, text: str) -> None:
-        """Say and keep a note; a guess waits until it is known what came of it."""
+        """Show and keep a note; a guess waits until its result is known."""
         if isinstance(text, Guess):
             self.guesses.append(text)
             return
@@ -24,12 +24,12 @@ class Notes(list[str]):
         self._say(text)
 
     def warn(self, text: str) -> None:
-        """Say and keep that something is probably wrong."""
+        """Show and keep a warning."""
         self.append(text)
         self._warn(text)
 
     def tell_guesses(self, classes: Sequence[str] = ()) -> None:
-        """Warn of each guess, with class names by which a person sees whether it is right."""
+        """Warn about each guess, with class names that show whether it is right."""
         telling = [name for name in classes if not name.isascii()]
         names = f" The classes are then: {some(telling or classes, 6)}." if classes else ""
         for text in self.guesses:

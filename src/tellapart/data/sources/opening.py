@@ -1,8 +1,7 @@
-"""From what a person names as data to the table of samples, every row with its split.
+"""From the user's data to the table of samples, every row with its split.
 
-Decides how a source is read (folder, list, archive, annotations, known name), fills in splits and class
-indices, and gathers the notes for the person. The reading itself is in the modules beside; nothing is decoded
-here.
+Decides how a source is read (folder, list, archive, annotations, known name), fills in splits and class indices, and
+gathers the messages. The reading itself is in the other modules; nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -53,12 +52,12 @@ def open_source(
 ) -> Samples:
     """Return the samples of ``spec.source``, each with its split.
 
-    A source's own splits are kept; where it has a train split and no val, val is taken from train
-    (``val_fraction``); where it has no splits at all, val and test are taken (``test_fraction``): stratified,
-    seeded, and never through a group (`splits.assign`). Classes are the union over all splits, sorted by name
-    (a known set's: the official order). ``say`` receives each note, as it is found, and ``warn`` (None: ``say``) what
-    is probably wrong; all of them are in ``Samples.notes`` too. ``given``: the objects of Python that the source names.
-    Raises DataError (and OfflineError, MissingPackageError for known names), each saying what would be right.
+    A source's own splits are kept; if it has a train split and no val, val is held out from train
+    (``val_fraction``); if it has no splits at all, val and test are held out (``test_fraction``): stratified, seeded,
+    and never dividing a group (`splits.assign`). Classes are the union over all splits, sorted by name (a known set's:
+    the official order). ``say`` receives each note, as it is found, and ``warn`` (None: ``say``) each warning; all of
+    them are in ``Samples.notes`` too. ``given``: the Python objects that the source names. Raises DataError (and
+    OfflineError, MissingPackageError for known names), each saying what would be right.
     """
     notes = Notes(say, warn)
     check_encoding(spec.encoding)
@@ -72,7 +71,7 @@ def open_source(
     if listing.bad and spec.on_bad_image == "error":
         raise DataError(
             f"{many(len(listing.bad), 'image or annotation', 'images or annotations')} cannot be used, the first: "
-            f"{printable(listing.bad[0].path)}: {listing.bad[0].reason} Mend or remove them, or use "
+            f"{printable(listing.bad[0].path)}: {listing.bad[0].reason} Repair or remove them, or use "
             "--data.on-bad-image skip."
         )
     if not listing.paths:
@@ -111,7 +110,7 @@ def _title(path: str) -> str:
 
 
 def _known_name(spec: DataSpec, notes: Notes) -> str:
-    """Return the known data set that is meant, or "" for a path; a path of that name wins, and that is said."""
+    """Return the known data set that is meant, or "" for a path; a path takes precedence, with a message."""
     name = known.canonical(spec.source)
     if spec.format == "name":
         if not name:
@@ -121,7 +120,7 @@ def _known_name(spec: DataSpec, notes: Notes) -> str:
             )
         return name
     if name and (spec.format != "auto" or os.path.exists(os.path.expanduser(spec.source))):
-        notes(f"{spec.source!r} is taken as a path; --data.format name means the known data set.")
+        notes(f"{spec.source!r} is read as a path; --data.format name reads the known data set.")
         return ""
     return name
 
@@ -243,8 +242,8 @@ def _open_tree(tree: walk.Tree, spec: DataSpec, notes: Notes) -> Listing:
         listing = in_folders.read(found, tree, spec, notes)
     elif in_folders.wanted(spec):
         raise DataError(
-            f"{printable(tree.root)!r} holds no list (.csv, .tsv, .jsonl) of files that are there with columns "
-            f"for a path and a label. {found.reasons()}".rstrip()
+            f"{printable(tree.root)!r} has no list (.csv, .tsv, .jsonl) of existing files with columns for a "
+            f"path and a label. {found.reasons()}".rstrip()
         )
     else:
         try:

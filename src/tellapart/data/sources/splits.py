@@ -1,7 +1,7 @@
-"""Splits: which samples train, which validate, which test. Stratified, seeded, and never through a group.
+"""Splits: which samples are train, val and test. Stratified, seeded, and never dividing a group.
 
 A split depends on the samples' paths, labels and groups and on the seed, not on the order in which the
-samples are listed nor on where the data lies. Knows nothing of files or formats.
+samples are listed nor on where the data is. Knows nothing of files or formats.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ Labels = npt.NDArray[np.int64]
 def quotas(count: int, val_fraction: float, test_fraction: float) -> tuple[int, int]:
     """Return how many of a class's ``count`` samples go to val and to test.
 
-    Each is the nearest whole number to its fraction, but at least 1 where the fraction is not 0; train keeps
-    at least one sample, for which test gives way first, then val. So a class needs 2 samples for one in val
-    and 3 for one in test too (more where val takes over two thirds), and every count (train's apart) is less
-    than one away from its target.
+    Each is the nearest whole number to its fraction, but at least 1 if the fraction is not 0; train keeps at least one
+    sample, taken from test first, then from val. So a class needs 2 samples for one in val and 3 for one in test too
+    (more if val takes over two thirds), and every count (train's apart) is less than one away from its target.
     """
     targets = (count * val_fraction, count * test_fraction)
     val, test = (max(1, int(target + 0.5)) if target > 0 else 0 for target in targets)
@@ -112,7 +111,7 @@ def merge(paths: Sequence[str], groups: Sequence[str]) -> list[str]:
 
 
 class Dealer:
-    """Gives groups to splits so that the class counts of each split stay near their targets.
+    """Assigns groups to splits so that the class counts of each split stay near their targets.
 
     The measure is the chi-square distance, the sum over splits s and classes k of (have - target)² / target.
     For groups of one image that is Sainte-Laguë's method of apportionment.
@@ -136,7 +135,7 @@ class Dealer:
 def _deal_groups(
     labels: Labels, groups: Sequence[str], val_fraction: float, test_fraction: float, seed: int
 ) -> npt.NDArray[Any]:
-    """Deal out whole groups, the largest first (equal ones in seeded order), each where it fits best.
+    """Assign whole groups, the largest first (equal ones in seeded order), each to the split where it fits best.
 
     Greedy, as scikit-learn's StratifiedGroupKFold is; that one deals k equal folds and so cannot make
     70/10/20, needs scikit-learn (2 s to import), and depends on the order of rows. Afterwards a class without

@@ -1,7 +1,7 @@
-"""Text files that people give, decoded strictly: no byte is ever replaced, so no two names become one.
+"""The user's text files, decoded strictly: no byte is ever replaced, so no two names become one.
 
-A byte-order mark goes before everything; then the encoding that was named, or UTF-8. XML files may declare
-theirs. Where the bytes do not fit, the error names file, line and bytes. Knows no format but XML's first line.
+A byte-order mark takes precedence; then the encoding that was given, or UTF-8. XML files may declare theirs. If the
+bytes do not fit, the error names file, line and bytes. Knows no format but XML's first line.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _silent(_: str) -> None:
 
 
 class EncodingError(DataError):
-    """Text is not in the encoding that it should be in: of more than the one file, most likely."""
+    """Text is not in the expected encoding: most likely in other files as well."""
 
 
 def check_encoding(name: str) -> str:
@@ -79,8 +79,8 @@ def _spelt(codec: str) -> str:
 def read_text(path: str, encoding: str = DEFAULT, note: Note = _silent) -> str:
     """Return a file's text, line ends as they are. Raises DataError.
 
-    ``encoding``: the one of a file without a byte-order mark, or "auto", which detects it where the file is
-    not UTF-8, and ``note``s what it took.
+    ``encoding``: the one of a file without a byte-order mark, or "auto", which detects it if the file is not UTF-8, and
+    ``note``s its choice.
     """
     return decode_text(read_bytes(path), path, encoding, note)
 
@@ -120,12 +120,12 @@ def decode_text(content: bytes, name: str, encoding: str = DEFAULT, note: Note =
         return _checked(_strict(content, DEFAULT, name, ""), content, name)
     text = _checked(_strict(content, wanted, name, "--data.encoding says"), content, name)
     if not content.isascii() and not wanted.startswith("utf-") and _fits(content, DEFAULT) is not None:
-        note(f"{printable(name)!r} is valid UTF-8 too, and was read as {wanted}, as --data.encoding says.")
+        note(f"{printable(name)!r} is also valid UTF-8, but was read as {wanted}, as --data.encoding says.")
     return text
 
 
 def decode_xml(content: bytes, name: str, encoding: str = DEFAULT, note: Note = _silent) -> str:
-    """Return the text of an XML file's bytes; a declaration goes before ``encoding`` unless it proves wrong.
+    """Return the text of an XML file's bytes; a declaration takes precedence over ``encoding`` unless it proves wrong.
 
     A declared UTF-16 that can be read byte by byte is what some libraries write at the head of UTF-8.
     """
@@ -187,7 +187,7 @@ def _fits(content: bytes, codec: str) -> str | None:
         if codec.startswith("iso8859") and attempt == codec and re.search("[\x80-\x9f]", text):
             continue  # control characters that no text has
         if not codec.startswith("utf") and re.search("[\ue000-\uf8ff]", text):
-            continue  # "private use": what decoders make of bytes that are no characters
+            continue  # "private use": what decoders return for bytes that are not characters
         return text
     return None
 
@@ -262,7 +262,7 @@ def _checked(text: str, content: bytes, name: str) -> str:
 
 
 def _detected(content: bytes, name: str, note: Note) -> str:
-    """Return the text of bytes whose encoding is not named: UTF-8 where they are, else as detected."""
+    """Return the text of bytes whose encoding is not given: UTF-8 if they are valid, otherwise as detected."""
     text = _fits(content, DEFAULT)
     if text is not None and "\0" not in text:
         return _checked(text, content, name)
@@ -287,9 +287,9 @@ def _begins(text: str) -> str:
 
 
 class Texts:
-    """Reads the text files of one source in one encoding, and says once what holds for many.
+    """Reads the text files of one source in one encoding, with one message for what holds for many.
 
-    With "auto", what one file was found to be holds for the next that is not UTF-8, if it fits.
+    With "auto", the encoding found for one file is used for the next that is not UTF-8, if it fits.
     """
 
     def __init__(self, encoding: str = DEFAULT, note: Note = lambda text: None) -> None:
@@ -299,7 +299,7 @@ class Texts:
         self._doubtful: list[tuple[str, bytes]] = []  # UTF-8, and perhaps by chance
 
     def survey(self, paths: Iterable[str]) -> None:
-        """With "auto": guess from many files at once, as one of few words tells little."""
+        """With "auto": guess from many files at once, as a single file of few words says little."""
         if self._encoding != AUTO:
             return
         parts = []
@@ -342,10 +342,10 @@ class Texts:
         return _checked(text, content, path)
 
     def finish(self) -> None:
-        """Say what is to be said of the files read so far. Raises DataError where "auto" cannot tell."""
+        """Give the messages about the files read so far. Raises DataError if "auto" cannot decide."""
         for path, content in self._doubtful if self._guessed else ():
             other, utf8 = _fits(content, self._guessed), content.decode()
-            single = self._guessed.startswith(("cp12", "koi8"))  # all but any bytes are text of these
+            single = self._guessed.startswith(("cp12", "koi8"))  # nearly any bytes are valid in these
             if other is not None and not (single and sum(not c.isascii() for c in utf8) > 1):
                 raise EncodingError(
                     f"{printable(path)!r} can be UTF-8 ({_begins(utf8)}) and {self._guessed} ({_begins(other)}), as "
@@ -357,6 +357,6 @@ class Texts:
                 re.sub(r"^.*? (?=was read|is valid|declares)|: it begins.*", "", text), []
             ).append(text)
         for texts in kinds.values():
-            more = f" So it is with {len(texts) - 1:,} more." if len(texts) > 1 else ""
+            more = f" The same holds for {len(texts) - 1:,} more." if len(texts) > 1 else ""
             self._note(type(texts[0])(texts[0] + more))
         self._said, self._doubtful = [], []

@@ -1,7 +1,7 @@
-"""The encoding that bytes of text are most likely in: charset-normalizer's answer, weighed for lists of names.
+"""The most likely encoding of bytes of text: charset-normalizer's candidates, weighted for lists of names.
 
-The detector wants whole sentences; a list of class names is a few words. So what it leaves possible is ranked by how
-usual the characters are in each encoding: their place in its table tells that.
+The detector expects whole sentences; a list of class names is a few words. So its candidates are ranked by how common
+the characters are in each encoding, according to their position in its table.
 """
 
 from __future__ import annotations

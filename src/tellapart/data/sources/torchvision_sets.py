@@ -119,8 +119,8 @@ def _tensors(dataset: Any) -> Arrays:
 class TorchvisionSet:
     """How one set is built.
 
-    ``splits`` are ours (or "") with the arguments of theirs; one of ``files`` and ``arrays``
-    reads the object. ``group``: a pattern on the path where frames of one scene must stay together.
+    ``splits`` are tellapart's (or "") with torchvision's arguments; one of ``files`` and ``arrays`` reads the object.
+    ``group``: a pattern on the path if frames of one scene must stay together.
     """
 
     class_name: str
@@ -233,8 +233,7 @@ SETS: dict[str, TorchvisionSet] = {
 def open_set(name: str, root: str, download: bool, note: Note) -> tuple[TorchvisionSet, dict[str, Any]]:
     """Return a set's row of the table and torchvision's object for each split, downloaded if need be.
 
-    Raises OfflineError where the files are not there and cannot be had, MissingPackageError without
-    torchvision.
+    Raises OfflineError if the files are missing and cannot be downloaded, MissingPackageError without torchvision.
     """
     known = SETS[name]
     parts = [(split, dict(arguments)) for split, arguments in known.splits.items()]
@@ -253,8 +252,8 @@ def build(
 ) -> dict[str, Any]:
     """Return ``{split: dataset}`` of a class of torchvision.datasets, from ``root`` or downloaded into it.
 
-    A download goes to a folder beside that becomes ``root`` when whole; where ``root`` exists already
-    (someone put the archives there), it is used as it is.
+    A download goes to a temporary folder that becomes ``root`` when complete; if ``root`` already exists (someone put
+    the archives there), it is used as it is.
     """
     factory = getattr(require("torchvision.datasets", "models", f"The data set {name!r}"), class_name)
 

@@ -1,1 +1,1 @@
-"""Decoded pixels: how they are made, by whom, where they lie, and how much room they take."""
+"""Decoded pixels: how they are made, by which workers, where they are kept, and how much space they take."""

@@ -1,4 +1,4 @@
-"""Memory that processes share without a name, so that nothing of it is left however they end.
+"""Anonymous memory that processes share, so that nothing is left behind however they end.
 
 A block is an anonymous file (of memory where the system has memfd, else of the temporary folder, deleted at once).
 Another process writes to it through its descriptor; here it is mapped. Knows nothing of images.
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 _LEAST = 1 << 20  # bytes of a block
-_KEPT = 256 << 20  # bytes of blocks that wait to be used again
+_KEPT = 256 << 20  # bytes of free blocks that are kept for reuse
 
 
 class Block:
@@ -29,7 +29,7 @@ class Block:
         self._map: mmap.mmap | None = None
 
     def reach(self, size: int) -> None:
-        """Map at least ``size`` bytes, if it is fewer until now."""
+        """Map at least ``size`` bytes, if fewer are mapped."""
         if size > self.size or self._map is None:
             self.size = max(_LEAST, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
             os.ftruncate(self.descriptor, self.size)
@@ -45,11 +45,11 @@ class Block:
 
 
 class Blocks:
-    """Blocks to take and to give back; some of those that were given back are kept, their memory with them."""
+    """Blocks to take and give back; some of the returned ones are kept, together with their memory."""
 
     def __init__(self) -> None:
         self._free: list[Block] = []
-        self._lock = threading.RLock()  # `give` may come at any moment, from the garbage collector
+        self._lock = threading.RLock()  # `give` may be called at any moment, by the garbage collector
 
     def take(self, size: int = 0) -> Block:
         """Return a block of which at least ``size`` bytes are mapped; the smallest that is large enough."""
@@ -69,7 +69,7 @@ class Blocks:
                 self._free.append(block)
 
     def lend(self, block: Block) -> Bytes:
-        """Return a block's bytes, uint8 [size]; with the last array that lies in them it is given back."""
+        """Return a block's bytes, uint8 [size]; the block is given back with the last array that refers to them."""
         whole = block.bytes()
         weakref.finalize(whole, self.give, block).atexit = False
         return whole

@@ -1,6 +1,6 @@
-"""How a store of decoded images is filled: decoded by several workers, written in order, and on the disk at the end.
+"""How a store of decoded images is filled: decoded by several workers, written in order, flushed to disk at the end.
 
-Knows nothing of where stores lie, or of how they are read (`cache`).
+Knows nothing of where stores are, or of how they are read (`cache`).
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from tellapart.data.stores.decoded import Decode, Decoded, bytes_of, kind
 from tellapart.data.stores.workers import Workers
 
 _CHUNK = 64  # images that a worker decodes at a time, at most
-_CHUNK_BYTES = 1 << 20  # decoded bytes after which it has enough
+_CHUNK_BYTES = 1 << 20  # decoded bytes after which a worker takes no more
 _BUFFER = 1 << 16  # bytes of small images that are written together; larger ones go straight to the system
-_FLUSHED = 32 << 20  # bytes after which the disk is asked to write them down, while decoding goes on
+_FLUSHED = 32 << 20  # bytes after which they are flushed to disk, while decoding goes on
 _STEP = 32  # images between reports of progress
 
 
 def _in_order(samples: Samples, decode: Decode, workers: Workers) -> Iterator[Decoded]:
     """Decode a bounded number of images ahead.
 
-    Workers take a few images at a time: as many as leave what was decoded in the processor's cache until it is written.
+    Workers take a few images at a time: few enough that the decoded pixels are still in the processor's cache when
+    written.
     """
     most = max(1, min(_CHUNK, len(samples) // (16 * workers.count)))  # short, so that workers end together
     length, start = min(most, 4), 0
@@ -56,7 +57,7 @@ def build(
     advance: Callable[[int], None],
     pixels: bool,
 ) -> None:
-    """Write a store's files into ``folder``, without ``pixels`` the index alone. Raises OSError."""
+    """Write a store's files into ``folder``; without ``pixels`` only the index. Raises OSError."""
     if pixels:
         with open(folder / "pixels.bin", "wb", buffering=_BUFFER) as stream, _Flushing(stream) as flushing:
             columns = scan(samples, decode, workers, advance, flushing.write)
@@ -75,7 +76,7 @@ def build(
 
 
 class _Flushing:
-    """Writes to a file, and has the disk keep up in a thread: after it all is on the disk, or OSError was raised."""
+    """Writes to a file and flushes it in a thread: at the end everything is on disk, or OSError was raised."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._waiting = stream, 0
@@ -116,7 +117,7 @@ def scan(
     advance: Callable[[int], None] = lambda count: None,
     write: Callable[[memoryview], Any] | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """Decode every image, hand its bytes to ``write``, and return the index's columns as ImageStore has them."""
+    """Decode every image, pass its bytes to ``write``, and return the index's columns as ImageStore has them."""
     count, position = len(samples), 0
     heights, widths = np.zeros(count, np.int32), np.zeros(count, np.int32)
     offsets = np.zeros(count, np.int64)

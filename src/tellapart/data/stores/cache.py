@@ -1,11 +1,11 @@
-"""Decoded images on disk: every image is read and decoded once, and then lies there as plain pixels.
+"""Decoded images on disk: every image is read and decoded once, and is then stored as plain pixels.
 
 A store is a folder with ``pixels.bin`` (uint8 or float32, one image after the other), ``index.npz`` (height, width,
 offset in bytes, content hash and, for an unreadable image, the reason) and ``about.json`` (for people). It is written
-under a temporary name and renamed when complete, so that an interruption, or two processes at once, leave
-nothing wrong, and is locked while it is open, so that no other process removes it (`stores`). Memory stays
-bounded: images are written as they come (`building`), and large stores are read row by row and never mapped. A store
-can also be made without pixels: an index of what can be read, for `streaming`.
+under a temporary name and renamed when complete, so that an interruption, or two processes at once, cannot leave a
+wrong store, and is locked while it is open, so that no other process removes it (`housekeeping`). Memory stays bounded:
+images are written as they come (`building`), and large stores are read row by row and never mapped. A store can also be
+made without pixels: an index of what can be read, for `streaming`.
 
 Knows nothing of labels, splits, augmentation or models; what "decoded" means is the caller's function.
 """
@@ -52,12 +52,14 @@ class ImageStore:
     hashes: npt.NDArray[Any]
     reasons: npt.NDArray[Any]
     images_NHWC: torch.Tensor | None = None
-    places: npt.NDArray[np.int64] | None = None  # of each row in images_NHWC, where bad images lie between
+    places: npt.NDArray[np.int64] | None = (
+        None  # of each row in images_NHWC, if there are bad images in between
+    )
     path: Path | None = None
     offsets: npt.NDArray[np.int64] | None = None
-    mapped: mmap.mmap | None = None  # all bytes, where images differ in size and are not too many
-    unread: npt.NDArray[np.bool_] | None = None  # what of ``mapped`` may still lie on the disk only
-    resident: torch.Tensor | None = None  # all bytes, on a GPU, where images differ in size
+    mapped: mmap.mmap | None = None  # all bytes, if images differ in size and are not too many
+    unread: npt.NDArray[np.bool_] | None = None  # images of ``mapped`` that may not be in memory yet
+    resident: torch.Tensor | None = None  # all bytes, on a GPU, if images differ in size
     kind: np.dtype[Any] = np.dtype(np.uint8)  # of a pixel's numbers: uint8, or float32  # noqa: RUF009
     lock: housekeeping.Lock | None = field(default=None, repr=False)
     _file: list[int] = field(default_factory=list, repr=False)
@@ -83,7 +85,7 @@ class ImageStore:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the images lie in a GPU's memory."""
+        """Whether the images are in a GPU's memory."""
         return self.resident is not None or (self.images_NHWC is not None and self.images_NHWC.is_cuda)
 
     def _bytes(self, rows: npt.NDArray[np.int64] | slice = slice(None)) -> npt.NDArray[np.int64]:
@@ -109,7 +111,7 @@ class ImageStore:
         return map(self.image, rows.tolist())
 
     def batch(self, rows: npt.NDArray[np.int64]) -> Images:
-        """Return images [B, H, W, C], or a `Ragged` where they differ in size and lie on no GPU."""
+        """Return images [B, H, W, C], or a `Ragged` if they differ in size and are not on a GPU."""
         if self.images_NHWC is not None:
             rows = rows if self.places is None else self.places[rows]
             return self.images_NHWC.index_select(0, put(torch.from_numpy(rows), self.images_NHWC.device))
@@ -126,9 +128,9 @@ class ImageStore:
         return images.canvas() if self.alike else images
 
     def expect(self, rows: npt.NDArray[np.int64]) -> None:
-        """Let the system begin to read the images at ``rows`` from the disk, where they are mapped; do not wait.
+        """Let the system start to read the images at ``rows`` from disk if they are mapped; do not wait.
 
-        Each image once: the question takes as long as copying it does.
+        Once for each image: the call takes as long as copying the image does.
         """
         if self.unread is None or self.mapped is None or self.offsets is None:
             return
@@ -161,7 +163,7 @@ class ImageStore:
         return images.masked_fill_(~inside.unsqueeze(3), 0)
 
     def on_device(self, device: torch.device, limit: int) -> ImageStore:
-        """Return this store with its images on ``device``, or itself where they take more than ``limit`` bytes."""
+        """Return this store with its images on ``device``, or itself if they take more than ``limit`` bytes."""
         size = int(self._bytes().sum())
         if not 0 < size <= limit:
             return self
@@ -179,7 +181,7 @@ class ImageStore:
         return dataclasses.replace(self, resident=resident, _file=[])
 
     def sizes(self, rows: npt.NDArray[np.int64]) -> torch.Tensor | None:
-        """Return heights and widths, int64 [B, 2], or None where all images of the store are alike."""
+        """Return heights and widths, int64 [B, 2], or None if all images of the store have one size."""
         if self.images_NHWC is not None:
             return None
         return torch.from_numpy(np.stack([self.heights[rows], self.widths[rows]], axis=1).astype(np.int64))
@@ -199,7 +201,7 @@ class ImageStore:
 def store_key(samples: Samples, policy: str) -> str:
     """Return the name of the store for these samples under this decode policy.
 
-    Files count by path, size and time of change; pixel arrays, and images in objects, by their content.
+    Files count by path, size and modification time; pixel arrays, and images in objects, by their content.
     """
     digest = hashlib.blake2b(
         f"store 2\0{policy}\0{samples.root}".encode(errors="surrogateescape"), digest_size=16
@@ -236,12 +238,12 @@ def open_or_build(
     pixels: bool = True,
     room: Callable[[], bool] = lambda: True,
 ) -> ImageStore:
-    """Return the store of ``samples`` decoded by ``decode``; build it where it is not there yet.
+    """Return the store of ``samples`` decoded by ``decode``; build it if it does not exist yet.
 
     ``policy`` names what ``decode`` does, for the key. ``advance`` is called with the number of images
-    done. ``about`` is written down for people. Without ``pixels`` images are decoded and forgotten: the result
-    has their sizes and hashes, and no images. ``room`` is asked before building. Raises NoRoom where it says
-    no, OSError where the disk is full; an unreadable image only marks its row.
+    done. ``about`` is recorded for people. Without ``pixels`` images are decoded and discarded: the result has their
+    sizes and hashes, but no images. ``room`` is called before building. Raises NoRoom if it returns False, OSError if
+    the disk is full; an unreadable image only marks its row.
     """
     policy = policy if pixels else f"{policy} index"
     target = folder / "decoded" / store_key(samples, policy)
@@ -262,24 +264,24 @@ def open_or_build(
     store = open_store(target)
     if store is None:
         raise FileNotFoundError(2, "the store was removed while it was being opened", str(target))
-    return dataclasses.replace(store, unread=None)  # just written: it lies in memory
+    return dataclasses.replace(store, unread=None)  # just written: it is still in memory
 
 
 def open_store(target: Path) -> ImageStore | None:
-    """Open a store and keep it from being removed; None where there is none."""
+    """Open a store and protect it from being removed; None if there is none."""
     held = housekeeping.hold(target, housekeeping.INDEX)
     return None if held is False else _open(target, held if isinstance(held, housekeeping.Lock) else None)
 
 
 def _removed(target: Path, store: ImageStore) -> bool:
-    """Remove a store that should be built anew; return False where another process uses it."""
+    """Remove a store that should be built again; return False if another process uses it."""
     if store.lock is not None:
         store.lock.release()
     return housekeeping.remove(housekeeping.describe(target))
 
 
 def _readable_now(samples: Samples, store: ImageStore) -> bool:
-    """Return whether a file can be read that could not be (a permission given, a disk that came back)."""
+    """Return whether a file can be read that could not be before (a permission granted, a disk mounted again)."""
     for row in np.flatnonzero(~store.good & (store.hashes == "")):
         with contextlib.suppress(OSError):
             samples.read(int(row))

@@ -1,4 +1,4 @@
-"""What becomes of one image: its pixels, its hash, or what is wrong with it; and the two functions that decode.
+"""The result for one image: its pixels, its hash, or what is wrong with it; and the two functions that decode.
 
 The functions are data, so that they can be sent to another process (`workers`), and load torch only where it computes.
 Knows nothing of stores, threads or processes.
@@ -31,7 +31,7 @@ def decoded(samples: Samples, decode: Decode, row: int) -> Decoded:
 
 
 def attempt(read: Callable[[], bytes | Pixels], decode: Decode, box: Box) -> Decoded:
-    """Return what `decoded` does of what ``read`` returns."""
+    """Return the result for what ``read`` returns."""
     try:
         content = read()
     except OSError as error:
@@ -47,7 +47,7 @@ def attempt(read: Callable[[], bytes | Pixels], decode: Decode, box: Box) -> Dec
 
 @dataclass(frozen=True)
 class AsContracted:
-    """Decodes to exactly what the contract says: [height, width, C] of its depth."""
+    """Decodes exactly by the contract: [height, width, C] of its depth."""
 
     contract: Preprocessing
     max_pixels: int
@@ -66,7 +66,7 @@ class AsContracted:
 class AsSource:
     """Decodes to the image in its own shape, scaled down to the smallest that covers ``size``: [H, W, C] of ``depth``.
 
-    Of a square its short side is then the size.
+    If that is a square, the short side is then the size.
     """
 
     channels: int

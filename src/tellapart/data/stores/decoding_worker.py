@@ -1,8 +1,8 @@
-"""A process that decodes images for another: what it runs, and how the two talk.
+"""A process that decodes images for another: what it runs, and the protocol between the two.
 
-Asked through a socket for some images by their paths, it writes their pixels to the file whose descriptor came with the
-question, and answers where they lie. It ends when the other side does. Loads no torch by itself: it starts in a
-quarter of a second. Knows nothing of stores, of the order of images, or of who asks.
+It receives requests for images by their paths through a socket, writes their pixels to the file whose descriptor came
+with the request, and replies with their offsets. It ends when the other side does. Loads no torch by itself: it starts
+in a quarter of a second. Knows nothing of stores, of the order of images, or of who asks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LENGTH = struct.Struct("<Q")
 class Task(NamedTuple):
     """Images to decode, to be written one after the other from ``start`` on.
 
-    With ``sizes``, each has the room of so many bytes; one that does not have this size is not written.
+    With ``sizes``, each has that many bytes of space; an image of another size is not written.
     """
 
     decode: Decode
@@ -43,7 +43,7 @@ class Task(NamedTuple):
 
 
 def send(channel: socket.socket, content: bytes, descriptor: int | None = None) -> None:
-    """Send a message, and a descriptor with it. Raises OSError where nobody is there."""
+    """Send a message, and a descriptor with it. Raises OSError if the other side is gone."""
     head = _LENGTH.pack(len(content))
     if descriptor is None:
         channel.sendall(head + content)
@@ -53,7 +53,7 @@ def send(channel: socket.socket, content: bytes, descriptor: int | None = None) 
 
 
 def receive(channel: socket.socket) -> tuple[bytearray, int | None]:
-    """Return a message, and the descriptor that came with it. Raises EOFError where the other side has ended."""
+    """Return a message, and the descriptor that came with it. Raises EOFError if the other side has ended."""
     head, descriptors, _, _ = socket.recv_fds(channel, _LENGTH.size, 1)
     if not head:
         raise EOFError
@@ -130,7 +130,7 @@ def _answered(question: bytearray, file: int | None) -> bytes:
 
 def main() -> None:
     """Serve on the socket that standard input is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who asks decides when it is over
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other side decides when to end
     keep_freed(trim=128 << 20, mmap=32 << 20)
     with socket.socket(fileno=os.dup(0)) as channel:
         serve(channel)

@@ -1,9 +1,9 @@
-"""The folder of stores: who uses which, how much room they take, and what may go.
+"""The folder of stores: which are in use, how much space they take, and which may be removed.
 
 A store that is in use has a shared lock on its file ``in-use``, and one that is being built an exclusive lock
-(flock, which the system takes back when a process ends, however it ends). What is locked is never removed.
-Where there are no such locks (Windows, some network disks) a store counts as in use for a day after its last
-use. Knows nothing of images, or of what lies in a store beside ``about.json``.
+(flock, which the system releases when a process ends, however it ends). A locked store is never removed. Where there
+are no locks (Windows, some network disks) a store counts as in use for a day after its last use. Knows nothing of
+images, or of the files in a store besides ``about.json``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from tellapart import files, locks
 from tellapart.errors import CacheError, UserError
 
 GIB = 1 << 30
-RESERVE = GIB // 2  # of the disk, that no store takes
+RESERVE = GIB // 2  # share of the disk that stores leave free
 _IN_USE, _ABOUT = "in-use", "about.json"
-INDEX, FEATURES = "index.npz", "features.npy"  # what a store of images, or of features, is known by
+INDEX, FEATURES = (
+    "index.npz",
+    "features.npy",
+)  # files by which a store of images, or of features, is recognised
 _KEY = re.compile(r"[0-9a-f]{32}")
 _TEMPORARY = re.compile(r"\.(building|removing)-\w+")
 _DAY = 24 * 3600.0
@@ -36,7 +39,7 @@ Lock = locks.Lock
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """A store as it lies on the disk. ``used`` is seconds since 1970; ``about`` what its builder wrote of it."""
+    """A store on disk. ``used`` is seconds since 1970; ``about`` what its builder recorded."""
 
     key: str
     path: Path
@@ -70,7 +73,7 @@ class Cleared:
 
 
 def lock(folder: Path, exclusive: bool = False, create: bool = True) -> Lock | None:
-    """Lock a folder without waiting. None: another has it, or (a folder that cannot be written) there is none."""
+    """Lock a folder without waiting. None: another process has the lock, or the folder cannot be written."""
     try:
         return locks.lock(folder / _IN_USE, exclusive, create)
     except OSError:
@@ -91,13 +94,13 @@ def begin(parent: Path) -> tuple[Path, Lock | None]:
 
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write what a store is of, for `list_stores`."""
+    """Record what a store contains, for `list_stores`."""
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     (folder / _ABOUT).write_text(json.dumps({**about, "created": created}, indent=1), encoding="utf-8")
 
 
 def list_stores(decoded: Path) -> list[StoreInfo]:
-    """Return the stores in a folder, the least recently used first; what is not a store of ours is passed over."""
+    """Return the stores in a folder, the least recently used first; anything else is ignored."""
     found = []
     with contextlib.suppress(OSError):
         for path in decoded.iterdir():
@@ -108,7 +111,7 @@ def list_stores(decoded: Path) -> list[StoreInfo]:
 
 
 def describe(path: Path) -> StoreInfo:
-    """Return what is known of the store at ``path``. Raises OSError."""
+    """Return the description of the store at ``path``. Raises OSError."""
     about: Any = {}
     with contextlib.suppress(OSError, ValueError):
         about = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
@@ -124,14 +127,14 @@ def describe(path: Path) -> StoreInfo:
 
 
 def _content(path: Path) -> Path | None:
-    """Return the file that a store is known by, or None where there is none."""
+    """Return the file by which a store is recognised, or None if there is none."""
     return next((path / name for name in (INDEX, FEATURES) if (path / name).is_file()), None)
 
 
 def hold(folder: Path, name: str) -> Lock | bool:
-    """Keep the store with the file ``name`` from being removed, and note its use.
+    """Protect the store with the file ``name`` from being removed, and record its use.
 
-    Returns the lock (or True where the folder cannot be written, so nobody removes it); False: there is no store.
+    Returns the lock (or True if the folder cannot be written, so that no process removes it); False: there is no store.
     """
     for _ in range(100):
         if not (folder / name).exists():
@@ -147,9 +150,9 @@ def hold(folder: Path, name: str) -> Lock | bool:
 
 
 def publish(temporary: Path, target: Path, held: Lock | None) -> None:
-    """Give a finished store its name; where another process was faster its store is as good, and this one goes.
+    """Give a finished store its name; if another process was faster, its store is as good, and this one is removed.
 
-    Raises WriteError where it cannot get its name otherwise.
+    Raises WriteError if it cannot be renamed for another reason.
     """
     try:
         temporary.rename(target)
@@ -160,7 +163,7 @@ def publish(temporary: Path, target: Path, held: Lock | None) -> None:
 
 
 def abandon(temporary: Path, held: Lock | None) -> None:
-    """Remove what is left under a store's temporary name, and let others use what lies under its own."""
+    """Remove what is left under a store's temporary name, and release the store under its final one."""
     if held is not None:
         held.share()
     shutil.rmtree(temporary, ignore_errors=True)
@@ -176,7 +179,7 @@ def _size(folder: Path) -> int:
 
 
 def remove(store: StoreInfo) -> bool:
-    """Remove a store that nobody uses; return whether it is gone. Renamed first, so that none opens half of one."""
+    """Remove an unused store; return whether it is gone. Renamed first, so that no process opens half of one."""
     held = lock(store.path, exclusive=True)
     if held is None and (store.path / _IN_USE).exists():
         return False
@@ -184,7 +187,7 @@ def remove(store: StoreInfo) -> bool:
         if held is not None:
             if not held.certain and time.time() - store.used < _DAY:
                 return False
-            # removed and perhaps built anew by another in this moment
+            # just removed, and perhaps built again, by another process
             if not held.is_of(store.path / _IN_USE):
                 return False
         aside = Path(tempfile.mkdtemp(prefix=".removing-", dir=store.path.parent))
@@ -203,7 +206,7 @@ def remove(store: StoreInfo) -> bool:
 def sweep(decoded: Path) -> tuple[int, int]:
     """Remove what interrupted builds and removals left; return how many and how many bytes.
 
-    A folder whose process still lives is locked and stays; one without a lock goes when it is a day old.
+    A folder whose process is still running is locked and stays; one without a lock is removed when it is a day old.
     """
     count = freed = 0
     with contextlib.suppress(OSError):
@@ -249,15 +252,15 @@ def _by_key(found: Sequence[StoreInfo], key: str) -> StoreInfo:
     fitting = [store for store in found if key and store.key.startswith(key)]
     if len(fitting) == 1:
         return fitting[0]
-    problem = "fits more than one store" if fitting else "is the key of no store"
+    problem = "matches more than one store" if fitting else "matches no store"
     raise UserError(f"{key!r} {problem}; see: tellapart cache list")
 
 
 def make_room(decoded: Path, needed: int, limit: float) -> bool:
     """Remove the least recently used stores until ``needed`` bytes fit; return whether they do.
 
-    ``limit``: GiB that all stores may take together; 0: what the disk holds. Where it cannot be reached, nothing is
-    removed. Raises CacheError where the folder cannot be made.
+    ``limit``: GiB that all stores may take together; 0: limited by the disk only. If it cannot be reached, nothing is
+    removed. Raises CacheError if the folder cannot be created.
     """
     try:
         decoded.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""From samples to decoded images: as evaluation wants them, or as the source of augmentation.
+"""From samples to decoded images: as evaluation needs them, or as the source of augmentation.
 
-Bad images are listed and left out here, so that nothing later meets one. Knows nothing of models or losses.
+Bad images are listed and left out here, so that no later stage sees one. Knows nothing of models or losses.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Bad:
 def evaluation_images(
     samples: Samples, contract: Preprocessing, spec: DataSpec, advance: Advance = lambda count: None
 ) -> tuple[ImageSet, list[Bad]]:
-    """Return the images exactly as the contract makes them, [height, width, C] of its depth, and what was left out."""
+    """Return the images as the contract defines them, [height, width, C] of its depth, and what was left out."""
     if samples.pixels is not None and samples.boxes is None:
         shape = samples.pixels.shape[1:3]
         probe = resize(np.zeros((*shape, contract.channels), np.uint8), contract)
@@ -77,7 +77,7 @@ def augmentation_sources(
 ) -> tuple[ImageSet, list[Bad]]:
     """Return the images in their own shape, scaled down to what random resized crops need.
 
-    ``reduced``: large JPEGs are decoded at a part of their size where that leaves enough pixels.
+    ``reduced``: large JPEGs are decoded at reduced size if that leaves enough pixels.
     """
     reduced = reduced or contract.decode == "scaled"
     height, width = (round(side * SOURCE_MARGIN) for side in contract.sides)
@@ -96,7 +96,7 @@ def _size_words(size: sides.Size) -> str:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a store holds: its policy for the key, words for people, and pixels per image where they are known, whose
+    """What a store contains: its policy for the key, words for people, and pixels per image if known, whose
     numbers are of ``size`` bytes.
     """
 
@@ -132,7 +132,7 @@ def _stored(
     if bad and spec.on_bad_image == "error":
         raise DataError(
             f"{len(bad)} images cannot be used, the first: {samples.file(int(failed[0]))}: {bad[0].reason}. "
-            "Mend or remove them, or use --data.on-bad-image skip."
+            "Repair or remove them, or use --data.on-bad-image skip."
         )
     return ImageSet(_hashed(samples, store.hashes).select(rows), store, rows), bad
 
@@ -140,8 +140,8 @@ def _stored(
 def _open_store(samples: Samples, decode: Decode, kind: _Kind, spec: DataSpec, advance: Advance) -> Store:
     """Return decoded images from the cache, or a stream of them.
 
-    With the cache every image is decoded once. A stream decodes once more to begin with, to know what is there, and
-    again in each epoch: even for a single epoch it takes longer, so it is for what does not fit, or where
+    With the cache every image is decoded once. A stream decodes once more at the beginning, to find the bad images, and
+    again in each epoch: even for a single epoch it takes longer, so it is for sources that do not fit, or if
     ``data.cache`` is off.
     """
     folder = Path(cache_folder(spec))
@@ -186,7 +186,7 @@ def _cannot_keep(folder: Path, error: Exception, spec: DataSpec) -> CacheError:
 
 
 def _estimate(samples: Samples, decode: Decode) -> int:
-    """Return how many bytes the decoded images will take about, from a few of them (of a small set fewer)."""
+    """Return roughly how many bytes the decoded images will take, from a few of them."""
     count = min(max(2, len(samples) // 100), 8)
     rows = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int))
     images = [decoded(samples, decode, int(row))[0] for row in rows]
@@ -211,7 +211,7 @@ class Look:
     )
 
     def unused_range(self) -> str:
-        """Return a warning where images of more than 8 bits use less than half of their range; else nothing."""
+        """Return a warning if images of more than 8 bits use less than half of their range, otherwise nothing."""
         if not self.deep or not uses_little(self.largest):
             return ""
         return (
@@ -229,7 +229,7 @@ def look(
     channels: int = 0,
     depth: str = "uint8",
 ) -> Look:
-    """Decode a few images, evenly over the table, to choose by. Raises DataError where none is good.
+    """Decode a few images, evenly over the table, as a basis for choices. Raises DataError if none is good.
 
     ``channels``: those of the input; 0: they are to be chosen, by the first file that can be read. ``depth``: of the
     pixels.

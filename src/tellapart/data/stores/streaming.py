@@ -1,9 +1,9 @@
-"""Images decoded when they are wanted, for sources that the cache has no room for.
+"""Images decoded on demand, for sources that do not fit into the cache.
 
-Has the interface of `cache.ImageStore`. What can be read, at which size, is known beforehand (an index without
-pixels, from one pass that decodes every image and forgets it), so that an epoch's images and the random numbers
-drawn for them are what they would be with the cache, and a run goes on exactly. Each epoch decodes anew, in
-threads or processes (`workers`). Knows nothing of labels or augmentation.
+Has the interface of `cache.ImageStore`. What can be read, at which size, is known beforehand (an index without pixels,
+from one pass that decodes every image and discards it), so that an epoch's images and the random numbers drawn for them
+are those of a cached run, and a run is resumed exactly. Each epoch decodes again, in threads or processes (`workers`).
+Knows nothing of labels or augmentation.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tellapart.data.stores.workers import Workers
 from tellapart.errors import DataError
 from tellapart.preprocess import Images, Pixels, Ragged
 
-BATCHES_AHEAD = 3  # of the reader; so many batches lie in memory
+BATCHES_AHEAD = 3  # batches that the reader is ahead, and so the batches in memory
 _TOGETHER = 64  # images that `each` reads at a time
 
 
 class StreamedStore:
-    """N images, decoded anew at each call. ``index``: a store of the same samples, of which only the index counts."""
+    """N images, decoded again in each call. ``index``: a store of the same samples, of which only the index is used."""
 
     images_NHWC: torch.Tensor | None = None
     ahead = BATCHES_AHEAD
@@ -51,14 +51,14 @@ class StreamedStore:
         return self.index.good
 
     def image(self, row: int) -> Pixels:
-        """Return one image, [H, W, C]. Raises DataError where the file is not what it was."""
+        """Return one image, [H, W, C]. Raises DataError if the file has changed."""
         return self._checked(row, decoded(self.samples, self.decode, row))
 
     def _checked(self, row: int, result: Decoded) -> Pixels:
         image, digest, reason = result
         if image is None or digest != self.hashes[row]:
             raise DataError(
-                f"{self.samples.file(row)} is not what it was when the run began"
+                f"{self.samples.file(row)} has changed since the run began"
                 f"{f' ({reason})' if reason else ''}. Restore the file, or start a new run."
             )
         return image
@@ -95,7 +95,7 @@ class StreamedStore:
                 self._begun[rows.tobytes()] = self._begin(rows)
 
     def forget(self) -> None:
-        """Give up what was expected and is not asked for any more."""
+        """Drop what was expected and is no longer needed."""
         with self._lock:
             for part in [part for parts in self._begun.values() for part in parts]:
                 part.cancel()

@@ -1,10 +1,9 @@
-"""Who decodes: threads of this process, or other processes. Either gives the same pixels in the same order.
+"""Decoding workers: threads of this process, or other processes. Both give the same pixels in the same order.
 
-Python lets one thread at a time run its own code, so that threads do not read small files faster than one of them
-could, however many processors there are. Processes do, but they have to be started, and pixels come from them
-through shared memory (`blocks`). Each is asked by a thread of ours through a socket, so that this process's main
-program is not run anew (as multiprocessing would), and that a process ends when this one does, however that ends.
-Knows nothing of stores or batches.
+Only one thread at a time runs Python code (the GIL), so threads do not read small files faster than a single one could,
+however many processors there are. Processes do, but they have to be started, and their pixels come through shared
+memory (`blocks`). A thread of this process talks to each through a socket, so that the main script is not run again (as
+with multiprocessing), and a process ends when this one does, however that ends. Knows nothing of stores or batches.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ from tellapart.errors import DataError, SpecError
 from tellapart.spec import DataSpec
 
 PROCESSORS = 6  # with fewer, threads are as fast
-IMAGES = 4000  # with fewer, processes do not make up for their start
-MOST = 32  # processes, unless more are asked for
-_TRIES = 2  # processes that an image may end, when it is decoded alone
+IMAGES = 4000  # with fewer, processes do not make up for their start-up
+MOST = 32  # processes, unless more are requested
+_TRIES = 2  # processes that an image may crash when it is decoded alone
 _PATIENCE = 5.0  # seconds for a process to end by itself
 _COMMAND = (
     "import sys; sys.path[:] = sys.argv[1:]; from tellapart.data.stores.decoding_worker import main; main()"
@@ -49,7 +48,7 @@ _ALONE = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THRE
 
 
 class Workers(Protocol):
-    """What decodes ``count`` chunks of images at a time."""
+    """Decodes ``count`` chunks of images at a time."""
 
     count: int
 
@@ -59,7 +58,7 @@ class Workers(Protocol):
     def batch(
         self, samples: Samples, decode: Decode, rows: Sequence[int], sizes: Sequence[int]
     ) -> list[Future[list[Decoded]]]:
-        """Begin to decode rows of which the numbers of bytes are known; their results in order, in several parts."""
+        """Begin to decode rows whose sizes in bytes are known; their results in order, in several chunks."""
 
 
 class Threads:
@@ -92,7 +91,7 @@ def _chunk(samples: Samples, decode: Decode, rows: Sequence[int]) -> list[Decode
 def _parts(length: int, workers: int) -> list[slice]:
     """Return slices of a batch: one or two for each worker, of at least 4 images where that leaves none idle.
 
-    Longer slices are handed over more cheaply; after shorter ones nobody waits long for the last.
+    Longer slices have less overhead; with shorter ones the wait for the last is short.
     """
     step = max(1, length // (2 * workers), min(4, -(-length // workers)))
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
@@ -184,7 +183,7 @@ class Processes:
 
 
 def _persist(worker: _Worker, task: Task, file: int) -> list[Place]:
-    """Have one image decoded, by a new process where one ends. Raises DataError where several do."""
+    """Have one image decoded, by a new process if one crashes. Raises DataError if several do."""
     for _ in range(_TRIES):
         try:
             return worker.ask(task, file)
@@ -193,8 +192,8 @@ def _persist(worker: _Worker, task: Task, file: int) -> list[Place]:
     source = task.items[0][0]
     name = source if isinstance(source, str) else "an image"
     raise DataError(
-        f"{name} cannot be decoded: the process that tries it ends ({end}). Remove the file; where it "
-        "is sound, there is not enough memory for it: use fewer --data.workers."
+        f"{name} cannot be decoded: every process that tries ends ({end}). Remove the file; if it is intact, "
+        "there is not enough memory for it: use fewer --data.workers."
     )
 
 
@@ -207,7 +206,7 @@ def _items(samples: Samples, rows: Sequence[int]) -> list[Item]:
 
 
 def _images(places: list[Place], memory: Bytes, decode: Decode) -> list[Decoded]:
-    """Return what `decoded` does, of pixels that lie in ``memory``."""
+    """Return what `decoded` does, with the pixels in ``memory``."""
     of = kind(decode)
     return [
         (
@@ -237,7 +236,7 @@ class _Worker:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, **_ALONE},
-                process_group=0,  # an interruption from the keyboard is for us
+                process_group=0,  # Ctrl-C is handled by the main process
             )
         except BaseException:
             self._channel.close()
@@ -246,7 +245,7 @@ class _Worker:
             theirs.close()
 
     def ask(self, task: Task, file: int) -> list[Place]:
-        """Return where the images of ``task`` lie in ``file``. Raises _EndedError, and what decoding raises."""
+        """Return the offsets of the images of ``task`` in ``file``. Raises _EndedError, and what decoding raises."""
         question = pickle.dumps(tuple(task))
         try:
             if self._process.poll() is not None:
@@ -269,7 +268,7 @@ class _Worker:
         self._channel.close()
 
     def end(self) -> None:
-        """Return when the process has ended."""
+        """Wait until the process has ended."""
         self.hang_up()
         try:
             self._process.wait(_PATIENCE)
@@ -298,9 +297,9 @@ _shared: weakref.WeakValueDictionary[int, Processes] = weakref.WeakValueDictiona
 
 
 def choose(spec: DataSpec, samples: Samples, local: int = 1) -> Workers:
-    """Return what decodes ``samples``: of ``local`` programs on this machine that decode at the same time, one's part.
+    """Return the workers that decode ``samples``: the share of one of ``local`` programs that decode on this machine.
 
-    Processes of the same number are the same as long as they are in use.
+    Calls for the same number of processes share them as long as they are in use.
     """
     available = max(1, processors() // local)
     if not _processes_pay(spec, samples, available):
@@ -313,7 +312,7 @@ def choose(spec: DataSpec, samples: Samples, local: int = 1) -> Workers:
 
 
 def _processes_pay(spec: DataSpec, samples: Samples, available: int) -> bool:
-    # the program that is frozen starts itself
+    # a frozen program would start itself
     python = bool(sys.executable) and not getattr(sys, "frozen", False)
     possible = python and os.name == "posix" and hasattr(socket, "send_fds")
     if spec.worker_kind == "processes" and not possible:

@@ -3,7 +3,7 @@
     python executorch_program.py convert PROGRAM.pt2 CARD.json MODEL.pte
     python executorch_program.py serve MODEL.pte THREADS
 
-``serve`` speaks as `litert_program.serve` does, which lies beside this file. Imports nothing of tellapart.
+``serve`` uses the protocol of `litert_program.serve`, in the file beside this one. Imports nothing from tellapart.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-CARD = "card"  # the name of the method that gives the card
+CARD = "card"  # the name of the method that returns the card
 
 
 def convert(program: str, card: str, target: str) -> None:
-    """Write the .pte file, with the card as a constant method of it."""
+    """Write the .pte file, with the card as a constant method."""
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
@@ -39,7 +39,7 @@ class Model:
         self.batch = 0
 
     def card(self) -> bytes:
-        """Return the card; empty where there is none."""
+        """Return the card; empty if there is none."""
         if CARD not in self._program.method_names:
             return b""
         return bytes(self._program.load_method(CARD).execute([])[0].numpy())

@@ -4,7 +4,7 @@
     python litert_program.py serve MODEL.tflite THREADS
 
 ``serve`` reads batches from standard input and writes logits to standard output; the messages are in `serve`.
-Imports nothing of tellapart.
+Imports nothing from tellapart.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def with_card(content: bytes, card: bytes) -> bytes:
 
 
 def read_card(path: str) -> bytes:
-    """Return the card in a file's metadata; empty where there is none."""
+    """Return the card in a file's metadata; empty if there is none."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.Model.GetRootAs(Path(path).read_bytes(), 0)
@@ -79,7 +79,7 @@ class Model:
 
 
 def own_output() -> Any:
-    """Return standard output for the answers alone; what libraries print goes to standard error from now on."""
+    """Reserve standard output for the answers and return it; from now on libraries print to standard error."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return answers

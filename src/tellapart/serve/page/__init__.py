@@ -1,4 +1,4 @@
-"""The pages for people: each one HTML file without requests to anywhere else."""
+"""The pages for people: each one HTML file that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from starlette.responses import Response
 
-# Only what is in the page itself, requests to the service that sent it, and pictures that were chosen.
+# Only what is in the page itself, requests to the service that sent it, and images that the user chose.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

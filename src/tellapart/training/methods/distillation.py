@@ -3,12 +3,12 @@
 Soft labels: how far both networks' softened answers are apart, times the square of the temperature (Hinton et al. 2015,
 "Distilling the Knowledge in a Neural Network"): the Kullback-Leibler divergence of the one distribution, or of each
 class's own where an image can have several labels (`Labelled.follow`). Features: the squared distance
-between normalised attention maps, the mean square over the channels at each place, at the end of each resolution
+between normalised attention maps, the mean square over the channels at each position, at the end of each resolution
 that both networks have (Zagoruyko and Komodakis 2017, "Paying More Attention to Attention"); it has no parameters of
 its own, so the artifact and the checkpoints are those of any other training.
 
-The teacher sees the very images that the student sees, augmented and mixed. Its answers are a function of those, so a
-resumed run computes what the uncut one would have. Knows nothing of the loop, and nothing of how the teacher was made.
+The teacher sees the same images as the student, augmented and mixed. Its answers are a function of those, so a resumed
+run computes what the uninterrupted one would have. Knows nothing of the loop, and nothing of how the teacher was made.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tellapart.training.methods.multilabel import MultiLabel
 from tellapart.training.task import Batch, Labelled
 
 _LABELS = {False: "one label", True: "several labels"}
-_SAME_RESOLUTION = 2**0.5  # maps whose sides, as parts of the image's, differ by less are compared
+_SAME_RESOLUTION = 2**0.5  # maps are compared if their sides, relative to the image's, differ by less
 
 
 class Teacher(nn.Module):
-    """A trained model that answers to the student's inputs."""
+    """A trained model that answers for the student's inputs."""
 
     def __init__(
         self,
@@ -55,15 +55,15 @@ class Teacher(nn.Module):
         if set(card.classes) != set(classes):
             only = sorted(set(card.classes) ^ set(classes))
             raise ModelError(
-                f"The teacher {path} knows other classes than the data: {', '.join(only[:8])} "
-                f"{'are' if len(only) > 1 else 'is'} in one of the two only."
+                f"The teacher {path} and the data have different classes: {', '.join(only[:8])} "
+                f"{'are' if len(only) > 1 else 'is'} in only one of the two."
             )
         self.order = torch.tensor([card.classes.index(name) for name in classes], device=device)
         theirs = card.preprocessing
         if theirs.channels != contract.channels and contract.channels != 1:
             raise ModelError(
-                f"The teacher {path} takes images of {theirs.channels} channels and this model of {contract.channels} "
-                "(input.channels)."
+                f"The teacher {path} takes images of {theirs.channels} channels, and this model takes "
+                f"{contract.channels} (input.channels)."
             )
         self.sides = theirs.sides
         self.scale, self.bias = _change(contract, theirs, device)
@@ -72,7 +72,7 @@ class Teacher(nn.Module):
 
     def inputs(self, images: Tensor) -> Tensor:
         """Return the teacher's inputs for the student's: float32 [B, C, H, W], normalised, at the teacher's size."""
-        images = images * self.scale + self.bias  # grey ones become three channels here
+        images = images * self.scale + self.bias  # grey images become three channels here
         if tuple(images.shape[2:]) != self.sides:
             images = F.interpolate(images, self.sides, mode="bilinear", antialias=True)
         return images
@@ -85,7 +85,7 @@ class Teacher(nn.Module):
 
 
 def _change(ours: Preprocessing, theirs: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return scale and bias, float32 [C, 1, 1], that turn our normalisation into theirs."""
+    """Return scale and bias, float32 [C, 1, 1], that turn the student's normalisation into the teacher's."""
     mean, std, mean2, std2 = (
         torch.tensor(v, dtype=torch.float64) for v in (ours.mean, ours.std, theirs.mean, theirs.std)
     )
@@ -172,7 +172,7 @@ class Attention:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[Callable[[], Tensor]]:
-        """Look at what both networks compute inside; then the given function returns the distance, float32 [B]."""
+        """Record what both networks compute inside; the yielded function then returns the distance, float32 [B]."""
         seen: dict[tuple[bool, int], Tensor] = {}
         with contextlib.ExitStack() as stack:
             for number, pair in enumerate(self.pairs):
@@ -205,7 +205,7 @@ def _noted(
 
 
 def last_maps(model: nn.Module, images: Tensor) -> dict[int, str]:
-    """Return, by side in pixels, the path of the last module that gives square maps [B, C, side, side]."""
+    """Return, by side in pixels, the path of the last module that outputs square maps [B, C, side, side]."""
     found: dict[int, str] = {}
 
     def note(path: str) -> Callable[[nn.Module, object, object], None]:

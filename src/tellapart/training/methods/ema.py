@@ -23,11 +23,11 @@ class Ema:
 
     Running statistics of batch normalisation are averaged like the parameters: to first order the statistics
     of the averaged weights are the average of the statistics, while those of the last step belong to other
-    weights. Counters and other integer buffers, and buffers that a state dict does not hold, are constants or
-    bookkeeping and stay out.
+    weights. Counters and other integer buffers, and buffers that are not in a state dict, are constants or bookkeeping
+    and are left out.
 
-    Give the model itself, not its wrapper of DistributedDataParallel or ``torch.compile``. The average lies
-    on the model's device; it costs one more copy of the weights, and a second one during ``swapped_in``.
+    Give the model itself, not its wrapper of DistributedDataParallel or ``torch.compile``. The average is on the
+    model's device; it costs one more copy of the weights, and a second one during ``swapped_in``.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -55,8 +55,8 @@ class Ema:
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
         """Give the model the averaged weights inside the ``with`` block, and its own back after it.
 
-        Values are copied bit for bit; tensors stay the same objects at the same place, so that optimizers and
-        compiled graphs do not notice. Changes made to the weights inside the block are lost.
+        Values are copied bit for bit; tensors stay the same objects at the same address, so that optimizers and
+        compiled graphs are not affected. Changes made to the weights inside the block are lost.
         """
         live = self._live(model)
         own = [tensor.detach().clone() for tensor in live]
@@ -67,11 +67,11 @@ class Ema:
             _copy(live, own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return ``{"updates": int, "averages": {name: tensor}}``; the tensors are no copies."""
+        """Return ``{"updates": int, "averages": {name: tensor}}``; the tensors are not copies."""
         return {"updates": self.updates, "averages": dict(self.averages)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` returned; raises RunError where the model is another one."""
+        """Take over what ``state_dict`` returned; raises RunError if the model is a different one."""
         averages: dict[str, torch.Tensor] = state["averages"]
         theirs = {name: tensor.shape for name, tensor in averages.items()}
         ours = {name: tensor.shape for name, tensor in self.averages.items()}

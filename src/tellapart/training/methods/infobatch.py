@@ -1,10 +1,10 @@
 """Less data: images that are learned well are read in some epochs only (InfoBatch).
 
-The method is InfoBatch (Qin et al., ICLR 2024, arXiv:2303.04947). In each epoch a part of the images whose last
-seen loss is below the mean is left out, another part each time, and the losses of those of them that stay count
-more, so that the epoch's gradient is in expectation that of all images. The last epochs read everything, which
-takes away what bias is left. An order is a function of seed, epoch and the losses known when the epoch began;
-all processes know the same. Knows nothing of models, images or batches.
+The method is InfoBatch (Qin et al., ICLR 2024, arXiv:2303.04947). In each epoch some of the images whose last seen loss
+is below the mean are left out, different ones each time, and the losses of the remaining ones of them count more, so
+that the epoch's gradient is in expectation that of all images. The last epochs read everything, which removes the
+remaining bias. An order is a function of seed, epoch and the losses known when the epoch began; all processes know the
+same. Knows nothing of models, images or batches.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 Order = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
-_STREAM = 1 << 63  # keeps these numbers apart from those of the epochs' orders
+_STREAM = 1 << 63  # keeps these random numbers separate from those of the epochs' orders
 
 
 def choose(scores: npt.NDArray[np.float32], part: float, seed: int, epoch: int) -> Weights:
     """Return the weight of each image in an epoch's loss, float32 [N]; 0: it is left out.
 
-    ``scores``: last seen losses, float32 [N], NaN where there is none yet. Of the n images below the mean of the
+    ``scores``: last seen losses, float32 [N], NaN if there is none yet. Of the n images below the mean of the
     known ones floor(part * n) are left out, the others weigh n / (n - floor(part * n)); all else weighs 1.
     """
     weights = np.ones(len(scores), np.float32)
@@ -55,7 +55,7 @@ def choose(scores: npt.NDArray[np.float32], part: float, seed: int, epoch: int) 
 
 
 def check(spec: TrainingSpec, augment: AugmentSpec) -> None:
-    """Raise SpecError where pruning does not go with the rest."""
+    """Raise SpecError if pruning cannot be combined with the other options."""
     if not spec.prune:
         return
     if spec.sampling != "shuffle":
@@ -85,7 +85,7 @@ class InfoBatch(Callback):
         self.scores = np.full(count, np.nan, np.float32)  # known when the epoch began
         self.weights: Weights = np.ones(count, np.float32)
         self._seen = torch.full((count,), torch.nan, device=device)  # in this epoch, by this process
-        self._images: Order | None = None  # of the current step, where they count
+        self._images: Order | None = None  # positions of the current step's images, if their losses count
 
     # Hooks
 
@@ -124,11 +124,11 @@ class InfoBatch(Callback):
         return order[self.weights[order] > 0]
 
     def note(self, images: Order, losses: torch.Tensor) -> None:
-        """Remember the losses, float32 [b] on the device, of these images (no waiting for the device)."""
+        """Note these images' losses, float32 [b] on the device (without waiting for the device)."""
         self._seen[put(torch.from_numpy(images), self._seen.device)] = losses.to(self._seen.dtype)
 
     def gather(self) -> None:
-        """Let every process know what all have noted in this epoch."""
+        """Share what every process has noted in this epoch with all of them."""
         merged = self._seen.cpu().numpy()
         for other in self.processes.gather(merged):
             merged = np.where(np.isnan(merged), other, merged)
@@ -142,7 +142,7 @@ class InfoBatch(Callback):
         self._seen.fill_(torch.nan)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the losses, those of the current epoch apart, of all processes."""
+        """Return the losses of all processes, with those of the current epoch separate."""
         self.gather()
         return {"scores": torch.from_numpy(self.scores.copy()), "seen": self._seen.cpu().clone()}
 

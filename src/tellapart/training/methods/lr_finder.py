@@ -22,7 +22,7 @@ from tellapart.training.optim import set_lr
 if TYPE_CHECKING:
     from tellapart.training.loop import Trainer
 
-# Part of the steps over which the loss is smoothed for the suggestion.
+# Fraction of the steps over which the loss is smoothed for the suggestion.
 WINDOW = 0.05
 # What counts as a fall: below the mean of the first tenth by 5 standard errors of the smoothed loss, with no rise on
 # the way above an eighth of it and 4 such errors. In a simulation (100 steps) 1 or 2 of 100 curves of mere noise
@@ -36,9 +36,9 @@ MEMORY = 0.8
 class LrCurve:
     """What the test saw: learning rates (rising), the loss before each step, and what it suggests.
 
-    losses are as told; smoothed is their centred moving mean, as long as the others. suggestion is the
-    learning rate at which the smoothed loss falls most steeply over log(lr), or None where it never fell, or did not
-    fall by more than it wanders (`doubt` then says so: on such a curve the steepest place is anywhere).
+    losses are as measured; smoothed is their centred moving mean, of the same length. suggestion is the
+    learning rate at which the smoothed loss falls most steeply over log(lr), or None if it never fell, or fell by no
+    more than its noise (`doubt` then says so: on such a curve the steepest point means nothing).
     """
 
     lrs: tuple[float, ...]
@@ -103,8 +103,8 @@ def _doubt(losses: npt.NDArray[np.float64], smoothed: npt.NDArray[np.float64], w
     if fall > FALL * error and rise < fall / RISES + WANDER * error:
         return ""
     return (
-        f"the loss wandered: it fell by {max(fall, 0.0):.3g} in all, while single steps scatter by {noise:.3g} and it "
-        f"rose by {rise:.3g} on the way"
+        f"the loss is mostly noise: it fell by {max(fall, 0.0):.3g} in all, while single steps scatter by "
+        f"{noise:.3g} and it rose by {rise:.3g} on the way"
     )
 
 
@@ -129,7 +129,9 @@ def _steepest(lrs: npt.NDArray[np.float64], smoothed: npt.NDArray[np.float64]) -
 def steps_at(trainer: Trainer) -> Callable[[float], float]:
     """Return a function that takes one step of a trainer at a learning rate and returns its loss."""
     plan, training, device = trainer.plan, trainer.training, trainer.device
-    for callback in plan.callbacks:  # those that the spec asks for; nothing is reported, kept or saved
+    for (
+        callback
+    ) in plan.callbacks:  # the callbacks that the spec asks for; nothing is reported, kept or saved
         callback.on_fit_start(trainer)
     trainer.set_stage()
     for callback in plan.callbacks:

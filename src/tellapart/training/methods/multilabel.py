@@ -1,7 +1,7 @@
-"""Images with several labels: a sigmoid for each class, its losses, and the task that trains by them.
+"""Images with several labels: a sigmoid for each class, its losses, and the task that uses them.
 
 Losses are means over the classes for each image, so that micro-batches and processes add up to the same gradient.
-Knows nothing of thresholds, which are chosen when training is over.
+Knows nothing of thresholds, which are chosen after training.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class MultiLabel(Labelled):
 
 
 def _f1_of_images(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Return the sum over the images of the F1 of what is told of each; 1 where rightly nothing is told."""
+    """Return the sum over the images of each one's F1; 1 if it has no label and none is predicted."""
     assert batch.labels is not None
     told, truth = logits.detach() > 0, batch.labels > 0.5
     either = told.sum(1) + truth.sum(1)
@@ -51,7 +51,7 @@ def _f1_of_images(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def check(spec: Spec, loss: str) -> None:
-    """Refuse what is for one label alone; ``loss``: the chosen one. Raises SpecError."""
+    """Refuse options that are for one label only; ``loss``: the chosen one. Raises SpecError."""
     training = spec.training
     refused = {
         "training.sampling": (
@@ -68,7 +68,7 @@ def check(spec: Spec, loss: str) -> None:
         ),
         "input.views_below": (
             spec.input.views != "one" and spec.input.views_below < 1,
-            "compares the two best classes, of which one is right; use 1",
+            "compares the two best classes and needs exactly one right class; use 1",
         ),
     }
     for name, (wrong, why) in refused.items():
@@ -104,7 +104,7 @@ def build_loss(
 
 
 def positive_weights(counts: npt.NDArray[np.int64], images: int, limit: float) -> npt.NDArray[np.float64]:
-    """Return what a class's yes counts, float64 [K]: its no for each yes, at most ``limit``; 1 without a yes."""
+    """Return the weight of each class's positives, float64 [K]: negatives per positive, at most ``limit``, or 1."""
     counts = np.asarray(counts, np.float64)
     weights: npt.NDArray[np.float64] = np.minimum((images - counts) / np.maximum(counts, 1), limit)
     return np.where((counts > 0) & (weights > 0), weights, 1.0)
@@ -120,19 +120,19 @@ def asymmetric(
 ) -> torch.Tensor:
     """Return each class's asymmetric loss, float32 [B, K] (Ben-Baruch et al. 2020, arXiv:2009.14119, equation 7).
 
-    With p the sigmoid: ``-(1 - p) ** gamma_positive * log(p)`` for a yes, and for a no ``-q ** gamma_negative *
-    log(1 - q)`` with ``q = max(p - margin, 0)``. Targets between 0 and 1 (MixUp) take their part of both. ``weight``
-    [K] multiplies the yes. The paper sums over the classes.
+    With p the sigmoid: ``-(1 - p) ** gamma_positive * log(p)`` for a positive, and for a negative ``-q **
+    gamma_negative * log(1 - q)`` with ``q = max(p - margin, 0)``. Targets between 0 and 1 (MixUp) take their share of
+    both. ``weight`` [K] multiplies the positive term. The paper sums over the classes.
     """
     logits, targets = logits.float(), targets.float()
     p = torch.sigmoid(logits)
     yes = -F.logsigmoid(logits)
-    # Not below the smallest normal number, where the slope of a power below 1 is infinite (see `losses.focal`).
+    # Clamped at the smallest normal number: at 0 the slope of a power below 1 is infinite (see `losses.focal`).
     least = torch.finfo(torch.float32).tiny
     if gamma_positive:
         yes = yes * torch.sigmoid(-logits).clamp(min=least) ** gamma_positive
     q = (p - margin).clamp(min=0)
-    # log(1 - q) by the logits where there is no margin: 1 - p is 0 in float32 from a logit of 17 on.
+    # log(1 - q) from the logits if there is no margin: 1 - p is 0 in float32 from a logit of 17 on.
     no = F.softplus(logits) if not margin else -torch.log1p(-q)
     if gamma_negative:
         no = no * q.clamp(min=least) ** gamma_negative

@@ -1,4 +1,4 @@
-"""Muon for matrices whose norm is held, and Nesterov SGD for everything else, as one optimizer.
+"""Muon for matrices whose norm is kept constant, and Nesterov SGD for everything else, as one optimizer.
 
 Knows nothing of schedules, losses or which parameters belong where: groups say that.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Quintic whose repeated use takes every singular value between 0 and 1 to about 1 (0.7 to 1.2): the steepest at 0
+# A quintic that, applied repeatedly, takes every singular value in (0, 1] to about 1 (0.7 to 1.2): the steepest at 0
 # of those that stay bounded, so few rounds suffice (Jordan 2024, https://kellerjordan.github.io/posts/muon/).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 3
@@ -21,7 +21,7 @@ def orthogonalise(matrices: Tensor, rounds: int = ROUNDS, dtype: torch.dtype = t
     """Return float ``[..., m, n]`` matrices with their singular values moved towards 1, vectors kept.
 
     A Newton-Schulz iteration: with X of Frobenius norm 1, X <- aX + b(XX')X + c(XX')^2 X for each of ``rounds``,
-    computed in ``dtype`` over the shorter side. A matrix of zeros stays one.
+    computed in ``dtype`` over the shorter side. A matrix of zeros stays zero.
     """
     a, b, c = COEFFICIENTS
     x = matrices.flatten(0, -3) if matrices.ndim > 2 else matrices.unsqueeze(0)
@@ -41,7 +41,7 @@ class MuonSgd(torch.optim.Optimizer):
 
     In a group with ``muon`` True, each weight W [out, ...] is seen as a matrix [out, rest]. A step is: its
     momentum M <- momentum * M + gradient; W scaled to a norm of sqrt(out); W <- W - lr * orthogonalise(gradient +
-    momentum * M) (of M alone without Nesterov). Since the norm is held, weight decay means nothing here. In the
+    momentum * M) (of M alone without Nesterov). Since the norm is constant, weight decay has no effect here. In the
     other groups it is torch's SGD with its own momentum, Nesterov's too, and coupled weight decay: gradient +
     weight_decay * w. ``dtype`` is that of the iteration.
 
@@ -54,7 +54,7 @@ class MuonSgd(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take one step with the gradients that lie in the parameters; closures are not supported."""
+        """Take one step with the parameters' gradients; closures are not supported."""
         if closure is not None:
             raise ValueError("MuonSgd takes no closure")
         for group in self.param_groups:
@@ -64,7 +64,7 @@ class MuonSgd(torch.optim.Optimizer):
                 move(parameters, self._directions(parameters, group), group["lr"])
 
     def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """Move the momentum on, and return where to go."""
+        """Update the momentum, and return the direction of the step."""
         gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
         if group["weight_decay"] and not group["muon"]:
             gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
@@ -89,8 +89,8 @@ class MuonSgd(torch.optim.Optimizer):
         torch._foreach_reciprocal_(factors)
         torch._foreach_mul_(factors, [math.sqrt(len(p)) for p in parameters])
         torch._foreach_mul_(parameters, factors)
-        # Matrices of one shape go through the iteration together. Which column is which does not matter to it, so
-        # the rows are taken as they lie in memory.
+        # Matrices of one shape go through the iteration together. It does not depend on the order of columns, so
+        # the rows are taken in memory order.
         places = [_as_it_lies(p, p).shape for p in parameters]
         for shape in dict.fromkeys(places):
             alike = [place for place, other in enumerate(places) if other == shape]

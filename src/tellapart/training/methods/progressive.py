@@ -1,4 +1,4 @@
-"""Progressive resizing: training on smaller images first, and at the input's own size at the end.
+"""Progressive resizing: training on smaller images first, and at the full input size at the end.
 
 The size is a pure function of the epoch, so resuming is exact. fast.ai's course used it first; the straight line
 with rounded sizes is FFCV's (Leclerc et al. 2023, arXiv:2306.12517). Validation, and the contract in the artifact,
@@ -20,7 +20,7 @@ from tellapart.training.callbacks import Callback
 if TYPE_CHECKING:
     from tellapart.training.loop import Trainer
 
-LARGE_STEP = 32  # sizes are multiples of it, as of most networks' stride
+LARGE_STEP = 32  # sizes are multiples of this, the total stride of most networks
 SMALL_STEP = 4  # the same for small images
 SMALL_SIDE = 96
 
@@ -28,9 +28,9 @@ SMALL_SIDE = 96
 def size_at(epoch: int, spec: TrainingSpec, full: Size) -> Size:
     """Return the size of the training images in ``epoch`` (0 is the first), in pixels.
 
-    From ``start_size`` the short side rises in a straight line and comes to that of ``full`` at ``size_epochs`` of all
-    epochs, rounded to a multiple of 32 (of 4 where ``full`` is at most 96); the long side, rounded in the same way,
-    keeps the shape.
+    From ``start_size`` the short side rises linearly to that of ``full`` at the fraction ``size_epochs`` of all epochs,
+    rounded to a multiple of 32 (of 4 if ``full`` is at most 96); the long side, rounded in the same way, keeps the
+    shape.
     """
     ramp = spec.size_epochs * spec.epochs
     if not spec.start_size or epoch >= ramp:
@@ -48,7 +48,7 @@ def size_at(epoch: int, spec: TrainingSpec, full: Size) -> Size:
 
 
 def check(spec: TrainingSpec, full: Size, model: torch.nn.Module, channels: int) -> None:
-    """Raise SpecError where ``start_size`` makes no sense, or the network does not take one of the sizes."""
+    """Raise SpecError if ``start_size`` makes no sense, or the network does not take one of the sizes."""
     if not spec.start_size:
         return
     if spec.start_size >= shortest(full):
@@ -76,13 +76,13 @@ def _try(model: torch.nn.Module, image: torch.Tensor, size: Size, full: Size) ->
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SpecError(
             f"training.start_size: the network takes images of {words(full)} pixels, but not of {words(size)} "
-            f"({reason}). Its layers belong to one size, or it needs more pixels: leave training.start_size at 0, "
+            f"({reason}). Its layers require one size, or it needs more pixels: leave training.start_size at 0, "
             "give a larger one, or choose a network that ends in a pooling over all pixels."
         ) from error
 
 
 class ProgressiveSize(Callback):
-    """Gives the task, which has an ``augment``, the size of the training images for each epoch."""
+    """Sets the size of the training images for each epoch on the task, which has an ``augment``."""
 
     def __init__(self, spec: TrainingSpec, full: Augment) -> None:
         self.spec, self.full = spec, full
@@ -93,7 +93,7 @@ class ProgressiveSize(Callback):
         self.trainer = trainer
 
     def on_epoch_start(self, epoch: int) -> None:
-        """Set the size, and say so where it changes."""
+        """Set the size, and log a change."""
         before, self.now = self.now, size_at(epoch, self.spec, self.full.contract.size)
         setattr(self.trainer.plan.task, "augment", self.full.at_size(self.now))  # noqa: B010 - of such tasks alone
         if self.now != before:

@@ -7,9 +7,10 @@ Gradients Through Stochastic Neurons", the straight-through estimator; Jacob et 
 Neural Networks"). A symmetric rounding by channel is the same before and after a batch norm is folded into the weights,
 so norms train as they always do.
 
-The rounding hangs on hooks and has no state of its own: ranges are a function of the weights that training starts with
-and of the seed's images. So the state dict, the artifact, checkpoints and exact resuming are those of any training,
-and the INT8 file is made from the artifact by the same static quantisation as from any other. Knows nothing of files.
+The rounding is done by hooks and has no state of its own: ranges are a function of the weights that training starts
+with and of the images that the seed selects. So the state dict, the artifact, checkpoints and exact resuming are those
+of any training, and the INT8 file is made from the artifact by the same static quantisation as from any other. Knows
+nothing of files.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _PART = 32
 
 
 def check(spec: Spec) -> None:
-    """Refuse what cannot go together with rounding. Raises SpecError."""
+    """Refuse options that cannot be combined with rounding. Raises SpecError."""
     if spec.training.quantize == "none":
         return
     if spec.model.weights == "none":
@@ -45,7 +46,7 @@ def check(spec: Spec) -> None:
 def install(model: nn.Module, images: Tensor) -> None:
     """Let every convolution and linear layer of ``model`` compute with rounded weights and inputs from now on.
 
-    ``images``: float32 [N, C, height, width], normalised, by which the range of each layer's input is measured.
+    ``images``: float32 [N, C, height, width], normalised, on which the range of each layer's input is measured.
     """
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     for layer, (low, high) in zip(layers, _ranges(model, layers, images), strict=True):
@@ -54,14 +55,14 @@ def install(model: nn.Module, images: Tensor) -> None:
 
 
 def grid(low: float, high: float) -> tuple[float, int]:
-    """Return scale and zero point of 8 unsigned bits for a range, widened to hold 0, which then is exact."""
+    """Return scale and zero point of 8 unsigned bits for a range, widened to include 0, which is then exact."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = max((high - low) / 255, 1e-8)
     return scale, min(max(round(-low / scale), 0), 255)
 
 
 def rounded_weight(weight: Tensor) -> Tensor:
-    """Return weights [O, ...] rounded to 8 signed bits, symmetric, by output channel; gradients pass as they are."""
+    """Return weights [O, ...] rounded to 8 signed bits, symmetric, by output channel; gradients pass unchanged."""
     largest = weight.detach().flatten(1).abs().amax(1).float()
     scale = (largest / 127).clamp(min=1e-8)
     zero = torch.zeros_like(scale, dtype=torch.int32)
@@ -76,7 +77,7 @@ def rounded_input(values: Tensor, scale: float, zero: int) -> Tensor:
 
 def _before(scale: float, zero: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        # Found before the parameter of that name, which stays what trains and is saved.
+        # Found before the parameter of that name, which is still what trains and is saved.
         module.__dict__["weight"] = rounded_weight(module._parameters["weight"])  # type: ignore[arg-type]
         return (rounded_input(inputs[0], scale, zero), *inputs[1:])
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 def hold_zeros(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Keep every weight of a convolution or linear layer zero that is zero now, after each step of the optimizer.
+    """Keep the weights of convolutions and linear layers that are zero now at zero after each step of the optimizer.
 
     Call it when the network has the weights that training starts from. The zeros of a checkpoint are the same, so a
-    resumed run goes on with them.
+    resumed run keeps them.
     """
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     kept: list[tuple[Tensor, Tensor]] = [

@@ -1,17 +1,17 @@
-"""From the spec that was wanted to the spec that is run: each choice once, by one owner, with its reason.
+"""From the spec as requested to the spec as run: each choice is made once, by one owner, with its reason.
 
 A `Resolution` goes through four stages, always in this order:
 
 ==========  =====================================================================================================
-wanted      as options, a file or Python gave it; "auto", 0 and empty values are open
-data        range, model, weights, input, augmentation, batch size: by the images, the weights and the teacher
-pixels      mean and deviation, where no weights bring them: by the decoded training images
-speed       precision, micro-batches, compiling, CUDA graphs: by the device, and by the pace where it was measured
+wanted      as given by options, a file or Python; "auto", 0 and empty values are open
+data        range, model, weights, input, augmentation, batch size: from the images, the weights and the teacher
+pixels      mean and deviation, if the weights do not have them: from the decoded training images
+speed       precision, micro-batches, compiling, CUDA graphs: from the device, and from the pace if it was measured
 ==========  =====================================================================================================
 
 `facts` gathers what the rules need to know, `rules` are functions from facts to choices, and `Resolution` applies
 them. Nothing else changes a run's spec, and nothing changes it after the last stage. `inputs` reads the preprocessing
-contract from the result, and `checks` tells what a user must know of it. Knows nothing of how training goes on.
+contract from the result, and `checks` says what a user must know about it. Knows nothing of the training itself.
 """
 
 from tellapart.training.resolution.choice import Choice

@@ -1,4 +1,4 @@
-"""What a user must know of a resolved spec, and what a device cannot do.
+"""What a user must know about a resolved spec, and what a device cannot do.
 
 Knows nothing of how choices are made.
 """
@@ -17,15 +17,15 @@ from tellapart.spec import InputSpec, Spec
 
 @dataclasses.dataclass(frozen=True)
 class Doubt:
-    """What a user must know of how images are prepared for weights; ``serious`` where it asks for a warning."""
+    """What a user must know about how images are prepared for weights; ``serious``: it deserves a warning."""
 
     text: str
     serious: bool
 
 
 def doubts(given: InputSpec, chosen: Spec, info: weights.WeightsInfo | None) -> list[Doubt]:
-    """Return where images are not prepared as those of the weights were, or where nobody knows it; and what is left
-    out for images that are neither grey nor colour.
+    """Return where images are not prepared as the weights expect, or where that is unknown; and what is left out for
+    images that are neither grey nor colour.
 
     ``given``: the options as they were before anything was chosen.
     """
@@ -42,24 +42,24 @@ def doubts(given: InputSpec, chosen: Spec, info: weights.WeightsInfo | None) -> 
     now = chosen.input
     if info.inexact and given.resize == "auto":
         text = (
-            f"{info.prepared_as or info.source} asks for {info.inexact}, which a contract cannot say: images are "
-            f"prepared as {sides.words(now.size)} pixels, {now.resize}, {now.interpolation}. Where something else "
-            "comes nearer: --input.resize, --input.size and --input.interpolation."
+            f"{info.prepared_as or info.source} asks for {info.inexact}, which a contract cannot express: "
+            f"images are prepared as {sides.words(now.size)} pixels, {now.resize}, {now.interpolation}. If "
+            "other settings come closer, give --input.resize, --input.size and --input.interpolation."
         )
         found.append(Doubt(text, True))
     if info.mean is None and not (given.mean and given.std):
         frozen = chosen.model.finetune == "head" or chosen.model.freeze_blocks > 0
-        why = ", and layers that stay frozen do not learn another way" if frozen else ""
+        why = ", and layers that stay frozen cannot adapt" if frozen else ""
         text = (
-            f"{info.source} does not say how its images were normalised{why}: the mean and deviation of the training "
-            "images are taken. Where they were others, give --input.mean and --input.std."
+            f"{info.source} does not say how its images were normalised{why}: the mean and deviation of the "
+            "training images are used. If you know the right ones, give --input.mean and --input.std."
         )
         found.append(Doubt(text, frozen))
     return found
 
 
 def check_device(spec: Spec, device: torch.device) -> None:
-    """Refuse what the device cannot do, before anything is read or made. Raises SpecError."""
+    """Refuse what the device cannot do, before anything is read or written. Raises SpecError."""
     if spec.training.sync_batch_norm and device.type != "cuda":
         raise SpecError(
             f"training.sync_batch_norm is on, and this run is on {device.type}: torch has synchronised batch norm for "

@@ -1,4 +1,4 @@
-"""A choice: what a field that was open became, and why."""
+"""A choice: the value of a field that was open, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What choices are made by, gathered in one place: the images, the weights, the pixels, the device.
+"""What choices depend on, gathered in one place: the images, the weights, the pixels, the device.
 
 Knows nothing of the rules.
 """
@@ -21,33 +21,33 @@ from tellapart.spec import ModelSpec, Spec
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the training images say, of which a few were looked at."""
+    """What is known about the training images, a few of which were looked at."""
 
     seen: decoded.Look
     train: int  # how many there are
     name: str = ""  # of a known data set
     several: bool = False  # whether an image can have several labels
-    largest: float | None = None  # number in the images of more than 8 bits, where the range is to be theirs
+    largest: float | None = None  # number in images of more than 8 bits, if the range is to be theirs
     grades: tuple[str, ...] = ()  # the classes in their order, the lowest first, where they have one
     validated: int = 0  # how many of the classes have a validation image
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the weights say, and the architecture."""
+    """What the weights and the architecture say."""
 
     name: str
     info: weights.WeightsInfo | None
 
     @property
     def default_size(self) -> int | None:
-        """The architecture's own size; None where it has none. Asking may import a library, so it is asked last."""
+        """The architecture's own size; None if it has none. Looking it up may import a library, so it comes last."""
         return zoo.default_size(self.name)
 
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """The file whose answers are followed, and its SHA-256."""
+    """The teacher's file and its SHA-256."""
 
     file: Path
     digest: str
@@ -63,7 +63,7 @@ class PixelFacts:
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """Where the run computes and how much there is to do.
+    """Where the run computes and how much work there is.
 
     ``images``: of an epoch. ``flops``: of one image's forward pass; counted only where a rule asks.
     """
@@ -79,7 +79,7 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the choices so far were made by; what a later stage gathers is None."""
+    """The facts behind the choices so far; facts of later stages are None."""
 
     data: DataFacts | None = None
     model: ModelFacts | None = None
@@ -88,7 +88,7 @@ class Facts:
 
 
 def of_data(spec: Spec, samples: Samples) -> DataFacts:
-    """Look at the training images (all of them where ``input.range`` is max). Raises DataError."""
+    """Look at the training images (all of them if ``input.range`` is max). Raises DataError."""
     training = samples.split("train")
     largest, levels = None, spec.input.levels()
     if spec.input.range == "max":
@@ -103,7 +103,7 @@ def of_data(spec: Spec, samples: Samples) -> DataFacts:
 
 
 def of_model(spec: ModelSpec) -> ModelFacts:
-    """Read what the weights say of themselves; the model is chosen. Raises ModelError."""
+    """Read what the weights say about themselves; the model has been chosen. Raises ModelError."""
     return ModelFacts(spec.name, weights.describe(spec.name, spec.weights))
 
 
@@ -113,7 +113,7 @@ def of_pixels(train: ImageSet) -> PixelFacts:
 
 
 def of_teacher(path: str) -> TeacherFacts | None:
-    """Find a teacher's file and hash it; None where there is no teacher. Raises RunError."""
+    """Find a teacher's file and hash it; None if there is no teacher. Raises RunError."""
     if not path:
         return None
     file = artifact.find(Path(path).expanduser())

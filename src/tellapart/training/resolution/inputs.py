@@ -11,7 +11,7 @@ from tellapart.spec import InputSpec
 
 
 def contract(spec: InputSpec) -> Preprocessing:
-    """Return the preprocessing contract of a resolved input spec; without mean and deviation: those of no change."""
+    """Return the preprocessing contract of a resolved input spec; 0 and 1 if it has no mean and deviation."""
     channels = spec.channels
     assert channels
     assert spec.resize != "auto"

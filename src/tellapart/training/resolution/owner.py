@@ -1,4 +1,4 @@
-"""The one owner of a run's spec, from what was wanted to what is run."""
+"""The one owner of a run's spec, from the request to what is run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Stage(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Resolution:
-    """A spec as far as it is resolved, each choice that was made with its reason, and the facts that it was made by.
+    """A spec as far as it is resolved, each choice with its reason, and the facts behind it.
 
     Every stage returns another Resolution. A stage that comes too early raises RuntimeError.
     """
@@ -46,7 +46,7 @@ class Resolution:
         return not (self.spec.input.mean and self.spec.input.std)
 
     def by_data(self, data: DataFacts) -> Resolution:
-        """Choose all that the images, the weights and the teacher decide. Raises ModelError, SpecError, RunError."""
+        """Choose what the images, the weights and the teacher decide. Raises ModelError, SpecError, RunError."""
         self._follows(Stage.WANTED)
         now = self._with(rules.of_range(self.spec.input, data))
         now = now._with(rules.of_depth(now.spec, data))
@@ -69,14 +69,14 @@ class Resolution:
         return now._at(Stage.PIXELS, pixels=pixels)
 
     def by_speed(self, device: DeviceFacts, measured: Iterable[Choice] = ()) -> Resolution:
-        """Choose how to compute: as ``measured``, and what was not measured by the device and the work there is."""
+        """Choose how to compute: as ``measured``, and what was not measured by the device and the amount of work."""
         self._follows(Stage.PIXELS, Stage.SPEED)
         now = self._with(measured)
         now = now._with(rules.of_speed(now.spec, device))
-        return now._at(Stage.SPEED)  # the device's facts hold the network, and are not kept
+        return now._at(Stage.SPEED)  # the device's facts contain the network, and are not kept
 
     def asking(self, changes: Mapping[str, Any]) -> Resolution:
-        """Return the same with other wishes in fields that no choice so far depends on, such as ``training.epochs``."""
+        """Return the same with other values in fields that no choice so far depends on, such as ``training.epochs``."""
         return dataclasses.replace(self, spec=update(self.spec, changes))
 
     def _follows(self, *stages: Stage) -> None:
@@ -84,7 +84,7 @@ class Resolution:
             raise RuntimeError(f"this stage follows {stages[0].name}, and the spec is at {self.stage.name}")
 
     def _with(self, choices: Iterable[Choice]) -> Resolution:
-        """Apply choices; one that changes nothing is none."""
+        """Apply choices; one that changes nothing is not recorded."""
         before = flatten(self.spec)
         new = tuple(choice for choice in choices if before[choice.field] != choice.value)
         if not new:

@@ -1,7 +1,7 @@
-"""The rules: from facts to choices. Each is stated where it stands, and says why in a line.
+"""The rules: from facts to choices. Each gives its reason in one line.
 
-A rule returns a choice for every field that it decides, given ones with the value that they have. Knows nothing of
-when it is asked.
+A rule returns a choice for every field that it decides; fields that were set keep their value. Knows nothing of when it
+is called.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from tellapart.training.methods import multilabel as several
 from tellapart.training.resolution.choice import Choice
 from tellapart.training.resolution.facts import DataFacts, DeviceFacts, ModelFacts, PixelFacts, TeacherFacts
 
-TINY_SIDE = 16  # smaller images are enlarged to this, so that a network has room for its layers
+TINY_SIDE = (
+    16  # smaller images are enlarged to this, so that there are enough pixels for the network's layers
+)
 SMALL_SIDE = 96  # images up to this size are trained at their own size
 FEW_IMAGES = 5000  # below this many training photographs only the head of a pretrained network is trained
 MIRROR_MATTERS = ("digits", "mnist", "emnist", "kmnist", "qmnist", "usps", "svhn", "gtsrb")
-# Where a GPU is done with a step (a forward pass of so many operations) about as soon as the processor has started its
-# kernels, they are replayed as CUDA graphs, if there are steps enough to make up for recording.
+# If a GPU finishes a step (a forward pass of this many operations) about as soon as the processor has launched its
+# kernels, they are replayed as CUDA graphs, provided there are enough steps to make up for recording.
 GRAPH_FLOPS, GRAPH_STEPS = 1_000_000_000_000, 100
 SEARCH_STEPS = 2000  # trying cuDNN's kernels takes 10 to 20 seconds for a network
 _NO_WEIGHTS_SIZE = 224
@@ -35,7 +37,7 @@ _GIVEN = "as given"
 
 
 def of_range(spec: InputSpec, data: DataFacts) -> list[Choice]:
-    """Of images of more than 8 bits: max is the largest number in the training images."""
+    """For images of more than 8 bits: max is the largest number in the training images."""
     if spec.range != "max":
         return []
     reason = "the largest number in the training images of more than 8 bits"
@@ -58,9 +60,9 @@ def of_depth(spec: Spec, data: DataFacts) -> list[Choice]:
 def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
     """Choose architecture, weights and what trains.
 
-    auto: fast-cnn for images up to 96 pixels; for larger ones EfficientNet-Lite0 with its ImageNet weights where
-    the packages for it are installed. With a named model, weights are only used when asked for. finetune auto:
-    the head alone for an automatic choice with fewer than 5,000 training images, else all layers.
+    auto: fast-cnn for images up to 96 pixels; for larger ones EfficientNet-Lite0 with its ImageNet weights if the
+    packages for it are installed. With a named model, weights are used only on request. finetune auto: the head alone
+    for an automatic choice with fewer than 5,000 training images, otherwise all layers.
     """
     name, source, why = spec.name, spec.weights, "the name with its library"
     chosen_here = name == "auto" and source == "auto"
@@ -92,7 +94,7 @@ def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
 
 
 def of_input(spec: InputSpec, data: DataFacts, model: ModelFacts) -> list[Choice]:
-    """Choose the contract but for mean and deviation, which without weights are measured later.
+    """Choose the contract except mean and deviation, which without weights are measured later.
 
     Small images are taken as they are (squash); others have their centre cropped, keeping 0.875 unless the weights
     say otherwise.
@@ -100,7 +102,7 @@ def of_input(spec: InputSpec, data: DataFacts, model: ModelFacts) -> list[Choice
     """
     size = _size(spec, data, model)
     channels = _channels(spec, data, model)
-    reason = "large JPEGs in parts for training's random crops alone"
+    reason = "large JPEGs at reduced size for training's random crops only"
     decode = Choice("input.decode", "crops" if spec.decode == "auto" else spec.decode, reason)
     known = model.info.statistics(channels.value) if model.info else None
     found = [size, channels, *_framing(spec, data, model, size.value), decode]
@@ -110,7 +112,7 @@ def of_input(spec: InputSpec, data: DataFacts, model: ModelFacts) -> list[Choice
 
 
 def _channels(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
-    """As many as files of other bands have; else 3, or 1 where the images are grey and there are no weights."""
+    """As many as the files have if that is neither 1 nor 3; otherwise 3, or 1 for grey images without weights."""
     if spec.channels:
         return Choice("input.channels", spec.channels, _GIVEN)
     if data.seen.bands:
@@ -121,7 +123,7 @@ def _channels(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
 
 
 def _framing(spec: InputSpec, data: DataFacts, model: ModelFacts, size: Size) -> list[Choice]:
-    """How an image gets its ``size``: small ones whole, others as their weights want it, else by a crop."""
+    """How an image gets its ``size``: small ones whole, others as the weights require, otherwise by a crop."""
     info = model.info
     resize: str = spec.resize
     why = _GIVEN
@@ -135,7 +137,7 @@ def _framing(spec: InputSpec, data: DataFacts, model: ModelFacts, size: Size) ->
     if interpolation == "auto":
         interpolation = own or "bilinear"
     fraction = spec.crop_fraction or ((info.fraction_at(sides.shortest(size)) if info else None) or 0.875)
-    of_fraction = "the weights' own, else 0.875"
+    of_fraction = "the weights' own, otherwise 0.875"
     if resize != "crop":
         fraction, of_fraction = 1.0, "nothing is cropped"
     return [
@@ -148,7 +150,7 @@ def _framing(spec: InputSpec, data: DataFacts, model: ModelFacts, size: Size) ->
 
 
 def _size(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
-    """The weights' own size, else the images' where they are small (at least 16), else the model's own, else 224."""
+    """The weights' own size, or the images' if they are small (at least 16), or the model's own, or 224."""
     size: Size = spec.size
     why = _GIVEN
     if not size and model.info and model.info.size:
@@ -156,7 +158,7 @@ def _size(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
     if not size and model.name == "tutorial-net":
         size, why = model.default_size or 0, "the network's own"
     if not size and data.seen.longest <= SMALL_SIDE:
-        size, why = max(data.seen.shortest, TINY_SIDE), "the images' own, where they are small"
+        size, why = max(data.seen.shortest, TINY_SIDE), "the images' own, which are small"
     if not size:
         own = model.default_size
         size, why = own or _NO_WEIGHTS_SIZE, "the network's own" if own else "photographs"
@@ -189,7 +191,7 @@ def of_batch_size(spec: Spec, data: DataFacts) -> list[Choice]:
 
 
 def of_labels(spec: Spec, data: DataFacts) -> list[Choice]:
-    """Loss and best metric by what a label is; what does not go with it is refused. Raises SpecError."""
+    """Loss and best metric by the kind of label; options that do not fit it are refused. Raises SpecError."""
     training = spec.training
     losses = (
         several.LOSSES if data.several else ("cross-entropy", "focal", *(("ordinal",) if data.grades else ()))
@@ -200,13 +202,13 @@ def of_labels(spec: Spec, data: DataFacts) -> list[Choice]:
     own = references.is_own(training.loss)
     if own and data.several:
         raise SpecError(
-            f"training.loss {training.loss} is your own, which is for one label of each image; here an image can have "
-            f"several: use {' or '.join(losses)}."
+            f"training.loss {training.loss} is your own, which takes one label for each image; here an image "
+            f"can have several: use {' or '.join(losses)}."
         )
     if not own and training.loss not in ("auto", *losses):
         raise SpecError(
             f"training.loss is {training.loss!r}, and each image of this data {what}: use {' or '.join(losses)}."
-            + ("" if data.several else " (--data.labels multi reads several.)")
+            + ("" if data.several else " (For several labels use --data.labels multi.)")
         )
     what = f"{what}, and the classes are grades" if data.grades else what
     loss = ("ordinal" if data.grades else losses[0]) if training.loss == "auto" else training.loss
@@ -227,7 +229,7 @@ def _metric_of_grades(data: DataFacts) -> str:
 
 
 def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:
-    """Fill in the preset; auto: none for a head alone that was not asked to augment, and no mirrored digits."""
+    """Fill in the preset; auto: none for a head alone unless augmentation was requested, and no mirrored digits."""
     wanted = spec.augment
     own: dict[str, str] = {}  # why of what the preset does not decide
     if _frozen_without_a_choice(spec):
@@ -235,7 +237,7 @@ def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:
         own["preset"] = "the head trains on kept features"
     elif wanted.preset == "auto" and wanted.transform:
         wanted = dataclasses.replace(wanted, preset="none")
-        own["preset"] = "augment.transform takes the place of a preset"
+        own["preset"] = "augment.transform replaces the preset"
     elif wanted.preset == "auto" and data.name in MIRROR_MATTERS:
         signs: dict[str, Any] = {"hflip": 0.0, "rotation": 10.0, "scale": (0.9, 1.1)}
         free = {name: value for name, value in signs.items() if getattr(wanted, name) is None}
@@ -254,16 +256,16 @@ def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:
 
 
 def _frozen_without_a_choice(spec: Spec) -> bool:
-    """Return whether only a head trains and nobody asked for augmentation.
+    """Return whether only a head trains and augmentation was not requested.
 
     Then there is none: the features of the frozen part are computed once and kept, in a fraction of the time, and the
-    head is as good.
+    head is just as good.
     """
     return spec.model.finetune == "head" and spec.augment == AugmentSpec() and not spec.speed.feature_views
 
 
 def of_teacher(spec: DistillSpec, teacher: TeacherFacts | None) -> list[Choice]:
-    """Note the fingerprint of a teacher. Raises RunError where it is not the noted one."""
+    """Record the fingerprint of a teacher. Raises RunError if it is not the recorded one."""
     if teacher is None:
         return []
     if spec.fingerprint and spec.fingerprint != teacher.digest:
@@ -275,7 +277,7 @@ def of_teacher(spec: DistillSpec, teacher: TeacherFacts | None) -> list[Choice]:
 
 
 def of_compiling(spec: Spec) -> list[Choice]:
-    """Nothing is compiled where rounding or the comparison of features looks into the network. Raises SpecError."""
+    """Nothing is compiled if rounding or the comparison of features looks into the network. Raises SpecError."""
     speed = spec.speed
     looks = bool(spec.distill.teacher and spec.distill.features)
     if looks and "on" in (speed.compile, speed.cuda_graphs):
@@ -309,11 +311,11 @@ def of_pixels(spec: InputSpec, pixels: PixelFacts | None) -> list[Choice]:
     ]
 
 
-# By the device, where nothing was measured
+# By the device, if nothing was measured
 
 
 def of_speed(spec: Spec, device: DeviceFacts) -> list[Choice]:
-    """What no measurement has chosen: fp32, the whole batch at once, no compiling."""
+    """Defaults for what was not measured: fp32, the whole batch at once, no compiling."""
     found = []
     if spec.training.precision == "auto":
         found.append(Choice("training.precision", "fp32", "nothing faster was measured"))
@@ -325,7 +327,7 @@ def of_speed(spec: Spec, device: DeviceFacts) -> list[Choice]:
 
 
 def _of_cuda(spec: Spec, device: DeviceFacts) -> list[Choice]:
-    """CUDA graphs for steps that are small and many; a search for kernels where there are more."""
+    """CUDA graphs for many small steps; a search for kernels if there are still more."""
     open_ = [name for name in ("cuda_graphs", "kernel_search") if getattr(spec.speed, name) == "auto"]
     if not open_ or device.kind != "cuda":
         return [Choice(f"speed.{name}", "off", "for CUDA alone") for name in open_]

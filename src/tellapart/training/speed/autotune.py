@@ -1,18 +1,18 @@
-"""Autotune: what of precision, micro-batches and torch.compile is fastest here, by measuring a few steps.
+"""Autotune: which precision, micro-batches and use of torch.compile are fastest here, by measuring a few steps.
 
 The steps are taken on a copy of the network, with real images, and leave nothing behind: weights, statistics and
-random state are those from before. A choice is remembered, so that timing's noise cannot make two runs of the same
+random state are those from before. A choice is cached, so that noise in the timing cannot make two runs of the same
 command on the same machine differ. Knows nothing of run folders.
 
 - bf16 only where it is at least 1.15 times as fast. Weights, their updates, losses and the statistics of norms are
   float32 under torch's autocast in either case. On CUDA, bf16 is tried from compute capability 8.0 on (older cards
   emulate it); fp16 is never chosen, since it needs a gradient scaler. fp32 is torch's own there: TF32 in
   convolutions, not in matrix products. MPS: fp32.
-- Micro-batches (CPU only) that fit the processor's cache. Where batch norms train, their statistics are those of a
-  micro-batch, so there it has at least 128 images: ghost batch norm of that size trains as well as whole batches do
-  (Hoffer et al. 2017, arXiv 1705.08741). Elsewhere at least 16.
-- torch.compile where the rest of the run, at the measured pace, is longer than 20 minutes, and compiled steps are so
-  much faster that they earn back the compiling three times.
+- Micro-batches (CPU only) that fit the processor's cache. If batch norms train, their statistics are those of a
+  micro-batch, so it has at least 128 images: ghost batch norm of that size trains as well as whole batches (Hoffer et
+  al. 2017, arXiv 1705.08741). Otherwise at least 16.
+- torch.compile if the rest of the run, at the measured pace, is longer than 20 minutes, and compiled steps are so much
+  faster that they save three times what compiling costs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tellapart.training.step import Plan
 
 # Autotuning takes about the time of 20 steps; a run must be ten times as long.
 LEAST_STEPS = 200
-# Below this time, at the pace of a measured step, there is little to win.
+# Below this time, at the pace of a measured step, there is little to gain.
 LEAST_SECONDS = 120.0
 DEVICES = ("cpu", "cuda")
 BF16_MARGIN = 1.15
@@ -55,7 +55,7 @@ COMPILE_MARGIN = 1.1
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to compute a step: the precision, and in how many parts."""
+    """A way to compute a step: the precision, and the number of micro-batches."""
 
     precision: str
     parts: int
@@ -72,7 +72,7 @@ class Fastest:
 
 
 def choose(prepared: setup.RunData, model: torch.nn.Module, processes: Processes) -> setup.RunData:
-    """Return ``prepared`` with a spec that leaves nothing open for speed; measure where the run is long enough.
+    """Return ``prepared`` with a spec that leaves nothing open for speed; measure if the run is long enough.
 
     ``model`` is the built network, which is not changed.
     """
@@ -98,7 +98,7 @@ def _is_open(spec: Spec) -> bool:
 
 
 def _may_be_long(prepared: setup.RunData, model: torch.nn.Module, device: torch.device) -> bool:
-    """Return whether it is worth while to measure a step at all; a function of the spec and the data."""
+    """Return whether it is worthwhile to measure a step at all; a function of the spec and the data."""
     batch_size = prepared.spec.training.batch_size
     if device.type not in DEVICES or _images(prepared) / batch_size < LEAST_STEPS:
         return False
@@ -108,9 +108,9 @@ def _may_be_long(prepared: setup.RunData, model: torch.nn.Module, device: torch.
 
 
 def _is_long(prepared: setup.RunData, model: torch.nn.Module, processes: Processes) -> bool:
-    """Return whether autotuning can earn back its time, by the pace of a measured step; the pace is remembered.
+    """Return whether autotuning can save more time than it takes, by the pace of a measured step; the pace is cached.
 
-    Operations say little about time: those of depthwise convolutions take many times as long as others.
+    Counting operations says little about time: those of depthwise convolutions take many times as long as others.
     """
     memory = tuning_cache.TuningCache(prepared.spec.data, _key(prepared, processes))
     known = memory.read("pace") or {}
@@ -118,7 +118,7 @@ def _is_long(prepared: setup.RunData, model: torch.nn.Module, processes: Process
     if not isinstance(pace, float) or not pace > 0:
         with _Bench(prepared, model, processes) as bench:
             pace = bench.pace(_images(prepared) / processes.world)
-        if pace is None:  # memory does not suffice for the whole batch
+        if pace is None:  # not enough memory for the whole batch
             return True
         memory.write("pace", {"seconds": pace})
     return pace * _images(prepared) / processes.world >= LEAST_SECONDS
@@ -133,15 +133,15 @@ def _images(prepared: setup.RunData) -> int:
 def _measured(
     prepared: setup.RunData, model: torch.nn.Module, processes: Processes
 ) -> list[resolution.Choice]:
-    """Return what is fastest, as remembered or else as measured."""
+    """Return the fastest way, from the tuning cache or as measured now."""
     spec = prepared.spec
     memory = tuning_cache.TuningCache(spec.data, _key(prepared, processes))
-    fastest, note = _recalled(memory), "as measured before on this machine"
+    fastest, note = _recalled(memory), "from the tuning cache of this machine"
     if fastest is None:
         started = time.perf_counter()
         with _Bench(prepared, model, processes) as bench:
             rates = bench.rates(_ways(spec, bench))
-            if not rates:  # memory does not suffice for any; the step itself will find a size that fits
+            if not rates:  # not enough memory for any; the step itself will find a size that fits
                 return []
             fastest = pick(rates, bench.batch_size)
         memory.write("step", dataclasses.asdict(fastest))
@@ -166,7 +166,7 @@ def _recalled(memory: tuning_cache.TuningCache) -> Fastest | None:
 
 
 def _key(prepared: setup.RunData, processes: Processes) -> dict[str, Any]:
-    """Return all that a choice depends on, as plain values."""
+    """Return everything that a choice depends on, as plain values."""
     spec, device = prepared.spec, processes.device
     cpu = host.about_cpu([])
     return {
@@ -202,7 +202,7 @@ def _ways(spec: Spec, bench: _Bench) -> list[Setting]:
 
 
 def parts_of(batch_size: int, smallest: int) -> list[int]:
-    """Return 1, 2, 4, … as long as a batch in so many parts has at least ``smallest`` images in the largest."""
+    """Return 1, 2, 4, … micro-batches as long as the largest of them has at least ``smallest`` images."""
     counts, count = [1], 2
     while count <= MOST_PARTS and math.ceil(batch_size / count) >= smallest:
         counts.append(count)
@@ -211,14 +211,14 @@ def parts_of(batch_size: int, smallest: int) -> list[int]:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Return whether the device computes bf16 by itself (unknown processors count as if: they are measured)."""
+    """Return whether the device computes bf16 natively (unknown processors count as if they did: they are measured)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and host.about_cpu([]).fast_bf16 is not False
 
 
 def pick(rates: dict[Setting, float], batch_size: int) -> Fastest:
-    """Return the choice by images a second; of each precision the fewest parts that are nearly the fastest."""
+    """Return the choice by images a second; for each precision the fewest micro-batches that are nearly the fastest."""
     best: dict[str, Setting] = {}
     for precision in dict.fromkeys(way.precision for way in rates):
         ours = {way: rate for way, rate in rates.items() if way.precision == precision}
@@ -237,7 +237,7 @@ def pick(rates: dict[Setting, float], batch_size: int) -> Fastest:
     if chosen.parts > 1 and not others and whole in rates:
         others = [f"{_speed(rates[whole])} with the whole batch at once"]
     size = math.ceil(batch_size / chosen.parts)
-    how = f"{chosen.parts} parts of {size}" if chosen.parts > 1 else f"the batch of {size} at once"
+    how = f"{chosen.parts} micro-batches of {size}" if chosen.parts > 1 else f"the batch of {size} at once"
     text = f"{name}, {how}: {_speed(rates[chosen])} images/s" + (f" against {others[0]}" if others else "")
     return Fastest(name, chosen.parts, rates[chosen], text)
 
@@ -278,7 +278,7 @@ class _Bench:
         release(self.device)
 
     def _plan(self) -> Plan:
-        """Return a plan of a copy, with as many blocks training as ever will."""
+        """Return a plan for a copy, with as many blocks training as there will ever be."""
         alone = Processes(0, 1, self.device)
         model = copy.deepcopy(self._original)
         plan = setup.plan(setup.complete(self.prepared, model, alone), model, alone)
@@ -288,10 +288,10 @@ class _Bench:
         return plan
 
     def rates(self, ways: list[Setting]) -> dict[Setting, float]:
-        """Return images a second of each way that fits into memory: the fastest of three interleaved rounds.
+        """Return images a second for each way that fits into memory: the fastest of three interleaved rounds.
 
-        The fastest, because other programs can only make a step slower. What is far behind after the first
-        round is not measured again.
+        The fastest, because other programs can only make a step slower. Ways that are far behind after the first round
+        are not measured again.
         """
         seconds: dict[Setting, float] = {}
         left = [way for way in ways if self._fits(way)]
@@ -324,7 +324,7 @@ class _Bench:
         return None
 
     def _fits(self, way: Setting) -> bool:
-        """Compute a part once, which also lets libraries prepare their kernels."""
+        """Compute a micro-batch once, which also lets libraries prepare their kernels."""
         try:
             self.seconds(self.network, way)
         except (RuntimeError, MemoryError) as error:
@@ -338,7 +338,7 @@ class _Bench:
         return fits
 
     def seconds(self, network: torch.nn.Module, way: Setting) -> float:
-        """Return the seconds for each image, measured on the first two parts of the batch."""
+        """Return the seconds for each image, measured on the first two micro-batches of the batch."""
         size = math.ceil(self.batch_size / way.parts)
         dtype = AMP_DTYPES[way.precision]
         end = min(self.batch_size, 2 * size)
@@ -401,7 +401,7 @@ def _compile(
     ratio = eager / compiled
     pays = not problems and ratio >= COMPILE_MARGIN and seconds * (1 - 1 / ratio) > 3 * compiling
     text = f"torch.compile makes steps {ratio:.2f} times as fast and takes {compiling:.0f} s"
-    if not problems:  # what failed may work another time
+    if not problems:  # a failure is not cached: it may work another time
         memory.write(name, {"compile": "on" if pays else "off"})
     return resolution.Choice(
         "speed.compile", "on" if pays else "off", problems[0] if problems else text, matters=True

@@ -1,4 +1,4 @@
-"""The network compiled by torch.compile, and steps replayed as CUDA graphs; as they are where that fails.
+"""The network compiled by torch.compile, and steps replayed as CUDA graphs, each with a fallback if that fails.
 
 Knows nothing of when either pays: see ``autotune`` and ``spec.SpeedSpec``.
 """
@@ -17,7 +17,7 @@ import torch
 from tellapart import packages
 from tellapart.data.transfer import exclusive
 
-# torch leaves half of a library in its cache where it is killed while compiling, and fails to load it ever after.
+# If torch is killed while compiling, it leaves a truncated library in its cache and can never load it again.
 _HINT = (
     "(If a run was killed while compiling, delete torch's cache of compiled code: TORCHINDUCTOR_CACHE_DIR, or "
     "torchinductor_USER in the temporary folder.)"
@@ -36,9 +36,9 @@ def can_compile(device: torch.device) -> bool:
 
 
 class Compiled(torch.nn.Module):
-    """``model`` through torch.compile; where the compiler fails, the model itself from then on.
+    """``model`` through torch.compile; if the compiler fails, the model itself from then on.
 
-    Each shape of the input is compiled for itself: an epoch has two (its last batch may be smaller), and code for
+    Each input shape is compiled separately: an epoch has two (its last batch may be smaller), and code for
     any shape is slower.
     """
 
@@ -62,7 +62,7 @@ class Compiled(torch.nn.Module):
 
 @dataclass(frozen=True)
 class _Recording:
-    """A recorded step: where its inputs are copied to, and where it leaves its results."""
+    """A recorded step: the tensors for its inputs and for its results."""
 
     graph: Any
     inputs: tuple[torch.Tensor, ...]
@@ -74,12 +74,12 @@ Work = Callable[..., tuple[torch.Tensor, ...]]
 
 
 class Graphs:
-    """Records on CUDA what a whole step's gradients take, once for each shape of its inputs, and replays it.
+    """Records the computation of a step's gradients on CUDA, once for each input shape, and replays it.
 
     A replay costs the processor one call instead of one for each kernel, of which a small network has hundreds in a few
-    milliseconds. Recorded are forward pass, loss and backward pass together, so that no part of autograd runs in a
-    replay. The passes that recording takes leave nothing behind in the model's buffers. Where recording fails,
-    ``warn`` is told, and everything is computed as usual from then on.
+    milliseconds. Recorded are forward pass, loss and backward pass together, so that autograd does not run in a replay.
+    The passes needed for recording leave the model's buffers unchanged. If recording fails, ``warn`` is called, and
+    everything is computed as usual from then on.
     """
 
     def __init__(self, model: torch.nn.Module, warn: Warn) -> None:
@@ -112,7 +112,7 @@ class Graphs:
 
     def _record(self, like: tuple[Any, ...], work: Work, inputs: tuple[torch.Tensor, ...]) -> None:
         kept = [buffer.clone() for buffer in self._buffers]
-        with exclusive():  # no other thread may use the device meanwhile
+        with exclusive():  # no other thread may use the device during a recording
             try:
                 self._recordings[like] = self._recorded(work, inputs)
             except RuntimeError as error:

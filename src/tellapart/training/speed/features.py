@@ -1,10 +1,10 @@
-"""Features of a frozen backbone, computed once and kept on the disk: while only the head trains, it trains on them.
+"""Features of a frozen backbone, computed once and kept on disk: while only the head trains, it trains on them.
 
-The result is that of the slow way, but for rounding: the same images in the same order, the same dropout before
-the head. Where images change at random in each epoch, either a fixed number of augmented views of each is computed
-(``speed.feature_views``), or the backbone runs in every epoch. Features lie in a store of the cache (`data.stores`),
-float32 [N, views, ...], whose key is a hash of everything that they depend on. It is written under another name and
-renamed, so a kill or a second process leaves nothing wrong.
+The result is that of the slow way, except for rounding: the same images in the same order, the same dropout before the
+head. If images change at random in each epoch, either a fixed number of augmented views of each is computed
+(``speed.feature_views``), or the backbone runs in every epoch. Features are kept in a store of the cache
+(`data.stores`), float32 [N, views, ...], whose key is a hash of everything that they depend on. It is written under
+another name and renamed, so a kill or a second process cannot leave a wrong one.
 
 Knows nothing of epochs, optimizers or run folders; `training.loop` trains on features as it does on images.
 """
@@ -41,37 +41,37 @@ from tellapart.training.step import Plan, Way, step_seed
 from tellapart.training.task import Batch, Task
 from tellapart.training.validation import autocast, validator
 
-FORMAT = 1  # of the files; another number makes the program compute them anew
+FORMAT = 1  # of the files; with another number features are computed again
 _CHUNK = 256  # images whose random numbers are drawn together, and that one process computes
-_VIEWS_STREAM = 1 << 32  # apart from the streams of training's steps
+_VIEWS_STREAM = 1 << 32  # separate from the streams of training's steps
 
 
 class Screen(Protocol):
-    """What is told while features are computed."""
+    """Reports while features are computed."""
 
     def message(self, text: str) -> None:
-        """Something to know."""
+        """A piece of information."""
 
     def busy(self, label: str, total: int | None = None) -> Any:
         """Return a context manager with ``advance(n)``."""
 
 
 def expected(spec: Spec) -> bool:
-    """Return whether all of a run will train on features, as far as its spec tells."""
+    """Return whether a whole run will train on features, as far as its spec says."""
     return spec.speed.features and spec.model.finetune == "head" and not _obstacle(spec)
 
 
 def offer(plan: Plan, prepared: setup.RunData, processes: Processes, screen: Screen) -> None:
-    """Give the plan its way on features where that is possible; else say what prevents it.
+    """Give the plan its way on features if that is possible; otherwise say what prevents it.
 
-    Nothing is computed yet. Does nothing where no stage trains the head alone, or ``speed.features`` is off.
+    Nothing is computed yet. Does nothing if no stage trains the head alone, or ``speed.features`` is off.
     """
     spec, split = plan.spec, None
     if not spec.speed.features or spec.model.finetune not in ("head", "staged"):
         return
     obstacle = _obstacle(spec)
     if not obstacle and not plan.task.on_features:
-        obstacle = "what is trained needs the images themselves."
+        obstacle = "the task needs the images themselves."
     if not obstacle:
         contract = prepared.contract
         generator = torch.Generator().manual_seed(0)
@@ -118,7 +118,7 @@ def changing(spec: AugmentSpec) -> str:
 class OnFeatures(Task):
     """A task whose batches are features [B, views, ...]: one view of each, and another task's loss.
 
-    With several views each image's is drawn anew in every step.
+    With several views one is drawn for each image in every step.
     """
 
     def __init__(self, task: Task, views: int) -> None:
@@ -160,7 +160,7 @@ class _Maker:
         self.micro = batch_that_pays(prepared.contract.size, self.device)
 
     def way(self) -> Way:
-        """Return the way on features; they are computed where the cache does not have them."""
+        """Return the way on features; they are computed if the cache does not have them."""
         plan, prepared = self.plan, self.prepared
         digest = self.split.digest()
         train = self._features(plan.train, self._augmented, self.views, digest, "training")
@@ -185,13 +185,13 @@ class _Maker:
         )
 
     def _plain(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:
-        """Return a function that gives a part of the batch as evaluation sees it."""
+        """Return a function that returns a slice of the batch as evaluation sees it."""
         return lambda start, stop: normalise(
             batch.pixels[start:stop].to(self.device), self.prepared.contract, self.plan.channels_last
         )
 
     def _augmented(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:
-        """Return a function that gives a part of the batch as one view of training sees it."""
+        """Return a function that returns a slice of the batch as one view in training."""
         generator = torch.Generator()
         generator.manual_seed(step_seed(self.plan.spec.seed, chunk, _VIEWS_STREAM + view))
         sizes = source_sizes(batch) if self.augment.needs_large_source else None
@@ -205,7 +205,7 @@ class _Maker:
         return part
 
     def _features(self, images: ImageSet, inputs: Any, views: int, digest: str, what: str) -> ImageSet:
-        """Return the set with features in the place of its images."""
+        """Return the set with features in place of its images."""
         spec = self.plan.spec
         folder = Path(cache_folder(spec.data)) / "decoded"
         path = folder / self._key(images, views, digest, inputs == self._plain)
@@ -225,7 +225,7 @@ class _Maker:
         except OSError as error:
             raise _cannot_keep(folder, error.strerror or str(error)) from error
         if opened is None:
-            raise CacheError(f"{path} was there and is not any more; start again.")
+            raise CacheError(f"{path} was removed while it was in use; start again.")
         return _as_set(images, *opened)
 
     def _key(self, images: ImageSet, views: int, digest: str, plain: bool) -> str:
@@ -309,11 +309,11 @@ class _Maker:
                     start = stop
                     continue
                 self.micro = halved(self.micro, problem)
-                release(self.device)  # outside of the handler, whose traceback holds the tensors
+                release(self.device)  # outside the handler, whose traceback keeps the tensors
 
 
 def _reserve(path: str, shape: tuple[int, ...]) -> None:
-    """Write a file of zeros; raises OSError where the disk is full, which writing to a mapped file could not."""
+    """Write a file of zeros; raises OSError if the disk is full, which writing to a mapped file could not do."""
     np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as stream:
@@ -321,7 +321,7 @@ def _reserve(path: str, shape: tuple[int, ...]) -> None:
 
 
 def _make_way(path: Path, needed: int, limit: float) -> None:
-    """Remove other stores where the cache has a limit. Raises CacheError where there is no room."""
+    """Remove other stores if the cache has a limit. Raises CacheError if there is no room."""
     if not housekeeping.make_room(path.parent, needed, limit):
         raise _cannot_keep(
             path.parent,
@@ -339,7 +339,7 @@ def _cannot_keep(folder: Path, reason: str) -> CacheError:
 def _open(path: Path, shape: tuple[int, ...]) -> tuple[Any, housekeeping.Lock | None] | None:
     """Return the store's values, mapped copy-on-write (torch wants writable), and its lock.
 
-    None where it is not there or damaged.
+    None if it is missing or damaged.
     """
     held = housekeeping.hold(path, housekeeping.FEATURES)
     if held is False:
@@ -354,7 +354,7 @@ def _open(path: Path, shape: tuple[int, ...]) -> tuple[Any, housekeeping.Lock | 
 
 
 def _as_set(images: ImageSet, values: Any, held: housekeeping.Lock | None) -> ImageSet:
-    """Return the samples of ``images`` with row i of ``values`` in the place of image i."""
+    """Return the samples of ``images`` with row i of ``values`` in place of image i."""
     count = len(images)
     ones = np.ones(count, np.int32)
     store = cache.ImageStore(

@@ -1,8 +1,8 @@
-"""Where a step's time goes: a table for the person who asked, and a trace that opens in Perfetto.
+"""Where a step's time goes: a table, and a trace that opens in Perfetto.
 
 For a few dozen steps after a warm-up, the sections of a step (`training.sections`) are timed; for a few more, torch's
-profiler notes every operation. Before and afterwards nobody listens, so that other steps cost what they always cost,
-and no step computes anything else than without a profile. Knows nothing of what the sections compute.
+profiler records every operation. Before and afterwards there is no listener, so other steps cost the same as ever, and
+every step computes the same as without a profile. Knows nothing of what the sections compute.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _PARTS = {
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """While entered, keep to yourself what torch's profiler warns of: that it forgets, which is wanted here."""
+    """While entered, suppress the profiler's warning that it discards earlier events, which is intended here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
 
 
 class Profile(Callback):
-    """Times some steps of a trainer; writes ``steps.txt`` and ``trace.json.gz`` into ``folder`` and tells ``say``."""
+    """Times some steps of a trainer; writes ``steps.txt`` and ``trace.json.gz`` into ``folder``, reports by ``say``."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.folder, self.say = folder, say
@@ -94,7 +94,7 @@ class Profile(Callback):
             self._finish(True)
 
     def on_fit_end(self) -> None:
-        """Tell what was found where training was shorter than planned."""
+        """Report the result even if training was shorter than planned."""
         if not self._done:
             self._finish(True)
 
@@ -110,7 +110,7 @@ class Profile(Callback):
 
     @contextlib.contextmanager
     def _section(self, part: str) -> Iterator[None]:
-        """While entered, time counts for ``part``, less that of the sections inside of it."""
+        """While entered, time counts for ``part``, minus that of the sections inside it."""
         with torch.profiler.record_function(_PARTS[part]):
             started = self._now()
             if part == "data":  # a step begins
@@ -134,8 +134,8 @@ class Profile(Callback):
             self._whole += seconds
 
     def _now(self) -> float:
-        """Return the time, on CUDA and MPS when all that was asked for is computed: else it would count later."""
-        if self._torch is None:  # the trace shows when things really run
+        """Return the time, on CUDA and MPS once all queued work is done, which would otherwise count later."""
+        if self._torch is None:  # without synchronising, so that the trace shows when things really run
             if self._device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
                 torch.cuda.synchronize(self._device)
             elif self._device.type == "mps":
@@ -145,7 +145,7 @@ class Profile(Callback):
     # The trace
 
     def _fits(self) -> bool:
-        """Return whether the traced steps lie within one epoch (or the epochs are too short for that)."""
+        """Return whether the traced steps are within one epoch (or the epochs are too short for that)."""
         steps = self._trainer.plan.steps_per_epoch
         left = steps - self._trainer.progress.step_in_epoch
         last = self._trainer.progress.epoch + 1 >= self._trainer.training.epochs
@@ -163,7 +163,7 @@ class Profile(Callback):
         self._trace_ends = self._step + self._traced
 
     def _finish(self, tell: bool) -> None:
-        """Listen no more, and write and tell what was found (not after an error)."""
+        """Stop listening; write and report the result (not after an error)."""
         self._done = True
         self._trainer.plan.sections.listener = None
         table = self._times() if self._torch is None else self._table
@@ -184,7 +184,7 @@ class Profile(Callback):
         self.say("\n".join(lines))
 
     def _times(self) -> list[str]:
-        """Return the table of a step's parts, at most 80 columns wide."""
+        """Return the table of a step's sections, at most 80 columns wide."""
         if not self._count:
             return []
         training, step = self._trainer.training, self._whole / self._count

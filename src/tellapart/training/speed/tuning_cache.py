@@ -1,8 +1,8 @@
-"""What was measured on this machine, kept in the cache folder for the next run of the same kind.
+"""The tuning cache: what was measured on this machine, kept in the cache folder for similar runs.
 
-Small JSON files under ``measured/``, each written whole. A file that cannot be read counts as none, and a folder
-that cannot be written to is no error: then it is measured again. `describe` and `clear` are for the commands on the
-cache. Knows nothing of what is measured.
+Small JSON files under ``measured/``, each written whole. A file that cannot be read counts as missing, and a folder
+that cannot be written to is not an error: the measurement is repeated. `describe` and `clear` are for the commands on
+the cache. Knows nothing of what is measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DAY = 24 * 3600.0
 
 
 def describe(cache: Path) -> StoreInfo | None:
-    """Return all records in a cache folder as one entry of its list, or None where there are none."""
+    """Return all records in a cache folder as one entry of its list, or None if there are none."""
     found = [status for path, status in _files(cache) if path.suffix == ".json"]
     if not found:
         return None

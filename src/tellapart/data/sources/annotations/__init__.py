@@ -1,4 +1,4 @@
-"""Annotation files of the programs that people label images with; one module for each family of formats."""
+"""Annotation files of labelling programs; one module for each family of formats."""
 
 from tellapart.data.sources.annotations.detection import FORMATS, TITLES, detect, file_format
 from tellapart.data.sources.annotations.reading import read_annotations

@@ -1,4 +1,4 @@
-"""Which annotation format a folder or a file is in, by its content. Reads no more than it must to know."""
+"""Which annotation format a folder or a file is in, by its content. Reads no more than necessary."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def detect(tree: Tree) -> list[str]:
 def file_format(path: str) -> str:
     """Return the annotation format of an XML, JSON, CSV or TSV file, "" for none.
 
-    A JSON file that is damaged, or in an encoding that is not known, is of the format whose words it holds: reading
-    it will say what is wrong.
+    A JSON file that is damaged, or in an encoding that is not known, is of the format whose keywords it contains:
+    reading it will say what is wrong.
     """
     kind = extension(path)
     if kind == ".xml":

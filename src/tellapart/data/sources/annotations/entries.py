@@ -1,6 +1,6 @@
-"""What every parser of annotation files makes of them: entries, one for each image that a file speaks of.
+"""The result of every annotation parser: entries, one for each image in a file.
 
-Knows nothing of splits, conflicts or which image file is meant.
+Knows nothing of splits, conflicts or the image files themselves.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from tellapart.errors import DataError
 __all__ = ["NO_BOX", "Box", "Entry", "Files", "Labelled", "attempt", "number", "turned"]
 
 Labelled = tuple[str, Box]
-_HUGE = 1e9  # beyond every image, and far from where sums and squares overflow
+_HUGE = 1e9  # larger than any image, and small enough that sums and squares do not overflow
 
 
 @dataclass
 class Entry:
-    """What one annotation file says of one image.
+    """What one annotation file says about one image.
 
-    ``source``: the annotation file; ``image``: the name that it gives the image, with ``folder`` where it names
-    that apart; ``own``: the file is of this image alone, and bears its name. ``tags``: labels of the whole
-    image, which go before ``objects``, (label, box) with boxes in pixels as x0, y0, x1, y1, or as parts of
-    width and height if ``relative``; the NO_BOX for the whole image. ``opinions``: the labels that each annotator gave,
+    ``source``: the annotation file; ``image``: the name that it gives the image, with ``folder`` if it names that
+    separately; ``own``: the file is for this image only, and has its name. ``tags``: labels of the whole image, which
+    take precedence over ``objects``, (label, box) with boxes in pixels as x0, y0, x1, y1, or as fractions of width and
+    height if ``relative``; NO_BOX for the whole image. ``opinions``: the labels that each annotator gave,
     where the format tells annotators apart. ``problem``: why none of it can be used.
     """
 
@@ -74,9 +74,9 @@ class Files:
 
 
 def attempt(entry: Entry, read: Callable[[], object]) -> Entry:
-    """Return the entry after ``read``, with the reason as its problem where that raises DataError.
+    """Return the entry after ``read``, with the reason as its problem if that raises DataError.
 
-    An encoding is not the fault of one file: such an error is raised.
+    A wrong encoding is not the fault of one file: that error is raised.
     """
     try:
         read()
@@ -119,7 +119,7 @@ def around(xs: Iterable[Any], ys: Iterable[Any], where: str) -> Box:
 
 
 def label_of(value: Any, where: str) -> str:
-    """Return a label as classes are named. Raises DataError where there is none."""
+    """Return a label as a class name. Raises DataError if there is none."""
     label = clean_label(str(value)) if isinstance(value, (str, int, float)) else ""
     if not label or isinstance(value, bool):
         raise DataError(f"{where} has no label.")

@@ -1,4 +1,4 @@
-"""The splits that lie beside annotation files: VOC's ImageSets, and the lists of images of YOLO data sets."""
+"""The splits in files beside annotations: VOC's ImageSets, and the image lists of YOLO data sets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOOKS = 20  # lines of a file that decide whether it lists images
 
 
 def one_split(found: Mapping[str, set[str]], note: Note) -> dict[str, str]:
-    """Return one split for each image: of several the last of train, val, test, and that is said."""
+    """Return one split for each image: of several the last of train, val, test, with a message."""
     crossing = sum(len(splits - {""}) > 1 for splits in found.values())
     if crossing:
         note(

@@ -1,4 +1,4 @@
-"""Which image file an annotation means: by its own name, and by the name that it gives."""
+"""Which image file an annotation means: by its own name, and by the name inside."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio puts before t
 
 @dataclass
 class Found:
-    """The image that is meant, "" for none; ``other``: the one that the other name would be; ``several`` fit."""
+    """The image that is meant, "" for none; ``other``: the one by the other name; ``several``: all that fit."""
 
     image: str = ""
     other: str = ""
@@ -42,9 +42,9 @@ class ImageIndex:
     def find(self, entry: Entry, match: str = "auto") -> Found:
         """Return the image of an entry.
 
-        A file of one image (``own``) means the image of its own stem: beside it, in the ``images`` twin of its
-        ``labels`` or ``annotations`` folder, or anywhere; if there are several, what it calls the image decides.
-        Else, or where ``match`` is "name", the name that it gives counts.
+        A file for one image (``own``) means the image with its own stem: beside it, in the ``images`` twin of its
+        ``labels`` or ``annotations`` folder, or anywhere; if there are several, the name inside decides. Otherwise, or
+        if ``match`` is "name", the name inside counts.
         """
         named = self.named(entry)
         if not entry.own:
@@ -64,7 +64,7 @@ class ImageIndex:
         return Found(own or named, named if own and named != own else "")
 
     def beside_or_twin(self, source: str) -> list[str]:
-        """Return the images of a file's stem, beside it or else in the twin of its folder."""
+        """Return the images with a file's stem, beside it or otherwise in the twin of its folder."""
         stem = posixpath.splitext(source)[0]
         twin = re.sub(r"(^|.*/)(?:labels|annotations)(/)", r"\1images\2", stem, flags=re.IGNORECASE)
         return self.beside.get(_folded(stem)) or self.beside.get(_folded(twin)) or []
@@ -72,9 +72,9 @@ class ImageIndex:
     def named(self, entry: Entry) -> str:
         """Return the image that an entry names, or "".
 
-        In this order: the path relative to the annotation file, relative to the root; the longest tail of it
-        that is there, in any case and Unicode form; the name without Label Studio's prefix; the name without an
-        extension. Of several, the one that shares most of the annotation file's folders and split.
+        In this order: the path relative to the annotation file, relative to the root; the longest tail of it that
+        exists, in any case and Unicode form; the name without Label Studio's prefix; the name without an extension. Of
+        several, the one that shares most of the annotation file's folders and split.
         """
         for image in _spellings(entry.image):
             folder = posixpath.dirname(entry.source)

@@ -1,7 +1,7 @@
-"""Data sets with annotation files: from the entries of a format's parser to the table of it all.
+"""Data sets with annotation files: from the entries of a format's parser to one table.
 
 One image-level label for each image, or one row for each box. An image with two labels is a conflict,
-reported and left out, never decided here. What cannot be used is listed with its reason.
+reported and left out, never decided here. Annotations that cannot be used are listed with the reason.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from tellapart.errors import DataError, SpecError
 from tellapart.spec import DataSpec
 
 _TEXTS = (".xml", ".json", ".csv", ".tsv", ".txt", ".names", ".labels", ".yaml", ".yml")
-_STALE = 0.05  # part of the annotations that may name another image than that of their own name
+_STALE = 0.05  # share of the annotations that may name a different image than the one with their own name
 
 
 @dataclass
 class _Gathered:
-    """What the annotations say of the images that are there, and what is wrong with the rest."""
+    """What the annotations say about the images that exist, and what is wrong with the rest."""
 
     objects: dict[str, list[Labelled]] = field(default_factory=lambda: defaultdict(list))
     tags: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -53,7 +53,7 @@ def read_annotations(tree: Tree, kind: str, spec: DataSpec, note: Note, only: st
     """Return the listing of a folder with annotation files of format ``kind`` (``only``: of just that file).
 
     Splits come from folders named train, val, test, VOC's ``ImageSets/Main``, CVAT's subsets, or the name of a
-    file of many images. Raises DataError where no annotation can be used, or most cannot.
+    file of many images. Raises DataError if no annotation can be used, or most cannot.
     """
     files = Files(tree.root, spec.encoding, note)
     files.texts.survey(files.path(source) for source in tree.others if extension(source) in _TEXTS)
@@ -80,7 +80,7 @@ def read_annotations(tree: Tree, kind: str, spec: DataSpec, note: Note, only: st
 
 
 def _splits(found: _Gathered, tree: Tree, files: Files, kind: str, note: Note) -> dict[str, str]:
-    """Return the split of each image: of its folder or annotation, else of lists that lie beside."""
+    """Return the split of each image: from its folder or annotation, otherwise from lists beside them."""
     beside: dict[str, set[str]] = {}
     if kind == "voc":
         beside = image_sets(tree, files, found.splits)
@@ -200,7 +200,9 @@ def _check(found: _Gathered, tree: Tree, kind: str) -> None:
         )
     if not found.objects:
         lost = (
-            f" The first names {printable(found.missing[0])!r}, which is not there." if found.missing else ""
+            f" The first names {printable(found.missing[0])!r}, which does not exist."
+            if found.missing
+            else ""
         )
         raise DataError(
             f"No {TITLES[kind]} annotations of images were found in {printable(tree.root)!r}.{lost}"
@@ -227,7 +229,7 @@ def _tell(found: _Gathered, kind: str, note: Note) -> None:
 
 
 def _chosen_labels(found: _Gathered, crop: bool, note: Note) -> dict[str, list[Labelled]]:
-    """Return the labels that count: those of boxes for crops, else those of whole images, where most have any."""
+    """Return the labels that count: those of boxes for crops, otherwise those of whole images if most have any."""
     objects: dict[str, list[Labelled]] = dict(found.objects)
     tagged = {image: tags for image, tags in found.tags.items() if tags}
     if not tagged:

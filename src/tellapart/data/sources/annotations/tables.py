@@ -1,4 +1,4 @@
-"""From labelled boxes of images to the rows of a listing: one for each image, or one for each box."""
+"""From labelled boxes to the rows of a listing: one for each image, or one for each box."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sets(
     opinions: Mapping[str, Sequence[frozenset[str]]] | None = None,
     mark: str = "",
 ) -> Listing:
-    """Fill the listing with one row for each image, which has all labels of its boxes, or none.
+    """Fill the listing with one row for each image, with all labels of its boxes, or none.
 
     ``opinions``: of images, what each annotator said; where they do not agree, that is a conflict. ``mark``: what
     stands between several labels in a text, where they are written so.
@@ -122,7 +122,7 @@ def _upright_size(listing: Listing, image: str) -> tuple[int, int] | None:
         with Image.open(os.path.join(listing.root, image)) as opened:
             width, height = opened.size
             turned = opened.getexif().get(0x0112) in (5, 6, 7, 8)
-    except Exception:  # Pillow raises many kinds for damaged files; which one is decoding's to say
+    except Exception:  # Pillow raises many kinds of error for damaged files; decoding reports which
         return None
     return (height, width) if turned else (width, height)
 

@@ -35,7 +35,7 @@ _USUAL = ("label", "class", "category", "class_name", "name", "type", "object", 
 
 
 def images_of(value: Any) -> list[Mapping[str, Any]] | None:
-    """Return the records of images in VIA's JSON, None where it is none."""
+    """Return the records of images in VIA's JSON, None if it is not VIA's."""
     if isinstance(value, dict) and isinstance(value.get("_via_img_metadata"), dict):
         value = value["_via_img_metadata"]
         if not value:
@@ -49,7 +49,7 @@ def images_of(value: Any) -> list[Mapping[str, Any]] | None:
 
 
 def is_version_3(value: Any) -> bool:
-    """Return whether a JSON value is a project of VIA 3, which is of another structure."""
+    """Return whether a JSON value is a project of VIA 3, which has a different structure."""
     return isinstance(value, dict) and {"project", "config", "attribute", "file", "metadata"} <= value.keys()
 
 
@@ -64,7 +64,7 @@ def read_json(files: Files, source: str, wanted: Sequence[str]) -> Iterator[Entr
     for item in images_of(value) or ():
         regions = item["regions"]
         regions = list(regions.values()) if isinstance(regions, dict) else regions or []
-        regions = regions if isinstance(regions, list) else [regions]  # told below
+        regions = regions if isinstance(regions, list) else [regions]  # reported below
         records.append((item["filename"], item.get("file_attributes") or {}, regions))
     yield from _entries(records, source, wanted)
 
@@ -86,7 +86,7 @@ def _cell(row: Mapping[str, str | None], name: str) -> Any:
     try:
         return json.loads(row.get(name) or "{}")
     except (ValueError, RecursionError):
-        return None  # told where it is used
+        return None  # reported where it is used
 
 
 def _entries(
@@ -122,7 +122,7 @@ def _is_region(region: Any) -> bool:
 
 
 def _attribute(found: Sequence[Any], kind: str, source: str, wanted: Sequence[str]) -> str:
-    """Return the attribute that is the label: the only one, one that is named so, or the wanted one; "" for none."""
+    """Return the attribute that is the label: the only one, one named like a label, or the wanted one; "" for none."""
     names = dict.fromkeys(
         name for item in found if isinstance(item, dict) for name in item if _values(item[name])
     )

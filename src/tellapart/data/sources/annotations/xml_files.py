@@ -46,7 +46,7 @@ def parse(text: str, path: str) -> ElementTree.Element:
         )
 
     builder = ElementTree.TreeBuilder()
-    parser = expat.ParserCreate("utf-8")  # whatever it declares: it is decoded already
+    parser = expat.ParserCreate("utf-8")  # whatever it declares: it is already decoded
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data

@@ -21,7 +21,7 @@ def looks_like_yolo(path: str) -> bool:
     """Return whether each line of a text file is a class number and coordinates (an empty file: False)."""
     try:
         with open(path, "rb") as stream:
-            head = stream.read(4096).decode("latin-1")  # digits are the same in what may be here
+            head = stream.read(4096).decode("latin-1")  # digits are the same in every possible encoding
     except OSError:
         return False
     first = [line.strip("\xef\xbb\xbf \t") for line in lines(head)[:5]]
@@ -29,7 +29,7 @@ def looks_like_yolo(path: str) -> bool:
 
 
 def read_yolo(files: Files, source: str, names: Sequence[str] | Mapping[int, str]) -> Iterator[Entry]:
-    """Yield the entry of a YOLO file: class, centre x, centre y, width, height as parts of the image.
+    """Yield the entry of a YOLO file: class, centre x, centre y, width, height as fractions of the image.
 
     A sixth value is a confidence and is ignored; seven or more are a polygon, of which the bounding box
     counts. Without ``names`` the class number is the label.
@@ -71,7 +71,7 @@ def _yolo_box(values: Sequence[float], where: str) -> Box:
 
 
 class Names:
-    """Class names for a label file: of ``data.yaml`` if there is one, else of the nearest file of names above."""
+    """Class names for a label file: from ``data.yaml`` if there is one, otherwise the nearest file of names above."""
 
     def __init__(self, tree: Tree, files: Files, note: Note) -> None:
         self.common: dict[int, str] = {}
@@ -82,16 +82,16 @@ class Names:
                 found = _yaml_names(files, path, note)
                 if found and self.common and found != self.common:
                     raise DataError(
-                        f"{printable(origin)} and {printable(path)} name the classes differently; keep the one that "
-                        "holds."
+                        f"{printable(origin)} and {printable(path)} name the classes differently; keep the "
+                        "right one."
                     )
                 self.common, origin = (found, path) if found else (self.common, origin)
             if is_names(path) and not looks_like_yolo(files.path(path)):
                 self.folders.setdefault(posixpath.dirname(path), _names(files, path, note))
         if self.common and any(dict(enumerate(names)) != self.common for names in self.folders.values()):
-            note(f"{printable(origin)} names the classes; there are files of class names that say otherwise.")
+            note(f"{printable(origin)} names the classes; other files of class names differ from it.")
         if not self.common and not self.folders:
-            note("Nothing names the classes (data.yaml, classes.txt): they are numbers.")
+            note("There are no class names (data.yaml, classes.txt): the classes are numbers.")
 
     def of(self, source: str) -> Mapping[int, str] | Sequence[str]:
         """Return the names for a label file, empty where there are none."""
@@ -120,8 +120,8 @@ def _names(files: Files, path: str, note: Note) -> list[str]:
         names.pop()
     if any("\ufeff" in name for name in names):
         raise DataError(
-            f"{printable(files.path(path))!r} holds a byte-order mark within a line, as joined files do: put each "
-            "name on a line of its own."
+            f"{printable(files.path(path))!r} has a byte-order mark within a line, as joined files do: put "
+            "each name on a line of its own."
         )
     _tell_doubles(names, path, note)
     return names
@@ -147,7 +147,7 @@ def _yaml_names(files: Files, path: str, note: Note) -> dict[int, str]:
         names = {str(key): name for key, name in enumerate(names)}
     if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
         return {}
-    # writing out what aliases hold could never end
+    # expanding aliases might never end
     if not all(isinstance(name, str) for name in names.values()):
         raise DataError(
             f"{printable(files.path(path))!r}: names must be a list of words, or of numbers and words."

@@ -1,8 +1,8 @@
 """Files that hold many images with their labels: Parquet, Hugging Face's saved data sets, WebDataset shards.
 
-What such a file holds is written once into the cache folder, as plain image files and an index; from there on
-it is a listing like any other. Formats that are not read are known by name in `unread`. Knows nothing of
-splits that the source does not give, and decodes no image.
+Their contents are written once into the cache folder, as plain image files and an index; from then on they are a
+listing like any other. Formats that are not read are known by name in `unread`. Knows nothing of splits that the source
+does not give, and decodes no image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _is_table(path: str) -> bool:
 
 
 def open_file(path: str, spec: DataSpec, note: Note) -> Listing | None:
-    """Return the listing of a file that holds images with labels, None if it is no such file."""
+    """Return the listing of a file that contains images with labels, None if it does not."""
     folder, name = os.path.split(path)
     if spec.format == "table" or (spec.format == "auto" and _is_table(path)):
         return tables.read_tables(folder, [(name, split_of_stem(name))], spec, note)

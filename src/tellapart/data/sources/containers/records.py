@@ -1,6 +1,6 @@
 """Records of a container, written once into the cache folder as image files with an index.
 
-The index holds path, label, split and group of every image, the official class names, and what there is to tell.
+The index holds path, label, split and group of every image, the official class names, and the messages.
 Knows no format: a reader chooses the columns and gives an iterator of records.
 """
 
@@ -26,14 +26,14 @@ from tellapart.spec import DataSpec
 _INDEX = "index.jsonl"
 _VERSION = 2
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}$")
-_SHARE = 0.9  # of the free disk space may be written
+_SHARE = 0.9  # share of the free disk space that may be written
 
 
 @dataclass
 class Record:
-    """One image: its encoded bytes, its label ("" where it has none), its split, its name and its group.
+    """One image: its encoded bytes, its label ("" for none), its split, its name and its group.
 
-    ``problem`` says why the label cannot be used, where it cannot; such a record is counted, never guessed.
+    ``problem`` says why the label cannot be used, if it cannot; those records are counted, never guessed.
     """
 
     content: bytes
@@ -57,7 +57,7 @@ class Found:
 class Container:
     """Files of images with labels. ``choices``: what else than the files and the options changes the records.
 
-    ``find`` chooses the columns, which it notes, and opens the records; it is asked where they are not unpacked yet.
+    ``find`` chooses the columns, with messages, and opens the records; it is called if they are not unpacked yet.
     """
 
     kind: str
@@ -78,10 +78,10 @@ def answer(row: Mapping[str, Any], columns: Columns, split: str, where: str) -> 
 
 
 def listing_of(container: Container, spec: DataSpec, note: Note) -> Listing:
-    """Return the listing of a container, writing its images into the cache folder where that was not done.
+    """Return the listing of a container, writing its images into the cache folder if that was not done.
 
-    The folder's name is a hash of the files' paths, sizes and times of change and of what chooses the columns. It
-    appears whole or not at all. Raises DataError where the disk is too small or where no record has a label.
+    The folder's name is a hash of the files' paths, sizes and modification times and of the options that choose the
+    columns. It appears whole or not at all. Raises DataError if the disk is too small or no record has a label.
     """
     cache = cache_folder(spec)
     target = os.path.join(cache, "archives", _folder_name(container, spec))
@@ -140,7 +140,7 @@ def _write(container: Container, found: Found, said: Sequence[str], folder: str,
 
 
 def _place(number: int, record: Record) -> str:
-    """Return the relative path of an image: numbered, so that no name of a stranger's file decides it."""
+    """Return the relative path of an image: numbered, so that no name from a stranger's file decides it."""
     name = printable(record.name.replace("\\", "/").rpartition("/")[2])
     stem = re.sub(r"[^\w.-]", "_", _SUFFIX.sub("", name)).strip(".")[:60]
     found = _SUFFIX.search(name)

@@ -1,7 +1,7 @@
 """Tables with the bytes of images in a column: Parquet, Arrow files, and what Hugging Face's datasets saves.
 
-Which column holds images and what the classes are called is in the schema where `datasets` wrote it; else the
-columns are found as in lists. Knows nothing of where the images are written.
+Which column has images and what the classes are called is in the schema if `datasets` wrote it; otherwise the columns
+are found as in lists. Knows nothing of where the images are written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 
 _IMAGE = ("image", "img", "image_bytes", "bytes", "picture", "photo", "jpg", "jpeg", "png", "webp", "content")
-_LONG = 300  # characters of a text that is no label, but a caption
+_LONG = 300  # characters above which a text is not a label but a caption
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _differ(one: str, other: str) -> DataError:
 
 
 def _one_configuration(root: str, tables: Sequence[tuple[str, str]]) -> None:
-    """Raise DataError where the tables lie in several folders that are no splits: several sets in one."""
+    """Raise DataError if the tables are in several folders that are not splits: several data sets."""
     folders = {"/".join(part for part in path.split("/")[:-1] if not split_name(part)) for path, _ in tables}
     if len(folders) > 1:
         raise DataError(

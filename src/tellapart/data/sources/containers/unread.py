@@ -1,7 +1,6 @@
-"""Formats that tellapart does not read, known by their name or first bytes, each with the way out.
+"""Formats that tellapart does not read, recognised by their name or first bytes, each with a remedy.
 
-So that "no images were found" never stands where there is data of another kind. Opens nothing but the head of
-a file.
+So that the error is never "no images were found" if there is data in another format. Reads only the head of a file.
 """
 
 from __future__ import annotations
@@ -30,7 +29,10 @@ _KINDS: dict[str, tuple[str, str]] = {
     "litdata": ("LitData's chunks", _CONVERT),
     "rar": ("a RAR archive", _UNPACK),
     "7z": ("a 7z archive", _UNPACK),
-    "dicom": ("DICOM", "Convert it to PNG, with the window that shows what is to be told apart (pydicom)"),
+    "dicom": (
+        "DICOM",
+        "Convert it to PNG, with the window that shows the difference between the classes (pydicom)",
+    ),
     "nifti": ("NIfTI", "Write the slices as PNG (nibabel)"),
     "video": ("video", "Write frames as images: ffmpeg -i FILE -vf fps=1 CLASS/%06d.jpg"),
     "pdf": ("PDF", "Write its pages as images: pdftoppm -png FILE"),
@@ -104,7 +106,7 @@ def explain_file(path: str) -> str:
 
 
 def explain_folder(root: str, others: Sequence[str]) -> str:
-    """Return what a folder without images holds, and what to do; "" where that is not known."""
+    """Return what a folder without images contains, and what to do; "" if that is not known."""
     names = {posixpath.basename(path) for path in others}
     kinds = Counter(filter(None, (kind_of(os.path.join(root, path)) for path in others[:2000])))
     if "index.json" in names and any(name.startswith("chunk-") for name in names):

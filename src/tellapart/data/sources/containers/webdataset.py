@@ -33,7 +33,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def expand(source: str) -> list[str]:
-    """Return the shards that ``shards-{000..012}.tar`` names; [] where there are no such braces."""
+    """Return the shards that ``shards-{000..012}.tar`` names; [] if it has no braces."""
     found = _RANGE.search(source)
     if not found:
         return []
@@ -67,8 +67,8 @@ def is_webdataset(path: str, spec: DataSpec) -> bool:
 def read_shards(root: str, shards: Sequence[str], spec: DataSpec, note: Note) -> Listing:
     """Return the listing of shards (paths relative to ``root``), whose names may say a split.
 
-    Numbers become names where a file such as ``classnames.txt`` lies beside. Raises DataError for a damaged
-    shard, a sample with several images, and where no sample has a label.
+    Numbers become names if a file such as ``classnames.txt`` is beside the shards. Raises DataError for a damaged
+    shard, a sample with several images, or if no sample has a label.
     """
     files = [os.path.join(root, shard) for shard in shards]
     splits = [split_of_folders(shard) or split_of_stem(shard) for shard in shards]
@@ -112,7 +112,7 @@ def _members(
 ) -> Iterator[tuple[str, str, bytes]]:
     """Yield (key, suffix, content) of a shard's files.
 
-    The content is that of ``only`` those suffixes, or of all but images (``texts``), where that is said; else of all.
+    The content is that of ``only`` those suffixes, or of all but images (``texts``), if given; otherwise of all.
     """
     with tarfile.open(path, "r:*") as archive:
         seen = 0
@@ -121,7 +121,7 @@ def _members(
                 continue
             folder, _, name = member.name.rpartition("/")
             stem, dot, suffix = name.partition(".")
-            if not dot or not stem:  # hidden files, and files that name no part of a sample
+            if not dot or not stem:  # hidden files, and files without a sample's key
                 continue
             suffix = suffix.lower()
             if not _is_image(suffix) and member.size > _LARGEST_TEXT:
@@ -202,7 +202,7 @@ def _records(
 
 
 def _image(parts: Mapping[str, bytes], where: str, spec: DataSpec) -> str:
-    """Return the member that is the image, "" where there is none."""
+    """Return the member that is the image, "" if there is none."""
     images = [suffix for suffix in parts if _is_image(suffix)]
     wanted = spec.path_column.lower().lstrip(".")
     if wanted:
@@ -245,6 +245,6 @@ def _name(label: str, names: Sequence[str], where: str) -> tuple[str, str]:
         return "", "no label (-1)"
     if not label.isdecimal() or int(label) >= len(names):
         raise DataError(
-            f"{where}: the label is {printable(label)!r}, which is none of the {len(names)} class names beside."
+            f"{where}: the label is {printable(label)!r}, which is not one of the {len(names)} class names."
         )
     return names[int(label)], ""

@@ -1,1 +1,1 @@
-"""Folders of images: which folder is a split, which a class, and which is neither."""
+"""Folders of images: which folders are splits, which are classes, and which are neither."""

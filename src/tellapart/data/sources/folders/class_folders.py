@@ -1,6 +1,6 @@
-"""Folders of images as a listing: `train/CLASS/*`, `CLASS/*`, `CLASS/train/*`, or folders that are named.
+"""Folders of images as a listing: `train/CLASS/*`, `CLASS/*`, `CLASS/train/*`, or folders given for each split.
 
-Which folder is what is decided in `folder_tree`; nothing is decoded, and lists are not looked at.
+`folder_tree` decides which folder is what; nothing is decoded, and lists are ignored.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def read_folder(tree: Tree, note: Note, classes_only: bool = False, nested: bool
     """Return the listing of `train/val/test/CLASS/*` (any of the splits), `CLASS/*` or `CLASS/train/*`.
 
     Folders inside a class belong to the class; with ``nested`` they are classes, called `CLASS/FOLDER` and so on. With
-    ``classes_only`` the top folders are the classes, whatever they are called. Raises DataError where there are no
-    images or no class folders, or where it is not clear which folders are the splits.
+    ``classes_only`` the top folders are the classes, whatever they are called. Raises DataError if there are no
+    images or no class folders, or if it is not clear which folders
+    are the splits.
     """
     if not tree.images:
         others = f" ({many(len(tree.others), 'other file')} there)" if tree.others else ""
@@ -223,11 +224,11 @@ def _end(tree: Tree, note: Note) -> None:
 
 
 def _no_classes(tree: Tree, base: str) -> DataError:
-    """Return the error for images that lie in no class folders, with what their names suggest."""
+    """Return the error for images that are not in class folders, with what their names suggest."""
     images = [path for path in tree.images if path.startswith(base)]
     folders = sorted({f"{posixpath.dirname(path)}/" for path in images if "/" in path})
-    text = f"The images in {printable(tree.root)!r} lie in no class folders"
-    text += f" (they lie in {some(folders, 5)})" if folders else ""
+    text = f"The images in {printable(tree.root)!r} are not in class folders"
+    text += f" (they are in {some(folders, 5)})" if folders else ""
     words = Counter(
         match[0]
         for path in images
@@ -245,9 +246,9 @@ def _no_classes(tree: Tree, base: str) -> DataError:
 
 
 def read_named(folders: Mapping[str, Sequence[str]], where: str, note: Note, nested: bool = False) -> Listing:
-    """Return the listing of the folders that a person names for each split, each with class folders in it.
+    """Return the listing of the folders that the user gives for each split, each with class folders in it.
 
-    ``nested``: as in `read_folder`. Paths are relative to ``where``, else to the current folder. Raises DataError.
+    ``nested``: as in `read_folder`. Paths are relative to ``where``, otherwise to the current folder. Raises DataError.
     """
     found = {
         split: [_find(name, where, split) for name in names] for split, names in folders.items() if names

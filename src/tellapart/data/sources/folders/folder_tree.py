@@ -1,7 +1,7 @@
 """Which folders of a tree are splits, which are classes, and which are neither: decided by names and structure.
 
-Counts images by folder; reads no file and makes no table. What cannot be decided is refused with a sentence
-that shows the folders and the options which decide it.
+Counts images by folder; reads no file and makes no table. If it cannot decide, the error shows the folders and the
+options that decide it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CONTAINERS = """
     masks mask labels label annotations annotation segmentations ground_truth groundtruth gt 图片 图像 照片
 """
 CONTAINERS = frozenset(_CONTAINERS.split())
-"""Folder names that say what kind of files lie in them, not what the images show."""
+"""Folder names that say what kind of files they contain, not what the images show."""
 _SHARDS = frozenset(("part", "batch", "chunk", "shard", "vol", "volume", "folder", "archive"))
 
 UNLABELLED = frozenset(("unlabeled", "unlabelled", "unlab", "unannotated", "unsorted", "未标注", "无标签"))
@@ -30,7 +30,7 @@ UNLABELLED = frozenset(("unlabeled", "unlabelled", "unlab", "unannotated", "unso
 
 @dataclass
 class Node:
-    """A folder: ``direct`` is the number of images in it, ``inner`` are its folders with images below."""
+    """A folder: ``direct`` is the number of images directly in it, ``inner`` are its subfolders with images."""
 
     direct: int = 0
     inner: dict[str, Node] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Part:
-    """A folder of a split: where in it the class folders lie (``prefix`` ends with a slash), and them."""
+    """A split's folder: its class folders, and where they are (``prefix`` ends with a slash)."""
 
     prefix: str
     classes: Mapping[str, Node]
@@ -54,7 +54,7 @@ class Part:
         return len(mine & theirs)
 
     def alike(self, other: Part) -> bool:
-        """Return whether both hold the same class folders: at least two, and half of the smaller's."""
+        """Return whether both contain the same class folders: at least two, and half of the smaller's."""
         common = self.shared(other)
         return common >= 2 and 2 * common >= min(len(self.classes), len(other.classes))
 
@@ -83,7 +83,7 @@ def at(node: Node, prefix: str) -> Node:
 
 
 def is_container(name: str) -> bool:
-    """Return whether a folder's name says no more than that images, masks or files lie in it (`images_001`)."""
+    """Return whether a folder's name only says that it contains images, masks or files (`images_001`)."""
     if name.strip().casefold() in CONTAINERS:
         return True
     words = [word.casefold() for word in re.findall(r"[^\W\d_]+", name)]
@@ -141,7 +141,7 @@ def _sure(name: str, tops: Mapping[str, Node]) -> bool:
 
 
 def is_no_class(name: str, tops: Mapping[str, Node]) -> bool:
-    """Return whether a folder without class folders is no class: a flat `test/`, `val_images/`, `unlabelled/`.
+    """Return whether a folder without class folders is not a class: a flat `test/`, `val_images/`, `unlabelled/`.
 
     A flat `train/` among others is a class (of vehicles), unless a folder beside it is a split.
     """
@@ -159,8 +159,8 @@ def find_splits(node: Node, where: str, nested: bool = False) -> dict[str, str]:
     """Return the split of each folder directly in ``node`` that is one; {} if there are none.
 
     A split's folder has class folders in it and a split's name, or (of several) a split's word in its name and
-    the same class folders as another. Raises DataError where folders hold the same class folders and their
-    names do not say which split they are (with ``nested`` they are then classes: `cat/black`, `dog/black`), or where a
+    the same class folders as another. Raises DataError if folders contain the same class folders and their names do not
+    say which split they are (with ``nested`` they are then classes: `cat/black`, `dog/black`), or if a
     lone `train` may be a split or a class.
     """
     tops = node.inner
@@ -230,7 +230,7 @@ def _undecided(names: list[str], deep: Mapping[str, Part], where: str) -> DataEr
     return DataError(
         f"The folders {shown} in {printable(where)!r} hold the same class folders ({some(first.classes, 4)}), "
         "so they are splits or versions of one data set, and their names do not say which is train, val or "
-        f"test. Say it: --data.train {_typed(where, names[0])} --data.test {_typed(where, names[1])} "
+        f"test. Say which: --data.train {_typed(where, names[0])} --data.test {_typed(where, names[1])} "
         "(--data.val likewise; several folders each). Or give one of them alone as DATA: "
         f"{_typed(where, first.prefix[:-1])}. If the top folders are the classes: --data.format classes. If each "
         f"folder in them is a class, such as {printable(names[0])}/{printable(min(first.classes))}: --data.levels /"
@@ -245,8 +245,8 @@ def _typed(where: str, name: str) -> str:
 def find_base(node: Node, where: str, nested: bool = False) -> str:
     """Return the wrapping folders to look through, as a prefix such as ``hymenoptera_data/`` or "".
 
-    Goes down while there is but one folder, or but one in which most images lie in splits of their own.
-    Raises DataError if several folders hold splits of their own.
+    Goes down while there is only one folder, or only one in which most images are in splits. Raises DataError if
+    several folders have splits of their own.
     """
     prefix = ""
     for _ in range(4):
@@ -260,7 +260,7 @@ def find_base(node: Node, where: str, nested: bool = False) -> str:
         holders = _holders(node, nested)
         if len(holders) > 1:
             raise DataError(
-                f"Several folders in {printable(here)!r} hold splits of their own: {some(holders, 6)}. Give one of "
+                f"Several folders in {printable(here)!r} have splits of their own: {some(holders, 6)}. Give one of "
                 f"them as DATA, such as {printable(os.path.join(here, holders[0]))!r}."
             )
         if holders and 2 * node.inner[holders[0]].total > node.total:
@@ -295,7 +295,7 @@ def _holders(node: Node, nested: bool) -> list[str]:
 
 
 def is_copy(name: str, tops: Mapping[str, Node]) -> bool:
-    """Return whether a folder holds folders of the same names as those beside it: the whole set once more."""
+    """Return whether a folder contains folders named like those beside it: the whole set once more."""
     inner = {key.strip().casefold() for key in unwrapped(name, tops[name]).classes}
     beside = {key.strip().casefold() for key in tops if key != name}
     return len(inner) > 1 and inner <= beside and not tops[name].direct
@@ -369,8 +369,8 @@ def left_over(tops: Mapping[str, Node], taken: Iterable[str]) -> Iterator[tuple[
         elif not is_container(name) and any(parts[name].alike(part) for part in chosen):
             yield (
                 name,
-                f"Skipped {count} in {printable(name)}/: it holds the same class folders, but its name says no "
-                f"split. --data.train, --data.val or --data.test {printable(name)} takes it.",
+                f"Skipped {count} in {printable(name)}/: it has the same class folders, but its name is not "
+                f"that of a split. --data.train, --data.val or --data.test {printable(name)} takes it.",
             )
         else:
             yield name, f"Skipped {count} in {printable(name)}/: it is not a split."

@@ -1,6 +1,6 @@
 """Names of splits: which of train, val and test a folder, a file or a cell of a list means, if any.
 
-Knows words in English, Chinese and German; knows nothing of what lies in a folder.
+Knows words in English, Chinese and German; knows nothing of what is in a folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 EVAL = "eval"
-"""A part called "evaluation": the test split, unless there is a test split beside it (then val)."""
+"""A split called "evaluation": the test split, unless there is a test split beside it (then val)."""
 
 _WORDS = {
     "train": "train training trainval trn",
@@ -48,7 +48,7 @@ _USAGE = {"publictest": "val", "privatetest": "test"}  # FER2013's words
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a name says of a split: ``split`` ("train", "val", "test", `EVAL` or ""), and whether the name is
+    """What a name says about a split: ``split`` ("train", "val", "test", `EVAL` or ""), and whether the name is
     one of the plain words (``exact``) or says nothing else at all (``pure``: "train_images", but not
     "flowers_train").
     """
@@ -60,7 +60,7 @@ class Meaning:
 
 @functools.lru_cache(4096)
 def meaning(name: str) -> Meaning:
-    """Return what the words of a name say of a split.
+    """Return what the words of a name say about a split.
 
     >>> meaning("seg_train").split, meaning("Validation").exact, meaning("3_test_images").pure
     ('train', True, True)
@@ -114,7 +114,7 @@ def split_name(text: str) -> str:
 
 
 def is_plain(name: str) -> bool:
-    """Return whether a name is one of the words that need no remark: not dev, eval or PublicTest."""
+    """Return whether a name is one of the words that need no message: not dev, eval or PublicTest."""
     return name.strip().casefold() in ("train", "training", "val", "valid", "validation", "test", "testing")
 
 

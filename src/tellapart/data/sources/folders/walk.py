@@ -37,7 +37,9 @@ _HIDDEN = frozenset(
     )
 )
 _STRONG = [one.begins for one in FORMATS if one.name not in ("BMP", "TGA", "PCX", "ICO", "PPM")]
-_STRONG.append(re.compile(rb"P[1-6][\s#]|BM.{4}\0{4}", re.DOTALL))  # of the others a few bytes say too little
+_STRONG.append(
+    re.compile(rb"P[1-6][\s#]|BM.{4}\0{4}", re.DOTALL)
+)  # for the others the first bytes are not enough
 
 
 @dataclass
@@ -76,7 +78,7 @@ def looks_like_image(path: str) -> bool:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder still to be read. ``links``: how many links to folders lie on the way to it."""
+    """A folder still to be read. ``links``: the number of folder links on the way to it."""
 
     path: str
     prefix: str = ""
@@ -89,7 +91,7 @@ def walk(root: str, note: Note) -> Tree:
     """Return the `Tree` of a folder. Raises DataError if the folder itself cannot be read.
 
     Links to folders are followed, except back to a folder above; a link inside a linked folder is followed
-    only once for each real folder. So links cannot make the walk endless, nor let it explode.
+    only once for each real folder. So links can make the walk neither endless nor exponentially long.
     """
     tree = Tree(root)
     seen: set[tuple[int, int]] = set()
@@ -127,7 +129,7 @@ def walk(root: str, note: Note) -> Tree:
 
 
 def _leave_out_companions(tree: Tree) -> None:
-    """Count an array with an image of its name beside it, such as a mask or features of that, among the others."""
+    """Count a NumPy file beside an image of the same name, such as its mask or features, among the others."""
     arrays = {name for name in tree.images if extension(name) == _NUMPY}
     if not arrays:
         return
@@ -143,7 +145,7 @@ def _is_one_image(path: str) -> bool:
         with open(path, "rb") as stream:
             return npy.could_be_image(stream.read(1024))
     except OSError:
-        return True  # found bad when it is decoded
+        return True  # decoding will find that it is bad
 
 
 def _scan(
@@ -168,12 +170,12 @@ def _scan(
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: it must not cost the folder that it lies in
+    except OSError:  # a link to itself must not make the whole folder unreadable
         return False
 
 
 def _file(tree: Tree, prefix: str, entry: os.DirEntry[str]) -> bool:
-    """Put a file in its column; return False for a pipe, socket or device (opening one may wait for ever)."""
+    """Put a file in its column; return False for a pipe, socket or device (opening one may block for ever)."""
     kind = extension(entry.name)
     dangling = False
     if not os.path.isfile(entry.path):

@@ -1,1 +1,1 @@
-"""Lists of images: their files, their columns, and the images that their rows mean."""
+"""Lists of images: their files, their columns, and the images that their rows refer to."""

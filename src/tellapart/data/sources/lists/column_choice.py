@@ -1,6 +1,6 @@
-"""Which column of a list holds the path, the label, the split, the group and the box: as told, or guessed.
+"""Which column of a list has the path, the label, the split, the group and the box: as given, or guessed.
 
-A guess needs a usual name and content that fits it; what is chosen by content alone is said.
+A guess needs a usual name and content that fits it; a choice by content alone is reported.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _YES = frozenset(("1", "1.0", "true", "yes", "t", "y"))
 _NO = frozenset(("0", "0.0", "false", "no", "f", "n"))
 _SAMPLE = 200
 MISSING = frozenset(("nan", "NaN", "NAN", "n/a", "N/A", "#N/A", "<NA>", "NA", "#NA", "-nan"))
-"""Cells that programs write where they know no value."""
+"""Cells that programs write for a missing value."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Columns:
 
 
 def choose(table: Table, spec: DataSpec, share: Callable[[Sequence[str]], float], note: Note) -> Columns:
-    """Return the columns of a list; ``share`` says which part of some cells name images. Raises DataError."""
+    """Return the columns of a list; ``share`` returns the share of some cells that name images. Raises DataError."""
     path = _path_column(table, spec, share)
     split, splits = _split_column(table, spec, path, note)
     if splits and table.header and plain(split) not in ("fold", "kfold"):
@@ -76,8 +76,8 @@ def choose(table: Table, spec: DataSpec, share: Callable[[Sequence[str]], float]
 def choose_beside(table: Table, spec: DataSpec, declared: Sequence[str], note: Note) -> Columns:
     """Return the columns of a table whose rows come with their images: labels, split and group; no path.
 
-    ``declared``: the columns that the file's format says hold classes; they go before the others. Columns that
-    name images are no labels, nor, without a usual name, those whose values hardly repeat. Raises DataError.
+    ``declared``: the columns that hold classes according to the file's format; they take precedence. Columns that name
+    images are not labels, nor, without a usual name, those whose values hardly repeat. Raises DataError.
     """
     split, splits = _split_column(table, spec, "", note)
     if splits and plain(split) not in ("fold", "kfold"):
@@ -106,8 +106,8 @@ def _declared_label(table: Table, declared: Sequence[str], used: set[str], note:
     usual = [column for name in LABEL for column in declared if plain(column) == name]
     if len(declared) > 1 and not usual:
         raise DataError(
-            f"{printable(table.path)!r} has several columns of classes ({some(declared)}), and nothing says which is "
-            "the label: name one with --data.label-column."
+            f"{printable(table.path)!r} has several columns of classes ({some(declared)}), and it is not "
+            "clear which is the label: name one with --data.label-column."
         )
     first = (usual or declared)[0]
     others = [c for c in table.columns if plain(c) in LABEL and c not in declared and c not in used]
@@ -115,7 +115,7 @@ def _declared_label(table: Table, declared: Sequence[str], used: set[str], note:
 
 
 def told(table: Table, name: str, field: str) -> str:
-    """Return the column that a person names (in its exact spelling, else in any), raising DataError."""
+    """Return the column that the user names (in its exact spelling, otherwise in any). Raises DataError."""
     if name in table.columns:
         return name
     found = pick(table.columns, (plain(name),)) if plain(name) else ""
@@ -350,14 +350,14 @@ def _split_column(table: Table, spec: DataSpec, path: str, note: Note) -> tuple[
 
 
 def _say_splits(table: Table, column: str, splits: dict[str, str], note: Note) -> None:
-    """Say what the cells of a column mean, where they are not the plain words."""
+    """Say what the cells of a column mean if they are not the plain words."""
     if any(cell and not is_plain(cell) for cell in splits):
         said = (f"{cell} is {split or 'no split'}" for cell, split in sorted(splits.items()) if cell)
         note(f"Splits by the column {printable(column)!r} of {printable(_name(table))!r}: {some(said)}.")
 
 
 def _splits_wanted(table: Table, column: str, note: Note) -> dict[str, str]:
-    """Return the split of each cell of a column that is one of splits. Raises DataError where a cell says no split."""
+    """Return the split of each cell of a column that is one of splits. Raises DataError for another cell."""
     splits = _splits_of(table, column, note)
     if splits is not None:
         return splits

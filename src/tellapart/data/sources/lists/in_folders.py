@@ -23,7 +23,7 @@ from tellapart.errors import DataError
 from tellapart.spec import DataSpec
 
 _FORMS = re.compile(r"submission|submit", re.IGNORECASE)
-_MOST = 100  # lists that are looked into
+_MOST = 100  # lists that are opened at most
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Lists:
         return " ".join(shown) + (f" {many(more, 'more list')} not used." if more > 0 else "")
 
     def failures(self) -> str:
-        """Return `reasons` if one of them may be what the person must mend, else ""."""
+        """Return `reasons` if one of them may be what the user has to fix, otherwise ""."""
         return (
             self.reasons() if any(not _FORMS.search(os.path.basename(path)) for path in self.unused) else ""
         )
@@ -55,7 +55,7 @@ def wanted(spec: DataSpec) -> bool:
 def look(tree: Tree, spec: DataSpec) -> Lists:
     """Return the lists of a folder that can be read, nearest to its top, and why others cannot.
 
-    Of several, those that name a split in their own name or folder go together; otherwise none is taken.
+    Of several, those named after splits, or in split folders, are read together; otherwise none is used.
     """
     found = Lists()
     candidates = [path for path in tree.others if path.count("/") < 3 and _is_candidate(tree, path)]
@@ -86,7 +86,7 @@ def _short(error: DataError, path: str) -> str:
 def _names_none(plan: Plan) -> str:
     cells = [cell for cell in plan.table.cells(plan.columns.path, 20) if cell]
     first = f", such as {printable(cells[0])!r}" if cells else ""
-    return f"its column {printable(plan.columns.path)!r} names no image that is there{first}."
+    return f"its column {printable(plan.columns.path)!r} names no existing image{first}."
 
 
 def _is_candidate(tree: Tree, path: str) -> bool:
@@ -142,8 +142,8 @@ def _widest(found: Lists, tree: Tree, spec: DataSpec) -> str:
 def prefers_lists(found: Lists, tree: Tree, spec: DataSpec) -> bool:
     """Return whether the used lists are read, and not the class folders; notes why in ``found.unused``.
 
-    Splits that folders make go before lists, unless the lists label another split too. Class folders
-    without splits go behind lists that name most of their images.
+    Split folders take precedence over lists, unless the lists label a further split. Lists that name most of the images
+    take precedence over class folders without splits.
     """
     if not found.used or wanted(spec):
         return bool(found.used)
@@ -210,7 +210,7 @@ def read(found: Lists, tree: Tree, spec: DataSpec, note: Note) -> Listing:
 
 
 def _say_unlisted(whole: Listing, tree: Tree, note: Note) -> None:
-    """Say how many images of the folder no list names."""
+    """Say how many images of the folder are in no list."""
     named = {*whole.paths, *(conflict.path for conflict in whole.conflicts)}
     places = Counter(f"{os.path.dirname(path)}/".lstrip("/") for path in tree.images if path not in named)
     if whole.root == tree.root and places:

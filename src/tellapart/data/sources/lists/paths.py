@@ -1,8 +1,8 @@
-"""The image file that each row of a list means: as written, else by rules that hold for many rows at once.
+"""The image file that each row of a list means: as written, otherwise by rules that hold for many rows at once.
 
-A path that is not there may lie below another folder, lack its extension, be spelt in another case or Unicode
-form, or begin with another machine's folders. No row is matched by its name alone where its folder says
-something else, and a name that lies in several folders is not decided here. Opens no image.
+A path that does not exist may be below another folder, lack its extension, be spelt in another case or Unicode form, or
+begin with another machine's folders. No row is matched by its name alone if its folder contradicts that, and a name
+that is in several folders is not decided here. Opens no image.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def key(name: str) -> str:
 
 @dataclass
 class Found:
-    """What was found for a list: a path for each of its names ("" for none), and the rules that it took."""
+    """What was found for a list: a path for each of its names ("" for none), and the rules that applied."""
 
     paths: dict[str, str] = field(default_factory=dict)
     rules: Counter[str] = field(default_factory=Counter)
@@ -81,7 +81,7 @@ class Finder:
             return False
 
     def direct(self, path: str) -> str:
-        """Return a cleaned path's place if it is there as written, relative to ``root`` where it lies below."""
+        """Return the location of a cleaned path if it exists as written, relative to ``root`` if it is below it."""
         for folder in (self.given,) if self.given else (self._folder, self.root):
             if self._there(folder, path):
                 return path if folder == self.root else self._relative(os.path.join(folder, path))
@@ -97,7 +97,7 @@ class Finder:
         return os.path.relpath(path, self.root).replace(os.sep, "/")
 
     def share(self, cells: Sequence[str]) -> float:
-        """Return which part of some cells names images, as written or by name alone (an upper bound)."""
+        """Return the share of some cells that name images, as written or by name alone (an upper bound)."""
         cells = cells[:: max(1, len(cells) // _SAMPLE)]
         if not cells:
             return 0.0
@@ -145,10 +145,10 @@ class Finder:
         return exact or found
 
     def find(self, names: Sequence[str]) -> Found:
-        """Return where the images of cleaned ``names`` lie. Raises DataError if two folders hold them all.
+        """Return where the images of cleaned ``names`` are. Raises DataError if two folders contain them all.
 
-        A bare name is looked for in other folders only where at least half of the names are not as written: a
-        single image that is missing is not replaced by one of the same name elsewhere.
+        A bare name is looked for in other folders only if at least half of the names do not exist as written: a single
+        missing image is not replaced by one of the same name elsewhere.
         """
         found = Found({name: self.direct(name) for name in names})
         left = [name for name, place in found.paths.items() if not place]
@@ -161,9 +161,9 @@ class Finder:
         return found
 
     def _below(self, found: Found, names: dict[str, str], strict: bool) -> None:
-        """Find ``names`` (name in the list: path to look for) below folders that hold many.
+        """Find ``names`` (name in the list: path to look for) below folders that contain many of them.
 
-        Where two folders hold the same names: an error if ``strict``, else they are not found.
+        If two folders contain the same names: an error if ``strict``, otherwise they are not found.
         """
         places: dict[str, dict[str, str]] = {}
         for name, path in names.items():
@@ -281,7 +281,7 @@ def _by_start(names: Sequence[str]) -> list[list[str]]:
 
 
 def _one_each(found: Found) -> None:
-    """Take back what was found by rules where two names of the list would mean one file."""
+    """Undo what was found by rules if two names of the list would mean one file."""
     names: dict[str, list[str]] = defaultdict(list)
     for name, place in found.paths.items():
         if place:

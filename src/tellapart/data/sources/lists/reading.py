@@ -1,6 +1,6 @@
 """Lists of images: CSV, TSV, JSONL and text with a path, a label and, if there, split, group and box.
 
-Puts together what `list_files` reads, `list_columns` chooses and `list_paths` finds. Knows nothing of folders of
+Puts together what `files` reads, `column_choice` chooses and `paths` finds. Knows nothing of folders of
 classes or of annotation formats, and opens no image.
 """
 
@@ -73,7 +73,8 @@ class Plan:
 
 
 def read_list(path: str, spec: DataSpec, note: Note) -> Listing:
-    """Return the listing of one list; paths in it are relative to its folder, or absolute, or found near.
+    """Return the listing of one list; paths in it are relative to its folder, or absolute, or found by the rules of
+    `paths`.
 
     One image with two labels is a conflict: listed, and left out. With ``spec.boxes`` "crop" that holds for
     each box. Raises DataError for missing columns, unreadable lines, or when none of the images exists.
@@ -138,7 +139,7 @@ def read_plan(found: Plan, spec: DataSpec, note: Note) -> Listing:
         raise DataError(
             f"None of the images that {printable(path)!r} lists exists; the first would be {printable(first)!r}. "
             "Paths must be absolute or relative to the list's folder, or --data.root must name the folder they "
-            "start from (and --data.suffix what is missing at their ends)."
+            "start from (and --data.suffix an ending that they lack)."
         )
     paths.report(places, path, note)
     missing = set()

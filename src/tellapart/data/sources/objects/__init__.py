@@ -1,8 +1,8 @@
-"""Data that Python hands over instead of a path: data sets, frames, arrays and lists, as one `Listing` like any other.
+"""Python objects as data instead of a path: data sets, frames, arrays and lists, as one `Listing` like any other.
 
 `kinds` knows what an object is, `items` reads images out of it, `frames` reads tables of paths, `labels` names
-classes, and `collection` puts the parts (train, val, test) together. pandas, polars, datasets and torchvision are never
-imported here: an object of theirs has loaded them.
+classes, and `collection` puts the splits (train, val, test) together. pandas, polars, datasets and torchvision are
+never imported here: their objects have already loaded them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The objects that a person gives for train, val and test, put together to one `Listing`."""
+"""The user's objects for train, val and test, combined into one `Listing`."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _NUMBER = re.compile(r"-?\d{1,18}(?:\.0)?")
 
 
 def is_objects(source: str) -> bool:
-    """Return whether a spec's source names objects of Python, which no file holds."""
+    """Return whether a spec's source names Python objects, which are in no file."""
     return source.startswith(MARK) and not os.path.exists(source)
 
 
 def explain(source: str) -> str:
-    """Return what to do where a spec's source names objects and there are none."""
+    """Return what to do if a spec's source names objects and none are given."""
     return (
-        f"The data is {source!r}: an object of Python, which is in no file. Give the same object again, in Python: "
+        f"The data is {source!r}: a Python object, which is in no file. Give the same object again, in Python: "
         "tellapart.train(data, …), tellapart.resume(RUN, data=…), tellapart.evaluate(MODEL, data); export and compress "
         "take it as data=…."
     )
@@ -72,9 +72,9 @@ def take(
 
 @dataclass
 class Objects:
-    """Objects by split ("" where there is one for all), and what was read from them so far.
+    """Objects by split ("" if there is one for all), and what was read from them so far.
 
-    classes: names that the person gives. known: a model's classes, for numbers that nothing else names. ranged: images
+    classes: names that the user gives. known: a model's classes, for numbers without other names. ranged: images
     of floating-point numbers keep them; depth: of the pixels (`content_of`).
     """
 
@@ -119,7 +119,7 @@ class Objects:
         else:
             result = self._of_tables(spec, notes)
         result.numbered = result.classes
-        # what is chosen by it is chosen here too
+        # what is decided here too
         known = {kinds.known_name(part) for part in self.parts.values()}
         result.name = (known.pop() if len(known) == 1 else "") or self.name[len(MARK) :]
         return result
@@ -158,8 +158,8 @@ class Objects:
                     hashes.append(read.hashes[index])
             if read.longest > 2:
                 notes(
-                    f"{reader.part.title} gives {read.longest} things for each index; the first is taken as the image, "
-                    "the second as the label."
+                    f"{reader.part.title} returns {read.longest} items for each index; the first is used as "
+                    "the image, the second as the label."
                 )
             if without:
                 notes(f"Skipped {many(without, 'image')} of {reader.part.title} without a label.")
@@ -177,7 +177,7 @@ class Objects:
         if not own and not self.classes and self.known and any(isinstance(label, int) for label in labels):
             kept = {str(label) for label in labels}
             if not kept & set(names):
-                notes(f"The labels of {title} are numbers: taken as places in the model's classes, from 0.")
+                notes(f"The labels of {title} are numbers: used as indices into the model's classes, from 0.")
         return names
 
     def _order(
@@ -250,17 +250,13 @@ def _alike(found: dict[str, Kind]) -> dict[str, Kind]:
             for split, kind in found.items()
         }
     if len({type(kind) for kind in found.values()}) > 1:
-        raise DataError(
-            "Of the parts of the data, some are tables of paths and others are not; give all of one kind."
-        )
+        raise DataError("Some of the splits are tables of paths and others are not; give all of one kind.")
     return found
 
 
 def _joined(one: Listing, other: Listing) -> Listing:
     if one.root != other.root or (one.groups is None) != (other.groups is None):
-        raise DataError(
-            "The parts of the data do not have the same columns; give all of them a group, or none."
-        )
+        raise DataError("The splits do not have the same columns; give all of them a group, or none.")
     one.paths += other.paths
     one.labels += other.labels
     one.splits += other.splits

@@ -1,7 +1,7 @@
-"""Tables of paths and labels that lie in memory: frames of pandas or polars, and lists of (path, label).
+"""Tables of paths and labels in memory: frames of pandas or polars, and lists of (path, label).
 
-They become the same table as a list's file, so that columns are chosen, paths found and conflicts told in the same way.
-Neither pandas nor polars is imported.
+They become the same table as a list's file, so that columns are chosen, paths found and conflicts reported in the same
+way. Neither pandas nor polars is imported.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def records(frame: Any) -> list[dict[str, Any]]:
 
 
 def picture_column(rows: Sequence[Mapping[str, Any]], spec: DataSpec) -> str:
-    """Return the column of a frame that holds images themselves, "" where it names files."""
+    """Return the column of a frame that has the images themselves, "" if it names files."""
     for name in [spec.path_column] if spec.path_column else list(rows[0] if rows else ()):
         first = next((row[name] for row in rows if row.get(name) is not None), None)
         if is_picture(first) or (isinstance(first, Mapping) and "bytes" in first):

@@ -1,8 +1,8 @@
-"""Images read out of data sets, one by one: content, label, and the check that an index gives the same picture again.
+"""Images read from data sets, one by one: content, label, and the check that an index returns the same image again.
 
-Each is read once to know label and content, and once more when it is decoded. Decoded pictures are kept, so a data set
-that changes them at random would have one chance picture stand for all of them: that is refused. One thread reads at a
-time, since few data sets allow more.
+Each is read once to know label and content, and once more when it is decoded. Decoded images are kept, so of a data set
+that changes them at random, one random version would stand for all: that is refused. One thread reads at a time, since
+few data sets allow more.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LABELS = ("label", "labels", "target", "targets", "class", "fine_label", "categ
 class Part:
     """A data set: ``get(index)`` gives (image, label), a longer tuple, or a mapping with both.
 
-    names: of its classes, by number. image, label: the keys of a mapping, "" where they are not said.
+    names: of its classes, by number. image, label: the keys of a mapping, "" if not given.
     """
 
     title: str
@@ -46,9 +46,9 @@ class Part:
 
 @dataclass
 class Read:
-    """What one pass over a part found: label, hash ("": bad) and, for what gives no label, the reason.
+    """The result of one pass over a split: label, hash ("": bad) and, without a label, the reason.
 
-    longest: parts of the longest tuple.
+    longest: length of the longest tuple.
     """
 
     labels: list[Label] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Read:
 
 
 class Reader:
-    """Reads one part. ``ranged``, ``depth``: see `content_of`."""
+    """Reads one split. ``ranged``, ``depth``: see `content_of`."""
 
     def __init__(self, part: Part, ranged: bool, depth: str = "uint8") -> None:
         self.part, self.ranged, self.depth = part, ranged, depth
@@ -66,7 +66,7 @@ class Reader:
         self._lock = threading.Lock()
 
     def pass_over(self, advance: Advance = lambda count: None) -> Read:
-        """Read every image once. Raises DataError for a kind of picture or label that cannot be taken."""
+        """Read every image once. Raises DataError for a kind of image or label that is not supported."""
         self._try_twice()
         found = Read()
         for index in range(self.part.count):
@@ -80,7 +80,7 @@ class Reader:
         return found
 
     def _try_twice(self) -> None:
-        """Raise DataError where a few images, read twice, are not what they were."""
+        """Raise DataError if a few images, read twice, differ."""
         few = min(_TWICE, self.part.count)
         for index in np.unique(np.linspace(0, self.part.count - 1, few).astype(int)).tolist():
             one, other = self._tried(index), self._tried(index)
@@ -111,7 +111,7 @@ class Reader:
             raise DataError(f"{where} gives {error.reason}.") from None
         except BadImage as error:
             return None, name, error.reason
-        except (OSError, SyntaxError) as error:  # a file that Pillow had opened, and reads now
+        except (OSError, SyntaxError) as error:  # a file that Pillow opened earlier and reads only now
             return None, name, f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
     def content(self, index: int) -> bytes | Pixels:
@@ -168,23 +168,23 @@ def _shown(item: Any) -> str:
 
 
 def changing(title: str, index: int) -> DataError:
-    """Return the error for an index that gives other pixels when it is read again."""
+    """Return the error for an index that returns different pixels when it is read again."""
     return DataError(
-        f"{title}: index {index} gives other pixels when it is read a second time: something in it changes images at "
-        "random. Images are read once and kept, so each would stay as chance made it. Take the random transform out of "
-        'the data set and give it as augment (augment={"preset": …}, or augment={"transform": …} for one of your own).'
+        f"{title}: index {index} returns other pixels when it is read a second time: something in it changes images at "
+        "random. Images are read once and kept, so every epoch would see one version. Take the random transform out "
+        'of the data set and give it as augment (augment={"preset": …}, or augment={"transform": …} for your own).'
     )
 
 
 class Gathered:
-    """The images of all parts, by one number each: `Items` of the table."""
+    """The images of all splits, by one number each: `Items` of the table."""
 
     def __init__(self, places: Sequence[tuple[Reader, int]], hashes: Sequence[str]) -> None:
         self._places = places
         self.hashes = list(hashes)
 
     def read(self, key: int) -> bytes | Pixels:
-        """Return an image's bytes or pixels. Raises OSError, and DataError where it is not what it was."""
+        """Return an image's bytes or pixels. Raises OSError, and DataError if it has changed."""
         reader, index = self._places[key]
         try:
             content = reader.content(index)

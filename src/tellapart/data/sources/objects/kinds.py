@@ -1,6 +1,6 @@
-"""What an object of Python is as data, and how its images are reached: the only place that knows foreign types.
+"""What kind of data a Python object is, and how to get its images: the only module that knows foreign types.
 
-Types are told by their module and by what they have; nothing is imported that the object has not loaded itself.
+Types are recognised by their module and attributes; nothing is imported that the object has not loaded itself.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def title(value: Any) -> str:
 
 
 def length(value: Any) -> int | None:
-    """Return how many images an object has, None where it does not say."""
+    """Return how many images an object has, None if it does not say."""
     if _is_arrays(value):
         return len(value[0])
     try:
@@ -62,14 +62,14 @@ def length(value: Any) -> int | None:
 
 
 def parts(value: Any) -> dict[str, Any] | None:
-    """Return the objects of a mapping by split, None where ``value`` is none. Raises DataError."""
+    """Return the objects of a mapping by split, None if ``value`` is not a mapping. Raises DataError."""
     if not isinstance(value, Mapping):
         return None
     found: dict[str, Any] = {}
     for key, part in value.items():
         split = split_name(str(key))
         if not split or split in found:
-            said = f"means {split}, as another does" if split else "is no split"
+            said = f"means {split}, as another does" if split else "is not a split"
             raise DataError(
                 f"The {type(value).__name__} has {', '.join(map(repr, value))}, of which {key!r} {said}; expected "
                 "train, val and test. Give a mapping of the ones that are meant."
@@ -218,7 +218,7 @@ def _only(features: Mapping[str, Any], kind: str, name: str, option: str) -> str
 
 
 def _inner(dataset: Any) -> Iterator[Any]:
-    """Yield a data set, what a Subset is of, and what is put together, one inside the other."""
+    """Yield a data set and, recursively, the one behind a Subset and the members of a concatenation."""
     yield dataset
     if type(dataset).__module__ == "torch.utils.data.dataset":
         for inner in [*getattr(dataset, "datasets", ()), getattr(dataset, "dataset", None)]:
@@ -227,7 +227,7 @@ def _inner(dataset: Any) -> Iterator[Any]:
 
 
 def _names(dataset: Any) -> tuple[str, ...]:
-    """Return what a data set calls its classes; () where labels are changed on the way, or nothing is said."""
+    """Return a data set's class names; () if labels are transformed, or it has no names."""
     found = set()
     for inner in _inner(dataset):
         if getattr(inner, "target_transform", None) is not None:
@@ -237,14 +237,14 @@ def _names(dataset: Any) -> tuple[str, ...]:
         found.add(own_names(inner.classes))
     if len(found) > 1:
         raise DataError(
-            f"{title(dataset)} is put together from data sets that call their classes differently, so that one number "
-            "means several. Give them one by one, or let labels be texts."
+            f"{title(dataset)} combines data sets with different class names, so that one number means "
+            "several classes. Give them one by one, or use texts as labels."
         )
     return found.pop() if found else ()
 
 
 def known_name(value: Any) -> str:
-    """Return the name under which torchvision's data set is known here too, "" for any other object."""
+    """Return the name of torchvision's data set among the known ones, "" for any other object."""
     if frames.is_frame(value):
         return ""
     *_, last = _inner(value)

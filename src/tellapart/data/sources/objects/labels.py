@@ -1,4 +1,4 @@
-"""Labels as Python has them (numbers of Python, numpy or torch, texts), and the names of the classes that they mean."""
+"""Labels from Python (numbers of Python, numpy or torch, texts), and the names of their classes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Label = str | int | bool | None  # None: the image has none
 
 
 class UnfitLabel(Exception):  # noqa: N818 - told with the place where it was found
-    """What is no label of one class, in words."""
+    """A value that is not a label of one class; the message says what it is."""
 
 
 def plain(value: Any) -> Label:
-    """Return a label as text or number; None for what stands for no label. Raises UnfitLabel."""
+    """Return a label as text or number; None for a missing label. Raises UnfitLabel."""
     if is_tensor(value):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
@@ -51,7 +51,7 @@ def plain(value: Any) -> Label:
 
 
 def checked_classes(classes: Iterable[Any] | None) -> tuple[str, ...]:
-    """Return names of classes as they are kept. Raises DataError where they are no list of different texts."""
+    """Return class names in their stored form. Raises DataError if they are not a list of different texts."""
     if classes is None:
         return ()
     if isinstance(classes, (str, bytes)) or not isinstance(classes, Iterable):
@@ -72,9 +72,9 @@ def checked_classes(classes: Iterable[Any] | None) -> tuple[str, ...]:
 
 
 def own_names(names: Any) -> tuple[str, ...]:
-    """Return what a data set calls its classes; () where that is no list of different names.
+    """Return a data set's class names; () if they are not a list of different names.
 
-    Where it gives several words for each (ImageNet does), the first; all of them where first words are not different.
+    If it has several words for each class (as ImageNet has), the first; all of them if the first words are not unique.
     """
     if not isinstance(names, (list, tuple)) or not names:
         return ()
@@ -100,9 +100,9 @@ def naming(
 ) -> list[str]:
     """Return the class of each label, "" where there is none.
 
-    Numbers are places in ``own`` (what the data set calls its classes), else in ``classes`` (what the person says),
-    else in ``known`` (a model's, unless its classes are called by these numbers), else names themselves. Raises
-    DataError for what is in none of them.
+    Numbers are indices into ``own`` (the data set's class names), otherwise ``classes`` (the user's), otherwise
+    ``known`` (a model's, unless its classes have these numbers as names), otherwise names themselves. Raises DataError
+    for what is in none of them.
     """
     numbers = {int(label) for label in labels if isinstance(label, int)} - {-1}
     names = _of_numbers(numbers, own, classes, known, title)
