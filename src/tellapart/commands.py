@@ -107,7 +107,7 @@ class Resume:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a model: accuracy (several labels: mAP) with its interval, per class, loss, speed."""
+    """Evaluate a model: accuracy or mAP with its interval, per class, loss, speed."""
 
     model: _Model
     """Run folder, artifact or exported file."""

@@ -158,16 +158,18 @@ def evaluation_text(evaluation: Measurement) -> str:
     """Return an evaluation's figures and its table of classes."""
     headline = evaluation.headline
     figures = [" ".join(pair) for pair in evaluation.texts()]
+    levels: list[tuple[int, Evaluation]] = list(enumerate(getattr(evaluation, "levels", ()), 1))
     lines = [
         f"{headline.title} {headline.text} (95 % interval {headline.interval_text})",
         f"on {evaluation.n:,} images ({evaluation.split})",
         *_filled(figures),
+        *(_level_line(number, level) for number, level in levels),
         *_speed(evaluation),
         "",
     ]
     lines += [*_class_lines(evaluation), *_confusion_lines(evaluation)]
-    for number, level in enumerate(getattr(evaluation, "levels", ()), 1):
-        lines += _level_text(number, level)
+    for number, level in levels:
+        lines += ["", f"At level {number}:", *_class_lines(level), *_confusion_lines(level)]
     return "\n".join(lines)
 
 
@@ -197,13 +199,12 @@ def _class_lines(evaluation: Measurement) -> list[str]:
     return lines
 
 
-def _level_text(number: int, level: Evaluation) -> list[str]:
-    """Return the figures of one level above the classes, and its tables."""
-    head = (
-        f"Level {number}, {len(level.classes):,} names: accuracy {level.headline.text} "
+def _level_line(number: int, level: Evaluation) -> str:
+    """Return the figures of one level above the classes."""
+    return (
+        f"level {number}, {len(level.classes):,} names: accuracy {level.headline.text} "
         f"({level.headline.interval_text})   macro F1 {numerals.percent(level.macro.f1)}"
     )
-    return ["", head, *_class_lines(level), *_confusion_lines(level)]
 
 
 TERMINAL = 80  # columns

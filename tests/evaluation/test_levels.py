@@ -79,7 +79,7 @@ def test_the_figures_of_folds_together_are_those_of_all_images() -> None:
         metrics.evaluate(Answers(answers.logits[rows], CLASSES, mark="/"), labels[rows], "test")
         for rows in (np.arange(150), np.arange(150, 400))
     ]
-    together, whole = metrics.pooled(folds, "all"), metrics.evaluate(answers, labels, "all")
+    together, whole = metrics.Evaluation.pooled(folds, (), "all"), metrics.evaluate(answers, labels, "all")
     for one, other in zip(together.levels, whole.levels, strict=True):
         assert one.confusion.tolist() == other.confusion.tolist()
         assert (one.accuracy, one.macro) == (other.accuracy, other.macro)
@@ -109,7 +109,7 @@ def test_a_prediction_shows_every_level(capsys: pytest.CaptureFixture[str]) -> N
     (answer,) = Answers(logits, CLASSES, mark="/").top(2)
     one = Prediction("a.png", answer.labels, answer.probabilities, levels=answer.levels)
     printing.write_table([one], sys.stdout)
-    printing.write_csv([one, Prediction("b.png", error="is text")], sys.stdout, 2)
+    printing.write_csv([one, Prediction("b.png", error="is text")], sys.stdout, levels=2)
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == (
         "a.png: plants 38.0 %, animals/cat 16.0 %; level 1: animals 43.0 %, to which the class does not belong; "
@@ -196,7 +196,7 @@ def test_several_runs_have_the_mean_of_each_level_and_metric() -> None:
         {"accuracy": 0.5, "kappa": value, "levels": [{"level": 1, "names": 3, "accuracy": share}]}
         for value, share in ((0.1, 0.6), (0.4, 0.8), (0.7, 0.7))
     ]
-    found = series.summarise(finished, True, ["kappa", "missing"])
+    found = series.summarise(finished, True)
     assert found["kappa"]["mean"] == pytest.approx(0.4)
     assert found["kappa"]["interval"][1] > 1  # a metric need not be a share
     assert found["levels"][0]["mean"] == pytest.approx(statistics.fmean([0.6, 0.8, 0.7]))

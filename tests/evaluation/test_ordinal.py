@@ -101,7 +101,7 @@ def test_an_evaluation_of_grades_and_of_none() -> None:
     low, high = found.ordinal.within_one_interval
     assert low < found.ordinal.within_one < high
     assert metrics.Evaluation.from_dict(found.to_dict()).ordinal == found.ordinal
-    pooled = metrics.pooled([found, found], "all")
+    pooled = metrics.Evaluation.pooled([found, found], (), "all")
     assert pooled.ordinal is not None
     assert pooled.ordinal.mae == pytest.approx(found.ordinal.mae)
     plain = metrics.evaluate(answers.Answers(logits.astype(np.float32), names), labels, "val")

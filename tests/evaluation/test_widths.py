@@ -139,7 +139,7 @@ def test_the_report_and_the_page_of_folds_with_levels(browser: Browser, make_run
         "kind": "folds",
         "count": 3,
         "finished": finished,
-        "summary": series.summarise(finished, True, ["kappa"]),
+        "summary": series.summarise(finished, True),
     }
     (run / "folds.json").write_text(json.dumps(content))
     (run / "evaluation" / "test").rename(run / "evaluation" / "out-of-fold")

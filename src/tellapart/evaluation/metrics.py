@@ -132,18 +132,14 @@ class Evaluation(Measurement):
         }
 
     def texts(self) -> list[tuple[str, str]]:
-        """See Measurement; of grades with the intervals, and of levels the accuracy."""
-        above = [
-            (f"level {number}: accuracy", numerals.percent(level.accuracy))
-            for number, level in enumerate(self.levels, 1)
-        ]
+        """See Measurement; of grades with the intervals."""
         if self.ordinal is None:
-            return super().texts() + above
+            return super().texts()
         found = [
             (name, f"{value} ({ends})" if ends else value)
             for name, value, ends in ordinal.texts(self.ordinal)
         ]
-        return found + super().texts()[len(found) :] + above
+        return found + super().texts()[len(found) :]
 
     def brief(self) -> dict[str, Any]:
         """See Measurement; of grades with the intervals."""

@@ -30,13 +30,17 @@ def of_evaluation(evaluation: Measurement, title: str = "", note: str = "") -> s
         lowest = [(row[2][last] is None, row[2][last] or 0.0, row[0]) for row in table.rows]
         order = sorted(order, key=lambda place: lowest[place])[:MOST_ROWS]
     whole = len(evaluation.classes) <= MOST_CELLS
+    above = [
+        (f"level {number}: accuracy", level.headline.text)
+        for number, level in enumerate(getattr(evaluation, "levels", ()), 1)
+    ]
     return _render(
         "evaluation",
         title=title,
         note=note,
         evaluation=evaluation,
         split=SPLIT_NAMES.get(evaluation.split, evaluation.split),
-        facts=evaluation.texts(),
+        facts=[*evaluation.texts(), *above],
         columns=[name for name, _ in table.columns],
         scores=[(*table.rows[place][:2], table.texts(place)) for place in order],
         left=len(table.rows) - len(order),
