@@ -5,6 +5,7 @@ Loads no torch. Knows nothing of how a result came about.
 
 from __future__ import annotations
 
+import collections
 import re
 import shlex
 import sys
@@ -223,14 +224,25 @@ def _confusion_lines(evaluation: Measurement) -> list[str]:
     room = (TERMINAL - width - 2) // len(names)
     cell = max(least, min(room, max(map(cell_len, names)) + 1))
     lines = ["", "confusion: rows true, columns predicted, in the same order"]
-    heads = (
-        " " * (cell - min(cell - 1, cell_len(name))) + set_cell_size(name, min(cell - 1, cell_len(name)))
-        for name in names
+    lines.append(
+        " " * (width + 2) + "".join(" " * (cell - cell_len(head)) + head for head in _heads(names, cell - 1))
     )
-    lines.append(" " * (width + 2) + "".join(heads))
     for name, row in zip(names, counts, strict=True):
         lines.append(f"{set_cell_size(name, width)}  " + "".join(f"{count:>{cell}}" for count in row))
     return lines
+
+
+def _heads(names: Sequence[str], width: int) -> list[str]:
+    """Return the names' beginnings, of at most so many cells; the ends of those that begin alike."""
+    begin = [set_cell_size(name, min(width, cell_len(name))) for name in names]
+    often = collections.Counter(begin)
+    return [head if often[head] == 1 else _end(name, width) for name, head in zip(names, begin, strict=True)]
+
+
+def _end(name: str, width: int) -> str:
+    while cell_len(name) > width:
+        name = name[1:]
+    return name
 
 
 MODELS_NOTE = (

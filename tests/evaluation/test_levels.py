@@ -250,3 +250,11 @@ def test_the_environment_is_told_in_words(make_run: Any) -> None:
         assert f"<tr><td>{name}</td><td>{value}</td></tr>" in page
     assert "packages.mlflow" not in page
     assert ">gpus<" not in page
+
+
+def test_names_that_begin_alike_are_told_apart_above_the_terminals_matrix() -> None:
+    names = [f"vehicles/land/kind {k}" for k in range(9)]
+    found = metrics.evaluate(Answers(np.eye(9, dtype=np.float32), names), np.arange(9), "test")
+    text = printing.evaluation_text(found).splitlines()
+    heads = text[text.index("confusion: rows true, columns predicted, in the same order") + 1].split()
+    assert [head for head in heads if head.isdigit()] == [str(k) for k in range(9)]
