@@ -52,7 +52,7 @@ class Lock:
 
 
 def lock(path: Path, exclusive: bool = True, create: bool = True) -> Lock | None:
-    """Lock a file without waiting; None: another has it. Raises OSError where it cannot be opened.
+    """Lock a file without waiting; None: another has it. Raises OSError if it cannot be opened.
 
     The system gives the lock back however the process ends. Where there are no locks (Windows, some network disks) the
     result is not `certain`.
@@ -66,7 +66,7 @@ def lock(path: Path, exclusive: bool = True, create: bool = True) -> Lock | None
 
 
 def lock_folder(folder: Path) -> Lock | None:
-    """Lock a folder itself, which leaves no file in it; as `lock`. Raises OSError where it cannot be opened."""
+    """Lock a folder itself, which leaves no file in it; as `lock`. Raises OSError if it cannot be opened."""
     if fcntl is None:
         return Lock(None, False)
     descriptor = os.open(folder, os.O_RDONLY)

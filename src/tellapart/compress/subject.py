@@ -35,9 +35,9 @@ _OF_FILES = ("format", "train", "val", "test", "labels")
 
 @dataclass(frozen=True)
 class Subject:
-    """The model, the spec of fine-tuning, and its images by split, preprocessed by the contract makes them.
+    """The model, the spec of fine-tuning, and its images by split, preprocessed by the contract.
 
-    ``objects``: what the spec's source names, where it is no file.
+    ``objects``: what the spec's source names, if it is not a file.
     """
 
     file: Path

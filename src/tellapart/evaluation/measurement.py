@@ -206,7 +206,7 @@ class Measurement(abc.ABC):
         }
 
     def _repr_html_(self) -> str:
-        """Return how a notebook shows it."""
+        """Return the HTML that a notebook shows."""
         from tellapart.evaluation import notebook
 
         return notebook.of_evaluation(self)

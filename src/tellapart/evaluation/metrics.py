@@ -292,7 +292,7 @@ def evaluate(
 def _figures(
     classes: tuple[str, ...], confusion: npt.NDArray[np.int64], split: str, ordered: bool, **others: Any
 ) -> Evaluation:
-    """Return an evaluation: everything that follows from the confusion matrix, and ``others`` as they are.
+    """Return an evaluation: everything that follows from the confusion matrix, and ``others`` unchanged.
 
     ``ordered``: whether the classes are grades, the lowest first.
     """

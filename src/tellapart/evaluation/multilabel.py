@@ -37,7 +37,7 @@ RESAMPLES = 1000
 class LabelScore:
     """One class's figures, each in [0, 1]; None without an image of the class.
 
-    threshold: None where the images were answered by several models, each with its own.
+    threshold: None if the images were answered by several models, each with its own.
     """
 
     name: str

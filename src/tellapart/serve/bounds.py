@@ -71,7 +71,7 @@ def _awaits_head(one: H11Protocol) -> bool:
 
 
 def _refuse(transport: asyncio.Transport, refusal: Refusal) -> None:
-    """Answer outside of the application, and close."""
+    """Answer outside the application, and close."""
     headers = {
         "content-type": "application/json", "content-length": str(len(refusal.body)), "connection": "close",
         **refusal.headers,

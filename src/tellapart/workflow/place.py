@@ -34,7 +34,7 @@ class Place:
         return self.procs.first
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        """Let the first process do what fills caches, and the others then find them."""
+        """Let the first process fill caches before the others use them."""
         if self.procs.first:
             result = work()
             self.procs.wait()

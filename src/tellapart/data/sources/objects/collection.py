@@ -119,7 +119,7 @@ class Objects:
         else:
             result = self._of_tables(spec, notes)
         result.numbered = result.classes
-        # what is decided here too
+        # for files it decides what is decided here too
         known = {kinds.known_name(part) for part in self.parts.values()}
         result.name = (known.pop() if len(known) == 1 else "") or self.name[len(MARK) :]
         return result
