@@ -1,4 +1,4 @@
-"""Locks on files and folders that the system gives back however a process ends (flock); none on Windows.
+"""Locks on files and folders that the system releases however a process ends (flock); none on Windows.
 
 Knows nothing of what is locked.
 """
@@ -54,7 +54,7 @@ class Lock:
 def lock(path: Path, exclusive: bool = True, create: bool = True) -> Lock | None:
     """Lock a file without waiting; None: another has it. Raises OSError if it cannot be opened.
 
-    The system gives the lock back however the process ends. Where there are no locks (Windows, some network disks) the
+    The system releases the lock however the process ends. Where there are no locks (Windows, some network disks) the
     result is not `certain`.
     """
     descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)

@@ -172,7 +172,7 @@ def _refuse_used(folder: Path) -> None:
     names -= {name for name in names if files.is_temporary(name)}
     if not names or (LOCK_FILE in names and names <= _BEGINNING and folder.is_dir()):
         return
-    hint = f" To go on with the run in it: tellapart resume {folder}" if is_run(folder) else ""
+    hint = f" To resume the run in it: tellapart resume {folder}" if is_run(folder) else ""
     raise RunError(f"The run folder {folder} exists and is not empty; choose another --run.dir.{hint}")
 
 

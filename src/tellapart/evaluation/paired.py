@@ -1,6 +1,6 @@
-"""Tests of two accuracies on the same images, by how many images just one of the two has right.
+"""Tests of two accuracies on the same images, by the number of images that only one of the two gets right.
 
-Knows numbers alone.
+Knows only numbers.
 """
 
 from __future__ import annotations

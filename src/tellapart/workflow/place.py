@@ -1,4 +1,4 @@
-"""Where a run computes, tells and writes: its processes, its console, and the folder that is its own.
+"""Where a run computes, reports and writes: its processes, its console, and its own folder.
 
 Knows nothing of what a run does there.
 """
@@ -30,7 +30,7 @@ class Place:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and tells."""
+        """Whether this is the process that writes and reports."""
         return self.procs.first
 
     def in_turn(self, work: Callable[[], T]) -> T:
@@ -56,7 +56,7 @@ def for_new(spec: Spec, quiet: bool) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def of_run(folder: Path, spec: Spec, quiet: bool) -> Iterator[Place]:
-    """Give the place of a run, or of several, that goes on in ``folder``. Raises RunError where another goes on."""
+    """Give the place of a run, or of several, that is resumed in ``folder``. Raises RunError if another process runs it."""
     with _computing(spec, quiet) as (procs, console), contextlib.ExitStack() as stack:
         if procs.first:
             stack.callback(runs.hold(folder).release)

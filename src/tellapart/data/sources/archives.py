@@ -192,7 +192,7 @@ def _untar(path: str, target: str, room: _Room) -> list[tuple[str, str]]:
             links.append((item.name, leads))
             return None
         checked = tarfile.data_filter(item, folder)
-        # Its time may be none that a file can have here, and its mode is to be what the umask asks for.
+        # A file here may not be able to have its time, and its mode is left to the umask.
         return checked.replace(mtime=None, mode=None, deep=False)  # type: ignore[arg-type]
 
     with tarfile.open(path, "r:*") as archive:
