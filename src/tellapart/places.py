@@ -1,4 +1,4 @@
-"""The user's folders in which this program keeps things: those that can be made again, and those that cannot. Creates none."""
+"""The user's folders in which this program keeps what can be made again, and what cannot. Creates none."""
 
 from __future__ import annotations
 

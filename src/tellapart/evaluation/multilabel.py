@@ -299,7 +299,7 @@ def _figures(
     thresholds: Sequence[float | None],
     **others: Any,
 ) -> MultiEvaluation:
-    """Return an evaluation: everything that follows from scores, predicted labels and targets, and ``others`` unchanged."""
+    """Return an evaluation: all that follows from scores, predicted labels and targets, and ``others`` unchanged."""
     ap = average_precisions(scores, targets)
     macro, micro = _f1(told, targets)
     truth = targets.astype(bool)

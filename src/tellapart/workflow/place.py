@@ -56,7 +56,7 @@ def for_new(spec: Spec, quiet: bool) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def of_run(folder: Path, spec: Spec, quiet: bool) -> Iterator[Place]:
-    """Give the place of a run, or of several, that is resumed in ``folder``. Raises RunError if another process runs it."""
+    """Give the place of a run, or of several, that is resumed in ``folder``. Raises RunError if another has it."""
     with _computing(spec, quiet) as (procs, console), contextlib.ExitStack() as stack:
         if procs.first:
             stack.callback(runs.hold(folder).release)
