@@ -24,7 +24,7 @@ from tellapart.spec import Spec, to_dict, update
 SPEC_FILE = "spec.yaml"
 SAMPLES_FILE = "samples.csv"
 CHECKPOINTS = "checkpoint"
-OBJECTS_FILE = "objects.json"  # of a run on objects of Python: what was said of them
+OBJECTS_FILE = "objects.json"  # of a run on Python objects: what was known of them
 WARNINGS_FILE = "warnings.jsonl"
 CHOICES_FILE = "choices.jsonl"  # what options that were left open became, and why
 FOLDS_FILE = "folds.json"  # of a folder with the runs of a cross-validation

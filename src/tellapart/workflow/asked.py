@@ -49,7 +49,7 @@ def make_spec(
 
 @dataclass(frozen=True)
 class Telling:
-    """What is told of a run, and to whom. ``verbose``: every choice; ``profile``: where a step's time goes."""
+    """What is reported about a run, and to whom. ``verbose``: every choice; ``profile``: where a step's time goes."""
 
     quiet: bool = False
     verbose: bool = False

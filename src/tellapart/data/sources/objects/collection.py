@@ -130,7 +130,7 @@ class Objects:
             raise DataError(f"data.{given[0]} names folders, but the data is an object.")
         if spec.labels == "multi":
             raise DataError(
-                "data.labels is multi, and objects of Python have one label for each image so far: write a list (CSV "
+                "data.labels is multi, and Python objects have one label for each image so far: write a list (CSV "
                 "with paths and labels) for several."
             )
         if spec.format != "auto":
