@@ -28,8 +28,8 @@ test: setup
 
 # The fast tests with the lowest versions that pyproject.toml allows, in a separate environment.
 #   make test-lowest [KEEP="torch==2.13.0 torchvision==0.28.0"] [TESTS="tests/data"]: versions that must not be
-#   lowered, and which tests to run. If torch is newer than an old package expects, its torch.jit deprecation warning fault,
-#   and exports to ONNX and OpenVINO fail: keep onnxscript and openvino as new as torch.
+#   lowered, and which tests to run. If torch is newer than an old package expects, its torch.jit deprecation warning
+#   is ignored, and exports to ONNX and OpenVINO fail: keep onnxscript and openvino as new as torch.
 KEEP ?=
 TESTS ?=
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)

@@ -129,7 +129,7 @@ def test_compress_trains_and_measures_on_objects(trained: Any, tmp_path: Path) -
         trained.run, split["train"], val=split["val"], test=split["test"], out=tmp_path / "objects", **few
     )
     for ours, theirs in zip(of_objects.rows, of_folder.rows, strict=True):
-        assert (ours.candidate.name, ours.accuracy) == (theirs.candidate.name, theirs.accuracy)
+        assert (ours.candidate.name, ours.value) == (theirs.candidate.name, theirs.value)
     one, other = (tmp_path / name / "sparse-50" for name in ("objects", "folder"))
     assert (one / "metrics.csv").is_file()
     ours, theirs = (runs.read_spec(run / "spec.yaml") for run in (one, other))
@@ -156,6 +156,6 @@ def test_compress_says_where_a_run_on_objects_needs_them(
         training={"epochs": 1, "device": "cpu"},
         run={"dir": str(tmp_path / "run"), "tensorboard": False, "report": False},
     ).run
-    with pytest.raises(DataError, match=r"object of Python(.|\n)*data="):
+    with pytest.raises(DataError, match=r"Python object(.|\n)*data="):
         tellapart.compress(run, out=tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()

@@ -49,7 +49,7 @@ def find(path: str | os.PathLike[str]) -> Path:
         if given.is_dir() and (listed := runs.series_file(given)):
             first = (runs.read_json(listed).get("runs") or ["fold-1"])[0]
             raise ArtifactError(
-                f"{given} holds several runs ({listed.name}), each with a model of its own; name one of them, such as "
+                f"{given} contains several runs ({listed.name}), each with its own model; name one of them, such as "
                 f"{given / first}."
             )
         what = f"the folder {given} has no {FILE_NAME} in it" if given.is_dir() else f"{given} does not exist"

@@ -1,4 +1,4 @@
-"""Locks on files and folders that the system gives back however a process ends (flock); none on Windows.
+"""Locks on files and folders that the system releases however a process ends (flock); none on Windows.
 
 Knows nothing of what is locked.
 """
@@ -52,9 +52,9 @@ class Lock:
 
 
 def lock(path: Path, exclusive: bool = True, create: bool = True) -> Lock | None:
-    """Lock a file without waiting; None: another has it. Raises OSError where it cannot be opened.
+    """Lock a file without waiting; None: another has it. Raises OSError if it cannot be opened.
 
-    The system gives the lock back however the process ends. Where there are no locks (Windows, some network disks) the
+    The system releases the lock however the process ends. Where there are no locks (Windows, some network disks) the
     result is not `certain`.
     """
     descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
@@ -66,7 +66,7 @@ def lock(path: Path, exclusive: bool = True, create: bool = True) -> Lock | None
 
 
 def lock_folder(folder: Path) -> Lock | None:
-    """Lock a folder itself, which leaves no file in it; as `lock`. Raises OSError where it cannot be opened."""
+    """Lock a folder itself, which leaves no file in it; as `lock`. Raises OSError if it cannot be opened."""
     if fcntl is None:
         return Lock(None, False)
     descriptor = os.open(folder, os.O_RDONLY)

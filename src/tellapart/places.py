@@ -1,4 +1,4 @@
-"""Folders of the user's that this program keeps things in: what can be made again, and what cannot. Creates none."""
+"""The user's folders in which this program keeps what can be made again, and what cannot. Creates none."""
 
 from __future__ import annotations
 

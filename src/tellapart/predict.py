@@ -47,7 +47,7 @@ class Prediction:
     expected_grade: float | None = None
     """Of grades: their mean by probability (see `tellapart.contract.answers.Answer`)."""
     levels: tuple[answers.AtLevel, ...] = ()
-    """Where the names of classes have levels: what is told at each above the classes, the topmost first."""
+    """If the class names have levels: the answer at each above the classes, the topmost first."""
 
     @property
     def label(self) -> str:

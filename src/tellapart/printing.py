@@ -281,7 +281,7 @@ def write_table(predictions: Any, out: TextIO) -> None:
 
 
 def _at_level(one: Any) -> str:
-    """Return what is told at a level, and whether the class is part of it."""
+    """Return the answer at a level, and whether the class is part of it."""
     other = "" if one.agrees else ", to which the class does not belong"
     return f"{one.label} {numerals.probability(one.probability)}{other}"
 

@@ -236,7 +236,7 @@ def load(name: str, kind: str, where: str) -> Any:
         return provided[kind, name]
     if is_object(name):
         raise UserError(
-            f"{where} was made with a {what(kind)} of one's own, {name.removeprefix(MARK)}, that has no name by which "
+            f"{where} was made with a {what(kind)} of your own, {name.removeprefix(MARK)}, that has no name by which "
             f"it could be imported. Give it again, in Python: {as_given(kind)}"
         )
     require(name, where, kind)

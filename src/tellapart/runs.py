@@ -24,7 +24,7 @@ from tellapart.spec import Spec, to_dict, update
 SPEC_FILE = "spec.yaml"
 SAMPLES_FILE = "samples.csv"
 CHECKPOINTS = "checkpoint"
-OBJECTS_FILE = "objects.json"  # of a run on objects of Python: what was said of them
+OBJECTS_FILE = "objects.json"  # of a run on Python objects: what was known of them
 WARNINGS_FILE = "warnings.jsonl"
 CHOICES_FILE = "choices.jsonl"  # what options that were left open became, and why
 FOLDS_FILE = "folds.json"  # of a folder with the runs of a cross-validation
@@ -172,7 +172,7 @@ def _refuse_used(folder: Path) -> None:
     names -= {name for name in names if files.is_temporary(name)}
     if not names or (LOCK_FILE in names and names <= _BEGINNING and folder.is_dir()):
         return
-    hint = f" To go on with the run in it: tellapart resume {folder}" if is_run(folder) else ""
+    hint = f" To resume the run in it: tellapart resume {folder}" if is_run(folder) else ""
     raise RunError(f"The run folder {folder} exists and is not empty; choose another --run.dir.{hint}")
 
 

@@ -540,7 +540,7 @@ def graded(spec: Spec) -> DataSpec:
 
 
 def own_names(spec: Spec) -> list[tuple[str, str]]:
-    """Return (kind, name) of the code of one's own that a spec names."""
+    """Return (kind, name) of the user's own code that a spec names."""
     named = {
         "model": spec.model.name,
         "loss": spec.training.loss,

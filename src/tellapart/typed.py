@@ -1,4 +1,4 @@
-"""The words of a command line before they are parsed: what decides how they are, and mistakes with a better answer.
+"""The words of a command line before they are parsed: what decides how to parse them, and better errors.
 
 Loads no torch. Knows nothing of what a command does.
 """

@@ -215,14 +215,14 @@ def test_what_is_refused(trained: Any, call: Call, tmp_path: Path) -> None:
 
 
 def test_an_artifact_without_its_run(trained: Any, call: Call, tmp_path: Path, make_folder: Any) -> None:
-    """Made-up images, and a word on it; or those that are given."""
+    """Generated images, and a note that says so; or those that are given."""
     alone = tmp_path / "alone.safetensors"
     shutil.copy(trained.run / "model.safetensors", alone)
     answer = call("export", alone, "--to", "state-dict", "--out", "out", "--images", 9, "--json")
     assert "--data DATA" in answer.err
     (compared,) = json.loads(answer.out)["parity"]
     assert (compared["real"], compared["n"], compared["artifact"]["accuracy"]) == (False, 9, None)
-    assert "made-up" in (tmp_path / "out/parity.html").read_text(encoding="utf-8")
+    assert "generated images only" in (tmp_path / "out/parity.html").read_text(encoding="utf-8")
     data = make_folder(tmp_path / "photos", count=5)
     answer = call(
         "export", alone, "--to", "state-dict", "--out", "two", "--data", data, "--images", 9, "--json"

@@ -66,7 +66,7 @@ def test_choose_and_look(browser: Browser, shared: Running, files: list[str]) ->
     )
     assert red > 100  # something of the heat map is painted, on a picture without colours of its own
     assert "grayscale" in browser.run("getComputedStyle(document.querySelector('.heated img')).filter")
-    assert "Red: where" in browser.run("document.getElementById('status').textContent")
+    assert "Red: covering this" in browser.run("document.getElementById('status').textContent")
     show(browser, "desktop")
     assert browser.complaints() == []
     assert {re.sub(r"^(https?://[^/]+|blob|data).*", r"\1", url) for url in browser.requests()} <= {

@@ -1,4 +1,4 @@
-"""An augmentation of one's own: torchvision's v2 transforms, albumentations, any function of an image, or of a batch.
+"""The user's own augmentation: torchvision's v2 transforms, albumentations, any function of an image, or of a batch.
 
 It gets images of the network's size before they are normalised: as whole numbers, or of the depth float32 as floating
 point from 0 to 1. Chance in it comes from torch's,

@@ -211,7 +211,7 @@ class Augment:
         return result
 
     def _apply_own(self, own: OwnTransform, images: Images, drawn: Params, result: Tensor) -> None:
-        """Do as `_apply` for a whole batch, with one's own changes before normalising, in one thread."""
+        """Do as `_apply` for a whole batch, with the user's own augmentation before normalising, in one thread."""
         shape = (len(images), *self.contract.sides, self.contract.channels)
         pixels = torch.empty(shape, dtype=images.dtype, device=images.device)
 

@@ -52,10 +52,10 @@ class Candidate:
 class Row:
     """A candidate's figures. Latencies in milliseconds for a batch, by batch size; energy in millijoules an image.
 
-    ``value``: of the ``metric`` that models of this kind are judged by, accuracy or map. ``change``: by class, the
-    share of right answers (of several labels: the average precision) less that of the first candidate. ``agreement``:
-    share of images of which the same is told as by the first candidate. ``ratios``: latency divided by that of
-    ``against``'s, by batch size.
+    ``value``: of the ``metric`` by which models of this kind are judged, accuracy or map. ``change``: by class, the
+    share of right answers (with several labels: the average precision) minus that of the first candidate.
+    ``agreement``: share of images with the first candidate's answer. ``ratios``: latency divided by that of
+    ``against``, by batch size.
     """
 
     candidate: Candidate

@@ -35,9 +35,9 @@ _OF_FILES = ("format", "train", "val", "test", "labels")
 
 @dataclass(frozen=True)
 class Subject:
-    """The model, the spec of fine-tuning, and its images by split, preprocessed by the contract makes them.
+    """The model, the spec of fine-tuning, and its images by split, preprocessed by the contract.
 
-    ``objects``: what the spec's source names, where it is no file.
+    ``objects``: what the spec's source names, if it is not a file.
     """
 
     file: Path
@@ -128,10 +128,10 @@ def _section(own: DataSpec, objects: Objects | None, source: Mapping[str, Any]) 
 def _parts(samples: Samples, spec: Spec, card: Card, console: Console) -> dict[str, ImageSet]:
     if (samples.targets is not None) != card.several:
         raise DataError(
-            f"Images of {spec.data.source} can have several labels, and the model tells one of each. --data.labels "
+            f"Images of {spec.data.source} can have several labels, and the model gives one for each. --data.labels "
             "single leaves out those with several."
             if samples.targets is not None
-            else f"Images of {spec.data.source} have one label each, and the model tells several: --data.labels multi."
+            else f"Images of {spec.data.source} have one label each, and the model gives several: --data.labels multi."
         )
     if set(samples.classes) != set(card.classes):
         differing = sorted(set(samples.classes) ^ set(card.classes))

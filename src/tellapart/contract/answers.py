@@ -64,7 +64,7 @@ class Single(Kind):
 
 
 class Graded(Single):
-    """The same where classes are grades: the most probable one is told, and the mean by probability beside it."""
+    """The same where classes are grades: the most probable one, and the mean by probability beside it."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.grades = tuple(grades.values(classes))
@@ -107,7 +107,7 @@ class Told:
 
 @dataclass(frozen=True)
 class AtLevel:
-    """What is told at one level above the classes (1 is the topmost): the label whose classes' probabilities sum
+    """The answer at one level above the classes (1 is the topmost): the label whose classes' probabilities sum
     to the most. ``agrees``: whether the most probable class is one of them, which it need not be.
     """
 
@@ -122,9 +122,9 @@ class Answer:
     """The answer for one image: as many of the most probable classes as requested, best first.
 
     ``told``: the labels of an image that can have several, best first, possibly none; None if it has exactly one.
-    ``expected_grade``: where classes are grades, their mean by probability: of the numbers in their names, else of the
-    places 0, 1, 2, … from the lowest on.
-    ``levels``: what is told above the classes, where their names have levels, the topmost first.
+    ``expected_grade``: if classes are grades, their mean by probability: of the numbers in their names, otherwise of
+    the places 0, 1, 2, … from the lowest on.
+    ``levels``: the answers above the classes, if their names have levels, the topmost first.
     """
 
     labels: tuple[str, ...]
@@ -198,7 +198,7 @@ class Answers:
 
     @functools.cached_property
     def above(self) -> tuple[Answers, ...]:
-        """What is told at each of these levels: the probability of a name there is the sum of its classes'."""
+        """The answers at each of these levels: the probability of a name there is the sum of its classes'."""
         return tuple(Answers(levels.logits(self.scaled, one), one.names) for one in self.levels)
 
     @property

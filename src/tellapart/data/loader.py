@@ -97,7 +97,7 @@ class RawBatch:
     """One process's slice of a step's global batch.
 
     images: [B, H, W, C], uint8 or float32 by the contract's depth, or a `Ragged` if they differ in size; labels: int64
-    [B], or float32 [B, K], 0 or 1, where an image can have several; sizes: int64 [count, 2],
+    [B], or float32 [B, K], 0 or 1, if an image can have several; sizes: int64 [count, 2],
     height and width of every image of the global batch, or None if each fills the canvas; start: index of the
     first image in the global batch; count: size of the global batch; filler: whether the batch is too small for
     all processes and this one's image does not count; weights: float32 [B], how much each image's loss counts, or

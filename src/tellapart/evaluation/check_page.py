@@ -127,8 +127,8 @@ def write_check_page(
         per_class: sample images of each class, fewer if there are many classes.
         thumbnail: longest side of a thumbnail in pixels.
         max_bytes: the page is smaller than this; thumbnails that do not fit are left out.
-        max_pixels: larger images get no picture.
-        levels: of images of more than 8 bits, what is black and what white.
+        max_pixels: larger images get no thumbnail.
+        levels: for images of more than 8 bits, what is black and what is white.
         depth: as for `examine`.
 
     Raises UserError if the file cannot be written.

@@ -28,8 +28,8 @@ from tellapart.runs import REPEATS_FILE
 
 SIGNIFICANCE = 0.05
 WIDTH = 100
-Key = tuple[str, str, int]  # path, box, and a count for repeated ones
-# label, whether it was found, content hash ("" where unknown), and what was told
+Key = tuple[str, str, int]  # path, box, and a count for repeats
+# label, whether it was found, content hash ("" if unknown), and the answer
 Answers = dict[Key, tuple[str, bool, str, str]]
 
 

@@ -1,6 +1,6 @@
 """What all evaluations have in common, whatever a label is: figures with names, a headline, a table, files.
 
-Whoever shows, keeps or compares evaluations knows `Measurement` alone; each kind of label has its own class
+Code that shows, stores or compares evaluations knows only `Measurement`; each kind of label has its own class
 (`metrics.Evaluation`, `multilabel.MultiEvaluation`). Loads no torch. Knows nothing of models or runs.
 """
 
@@ -206,7 +206,7 @@ class Measurement(abc.ABC):
         }
 
     def _repr_html_(self) -> str:
-        """Return how a notebook shows it."""
+        """Return the HTML that a notebook shows."""
         from tellapart.evaluation import notebook
 
         return notebook.of_evaluation(self)

@@ -195,7 +195,7 @@ class Evaluation(Measurement):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
         """Return the evaluation from the values of `to_dict`. Raises KeyError if one is missing."""
-        later = ("own", "ordinal", "levels")  # which files of before do not have
+        later = ("own", "ordinal", "levels")  # which earlier files do not have
         known = {name: values[name] for name in cls.__dataclass_fields__ if name not in later}
         known["own"], grades = values.get("own") or {}, values.get("ordinal")
         known["ordinal"] = None if grades is None else GradeScores.from_dict(grades)
@@ -267,8 +267,8 @@ def evaluate(
 
     accuracy has Wilson's 95 % interval. top5 counts a label among the five most probable classes; None if K <= 5. loss
     is the mean cross-entropy in nats; None if it is not finite. confusion is int64 [K, K]: a row for each true class, a
-    column for each predicted one. Where the names of classes have levels, ``levels`` has the
-    same of what is told at each above the classes (by the sums of probabilities). Raises DataError if N is 0.
+    column for each predicted one. If the class names have levels, ``levels`` has the same for the answers at each level
+    above the classes (by the sums of probabilities). Raises DataError if N is 0.
     """
     _check(answers.logits.shape, len(labels))
     classes = answers.classes
@@ -292,7 +292,7 @@ def evaluate(
 def _figures(
     classes: tuple[str, ...], confusion: npt.NDArray[np.int64], split: str, ordered: bool, **others: Any
 ) -> Evaluation:
-    """Return an evaluation: everything that follows from the confusion matrix, and ``others`` as they are.
+    """Return an evaluation: everything that follows from the confusion matrix, and ``others`` unchanged.
 
     ``ordered``: whether the classes are grades, the lowest first.
     """

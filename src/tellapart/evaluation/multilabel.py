@@ -37,7 +37,7 @@ RESAMPLES = 1000
 class LabelScore:
     """One class's figures, each in [0, 1]; None without an image of the class.
 
-    threshold: None where the images were answered by several models, each with its own.
+    threshold: None if the images were answered by several models, each with its own.
     """
 
     name: str
@@ -90,7 +90,7 @@ class MultiEvaluation(Measurement):
     def pooled(
         cls, parts: Sequence[MultiEvaluation], rows: Iterable[Mapping[str, str]], split: str
     ) -> MultiEvaluation:
-        """See Measurement. Each image's labels are told by the thresholds of the model that answered it."""
+        """See Measurement. Each image's labels follow from the thresholds of the model that answered it."""
         classes = parts[0].classes
         mark = label_mark(classes)
         known = [(_set(row["labels"], mark), _set(row["predicted"], mark), row) for row in rows]
@@ -299,7 +299,7 @@ def _figures(
     thresholds: Sequence[float | None],
     **others: Any,
 ) -> MultiEvaluation:
-    """Return an evaluation: all that follows from scores, what is told and targets, and ``others`` as they are."""
+    """Return an evaluation: all that follows from scores, predicted labels and targets, and ``others`` unchanged."""
     ap = average_precisions(scores, targets)
     macro, micro = _f1(told, targets)
     truth = targets.astype(bool)

@@ -1,4 +1,4 @@
-"""The figures of classes that are grades: how far wrong answers lie from the right ones.
+"""The figures of classes that are grades: how far wrong answers are from the right ones.
 
 All of them follow from the confusion matrix, whose classes lie in order, the lowest grade first; the distance of two
 grades is that of their places, and the predicted grade the most probable one. Knows nothing of logits or files.
@@ -135,7 +135,7 @@ def _interval(drawn: Floats) -> Interval | None:
 
 
 def texts(scores: GradeScores) -> list[tuple[str, str, str]]:
-    """Return what people are told of the figures: name, value, and 95 % interval ("" where there is none)."""
+    """Return the figures as shown to people: name, value, and 95 % interval ("" if there is none)."""
 
     def between(interval: Interval | None) -> str:
         return "" if interval is None else " to ".join(numerals.fixed(value, 3) for value in interval)

@@ -1,6 +1,6 @@
-"""Tests of two accuracies on the same images, by how many images just one of the two has right.
+"""Tests of two accuracies on the same images, by the number of images that only one of the two gets right.
 
-Knows numbers alone.
+Knows only numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tellapart.evaluation.metrics import wilson_interval
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p value of McNemar's exact test: that both runs err alike on those images."""
+    """Return the two-sided p value of McNemar's exact test; null hypothesis: both runs err equally often."""
     from scipy.stats import binomtest
 
     discordant = only_first + only_second
@@ -20,7 +20,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def paired_interval(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:
-    """Return the 95 % interval of the second accuracy less the first, on the same images.
+    """Return the 95 % interval of the second accuracy minus the first, on the same images.
 
     Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
     data", Statistics in Medicine 17 (1998), method 10.

@@ -1,4 +1,4 @@
-"""Both sides of a comparison over the same images: what an artifact and its exported file say to each, and how fast.
+"""Both sides of a comparison over the same images: what an artifact and its exported file answer, and how fast.
 
 A file that is one graph is also run as a program without tellapart would run it, with its own decoding (`outside`).
 Judges nothing.

@@ -31,7 +31,7 @@ def pixels(content: bytes, contract: Preprocessing, whole: bool = False) -> Pixe
 
 
 def _deep(content: bytes, contract: Preprocessing) -> Pixels | None:
-    """Return a NumPy file of other than 8 bits, or a grey PNG of 16, as a program of one's own would scale it."""
+    """Return a NumPy file of other than 8 bits, or a grey PNG of 16, as the user's own program would scale it."""
     try:
         if content.startswith(b"\x93NUMPY"):
             found = np.load(io.BytesIO(content), allow_pickle=False)

@@ -150,7 +150,7 @@ def build(architecture: Architecture) -> nn.Module:
     if references.is_own(architecture.name):
         return own_code.build(architecture)
     if architecture.arguments:
-        raise ModelError(f"model.arguments are for a network of one's own; {architecture.name} takes none.")
+        raise ModelError(f"model.arguments are for a network of your own; {architecture.name} takes none.")
     name = resolve(architecture.name)
     if name in OWN:
         return _build_own(architecture, name)

@@ -1,7 +1,7 @@
-"""Bounds on clients that uvicorn has no options for: how many connect, and how long a head and an answer may take.
+"""Limits that uvicorn has no options for: how many clients connect, and how long a head and an answer may take.
 
-It stands beside uvicorn's protocol and changes nothing of it: `connect` is asked for each new connection, and `look`
-goes over all of them ten times a second. Knows nothing of the application.
+They stand beside uvicorn's protocol and do not change it: `connect` is called for each new connection, and `look`
+checks all of them ten times a second. Knows nothing of the application.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Bounds:
         self._heads: dict[H11Protocol, float] = {}  # since when a head is awaited
         self._answers: dict[
             H11Protocol, tuple[float, int]
-        ] = {}  # since when nothing is taken, and what is left
+        ] = {}  # since when nothing is read, and what is left
 
     def connect(self, **given: Any) -> asyncio.Protocol:
         """Return the protocol of a new connection: uvicorn's, or one that only refuses."""
@@ -39,7 +39,7 @@ class Bounds:
         return H11Protocol(**given)
 
     def look(self, connections: Collection[Any]) -> None:
-        """Refuse who sends no whole head in time, and cut off who takes nothing of an answer."""
+        """Refuse clients that send no complete head in time, and cut off those that read nothing of an answer."""
         now = time.monotonic()
         self._heads = {one: self._heads.get(one, now) for one in connections if _awaits_head(one)}
         for one, since in self._heads.items():
@@ -71,7 +71,7 @@ def _awaits_head(one: H11Protocol) -> bool:
 
 
 def _refuse(transport: asyncio.Transport, refusal: Refusal) -> None:
-    """Answer outside of the application, and close."""
+    """Answer outside the application, and close."""
     headers = {
         "content-type": "application/json", "content-length": str(len(refusal.body)), "connection": "close",
         **refusal.headers,

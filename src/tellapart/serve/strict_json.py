@@ -1,8 +1,8 @@
-"""JSON from strangers: read within limits, and only if it is meaning.
+"""JSON from strangers: read within limits, and only if it is unambiguous.
 
 Refused, with 400: what is not UTF-8, more items than the caller expects (memory grows with them, not with bytes), and
-what `contract.strict` refuses. Unescaped line breaks and tabs inside strings are taken: the command base64 breaks its
-lines, and shells keep them.
+what `contract.strict` refuses. Unescaped line breaks and tabs inside strings are accepted, contrary to JSON: the
+command base64 breaks its lines, and shells keep them.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def ordinal(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float 
 def soft_labels(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return T² KL(teacher || student) of each sample, float32 [B], for logits [B, K] of both.
 
-    The square keeps the gradient's size, whatever the temperature (Hinton et al. 2015, section 2).
+    The square keeps the gradient's scale at any temperature (Hinton et al. 2015, section 2).
     """
     ours = F.log_softmax(logits.float() / temperature, dim=1)
     theirs = F.log_softmax(taught.float() / temperature, dim=1)

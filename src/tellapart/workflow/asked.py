@@ -1,4 +1,4 @@
-"""What a person gives for a run, taken together once: `Asked` for a new one, `Again` for one that goes on.
+"""What the user gives for a run, gathered once: `Asked` for a new one, `Again` for one that is resumed.
 
 Knows nothing of how a run is made of it.
 """
@@ -49,7 +49,7 @@ def make_spec(
 
 @dataclass(frozen=True)
 class Telling:
-    """What is told of a run, and to whom. ``verbose``: every choice; ``profile``: where a step's time goes."""
+    """What is reported about a run, and to whom. ``verbose``: every choice; ``profile``: where a step's time goes."""
 
     quiet: bool = False
     verbose: bool = False
@@ -109,11 +109,11 @@ class Again:
     callbacks: tuple[Callback, ...] = ()
 
     def objects(self, folder: Path, spec: Spec) -> Objects | None:
-        """Return the objects with which the run in ``folder`` goes on; None for files. Raises RunError."""
+        """Return the objects with which the run in ``folder`` is resumed; None for files. Raises RunError."""
         return given.again(folder, spec.data.source, self.data, self.val, self.test, self.classes)
 
     def own(self, folder: Path, spec: Spec) -> Own:
-        """Return the code of one's own with which the run goes on. Raises RunError, ArtifactError."""
+        """Return the user's own code with which the run is resumed. Raises RunError, ArtifactError."""
         return own_code.again(folder, spec, self.trust, **self.code)
 
     def unchanged(self) -> Again:
@@ -124,7 +124,7 @@ class Again:
 def code_of(
     model: Any, loss: Any, augment: Mapping[str, Any] | None, **others: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the code of one's own by kind, and the rest of ``augment`` as changes of the spec."""
+    """Return the user's own code by kind, and the rest of ``augment`` as changes of the spec."""
     rest = {name: value for name, value in (augment or {}).items() if name != "transform"}
     code = {"model": model, "loss": loss, "transform": (augment or {}).get("transform"), **others}
     return code, {"augment": rest} if rest else {}

@@ -1,4 +1,4 @@
-"""The images on which an export is compared with its artifact: given ones, else the run's own, else made-up ones.
+"""The images on which an export is compared with its artifact: those given, or the run's own, or generated ones.
 
 Knows nothing of formats.
 """

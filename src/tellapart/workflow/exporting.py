@@ -113,7 +113,7 @@ def export(
         env: folder of the environment that litert or executorch have of their own; an error says how to make it.
         data: labelled images to compare on, a path, or as for ``train`` an object; or a section of a spec, such as
             ``{"source": "test.csv", "label_column": "kind"}``. None: those that the run was trained with (its
-            validation split), or made-up ones where there is no run.
+            validation split), or generated ones if there is no run.
         classes: names of the classes in the order of the labels' numbers, for an object whose numbers are not the
             places in the model's classes.
         split: train, val, test or all; by default val where there is one, else test, else all.

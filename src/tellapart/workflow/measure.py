@@ -274,7 +274,7 @@ def with_kind(changes: Mapping[str, Any], card: Card) -> dict[str, Any]:
     if changes.get("labels", wanted) not in (wanted, "auto"):
         tells = "any number of labels" if card.several else "one label"
         raise DataError(
-            f"data.labels is {changes['labels']}, and the model tells {tells} of an image: {wanted}."
+            f"data.labels is {changes['labels']}, and the model gives {tells} for an image: {wanted}."
         )
     if card.ordered:  # the order is the model's; the data may lack a grade
         return {**changes, "order": ()}

@@ -1,4 +1,4 @@
-"""Where a run computes, tells and writes: its processes, its console, and the folder that is its own.
+"""Where a run computes, reports and writes: its processes, its console, and its own folder.
 
 Knows nothing of what a run does there.
 """
@@ -30,11 +30,11 @@ class Place:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and tells."""
+        """Whether this is the process that writes and reports."""
         return self.procs.first
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        """Let the first process do what fills caches, and the others then find them."""
+        """Let the first process fill caches before the others use them."""
         if self.procs.first:
             result = work()
             self.procs.wait()
@@ -56,7 +56,7 @@ def for_new(spec: Spec, quiet: bool) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def of_run(folder: Path, spec: Spec, quiet: bool) -> Iterator[Place]:
-    """Give the place of a run, or of several, that goes on in ``folder``. Raises RunError where another goes on."""
+    """Give the place of a run, or of several, that is resumed in ``folder``. Raises RunError if another has it."""
     with _computing(spec, quiet) as (procs, console), contextlib.ExitStack() as stack:
         if procs.first:
             stack.callback(runs.hold(folder).release)

@@ -155,18 +155,18 @@ def resume(
     schedule: Any = None,
     **changes: Any,
 ) -> Result:
-    """Go on exactly where a run was cut off; of a finished run, return the result.
+    """Resume a run exactly where it was interrupted; for a finished run, return the result.
 
-    Of a folder of several runs (folds, seeds), the one that was cut off goes on, and those that are left follow; the
+    In a folder of several runs (folds, seeds), the interrupted one is resumed, and the remaining ones follow; the
     result is a `Series`.
 
     ``data``, ``val``, ``test`` and ``classes`` are for a run on objects, which no file holds: the same objects as for
-    ``train`` (``classes`` need not be said again). ``callbacks``: those that ``train`` was given; their saved states
+    ``train`` (``classes`` need not be given again). ``callbacks``: those that ``train`` was given; their saved states
     are loaded. ``model``, ``loss``, ``augment={"transform": …}``, ``metrics``, ``optimizer``, ``schedule``: those of
     your own that ``train`` was given as objects. ``trust``: packages that may be imported for what a run from elsewhere
     names, or True. ``changes``: fields of the spec that may still change, such as ``training={"epochs": 40}``, with
-    which a run goes on past its end (see `extending`). Raises RunError, also where these are not what they were, and
-    SpecError for a field that cannot be changed any more.
+    which a run continues past its end (see `extending`). Raises RunError, also if the objects are not the same as
+    before, and SpecError for a field that can no longer be changed.
     """
     folder = runs.require(run)
     code, more = code_of(model, loss, augment, metrics=metrics, optimizer=optimizer, schedule=schedule)

@@ -151,7 +151,7 @@ class _Room:
         if len(parts) > _MOST_LEVELS or any(len(os.fsencode(part)) > _LONGEST_NAME for part in parts):
             raise DataError(
                 f"The archive {self.path!r} has a member of more than {_MOST_LEVELS} folders in one another, or of a "
-                f"name of more than {_LONGEST_NAME} bytes: {printable(name[:60])!r} …. Nothing of it was kept."
+                f"name of more than {_LONGEST_NAME} bytes: {printable(name[:60])!r} …. Nothing was unpacked."
             )
         return "/".join(parts)
 
@@ -163,7 +163,7 @@ class _Room:
     def unsafe(self, what: str) -> DataError:
         """Return the error for a member that is not unpacked."""
         return DataError(
-            f"The archive {self.path!r} has an unsafe member: {what[:300]}. Nothing of it was kept; use an archive of "
+            f"The archive {self.path!r} has an unsafe member: {what[:300]}. Nothing was unpacked; use an archive of "
             "plain files with relative paths only."
         )
 
@@ -192,7 +192,7 @@ def _untar(path: str, target: str, room: _Room) -> list[tuple[str, str]]:
             links.append((item.name, leads))
             return None
         checked = tarfile.data_filter(item, folder)
-        # Its time may be none that a file can have here, and its mode is to be what the umask asks for.
+        # A file here may not be able to have its time, and its mode is left to the umask.
         return checked.replace(mtime=None, mode=None, deep=False)  # type: ignore[arg-type]
 
     with tarfile.open(path, "r:*") as archive:
@@ -251,7 +251,7 @@ def _make_links(named: Sequence[tuple[str, str]], target: str, room: _Room) -> N
             if steps > _MOST_STEPS:
                 raise DataError(
                     f"The archive {room.path!r} has a chain of more than {_MOST_STEPS} links, or links in a "
-                    f"circle, at {printable(os.path.basename(place))!r}. Nothing of it was kept."
+                    f"circle, at {printable(os.path.basename(place))!r}. Nothing was unpacked."
                 )
         if not os.path.isfile(source) or os.path.exists(place):
             continue

@@ -22,10 +22,9 @@ def assign(labels: npt.NDArray[Any], units: Sequence[str], count: int, seed: int
 
     ``units`` names what stays together: samples of one unit are in one fold. If each sample is a unit of its own, no
     two folds differ by more than one sample, neither as a whole nor in any class. Units of several samples are assigned
-    the largest first (equal ones in seeded order), each to the fold that needs its classes most.
-    Where ``labels`` are targets [N, K], images of several labels are dealt by `iterative.places`. Raises
-    DataError if
-    there are fewer units than folds.
+    the largest first (equal ones in seeded order), each to the fold that needs its classes most. If ``labels`` are
+    targets [N, K], images with several labels are assigned by `iterative.places`. Raises DataError if there are fewer
+    units than folds.
     """
     names, index = np.unique(np.asarray(units, dtype=object), return_inverse=True)
     if len(names) < count:

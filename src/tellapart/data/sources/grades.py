@@ -1,6 +1,7 @@
-"""The order of classes that are grades: as it is given, or as their names say it beyond doubt.
+"""The order of classes that are grades: as given, or as their names express it beyond doubt.
 
-Nothing is guessed: where names say no order, or two, the error shows them and how to give one. Knows nothing of losses.
+Nothing is guessed: if names express no order, or two, the error shows them and how to give one. Knows nothing of
+losses.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Whether the names of classes have levels (`animal/dog`), and how such names are written.
 
-Works on names alone, whatever source they are from. What figures and answers make of levels is in
+Works on names alone, whatever source they are from. How figures and answers use levels is in
 `tellapart.contract.levels`.
 """
 

@@ -1,4 +1,4 @@
-"""What is told of a source while it is read."""
+"""Messages about a source while it is read."""
 
 from __future__ import annotations
 

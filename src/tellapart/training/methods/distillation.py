@@ -48,7 +48,7 @@ class Teacher(nn.Module):
         self.model, card = predictor.model, predictor.card
         if card.several != several:
             raise ModelError(
-                f"The teacher {path} tells {_LABELS[card.several]} of an image, and the images of this data have "
+                f"The teacher {path} gives {_LABELS[card.several]} for an image, and the images of this data have "
                 f"{_LABELS[several]}: its "
                 "probabilities do not mean what the student's do. Use a teacher that was trained on such labels."
             )

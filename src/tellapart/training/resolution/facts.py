@@ -27,8 +27,8 @@ class DataFacts:
     train: int  # how many there are
     name: str = ""  # of a known data set
     several: bool = False  # whether an image can have several labels
-    largest: float | None = None  # number in images of more than 8 bits, if the range is to be theirs
-    grades: tuple[str, ...] = ()  # the classes in their order, the lowest first, where they have one
+    largest: float | None = None  # value in images of more than 8 bits, if the range is taken from them
+    grades: tuple[str, ...] = ()  # the classes in their order, the lowest first, if they have one
     validated: int = 0  # how many of the classes have a validation image
 
 

@@ -309,7 +309,7 @@ class _Maker:
                     start = stop
                     continue
                 self.micro = halved(self.micro, problem)
-                release(self.device)  # outside the handler, whose traceback keeps the tensors
+                release(self.device)  # outside the handler, whose traceback keeps the tensors alive
 
 
 def _reserve(path: str, shape: tuple[int, ...]) -> None:

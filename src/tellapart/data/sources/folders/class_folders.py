@@ -23,31 +23,12 @@ from tellapart.errors import DataError
 _EXPECTED = "Expected CLASS/image or train/CLASS/image, a list (CSV, TSV, JSONL) or annotation files."
 
 
-def has_split_folders(tree: Tree) -> bool:
-    """Return whether the folder has class folders inside folders for train, val or test. Raises DataError."""
-    node = folder_tree.grow(tree.images)
-    base = folder_tree.find_base(node, tree.root)
-    node = folder_tree.at(node, base)
-    where = os.path.join(tree.root, base)
-    return bool(folder_tree.find_splits(node, where) or folder_tree.class_first(node))
-
-
-def has_class_folders(tree: Tree) -> bool:
-    """Return whether the folder has two or more class folders, in splits or not."""
-    try:
-        listing = read_folder(tree, lambda _: None)
-    except DataError:
-        return False
-    return len(set(listing.labels)) > 1
-
-
 def read_folder(tree: Tree, note: Note, classes_only: bool = False, nested: bool = False) -> Listing:
     """Return the listing of `train/val/test/CLASS/*` (any of the splits), `CLASS/*` or `CLASS/train/*`.
 
     Folders inside a class belong to the class; with ``nested`` they are classes, called `CLASS/FOLDER` and so on. With
     ``classes_only`` the top folders are the classes, whatever they are called. Raises DataError if there are no
-    images or no class folders, or if it is not clear which folders
-    are the splits.
+    images or no class folders, or if it is not clear which folders are the splits.
     """
     if not tree.images:
         others = f" ({many(len(tree.others), 'other file')} there)" if tree.others else ""

@@ -119,7 +119,7 @@ class Objects:
         else:
             result = self._of_tables(spec, notes)
         result.numbered = result.classes
-        # what is decided here too
+        # for files it decides what is decided here too
         known = {kinds.known_name(part) for part in self.parts.values()}
         result.name = (known.pop() if len(known) == 1 else "") or self.name[len(MARK) :]
         return result
@@ -130,7 +130,7 @@ class Objects:
             raise DataError(f"data.{given[0]} names folders, but the data is an object.")
         if spec.labels == "multi":
             raise DataError(
-                "data.labels is multi, and objects of Python have one label for each image so far: write a list (CSV "
+                "data.labels is multi, and Python objects have one label for each image so far: write a list (CSV "
                 "with paths and labels) for several."
             )
         if spec.format != "auto":
