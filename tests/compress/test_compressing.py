@@ -144,7 +144,7 @@ def test_calibration_is_on_training_images_alone(run: Path) -> None:
     from tellapart.workflow.quantising import calibration
 
     with Console(quiet=True) as console:
-        subject = open_subject(run, None, {}, None, console)
+        subject = open_subject(run, None, {}, {}, None, console)
     batches = calibration(subject, 20)
     assert sum(len(batch) for batch in batches) == 20
     known = {image.tobytes() for image in _all(subject.parts["train"])}

@@ -19,7 +19,12 @@ class Answers:
 
     format = "onnx"
     card = SimpleNamespace(
-        classes=("a", "b", "c"), temperature=1.0, kind="single", preprocessing=SimpleNamespace(size=2)
+        classes=("a", "b", "c"),
+        temperature=1.0,
+        kind="single",
+        ordered=False,
+        levels="",
+        preprocessing=SimpleNamespace(size=2),
     )
 
     def __init__(self, given: np.ndarray, seconds: float = 0.0) -> None:

@@ -160,7 +160,7 @@ def test_the_correction_for_several_pairs_is_that_of_each_level(make_run: Any) -
 def test_the_report_shows_levels_where_there_are_any(make_run: Any) -> None:
     page = write_report(make_run("run", CLASSES, mark="/")).read_text()
     assert "<h2>Levels</h2>" in page
-    assert "The names of the classes have 3 levels" in page
+    assert "The class names have 3 levels" in page
     assert page.count('aria-label="Confusion matrix: rows true') == 3
     assert "<h2>Levels</h2>" not in write_report(make_run("plain", CLASSES)).read_text()
 

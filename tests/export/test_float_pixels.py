@@ -13,7 +13,7 @@ import torch
 
 from tellapart.artifact import Predictor
 from tellapart.contract import Card, Preprocessing
-from tellapart.export import formats, outside, parity, synthetic
+from tellapart.export import both, formats, outside, synthetic
 from tellapart.export.base import Options
 from tellapart.export.graph import GraphModel
 from tellapart.models import zoo
@@ -68,7 +68,7 @@ def test_formats_agree(name: str, resize: str, interpolation: str, tmp_path: Pat
     ours, theirs = ([one.prepare(file) for file in files()] for one in (eager, backend))
     for first, second in zip(ours, theirs, strict=True):
         assert first.dtype == second.dtype == np.float32
-        assert np.abs(first - second).max() < parity.AGREED
+        assert np.abs(first - second).max() < both.AGREED
     assert np.abs(eager.logits(np.stack(ours)) - backend.logits(np.stack(theirs))).max() < 1e-3
     for file, pixels in zip(files(), ours, strict=True):  # as one graph, by numpy alone
         image = outside.pixels(file, card.preprocessing)
@@ -89,9 +89,9 @@ def test_plain_files_take_what_they_always_took(tmp_path: Path) -> None:
 
 def test_float_pixels_that_differ_are_told() -> None:
     zeros = np.zeros((1, 2, 2, 1), np.float32)
-    assert parity._levels_apart(zeros, zeros + np.float32(9e-4)).max() == 0
-    assert parity._levels_apart(zeros, zeros + np.float32(0.02)).max() == pytest.approx(0.02)
-    assert parity._levels_apart(zeros, zeros * np.float32(np.nan)).max() == 255
+    assert both._levels_apart(zeros, zeros + np.float32(9e-4)).max() == 0
+    assert both._levels_apart(zeros, zeros + np.float32(0.02)).max() == pytest.approx(0.02)
+    assert both._levels_apart(zeros, zeros * np.float32(np.nan)).max() == 255
 
 
 @pytest.mark.parametrize("levels", [None, (200.0, 400.0)])

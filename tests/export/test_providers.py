@@ -139,7 +139,7 @@ def test_tensorrt_is_told_about_fp16(onnx_file: Any, runtime: Any) -> None:
 
 def test_another_place_than_was_asked_for_is_an_error(onnx_file: Any, runtime: Any) -> None:
     path = onnx_file("squash")
-    with pytest.raises(ArtifactError, match=r"does not compute on cuda: it takes .*onnxruntime-gpu"):
+    with pytest.raises(ArtifactError, match=r"does not compute on cuda: that needs .*onnxruntime-gpu"):
         open_backend(path, "cuda")  # the real one
     runtime(CUDA, TENSORRT, lost=(CUDA,))
     with pytest.raises(ArtifactError, match="could not start CUDAExecutionProvider"):

@@ -162,6 +162,7 @@ def test_nothing_is_left_to_choose_and_choosing_again_changes_nothing(case: str)
             "training.device",
             "data.format",
             "data.labels",
+            "data.levels",
             "data.match",
             "data.cache",
             "data.worker_kind",

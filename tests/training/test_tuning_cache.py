@@ -83,7 +83,7 @@ def test_they_can_be_named_and_be_young(tmp_path: Path, two: tuple[Path, Path]) 
     assert workflow.cache_clear(older_than=5, cache_dir=tmp_path).removed == ()
     workflow.cache_clear(["measured"], cache_dir=tmp_path)
     assert tuning_cache.describe(tmp_path) is None
-    with pytest.raises(UserError, match="matches no store"):
+    with pytest.raises(UserError, match="is the key of no store"):
         workflow.cache_clear(["measured"], cache_dir=tmp_path)
 
 
