@@ -202,3 +202,19 @@ def test_near_copies_go_to_one_side_where_that_is_wanted(tmp_path: Path, near: b
     assert all(len(splits) == 1 for splits in found.values()) is near
     assert any("40 further images nearly a copy" in note for note in samples.notes) is near
     assert set(samples.splits) == {"train", "val", "test"}
+
+
+def test_what_the_search_for_near_copies_cannot_read_is_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(12):
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(
+                tmp_path / label / f"{number}.png"
+            )
+    Image.fromarray(rng.random((32, 32), np.float32)).save(tmp_path / "a" / "float.tiff")
+    samples = _open(tmp_path, copies="near")
+    (note,) = [note for note in samples.notes if "left out" in note]
+    assert "left out 1 image; the first, " in note
+    assert "float.tiff" in note
+    assert not any("left out" in note for note in _open(tmp_path, copies="exact").notes)

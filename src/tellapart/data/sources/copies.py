@@ -171,6 +171,12 @@ def _with_near_copies(
         notes(
             f"{many(together, 'further image')} nearly a copy of another: near copies go to the same split."
         )
+    if reasons:
+        index = min(reasons)
+        notes(
+            f"The search for near copies left out {many(len(reasons), 'image')}; the first, "
+            f"{printable(str(paths[chosen[index]]))}: {reasons[index]}."
+        )
     if not near.complete:
         notes(
             "So many images are alike that not all could be compared: some near copies may lie on both sides."
