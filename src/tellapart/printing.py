@@ -21,7 +21,6 @@ _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 if TYPE_CHECKING:
     from tellapart.evaluation.measurement import Measurement
-    from tellapart.evaluation.metrics import Evaluation
     from tellapart.models.zoo import ModelInfo
     from tellapart.workflow import Result, Series
 
@@ -159,7 +158,7 @@ def evaluation_text(evaluation: Measurement) -> str:
     """Return an evaluation's figures and its table of classes."""
     headline = evaluation.headline
     figures = [" ".join(pair) for pair in evaluation.texts()]
-    levels: list[tuple[int, Evaluation]] = list(enumerate(getattr(evaluation, "levels", ()), 1))
+    levels = list(enumerate(evaluation.above(), 1))
     lines = [
         f"{headline.title} {headline.text} (95 % interval {headline.interval_text})",
         f"on {evaluation.n:,} images ({evaluation.split})",
@@ -200,11 +199,11 @@ def _class_lines(evaluation: Measurement) -> list[str]:
     return lines
 
 
-def _level_line(number: int, level: Evaluation) -> str:
+def _level_line(number: int, level: Measurement) -> str:
     """Return the figures of one level above the classes."""
     return (
         f"level {number}, {len(level.classes):,} names: accuracy {level.headline.text} "
-        f"({level.headline.interval_text})   macro F1 {numerals.percent(level.macro.f1)}"
+        f"({level.headline.interval_text})   macro F1 {numerals.percent(level.figures()['macro_f1'])}"
     )
 
 

@@ -161,6 +161,10 @@ class Measurement(abc.ABC):
         """Return `figures` for people: name, and value."""
         return [(naming(key).name, naming(key).show(value)) for key, value in self.figures().items()]
 
+    def above(self) -> Sequence[Measurement]:
+        """Return the same figures at each level above the classes, the topmost first, if class names have levels."""
+        return ()
+
     @abc.abstractmethod
     def table(self) -> Table:
         """Return the figures of each class."""

@@ -158,6 +158,10 @@ class Evaluation(Measurement):
             "macro_f1": self.macro.f1,
         }
 
+    def above(self) -> tuple[Evaluation, ...]:
+        """See Measurement."""
+        return self.levels
+
     def table(self) -> Table:
         """See Measurement."""
         return Table(

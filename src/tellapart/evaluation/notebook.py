@@ -32,7 +32,7 @@ def of_evaluation(evaluation: Measurement, title: str = "", note: str = "") -> s
     whole = len(evaluation.classes) <= MOST_CELLS
     above = [
         (f"level {number}: accuracy", level.headline.text)
-        for number, level in enumerate(getattr(evaluation, "levels", ()), 1)
+        for number, level in enumerate(evaluation.above(), 1)
     ]
     return _render(
         "evaluation",

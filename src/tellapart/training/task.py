@@ -7,6 +7,7 @@ nothing of optimizers, epochs or processes.
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,7 @@ class Batch:
         return Batch(cut, targets, labels)
 
 
-class Task(torch.nn.Module):
+class Task(torch.nn.Module, abc.ABC):
     """What is minimised, and the figures by which the result is judged.
 
     A task may own networks, parameters and buffers: a projection head, a momentum encoder, a queue, a teacher. They
@@ -80,16 +81,16 @@ class Task(torch.nn.Module):
         super().__init__()
         self.sections = Sections()
 
+    @abc.abstractmethod
     def inputs(self, batch: RawBatch, generator: torch.Generator, micro: int) -> Batch:
         """Return the network's inputs for a whole step, computed at most ``micro`` images at a time.
 
         Random numbers are drawn for the global batch, so that they do not depend on the number of processes.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def loss(self, network: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss of each image, float32 [b], and by name the sums of ``metrics`` over them, scalars."""
-        raise NotImplementedError
 
     def after_step(self, network: torch.nn.Module) -> None:
         """The weights were updated: a momentum encoder follows here."""
@@ -172,13 +173,13 @@ class Labelled(Task):
         assert batch.targets is not None
         return self.criterion(logits, batch.targets)
 
+    @abc.abstractmethod
     def counted(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the sum of the first of ``metrics`` over the images, a scalar on the device."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def follow(self, logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return how far the logits are from a teacher's, both [b, K], for each image, float32 [b]."""
-        raise NotImplementedError
 
 
 class Classification(Labelled):

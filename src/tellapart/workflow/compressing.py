@@ -145,13 +145,20 @@ def compress(
     )
     methods = several(method)
     _check(methods, student)
-    folder = _new_folder(out)
+    _new_folder(out)  # refused before images are read
     objects, source = named(data, val, test, classes)
     with Console(quiet=quiet) as console:
         subject = open_subject(path, objects, source, changes, spec, console)
     own = own_code.opened(subject.file, subject.card.architecture.name, trust, model, subject.spec, loss)
-    with own, runs.alone(folder):
-        _new_folder(out)  # another process may have filled it in the meantime
+    with own:
+        return _compress(subject, methods, out, options, quiet)
+
+
+def _compress(
+    subject: Subject, methods: Sequence[str], out: str | os.PathLike[str], options: Options, quiet: bool
+) -> Comparison:
+    with runs.alone(Path(out)):
+        folder = _new_folder(out)  # another process may have filled it in the meantime
         work = _Work(subject, folder, options, quiet)
         candidates = [work.base()]
         for name in dict.fromkeys(methods):
