@@ -26,7 +26,7 @@ from tellapart.preprocess import normalise
 from tellapart.training import checkpoint
 from tellapart.training.distributed import Processes
 from tellapart.training.speed import features
-from tellapart.training.task import Task
+from tellapart.training.task import Batch, Task
 
 
 class Screen:
@@ -226,9 +226,19 @@ def test_views_are_augmented_images(samples: Any, changes: dict[str, Any], build
     assert bool(is_flipped.any(1).all()) is False or bool(is_plain.any())
 
 
+class _Nothing(Task):
+    """A task of which only the features' own part is looked at."""
+
+    def inputs(self, batch: Any, generator: torch.Generator, micro: int) -> Batch:
+        raise NotImplementedError
+
+    def loss(self, network: torch.nn.Module, batch: Batch) -> Any:
+        raise NotImplementedError
+
+
 def test_each_step_draws_a_view_of_each_image() -> None:
     values = torch.arange(6 * 3).reshape(6, 3, 1).float()
-    task = features.OnFeatures(Task(), 3)
+    task = features.OnFeatures(_Nothing(), 3)
 
     def batch(start: int, stop: int) -> Any:
         return SimpleNamespace(
