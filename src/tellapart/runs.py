@@ -317,6 +317,11 @@ def write_spec(spec: Spec, path: Path) -> None:
 
 def read_spec(path: str | os.PathLike[str], base: Spec | None = None) -> Spec:
     """Read a spec from YAML over ``base`` (the defaults where None). Raises SpecError."""
+    return update(base or Spec(), read_changes(path))
+
+
+def read_changes(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a spec in YAML says, as changes for `spec.update`. Raises SpecError."""
     try:
         content = yaml_text.load(Path(path).read_bytes())  # UTF-8, or by its mark UTF-16; strictly
     except OSError as error:
@@ -327,4 +332,4 @@ def read_spec(path: str | os.PathLike[str], base: Spec | None = None) -> Spec:
         content = {}
     if not isinstance(content, dict):
         raise SpecError(f"The spec {os.fspath(path)} must be a mapping such as 'training: {{epochs: 3}}'.")
-    return update(base or Spec(), content)
+    return content

@@ -278,6 +278,28 @@ def flatten(spec: Section) -> dict[str, Any]:
     return flat
 
 
+def differing(spec: S, base: S) -> frozenset[str]:
+    """Return the dotted names of the fields in which a spec differs from its starting point."""
+    before = flatten(base)
+    return frozenset(name for name, value in flatten(spec).items() if value != before[name])
+
+
+def named(changes: Mapping[str, Any], spec: Section) -> frozenset[str]:
+    """Return the dotted names of the fields of ``spec`` that ``changes``, as of `update`, give a value."""
+    found: set[str] = set()
+    for raw, value in changes.items():
+        head, _, rest = str(raw).replace("-", "_").partition(".")
+        current = getattr(spec, head, None)
+        if not isinstance(current, Section):
+            found.add(head)
+            continue
+        inner: Any = {rest: value} if rest else value
+        if isinstance(inner, Section):
+            inner = flatten(inner)
+        found |= {f"{head}.{name}" for name in named(inner, current)} if isinstance(inner, Mapping) else set()
+    return frozenset(found)
+
+
 def choices(spec: Section) -> dict[str, tuple[str, ...]]:
     """Return, by dotted name, the words that may be given for each field that takes one of some words."""
     found: dict[str, tuple[str, ...]] = {}

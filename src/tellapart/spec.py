@@ -337,19 +337,19 @@ class ModelSpec(Section, prefix="model."):
 class TrainingSpec(Section, prefix="training."):
     """How the weights are found."""
 
-    epochs: Count = 10
-    """Passes over the training images."""
+    epochs: CountOrZero = 0
+    """Passes over the training images; 0: chosen by the data."""
     batch_size: CountOrZero = 0
     """Images per optimizer step, over all processes and micro-batches; 0: chosen by image size."""
     accumulate: CountOrZero = 0
     """Number of micro-batches that a batch is computed in, to save memory or time; 0: see speed.probe, else 1."""
-    optimizer: Annotated[str, Words(("sgd", "adam", "adamw", "rmsprop", "muon", "muon-sgd"))] = "adamw"
-    """The optimizer, or your own, package.module:function, of (groups, lr=…); muon uses AdamW for all but hidden
-    matrices, muon-sgd uses SGD and fixes the matrices' norms."""
+    optimizer: Annotated[str, Words(("auto", "sgd", "adam", "adamw", "rmsprop", "muon", "muon-sgd"))] = "auto"
+    """The optimizer (auto: chosen with the network), or your own, package.module:function, of (groups, lr=…); muon uses
+    AdamW for all but hidden matrices, muon-sgd uses SGD and fixes the matrices' norms."""
     optimizer_arguments: tuple[str, ...] = ()
     """An optimizer of your own: what it is given besides, NAME=VALUE."""
-    lr: Positive = 0.001
-    """Highest learning rate."""
+    lr: NonNegative = 0.0
+    """Highest learning rate; 0: chosen with the optimizer."""
     bias_lr: NonNegative = 0.0
     """Learning rate of biases and norm layers, to which weight decay then applies too; 0: lr."""
     head_lr: NonNegative = 0.0

@@ -37,12 +37,6 @@ class Facts:
 Why = Callable[[Spec, Facts], str]
 
 
-def given(spec: Spec, base: Spec) -> set[str]:
-    """Return the dotted names of the fields in which a spec differs from its starting point."""
-    before = flatten(base)
-    return {name for name, value in flatten(spec).items() if value != before[name]}
-
-
 def facts(plan: Plan, channels: int, processes: int) -> Facts:
     """Gather the facts about what will be trained."""
     model = plan.model

@@ -15,8 +15,8 @@ from typing import Any
 from tellapart import recipes, runs
 from tellapart.data.sources.objects import Objects, take
 from tellapart.references import Trust
-from tellapart.spec import Spec, update
-from tellapart.training import ineffective
+from tellapart.sections import differing, named
+from tellapart.spec import Spec, flatten, update
 from tellapart.training.callbacks import Callback
 from tellapart.workflow import given, own_code
 from tellapart.workflow.own_code import Own
@@ -34,17 +34,36 @@ def make_spec(
     ``data`` is the source, or objects (`take`), whose name the source becomes; ``data`` among the changes is the source
     too, or a mapping of the section's fields.
     """
+    return _wanted(data, recipe, spec, changes)[0]
+
+
+def _wanted(
+    data: str | os.PathLike[str] | Objects | None,
+    recipe: str | None,
+    spec: Spec | str | os.PathLike[str] | None,
+    changes: dict[str, Any],
+) -> tuple[Spec, frozenset[str]]:
+    """Return what `make_spec` does, and the dotted names of the fields that were given: those of a recipe (all of
+    them), of a file, of a Spec (where it differs from the defaults), and the changes.
+    """
     if isinstance(changes.get("data"), (str, os.PathLike)):
         data = changes.pop("data")
-    base = recipes.recipe(recipe) if recipe else Spec()
+    base, given = Spec(), frozenset[str]()
+    if recipe:
+        base = recipes.recipe(recipe)
+        given |= flatten(base).keys()
     if isinstance(spec, Spec):
         base = spec
+        given |= differing(spec, Spec())
     elif spec is not None:
-        base = runs.read_spec(spec, base)
+        content = runs.read_changes(spec)
+        base = update(base, content)
+        given |= named(content, base)
     base = update(base, changes)
+    given |= named(changes, base)
     if data is None:
-        return base
-    return update(base, {"data.source": data.name if isinstance(data, Objects) else os.fspath(data)})
+        return base, given
+    return update(base, {"data.source": data.name if isinstance(data, Objects) else os.fspath(data)}), given
 
 
 @dataclass(frozen=True)
@@ -61,7 +80,8 @@ class Telling:
 class Asked:
     """What `train` and its kin were given: the spec that is wanted, and objects, which it only names.
 
-    ``ours``: the fields that differ from what the spec began from, which are those that the person set.
+    ``ours``: the fields that differ from what the spec began from, which are those that the person set. ``given``: the
+    fields that keep their values (see `Resolution`), also those of a recipe, and those set to what is the default.
     """
 
     spec: Spec
@@ -69,6 +89,7 @@ class Asked:
     own: Own
     ours: frozenset[str]
     telling: Telling
+    given: frozenset[str] | None = None
 
     @classmethod
     def of(
@@ -88,10 +109,10 @@ class Asked:
         objects = take(data, *others)
         recipe, spec = base
         own = own_code.take(changes, **code)
-        wanted = make_spec(objects or data, recipe, spec, **own.changes)
+        wanted, fields = _wanted(objects or data, recipe, spec, dict(own.changes))
         wanted = own_code.consent(wanted, own, spec, trust)
-        ours = ineffective.given(wanted, make_spec(None, recipe))
-        return cls(wanted, objects, own, frozenset(ours), telling)
+        ours = differing(wanted, make_spec(None, recipe))
+        return cls(wanted, objects, own, ours, telling, fields | ours)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from tellapart.references import Trust
 from tellapart.runtime import open_backend
 from tellapart.spec import Spec, update
 from tellapart.tracking import Console
+from tellapart.training.resolution import rules
 from tellapart.workflow import own_code, quantising
 from tellapart.workflow.given import named, several
 from tellapart.workflow.run import train
@@ -338,9 +339,8 @@ class _Work:
 
     def _train(self, place: Path, changes: dict[str, Any], student: bool = False) -> Path:
         spec = self.subject.spec
-        epochs = self.options.epochs or (
-            spec.training.epochs if student else max(1, spec.training.epochs // 4)
-        )
+        whole = spec.training.epochs or rules.EPOCHS
+        epochs = self.options.epochs or (whole if student else max(1, whole // 4))
         changes = {**changes, "training.epochs": epochs, "run.dir": str(place)}
         result = train(self.subject.objects, spec=update(spec, changes), quiet=self.quiet)
         if result.interrupted:

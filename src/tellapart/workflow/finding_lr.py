@@ -14,6 +14,7 @@ from tellapart.training import loop
 from tellapart.training.distributed import processes
 from tellapart.training.methods import lr_finder
 from tellapart.training.methods.lr_finder import LrCurve
+from tellapart.training.resolution import Resolution
 from tellapart.workflow.asked import Asked, Telling
 from tellapart.workflow.preparing import make_plan, opened, prepare
 from tellapart.workflow.telling import RunReporter
@@ -57,7 +58,9 @@ def find_lr(
         Console(quiet=quiet) as console,
     ):
         samples = opened(wanted, asked.objects, console)
-        plan = make_plan(prepare(wanted, samples, console), procs, console).plan
+        plan = make_plan(
+            prepare(Resolution(wanted, given=asked.given), samples, console), procs, console
+        ).plan
         trainer = loop.Trainer(plan, procs, Path(os.devnull), RunReporter(console, Trackers([]), 0, 1))
         with console.busy("Testing learning rates", steps) as busy:
             return lr_finder.find_lr(_counted(lr_finder.steps_at(trainer), busy.advance), steps)

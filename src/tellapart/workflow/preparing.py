@@ -21,6 +21,7 @@ from tellapart.spec import Spec, graded
 from tellapart.tracking import Console
 from tellapart.training import setup
 from tellapart.training.distributed import Processes
+from tellapart.training.resolution import Resolution
 from tellapart.training.resolution.inputs import views
 from tellapart.training.speed import autotune, features
 from tellapart.training.step import Plan
@@ -44,11 +45,12 @@ def opened(spec: Spec, given: Objects | None, console: Console) -> Samples:
     return giving.open_data(graded(spec), given, console, console.note, console.warn)
 
 
-def prepare(spec: Spec, samples: Samples, console: Console) -> setup.RunData:
+def prepare(wanted: Spec | Resolution, samples: Samples, console: Console) -> setup.RunData:
     """Decode the images, and report what is wrong with them. Raises DataError, SpecError, ModelError."""
+    resolution = wanted if isinstance(wanted, Resolution) else Resolution(wanted)
     with console.busy("Reading images", len(samples)) as busy:
-        prepared = setup.prepare(spec, samples, busy.advance)
-    if isinstance(prepared.train.store, StreamedStore) and spec.data.cache == "auto":
+        prepared = setup.prepare(resolution, samples, busy.advance)
+    if isinstance(prepared.train.store, StreamedStore) and resolution.spec.data.cache == "auto":
         console.message(
             "The decoded images do not fit into the cache (--data.cache-limit, or the disk): they are decoded again "
             "in each epoch."

@@ -15,11 +15,11 @@ from tellapart.data.samples import Samples
 from tellapart.errors import RunError
 from tellapart.evaluation import notebook
 from tellapart.references import Trust
-from tellapart.spec import Spec
+from tellapart.spec import Spec, flatten
 from tellapart.training import checkpoint, ineffective, loop
 from tellapart.training import progress as progressing
 from tellapart.training.callbacks import Callback
-from tellapart.training.resolution import Choice, checks
+from tellapart.training.resolution import Choice, Resolution, checks
 from tellapart.training.speed.profile import Profile
 from tellapart.workflow import extending, place, run_files
 from tellapart.workflow import given as giving
@@ -132,6 +132,11 @@ class New:
     first: bool = True
 
     @property
+    def given(self) -> frozenset[str] | None:
+        """The fields that keep their values: of one of several, all that was chosen for them together."""
+        return frozenset(flatten(self.spec)) if self.several else self.asked.given
+
+    @property
     def callbacks(self) -> tuple[Callback, ...]:
         """Those that the person gave."""
         return self.asked.telling.callbacks
@@ -140,7 +145,8 @@ class New:
 def begin(new: New, where: Place) -> Result:
     """Train a new run, whose folder is made when its spec is found good."""
     console = where.console
-    ready = make_plan(where.in_turn(lambda: prepare(new.spec, new.samples, console)), where.procs, console)
+    wanted = Resolution(new.spec, given=new.given)
+    ready = make_plan(where.in_turn(lambda: prepare(wanted, new.samples, console)), where.procs, console)
     prepared, plan = ready.prepared, ready.plan
     facts = ineffective.facts(plan, prepared.contract.channels, where.procs.world)
     for text in ineffective.without_effect(new.asked.ours, plan.spec, facts) + ineffective.never(

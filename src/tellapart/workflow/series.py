@@ -303,7 +303,7 @@ class _Work:
         if self.kind.name == "folds":
             everything = np.full(len(samples), "train", dtype=object)
             samples = dataclasses.replace(samples, splits=everything)
-        resolved = Resolution(self.spec).by_data(facts.of_data(self.spec, samples))
+        resolved = Resolution(self.spec, given=self.asked.given).by_data(facts.of_data(self.spec, samples))
         self.spec, self.chosen = resolved.spec, resolved.choices
 
     def _begin(self, number: int, name: str, samples: Samples) -> Result:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tellapart.sections import differing
 from tellapart.spec import Spec, flatten, update
 from tellapart.training.resolution import facts, rules
 from tellapart.training.resolution.choice import Choice
@@ -27,6 +28,10 @@ class Stage(enum.IntEnum):
 class Resolution:
     """A spec as far as it is resolved, each choice with its reason, and the facts behind it.
 
+    ``given``: the fields, by dotted name, that keep their values, because a person or a recipe set them; where None,
+    those that differ from the defaults. Of the others, those whose value stands for an open choice ("auto", 0, empty)
+    are chosen, and rules may choose further ones that belong together (such as a weight decay with its optimizer).
+
     Every stage returns another Resolution. A stage that comes too early raises RuntimeError.
     """
 
@@ -34,6 +39,15 @@ class Resolution:
     choices: tuple[Choice, ...] = ()
     facts: Facts = field(default_factory=Facts)
     stage: Stage = Stage.WANTED
+    given: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.given is None:
+            object.__setattr__(self, "given", differing(self.spec, Spec()))
+
+    def leaves(self, field: str) -> bool:
+        """Whether a field was not given, so that a rule may choose it even if its value stands for itself."""
+        return field not in (self.given or ())
 
     @property
     def complete(self) -> bool:
@@ -55,6 +69,7 @@ class Resolution:
         now = now._with(rules.of_input(now.spec.input, data, model))
         now = now._with(rules.of_stem(now.spec))
         now = now._with(rules.of_batch_size(now.spec, data))
+        now = now._with(rules.of_training(now.spec.training))
         now = now._with(rules.of_labels(now.spec, data))
         now = now._with(rules.of_augment(now.spec, data))
         teacher = facts.of_teacher(now.spec.distill.teacher)

@@ -14,7 +14,7 @@ from tellapart.contract import sides
 from tellapart.contract.sides import Size
 from tellapart.errors import RunError, SpecError
 from tellapart.models import zoo
-from tellapart.spec import AugmentSpec, DistillSpec, InputSpec, ModelSpec, Spec, flatten
+from tellapart.spec import AugmentSpec, DistillSpec, InputSpec, ModelSpec, Spec, TrainingSpec, flatten
 from tellapart.training.methods import multilabel as several
 from tellapart.training.resolution.choice import Choice
 from tellapart.training.resolution.facts import DataFacts, DeviceFacts, ModelFacts, PixelFacts, TeacherFacts
@@ -29,6 +29,7 @@ MIRROR_MATTERS = ("digits", "mnist", "emnist", "kmnist", "qmnist", "usps", "svhn
 # kernels, they are replayed as CUDA graphs, provided there are enough steps to make up for recording.
 GRAPH_FLOPS, GRAPH_STEPS = 1_000_000_000_000, 100
 SEARCH_STEPS = 2000  # trying cuDNN's kernels takes 10 to 20 seconds for a network
+EPOCHS, LR = 10, 0.001
 _NO_WEIGHTS_SIZE = 224
 _GIVEN = "as given"
 
@@ -188,6 +189,18 @@ def of_batch_size(spec: Spec, data: DataFacts) -> list[Choice]:
         return [Choice("training.batch_size", 32, "photographs", matters=True)]
     reason = "small images: 128, and at least 32 steps an epoch"
     return [Choice("training.batch_size", max(8, min(128, data.train // 32)), reason, matters=True)]
+
+
+def of_training(spec: TrainingSpec) -> list[Choice]:
+    """AdamW with a rate of 0.001 for 10 epochs, where these are open."""
+    found = []
+    if spec.optimizer == "auto":
+        found.append(Choice("training.optimizer", "adamw", "for any network"))
+    if not spec.lr:
+        found.append(Choice("training.lr", LR, "for any network"))
+    if not spec.epochs:
+        found.append(Choice("training.epochs", EPOCHS, "for any data"))
+    return found
 
 
 def of_labels(spec: Spec, data: DataFacts) -> list[Choice]:
