@@ -211,12 +211,11 @@ UNKNOWN = [
 ]
 
 IMPOSSIBLE = [
-    ("training.epochs", 0, ["0", "at least 1"]),
+    ("training.epochs", -1, ["-1", "at least 0"]),
     ("training.epochs", 2.5, ["2.5", "int"]),
     ("training.epochs", "3", ["'3'", "int"]),
     ("training.epochs", True, ["True", "int"]),
-    ("training.lr", 0, ["0", "above 0"]),
-    ("training.lr", -1e-3, ["-0.001", "above 0"]),
+    ("training.lr", -1e-3, ["-0.001", "at least 0"]),
     ("training.lr", "fast", ["'fast'", "float"]),
     ("training.lr", False, ["False", "float"]),
     ("training.lr", [0.1], ["[0.1]", "float"]),
