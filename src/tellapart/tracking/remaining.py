@@ -84,7 +84,11 @@ class Remaining:
         """Return the seconds until the epoch and until the last epoch is done; NaN if that is not known yet."""
         waited = now - self._at
         cost = self._cost(epoch)
-        this = max(0, self._steps_of(epoch) - step_in_epoch) * self._step_seconds(cost) + self._end_seconds(cost) - waited
+        this = (
+            max(0, self._steps_of(epoch) - step_in_epoch) * self._step_seconds(cost)
+            + self._end_seconds(cost)
+            - waited
+        )
         this = max(this, 0.0) if math.isfinite(this) else math.nan
         later = enumerate(self._costs[epoch + 1 :], epoch + 1)
         return this, this + sum(

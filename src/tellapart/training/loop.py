@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from tellapart import clock
 from tellapart.data.loader import RawBatch, batches
 from tellapart.devices import kernel_search, plain_kernels
 from tellapart.models import heads
@@ -68,6 +69,7 @@ class Trainer:
         self.log_every = self.spec.run.log_every or max(1, plan.steps_per_epoch // 10)
         self.order: sampling.Order = np.zeros(0, np.int64)
         self.factor, self.logging, self.seen = 1.0, False, 0
+        self.trained_at = 0.0  # when the epoch's last step was done, of `clock`
         self.best_epoch = BestEpoch(plan)
         self.callbacks = Callbacks([*plan.callbacks, Reporting(report), self.best_epoch, *callbacks])
         self._pace, self._saved_step = checkpoint.Pace(self.spec.run.checkpoint_minutes), -1
@@ -91,9 +93,12 @@ class Trainer:
         """End training: this epoch is cut short after the current step, validated, and is the last one."""
         self.stopping = self.stopping or reason or "A callback asked to stop."
 
-    def end_at(self, total: int) -> None:
-        """Let training end after step ``total``: what is left of the plan is spread over the steps until then."""
-        self.timeline = self.timeline.with_end(self.progress.step, total)
+    def end_at(self, total: int, since: int | None = None) -> None:
+        """Let training end after step ``total``: what is left of the plan is spread over the steps until then.
+
+        ``since``: the step from which on it is spread, now where None; 0: as if the end had been there from the start.
+        """
+        self.timeline = self.timeline.with_end(self.progress.step if since is None else since, total)
         self.progress.ends = [list(pair) for pair in self.timeline.ends]
         self.report.plan(self.timeline.epochs, foreseen.costs(self.plan, self.timeline))
 
@@ -186,6 +191,7 @@ class Trainer:
         progress.sums, progress.window = self.running.read()
         finite.check_sums(self, progress.sums)
         # Only now has a GPU finished all queued work, so the time below is that of the whole epoch.
+        self.trained_at = clock.now()
         progress.seconds = before + time.perf_counter() - started
         return True
 

@@ -278,7 +278,7 @@ class _Bench:
 
     def __enter__(self) -> _Bench:
         self._restore = contextlib.ExitStack()
-        self._restore.enter_context(_random_state_kept(self.device))
+        self._restore.enter_context(random_state_kept(self.device))
         plan = self._plan()
         self.task, self.network = plan.task.train(), plan.model
         order = sampling.epoch_order(
@@ -379,7 +379,8 @@ class _Bench:
 
 
 @contextlib.contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """While entered, random numbers are drawn from copies of the generators' states."""
     with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
         yield
 
