@@ -59,8 +59,8 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """A number of seconds, which may also be written as a duration: 90s, 10m, 1h30m."""
+class Seconds(Range):
+    """Bounds of a number of seconds, which may also be written as a duration: 90s, 10m, 1h30m."""
 
 
 Fraction = Annotated[float, Range(0, 1)]
@@ -68,7 +68,7 @@ Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
-Duration = Annotated[float, Range(0), Seconds()]
+Duration = Annotated[float, Seconds(0)]
 
 
 # What other programs call the choices here: torch, torchvision, scikit-learn, Keras, Lightning; in small letters and

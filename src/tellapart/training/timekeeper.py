@@ -107,11 +107,14 @@ class TimeKeeper(Callback):
             "nominal": self.trainer.timeline.nominal,
             "most": self._most(),
             "enough": self._enough(),
+            "pace": dict(self._pace),
+            "end": self._end,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Count what earlier sessions used."""
+        """Count what earlier sessions used, and go on with their pace, which soon becomes that of now."""
         self._known, self.used = dict(state), float(state["used"])
+        self._pace, self._end = dict(state["pace"]), float(state["end"])
 
     def _enough(self) -> bool:
         return bool(self._known.get("enough", self.budget.enough))
@@ -168,7 +171,8 @@ class TimeKeeper(Callback):
         if wanted == total or not moves or trainer.stopping:
             return
         trainer.end_at(wanted)
-        self._tell(cost, total, step)
+        if not within:
+            self._tell(cost, total, step)
 
     def _wanted(self, cost: Cost, step: int) -> int:
         """Return the step after which training should end."""
