@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -34,7 +35,10 @@ def test_the_steps_that_fit_fit_and_hardly_more_would(
     assert total >= step
     if total - step > 2000:
         return
-    assert total == step or seconds_by_counting(cost, step, total, per_epoch) <= seconds + 1e-6
+    assert (
+        total == step
+        or seconds_by_counting(cost, step, total, per_epoch) <= seconds + 1e-5 * (cost.step + cost.end) * 2
+    )
     longer = total + max(1, math.ceil(0.1 * per_epoch))
     assert seconds_by_counting(cost, step, longer, per_epoch) > seconds - 1e-6
 
@@ -75,7 +79,7 @@ def test_a_moved_end_makes_no_jump_and_is_reached(per_pass: int, passes: int, mo
             assert line.at(step) == pytest.approx(before)
     places = [line.at(number) for number in range(line.total + 3)]
     assert places[0] == 0 or line.total == 0
-    assert all(a <= b + 1e-9 for a, b in zip(places, places[1:], strict=False))
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(places))
     assert line.at(line.total) == line.nominal
     assert all(place < line.nominal for place in places[: line.total])
 
@@ -108,7 +112,7 @@ def test_the_rate_of_a_run_whose_end_is_moved_ends_annealed(kind: str) -> None:
     # per step it changes at most as fast as the densest part of the plan does
     steepest = max(abs(schedule.factor(k + 1) - schedule.factor(k)) for k in range(199))
     stretch = max(line.at(k + 1) - line.at(k) for k in range(line.total - 1))
-    jumps = [abs(a - b) for a, b in zip(factors, factors[1:], strict=False)]
+    jumps = [abs(a - b) for a, b in itertools.pairwise(factors)]
     assert max(jumps) <= steepest * math.ceil(stretch) + 1e-6
 
 

@@ -49,14 +49,14 @@ def steps_in(seconds: float, cost: Cost, step: int, per_epoch: int) -> int:
             return step + _part(seconds, cost, left)
         seconds, step = seconds - left * cost.step - cost.end, step + left
     whole = per_epoch * cost.step + cost.end
-    epochs = int(seconds / whole)
+    epochs = int(seconds / whole + 1e-6)
     part = _part(seconds - epochs * whole, cost, per_epoch)
     worth = part >= _LEAST_PART * per_epoch or not (epochs or left)
     return step + epochs * per_epoch + (part if worth else 0)
 
 
 def _part(seconds: float, cost: Cost, most: int) -> int:
-    return min(most, max(0, int((seconds - cost.end) / cost.step)))
+    return min(most, max(0, int((seconds - cost.end) / cost.step + 1e-6)))
 
 
 def time_of(cost: Cost, step: int, total: int, per_epoch: int) -> float:

@@ -325,5 +325,6 @@ def _text(spec: Spec, work: Work, per_pass: int, first: int, forced: bool, after
 
 def passes_words(epochs: float) -> str:
     """Return a number of passes over the training images: 0.42 epochs, 5.4 epochs, 1 epoch."""
-    figure = numerals.number(epochs, 2 if epochs < 100 else 3)
-    return f"{figure} epoch{'s' * (float(figure.replace(',', '')) != 1)}"
+    whole = epochs == int(epochs)
+    figure = f"{epochs:,.0f}" if whole else numerals.number(epochs, 2)
+    return f"{figure} epoch{'s' * (epochs != 1)}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tellapart.training.step import Outcome
 
 LOOKS = 50  # within the limit, besides those at epochs' ends
-MEMORY = 0.06  # of the limit: the pace is that of about so much time
+INTERVALS = 6  # between looks, from which the pace is taken; the slowest of them, which may be a stall, does not count
 TOLD = 0.1  # change of the steps that are left, from which on it is said
 _POSITIONS = 32  # in the rest of the plan, at which the cost of a step is averaged
 
@@ -43,8 +43,8 @@ class TimeKeeper(Callback):
         self.used = 0.0
         self.why = ""
         self._known: dict[str, Any] = {}
-        # Seconds of a step by kind, for each forward pass that it costs.
-        self._pace = {"images": plan.pace.step / plan.pace.passes}
+        # By kind of step: (seconds, forward passes of a batch) of the last intervals.
+        self._pace = {"images": [(plan.pace.step, plan.pace.passes)]}
         self._end = plan.end
         self._mark: tuple[float, int] | None = None  # since when the pace is measured, and the step
         self._look_at, self._said = math.inf, 0
@@ -72,7 +72,9 @@ class TimeKeeper(Callback):
 
     def after_step(self, outcome: Outcome) -> None:
         """Look at the clock now and then; several processes do so at an epoch's end alone."""
-        if self.trainer.processes.world == 1 and (now := clock.now()) >= self._look_at:
+        trainer, step = self.trainer, self.trainer.progress.step
+        ends = step % trainer.plan.steps_per_epoch == 0 or step >= trainer.timeline.total
+        if trainer.processes.world == 1 and not ends and (now := clock.now()) >= self._look_at:
             self._look_at = now + self.budget.limit / LOOKS
             self._note(now)
             self._decide(within=True)
@@ -107,14 +109,15 @@ class TimeKeeper(Callback):
             "nominal": self.trainer.timeline.nominal,
             "most": self._most(),
             "enough": self._enough(),
-            "pace": dict(self._pace),
+            "pace": {kind: [list(one) for one in recent] for kind, recent in self._pace.items()},
             "end": self._end,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Count what earlier sessions used, and go on with their pace, which soon becomes that of now."""
         self._known, self.used = dict(state), float(state["used"])
-        self._pace, self._end = dict(state["pace"]), float(state["end"])
+        self._pace = {kind: [(one[0], one[1]) for one in recent] for kind, recent in state["pace"].items()}
+        self._end = float(state["end"])
 
     def _enough(self) -> bool:
         return bool(self._known.get("enough", self.budget.enough))
@@ -126,7 +129,7 @@ class TimeKeeper(Callback):
         return self.used + clock.now() - self.budget.began
 
     def _note(self, now: float) -> None:
-        """Take the time since the mark into the pace: the longer it is, the less the earlier pace counts."""
+        """Take the interval since the mark into the pace."""
         assert self._mark is not None
         since, first = self._mark
         trainer, seconds = self.trainer, now - since
@@ -134,21 +137,19 @@ class TimeKeeper(Callback):
         if steps <= 0 or seconds <= 0:
             return
         cost = foreseen.cost_at(trainer.plan, trainer.passes)
-        new = seconds / steps / cost.passes
-        share = 1 - math.exp(-seconds / (MEMORY * self.budget.limit))
-        known = self._pace.get(cost.kind, new)
-        self._pace[cost.kind] = known + share * (new - known)
+        recent = [*self._pace.get(cost.kind, ()), (seconds, steps * cost.passes)]
+        self._pace[cost.kind] = recent[-INTERVALS:]
         self._mark = (now, trainer.progress.step)
 
     def _cost(self) -> Cost:
         """Return what the steps that are left cost on average, and an epoch's end."""
         trainer = self.trainer
         timeline, now = trainer.timeline, trainer.timeline.at(trainer.progress.step)
-        seconds = 0.0
+        seconds, pace = 0.0, {kind: _usual(recent) for kind, recent in self._pace.items()}
         for number in range(_POSITIONS):
             place = now + (timeline.nominal - now) * (number + 0.5) / _POSITIONS
             cost = foreseen.cost_at(trainer.plan, place / timeline.per_pass)
-            seconds += self._pace.get(cost.kind, 0.0) * cost.passes
+            seconds += pace.get(cost.kind, 0.0) * cost.passes
         return Cost(max(seconds / _POSITIONS, 1e-6), self._end)
 
     # The end
@@ -172,7 +173,7 @@ class TimeKeeper(Callback):
             return
         trainer.end_at(wanted)
         if not within:
-            self._tell(cost, total, step)
+            self._tell(cost, step)
 
     def _wanted(self, cost: Cost, step: int) -> int:
         """Return the step after which training should end."""
@@ -186,15 +187,15 @@ class TimeKeeper(Callback):
         trainer = self.trainer
         return budget.time_of(cost, trainer.progress.step, total, trainer.plan.steps_per_epoch)
 
-    def _tell(self, cost: Cost, before: int, step: int) -> None:
+    def _tell(self, cost: Cost, step: int) -> None:
         """Say that the plan has changed, if it has by much since it was last said."""
         trainer, total = self.trainer, self.trainer.timeline.total
         if abs(total - self._said) <= TOLD * max(self._said - step, 1):
             return
+        word = "slower" if total < self._said else "faster"
         self._said = total
         rate = numerals.rate(trainer.training.batch_size / cost.step)
         per_pass = trainer.plan.steps_per_pass
-        word = "slower" if total < before else "faster"
         trainer.report.message(
             f"Training is {word} than planned ({rate} images/s): {passes_words(total / per_pass)} now."
         )
@@ -210,6 +211,14 @@ class TimeKeeper(Callback):
             f"{numerals.duration(self.elapsed())} are used: "
             f"{passes_words(wanted / trainer.plan.steps_per_pass)} in all."
         )
+
+
+def _usual(recent: Sequence[tuple[float, float]]) -> float:
+    """Return the seconds of a forward pass of a batch, of intervals of which the slowest does not count."""
+    kept = sorted(recent, key=lambda one: one[0] / one[1])
+    if len(kept) > 2:
+        kept.pop()
+    return sum(one[0] for one in kept) / sum(one[1] for one in kept)
 
 
 def taken(callbacks: Sequence[Callback]) -> dict[str, Any]:
