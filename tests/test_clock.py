@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -50,3 +53,12 @@ def test_a_command_began_when_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     with clock.since(40.0):
         assert clock.began() == 40
     assert clock.began() == 50
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not tell")
+def test_a_process_knows_since_when_it_runs() -> None:
+    """Not since the moment of asking: half a second after its first line, at least that much is gone."""
+    program = "import time; from tellapart import clock; time.sleep(0.5); print(clock.now() - clock.process_began())"
+    before = time.monotonic()
+    age = float(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
+    assert age == 0 or 0.5 <= age <= time.monotonic() - before + 0.1

@@ -12,7 +12,6 @@ import io
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +22,6 @@ from tellapart import actions, clock, packages, printing, typed, values
 from tellapart.actions import COMMANDS
 from tellapart.commands import Check, Compress, Evaluate, Export, FindLr, Predict, Resume, Train
 from tellapart.errors import Stopped, TellapartError, UserError, did_you_mean, shown
-
-_LOADED = time.monotonic()  # of the program, this is nearly its first line
 
 _PRINTING = {__file__, actions.__file__, printing.__file__}
 
@@ -56,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tellapart {tellapart.__version__}")
         return 0
     try:
-        return _run(words, _LOADED if argv is None else clock.now())
+        return _run(words, clock.process_began() if argv is None else clock.now())
     except TellapartError as error:
         print(shown(f"error: {error}"), file=sys.stderr)
         return error.exit_code

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
+import os
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from tellapart.errors import SpecError
 
@@ -23,6 +25,7 @@ _WORDS = {
 }
 _LETTER = {word: unit for unit, words in _WORDS.items() for word in words}
 _PART = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)\s*", re.ASCII)
+_START_SECONDS = 15.0  # that starting Python takes at most
 
 _began: contextvars.ContextVar[float | None] = contextvars.ContextVar("began", default=None)
 
@@ -40,6 +43,19 @@ def since(moment: float) -> Iterator[None]:
         yield
     finally:
         _began.reset(token)
+
+
+def process_began() -> float:
+    """Return when this process started, as far as the system tells; else now.
+
+    Linux tells. A process that is much older than the program's first lines was something else before (``exec``).
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - float(fields[19]) / os.sysconf("SC_CLK_TCK")
+        if 0 <= age <= _START_SECONDS:
+            return now() - age
+    return now()
 
 
 def began() -> float:

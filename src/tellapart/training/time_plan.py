@@ -32,7 +32,10 @@ from tellapart.training.validation import autocast
 BOUND = 30 * 60.0  # seconds of a run for which neither a limit nor a number of epochs was given
 MEASURED_SECONDS, MEASURED_STEPS = 1.5, 50  # of steps to measure at most
 MEASURED_SHARE = 0.03  # of the time that is left
-AFTER = 3.0  # seconds to write the model, measure latencies, and write the report, without the forward passes
+AFTER = 2.0  # seconds to write the model, draw the report and end the process, on a machine that does nothing else
+LATENCY_CALLS = (
+    60  # forward passes of single images with which the evaluation of a split measures the latency
+)
 FEATURES_SHARE = (
     0.8  # of the time that is left: if features take more, the head trains on images, on some at least
 )
@@ -42,11 +45,15 @@ _POSITIONS = 64  # in the plan, at which the cost of a step is averaged
 
 @dataclass(frozen=True)
 class Pace:
-    """What was measured: seconds of a step at a cost in forward passes, and of an image's forward pass."""
+    """What was measured: seconds of a step at a cost in forward passes, and of an image's forward pass.
+
+    ``slow``: how many times as long as its processor time a computation takes because other programs run too.
+    """
 
     step: float
     passes: float
     forward: float
+    slow: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -153,13 +160,15 @@ def measure(
     """
     most = min(MEASURED_SECONDS, MEASURED_SHARE * left)
     alone = Processes(0, 1, processes.device)
+    wall, busy = time.perf_counter(), time.process_time()
     with autotune.random_state_kept(processes.device):
         model = copy.deepcopy(network)
         plan = setup.plan(setup.complete(prepared, model, alone), model, alone)
         try:
             forward = _forward(plan, prepared, processes.device, most / 3)
             if features.expected(prepared.spec):  # no step runs the whole network
-                return Pace(HEAD_STEP + forward * prepared.spec.training.batch_size / 50, 3.0, forward)
+                step = HEAD_STEP + forward * prepared.spec.training.batch_size / 50
+                return Pace(step, 3.0, forward, _slowness(wall, busy, processes.device))
             depth = 1 if prepared.spec.model.finetune == "head" else len(plan.blocks)
             heads.set_trainable(plan.model, plan.blocks, depth)
             step = _step(plan, alone, most) / processes.world
@@ -169,7 +178,16 @@ def measure(
             return None
         finally:
             release(processes.device)
-    return Pace(step, 1 + 2 * depth / max(1, len(plan.blocks)), forward)
+    passes = 1 + 2 * depth / max(1, len(plan.blocks))
+    return Pace(step, passes, forward, _slowness(wall, busy, processes.device))
+
+
+def _slowness(wall: float, busy: float, device: torch.device) -> float:
+    """Return `Pace.slow` since two moments, of the clock and of processor time."""
+    if device.type != "cpu":  # it waits for the device
+        return 1.0
+    spent = time.process_time() - busy
+    return max(1.0, (time.perf_counter() - wall) / spent) if spent > 0 else 1.0
 
 
 def _step(plan: Plan, alone: Processes, most: float) -> float:
@@ -255,7 +273,9 @@ class Work:
 
 def reserve(work: Work) -> float:
     """Return the seconds that the evaluation at the end needs, and writing."""
-    return AFTER + 1.1 * work.pace.forward * (work.val + work.test)
+    splits = (work.val > 0) + (work.test > 0)
+    passes = work.val + work.test + LATENCY_CALLS * splits
+    return AFTER * work.pace.slow + 1.1 * work.pace.forward * passes
 
 
 def fitted(
