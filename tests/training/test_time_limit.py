@@ -131,7 +131,7 @@ def test_enough_is_enough(limited: Any, few: Any) -> None:
     bench, time = limited(few, 1000.0, lambda step: 1.0, most=80)
     assert bench.trainer.run().finished
     assert bench.trainer.progress.step == 80
-    (said,) = (text for text in bench.recorder.messages if "before the limit" in text)
+    (said,) = (text for text in bench.recorder.messages if "before it would have to" in text)
     assert "10 epochs are enough for this many images" in said
     found = taken(bench.plan.callbacks)
     assert found["limit"] == 1000

@@ -298,7 +298,7 @@ def fitted(
     fits = budget.steps_in(left, cost, 0, per_epoch)
     first = min(most, max(fits, budget.LEAST_STEPS))
     choices = []
-    text = _text(spec, work, per_pass, first, min(most, fits) < first, after, used)
+    text = _text(spec, work, (per_pass, per_epoch), first, min(most, fits) < first, after, used)
     if open_epochs:
         epochs = max(math.ceil(first / per_pass), math.floor(training.warmup_epochs) + 1)
         why = "as many as help with so many images" if first == most else "what the time allows"
@@ -322,8 +322,11 @@ def _epoch_steps(spec: Spec, leaves: Callable[[str], bool], left: float, cost: C
     return budget.epoch_steps(left, cost, per_pass)
 
 
-def _text(spec: Spec, work: Work, per_pass: int, first: int, forced: bool, after: float, used: float) -> str:
-    """Return the plan in words."""
+def _text(
+    spec: Spec, work: Work, steps: tuple[int, int], first: int, forced: bool, after: float, used: float
+) -> str:
+    """Return the plan in words; ``steps``: of a pass over the images, and of an epoch."""
+    per_pass, per_epoch = steps
     size, pace = spec.training.batch_size, work.pace
     limit, epochs = clock.words(spec.time_limit), first / per_pass
     precision = "fp32" if spec.training.precision == "auto" else spec.training.precision
@@ -340,7 +343,10 @@ def _text(spec: Spec, work: Work, per_pass: int, first: int, forced: bool, after
             f"the evaluation needs about {numerals.duration(after)}. Trains {first} steps ({size} images each), and "
             "takes as long as that takes."
         )
-    return f"Plan for {limit} ({numerals.duration(used)} are gone): {about}: {passes_words(epochs)}."
+    plan = passes_words(epochs)
+    if per_epoch < per_pass:
+        plan += f", with {math.ceil(first / per_epoch)} validations"
+    return f"Plan for {limit} ({numerals.duration(used)} are gone): {about}: {plan}."
 
 
 def passes_words(epochs: float) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LOOKS = 50  # within the limit, besides those at epochs' ends
 INTERVALS = 6  # between looks, from which the pace is taken; the slowest of them, which may be a stall, does not count
+NEARLY = 0.05  # of the limit: a run that ends earlier by more says why
 TOLD = 0.1  # change of the steps that are left, from which on it is said
 _POSITIONS = 32  # in the rest of the plan, at which the cost of a step is averaged
 
@@ -90,16 +91,20 @@ class TimeKeeper(Callback):
     def on_epoch_end(self, values: Mapping[str, float]) -> None:
         """Say why training ends, if it is not for the time."""
         trainer, plan = self.trainer, self.budget
-        if not trainer.progress.finished or trainer.stopping:
+        if not trainer.progress.finished:
+            return
+        if trainer.stopping:
+            self.why = trainer.stopping
             return
         spare = plan.limit - self.elapsed() - plan.reserve
-        if spare > 0.05 * plan.limit and trainer.timeline.total >= self._most():
+        if trainer.timeline.total >= self._most():
             passes = passes_words(trainer.timeline.total / trainer.plan.steps_per_pass)
-            reason = "are enough for this many images" if self._enough() else "were asked for"
-            self.why = f"{passes} {reason}"
-            trainer.report.message(
-                f"Training ends {numerals.duration(spare)} before the limit of {clock.words(plan.limit)}: {self.why}."
-            )
+            self.why = f"{passes} {'are enough for this many images' if self._enough() else 'were asked for'}"
+            if spare > NEARLY * plan.limit:
+                trainer.report.message(
+                    f"Training ends {numerals.duration(spare)} before it would have to, for the limit of "
+                    f"{clock.words(plan.limit)}: {self.why}."
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the time that is used up."""
@@ -225,5 +230,8 @@ def taken(callbacks: Sequence[Callback]) -> dict[str, Any]:
     """Return how long a run took until now, its limit, and why it ended earlier; empty for a run without a limit."""
     for one in callbacks:
         if isinstance(one, TimeKeeper):
-            return {"seconds": round(one.elapsed(), 2), "limit": one.budget.limit, "why": one.why}
+            took, limit = one.elapsed(), one.budget.limit
+            early = took < (1 - NEARLY) * limit
+            why = (one.why or "the evaluation took less time than was reserved for it") if early else ""
+            return {"seconds": round(took, 2), "limit": limit, "why": why}
     return {}
