@@ -72,6 +72,8 @@ def _print_result(result: Result, as_json: bool) -> int:
             "metrics": dict(result.metrics),
             "interrupted": result.interrupted,
         }
+        if result.time:
+            content["time"] = dict(result.time)
         if isinstance(result, workflow.Series):
             del content["artifact"]
             names = ("kind", "count", "runs", "summary", "test")

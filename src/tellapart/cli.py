@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 import tellapart
-from tellapart import actions, packages, printing, typed, values
+from tellapart import actions, clock, packages, printing, typed, values
 from tellapart.actions import COMMANDS
 from tellapart.commands import Check, Compress, Evaluate, Export, FindLr, Predict, Resume, Train
 from tellapart.errors import Stopped, TellapartError, UserError, did_you_mean, shown
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tellapart {tellapart.__version__}")
         return 0
     try:
-        return _run(words)
+        return _run(words, clock.process_began() if argv is None else clock.now())
     except TellapartError as error:
         print(shown(f"error: {error}"), file=sys.stderr)
         return error.exit_code
@@ -137,12 +137,12 @@ def _computes(args: Any) -> bool:
     return isinstance(args, (Train, FindLr, Resume, Evaluate, Check, Compress, Export))
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], began: float) -> int:
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
         raise UserError(f"There is no command {name!r}. {did_you_mean(name, COMMANDS, limit=len(COMMANDS))}")
     kind, call = COMMANDS[name]
-    rest = typed.trusted(rest)
+    rest = typed.in_seconds(typed.trusted(rest))
     typed.check_choices(rest)
     if kind is Resume:
         typed.refuse_fixed(rest)
@@ -161,7 +161,8 @@ def _run(words: list[str]) -> int:
         from tellapart.training.interrupt import stop_on_signals
 
         stop_on_signals()
-    code = call(args)
+    with clock.since(began):
+        code = call(args)
     _flush()
     return code
 

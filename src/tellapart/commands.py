@@ -75,6 +75,10 @@ class Resume:
     """Print one JSON object on standard output."""
     epochs: Annotated[int | None, tyro.conf.arg(name="training.epochs", help_behavior_hint=_MAY)] = None
     """Go on to this epoch; the learning rate is from there on that of a run of so many epochs."""
+    time_limit: Annotated[
+        float | None, tyro.conf.arg(name="time-limit", metavar="DURATION", help_behavior_hint=_MAY)
+    ] = None
+    """Another limit of time, of which what was used counts; a later one goes on past the end."""
     patience: Annotated[int | None, tyro.conf.arg(name="training.patience", help_behavior_hint=_MAY)] = None
     """Another patience of early stopping; 0: off."""
     log_every: Annotated[int | None, tyro.conf.arg(name="run.log-every", help_behavior_hint=_MAY)] = None
@@ -95,6 +99,7 @@ class Resume:
         """What is to change in the run's spec, by dotted names."""
         fields = {
             "training.epochs": self.epochs,
+            "time_limit": self.time_limit,
             "training.patience": self.patience,
             "run.log_every": self.log_every,
             "run.checkpoint_minutes": self.checkpoint_minutes,

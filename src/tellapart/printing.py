@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-from tellapart import json_text, numerals, tables
+from tellapart import clock, json_text, numerals, tables
 from tellapart.errors import shown
 
 _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -55,6 +55,10 @@ def summary(result: Result) -> str:
         lines.append(f"  {_worth(result)}")
     else:
         lines.append("Trained on everything: there was no validation and no test split to measure.")
+    if result.time:
+        took, limit = result.time["seconds"], result.time["limit"]
+        why = f": {result.time['why']}" if result.time["why"] else ""
+        lines.append(f"Time     {numerals.duration(took)} of {clock.words(limit)}{why}")
     lines.append(f"Model    {result.artifact}")
     if (result.run / "report.html").exists():
         lines.append(f"Report   {result.run / 'report.html'}")

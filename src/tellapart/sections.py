@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from tellapart import references
+from tellapart import clock, references
 from tellapart.errors import SpecError, did_you_mean
 
 S = TypeVar("S", bound="Section")
@@ -58,11 +58,17 @@ class Words:
             )
 
 
+@dataclass(frozen=True)
+class Seconds(Range):
+    """Bounds of a number of seconds, which may also be written as a duration: 90s, 10m, 1h30m."""
+
+
 Fraction = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
+Duration = Annotated[float, Seconds(0)]
 
 
 # What other programs call the choices here: torch, torchvision, scikit-learn, Keras, Lightning; in small letters and
@@ -183,6 +189,8 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is Annotated:
         base, *extras = typing.get_args(hint)
+        if isinstance(value, str) and any(isinstance(extra, Seconds) for extra in extras):
+            value = clock.seconds(value, name)
         value = _coerce(value, base, name)
         for extra in extras:
             problem = extra.problem(value) if isinstance(extra, Range) else None
@@ -298,6 +306,16 @@ def named(changes: Mapping[str, Any], spec: Section) -> frozenset[str]:
             inner = flatten(inner)
         found |= {f"{head}.{name}" for name in named(inner, current)} if isinstance(inner, Mapping) else set()
     return frozenset(found)
+
+
+def durations(spec: Section) -> frozenset[str]:
+    """Return the names of the spec's own fields that are durations."""
+    hints = _hints(typing.cast(Any, type(spec)))
+    return frozenset(
+        name
+        for name, hint in hints.items()
+        if any(isinstance(extra, Seconds) for extra in getattr(hint, "__metadata__", ()))
+    )
 
 
 def choices(spec: Section) -> dict[str, tuple[str, ...]]:

@@ -21,6 +21,7 @@ from tellapart.errors import SpecError
 from tellapart.sections import (
     Count,
     CountOrZero,
+    Duration,
     Fraction,
     NonNegative,
     Positive,
@@ -338,7 +339,10 @@ class TrainingSpec(Section, prefix="training."):
     """How the weights are found."""
 
     epochs: CountOrZero = 0
-    """Passes over the training images; 0: chosen by the data."""
+    """Passes over the training images; 0: chosen by the data, or by the time limit."""
+    epoch_images: CountOrZero = 0
+    """Images between two validations: an epoch of the log takes the next so many of a pass; 0: all of them, unless a
+    time limit is too short for that."""
     batch_size: CountOrZero = 0
     """Images per optimizer step, over all processes and micro-batches; 0: chosen by image size."""
     accumulate: CountOrZero = 0
@@ -530,6 +534,9 @@ class Spec(Section):
     run: RunSpec = field(default_factory=RunSpec)
     seed: int = 0
     """Seed for everything random in training."""
+    time_limit: Duration = 0.0
+    """Time for the whole command, such as 90s, 10m or 1h30m; training is planned to end in it; 0: none, but where the
+    number of epochs is left open too and they would take longer than half an hour, that."""
 
 
 def graded(spec: Spec) -> DataSpec:

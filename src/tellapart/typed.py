@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from tellapart import references
+from tellapart import clock, references
 from tellapart.commands import FromSpec
-from tellapart.sections import choices
+from tellapart.sections import choices, durations
 from tellapart.spec import Spec, flatten, own_names, update
 
 T = TypeVar("T")
@@ -56,6 +56,21 @@ def trusted(argv: Sequence[str]) -> list[str]:
         else:
             left.append(word)
     return left
+
+
+def in_seconds(argv: Sequence[str]) -> list[str]:
+    """Write durations as seconds, which the parser reads: ``--time-limit 10m``. Raises SpecError."""
+    fields, words = durations(Spec()), list(argv)
+    for place, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or name not in fields:
+            continue
+        if equals:
+            words[place] = f"{flag}={clock.seconds(value, flag)!r}"
+        elif place + 1 < len(words) and not words[place + 1].startswith("--"):
+            words[place + 1] = repr(clock.seconds(words[place + 1], flag))
+    return words
 
 
 def check_code(args: Any, default: Any, argv: Sequence[str]) -> None:

@@ -82,6 +82,9 @@ class Recorder:
     def start(self, epochs: int, steps_per_epoch: int, first_step: int, ahead: Any) -> None:
         self.first_step = first_step
 
+    def plan(self, epochs: int, ahead: Any) -> None:
+        self.planned = epochs
+
     def message(self, text: str) -> None:
         self.messages.append(text)
 

@@ -198,6 +198,7 @@ def _fine_tuning(spec: Spec, card: Card, file: Path) -> Spec:
             "bias_lr": 0.0,
             "head_lr": 0.0,
             "early_epochs": 0,
+            "epoch_images": 0,
             "momentum": 0.9,
             "weight_decay": min(spec.training.weight_decay, 0.05),
             "schedule": "cosine",
@@ -209,6 +210,7 @@ def _fine_tuning(spec: Spec, card: Card, file: Path) -> Spec:
         },
         "speed": {"cuda_graphs": "off"},
         "run": {"dir": "", "report": True},
+        "time_limit": 0.0,
         "distill": {"teacher": str(file.resolve()), "fingerprint": "", "weight": 0.7, "temperature": 2.0},
     }
     if card.several:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tellapart import files, numerals, pages, runs
+from tellapart import clock, files, numerals, pages, runs
 from tellapart import spec as specs
 from tellapart.contract.card import label_mark
 from tellapart.errors import RunError
@@ -120,6 +120,8 @@ def _facts(run: RunFolder, figures: Measurement | None) -> list[tuple[str, str]]
         facts.append(("best epoch" if run.validated else "epochs", best))
     if run.seconds is not None:
         facts.append(("training time", numerals.duration(run.seconds)))
+    if isinstance(limit := run.field("time_limit"), (int, float)) and limit:
+        facts.append(("time limit", clock.words(limit)))
     if figures and figures.images_per_second is not None:
         facts.append(("images per second", numerals.rate(figures.images_per_second)))
     if figures and figures.latency_ms:

@@ -172,7 +172,7 @@ def _settle(module: nn.Module) -> None:
             child.eval()
 
 
-def staged_depth(epoch: int, epochs: int, unfreeze: Sequence[int], n_blocks: int) -> int:
+def staged_depth(epoch: float, epochs: int, unfreeze: Sequence[int], n_blocks: int) -> int:
     """Return how many blocks train in ``epoch`` (counted from 0) of staged fine-tuning.
 
     The blocks are taken in at most :data:`MOST_STAGES` stages: the head alone, then equal parts of the

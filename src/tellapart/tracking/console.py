@@ -125,6 +125,11 @@ class Console:
                 "bold",
             )
 
+    def plan(self, epochs: int, ahead: Ahead) -> None:
+        """Training will take another number of epochs than it was begun with."""
+        self._epochs = max(1, epochs)
+        self._remaining.plan(self._epochs, ahead)
+
     def passed(self, epoch: int, step_in_epoch: int) -> None:
         """Note that a step is done, whether it is shown or not: the remaining time is estimated from these moments."""
         self._remaining.step(time.monotonic(), epoch, step_in_epoch)

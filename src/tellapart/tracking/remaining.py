@@ -30,10 +30,14 @@ class EpochCost:
 
 @dataclass(frozen=True)
 class Ahead:
-    """What is known of a run in advance: the cost of each epoch, and a validation in steps of forward passes."""
+    """What is known of a run in advance: the cost of each epoch, and a validation in steps of forward passes.
+
+    ``total``: steps of the run, whose last epoch may be shorter; 0: whole epochs.
+    """
 
     costs: Sequence[EpochCost] = ()
     validation: float = 0.0
+    total: int = 0
 
 
 class Remaining:
@@ -42,13 +46,20 @@ class Remaining:
     def __init__(
         self, epochs: int, steps: int, now: float, first_step: int = 0, ahead: Ahead | None = None
     ) -> None:
-        ahead = ahead or Ahead()
-        self._steps, self._validation = steps, ahead.validation
-        self._costs = [*ahead.costs, *[EpochCost()] * epochs][:epochs]
+        self._steps = steps
+        self.plan(epochs, ahead or Ahead())
         self._taken: dict[EpochCost, collections.deque[tuple[float, int]]] = {}  # intervals: seconds, steps
         self._ends: dict[str, float] = {}  # seconds from an epoch's last step to its end, by kind
         self._warm: EpochCost | None = None  # the stage that has done its first step
         self._at, self._done = now, first_step
+
+    def plan(self, epochs: int, ahead: Ahead) -> None:
+        """Take another number of epochs, or other costs; what was measured stays."""
+        self._validation, self._total = ahead.validation, ahead.total or epochs * self._steps
+        self._costs = [*ahead.costs, *[EpochCost()] * epochs][:epochs]
+
+    def _steps_of(self, epoch: int) -> int:
+        return max(0, min(self._steps, self._total - epoch * self._steps))
 
     def _cost(self, epoch: int) -> EpochCost:
         return self._costs[min(epoch, len(self._costs) - 1)]
@@ -73,10 +84,16 @@ class Remaining:
         """Return the seconds until the epoch and until the last epoch is done; NaN if that is not known yet."""
         waited = now - self._at
         cost = self._cost(epoch)
-        this = (self._steps - step_in_epoch) * self._step_seconds(cost) + self._end_seconds(cost) - waited
+        this = (
+            max(0, self._steps_of(epoch) - step_in_epoch) * self._step_seconds(cost)
+            + self._end_seconds(cost)
+            - waited
+        )
         this = max(this, 0.0) if math.isfinite(this) else math.nan
-        later = self._costs[epoch + 1 :]
-        return this, this + sum(self._steps * self._step_seconds(c) + self._end_seconds(c) for c in later)
+        later = enumerate(self._costs[epoch + 1 :], epoch + 1)
+        return this, this + sum(
+            self._steps_of(e) * self._step_seconds(c) + self._end_seconds(c) for e, c in later
+        )
 
     def _pace(self, cost: EpochCost) -> float:
         """Return the measured seconds of a step, NaN if too few were measured."""

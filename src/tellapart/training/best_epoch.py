@@ -40,7 +40,7 @@ class BestEpoch(Callback):
                 f"The validation loss of epoch {progress.epoch + 1} is {scores['loss']}: this epoch's "
                 "weights cannot be chosen as the best."
             )
-        last = progress.epoch + 1 >= trainer.training.epochs
+        last = progress.epoch + 1 >= trainer.timeline.epochs
         if scores and not last and (why := self.chooser.stops(progress)):
             trainer.stop(why)
 

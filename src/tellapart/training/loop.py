@@ -9,6 +9,7 @@ callbacks do.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from tellapart import clock
 from tellapart.data.loader import RawBatch, batches
 from tellapart.devices import kernel_search, plain_kernels
 from tellapart.models import heads
-from tellapart.training import checkpoint, finite, reporting, sampling, stages
+from tellapart.training import checkpoint, finite, foreseen, reporting, sampling, stages
 from tellapart.training.best_epoch import BestEpoch
 from tellapart.training.callbacks import Callback, Callbacks
 from tellapart.training.distributed import Processes
@@ -40,7 +42,8 @@ class Trainer:
 
     For callbacks: ``progress`` is the state of the run, ``order`` the positions of the epoch's images, ``factor`` that
     of the learning rate, ``logging`` whether the step is logged, ``seen`` the images since the epoch began or was
-    resumed; ``stop`` ends training.
+    resumed, ``passes`` those of the plan that were done when it began, ``timeline`` where the run is in its plan and
+    where it ends; ``stop`` ends training, ``end_at`` moves its end.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Trainer:
         self.plan, self.processes, self.folder, self.report = plan, processes, folder, report
         self.spec, self.training, self.device = plan.spec, plan.spec.training, processes.device
         self.progress = Progress()
+        self.timeline, self.passes = plan.timeline, 0.0
         self.best: State | None = None  # weights of the epoch that is the best so far
         self.stage: stages.Stage | None = None
         self.way = plan.whole
@@ -65,6 +69,7 @@ class Trainer:
         self.log_every = self.spec.run.log_every or max(1, plan.steps_per_epoch // 10)
         self.order: sampling.Order = np.zeros(0, np.int64)
         self.factor, self.logging, self.seen = 1.0, False, 0
+        self.trained_at = 0.0  # when the epoch's last step was done, of `clock`
         self.best_epoch = BestEpoch(plan)
         self.callbacks = Callbacks([*plan.callbacks, Reporting(report), self.best_epoch, *callbacks])
         self._pace, self._saved_step = checkpoint.Pace(self.spec.run.checkpoint_minutes), -1
@@ -76,7 +81,7 @@ class Trainer:
             try:
                 self.callbacks("on_fit_start", self)
                 going = True
-                while going and self.progress.epoch < self.training.epochs and not self.progress.finished:
+                while going and self.progress.epoch < self.timeline.epochs and not self.progress.finished:
                     going = self._run_epoch()
                 self.callbacks("on_fit_end")
             except BaseException as error:
@@ -87,6 +92,15 @@ class Trainer:
     def stop(self, reason: str) -> None:
         """End training: this epoch is cut short after the current step, validated, and is the last one."""
         self.stopping = self.stopping or reason or "A callback asked to stop."
+
+    def end_at(self, total: int, since: int | None = None) -> None:
+        """Let training end after step ``total``: what is left of the plan is spread over the steps until then.
+
+        ``since``: the step from which on it is spread, now where None; 0: as if the end had been there from the start.
+        """
+        self.timeline = self.timeline.with_end(self.progress.step if since is None else since, total)
+        self.progress.ends = [list(pair) for pair in self.timeline.ends]
+        self.report.plan(self.timeline.epochs, foreseen.costs(self.plan, self.timeline))
 
     # One epoch
 
@@ -109,12 +123,19 @@ class Trainer:
 
     def begin_epoch(self) -> None:
         """Choose the epoch's images, what trains in it and on what; functions of the epoch, so resuming is exact."""
-        epoch = self.progress.epoch
+        epoch, plan = self.progress.epoch, self.plan
+        self.passes = self.timeline.passes(epoch * plan.steps_per_epoch)
         self.set_stage()
-        labels = self.plan.train.samples.labels
-        order = sampling.epoch_order(labels, self.training.sampling, self.spec.seed, epoch)
-        # One image less if it would be alone in the last batch: see `setup`.
-        self.order = order[: self.plan.images_per_epoch]
+        # A pass has one image less if it would be alone in the last batch: see `setup`.
+        size = plan.images_per_epoch
+        self.order = sampling.part_order(
+            plan.train.samples.labels,
+            self.training.sampling,
+            self.spec.seed,
+            epoch,
+            size,
+            plan.images_per_pass or size,
+        )
         self.running = RunningMetrics(
             self.device, self.plan.task.metrics, self.progress.sums, self.progress.window
         )
@@ -122,7 +143,7 @@ class Trainer:
 
     def set_stage(self) -> None:
         """Make the current epoch's stage: what freezes, what is computed on features, what wraps the network."""
-        plan, stage, before = self.plan, stages.stage_of(self.plan, self.progress.epoch), self.stage
+        plan, stage, before = self.plan, stages.stage_of(self.plan, self.passes), self.stage
         if stage == before:
             return
         if before and before.depth != stage.depth:
@@ -149,10 +170,11 @@ class Trainer:
         self.train_mode()
         started, before, self.seen = time.perf_counter(), progress.seconds, 0
         for index, batch in self._batches():
-            last = index + 1 == steps
-            self.factor = plan.schedule.factor(progress.step)
+            last = self._is_last(index, steps)
+            place = self.timeline.at(progress.step)
+            self.factor = plan.schedule.factor(place)
             self.logging = last or (index + 1) % self.log_every == 0
-            set_lr(plan.optimizer, self.training.lr, self.factor, progress.step)
+            set_lr(plan.optimizer, self.training.lr, self.factor, place)
             outcome = self._step(self.callbacks.before_step(batch))
             # A step's number is its place in the schedule: an epoch with fewer images skips numbers.
             progress.step = (
@@ -164,13 +186,20 @@ class Trainer:
             self.callbacks.after_step(outcome)
             if not self._go_on(last):
                 return False
-            if self._ending:
+            if self._ending or last:
                 break
         progress.sums, progress.window = self.running.read()
         finite.check_sums(self, progress.sums)
         # Only now has a GPU finished all queued work, so the time below is that of the whole epoch.
+        self.trained_at = clock.now()
         progress.seconds = before + time.perf_counter() - started
         return True
+
+    def _is_last(self, index: int, steps: int) -> bool:
+        """Return whether a step is the epoch's last: of ``steps``, or of the run if that ends within an epoch."""
+        progress, total = self.progress, self.timeline.total
+        within = total < (progress.epoch + 1) * self.plan.steps_per_epoch
+        return index + 1 == steps or (within and progress.step + 1 >= total)
 
     def _batches(self) -> Iterator[tuple[int, RawBatch]]:
         """Yield the rest of the epoch's (step in epoch, this process's slice of the batch)."""
@@ -182,7 +211,7 @@ class Trainer:
             progress.step_in_epoch,
             processes.rank,
             processes.world,
-            progress.epoch,
+            progress.epoch * self.plan.steps_per_epoch // self.plan.steps_per_pass,
             self.device,
         )
         while True:
@@ -238,7 +267,7 @@ class Trainer:
         if scores:
             plan.schedule.observe(progress.epoch, scores.get("loss", -progress.highest))
         self._agree_to_stop()
-        progress.finished = bool(self.stopping) or progress.epoch + 1 >= self.training.epochs
+        progress.finished = bool(self.stopping) or progress.epoch + 1 >= self.timeline.epochs
         self.callbacks("on_epoch_end", reporting.epoch_values(progress, means, scores))
         progress.next_epoch()
         if progress.finished or self.processes.from_first(self._pace.pays):
@@ -274,7 +303,7 @@ class Trainer:
                 progress.sums, progress.window = self.processes.total(self.running.read())
                 finite.check_sums(self, progress.sums)
             progress.micro = self.stepper.micro
-            progress.planned = [self.training.epochs, self.training.patience]
+            progress.planned = [self.training.epochs, self.training.patience, self.spec.time_limit]
             states = self.callbacks.state_dict()
             if self.processes.first:
                 checkpoint.save(self.folder, progress.step, content(self.plan, progress, self.best, states))
@@ -284,6 +313,7 @@ class Trainer:
     def restore(self, saved: dict[str, Any]) -> None:
         """Restore a checkpoint's state."""
         self.progress = take_up(self.plan, saved)
+        self.timeline = dataclasses.replace(self.plan.timeline, ends=self.progress.ends)
         self.best = saved["best"]
         self.stepper.micro = self.progress.micro
         self.callbacks.load_state_dict(callback_states(saved), self.report.warn)

@@ -130,7 +130,7 @@ def _own(spec: TrainingSpec, groups: list[Group]) -> torch.optim.Optimizer:
     return made
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float, factor: float, step: int = 0) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, factor: float, step: float = 0) -> None:
     """Set each group's learning rate to ``lr * factor * lr_scale``.
 
     A group of early parameters, which has ``early_steps``, falls linearly from ``lr * lr_scale`` at step 0 to 0 at that

@@ -35,7 +35,10 @@ class Progress:
     reference: float = -math.inf  # the figure that early stopping compares with
     reference_epoch: int = -1
     finished: bool = False
-    planned: list[int] = field(default_factory=list)  # epochs and patience as requested; empty: unknown
+    planned: list[float] = field(
+        default_factory=list
+    )  # epochs, patience and time limit as requested; empty: unknown
+    ends: list[list[int]] = field(default_factory=list)  # how the run's end was moved: see budget.Timeline
     seconds: float = 0.0  # of training in this epoch, over all sessions that trained it
     best_scores: dict[str, float] = field(default_factory=dict)
     # of the epoch: loss, the task's metrics, images; empty: zeros

@@ -36,6 +36,9 @@ class Reporter(Protocol):
     def start(self, epochs: int, steps_per_epoch: int, first_step: int, ahead: Ahead) -> None:
         """Training begins, or continues after ``first_step`` steps; ``ahead``: what the epochs will cost."""
 
+    def plan(self, epochs: int, ahead: Ahead) -> None:
+        """Training will take another number of epochs than it was begun with."""
+
     def message(self, text: str) -> None:
         """A piece of information."""
 
@@ -97,10 +100,9 @@ class Reporting(Callback):
     def on_fit_start(self, trainer: Trainer) -> None:
         """Say that training begins."""
         self.trainer = trainer
-        plan = trainer.plan
-        self.report.start(
-            trainer.training.epochs, plan.steps_per_epoch, trainer.progress.step, foreseen.costs(plan)
-        )
+        plan, timeline = trainer.plan, trainer.timeline
+        ahead = foreseen.costs(plan, timeline)
+        self.report.start(timeline.epochs, plan.steps_per_epoch, trainer.progress.step, ahead)
 
     def on_epoch_start(self, epoch: int) -> None:
         """Start the clock."""

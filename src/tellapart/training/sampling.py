@@ -39,6 +39,21 @@ def epoch_order(labels: npt.NDArray[np.int64], mode: str, seed: int, epoch: int)
     return _mode(mode)[0](_Classes(labels), rng)
 
 
+def part_order(
+    labels: npt.NDArray[np.int64], mode: str, seed: int, part: int, size: int, length: int | None = None
+) -> Order:
+    """Return the positions of the ``part``-th (from 0) ``size`` images of all passes one after the other, int64 [size].
+
+    A pass has the first ``length`` images (None: all) of its `epoch_order`, so each image gets its turn.
+    """
+    length = epoch_length(labels, mode) if length is None else length
+    first, last = part * size, (part + 1) * size
+    passes = range(first // length, (last - 1) // length + 1)
+    joined = np.concatenate([epoch_order(labels, mode, seed, number)[:length] for number in passes])
+    start = first - passes[0] * length
+    return joined[start : start + size]
+
+
 def epoch_length(labels: npt.NDArray[np.int64], mode: str) -> int:
     """Return how many images an epoch of ``epoch_order`` shows, without computing the order."""
     return _mode(mode)[1](_Classes(labels))

@@ -23,15 +23,16 @@ CYCLE_END = 1e-4
 # plateau, as torch's ReduceLROnPlateau: a loss counts as better if it is below the best by this fraction of it.
 PLATEAU_THRESHOLD = 1e-4
 
-# (epoch, steps since the warm-up's end) -> factor
-Shape = Callable[[int, int], float]
+# (epoch, steps since the warm-up's end, which may be between two) -> factor
+Shape = Callable[[int, float], float]
 
 
 class Schedule:
     """The factor by which ``training.lr`` is multiplied (and each group's lr_scale with it), 0 to about 1.
 
     ``factor(step)`` is for the step that is about to be taken; the first is 0. Steps past the end keep the
-    last value. The schedule and the warm-up are multiplied:
+    last value. Where a run's end was moved, its steps are at places between two of the schedule's (`budget.Timeline`).
+    The schedule and the warm-up are multiplied:
 
     - the warm-up rises linearly over ``warmup_epochs * steps_per_epoch`` steps W (rounded), from
       1 / (W + 1) at step 0 to 1 at step W;
@@ -61,9 +62,9 @@ class Schedule:
         assert make is not None or self._plateau is not None
         self._shape: Shape = self._plateau or make(spec, total - self.warmup)  # type: ignore[misc]
 
-    def factor(self, step: int) -> float:
+    def factor(self, step: float) -> float:
         """Return the factor for global step ``step`` (0 is the first)."""
-        value = self._shape(step // self._steps_per_epoch, max(step - self.warmup, 0))
+        value = self._shape(int(step // self._steps_per_epoch), max(step - self.warmup, 0))
         return value * (step + 1) / (self.warmup + 1) if step < self.warmup else value
 
     def observe(self, epoch: int, val_loss: float) -> None:
@@ -93,7 +94,7 @@ class _Plateau:
         self.gamma, self.patience, self.lowest = spec.gamma, spec.plateau_patience, spec.min_lr_factor
         self.value, self.best, self.waited, self.epoch = 1.0, math.inf, 0, -1
 
-    def __call__(self, epoch: int, progress: int) -> float:
+    def __call__(self, epoch: int, progress: float) -> float:
         return self.value
 
     def observe(self, epoch: int, loss: float) -> None:
@@ -140,7 +141,7 @@ def _cosine(spec: TrainingSpec, steps: int) -> Shape:
 def _one_cycle(spec: TrainingSpec, steps: int) -> Shape:
     top, last = CYCLE_RISE * steps - 1, steps - 1
 
-    def shape(epoch: int, progress: int) -> float:
+    def shape(epoch: int, progress: float) -> float:
         if progress <= top:
             return _between(CYCLE_START, 1.0, progress / top)
         return _between(1.0, CYCLE_START * CYCLE_END, (min(progress, last) - top) / (last - top))
@@ -158,8 +159,8 @@ def _own(spec: TrainingSpec, steps: int) -> Shape:
     name = spec.schedule
     function = references.load(name, "schedule", f"A run with the schedule {name}")
 
-    def shape(epoch: int, progress: int) -> float:
-        value = references.called(function, (), name, min(progress, steps - 1), steps)
+    def shape(epoch: int, progress: float) -> float:
+        value = references.called(function, (), name, min(int(progress), steps - 1), steps)
         if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
             raise SpecError(
                 f"The schedule {name} returns {value!r:.60} for step {progress} of {steps}; it must be the factor of "

@@ -19,7 +19,7 @@ from tellapart.devices import put, seed_device
 from tellapart.errors import SpecError
 from tellapart.models import heads, own_code, weights, zoo
 from tellapart.preprocess import normalise, resize
-from tellapart.spec import Spec
+from tellapart.spec import Spec, TrainingSpec
 from tellapart.training import optim, own_metrics, sampling
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
@@ -161,7 +161,7 @@ def plan(
         raise RuntimeError("the spec is not complete: call setup.complete before setup.plan")
     spec, device, training = prepared.spec, processes.device, prepared.spec.training
     model, layout = _placed(prepared, model, processes)
-    blocks, count = _blocks(spec, model), _images_per_epoch(prepared, model)
+    blocks, count = _blocks(spec, model), _images_per_pass(prepared, model)
     steps = -(-count // training.batch_size)
     augment = prepared.augment.in_order(layout.channels_last)
     _check(prepared, model)
@@ -176,7 +176,8 @@ def plan(
         schedule=Schedule(training, steps, training.epochs),
         train=resident(prepared.train, spec, device),
         validate=_validation(prepared, processes, layout.channels_last, task),
-        images_per_epoch=count,
+        images_per_epoch=_images_per_epoch(training, count),
+        images_per_pass=count,
         ema=Ema(model, training.ema) if training.ema else None,
         scaler=torch.amp.GradScaler(device.type) if training.precision == "fp16" else None,
         plain_kernels=layout.plain_kernels,
@@ -224,8 +225,15 @@ def _blocks(spec: Spec, model: torch.nn.Module) -> list[list[str]]:
     return blocks
 
 
-def _images_per_epoch(prepared: RunData, model: torch.nn.Module) -> int:
-    """Return the images of an epoch.
+def _images_per_epoch(training: TrainingSpec, of_pass: int) -> int:
+    """Return the images of an epoch: a pass, or those asked for, in whole batches."""
+    size = training.batch_size
+    asked = -(-training.epoch_images // size) * size
+    return asked if 0 < asked < of_pass else of_pass
+
+
+def _images_per_pass(prepared: RunData, model: torch.nn.Module) -> int:
+    """Return the images of a pass.
 
     A batch norm learns nothing from one image, or refuses it: if the last batch would be a single image, one image is
     left out, another in each epoch.

@@ -1,6 +1,7 @@
 """Stages of training: which parameters train in an epoch, on what, and what wraps the network.
 
-An epoch's stage follows from the epoch alone, so that resuming is exact. Knows nothing of steps.
+A stage follows from how many passes of the plan are done (the epoch, if nothing moves the run's end), so that resuming
+is exact. Knows nothing of steps.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Stage:
     frozen: tuple[str, ...]
 
 
-def depth_at(spec: Spec, epoch: int, blocks: int) -> int:
+def depth_at(spec: Spec, epoch: float, blocks: int) -> int:
     """Return how many of the blocks train in ``epoch`` (from 0), counted from the head."""
     if spec.model.finetune == "head":
         return 1
@@ -36,13 +37,13 @@ def depth_at(spec: Spec, epoch: int, blocks: int) -> int:
     return blocks
 
 
-def frozen_at(spec: Spec, epoch: int) -> int:
+def frozen_at(spec: Spec, epoch: float) -> int:
     """Return how many of the first blocks have stopped training in ``epoch``."""
     late = epoch >= math.ceil(spec.model.freeze_from * spec.training.epochs)
     return spec.model.freeze_blocks if late else 0
 
 
-def stage_of(plan: Plan, epoch: int) -> Stage:
+def stage_of(plan: Plan, epoch: float) -> Stage:
     """Return the stage that ``epoch`` (from 0) belongs to."""
     spec, blocks = plan.spec, plan.blocks
     names = heads.early_names(plan.model) if epoch >= spec.training.early_epochs else ()

@@ -20,6 +20,7 @@ from tellapart.data.loader import ImageSet, RawBatch
 from tellapart.devices import AMP_DTYPES, halved, is_out_of_memory, release, seed_device
 from tellapart.errors import TrainingError
 from tellapart.spec import Spec
+from tellapart.training.budget import Timeline
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
 from tellapart.training.methods.ema import Ema
@@ -65,6 +66,7 @@ class Plan:
     train: ImageSet
     validate: Callable[[torch.nn.Module], dict[str, float]] | None
     images_per_epoch: int
+    images_per_pass: int = 0  # 0: as an epoch
     ema: Ema | None = None
     scaler: torch.amp.GradScaler | None = None
     plain_kernels: bool = False
@@ -85,6 +87,17 @@ class Plan:
     def steps_per_epoch(self) -> int:
         """Steps of the optimizer; the last may have fewer images."""
         return -(-self.images_per_epoch // self.spec.training.batch_size)
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps for all training images, for which an epoch of fewer images takes several epochs."""
+        return -(-(self.images_per_pass or self.images_per_epoch) // self.spec.training.batch_size)
+
+    @property
+    def timeline(self) -> Timeline:
+        """The steps of the run as planned, before anything moves its end."""
+        passes = self.spec.training.epochs
+        return Timeline(passes * self.steps_per_pass, self.steps_per_pass, self.steps_per_epoch)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tellapart.training.loop import Trainer
 from tellapart.training.optim import current_lr
 
 MAY_CHANGE = (
+    "time_limit",
     "training.epochs",
     "training.patience",
     "run.log_every",
@@ -97,17 +98,23 @@ def take_up(trainer: Trainer, folder: Path) -> str:
         earlier = _earlier(folder)
         spec = runs.read_spec(earlier[-1][1]) if earlier else trainer.spec
         planned = [spec.training.epochs, spec.training.patience]
-    now = [training.epochs, training.patience]
-    if planned == now or progress.epoch >= training.epochs:
+    now = [training.epochs, training.patience, trainer.spec.time_limit]
+    planned = [*planned, *now[len(planned) :]]
+    if planned[0] != now[0]:
+        trainer.end_at(trainer.timeline.nominal, since=0)
+    longer = now[2] > planned[2] > 0  # what that means, the limit's keeper says
+    if planned == now or (progress.epoch >= trainer.timeline.epochs and not longer):
         return ""
     if progress.finished:
         progress.finished, progress.stale = False, 0
     if planned[0] == now[0]:
+        if planned[1] == now[1]:
+            return ""
         return f"Continues after epoch {progress.epoch} with training.patience {training.patience}."
     schedule, lr = trainer.plan.schedule, training.lr
-    steps = trainer.plan.steps_per_epoch * training.epochs
     rates = [current_lr(trainer.plan.optimizer)]
-    rates += [lr * schedule.factor(step) for step in (progress.step, steps - 1)]
+    places = (progress.step, trainer.timeline.total - 1)
+    rates += [lr * schedule.factor(trainer.timeline.at(step)) for step in places]
     last, following, end = (numerals.number(rate) for rate in rates)
     return (
         f"Continues to epoch {training.epochs} (before: {planned[0]}; {progress.epoch} are done). From here on the "

@@ -25,6 +25,8 @@ from tellapart.training.resolution import Resolution
 from tellapart.training.resolution.inputs import views
 from tellapart.training.speed import autotune, features
 from tellapart.training.step import Plan
+from tellapart.training.time_plan import Timing
+from tellapart.training.timekeeper import TimeKeeper
 from tellapart.workflow import given as giving
 from tellapart.workflow.telling import warn_of_leaks
 
@@ -72,10 +74,17 @@ def prepare(wanted: Spec | Resolution, samples: Samples, console: Console) -> se
     return prepared
 
 
-def make_plan(prepared: setup.RunData, procs: Processes, console: Console) -> Ready:
+def make_plan(
+    prepared: setup.RunData,
+    procs: Processes,
+    console: Console,
+    began: float | None = None,
+    resumed: bool = False,
+) -> Ready:
     """Build what will be trained; everything that can be wrong in the spec is found here, before any file is written.
 
-    What the result has as ``prepared`` leaves nothing open.
+    What the result has as ``prepared`` leaves nothing open. ``began``: when the run's time limit began to count; None:
+    it has none. ``resumed``: see `Timing`.
     """
     if prepared.spec.training.threads:
         torch.set_num_threads(prepared.spec.training.threads)
@@ -103,7 +112,12 @@ def make_plan(prepared: setup.RunData, procs: Processes, console: Console) -> Re
         },
         views=views(prepared.spec.input),
     )
+    timing = None if began is None else Timing(model, procs, began, resumed)
+    prepared = timing.fit(prepared) if timing else prepared
     prepared = autotune.choose(prepared, model, procs)
+    prepared = timing.fit_again(prepared) if timing else prepared
     plan = setup.plan(prepared, model, procs)
     features.offer(plan, prepared, procs, console)
+    if timing and timing.budget:
+        plan.callbacks.append(TimeKeeper(timing.budget))
     return Ready(prepared, plan, card)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tellapart.training import progress as progressing
 from tellapart.training.callbacks import Callback
 from tellapart.training.resolution import Choice, Resolution, checks
 from tellapart.training.speed.profile import Profile
+from tellapart.training.timekeeper import taken
 from tellapart.workflow import extending, place, run_files
 from tellapart.workflow import given as giving
 from tellapart.workflow.asked import Again, Asked, Telling
@@ -41,6 +42,9 @@ class Result:
     metrics: Mapping[str, Any]
     interrupted: bool = False
     signal: int = 0  # that interrupted it
+    time: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # seconds, limit and why it ended earlier, with a time limit
 
     def _repr_html_(self) -> str:
         """Return the HTML that a notebook shows."""
@@ -133,8 +137,15 @@ class New:
 
     @property
     def given(self) -> frozenset[str] | None:
-        """The fields that keep their values: of one of several, all that was chosen for them together."""
-        return frozenset(flatten(self.spec)) if self.several else self.asked.given
+        """The fields that keep their values: of one of several, all that was chosen for them together.
+
+        A limit of time decides the epochs of each.
+        """
+        if not self.several:
+            return self.asked.given
+        values, chosen = flatten(self.spec), {choice.field for choice in self.chosen}
+        by_time = ("training.epochs", "training.epoch_images") if self.spec.time_limit else ()
+        return frozenset(values) - {name for name in by_time if name in chosen or not values[name]}
 
     @property
     def callbacks(self) -> tuple[Callback, ...]:
@@ -146,7 +157,8 @@ def begin(new: New, where: Place) -> Result:
     """Train a new run, whose folder is made when its spec is found good."""
     console = where.console
     wanted = Resolution(new.spec, given=new.given)
-    ready = make_plan(where.in_turn(lambda: prepare(wanted, new.samples, console)), where.procs, console)
+    prepared = where.in_turn(lambda: prepare(wanted, new.samples, console))
+    ready = make_plan(prepared, where.procs, console, where.began)
     prepared, plan = ready.prepared, ready.plan
     facts = ineffective.facts(plan, prepared.contract.channels, where.procs.world)
     for text in ineffective.without_effect(new.asked.ours, plan.spec, facts) + ineffective.never(
@@ -195,7 +207,7 @@ def resume_run(run: str | os.PathLike[str], again: Again, several: bool = False)
         extending.check(before, spec, content)
         if content is None:
             console.message(f"{folder} has no checkpoint yet: training starts at the beginning.")
-        ready = make_plan(prepared, procs, console)
+        ready = make_plan(prepared, procs, console, where.began, resumed=True)
         if procs.first and begun and spec != before:
             extending.write(folder, spec)
         whole = folder.parent if several else folder
@@ -259,7 +271,7 @@ def _run(
         _save(folder, trainer, card)
         known = {"val": trainer.way.known}
         split, figures = finish(folder, ready.prepared, card, progress, console, tracker, procs.device, known)
-        return Result(folder, folder / artifact.FILE_NAME, split, figures)
+        return Result(folder, folder / artifact.FILE_NAME, split, figures, time=taken(plan.callbacks))
     finally:
         tracker.close()
 

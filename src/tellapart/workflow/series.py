@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tellapart import artifact, runs
+from tellapart import artifact, clock, numerals, runs
 from tellapart.data.samples import Samples, listed_hashes
 from tellapart.data.sources import opening
 from tellapart.data.sources.listing import many
@@ -201,7 +201,8 @@ class _Kind:
         return [f"seed-{seed + number}" for number in range(self.count)]
 
     def spec(self, spec: Spec, number: int) -> Spec:
-        """Return the spec of a run, ``number`` from 0."""
+        """Return the spec of a run, ``number`` from 0; each has an equal share of a limit of time."""
+        spec = update(spec, {"time_limit": spec.time_limit / self.count})
         if self.name == "folds":
             return update(spec, {"data.fold": f"{number + 1}/{self.count}"})
         return update(spec, {"seed": spec.seed + number})
@@ -265,6 +266,10 @@ class _Work:
 
     def _run(self) -> Series:
         samples: Samples | None = None
+        began = self.where.began
+        if limit := self.spec.time_limit / self.kind.count:
+            each = numerals.duration(limit)
+            self.where.console.message(f"Each of the {self.kind.count} runs has {each} of the time limit.")
         for number, name in enumerate(self.kind.runs(self.spec.seed)):
             if any(entry.get("run") == name for entry in self.finished):
                 continue
@@ -273,7 +278,7 @@ class _Work:
                 result = resume_run(self.folder / name, self.again, several=True)
             else:
                 samples = self.where.in_turn(functools.partial(self._samples, number, samples))
-                result = self._begin(number, name, samples)
+                result = self._begin(number, name, samples, began)
             self.folder = result.run.parent
             if result.interrupted:
                 return self._series(result)
@@ -281,6 +286,7 @@ class _Work:
                 self.finished.append(self._entry(name, number, result))
                 self._write()
             self.where.procs.wait()
+            began = clock.now()
         return self._series(None)
 
     def _word(self, number: int) -> str:
@@ -306,7 +312,7 @@ class _Work:
         resolved = Resolution(self.spec, given=self.asked.given).by_data(facts.of_data(self.spec, samples))
         self.spec, self.chosen = resolved.spec, resolved.choices
 
-    def _begin(self, number: int, name: str, samples: Samples) -> Result:
+    def _begin(self, number: int, name: str, samples: Samples, began: float) -> Result:
         first, spec = self.folder is None, self.kind.spec(self.spec, number)
         with contextlib.ExitStack() as stack:
             console = stack.enter_context(self.where.console.another())
@@ -317,7 +323,7 @@ class _Work:
                 return stack.enter_context(runs.Claim(str(self.folder / name))).make(model)
 
             new = New(self.asked, spec, samples, self.chosen, several=True, first=first)
-            return begin(new, Place(self.where.procs, console, make if self.where.first else None))
+            return begin(new, Place(self.where.procs, console, make if self.where.first else None, began))
 
     def _made(self, model: str) -> Path:
         """Make the common folder, with all that going on needs."""

@@ -37,6 +37,10 @@ class RunReporter:
         """Start the console."""
         self.console.start(epochs, steps_per_epoch, first_step, ahead)
 
+    def plan(self, epochs: int, ahead: Ahead) -> None:
+        """Tell the console."""
+        self.console.plan(epochs, ahead)
+
     def message(self, text: str) -> None:
         """Show a message."""
         self.console.message(text)

@@ -95,7 +95,7 @@ class InfoBatch(Callback):
 
     def on_epoch_start(self, epoch: int) -> None:
         """Leave out images of the epoch's order."""
-        self.trainer.order = self.order(self.trainer.order, epoch)
+        self.trainer.order = self.order(self.trainer.order, epoch, self.trainer.passes)
 
     def before_step(self, batch: RawBatch) -> RawBatch:
         """Return the batch with its images' weights in the loss."""
@@ -113,11 +113,15 @@ class InfoBatch(Callback):
 
     # The method
 
-    def order(self, order: Order, epoch: int) -> Order:
-        """Return what is read of an epoch's ``order`` of all images, and set ``weights``."""
+    def order(self, order: Order, epoch: int, passes: float | None = None) -> Order:
+        """Return what is read of an epoch's ``order`` of all images, and set ``weights``.
+
+        ``passes``: how many of the plan are done; None: as many as epochs.
+        """
+        passes = epoch if passes is None else passes
         spec = self.spec
         begins, ends = spec.prune_from * spec.epochs, spec.prune_until * spec.epochs
-        if begins <= epoch < ends:
+        if begins <= passes < ends:
             self.weights = choose(self.scores, spec.prune, self.seed, epoch)
         else:
             self.weights = np.ones_like(self.scores)

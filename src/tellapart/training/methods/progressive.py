@@ -25,7 +25,7 @@ SMALL_STEP = 4  # the same for small images
 SMALL_SIDE = 96
 
 
-def size_at(epoch: int, spec: TrainingSpec, full: Size) -> Size:
+def size_at(epoch: float, spec: TrainingSpec, full: Size) -> Size:
     """Return the size of the training images in ``epoch`` (0 is the first), in pixels.
 
     From ``start_size`` the short side rises linearly to that of ``full`` at the fraction ``size_epochs`` of all epochs,
@@ -94,7 +94,7 @@ class ProgressiveSize(Callback):
 
     def on_epoch_start(self, epoch: int) -> None:
         """Set the size, and log a change."""
-        before, self.now = self.now, size_at(epoch, self.spec, self.full.contract.size)
+        before, self.now = self.now, size_at(self.trainer.passes, self.spec, self.full.contract.size)
         setattr(self.trainer.plan.task, "augment", self.full.at_size(self.now))  # noqa: B010 - of such tasks alone
         if self.now != before:
             self.trainer.report.message(f"Epoch {epoch + 1}: training images of {words(self.now)} pixels.")

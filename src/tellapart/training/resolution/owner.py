@@ -90,6 +90,11 @@ class Resolution:
         now = now._with(rules.of_speed(now.spec, device))
         return now._at(Stage.SPEED)  # the device's facts contain the network, and are not kept
 
+    def by_time(self, choices: Iterable[Choice]) -> Resolution:
+        """Choose the length of the run by what was measured; before or after `by_speed`."""
+        self._follows(Stage.PIXELS, Stage.SPEED)
+        return self._with(choices)
+
     def asking(self, changes: Mapping[str, Any]) -> Resolution:
         """Return the same with other values in fields that no choice so far depends on, such as ``training.epochs``."""
         return dataclasses.replace(self, spec=update(self.spec, changes))
@@ -104,8 +109,10 @@ class Resolution:
         new = tuple(choice for choice in choices if before[choice.field] != choice.value)
         if not new:
             return self
-        spec = update(self.spec, {choice.field: choice.value for choice in new})
-        return dataclasses.replace(self, spec=spec, choices=(*self.choices, *new))
+        changes = {choice.field: choice.value for choice in new}
+        spec = update(self.spec, changes)
+        old = (choice for choice in self.choices if choice.field not in changes)
+        return dataclasses.replace(self, spec=spec, choices=(*old, *new))
 
     def _at(self, stage: Stage, **known: Any) -> Resolution:
         return dataclasses.replace(self, stage=stage, facts=dataclasses.replace(self.facts, **known))

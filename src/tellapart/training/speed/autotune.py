@@ -112,16 +112,35 @@ def _is_long(prepared: setup.RunData, model: torch.nn.Module, processes: Process
 
     Counting operations says little about time: those of depthwise convolutions take many times as long as others.
     """
+    pace = _pace(prepared, model, processes)
+    # None: not enough memory for the whole batch
+    return pace is None or pace * _images(prepared) / processes.world >= LEAST_SECONDS
+
+
+def _pace(prepared: setup.RunData, model: torch.nn.Module, processes: Processes) -> float | None:
+    """Return the seconds for an image of a step, from the tuning cache or measured; None without memory for it."""
     memory = tuning_cache.TuningCache(prepared.spec.data, _key(prepared, processes))
     known = memory.read("pace") or {}
     pace = known.get("seconds")
-    if not isinstance(pace, float) or not pace > 0:
-        with _Bench(prepared, model, processes) as bench:
-            pace = bench.pace(_images(prepared) / processes.world)
-        if pace is None:  # not enough memory for the whole batch
-            return True
+    if isinstance(pace, float) and pace > 0:
+        return pace
+    with _Bench(prepared, model, processes) as bench:
+        pace = bench.pace(_images(prepared) / processes.world)
+    if pace is not None:
         memory.write("pace", {"seconds": pace})
-    return pace * _images(prepared) / processes.world >= LEAST_SECONDS
+    return pace
+
+
+def seconds(prepared: setup.RunData, model: torch.nn.Module, processes: Processes) -> float:
+    """Return roughly how long the run's steps will take, without autotuning; 0 if plainly not long.
+
+    For the first process; nothing is measured of a run that is short by its numbers.
+    """
+    if not prepared.spec.speed.probe or features.expected(prepared.spec):
+        return 0.0
+    if not _may_be_long(prepared, model, processes.device):
+        return 0.0
+    return (_pace(prepared, model, processes) or 0.0) * _images(prepared) / processes.world
 
 
 def _images(prepared: setup.RunData) -> int:
@@ -259,7 +278,7 @@ class _Bench:
 
     def __enter__(self) -> _Bench:
         self._restore = contextlib.ExitStack()
-        self._restore.enter_context(_random_state_kept(self.device))
+        self._restore.enter_context(random_state_kept(self.device))
         plan = self._plan()
         self.task, self.network = plan.task.train(), plan.model
         order = sampling.epoch_order(
@@ -360,7 +379,8 @@ class _Bench:
 
 
 @contextlib.contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """While entered, random numbers are drawn from copies of the generators' states."""
     with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
         yield
 

@@ -61,7 +61,7 @@ class Profile(Callback):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Begin: plan the steps to be timed by how many are left."""
-        left = trainer.plan.steps_per_epoch * trainer.training.epochs - trainer.progress.step
+        left = trainer.timeline.total - trainer.progress.step
         self._warm_up = min(WARM_UP, left // 5)
         self._traced = min(TRACED, max(1, left // 5))
         self._timed = min(TIMED, max(1, left - self._warm_up - self._traced))
@@ -148,7 +148,7 @@ class Profile(Callback):
         """Return whether the traced steps are within one epoch (or the epochs are too short for that)."""
         steps = self._trainer.plan.steps_per_epoch
         left = steps - self._trainer.progress.step_in_epoch
-        last = self._trainer.progress.epoch + 1 >= self._trainer.training.epochs
+        last = self._trainer.progress.epoch + 1 >= self._trainer.timeline.epochs
         return left >= self._traced or steps < self._traced or last
 
     def _begin_trace(self) -> None:
