@@ -24,6 +24,7 @@ def costs(plan: Plan) -> Ahead:
         features = depth == 1 and plan.on_features is not None
         part = max(0.0, depth - stages.frozen_at(spec, epoch)) / count
         area = math.prod(sides(progressive.size_at(epoch, spec.training, full))) / math.prod(sides(full))
-        found.append(EpochCost("features" if features else "images", (1 + 2 * part) * area))
+        kind = "fitted" if stages.fitted_at(spec, epoch) else "features" if features else "images"
+        found.append(EpochCost(kind, (1 + 2 * part) * area))
     images = 0 if plan.val_counts is None else int(plan.val_counts.sum())
     return Ahead(tuple(found), images / spec.training.batch_size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from tellapart.training.progress import Progress, State, callback_states, conten
 from tellapart.training.reporting import Reporter, Reporting
 from tellapart.training.running import RunningMetrics
 from tellapart.training.speed.compiled import Graphs
-from tellapart.training.step import Outcome, Plan, Stepper
+from tellapart.training.step import Fit, Outcome, Plan, Stepper
 
 # Steps after which several processes agree on stopping or saving: an exchange in every step would slow them down.
 _AGREE_EVERY = 20
@@ -97,7 +97,7 @@ class Trainer:
             plain_kernels(self.plan.plain_kernels, self.training.threads or 1),
             kernel_search(self.plan.search),
         ):
-            if not self._train_epoch():
+            if not (self._fit_epoch(self.way.fit) if self.way.fit else self._train_epoch()):
                 return False
         self._end_epoch()
         # A signal in an epoch's last step takes effect here, after validation: the next epoch is what is resumed.
@@ -170,6 +170,22 @@ class Trainer:
         finite.check_sums(self, progress.sums)
         # Only now has a GPU finished all queued work, so the time below is that of the whole epoch.
         progress.seconds = before + time.perf_counter() - started
+        return True
+
+    def _fit_epoch(self, fit: Callable[[], Fit]) -> bool:
+        """Let a solver do what the epoch's steps would; return True. What is asked for meanwhile waits for its end."""
+        progress, plan = self.progress, self.plan
+        started = time.perf_counter()
+        done = fit()
+        self.processes.share(plan.model.parameters())
+        if plan.ema:
+            plan.ema.restart(plan.model)
+        if self.processes.first:
+            self.running.add(done.loss, done.metrics, done.images)
+            self.report.message(f"Epoch {progress.epoch + 1}: {done.text}.")
+        progress.step = (progress.epoch + 1) * plan.steps_per_epoch
+        progress.sums, progress.window = self.running.read()
+        progress.seconds = time.perf_counter() - started
         return True
 
     def _batches(self) -> Iterator[tuple[int, RawBatch]]:

@@ -20,7 +20,7 @@ from tellapart.errors import SpecError
 from tellapart.models import heads, own_code, weights, zoo
 from tellapart.preprocess import normalise, resize
 from tellapart.spec import Spec
-from tellapart.training import optim, own_metrics, sampling
+from tellapart.training import optim, own_metrics, sampling, stages
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
 from tellapart.training.losses import build_loss
@@ -173,7 +173,7 @@ def plan(
         blocks=blocks,
         task=task,
         optimizer=_optimizer(prepared, model, blocks, task, steps),
-        schedule=Schedule(training, steps, training.epochs),
+        schedule=Schedule(training, steps, training.epochs, steps if stages.fitted_at(spec, 0) else 0),
         train=resident(prepared.train, spec, device),
         validate=_validation(prepared, processes, layout.channels_last, task),
         images_per_epoch=count,

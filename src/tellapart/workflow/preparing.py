@@ -103,6 +103,7 @@ def make_plan(prepared: setup.RunData, procs: Processes, console: Console) -> Re
         },
         views=views(prepared.spec.input),
     )
+    prepared = features.able(prepared, model)
     prepared = autotune.choose(prepared, model, procs)
     plan = setup.plan(prepared, model, procs)
     features.offer(plan, prepared, procs, console)
