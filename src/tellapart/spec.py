@@ -311,6 +311,8 @@ class ModelSpec(Section, prefix="model."):
     head: Literal["auto", "gradient", "fitted"] = "auto"
     """fitted: the first epoch fits the head to features by a solver, its weight decay chosen on validation; gradient:
     by the optimizer's steps; auto: fitted with weights where optimizer, rate and epochs are left open too."""
+    norms: Literal["auto", "train", "keep"] = "auto"
+    """Batch norms' running statistics: keep those of the weights, or train them; auto: keep after a fitted head."""
     unfreeze: tuple[int, ...] = ()
     """staged: epochs (from 0) that each unfreeze the next of up to 6 stages; empty: spread over the first half."""
     freeze_blocks: CountOrZero = 0

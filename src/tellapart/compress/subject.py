@@ -187,6 +187,7 @@ def _fine_tuning(spec: Spec, card: Card, file: Path) -> Spec:
             "weights": str(file.resolve()),
             "finetune": "full",
             "head": "gradient",
+            "norms": "train",
             "freeze_blocks": 0,
             "layer_decay": 1.0 if spec.model.head == "fitted" else spec.model.layer_decay,
             "dropout": architecture.dropout,

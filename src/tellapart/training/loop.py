@@ -139,7 +139,7 @@ class Trainer:
 
     def train_mode(self) -> None:
         """Put what trains in training mode, and what is frozen in evaluation mode."""
-        heads.train_mode(self.way.model)
+        heads.train_mode(self.way.model, self.spec.model.norms == "keep")
         self.plan.task.train()
 
     def _train_epoch(self) -> bool:

@@ -214,7 +214,7 @@ class _Maker:
         return Way(self.split.head, train, OnFeatures(plan.task, self.views), validate, known)
 
     def fitting(self) -> Way:
-        """Return the way of an epoch in which a solver fits the head; training images are prepared as for evaluation."""
+        """Return the way of an epoch in which a solver fits the head, on training images as evaluation sees them."""
         plan, prepared = self.plan, self.prepared
         digest = self.split.digest()
         large = self.augment.needs_large_source
