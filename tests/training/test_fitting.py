@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from tellapart.augment import resolve
 from tellapart.errors import SpecError
-from tellapart.spec import TrainingSpec, update
+from tellapart.spec import Spec, TrainingSpec, update
 from tellapart.training import checkpoint
 from tellapart.training.choosing import Chooser, surpasses
 from tellapart.training.distributed import Processes
+from tellapart.training.ineffective import Facts, without_effect
 from tellapart.training.progress import Progress
 from tellapart.training.schedule import Schedule
 from tellapart.training.speed import features
@@ -257,3 +259,26 @@ def test_several_labels(build: Callable[..., Any], changes: dict[str, Any], samp
     features.offer(bench.plan, bench.prepared, Processes(0, 1, torch.device("cpu")), Screen())
     assert bench.trainer.run().finished
     assert bench.recorder.epochs[0][1]["val/mAP"] > 0.6
+
+
+QUICKLY: dict[str, Any] = {"model.head": "fitted", "model.finetune": "head", "training.epochs": 1}
+FACTS = Facts(validation=True, counts=(30, 20, 10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "why"),
+    [
+        ({**QUICKLY, "training.lr": 0.1}, "training.lr", "a solver fits the head"),
+        ({**QUICKLY, "training.ema": 0.9}, "training.ema", "a solver fits the head"),
+        ({**QUICKLY, "augment.hflip": 0.3}, "augment.hflip", "a solver fits the head"),
+        ({"model.head": "gradient", "effort": "quick"}, "effort", "left open"),
+    ],
+)
+def test_says_what_has_no_effect_on_a_fitted_head(changes: dict[str, Any], name: str, why: str) -> None:
+    spec = update(Spec(), changes)
+    size = {"input.size": 32, "augment": dataclasses.asdict(resolve(spec.augment, 32))}
+    (text,) = without_effect([name], update(spec, size), FACTS)
+    assert text.startswith(f"{name} has no effect")
+    assert why in text
+    others = {**changes, "model.head": "fitted", "model.finetune": "full", "training.epochs": 3}
+    assert without_effect([name], update(update(Spec(), others), size), FACTS) == []

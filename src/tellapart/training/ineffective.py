@@ -197,6 +197,7 @@ RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
     (tuple(f"training.{field}" for field in _STEPS), _FITTED),
     (_CHANGES, _FITTED),
     (("effort",), _NO_EFFORT),
+    (("model.norms",), _when(lambda _, f: not f.batch_norm, "the network has no batch norm")),
     (("augment.crop_padding",), _one_of("augment", "crop", "pad")),
     (("augment.crop_scale", "augment.crop_ratio"), _one_of("augment", "crop", "resized")),
     (

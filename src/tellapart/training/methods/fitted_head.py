@@ -28,7 +28,8 @@ DECAYS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 CHUNK = 8192  # images whose logits are in memory at once
 FOLDS = 5
 FEW = 1000  # validation images below which the folds have a say too
-PATH_IMAGES = 10_000  # that the weight decay is chosen on; the last fits have all
+PATH_IMAGES = 10_000  # that the weight decay is chosen on, at most; the last fits have all
+PATH_WORK = 200_000_000  # images x features x classes of a fit on the path; but at least 2,000 images, and ten a class
 _WORSE = 2  # weight decays in a row that are worse than the best so far, after which no weaker ones are tried
 _STEPS, _TOLERANCE = 100, 1e-5
 
@@ -169,11 +170,12 @@ def fit(
 
     Chosen by the loss on ``val``; with fewer than FEW of these, the losses on the images left out of FOLDS folds of
     ``train`` are added (a handful of images would choose by chance), and without any they decide alone. With more than
-    PATH_IMAGES training images the choice is made on so many of them, and then continued on all towards weaker decays,
-    which more images allow.
+    PATH_IMAGES training images (fewer with many classes) the choice is made on so many of them, and then continued on
+    all towards weaker decays, which more images allow.
     """
     rows = np.random.Generator(np.random.PCG64(seed)).permutation(len(train)).astype(np.int64)
-    part = train if len(train) <= PATH_IMAGES else train.select(np.sort(rows[:PATH_IMAGES]))
+    most = _path_images(train.features.shape[1], classes)
+    part = train if len(train) <= most else train.select(np.sort(rows[:most]))
     judges: list[_Judge] = []
     if val is not None and len(val):
         judges.append(_Judge(Problem(part, classes, losses, bias), val, losses))
@@ -190,6 +192,11 @@ def fit(
         best, _ = _descend([last], DECAYS[place:])
         return Fitted(last.layers[best], DECAYS[place + best], tried, words)
     return Fitted(problem.solve(DECAYS[place]), DECAYS[place], tried, words)
+
+
+def _path_images(features: int, classes: int) -> int:
+    """Return how many images the weight decay is chosen on, at most."""
+    return min(PATH_IMAGES, max(PATH_WORK // (features * classes), 2000, 10 * classes))
 
 
 def _words(val: int, judges: int) -> str:
