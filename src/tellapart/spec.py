@@ -309,6 +309,11 @@ class ModelSpec(Section, prefix="model."):
     """none, pretrained, a tag, efficientnet-lite0, a file, or an earlier run; auto: only with name auto."""
     finetune: Literal["auto", "full", "head", "staged"] = "auto"
     """With weights: train all layers, only the new head, or the head first and deeper blocks later."""
+    head: Literal["auto", "gradient", "fitted"] = "auto"
+    """fitted: the first epoch fits the head to features by a solver, its weight decay chosen on validation; gradient:
+    by the optimizer's steps; auto: fitted with weights where optimizer, rate and epochs are left open too."""
+    norms: Literal["auto", "train", "keep"] = "auto"
+    """Batch norms' running statistics: keep those of the weights, or train them; auto: keep after a fitted head."""
     unfreeze: tuple[int, ...] = ()
     """staged: epochs (from 0) that each unfreeze the next of up to 6 stages; empty: spread over the first half."""
     freeze_blocks: CountOrZero = 0
@@ -532,6 +537,9 @@ class Spec(Section):
     distill: DistillSpec = field(default_factory=DistillSpec)
     speed: SpeedSpec = field(default_factory=SpeedSpec)
     run: RunSpec = field(default_factory=RunSpec)
+    effort: Literal["quick", "good", "best"] = "good"
+    """With weights, where optimizer, rate and epochs are open. quick: the head alone, fitted to features; good: then
+    all layers, kept only if validation is better by more than chance; best: several such in one model."""
     seed: int = 0
     """Seed for everything random in training."""
     time_limit: Duration = 0.0

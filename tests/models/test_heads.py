@@ -132,6 +132,20 @@ def test_unfreezing_all_lets_statistics_move() -> None:
     assert not torch.equal(before, model.stem.norm.running_mean)
 
 
+def test_norms_keep_their_statistics_and_train_their_weights() -> None:
+    model = build("fast-cnn")
+    heads.set_trainable(model, heads.blocks(model), len(heads.blocks(model)))
+    heads.train_mode(model, keep_norms=True)
+    norm = model.stem.norm
+    assert model.training
+    assert not norm.training
+    before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    take_step(model)
+    changed = {name for name, tensor in norm.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert changed <= {"weight", "bias"}
+
+
 def test_freezing_drops_gradients() -> None:
     model = build("tutorial-net")
     blocks = heads.blocks(model)

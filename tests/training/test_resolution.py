@@ -63,19 +63,53 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
     ),
     "few photographs": (
         PHOTOGRAPHS, 4999, {},
-        {**LITE0, "model.finetune": "head", "model.stem": "standard", "input.size": 224, "input.channels": 3,
+        {**LITE0, "model.finetune": "full", "model.head": "fitted", "model.stem": "standard", "input.size": 224,
+         "input.channels": 3, "training.optimizer": "adamw", "training.label_smoothing": 0.1,
          "input.resize": "crop", "input.interpolation": "bicubic", "input.crop_fraction": 0.875,
          "input.mean": (0.5, 0.5, 0.5), "input.std": (0.5, 0.5, 0.5), "training.batch_size": 32,
-         "augment.preset": "none"},
+         "augment.preset": "photo"},
+    ),
+    "few photographs in a moment": (
+        PHOTOGRAPHS, 4999, {"effort": "quick"},
+        {**LITE0, "model.finetune": "head", "model.head": "fitted", "training.epochs": 1, "augment.preset": "none",
+         "training.label_smoothing": 0.0, "model.layer_decay": 1.0},
+    ),
+    "few photographs for so many epochs": (
+        PHOTOGRAPHS, 4999, {"training.epochs": 7},
+        {**LITE0, "model.finetune": "head", "model.head": "gradient", "training.epochs": 7, "training.lr": 0.001,
+         "training.label_smoothing": 0.0, "augment.preset": "none"},
+    ),
+    "many photographs at a rate that was given": (
+        PHOTOGRAPHS, 5000, {"training.lr": 0.01},
+        {**LITE0, "model.finetune": "full", "model.head": "gradient", "training.epochs": 10, "training.lr": 0.01,
+         "model.layer_decay": 1.0, "training.label_smoothing": 0.0, "training.weight_decay": 0.0},
+    ),
+    "a head that a solver shall fit, at rates that were given": (
+        PHOTOGRAPHS, 500, {"model.head": "fitted", "training.lr": 0.01, "training.optimizer": "sgd"},
+        {**LITE0, "model.finetune": "full", "training.lr": 0.01, "training.optimizer": "sgd", "model.layer_decay": 1.0},
+    ),
+    "staged, with a fitted head": (
+        PHOTOGRAPHS, 500, {"model.finetune": "staged"}, {"model.finetune": "staged", "model.head": "fitted"},
+    ),
+    "what is given among what is chosen together": (
+        PHOTOGRAPHS, 500, {"training.label_smoothing": 0.05, "model.layer_decay": 0.5},
+        {"model.head": "fitted", "training.label_smoothing": 0.05, "model.layer_decay": 0.5},
+    ),
+    "effort best does as good": (PHOTOGRAPHS, 500, {"effort": "best"}, {"effort": "good", "model.head": "fitted"}),
+    "no weights, no effort": (
+        SMALL_COLOUR, 500, {"effort": "quick"}, {"model.head": "gradient", "model.finetune": "full", "training.epochs": 10},
+    ),
+    "a loss of one's own": (
+        PHOTOGRAPHS, 500, {"training.loss": "somewhere:loss"}, {**LITE0, "model.finetune": "head", "model.head": "gradient"},
     ),
     "a frozen head with augmentation that was asked for": (
-        PHOTOGRAPHS, 500, {"augment.preset": "photo"}, {"model.finetune": "head", "augment.preset": "photo"},
+        PHOTOGRAPHS, 500, {"model.finetune": "head", "augment.preset": "photo"}, {"model.head": "gradient", "augment.preset": "photo"},
     ),
     "a frozen head with a flip that was asked for": (
-        PHOTOGRAPHS, 500, {"augment.hflip": 0.5}, {"model.finetune": "head", "augment.preset": "photo"},
+        PHOTOGRAPHS, 500, {"model.finetune": "head", "augment.hflip": 0.5}, {"model.head": "gradient", "augment.preset": "photo"},
     ),
     "a frozen head with several views of its features": (
-        PHOTOGRAPHS, 500, {"speed.feature_views": 4}, {"model.finetune": "head", "augment.preset": "photo"},
+        PHOTOGRAPHS, 500, {"model.finetune": "head", "speed.feature_views": 4}, {"model.head": "gradient", "augment.preset": "photo"},
     ),
     "many photographs": (PHOTOGRAPHS, 5000, {}, {**LITE0, "model.finetune": "full", "augment.preset": "photo"}),
     "grey photographs with weights for colour": (GREY_PHOTOGRAPHS, 500, {}, {**LITE0, "input.channels": 3}),

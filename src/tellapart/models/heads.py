@@ -136,18 +136,23 @@ def set_trainable(
             parameter.grad = None
 
 
-def train_mode(model: nn.Module) -> None:
+def train_mode(model: nn.Module, keep_norms: bool = False) -> None:
     """Put the network in training mode, but leave its frozen parts in evaluation mode.
 
     Frozen is a module whose parameters all have ``requires_grad=False``: its batch norms keep their
     statistics and its dropouts are off. A module without parameters follows its neighbours: a norm (it has
-    buffers) the one before it, any other (dropout, stochastic depth) the one after it.
+    buffers) the one before it, any other (dropout, stochastic depth) the one after it. ``keep_norms``: batch norms use
+    their running statistics and keep them; their weights train all the same.
     """
     if _trains(model) is False:
         model.eval()
         return
     model.train()
     _settle(model)
+    if keep_norms:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 def _trains(module: nn.Module) -> bool | None:

@@ -7,23 +7,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tellapart.training import reporting
+import torch
+
+from tellapart.training import reporting, stages
 from tellapart.training.callbacks import Callback
-from tellapart.training.choosing import Chooser
+from tellapart.training.choosing import Chooser, surpasses
 from tellapart.training.step import Plan
+from tellapart.training.validation import Validation
 
 if TYPE_CHECKING:
     from tellapart.training.loop import Trainer
 
 
 class BestEpoch(Callback):
-    """Keeps the weights of the epoch that the rule chooses; its state is in the trainer's progress."""
+    """Keeps the weights of the epoch that the rule chooses; its state is in the trainer's progress.
+
+    If a solver fits the head in the first epoch, that one is the reference: a later one replaces it only if its
+    validation is better by more than chance. Which images the reference answered rightly is this callback's own state.
+    """
+
+    name = "best-epoch"
 
     def __init__(self, plan: Plan) -> None:
         self.chooser = Chooser(plan.spec.training, plan.val_counts, plan.task.lower_is_better)
         self._scores: Mapping[str, float] = {}
+        self._reference = 0 if stages.fitted_at(plan.spec, 0) else -1
+        self._before: tuple[float, torch.Tensor | None] | None = (
+            None  # figure and right answers of the reference
+        )
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """See Callback."""
@@ -33,7 +46,7 @@ class BestEpoch(Callback):
         """Keep the weights if the rule chooses them (without validation: always), and stop if it is time."""
         trainer, progress = self.trainer, self.trainer.progress
         self._scores = scores
-        if self.chooser.judge(progress, scores):
+        if self.chooser.judge(progress, scores, self._may(scores)):
             trainer.best = trainer.weights()
         if "loss" in scores and not math.isfinite(scores["loss"]):
             trainer.report.warn(
@@ -44,12 +57,38 @@ class BestEpoch(Callback):
         if scores and not last and (why := self.chooser.stops(progress)):
             trainer.stop(why)
 
+    def _may(self, scores: Mapping[str, float]) -> bool:
+        """Return whether this epoch's weights may replace the reference's; note the reference's answers."""
+        trainer, metric = self.trainer, self.chooser.metric
+        if self._reference < 0 or metric not in scores:
+            return True
+        right = trainer.way.validate.right if isinstance(trainer.way.validate, Validation) else None
+        if trainer.progress.epoch == self._reference:
+            self._before = scores[metric], right
+            return True
+        if self._before is None:
+            return True
+        value, before = self._before
+        if metric == "accuracy" and right is not None and before is not None:
+            return surpasses(before.numpy(), right.numpy())
+        return self.chooser.better(scores[metric], value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See Callback."""
+        if self._before is None:
+            return {}
+        return {"value": self._before[0], "right": self._before[1]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See Callback."""
+        self._before = (float(state["value"]), state["right"]) if state else None
+
     def on_epoch_end(self, values: Mapping[str, float]) -> None:
         """Say after the last epoch which one was chosen, and whether the network memorised its images."""
         trainer = self.trainer
         if not trainer.progress.finished:
             return
-        if text := self.chooser.explain(trainer.progress):
+        if text := self.chooser.explain(trainer.progress, self._reference):
             trainer.report.message(text)
         accuracy = values.get("train/epoch-accuracy", math.nan)
         if text := reporting.overfitted(trainer.plan, accuracy, self._scores):

@@ -22,6 +22,7 @@ from tellapart.spec import TrainingSpec
 from tellapart.training.progress import Progress
 
 _SAME = 1e-12
+CHANCE = 1.0  # standard errors that a difference must exceed so as not to be called chance
 _PROPORTIONS = ("accuracy", "macro-f1", "balanced-accuracy")  # of images, or means of such over the classes
 
 
@@ -46,6 +47,16 @@ def standard_error(metric: str, value: float, counts: npt.NDArray[np.int64]) -> 
     return math.sqrt(p * (1 - p) / images)
 
 
+def surpasses(before: npt.NDArray[np.bool_], now: npt.NDArray[np.bool_]) -> bool:
+    """Return whether more images are answered rightly than before, by more than chance; bool [N] each.
+
+    Only images on which the two differ say anything: of b + c of them, b right only now and c only before, b - c has
+    the standard error sqrt(b + c) where neither is better (McNemar 1947).
+    """
+    gained, lost = int((now & ~before).sum()), int((before & ~now).sum())
+    return gained - lost > CHANCE * math.sqrt(gained + lost)
+
+
 class Chooser:
     """Judges each epoch's validation figures; its state is in the progress, so a checkpoint has it.
 
@@ -61,8 +72,8 @@ class Chooser:
         self.falls = self.metric in lower
         self.counts = np.zeros(0, np.int64) if counts is None else counts
 
-    def judge(self, progress: Progress, scores: Mapping[str, float]) -> bool:
-        """Note an epoch's figures; return whether its weights replace those kept before."""
+    def judge(self, progress: Progress, scores: Mapping[str, float], may: bool = True) -> bool:
+        """Note an epoch's figures; return whether its weights replace those kept before, which they ``may``."""
         if not scores:
             return self._take(progress, -math.inf, math.inf, scores)
         loss = scores.get("loss", 0.0)
@@ -77,12 +88,22 @@ class Chooser:
             progress.stale += 1
         if value > progress.highest:
             progress.highest, progress.highest_epoch = value, progress.epoch
-        if value < progress.highest - self._error(progress) - _SAME:
+        if not may or value < progress.highest - self._error(progress) - _SAME:
             return False
         same = abs(value - progress.best_value) <= _SAME
         if same and loss > progress.best_loss:
             return False
         return self._take(progress, value, loss, scores)
+
+    def better(self, value: float, reference: float) -> bool:
+        """Return whether a figure is better than another one by more than a standard error.
+
+        For figures of several labels that is the error of a proportion of each class's images, which is on the wide
+        side.
+        """
+        kind = "macro-f1" if self.metric in ("mAP", "micro-f1") else self.metric
+        gained = reference - value if self.falls else value - reference
+        return gained > CHANCE * standard_error(kind, reference, self.counts)
 
     def stops(self, progress: Progress) -> str:
         """Return why training stops after this epoch, or an empty text if it continues."""
@@ -97,10 +118,21 @@ class Chooser:
             f"epoch{'s' * (progress.stale != 1)}{since}{before}."
         )
 
-    def explain(self, progress: Progress) -> str:
-        """Return which epoch was chosen and why; empty if there was nothing to choose."""
+    def explain(self, progress: Progress, reference: int = -1) -> str:
+        """Return which epoch was chosen and why; empty if there was nothing to choose.
+
+        ``reference``: the epoch that the others had to surpass.
+        """
         if progress.highest_epoch < 0:
             return ""
+        if progress.best_epoch == reference != progress.highest_epoch:
+            best = self._figure(progress.highest)
+            return (
+                f"Epoch {reference + 1}, the fitted head, is kept: validation {self.metric} "
+                f"{self._figure(progress.best_value)}. With all layers it was {best} at best (epoch "
+                f"{progress.highest_epoch + 1}), which is not better by more than chance on "
+                f"{int(self.counts.sum()):,} images."
+            )
         chosen, highest = progress.best_epoch, progress.highest_epoch
         figure = self._figure(progress.best_value)
         if chosen == highest:

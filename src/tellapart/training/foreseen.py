@@ -20,7 +20,8 @@ def cost_at(plan: Plan, passes: float) -> EpochCost:
     """Return what a step costs after so many passes of the plan."""
     depth = stages.depth_at(plan.spec, passes, len(plan.blocks))
     features = depth == 1 and plan.on_features is not None
-    return EpochCost("features" if features else "images", passes_at(plan.spec, passes, len(plan.blocks)))
+    kind = "fitted" if stages.fitted_at(plan.spec, passes) else "features" if features else "images"
+    return EpochCost(kind, passes_at(plan.spec, passes, len(plan.blocks)))
 
 
 def passes_at(spec: Spec, passes: float, blocks: int) -> float:

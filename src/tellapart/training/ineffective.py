@@ -49,7 +49,7 @@ def facts(plan: Plan, channels: int, processes: int) -> Facts:
         channels=channels,
         device=next(model.parameters()).device.type,
         processes=processes,
-        on_features=plan.on_features is not None and plan.spec.model.finetune == "head",
+        on_features=(plan.on_features or plan.fitting) is not None and plan.spec.model.finetune == "head",
         batch_norm=any(isinstance(module, kinds) for module in model.modules()),
         early=bool(heads.early_names(model)),
         zeros=keeps and any(bool((layer.weight == 0).any()) for layer in layers),
@@ -93,6 +93,28 @@ _LABELS_DO_NOT_COUNT = _when(
     "distill.weight is 1: training follows only the teacher, not the labels",
 )
 _HEAD_ONLY = _when(lambda s, _: s.model.finetune == "head", "only the head trains (model.finetune head)")
+_FITTED = _when(
+    lambda s, _: s.model.head == "fitted" and s.model.finetune == "head" and s.training.epochs == 1,
+    "a solver fits the head, which is all that trains (--model.head gradient trains it by steps)",
+)
+_STEPS = (
+    "optimizer",
+    "lr",
+    "batch_size",
+    "accumulate",
+    "schedule",
+    "warmup_epochs",
+    "weight_decay",
+    "momentum",
+    "ema",
+)
+_STEPS += ("clip_norm", "start_size", "head_lr", "bias_lr", "patience")
+_CHANGES = tuple(f"augment.{field}" for field in flatten(AugmentSpec()))
+_NO_EFFORT = _when(
+    lambda s, _: s.model.head != "fitted",
+    "it says how a network with weights is trained where optimizer, rate and epochs are left open and a solver can fit "
+    "the head",
+)
 _NO_TEACHER = _when(lambda s, _: not s.distill.teacher, "there is no teacher (distill.teacher)")
 
 
@@ -172,6 +194,10 @@ RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
     (("model.unfreeze",), _one_of("model", "finetune", "staged")),
     (("model.freeze_from",), _on("model", "freeze_blocks", "no block stops training")),
     (("model.freeze_blocks", "model.freeze_from", "model.layer_decay"), _HEAD_ONLY),
+    (tuple(f"training.{field}" for field in _STEPS), _FITTED),
+    (_CHANGES, _FITTED),
+    (("effort",), _NO_EFFORT),
+    (("model.norms",), _when(lambda _, f: not f.batch_norm, "the network has no batch norm")),
     (("augment.crop_padding",), _one_of("augment", "crop", "pad")),
     (("augment.crop_scale", "augment.crop_ratio"), _one_of("augment", "crop", "resized")),
     (

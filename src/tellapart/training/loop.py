@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from tellapart.training.progress import Progress, State, callback_states, conten
 from tellapart.training.reporting import Reporter, Reporting
 from tellapart.training.running import RunningMetrics
 from tellapart.training.speed.compiled import Graphs
-from tellapart.training.step import Outcome, Plan, Stepper
+from tellapart.training.step import Fit, Outcome, Plan, Stepper
 
 # Steps after which several processes agree on stopping or saving: an exchange in every step would slow them down.
 _AGREE_EVERY = 20
@@ -111,7 +111,7 @@ class Trainer:
             plain_kernels(self.plan.plain_kernels, self.training.threads or 1),
             kernel_search(self.plan.search),
         ):
-            if not self._train_epoch():
+            if not (self._fit_epoch(self.way.fit) if self.way.fit else self._train_epoch()):
                 return False
         self._end_epoch()
         # A signal in an epoch's last step takes effect here, after validation: the next epoch is what is resumed.
@@ -160,7 +160,7 @@ class Trainer:
 
     def train_mode(self) -> None:
         """Put what trains in training mode, and what is frozen in evaluation mode."""
-        heads.train_mode(self.way.model)
+        heads.train_mode(self.way.model, self.spec.model.norms == "keep")
         self.plan.task.train()
 
     def _train_epoch(self) -> bool:
@@ -200,6 +200,22 @@ class Trainer:
         progress, total = self.progress, self.timeline.total
         within = total < (progress.epoch + 1) * self.plan.steps_per_epoch
         return index + 1 == steps or (within and progress.step + 1 >= total)
+
+    def _fit_epoch(self, fit: Callable[[], Fit]) -> bool:
+        """Let a solver do what the epoch's steps would; return True. What is asked for meanwhile waits for its end."""
+        progress, plan = self.progress, self.plan
+        started = time.perf_counter()
+        done = fit()
+        self.processes.share(plan.model.parameters())
+        if plan.ema:
+            plan.ema.restart(plan.model)
+        if self.processes.first:
+            self.running.add(done.loss, done.metrics, done.images)
+            self.report.message(f"Epoch {progress.epoch + 1}: {done.text}.")
+        progress.step = (progress.epoch + 1) * plan.steps_per_epoch
+        progress.sums, progress.window = self.running.read()
+        progress.seconds = time.perf_counter() - started
+        return True
 
     def _batches(self) -> Iterator[tuple[int, RawBatch]]:
         """Yield the rest of the epoch's (step in epoch, this process's slice of the batch)."""

@@ -177,8 +177,8 @@ def overfitted(plan: Plan, train_accuracy: float, scores: Mapping[str, float]) -
     """
     if "accuracy" not in scores or math.isnan(train_accuracy) or plan.val_counts is None:
         return ""
-    if augment.describe(plan.spec.augment) != "none":
-        return ""
+    if augment.describe(plan.spec.augment) != "none" or plan.spec.model.head == "fitted":
+        return ""  # a fitted head's weight decay was chosen on validation
     accuracy = scores["accuracy"]
     error = choosing.standard_error("accuracy", accuracy, plan.val_counts)
     if train_accuracy - accuracy <= max(_FAR, 3 * error):

@@ -40,17 +40,20 @@ class Schedule:
       value, so one-cycle's warm-up ends at 1/25);
     - step, multi-step and plateau count epochs from the run's beginning, warm-up or not.
 
+    ``after``: steps at the run's beginning that do not count: the epoch in which a solver fits the head.
+
     constant, step, multi-step, cosine and plateau are torch's StepLR, MultiStepLR, CosineAnnealingLR
     (Loshchilov and Hutter 2017, without restarts) and ReduceLROnPlateau; one-cycle is OneCycleLR with its
     defaults, except that momentum stays as it is. Raises SpecError if the warm-up leaves no step, or plateau's gamma
     does not lower anything.
     """
 
-    def __init__(self, spec: TrainingSpec, steps_per_epoch: int, epochs: int) -> None:
+    def __init__(self, spec: TrainingSpec, steps_per_epoch: int, epochs: int, after: int = 0) -> None:
         if steps_per_epoch < 1 or epochs < 1:
             raise ValueError("a schedule needs at least one step and one epoch")
         self.warmup = round(spec.warmup_epochs * steps_per_epoch)
-        total = steps_per_epoch * epochs
+        self.after = after
+        total = max(1, steps_per_epoch * epochs - after)
         if self.warmup >= total:
             raise SpecError(
                 f"training.warmup_epochs is {spec.warmup_epochs:g}; "
@@ -64,6 +67,7 @@ class Schedule:
 
     def factor(self, step: float) -> float:
         """Return the factor for global step ``step`` (0 is the first)."""
+        step = max(step - self.after, 0)
         value = self._shape(int(step // self._steps_per_epoch), max(step - self.warmup, 0))
         return value * (step + 1) / (self.warmup + 1) if step < self.warmup else value
 

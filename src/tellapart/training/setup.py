@@ -20,7 +20,7 @@ from tellapart.errors import SpecError
 from tellapart.models import heads, own_code, weights, zoo
 from tellapart.preprocess import normalise, resize
 from tellapart.spec import Spec, TrainingSpec
-from tellapart.training import optim, own_metrics, sampling
+from tellapart.training import optim, own_metrics, sampling, stages
 from tellapart.training.callbacks import Callback
 from tellapart.training.distributed import Processes
 from tellapart.training.losses import build_loss
@@ -173,7 +173,7 @@ def plan(
         blocks=blocks,
         task=task,
         optimizer=_optimizer(prepared, model, blocks, task, steps),
-        schedule=Schedule(training, steps, training.epochs),
+        schedule=Schedule(training, steps, training.epochs, _without_steps(spec, count)),
         train=resident(prepared.train, spec, device),
         validate=_validation(prepared, processes, layout.channels_last, task),
         images_per_epoch=_images_per_epoch(training, count),
@@ -187,6 +187,12 @@ def plan(
         val_counts=None if prepared.val is None else prepared.val.samples.counts(),
         callbacks=_callbacks(spec, augment, len(prepared.train.samples.labels), processes),
     )
+
+
+def _without_steps(spec: Spec, count: int) -> int:
+    """Return the steps that do not count for the schedule: of the epoch in which a solver fits the head."""
+    images = _images_per_epoch(spec.training, count)
+    return -(-images // spec.training.batch_size) if stages.fitted_at(spec, 0) else 0
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,24 @@ from tellapart.training.step import Plan, Way
 
 @dataclass(frozen=True)
 class Stage:
-    """How many blocks train, counted from the head, and which of their parameters no longer do."""
+    """How many blocks train, counted from the head, and which of their parameters no longer do.
+
+    ``fitted``: a solver fits the head, in place of steps.
+    """
 
     depth: int
     frozen: tuple[str, ...]
+    fitted: bool = False
+
+
+def fitted_at(spec: Spec, epoch: float) -> bool:
+    """Return whether a solver fits the head in ``epoch`` (from 0)."""
+    return spec.model.head == "fitted" and epoch == 0
 
 
 def depth_at(spec: Spec, epoch: float, blocks: int) -> int:
     """Return how many of the blocks train in ``epoch`` (from 0), counted from the head."""
-    if spec.model.finetune == "head":
+    if spec.model.finetune == "head" or fitted_at(spec, epoch):
         return 1
     if spec.model.finetune == "staged":
         return heads.staged_depth(epoch, spec.training.epochs, spec.model.unfreeze, blocks)
@@ -49,7 +58,7 @@ def stage_of(plan: Plan, epoch: float) -> Stage:
     names = heads.early_names(plan.model) if epoch >= spec.training.early_epochs else ()
     if frozen := frozen_at(spec, epoch):
         names += tuple(name for block in blocks[-frozen:] for name in block)
-    return Stage(depth_at(spec, epoch, len(blocks)), names)
+    return Stage(depth_at(spec, epoch, len(blocks)), names, fitted_at(spec, epoch))
 
 
 def freeze(plan: Plan, stage: Stage) -> None:
@@ -59,6 +68,9 @@ def freeze(plan: Plan, stage: Stage) -> None:
 
 def way_of(plan: Plan, stage: Stage) -> Way:
     """Return what the stage runs: the head on features if possible (they are computed here), otherwise everything."""
+    if stage.fitted:
+        assert plan.fitting is not None
+        return plan.fitting()
     if stage.depth == 1 and plan.on_features:
         return plan.on_features()
     return plan.whole

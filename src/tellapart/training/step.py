@@ -39,7 +39,7 @@ class Way:
 
     ``model`` turns what ``task`` makes of ``train`` into logits; ``validate`` measures it. ``known``
     returns a network's logits for the validation images, float32 [N, K] on the CPU, if they are available without
-    running it, otherwise None.
+    running it, otherwise None. ``fit``, if it is set, trains the epoch without steps (see `Fit`).
     """
 
     model: torch.nn.Module
@@ -47,6 +47,20 @@ class Way:
     task: Task
     validate: Callable[[torch.nn.Module], dict[str, float]] | None
     known: Callable[[torch.nn.Module], torch.Tensor | None] = lambda model: None
+    fit: Callable[[], Fit] | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a solver has done to the network in place of an epoch's steps.
+
+    ``text``: in words; ``loss``, ``metrics``: what the task reports, sums over all ``images``.
+    """
+
+    text: str
+    loss: torch.Tensor
+    metrics: dict[str, torch.Tensor]
+    images: int
 
 
 @dataclass
@@ -54,7 +68,8 @@ class Plan:
     """Everything that training needs, put together by ``setup``.
 
     ``on_features``, if it is set, returns the faster way to train the head alone; it is called only when that stage
-    begins, because it may have to compute the features. ``callbacks`` are those that the spec asks for.
+    begins, because it may have to compute the features. ``fitting`` returns the way of the epoch in which a solver fits
+    the head. ``callbacks`` are those that the spec asks for.
     """
 
     spec: Spec
@@ -74,6 +89,7 @@ class Plan:
     graphs: bool = False  # replay whole steps as CUDA graphs
     search: bool = False  # let cuDNN try its kernels
     on_features: Callable[[], Way] | None = None
+    fitting: Callable[[], Way] | None = None
     val_counts: npt.NDArray[np.int64] | None = None  # validation images of each class
     callbacks: list[Callback] = field(default_factory=list)
     sections: Sections = field(default_factory=Sections)

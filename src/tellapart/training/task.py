@@ -99,6 +99,10 @@ class Task(torch.nn.Module, abc.ABC):
         """Return figures of the network's outputs for all validation images, [N, ...], by name."""
         raise NotImplementedError
 
+    def right(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:
+        """Return which of the images are answered rightly, bool [N], if an answer is right or wrong."""
+        return None
+
     # What belongs to the task alone
 
     def _belongs(self, name: str) -> bool:
@@ -209,6 +213,10 @@ class Classification(Labelled):
     def follow(self, logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """See Labelled."""
         return soft_labels(logits, taught, temperature)
+
+    def right(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """See Task."""
+        return outputs.argmax(1).cpu() == labels.cpu()
 
     def scores(self, outputs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         """See Task."""

@@ -31,6 +31,46 @@ def autocast(spec: Spec, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
+class Validation:
+    """Measures a network on the val split, each process doing its share of the images.
+
+    ``right``: which images the last measured network answered rightly, bool [N]; None if the task does not say.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        inputs: Callable[[torch.Tensor], torch.Tensor],
+        spec: Spec,
+        processes: Processes,
+        views: Views,
+        task: Task,
+    ) -> None:
+        self.images, self.inputs, self.spec = resident(images, spec, processes.device), inputs, spec
+        self.processes, self.views, self.task = processes, views, task
+        samples = images.samples
+        self.labels = torch.from_numpy(samples.labels if samples.targets is None else samples.targets)
+        self.batch_size = batch_that_pays(spec.input.size, processes.device)
+        self.right: torch.Tensor | None = None
+
+    def __call__(self, model: torch.nn.Module) -> dict[str, float]:
+        """Return the network's validation figures."""
+        model.eval()
+        processes = self.processes
+        ours = np.array_split(np.arange(len(self.images)), processes.world)[processes.rank]
+
+        @torch.inference_mode()
+        def predict(batch: torch.Tensor) -> torch.Tensor:
+            network_inputs = self.inputs(batch)
+            with autocast(self.spec, processes.device):
+                return averaged(model, network_inputs, self.views)
+
+        parts = processes.gather(collect_logits(predict, self.images, ours, self.batch_size))
+        logits = torch.cat([part for part in parts if len(part)])
+        self.right = self.task.right(logits, self.labels)
+        return self.task.scores(logits, self.labels)
+
+
 def validator(
     images: ImageSet | None,
     inputs: Callable[[torch.Tensor], torch.Tensor],
@@ -38,29 +78,11 @@ def validator(
     processes: Processes,
     views: Views,
     task: Task,
-) -> Callable[[torch.nn.Module], dict[str, float]] | None:
-    """Return a function from a network to its validation figures, each process doing its share of the images.
+) -> Validation | None:
+    """Return a function from a network to its validation figures; None where nothing is measured.
 
     ``inputs`` turns a batch of the set into the network's input, on its device.
     """
     if images is None or not task.score_names:
         return None
-    images = resident(images, spec, processes.device)
-    samples = images.samples
-    labels = torch.from_numpy(samples.labels if samples.targets is None else samples.targets)
-    ours = np.array_split(np.arange(len(images)), processes.world)[processes.rank]
-    batch_size = batch_that_pays(spec.input.size, processes.device)
-
-    def validate(model: torch.nn.Module) -> dict[str, float]:
-        model.eval()
-
-        @torch.inference_mode()
-        def predict(batch: torch.Tensor) -> torch.Tensor:
-            network_inputs = inputs(batch)
-            with autocast(spec, processes.device):
-                return averaged(model, network_inputs, views)
-
-        parts = processes.gather(collect_logits(predict, images, ours, batch_size))
-        return task.scores(torch.cat([part for part in parts if len(part)]), labels)
-
-    return validate
+    return Validation(images, inputs, spec, processes, views, task)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tellapart.references import Trust
-from tellapart.spec import Spec
+from tellapart.spec import Spec, update
 from tellapart.tracking import Console, Trackers
 from tellapart.training import loop
 from tellapart.training.distributed import processes
@@ -51,7 +51,7 @@ def find_lr(
         trust,
         Telling(quiet),
     )
-    wanted = asked.spec
+    wanted = update(asked.spec, {"model.head": "gradient"})  # a solver takes no steps, and has no rate
     with (
         asked.own.at_hand(wanted),
         processes(wanted.training.device) as procs,

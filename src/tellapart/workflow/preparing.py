@@ -112,6 +112,7 @@ def make_plan(
         },
         views=views(prepared.spec.input),
     )
+    prepared = features.able(prepared, model)
     timing = None if began is None else Timing(model, procs, began, resumed)
     prepared = timing.fit(prepared) if timing else prepared
     prepared = autotune.choose(prepared, model, procs)

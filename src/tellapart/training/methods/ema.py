@@ -51,6 +51,11 @@ class Ema:
             average(self._list, self._live(model), None)
         self.updates += 1
 
+    def restart(self, model: nn.Module) -> None:
+        """Begin again at the model's weights, which were set otherwise than by a step of the optimizer."""
+        _copy(self._list, self._live(model))
+        self.updates = 0
+
     @contextlib.contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
         """Give the model the averaged weights inside the ``with`` block, and its own back after it.

@@ -10,7 +10,7 @@ from typing import Any
 
 from tellapart.sections import differing
 from tellapart.spec import Spec, flatten, update
-from tellapart.training.resolution import facts, rules
+from tellapart.training.resolution import efforts, facts, rules
 from tellapart.training.resolution.choice import Choice
 from tellapart.training.resolution.facts import DataFacts, DeviceFacts, Facts, PixelFacts
 
@@ -65,10 +65,13 @@ class Resolution:
         now = self._with(rules.of_range(self.spec.input, data))
         now = now._with(rules.of_depth(now.spec, data))
         now = now._with(rules.of_model(now.spec.model, data))
+        automatic = self.spec.model.name == "auto" and self.spec.model.weights == "auto"
+        now = now._with(efforts.of_finetune(now.spec, data, automatic))
         model = facts.of_model(now.spec.model)
         now = now._with(rules.of_input(now.spec.input, data, model))
         now = now._with(rules.of_stem(now.spec))
         now = now._with(rules.of_batch_size(now.spec, data))
+        now = now._with(efforts.of_training(now.spec, data, self.leaves))
         now = now._with(rules.of_training(now.spec.training))
         now = now._with(rules.of_labels(now.spec, data))
         now = now._with(rules.of_augment(now.spec, data))
@@ -94,6 +97,9 @@ class Resolution:
         """Choose the length of the run by what was measured; before or after `by_speed`."""
         self._follows(Stage.PIXELS, Stage.SPEED)
         return self._with(choices)
+    def without_fit(self, reason: str) -> Resolution:
+        """Let a head that was to be fitted train by steps, since the network does not allow it, for ``reason``."""
+        return self._with(efforts.without_fit(self.spec, reason))
 
     def asking(self, changes: Mapping[str, Any]) -> Resolution:
         """Return the same with other values in fields that no choice so far depends on, such as ``training.epochs``."""

@@ -23,7 +23,6 @@ TINY_SIDE = (
     16  # smaller images are enlarged to this, so that there are enough pixels for the network's layers
 )
 SMALL_SIDE = 96  # images up to this size are trained at their own size
-FEW_IMAGES = 5000  # below this many training photographs only the head of a pretrained network is trained
 MIRROR_MATTERS = ("digits", "mnist", "emnist", "kmnist", "qmnist", "usps", "svhn", "gtsrb")
 # If a GPU finishes a step (a forward pass of this many operations) about as soon as the processor has launched its
 # kernels, they are replayed as CUDA graphs, provided there are enough steps to make up for recording.
@@ -59,14 +58,12 @@ def of_depth(spec: Spec, data: DataFacts) -> list[Choice]:
 
 
 def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
-    """Choose architecture, weights and what trains.
+    """Choose architecture and weights (`efforts` has what trains).
 
     auto: fast-cnn for images up to 96 pixels; for larger ones EfficientNet-Lite0 with its ImageNet weights if the
-    packages for it are installed. With a named model, weights are used only on request. finetune auto: the head alone
-    for an automatic choice with fewer than 5,000 training images, otherwise all layers.
+    packages for it are installed. With a named model, weights are used only on request.
     """
     name, source, why = spec.name, spec.weights, "the name with its library"
-    chosen_here = name == "auto" and source == "auto"
     why_source = "weights are used if they are asked for"
     if name == "auto":
         photographs = data.seen.longest > SMALL_SIDE
@@ -82,15 +79,9 @@ def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
     if tag and source in ("auto", "pretrained"):  # timm's tags name weights: resnet18.a1_in1k
         source, why_source = tag, "the tag in the model's name"
     source = "none" if source == "auto" else source
-    finetune, why_finetune = spec.finetune, _GIVEN
-    if finetune == "auto":
-        few = chosen_here and source != "none" and data.train < FEW_IMAGES
-        finetune = "head" if few else "full"
-        why_finetune = f"fewer than {FEW_IMAGES:,} training photographs" if few else "all layers train"
     return [
         Choice("model.name", name, why, spec.name == "auto"),
         Choice("model.weights", source, why_source, source != "none"),
-        Choice("model.finetune", finetune, why_finetune, finetune != "full"),
     ]
 
 

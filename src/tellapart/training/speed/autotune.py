@@ -303,7 +303,7 @@ class _Bench:
         plan = setup.plan(setup.complete(self.prepared, model, alone), model, alone)
         depth = 1 if self.prepared.spec.model.finetune == "head" else len(plan.blocks)
         heads.set_trainable(plan.model, plan.blocks, depth)
-        heads.train_mode(plan.model)
+        heads.train_mode(plan.model, plan.spec.model.norms == "keep")
         return plan
 
     def rates(self, ways: list[Setting]) -> dict[Setting, float]:

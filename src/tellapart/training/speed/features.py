@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,13 +30,14 @@ from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
 from tellapart.data.sources.archives import cache_folder
 from tellapart.data.stores import cache, housekeeping
 from tellapart.devices import halved, is_out_of_memory, release
-from tellapart.errors import CacheError, ModelError
+from tellapart.errors import CacheError, ModelError, SpecError
 from tellapart.evaluation.infer import batch_that_pays
-from tellapart.models import frozen
-from tellapart.preprocess import Views, as_tensor, normalise
+from tellapart.models import frozen, heads
+from tellapart.preprocess import Views, as_tensor, normalise, resize
 from tellapart.spec import AugmentSpec, Spec, to_dict
-from tellapart.training import setup
+from tellapart.training import setup, stages
 from tellapart.training.distributed import Processes
+from tellapart.training.speed import fitting
 from tellapart.training.step import Plan, Way, step_seed
 from tellapart.training.task import Batch, Task
 from tellapart.training.validation import autocast, validator
@@ -58,7 +59,9 @@ class Screen(Protocol):
 
 def expected(spec: Spec) -> bool:
     """Return whether a whole run will train on features, as far as its spec says."""
-    return spec.speed.features and spec.model.finetune == "head" and not _obstacle(spec)
+    head = spec.model.finetune == "head"
+    fitted = stages.fitted_at(spec, 0) and spec.training.epochs == 1
+    return head and (fitted or (spec.speed.features and not _obstacle(spec)))
 
 
 def offer(plan: Plan, prepared: setup.RunData, processes: Processes, screen: Screen) -> None:
@@ -67,17 +70,17 @@ def offer(plan: Plan, prepared: setup.RunData, processes: Processes, screen: Scr
     Nothing is computed yet. Does nothing if no stage trains the head alone, or ``speed.features`` is off.
     """
     spec, split = plan.spec, None
-    if not spec.speed.features or spec.model.finetune not in ("head", "staged"):
+    if stages.fitted_at(spec, 0):
+        cut = cut_off(plan.model, plan.blocks, prepared, processes.device)
+        plan.fitting = functools.cache(_Maker(plan, prepared, processes, screen, cut, 1).fitting)
+    if not spec.speed.features or not _trains_head_alone(spec):
         return
     obstacle = _obstacle(spec)
     if not obstacle and not plan.task.on_features:
         obstacle = "the task needs the images themselves."
     if not obstacle:
-        contract = prepared.contract
-        generator = torch.Generator().manual_seed(0)
-        trial = torch.randn(2, contract.channels, *contract.sides, generator=generator)
         try:
-            split = frozen.Split(plan.model, plan.blocks, trial.to(processes.device))
+            split = cut_off(plan.model, plan.blocks, prepared, processes.device)
         except ModelError as error:
             obstacle = f"it cannot be cut off: {error}."
     if split is None:
@@ -86,6 +89,44 @@ def offer(plan: Plan, prepared: setup.RunData, processes: Processes, screen: Scr
     views = spec.speed.feature_views if changing(spec.augment) else 1
     maker = _Maker(plan, prepared, processes, screen, split, views)
     plan.on_features = functools.cache(maker.way)
+
+
+def _trains_head_alone(spec: Spec) -> bool:
+    """Return whether the optimizer's steps train the head alone at some time."""
+    fitted = stages.fitted_at(spec, 0)
+    return spec.model.finetune == "staged" or (
+        spec.model.finetune == "head" and spec.training.epochs > fitted
+    )
+
+
+def cut_off(
+    model: torch.nn.Module, blocks: Sequence[Sequence[str]], prepared: setup.RunData, device: torch.device
+) -> frozen.Split:
+    """Return the network cut before its head. Raises ModelError, saying why, if that cannot be."""
+    contract = prepared.contract
+    generator = torch.Generator().manual_seed(0)
+    trial = torch.randn(2, contract.channels, *contract.sides, generator=generator)
+    return frozen.Split(model, blocks, trial.to(device))
+
+
+def able(prepared: setup.RunData, model: torch.nn.Module) -> setup.RunData:
+    """Return ``prepared``, with a head that trains by steps if a fitted one was chosen and the network's cannot be.
+
+    Raises SpecError if a fitted head was asked for.
+    """
+    if not stages.fitted_at(prepared.spec, 0):
+        return prepared
+    try:
+        cut = cut_off(model, heads.blocks(model), prepared, next(model.parameters()).device)
+        fitting.check(cut.head.layer, cut.shape)
+    except ModelError as error:
+        if not prepared.resolution.leaves("model.head"):
+            raise SpecError(
+                f"model.head is fitted, and the head of {prepared.spec.model.name} cannot be fitted: {error}. Use "
+                "--model.head gradient."
+            ) from error
+        return dataclasses.replace(prepared, resolution=prepared.resolution.without_fit(str(error)))
+    return prepared
 
 
 def _obstacle(spec: Spec) -> str:
@@ -168,12 +209,28 @@ class _Maker:
         if prepared.val is not None:
             val = self._features(prepared.val, self._plain, 1, digest, "validation")
 
-        def inputs(batch: torch.Tensor) -> torch.Tensor:
-            return batch[:, 0].to(self.device)
-
-        validate = validator(val, inputs, plan.spec, self.processes, Views(), plan.task)
+        validate = validator(val, self._first, plan.spec, self.processes, Views(), plan.task)
         known = functools.partial(self._known, val, digest)
         return Way(self.split.head, train, OnFeatures(plan.task, self.views), validate, known)
+
+    def fitting(self) -> Way:
+        """Return the way of an epoch in which a solver fits the head, on training images as evaluation sees them."""
+        plan, prepared = self.plan, self.prepared
+        digest = self.split.digest()
+        large = self.augment.needs_large_source
+        train = self._features(plan.train, self._shrunk if large else self._plain, 1, digest, "training")
+        val, validate = None, plan.validate
+        if prepared.val is not None:
+            val = self._features(prepared.val, self._plain, 1, digest, "validation")
+        fit = fitting.HeadFit(plan, self.split.head.layer, train, val, self.device)
+        head = plan.spec.input.views == "one"  # several views of an image are more than its features
+        if val is not None and head:
+            validate = validator(val, self._first, plan.spec, self.processes, Views(), plan.task)
+        known = functools.partial(self._known, val, digest)
+        return Way(self.split.head if head else plan.model, train, plan.task, validate, known, fit)
+
+    def _first(self, batch: torch.Tensor) -> torch.Tensor:
+        return batch[:, 0].to(self.device)
 
     def _known(self, val: ImageSet | None, digest: str, model: torch.nn.Module) -> torch.Tensor | None:
         """Return the validation logits of a network whose frozen part is the one that made the features (see Way)."""
@@ -189,6 +246,19 @@ class _Maker:
         return lambda start, stop: normalise(
             batch.pixels[start:stop].to(self.device), self.prepared.contract, self.plan.channels_last
         )
+
+    def _shrunk(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:
+        """As `_plain`, for training images, which are kept larger than the network's input."""
+        contract, channels_last = self.prepared.contract, self.plan.channels_last
+        images = self.prepared.train
+        assert batch.positions is not None
+        rows = images.rows[batch.positions].tolist()
+
+        def part(start: int, stop: int) -> torch.Tensor:
+            pixels = np.stack([resize(images.store.image(row), contract) for row in rows[start:stop]])
+            return normalise(torch.from_numpy(pixels).to(self.device), contract, channels_last)
+
+        return part
 
     def _augmented(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:
         """Return a function that returns a slice of the batch as one view in training."""
@@ -208,7 +278,7 @@ class _Maker:
         """Return the set with features in place of its images."""
         spec = self.plan.spec
         folder = Path(cache_folder(spec.data)) / "decoded"
-        path = folder / self._key(images, views, digest, inputs == self._plain)
+        path = folder / self._key(images, views, digest, inputs != self._augmented)
         shape = (len(images), views, *self.split.shape)
         about = {
             "source": images.samples.root or images.samples.name,
