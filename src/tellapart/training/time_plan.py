@@ -22,7 +22,7 @@ from tellapart.data.loader import batches
 from tellapart.devices import is_out_of_memory, kernel_search, plain_kernels, release
 from tellapart.models import heads
 from tellapart.spec import Spec
-from tellapart.training import budget, foreseen, resolution, sampling, setup
+from tellapart.training import budget, foreseen, resolution, sampling, setup, stages
 from tellapart.training.budget import Cost
 from tellapart.training.distributed import Processes
 from tellapart.training.speed import autotune, features
@@ -121,8 +121,10 @@ class Timing:
         used = self.processes.from_first(clock.now() - self.began)
         work = Work.of(prepared, self.network, pace)
         if work.before and self._too_long(work, prepared, used):
-            why = f"those of all images would take {numerals.duration(work.before)}, which the limit has not"
-            without = resolution.Choice("speed.features", False, why, matters=True)
+            why = (
+                f"features of all images would take {numerals.duration(work.before)}, which the limit has not"
+            )
+            without = resolution.Choice(*_without_features(prepared.spec), why, matters=True)
             return self._fitted(
                 dataclasses.replace(prepared, resolution=prepared.resolution.by_time([without]))
             )
@@ -135,10 +137,18 @@ class Timing:
 
     def _too_long(self, work: Work, prepared: setup.RunData, used: float) -> bool:
         left = prepared.spec.time_limit - used - reserve(work)
-        return self._leaves(prepared)("speed.features") and work.before > FEATURES_SHARE * left
+        field, _ = _without_features(prepared.spec)
+        return self._leaves(prepared)(field) and work.before > FEATURES_SHARE * left
 
     def _left(self, spec: Spec) -> float:
         return max(0.0, spec.time_limit - (clock.now() - self.began))
+
+
+def _without_features(spec: Spec) -> tuple[str, object]:
+    """Return the field that keeps features from being computed, and its value: that of a fitted head, or of all."""
+    if stages.fitted_at(spec, 0) and spec.model.finetune != "head":
+        return "model.head", "gradient"
+    return "speed.features", False
 
 
 def _way(spec: Spec) -> tuple[object, ...]:
@@ -265,10 +275,12 @@ class Work:
         if features.expected(spec):
             views = max(1, spec.speed.feature_views)
             return cls(images, val, test, kind, pace, pace.forward * (images * views + val))
+        fitted = stages.fitted_at(spec, 0)
+        before = pace.forward * (images + val) if fitted else 0.0
         count = max(1, len(heads.blocks(network)))
         places = (np.arange(_POSITIONS) + 0.5) / _POSITIONS * spec.training.epochs
         costs = [foreseen.passes_at(spec, float(place), count) for place in places]
-        return cls(images, val, test, kind, pace, 0.0, float(np.mean(costs)) / pace.passes)
+        return cls(images, val, test, kind, pace, before, float(np.mean(costs)) / pace.passes)
 
 
 def reserve(work: Work) -> float:
@@ -291,16 +303,21 @@ def fitted(
     on_features = work.before > 0 or pace.step < pace.forward * training.batch_size
     cost = Cost(pace.step * work.mean, 0.0 if on_features else pace.forward * work.val)
     left = limit - used - after - work.before
-    open_epochs = leaves("training.epochs")
+    fitted_first = stages.fitted_at(spec, 0)
+    open_epochs = leaves("training.epochs") and not (fitted_first and spec.model.finetune == "head")
     passes = budget.most_passes(work.images, work.kind) if open_epochs else training.epochs
-    most = passes * per_pass
     per_epoch = _epoch_steps(spec, leaves, left, cost, per_pass)
-    fits = budget.steps_in(left, cost, 0, per_epoch)
-    first = min(most, max(fits, budget.LEAST_STEPS))
+    free = (
+        per_epoch if fitted_first else 0
+    )  # steps in whose place a solver fits the head, in the time `before`
+    most = passes * per_pass + (free if open_epochs else 0)
+    fits = free + budget.steps_in(left, cost, 0, per_epoch)
+    first = min(most, max(fits, free or budget.LEAST_STEPS))
     choices = []
-    text = _text(spec, work, (per_pass, per_epoch), first, min(most, fits) < first, after, used)
+    text = _text(spec, work, (per_pass, per_epoch, free), first, min(most, fits) < first, after, used)
     if open_epochs:
-        epochs = max(math.ceil(first / per_pass), math.floor(training.warmup_epochs) + 1)
+        epochs = max(math.ceil((first - free) / per_pass), math.floor(training.warmup_epochs) + 1)
+        epochs += fitted_first
         why = "as many as help with so many images" if first == most else "what the time allows"
         choices.append(resolution.Choice("training.epochs", epochs, why, matters=True))
     if per_epoch != per_pass:
@@ -323,12 +340,12 @@ def _epoch_steps(spec: Spec, leaves: Callable[[str], bool], left: float, cost: C
 
 
 def _text(
-    spec: Spec, work: Work, steps: tuple[int, int], first: int, forced: bool, after: float, used: float
+    spec: Spec, work: Work, steps: tuple[int, int, int], first: int, forced: bool, after: float, used: float
 ) -> str:
-    """Return the plan in words; ``steps``: of a pass over the images, and of an epoch."""
-    per_pass, per_epoch = steps
+    """Return the plan in words; ``steps``: of a pass over the images, of an epoch, and of that of a fitted head."""
+    per_pass, per_epoch, free = steps
     size, pace = spec.training.batch_size, work.pace
-    limit, epochs = clock.words(spec.time_limit), first / per_pass
+    limit, epochs = clock.words(spec.time_limit), (first - free) / per_pass
     precision = "fp32" if spec.training.precision == "auto" else spec.training.precision
     many = f"{work.images:,} image{'s' * (work.images != 1)}"
     rate = numerals.rate(size / (pace.step * work.mean))
@@ -344,6 +361,8 @@ def _text(
             "takes as long as that takes."
         )
     plan = passes_words(epochs)
+    if free:
+        plan = f"the head, then {plan} of all layers" if epochs else "the head alone"
     if per_epoch < per_pass:
         plan += f", with {math.ceil(first / per_epoch)} validations"
     return f"Plan for {limit} ({numerals.duration(used)} are gone): {about}: {plan}."

@@ -12,7 +12,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from tellapart import clock, numerals
-from tellapart.training import budget, foreseen
+from tellapart.training import budget, foreseen, stages
 from tellapart.training.budget import Cost
 from tellapart.training.callbacks import Callback
 from tellapart.training.time_plan import Budget, passes_words
@@ -95,6 +95,12 @@ class TimeKeeper(Callback):
             return
         if trainer.stopping:
             self.why = trainer.stopping
+            return
+        if stages.fitted_at(trainer.spec, 0) and trainer.progress.epoch == 0:
+            alone = trainer.spec.model.finetune == "head"
+            self.why = "the head is fitted" if alone else "after the head, no time is left for all layers"
+            if not alone:
+                trainer.report.message(f"Training ends: {self.why} (--time-limit {clock.words(plan.limit)}).")
             return
         spare = plan.limit - self.elapsed() - plan.reserve
         if trainer.timeline.total >= self._most():

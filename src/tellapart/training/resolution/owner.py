@@ -97,6 +97,7 @@ class Resolution:
         """Choose the length of the run by what was measured; before or after `by_speed`."""
         self._follows(Stage.PIXELS, Stage.SPEED)
         return self._with(choices)
+
     def without_fit(self, reason: str) -> Resolution:
         """Let a head that was to be fitted train by steps, since the network does not allow it, for ``reason``."""
         return self._with(efforts.without_fit(self.spec, reason))
