@@ -463,7 +463,8 @@ class DistillSpec(Section, prefix="distill."):
     """A teacher: training also follows the outputs of a trained model (Hinton et al. 2015)."""
 
     teacher: str = ""
-    """Run folder or artifact of the teacher; empty: train on the labels alone."""
+    """Run folder or artifact of the teacher, or a folder of several runs (such as folds), whose answers are averaged;
+    empty: train on the labels alone."""
     temperature: Positive = 4.0
     """Temperature that the logits of teacher and student are divided by before they are compared."""
     weight: Fraction = 0.9
