@@ -98,6 +98,8 @@ class DataSpec(Section, prefix="data."):
     """Seed for making the splits, separate from the seed of training."""
     fold: str = ""
     """One fold of a cross-validation, such as 2/5: what it holds out is the test split; train --folds 5 runs all."""
+    leave_out: str = ""
+    """Leave a fold of the training split out, such as 2/5; val and test stay as they are (effort best does this)."""
     group: str = ""
     """Column, or regular expression on the path: images with the same value stay in the same split."""
     train: tuple[str, ...] = ()
@@ -155,6 +157,7 @@ class DataSpec(Section, prefix="data."):
             object.__setattr__(self, "order", tuple(texts))
         super().__post_init__()
         self.folds()
+        self.left_out()
         marks = self.levels not in ("auto", "none", "")
         if marks and (len(self.levels) > 8 or any(c.isalnum() or c.isspace() for c in self.levels)):
             raise SpecError(
@@ -164,15 +167,23 @@ class DataSpec(Section, prefix="data."):
 
     def folds(self) -> tuple[int, int] | None:
         """Return which fold is held out (from 1), and of how many; None without cross-validation."""
-        if not self.fold:
-            return None
-        found = _FOLD.fullmatch(self.fold)
-        number, count = (int(found[1]), int(found[2])) if found else (0, 0)
-        if not (1 <= number <= count and count >= 2):
-            raise SpecError(
-                f"data.fold is {self.fold!r}; it must be NUMBER/FOLDS, from 1 on and of at least 2, such as 2/5."
-            )
-        return number, count
+        return _fold_of("data.fold", self.fold)
+
+    def left_out(self) -> tuple[int, int] | None:
+        """Return which fold of the training split is left out (from 1), and of how many; None for none."""
+        return _fold_of("data.leave_out", self.leave_out)
+
+
+def _fold_of(name: str, text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    found = _FOLD.fullmatch(text)
+    number, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not (1 <= number <= count and count >= 2):
+        raise SpecError(
+            f"{name} is {text!r}; it must be NUMBER/FOLDS, from 1 on and of at least 2, such as 2/5."
+        )
+    return number, count
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def test_what_is_unfinished_missing_or_compared_by_features_is_refused(committee
     with pytest.raises(ModelError, match=r"distill\.features compares two networks"):
         opened(committee, features=1.0)
     list_runs(committee, ["fold-1", "fold-2", "fold-3"], ["fold-1"])
-    with pytest.raises(ArtifactError, match="3 runs .* 1 are finished.*tellapart resume"):
+    with pytest.raises(ArtifactError, match=r"3 runs .* 1 are finished.*tellapart resume"):
         facts.of_teacher(str(committee))
     list_runs(committee, ["fold-1", "fold-2", "fold-3"])
     shutil.rmtree(committee / "fold-3")

@@ -156,7 +156,10 @@ def soft_several(logits: torch.Tensor, taught: torch.Tensor, temperature: float)
 
 
 def average(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return logits, float32 [B, K], whose sigmoid at ``temperature`` is the mean of those of several models [M, B, K]."""
+    """Return logits, float32 [B, K], whose sigmoid at ``temperature`` is the mean of those of several models.
+
+    logits: [M, B, K].
+    """
     softened = logits.float() / temperature
     yes, no = (F.logsigmoid(x).logsumexp(0) for x in (softened, -softened))
     return temperature * (yes - no)
