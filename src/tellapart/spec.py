@@ -482,6 +482,8 @@ class DistillSpec(Section, prefix="distill."):
     """Share of the loss that compares with the teacher; the rest compares with the labels."""
     features: NonNegative = 0.0
     """Weight of a loss that compares where both networks look (attention transfer); 0: off."""
+    members: Annotated[int, Range(0, 5)] = 0
+    """effort best: how many models (2 to 5) are averaged and distilled into one; 0: by the images and the time."""
     fingerprint: str = ""
     """SHA-256 of the teacher's file, recorded when training begins; another file is refused from then on."""
 
@@ -540,6 +542,9 @@ class Spec(Section):
     distill: DistillSpec = field(default_factory=DistillSpec)
     speed: SpeedSpec = field(default_factory=SpeedSpec)
     run: RunSpec = field(default_factory=RunSpec)
+    effort: Literal["quick", "good", "best"] = "good"
+    """With weights, where optimizer, rate and epochs are open. quick: the head alone, fitted to features; good: then
+    all layers, kept only if validation is better by more than chance; best: several such in one model."""
     seed: int = 0
     """Seed for everything random in training."""
 

@@ -74,12 +74,12 @@ def t_interval(values: Sequence[float], share: bool) -> list[float] | None:
     return [max(0.0, low), min(1.0, high)] if share else [low, high]
 
 
-def pool(folder: pathlib.Path, names: Sequence[str]) -> Measurement:
-    """Write the folds' answers for the images that each held out, as one evaluation (``out-of-fold``).
+def pool(folder: pathlib.Path, names: Sequence[str], split: str = "test") -> Measurement:
+    """Write the folds' answers for the images that each held out (its ``split``), as one evaluation (``out-of-fold``).
 
     predictions.csv is that of the folds, one after the other, with the fold (from 1) as a further column.
     """
-    places = [folder / name / "evaluation" / "test" for name in names]
+    places = [folder / name / "evaluation" / split for name in names]
     try:
         found: list[Any] = [read_evaluation(place) for place in places]
         evaluation = KINDS[found[0].kind].pooled(found, _rows(places), OUT_OF_FOLD)

@@ -93,6 +93,9 @@ _LABELS_DO_NOT_COUNT = _when(
     "distill.weight is 1: training follows only the teacher, not the labels",
 )
 _HEAD_ONLY = _when(lambda s, _: s.model.finetune == "head", "only the head trains (model.finetune head)")
+_ONE_MODEL = _when(
+    lambda s, _: s.effort != "best" and not s.distill.teacher, "only effort best trains several models"
+)
 _NO_TEACHER = _when(lambda s, _: not s.distill.teacher, "there is no teacher (distill.teacher)")
 
 
@@ -105,6 +108,7 @@ RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
     (("training.patience", "training.best_metric", "training.plateau_patience"), _NO_VALIDATION),
     (("training.min_delta",), _NO_VALIDATION),
     (("training.min_delta",), _on("training", "patience", "there is no early stopping")),
+    (("distill.members",), _ONE_MODEL),
     (("training.step_epochs",), _schedule("step")),
     (("training.milestones",), _schedule("multi-step")),
     (("training.plateau_patience",), _schedule("plateau")),

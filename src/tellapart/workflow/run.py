@@ -21,7 +21,7 @@ from tellapart.training import progress as progressing
 from tellapart.training.callbacks import Callback
 from tellapart.training.resolution import Choice, Resolution, checks
 from tellapart.training.speed.profile import Profile
-from tellapart.workflow import extending, place, run_files
+from tellapart.workflow import extending, place, run_files, settling
 from tellapart.workflow import given as giving
 from tellapart.workflow.asked import Again, Asked, Telling
 from tellapart.workflow.finishing import ArtifactKeeper, finish
@@ -102,6 +102,8 @@ def train(
 
     Raises: errors of ``tellapart.errors``.
     """
+    from tellapart.workflow import members  # which trains several runs, each by this module
+
     asked = Asked.of(
         data,
         (val, test, classes),
@@ -111,6 +113,8 @@ def train(
         trust,
         Telling(quiet, verbose, profile, tuple(callbacks)),
     )
+    if members.wanted(asked.spec):
+        return members.train(asked)
     with asked.own.at_hand(asked.spec), place.for_new(asked.spec, quiet) as where:
         samples = where.in_turn(lambda: opened(asked.spec, asked.objects, where.console))
         return begin(New(asked, asked.spec, samples), where)
@@ -133,8 +137,8 @@ class New:
 
     @property
     def given(self) -> frozenset[str] | None:
-        """The fields that keep their values: of one of several, all that was chosen for them together."""
-        return frozenset(flatten(self.spec)) if self.several else self.asked.given
+        """The fields that keep their values: where choices were made before, for several runs, all of them."""
+        return frozenset(flatten(self.spec)) if self.several or self.chosen else self.asked.given
 
     @property
     def callbacks(self) -> tuple[Callback, ...]:
@@ -157,7 +161,7 @@ def begin(new: New, where: Place) -> Result:
         (console.warn if doubt.serious else console.message)(doubt.text)
     folder = where.procs.from_first(where.make(prepared.spec.model.name) if where.make else None)
     assert folder is not None
-    whole = folder.parent if new.several else folder
+    whole = runs.whole(folder.parent) if new.several else folder
     choices = (*new.chosen, *prepared.resolution.choices)
     if new.first and choices:
         console.message(choices_text(choices, new.asked.telling.verbose))
@@ -198,7 +202,7 @@ def resume_run(run: str | os.PathLike[str], again: Again, several: bool = False)
         ready = make_plan(prepared, procs, console)
         if procs.first and begun and spec != before:
             extending.write(folder, spec)
-        whole = folder.parent if several else folder
+        whole = runs.whole(folder.parent) if several else folder
         with _resumable(whole):
             return _run(folder, ready, where, content, again.callbacks, whole)
 
@@ -257,8 +261,19 @@ def _run(
         if not procs.first:
             return Result(folder, folder / artifact.FILE_NAME, "", {})
         _save(folder, trainer, card)
-        known = {"val": trainer.way.known}
-        split, figures = finish(folder, ready.prepared, card, progress, console, tracker, procs.device, known)
+        settled = settling.settle(folder, ready.prepared, plan.task, card, console, procs.device)
+        known = {} if settled.changed else {"val": trainer.way.known}
+        split, figures = finish(
+            folder,
+            ready.prepared,
+            settled.card,
+            settled.epoch or progress.best_epoch + 1,
+            progress.step,
+            console,
+            tracker,
+            procs.device,
+            known,
+        )
         return Result(folder, folder / artifact.FILE_NAME, split, figures)
     finally:
         tracker.close()
