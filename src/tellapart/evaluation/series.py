@@ -19,7 +19,7 @@ from tellapart.evaluation.measurement import NAMES, Measurement, headline_of, in
 from tellapart.evaluation.metrics import KINDS, read_evaluation
 from tellapart.evaluation.run_folder import OUT_OF_FOLD
 
-_COUNTS = ("n", "epoch")  # what an entry says beside figures
+_COUNTS = ("n", "epoch", "seconds")  # what an entry says beside figures
 
 
 def summarise(finished: Sequence[Mapping[str, Any]], interval: bool) -> dict[str, Any]:
@@ -125,6 +125,9 @@ def write_page(folder: str | os.PathLike[str], out: str | os.PathLike[str] | Non
     text = page.render(
         name=root.absolute().name,
         folds=listed.name == runs.FOLDS_FILE,
+        members=listed.name == runs.MEMBERS_FILE,
+        validation=content.get("validation", {}),
+        kept=content.get("kept", ""),
         model=spec.model.name,
         source=spec.data.source,
         count=content.get("count", 0),

@@ -21,7 +21,7 @@ from tellapart import artifact, numerals, runs
 from tellapart.contract import Card
 from tellapart.contract.views import Views
 from tellapart.data.loader import ImageSet
-from tellapart.evaluation import infer
+from tellapart.evaluation import infer, series
 from tellapart.evaluation.measurement import naming
 from tellapart.evaluation.paired import mcnemar
 from tellapart.runtime.eager import open_artifact
@@ -90,6 +90,8 @@ def settle(
         settled = _with_views(folder, settled, judge, alone.get(kept, student), device)
     told_views = {"views": settled.card.views.name, "kept": kept}
     runs.write_json(listed, {**content, "validation": told, **told_views})
+    if prepared.spec.run.report:
+        series.write_page(listed.parent)
     return settled
 
 
