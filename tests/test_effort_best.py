@@ -227,7 +227,7 @@ def settled(
         listed = folder / "members/members.json"
         runs.write_json(listed, {**runs.read_json(listed), "views_open": views_open})
         spec = runs.read_spec(folder / "spec.yaml")
-        spec = tellapart.make_spec(spec=spec, **{"augment.hflip": hflip})
+        spec = workflow.make_spec(spec=spec, **{"augment.hflip": hflip})
         labels = np.arange(60) % 3
 
         class Set:

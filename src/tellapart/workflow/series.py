@@ -31,8 +31,8 @@ from tellapart.runtime.eager import open_artifact
 from tellapart.spec import Spec, update
 from tellapart.training.callbacks import Callback
 from tellapart.training.resolution import Choice, Resolution, facts
+from tellapart.workflow import dividing, place, run_files
 from tellapart.workflow import given as giving
-from tellapart.workflow import place, run_files
 from tellapart.workflow.asked import Again, Asked, Telling, code_of
 from tellapart.workflow.measure import evaluate_set
 from tellapart.workflow.place import Place
@@ -221,7 +221,8 @@ class Kind:
             return update(spec, {"data.fold": f"{number + 1}/{self.count}"})
         if self.name == "members":
             own = {"data.leave_out": f"{number + 1}/{self.count}", "seed": spec.seed + number + 1}
-            return update(spec, {**own, "effort": "good"})
+            seconds = dividing.of_member(spec, self.count)
+            return dividing.limited(update(spec, {**own, "effort": "good"}), seconds)
         return update(spec, {"seed": spec.seed + number})
 
 
