@@ -57,6 +57,26 @@ def find(path: str | os.PathLike[str]) -> Path:
     return found
 
 
+def find_all(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Return the files of the models that a folder of several runs contains, else the one that `find` finds.
+
+    Raises ArtifactError if there is none, or if some of the runs are not finished.
+    """
+    given = Path(path)
+    listed = None if (given / FILE_NAME).is_file() or not given.is_dir() else runs.series_file(given)
+    if listed is None:
+        return (find(given),)
+    content = runs.read_json(listed)
+    done = [str(entry.get("run")) for entry in content.get("finished") or ()]
+    names = [str(name) for name in content.get("runs") or ()]
+    if not names or set(names) - set(done):
+        raise ArtifactError(
+            f"{given} contains {len(names)} runs ({listed.name}), of which {len(done)} are finished, so they are no "
+            f"model together yet; to go on with them: tellapart resume {given}"
+        )
+    return tuple(find(given / name) for name in names)
+
+
 def read_card(path: str | os.PathLike[str]) -> Card:
     """Read what an artifact says of itself, without its weights."""
     found = find(path)

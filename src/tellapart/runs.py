@@ -29,8 +29,11 @@ WARNINGS_FILE = "warnings.jsonl"
 CHOICES_FILE = "choices.jsonl"  # what options that were left open became, and why
 FOLDS_FILE = "folds.json"  # of a folder with the runs of a cross-validation
 REPEATS_FILE = "repeats.json"  # of a folder with runs that differ in the seed
+MEMBERS = "members"  # the folder, in that of a run, with the runs whose answers its model was distilled from
+MEMBERS_FILE = "members.json"  # of that folder
 LOCK_FILE = ".tellapart-lock"
 COMPLETE = "environment.json"  # the last of the files that a run begins with
+_SERIES = (FOLDS_FILE, REPEATS_FILE, MEMBERS_FILE)
 _BEGINNING = {
     SPEC_FILE,
     SAMPLES_FILE,
@@ -211,7 +214,18 @@ def is_run(folder: Path) -> bool:
 
 def series_file(folder: Path) -> Path | None:
     """Return the file that says of which runs a folder is; None for the folder of a single run, or of none."""
-    return next((folder / name for name in (FOLDS_FILE, REPEATS_FILE) if (folder / name).is_file()), None)
+    return next((folder / name for name in _SERIES if (folder / name).is_file()), None)
+
+
+def members_of(folder: Path) -> Path | None:
+    """Return the file about the members from which a run's model was, or will be, distilled; None without any."""
+    listed = folder / MEMBERS / MEMBERS_FILE
+    return listed if listed.is_file() else None
+
+
+def whole(folder: Path) -> Path:
+    """Return what is resumed for one of several runs in ``folder``: that, or the run whose members they are."""
+    return folder.parent if (folder / MEMBERS_FILE).is_file() else folder
 
 
 def require(path: str | os.PathLike[str]) -> Path:

@@ -99,6 +99,8 @@ class DataSpec(Section, prefix="data."):
     """Seed for making the splits, separate from the seed of training."""
     fold: str = ""
     """One fold of a cross-validation, such as 2/5: what it holds out is the test split; train --folds 5 runs all."""
+    leave_out: str = ""
+    """Leave a fold of the training split out, such as 2/5; val and test stay as they are (effort best does this)."""
     group: str = ""
     """Column, or regular expression on the path: images with the same value stay in the same split."""
     train: tuple[str, ...] = ()
@@ -156,6 +158,7 @@ class DataSpec(Section, prefix="data."):
             object.__setattr__(self, "order", tuple(texts))
         super().__post_init__()
         self.folds()
+        self.left_out()
         marks = self.levels not in ("auto", "none", "")
         if marks and (len(self.levels) > 8 or any(c.isalnum() or c.isspace() for c in self.levels)):
             raise SpecError(
@@ -165,15 +168,23 @@ class DataSpec(Section, prefix="data."):
 
     def folds(self) -> tuple[int, int] | None:
         """Return which fold is held out (from 1), and of how many; None without cross-validation."""
-        if not self.fold:
-            return None
-        found = _FOLD.fullmatch(self.fold)
-        number, count = (int(found[1]), int(found[2])) if found else (0, 0)
-        if not (1 <= number <= count and count >= 2):
-            raise SpecError(
-                f"data.fold is {self.fold!r}; it must be NUMBER/FOLDS, from 1 on and of at least 2, such as 2/5."
-            )
-        return number, count
+        return _fold_of("data.fold", self.fold)
+
+    def left_out(self) -> tuple[int, int] | None:
+        """Return which fold of the training split is left out (from 1), and of how many; None for none."""
+        return _fold_of("data.leave_out", self.leave_out)
+
+
+def _fold_of(name: str, text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    found = _FOLD.fullmatch(text)
+    number, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not (1 <= number <= count and count >= 2):
+        raise SpecError(
+            f"{name} is {text!r}; it must be NUMBER/FOLDS, from 1 on and of at least 2, such as 2/5."
+        )
+    return number, count
 
 
 @dataclass(frozen=True)
@@ -472,13 +483,16 @@ class DistillSpec(Section, prefix="distill."):
     """A teacher: training also follows the outputs of a trained model (Hinton et al. 2015)."""
 
     teacher: str = ""
-    """Run folder or artifact of the teacher; empty: train on the labels alone."""
+    """Run folder or artifact of the teacher, or a folder of several runs (such as folds), whose answers are averaged;
+    empty: train on the labels alone."""
     temperature: Positive = 4.0
     """Temperature that the logits of teacher and student are divided by before they are compared."""
     weight: Fraction = 0.9
     """Share of the loss that compares with the teacher; the rest compares with the labels."""
     features: NonNegative = 0.0
     """Weight of a loss that compares where both networks look (attention transfer); 0: off."""
+    members: Annotated[int, Range(0, 5)] = 0
+    """effort best: how many models (2 to 5) are averaged and distilled into one; 0: by the images and the time."""
     fingerprint: str = ""
     """SHA-256 of the teacher's file, recorded when training begins; another file is refused from then on."""
 

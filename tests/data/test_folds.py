@@ -107,3 +107,50 @@ def test_what_cannot_be_dealt_is_reported(tmp_path: Path, make_folder: Make) -> 
 def test_an_impossible_fold_is_refused(fold: str) -> None:
     with pytest.raises(SpecError, match="such as 2/5"):
         DataSpec(fold=fold)
+
+
+def split_of(samples: Samples) -> dict[str, str]:
+    return dict(zip(samples.paths.tolist(), samples.splits.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("splits", [("train", "val", "test"), ("train",), ()])
+def test_folds_of_the_training_split_leave_val_and_test_as_they_are(
+    tmp_path: Path, make_folder: Make, splits: tuple[str, ...]
+) -> None:
+    """Every training image is left out once, evenly by class."""
+    data = make_folder(tmp_path / "data", splits=splits, count=20)
+    whole = opened(data, "")
+    left: list[str] = []
+    for number in range(1, 4):
+        part = opened(data, "", leave_out=f"{number}/3")
+        assert part.paths.tolist() == whole.paths.tolist()
+        mine = split_of(part)
+        out = [path for path, split in mine.items() if split == "left-out"]
+        assert {**mine, **dict.fromkeys(out, "train")} == split_of(whole)
+        assert np.ptp(part.counts("left-out")) <= 1
+        left += out
+    assert sorted(left) == sorted(whole.split("train").paths.tolist())
+
+
+def test_what_stays_together_is_left_out_together_and_rare_classes_are_not(
+    tmp_path: Path, make_folder: Make
+) -> None:
+    data = make_folder(tmp_path / "data", splits=("train", "val"), count=20)
+    for number in range(2, 20):
+        (data / f"train/cat/{number:03}.png").unlink()
+    for number in range(5):
+        shutil.copyfile(data / "train/ant/000.png", data / f"train/ant/copy{number}.png")
+    copies = [f"train/ant/copy{number}.png" for number in range(5)] + ["train/ant/000.png"]
+    for number in range(1, 4):
+        mine = split_of(opened(data, "", leave_out=f"{number}/3"))
+        assert len({mine[path] for path in copies}) == 1
+        assert {mine[f"train/cat/{n:03}.png"] for n in range(2)} == {"train"}, "of which there are two"
+
+
+def test_a_fold_of_the_training_split_of_a_fold(tmp_path: Path, make_folder: Make) -> None:
+    data = make_folder(tmp_path / "data", count=20)
+    whole, part = opened(data, "1/2"), opened(data, "1/2", leave_out="2/4")
+    assert part.split("test").paths.tolist() == whole.split("test").paths.tolist()
+    assert len(part.split("left-out")) == pytest.approx(len(whole.split("train")) / 4, abs=3)
+    with pytest.raises(SpecError, match=r"data\.leave_out is '4'"):
+        DataSpec(leave_out="4")

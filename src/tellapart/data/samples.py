@@ -21,6 +21,7 @@ from tellapart import files, tables
 from tellapart.contract.card import label_mark
 
 SPLITS = ("train", "val", "test")
+LEFT_OUT = "left-out"  # in place of train: what data.leave_out leaves out, which no split has
 _PART = 1 << 26  # bytes above which a file is read as a stream
 
 
@@ -55,9 +56,9 @@ class Samples:
 
     paths: object array of str, relative to ``root`` with forward slashes (or absolute); for arrays a name such as
     ``train/12``. labels: int64, index in ``classes``, or -1 in all rows if an image can have several: then targets is
-    uint8 [N, len(classes)] with a 1 for each of its labels (none at all is valid), otherwise None. splits: object
-    array of "train", "val" or "test". boxes: float64 [N, 4] as x0, y0, x1, y1 in pixels of the upright image, NaN if
-    the whole image counts, or None. pixels: uint8 [M, H, W] or [M, H, W, 3] if the source is an array instead of
+    uint8 [N, len(classes)] with a 1 for each of its labels (none at all is valid), otherwise None. splits: object array
+    of "train", "val" or "test", or `LEFT_OUT`. boxes: float64 [N, 4] as x0, y0, x1, y1 in pixels of the upright image,
+    NaN if the whole image counts, or None. pixels: uint8 [M, H, W] or [M, H, W, 3] if the source is an array instead of
     files; ``keys`` (int64 [N]) are its rows. items: the images if the source is Python objects; ``keys`` are their
     numbers. hashes: object array of hexadecimal content hashes, "" if not read yet, or None. ordered: whether classes
     are grades, the lowest first. levels: what separates the levels in the names of classes (``/`` in ``animal/dog``),

@@ -19,7 +19,7 @@ from tellapart.evaluation.measurement import NAMES, Measurement, headline_of, in
 from tellapart.evaluation.metrics import KINDS, read_evaluation
 from tellapart.evaluation.run_folder import OUT_OF_FOLD
 
-_COUNTS = ("n", "epoch")  # what an entry says beside figures
+_COUNTS = ("n", "epoch", "seconds")  # what an entry says beside figures
 
 
 def summarise(finished: Sequence[Mapping[str, Any]], interval: bool) -> dict[str, Any]:
@@ -74,12 +74,12 @@ def t_interval(values: Sequence[float], share: bool) -> list[float] | None:
     return [max(0.0, low), min(1.0, high)] if share else [low, high]
 
 
-def pool(folder: pathlib.Path, names: Sequence[str]) -> Measurement:
-    """Write the folds' answers for the images that each held out, as one evaluation (``out-of-fold``).
+def pool(folder: pathlib.Path, names: Sequence[str], split: str = "test") -> Measurement:
+    """Write the folds' answers for the images that each held out (its ``split``), as one evaluation (``out-of-fold``).
 
     predictions.csv is that of the folds, one after the other, with the fold (from 1) as a further column.
     """
-    places = [folder / name / "evaluation" / "test" for name in names]
+    places = [folder / name / "evaluation" / split for name in names]
     try:
         found: list[Any] = [read_evaluation(place) for place in places]
         evaluation = KINDS[found[0].kind].pooled(found, _rows(places), OUT_OF_FOLD)
@@ -125,6 +125,9 @@ def write_page(folder: str | os.PathLike[str], out: str | os.PathLike[str] | Non
     text = page.render(
         name=root.absolute().name,
         folds=listed.name == runs.FOLDS_FILE,
+        members=listed.name == runs.MEMBERS_FILE,
+        validation=content.get("validation", {}),
+        kept=content.get("kept", ""),
         model=spec.model.name,
         source=spec.data.source,
         count=content.get("count", 0),

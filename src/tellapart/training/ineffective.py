@@ -115,6 +115,9 @@ _NO_EFFORT = _when(
     "it says how a network with weights is trained where optimizer, rate and epochs are left open and a solver can fit "
     "the head",
 )
+_ONE_MODEL = _when(
+    lambda s, _: s.effort != "best" and not s.distill.teacher, "only effort best trains several models"
+)
 _NO_TEACHER = _when(lambda s, _: not s.distill.teacher, "there is no teacher (distill.teacher)")
 
 
@@ -127,6 +130,7 @@ RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
     (("training.patience", "training.best_metric", "training.plateau_patience"), _NO_VALIDATION),
     (("training.min_delta",), _NO_VALIDATION),
     (("training.min_delta",), _on("training", "patience", "there is no early stopping")),
+    (("distill.members",), _ONE_MODEL),
     (("training.step_epochs",), _schedule("step")),
     (("training.milestones",), _schedule("multi-step")),
     (("training.plateau_patience",), _schedule("plateau")),

@@ -7,6 +7,7 @@ Knows nothing of models, batches or the data beyond the number of training image
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -186,6 +187,15 @@ def ordinal(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float 
     soft = torch.lerp(soft, torch.full_like(soft, 1 / logits.shape[1]), label_smoothing)
     apart = (logits.softmax(1) - soft).cumsum(1)
     return F.cross_entropy(logits, soft, reduction="none") + apart.square().sum(1)
+
+
+def average(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return logits, float32 [B, K], whose softmax at ``temperature`` is the mean of those of several models.
+
+    logits: [M, B, K].
+    """
+    log_p = F.log_softmax(logits.float() / temperature, dim=2)
+    return temperature * (log_p.logsumexp(0) - math.log(len(logits)))
 
 
 def soft_labels(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tellapart.augment import Augment, needs_large_source
 from tellapart.data.loader import ImageSet
-from tellapart.data.samples import Samples
+from tellapart.data.samples import LEFT_OUT, Samples
 from tellapart.data.stores import images as decoded
 from tellapart.errors import DataError
 from tellapart.models import weights
@@ -160,9 +160,14 @@ def _evaluated(
 
 
 def _of_split(samples: Samples, split: str, spec: DataSpec, decode: Callable[[Samples], _Read]) -> _Read:
-    """Return a split's images, and the bad ones; the folds of a cross-validation share a store of all images."""
+    """Return a split's images, and the bad ones.
+
+    The folds of a cross-validation share a store of all images, those of the training split its store.
+    """
     if not spec.fold:
-        return decode(samples.split(split))
+        if not spec.leave_out or split != "train":
+            return decode(samples.split(split))
+        samples = samples.select((samples.splits == "train") | (samples.splits == LEFT_OUT))
     images, bad = decode(samples)
     paths = set(samples.split(split).paths)
     return images.select(images.samples.splits == split), [one for one in bad if one.path in paths]

@@ -22,7 +22,6 @@ from tellapart.runtime.eager import open_artifact
 from tellapart.tracking import Console, Tracker, confusion_image
 from tellapart.training import loop, own_metrics, setup
 from tellapart.training.callbacks import Callback
-from tellapart.training.progress import Progress
 from tellapart.workflow.measure import evaluate_set
 
 
@@ -48,7 +47,8 @@ def finish(
     folder: Path,
     prepared: setup.RunData,
     card: Card,
-    progress: Progress,
+    epoch: int,
+    step: int,
     console: Console,
     tracker: Tracker,
     device: torch.device,
@@ -56,7 +56,8 @@ def finish(
 ) -> tuple[str, dict[str, Any]]:
     """Measure the artifact on disk, on every split that was not used for training; write the report.
 
-    Returns the split that counts, and its figures. ``known``: by split, logits that need not be computed again (see
+    Returns the split that counts, and its figures. ``epoch``: from 1, the one whose weights it has; ``step``: the run's
+    last; ``known``: by split, logits that need not be computed again (see
     `step.Way`).
     """
     backend = open_artifact(folder, str(device), "fp32")
@@ -64,7 +65,7 @@ def finish(
         card = _with_thresholds(card, backend, prepared.val, console)
         artifact.save(folder / artifact.FILE_NAME, artifact.read_state(folder), card)
         backend = open_artifact(folder, str(device), "fp32")
-    scores: dict[str, Any] = {"epoch": progress.best_epoch + 1}
+    scores: dict[str, Any] = {"epoch": epoch}
     kept = dict(scores)
     final = ""
     own = own_metrics.build(prepared.spec.training.metrics, ())
@@ -77,9 +78,9 @@ def finish(
             kept[split] = {**scores[split], "predicted": evaluation.given()}
             final = split
             headline, confusion = evaluation.headline, evaluation.confused()
-            tracker.log(progress.step, {f"final/{split}-{headline.name}": headline.value})
+            tracker.log(step, {f"final/{split}-{headline.name}": headline.value})
             if confusion is not None and len(prepared.classes) <= 100:
-                tracker.image(progress.step, f"{split}/confusion", confusion_image(confusion, card.classes))
+                tracker.image(step, f"{split}/confusion", confusion_image(confusion, card.classes))
     told = tuple(entry["text"] for entry in runs.read_warnings(folder) if entry["severity"] == "warning")
     card = dataclasses.replace(artifact.with_scores(card, kept), warnings=told)
     artifact.save(folder / artifact.FILE_NAME, artifact.read_state(folder), card)

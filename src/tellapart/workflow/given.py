@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tellapart import runs, tables
-from tellapart.data.samples import SPLITS, Samples
+from tellapart.data.samples import LEFT_OUT, SPLITS, Samples
 from tellapart.data.sources import opening
 from tellapart.data.sources.objects import Objects, explain, is_objects, take
 from tellapart.errors import RunError
@@ -111,7 +111,7 @@ def check_same(folder: Path, source: str, given: Objects | None, samples: Sample
 
 def _difference(before: Mapping[str, Mapping[str, str]], samples: Samples) -> str:
     """Return in words the first difference between a run's table and ``samples``, "" if there is none."""
-    now = {str(path): row for row, path in enumerate(samples.paths)}
+    now = {str(path): row for row, path in enumerate(samples.paths) if samples.splits[row] != LEFT_OUT}
     hashes = None if samples.items is None else samples.items.hashes
     gone = [path for path in before if path not in now]
     if gone:

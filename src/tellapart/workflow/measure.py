@@ -192,7 +192,7 @@ def _made_as_in_training(model: str | os.PathLike[str], spec: DataSpec) -> tuple
     given = Path(model)
     beside = (given if given.is_dir() else given.parent) / runs.SPEC_FILE
     own = runs.read_spec(beside).data if beside.is_file() else DataSpec()
-    names = ("val_fraction", "test_fraction", "split_seed", "group", "fold")
+    names = ("val_fraction", "test_fraction", "split_seed", "group", "fold", "leave_out")
     return update(spec, {name: getattr(own, name) for name in names}), (
         f"by {beside}" if beside.is_file() else "by the default options: the model is not in a run folder"
     )

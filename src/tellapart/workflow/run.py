@@ -22,7 +22,7 @@ from tellapart.training.callbacks import Callback
 from tellapart.training.resolution import Choice, Resolution, checks
 from tellapart.training.speed.profile import Profile
 from tellapart.training.timekeeper import taken
-from tellapart.workflow import extending, place, run_files
+from tellapart.workflow import extending, place, run_files, settling
 from tellapart.workflow import given as giving
 from tellapart.workflow.asked import Again, Asked, Telling
 from tellapart.workflow.finishing import ArtifactKeeper, finish
@@ -106,6 +106,8 @@ def train(
 
     Raises: errors of ``tellapart.errors``.
     """
+    from tellapart.workflow import members  # which trains several runs, each by this module
+
     asked = Asked.of(
         data,
         (val, test, classes),
@@ -115,6 +117,8 @@ def train(
         trust,
         Telling(quiet, verbose, profile, tuple(callbacks)),
     )
+    if members.wanted(asked.spec):
+        return members.train(asked)
     with asked.own.at_hand(asked.spec), place.for_new(asked.spec, quiet) as where:
         samples = where.in_turn(lambda: opened(asked.spec, asked.objects, where.console))
         return begin(New(asked, asked.spec, samples), where)
@@ -137,11 +141,11 @@ class New:
 
     @property
     def given(self) -> frozenset[str] | None:
-        """The fields that keep their values: of one of several, all that was chosen for them together.
+        """The fields that keep their values: where choices were made before, for several runs, all of them.
 
         A limit of time decides the epochs of each.
         """
-        if not self.several:
+        if not (self.several or self.chosen):
             return self.asked.given
         values, chosen = flatten(self.spec), {choice.field for choice in self.chosen}
         by_time = ("training.epochs", "training.epoch_images") if self.spec.time_limit else ()
@@ -169,7 +173,7 @@ def begin(new: New, where: Place) -> Result:
         (console.warn if doubt.serious else console.message)(doubt.text)
     folder = where.procs.from_first(where.make(prepared.spec.model.name) if where.make else None)
     assert folder is not None
-    whole = folder.parent if new.several else folder
+    whole = runs.whole(folder.parent) if new.several else folder
     choices = (*new.chosen, *prepared.resolution.choices)
     if new.first and choices:
         console.message(choices_text(choices, new.asked.telling.verbose))
@@ -210,7 +214,7 @@ def resume_run(run: str | os.PathLike[str], again: Again, several: bool = False)
         ready = make_plan(prepared, procs, console, where.began, resumed=True)
         if procs.first and begun and spec != before:
             extending.write(folder, spec)
-        whole = folder.parent if several else folder
+        whole = runs.whole(folder.parent) if several else folder
         with _resumable(whole):
             return _run(folder, ready, where, content, again.callbacks, whole)
 
@@ -269,8 +273,19 @@ def _run(
         if not procs.first:
             return Result(folder, folder / artifact.FILE_NAME, "", {})
         _save(folder, trainer, card)
-        known = {"val": trainer.way.known}
-        split, figures = finish(folder, ready.prepared, card, progress, console, tracker, procs.device, known)
+        settled = settling.settle(folder, ready.prepared, plan.task, card, console, procs.device)
+        known = {} if settled.changed else {"val": trainer.way.known}
+        split, figures = finish(
+            folder,
+            ready.prepared,
+            settled.card,
+            settled.epoch or progress.best_epoch + 1,
+            progress.step,
+            console,
+            tracker,
+            procs.device,
+            known,
+        )
         return Result(folder, folder / artifact.FILE_NAME, split, figures, time=taken(plan.callbacks))
     finally:
         tracker.close()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tellapart import artifact, clock, numerals, runs
-from tellapart.data.samples import Samples, listed_hashes
+from tellapart.data.samples import LEFT_OUT, Samples, listed_hashes
 from tellapart.data.sources import opening
 from tellapart.data.sources.listing import many
 from tellapart.data.stores import images as decoded
@@ -31,8 +31,8 @@ from tellapart.runtime.eager import open_artifact
 from tellapart.spec import Spec, update
 from tellapart.training.callbacks import Callback
 from tellapart.training.resolution import Choice, Resolution, facts
+from tellapart.workflow import dividing, place, run_files
 from tellapart.workflow import given as giving
-from tellapart.workflow import place, run_files
 from tellapart.workflow.asked import Again, Asked, Telling, code_of
 from tellapart.workflow.measure import evaluate_set
 from tellapart.workflow.place import Place
@@ -42,6 +42,8 @@ from tellapart.workflow.run import New, Result, begin, resume_run
 OWN_TEST = "own-test"  # name of the evaluation on the source's own test split, which is in no fold
 _MOST = 1000
 _CODE = ("loss", "metrics", "optimizer", "schedule")
+_FILES = {"folds": runs.FOLDS_FILE, "repeats": runs.REPEATS_FILE, "members": runs.MEMBERS_FILE}
+_WORDS = {"folds": "Fold", "repeats": "Run", "members": "Member"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def cross_validate(
         raise SpecError(
             f"data.fold is {asked.spec.data.fold!r}, which is one fold alone; leave it out with folds."
         )
-    return _start(_Kind("folds", folds), asked)
+    return _start(Kind("folds", folds), asked)
 
 
 def repeat(
@@ -134,7 +136,7 @@ def repeat(
         trust,
         Telling(quiet, verbose, profile, tuple(callbacks)),
     )
-    return _start(_Kind("repeats", times), asked)
+    return _start(Kind("repeats", times), asked)
 
 
 def resume(
@@ -171,54 +173,80 @@ def resume(
     folder = runs.require(run)
     code, more = code_of(model, loss, augment, metrics=metrics, optimizer=optimizer, schedule=schedule)
     again = Again(data, val, test, classes, code, {**changes, **more}, trust, quiet, tuple(callbacks))
+    from tellapart.workflow import members  # which uses this module
+
+    folder = runs.whole(folder)
+    if members.unfinished(folder):
+        return members.resume(folder, again)
     listed = runs.series_file(folder)
-    return resume_run(folder, again) if listed is None else _resume(folder, _Kind.read(listed), again)
+    return resume_run(folder, again) if listed is None else _resume(folder, Kind.read(listed), again)
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """Which runs belong together: a number of folds, or of seeds."""
+class Kind:
+    """Which runs belong together: a number of folds, of seeds, or of members of one model."""
 
     name: str
     count: int
 
     @property
     def file(self) -> str:
-        return runs.FOLDS_FILE if self.name == "folds" else runs.REPEATS_FILE
+        """The name of the file that says so."""
+        return _FILES[self.name]
+
+    @property
+    def held(self) -> str:
+        """The split of images that a run alone has not seen; "" where all runs have the same images."""
+        return {"folds": "test", "members": LEFT_OUT}.get(self.name, "")
 
     @classmethod
-    def read(cls, path: Path) -> _Kind:
+    def read(cls, path: Path) -> Kind:
         """Read the file. Raises RunError if it is damaged."""
         count = runs.read_json(path).get("count")
         if not isinstance(count, int) or count < 2:
             raise RunError(f"{path} is damaged: it does not say how many runs there are.")
-        return cls("folds" if path.name == runs.FOLDS_FILE else "repeats", count)
+        return cls(next(name for name, file in _FILES.items() if file == path.name), count)
 
     def runs(self, seed: int) -> list[str]:
         """Return the names of the runs' folders."""
         if self.name == "folds":
             return [f"fold-{number}" for number in range(1, self.count + 1)]
+        if self.name == "members":
+            return [f"member-{number}" for number in range(1, self.count + 1)]
         return [f"seed-{seed + number}" for number in range(self.count)]
 
     def spec(self, spec: Spec, number: int) -> Spec:
-        """Return the spec of a run, ``number`` from 0; each has an equal share of a limit of time."""
+        """Return the spec of a run, ``number`` from 0; each has its share of a limit of time."""
+        if self.name == "members":
+            own = {"data.leave_out": f"{number + 1}/{self.count}", "seed": spec.seed + number + 1}
+            return update(spec, {**own, "effort": "good", "time_limit": dividing.of_member(spec, self.count)})
         spec = update(spec, {"time_limit": spec.time_limit / self.count})
         if self.name == "folds":
             return update(spec, {"data.fold": f"{number + 1}/{self.count}"})
         return update(spec, {"seed": spec.seed + number})
 
 
-def _start(kind: _Kind, asked: Asked) -> Series:
+def check_own_code(asked: Asked) -> None:
+    """Raise SpecError for objects of the user's own code: each run must find it again."""
     if asked.own.things:
-        raise SpecError(  # each run must find it again
+        raise SpecError(
             f"Several runs take {', '.join(asked.own.things)} of your own by name, my_package.my_module:function, not "
             "as an object."
         )
+
+
+def _start(kind: Kind, asked: Asked) -> Series:
+    check_own_code(asked)
+    if asked.spec.effort == "best":
+        raise SpecError(
+            f"effort best trains several models for one already; with {kind.name} each of {kind.count} would. Use "
+            "effort good."
+        )
     with place.for_new(asked.spec, asked.telling.quiet) as where:
-        return _Work(kind, asked, where, Again()).run()
+        return Work(kind, asked, where, Again()).run()
 
 
-def _resume(folder: Path, kind: _Kind, again: Again) -> Series:
+def _resume(folder: Path, kind: Kind, again: Again) -> Series:
     if again.changes:
         raise RunError(
             f"{folder} contains several runs, which are comparable because they have one spec: nothing can "
@@ -228,17 +256,17 @@ def _resume(folder: Path, kind: _Kind, again: Again) -> Series:
     objects, own = again.objects(folder, spec), again.own(folder, spec)
     with place.of_run(folder, spec, again.quiet) as where:
         asked = Asked(spec, objects, own, frozenset(), Telling(again.quiet, callbacks=again.callbacks))
-        return _Work(kind, asked, where, again, folder=folder).run()
+        return Work(kind, asked, where, again, folder=folder).run()
 
 
 @dataclass
-class _Work:
+class Work:
     """The runs of a series, one after the other. ``folder`` is None until the first run is about to begin.
 
     ``spec`` is what all runs have in common, in which ``chosen`` are the choices that were made for all of them.
     """
 
-    kind: _Kind
+    kind: Kind
     asked: Asked
     where: Place
     again: Again
@@ -261,7 +289,7 @@ class _Work:
             return self._run()
         except KeyboardInterrupt:  # a signal outside training: between two runs, or while one is measured
             if self.folder is not None:
-                self.where.console.message(f"To go on: tellapart resume {self.folder}")
+                self.where.console.message(f"To go on: tellapart resume {runs.whole(self.folder)}")
             raise
 
     def _run(self) -> Series:
@@ -290,7 +318,7 @@ class _Work:
         return self._series(None)
 
     def _word(self, number: int) -> str:
-        return f"Fold {number + 1}" if self.kind.name == "folds" else f"Run {number + 1}"
+        return f"{_WORDS[self.kind.name]} {number + 1}"
 
     def _samples(self, number: int, before: Samples | None) -> Samples:
         """Return the samples of a run; the findings about the data are reported once."""
@@ -298,13 +326,13 @@ class _Work:
         if before is None:
             samples = opened(spec, self.asked.objects, self.where.console)
             if self.folder is None:
-                self._resolve(samples)
+                self.resolve(samples)
             return samples
         if self.kind.name == "repeats":
             return before
         return opening.open_source(spec.data, lambda note: None, None, self.asked.objects)
 
-    def _resolve(self, samples: Samples) -> None:
+    def resolve(self, samples: Samples) -> None:
         """Choose what the data decides from all images of the folds, so that all runs train the same network."""
         if self.kind.name == "folds":
             everything = np.full(len(samples), "train", dtype=object)
@@ -377,6 +405,7 @@ class _Work:
             "count": self.kind.count,
             "runs": self.kind.runs(self.spec.seed),
             "finished": self.finished,
+            **self._more(),
         }
         measured = [entry for entry in self.finished if headline_of(entry)]
         folds = self.kind.name == "folds"
@@ -384,12 +413,20 @@ class _Work:
             content["summary"] = figures.summarise(measured, folds)
         if folds and measured and all("test" in entry for entry in measured):
             content["test"] = figures.summarise([entry["test"] for entry in measured], False)
-        if folds and len(self.finished) == self.kind.count:
-            evaluation = figures.pool(self.folder, content["runs"])
+        if len(self.finished) == self.kind.count and self._pools():
+            evaluation = figures.pool(self.folder, content["runs"], self.kind.held)
             content["out_of_fold"] = evaluation.brief()
         runs.write_json(self.folder / self.kind.file, content)
         if self.finished and self.spec.run.report:
             figures.write_page(self.folder)
+
+    def _more(self) -> dict[str, Any]:
+        """Return what else the file of the runs says."""
+        return {}
+
+    def _pools(self) -> bool:
+        """Whether each run has answered images that it alone has not seen."""
+        return self.kind.name == "folds"
 
     def _series(self, cut: Result | None) -> Series:
         assert self.folder is not None

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tellapart.data.samples import LEFT_OUT
 from tellapart.data.sources import copies, folds, splits
 from tellapart.data.sources.listing import Listing, many, some
 from tellapart.data.sources.notes import Notes
@@ -120,6 +121,30 @@ def fill_fold(
         f"; the source's own test split ({many(int(own.sum()), 'image')}) is in no fold" if own.any() else ""
     )
     notes(f"{count} folds of {many(len(rows), 'image')}{apart}.")
+
+
+def leave_out(
+    listing: Listing, labels: npt.NDArray[Any], groups: list[str] | None, spec: DataSpec, notes: Notes
+) -> None:
+    """Take the fold of the training split that the spec names out of it (`LEFT_OUT`).
+
+    Images of a class with fewer images, or groups of them, than there are folds stay in it.
+    """
+    chosen = spec.left_out()
+    if chosen is None:
+        return
+    number, count = chosen
+    rows = np.flatnonzero(_there(listing) & (as_objects(listing.splits) == "train"))
+    units = copies.units(listing, labels, groups, rows, spec, lambda text: None, lambda text: None)
+    held = folds.assign(labels[rows], units, count, spec.split_seed) == number - 1
+    few = folds.scarce(labels[rows], units, count)
+    if few:
+        theirs = labels[rows][:, few].any(axis=1) if labels.ndim == 2 else np.isin(labels[rows], few)
+        rare = {units[n] for n in np.flatnonzero(theirs).tolist()}
+        held &= np.fromiter((unit not in rare for unit in units), bool, len(units))
+    for row in rows[held].tolist():
+        listing.splits[row] = LEFT_OUT
+    notes(f"Fold {number} of {count} of the training split is left out: {many(int(held.sum()), 'image')}.")
 
 
 def _there(listing: Listing) -> npt.NDArray[np.bool_]:

@@ -287,6 +287,7 @@ def _finish(listing: Listing, spec: DataSpec, notes: Notes) -> Samples:
         filling.fill_fold(listing, meant, groups, spec, notes, classes)
     else:
         filling.fill(listing, meant, groups, spec, notes)
+    filling.leave_out(listing, meant, groups, spec, notes)
     _report_classes(meant, listing.splits, classes, notes)
     samples = Samples(
         paths=filling.as_objects(listing.paths),

@@ -7,6 +7,9 @@ between normalised attention maps, the mean square over the channels at each pos
 that both networks have (Zagoruyko and Komodakis 2017, "Paying More Attention to Attention"); it has no parameters of
 its own, so the artifact and the checkpoints are those of any other training.
 
+Several teachers answer together: the mean of their probabilities at that temperature (Hinton et al. name the arithmetic
+and the geometric mean; docs/architecture.md has the measurement).
+
 The teacher sees the same images as the student, augmented and mixed. Its answers are a function of those, so a resumed
 run computes what the uninterrupted one would have. Knows nothing of the loop, and nothing of how the teacher was made.
 """
@@ -22,10 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tellapart import artifact
+from tellapart.contract import Card
 from tellapart.errors import ModelError
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import DistillSpec
-from tellapart.training.methods.multilabel import MultiLabel
+from tellapart.training import losses
+from tellapart.training.methods import multilabel
 from tellapart.training.task import Batch, Labelled
 
 _LABELS = {False: "one label", True: "several labels"}
@@ -84,6 +89,74 @@ class Teacher(nn.Module):
         return logits.float()[:, self.order]
 
 
+class Ensemble(nn.Module):
+    """Several trained models that answer together for the student's inputs: the mean of their probabilities.
+
+    They may differ in their networks and in how images are normalised, in nothing else that an answer depends on.
+    Raises ModelError if they do.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        contract: Preprocessing,
+        classes: Sequence[str],
+        device: torch.device,
+        several: bool,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        cards = [artifact.read_card(file) for file in files]
+        for file, card in zip(files, cards, strict=True):
+            if different := _different(cards[0], card):
+                raise ModelError(
+                    f"The models in {Path(file).parent.parent} cannot teach together: {Path(file).parent.name} has "
+                    f"{different}, unlike {Path(files[0]).parent.name}."
+                )
+        self.members = nn.ModuleList(Teacher(str(file), contract, classes, device, several) for file in files)
+        self.temperature, self._average = temperature, multilabel.average if several else losses.average
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, float32 [B, K], as `Teacher` does."""
+        return self._average(torch.stack([member(images) for member in self.members]), self.temperature)
+
+
+def _different(one: Card, other: Card) -> str:
+    """Return in words the first thing in which two models' answers or inputs differ, "" for none."""
+    if one.several != other.several:
+        return f"{_LABELS[other.several]} for an image"
+    if set(one.classes) != set(other.classes):
+        return f"other classes ({', '.join(sorted(set(one.classes) ^ set(other.classes))[:8])})"
+    if (one.levels, one.ordered) != (other.levels, other.ordered):
+        return "classes with other levels" if one.levels != other.levels else "classes that are grades or not"
+    ours, theirs = (card.preprocessing.to_dict() for card in (one, other))
+    for name in {**ours, **theirs}:
+        if name not in ("mean", "std") and ours.get(name) != theirs.get(name):
+            return f"another {name} of its images ({theirs.get(name)}, not {ours.get(name)})"
+    return ""
+
+
+def open_teacher(
+    spec: DistillSpec,
+    contract: Preprocessing,
+    classes: Sequence[str],
+    device: torch.device,
+    several: bool = False,
+) -> Teacher | Ensemble:
+    """Open what ``distill.teacher`` names. Raises ArtifactError, ModelError."""
+    given = Path(spec.teacher).expanduser()
+    found = artifact.find_all(given)
+    if len(found) == 1:
+        return Teacher(str(found[0]), contract, classes, device, several)
+    if spec.features:
+        raise ModelError(
+            f"distill.features compares two networks, and {given} contains {len(found)} models; set distill.features "
+            "0, or name one of them."
+        )
+    return Ensemble(found, contract, classes, device, several, spec.temperature)
+
+
 def _change(ours: Preprocessing, theirs: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return scale and bias, float32 [C, 1, 1], that turn the student's normalisation into the teacher's."""
     mean, std, mean2, std2 = (
@@ -114,10 +187,10 @@ class Distillation(Labelled):
         self.separable, self.metrics = labels.separable, labels.metrics
         self.score_names, self.lower_is_better = labels.score_names, labels.lower_is_better
         self._labels = (labels,)  # in a tuple: what it owns is this task's, and in checkpoints once
-        several = isinstance(labels, MultiLabel)
-        self.teacher = Teacher(spec.teacher, contract, classes, device, several)
+        several = isinstance(labels, multilabel.MultiLabel)
+        self.teacher = open_teacher(spec, contract, classes, device, several)
         self.attention: Attention | None = None
-        if spec.features:
+        if isinstance(self.teacher, Teacher) and spec.features:
             example = torch.zeros(1, contract.channels, *contract.sides, device=device)
             self.attention = Attention(student, self.teacher.model, example, self.teacher.inputs(example))
 

@@ -153,3 +153,13 @@ def soft_several(logits: torch.Tensor, taught: torch.Tensor, temperature: float)
         F.binary_cross_entropy_with_logits(x, wanted, reduction="none").mean(1) for x in (ours, theirs)
     )
     return temperature**2 * (found - least)
+
+
+def average(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return logits, float32 [B, K], whose sigmoid at ``temperature`` is the mean of those of several models.
+
+    logits: [M, B, K].
+    """
+    softened = logits.float() / temperature
+    yes, no = (F.logsigmoid(x).logsumexp(0) for x in (softened, -softened))
+    return temperature * (yes - no)

@@ -47,10 +47,11 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """The teacher's file and its SHA-256."""
+    """The teacher's file (or the folder of several), a SHA-256 of the file or of all files, and how many there are."""
 
     file: Path
     digest: str
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,12 @@ def of_pixels(train: ImageSet) -> PixelFacts:
 
 
 def of_teacher(path: str) -> TeacherFacts | None:
-    """Find a teacher's file and hash it; None if there is no teacher. Raises RunError."""
+    """Find a teacher's file, or files, and hash them; None if there is no teacher. Raises ArtifactError."""
     if not path:
         return None
-    file = artifact.find(Path(path).expanduser())
-    return TeacherFacts(file, hashlib.sha256(file.read_bytes()).hexdigest())
+    given = Path(path).expanduser()
+    found = artifact.find_all(given)
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in found]
+    if len(found) == 1:
+        return TeacherFacts(found[0], digests[0])
+    return TeacherFacts(given, hashlib.sha256("\n".join(digests).encode()).hexdigest(), len(found))

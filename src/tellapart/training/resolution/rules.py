@@ -277,7 +277,8 @@ def of_teacher(spec: DistillSpec, teacher: TeacherFacts | None) -> list[Choice]:
             f"The teacher {teacher.file} has changed since this training began. Restore it, or start a new run (for "
             "another teacher, leave distill.fingerprint empty)."
         )
-    return [Choice("distill.fingerprint", teacher.digest, "the teacher's file as it is when training begins")]
+    files = "file as it is" if teacher.count == 1 else f"{teacher.count} files as they are"
+    return [Choice("distill.fingerprint", teacher.digest, f"the teacher's {files} when training begins")]
 
 
 def of_compiling(spec: Spec) -> list[Choice]:
