@@ -7,7 +7,6 @@ is called.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from tellapart import augment, packages, references
 from tellapart.contract import sides
@@ -16,6 +15,7 @@ from tellapart.errors import RunError, SpecError
 from tellapart.models import zoo
 from tellapart.spec import AugmentSpec, DistillSpec, InputSpec, ModelSpec, Spec, TrainingSpec, flatten
 from tellapart.training.methods import multilabel as several
+from tellapart.training.resolution import by_orientation
 from tellapart.training.resolution.choice import Choice
 from tellapart.training.resolution.facts import DataFacts, DeviceFacts, ModelFacts, PixelFacts, TeacherFacts
 
@@ -24,7 +24,6 @@ TINY_SIDE = (
 )
 SMALL_SIDE = 96  # images up to this size are trained at their own size
 FEW_IMAGES = 5000  # below this many training photographs only the head of a pretrained network is trained
-MIRROR_MATTERS = ("digits", "mnist", "emnist", "kmnist", "qmnist", "usps", "svhn", "gtsrb")
 # If a GPU finishes a step (a forward pass of this many operations) about as soon as the processor has launched its
 # kernels, they are replayed as CUDA graphs, provided there are enough steps to make up for recording.
 GRAPH_FLOPS, GRAPH_STEPS = 1_000_000_000_000, 100
@@ -251,12 +250,8 @@ def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:
     elif wanted.preset == "auto" and wanted.transform:
         wanted = dataclasses.replace(wanted, preset="none")
         own["preset"] = "augment.transform replaces the preset"
-    elif wanted.preset == "auto" and data.name in MIRROR_MATTERS:
-        signs: dict[str, Any] = {"hflip": 0.0, "rotation": 10.0, "scale": (0.9, 1.1)}
-        free = {name: value for name, value in signs.items() if getattr(wanted, name) is None}
-        wanted = dataclasses.replace(wanted, **free)
-        own = dict.fromkeys(free, "in place of mirroring")
-        own["hflip"] = "a mirrored digit is another sign, or none"
+    elif wanted.preset == "auto":
+        wanted, own = by_orientation.unmirrored(wanted, data)
     full = augment.for_channels(augment.resolve(wanted, spec.input.size), spec.input.channels)
     augment.check_depth(full, spec.input.depth)
     where = f"for images of {sides.words(spec.input.size)} pixels"
