@@ -16,6 +16,7 @@ from tellapart.errors import DataError
 from tellapart.preprocess import BadImage, crop_box
 from tellapart.spec import DataSpec
 
+COLOURS = 512  # images that are looked at for colour, where a few were all grey
 CLASSES = 40  # that are looked at, spread over all of them
 DECODED = 60_000_000  # pixels after which no more images are decoded: about a second of one core
 
@@ -73,3 +74,22 @@ def thumbnails(
     if not found:
         return np.zeros((0, side, side), np.uint8), np.zeros(0, np.int64)
     return np.stack(found), np.asarray(kept, np.int64)
+
+
+def has_colour(samples: Samples, spec: DataSpec, levels: tuple[float, float] | None = None) -> bool:
+    """Whether one of up to `COLOURS` images, evenly over the table, is not grey; bounded as `thumbnails`."""
+    spent = 0
+    for row in np.unique(np.linspace(0, len(samples) - 1, min(COLOURS, len(samples))).astype(int)).tolist():
+        if spent > DECODED:
+            break
+        try:
+            content = samples.read(row)
+            if isinstance(content, np.ndarray) and content.ndim == 2:
+                continue
+            image = pixels(content, 3, spec.max_pixels, lambda high, wide: min(high, wide) >= 64, levels)
+        except (OSError, BadImage, MemoryError):
+            continue
+        spent += image.shape[0] * image.shape[1]
+        if (image != image[..., :1]).any():
+            return True
+    return False

