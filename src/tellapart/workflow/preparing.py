@@ -26,7 +26,7 @@ from tellapart.training.resolution.inputs import views
 from tellapart.training.speed import autotune, features
 from tellapart.training.step import Plan
 from tellapart.workflow import given as giving
-from tellapart.workflow.telling import warn_of_leaks
+from tellapart.workflow.telling import warn_of_leaks, warn_of_near_copies
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def prepare(wanted: Spec | Resolution, samples: Samples, console: Console) -> se
             f"There is no readable training image of: {', '.join(empty)}. The model cannot learn these classes."
         )
     warn_of_leaks(prepared, console)
+    warn_of_near_copies(prepared, console)
     return prepared
 
 
