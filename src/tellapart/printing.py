@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.cells import cell_len, set_cell_size
 
 from tellapart import clock, json_text, numerals, tables
-from tellapart.errors import shown
+from tellapart.errors import TellapartError, shown
 
 _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -46,6 +46,7 @@ def summary(result: Result) -> str:
         if headline.key == "map":
             macro, micro = result.metrics["macro_f1"], result.metrics["micro_f1"]
             lines[0] += f"   macro F1 {numerals.percent(macro)}   micro F1 {numerals.percent(micro)}"
+        lines[0] += _balanced(result)
         lines += _grades(result.metrics)
         lines += [
             f"  level {one['level']}, {one['names']:,} names: {numerals.percent(one['accuracy'])} "
@@ -130,6 +131,21 @@ def _grades(figures: Mapping[str, Any]) -> list[str]:
         for name, value, interval in ordinal.texts(scores)
     ]
     return ["   ".join(parts[:2]), parts[2]]
+
+
+def _balanced(result: Result) -> str:
+    """Return the balanced accuracy where the epoch was chosen by it, else an empty text."""
+    from tellapart import runs  # not for help, which would wait for it
+
+    value = result.metrics.get("balanced_accuracy")
+    try:
+        chosen = runs.read_spec(result.run / runs.SPEC_FILE).training.best_metric
+    except TellapartError:
+        return ""
+    shown_too = value is not None and chosen == "balanced-accuracy"
+    return (
+        f"\n  balanced accuracy {numerals.percent(value)}, by which the epoch was chosen" if shown_too else ""
+    )
 
 
 def _worth(result: Result) -> str:

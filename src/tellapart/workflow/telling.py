@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tellapart import packages
 from tellapart.contract import sides
+from tellapart.data.health import quick
 from tellapart.data.loader import ImageSet
 from tellapart.spec import Spec, flatten
 from tellapart.tracking import Console, CsvTracker, MlflowTracker, TensorBoardTracker, Tracker, Trackers
@@ -124,6 +125,20 @@ def warn_of_leaks(prepared: setup.RunData, console: Console) -> None:
                 f"{copies} of {len(images)} {words} images are also in {where}, byte for byte; "
                 f"see: tellapart check {prepared.spec.data.source}",
                 kind,
+            )
+
+
+def warn_of_near_copies(prepared: setup.RunData, console: Console) -> None:
+    """Warn about evaluation images that are nearly copies of training images, of those that are looked at quickly."""
+    for images, words in ((prepared.val, "validation"), (prepared.test, "test")):
+        found = quick.near_leak(prepared.train, images, prepared.contract)
+        if found and found.serious:
+            one, other = found.example
+            console.warn(
+                f"Of {found.looked:,} {words} images that were looked at, {found.count:,} are nearly copies of "
+                f"training images ({one} of {other}), so figures will be too good. tellapart check "
+                f"{prepared.spec.data.source} lists them; where splits are made here, --data.copies near keeps them "
+                "in one split."
             )
 
 

@@ -98,14 +98,34 @@ def near_copies(table: Table, labels: npt.NDArray[np.int64]) -> NearCopies:
         kept = np.sort(np.random.default_rng(0).permutation(len(pairs))[:VERIFIED])
         pairs, flips, complete = pairs[kept], flips[kept], False
     fit = align(thumbs, pairs, flips)
-    good = np.flatnonzero(fit.score > max(SCORE, 1 - (1 - _usual_score(table, labels)) / 5))
-    good = good[_alike_in_colour(table, pairs[good], flips[good])]
+    good = np.flatnonzero(_near(fit, table, labels, pairs, flips))
     # A symmetric picture fits mirrored too: the better fit counts, at a tie the unmirrored one.
     good = good[np.lexsort((flips[good], -fit.score[good], pairs[good, 1], pairs[good, 0]))]
     good = good[np.r_[True, (np.diff(pairs[good], axis=0) != 0).any(axis=1)][: len(good)]]
     likeness = likeness_of(table, pairs[good], flips[good], fit.score[good])
     changes = [_changes(fit, table, pairs[n], int(flips[n]), n) for n in good.tolist()]
     return NearCopies(pairs[good], changes, likeness, complete)
+
+
+def are_near(
+    table: Table, labels: npt.NDArray[np.int64], pairs: Pairs, flips: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Return which of ``pairs`` are near copies, by the same rule; of the table only luma, colour and grey count."""
+    return _near(align(table["luma"], pairs, flips), table, labels, pairs, flips, usual=300)
+
+
+def _near(
+    fit: Alignment,
+    table: Table,
+    labels: npt.NDArray[np.int64],
+    pairs: Pairs,
+    flips: npt.NDArray[np.int64],
+    usual: int = 2_000,
+) -> npt.NDArray[np.bool_]:
+    """``usual``: pairs of one class that are compared, to know what is usual."""
+    near: npt.NDArray[np.bool_] = fit.score > max(SCORE, 1 - (1 - _usual_score(table, labels, usual)) / 5)
+    near[near] = _alike_in_colour(table, pairs[near], flips[near])
+    return near
 
 
 def likeness_of(
@@ -120,7 +140,7 @@ def likeness_of(
     return likeness
 
 
-def _usual_score(table: Table, labels: npt.NDArray[np.int64], count: int = 2_000) -> float:
+def _usual_score(table: Table, labels: npt.NDArray[np.int64], count: int) -> float:
     """Return a score that few of the pairs of one class reach by chance; 0 for small data.
 
     From the median and the lower tail, since the upper one may hold copies; at most 0.95.

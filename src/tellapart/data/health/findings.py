@@ -40,8 +40,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "imbalance": (
         "Classes are unequal in train: {most} has {high:,} images, {least} {low:,} ({ratio:.1f} times).",
-        "Try --training.class-weights {weights} or --training.sampling oversample, and choose the best epoch "
-        "by --training.best-metric macro-f1.",
+        "From 5 times on, training balances them by itself: with class weights, and the epoch by balanced accuracy. "
+        "Otherwise try --training.class-weights {weights} or --training.sampling oversample.",
     ),
     "small-class": (
         "Fewer than 20 images in train of: {names}.",

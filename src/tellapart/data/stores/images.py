@@ -31,6 +31,7 @@ from tellapart.data.stores import building, cache, housekeeping, workers
 from tellapart.data.stores.decoded import AsContracted, AsSource, Decode, decoded, pixels
 from tellapart.data.stores.decoded import kind as number_kind
 from tellapart.data.stores.streaming import StreamedStore
+from tellapart.data.stores.thumbs import has_colour
 from tellapart.errors import CacheError, DataError
 from tellapart.preprocess import BadImage, Preprocessing, crop_box, resize
 from tellapart.spec import DataSpec
@@ -209,6 +210,7 @@ class Look:
     bands: int = (
         0  # channels of files whose channels have no colours' names, where all that were read have so many
     )
+    typical: int = dataclasses.field(default=0, compare=False)  # the median of the short sides
 
     def unused_range(self) -> str:
         """Return a warning if images of more than 8 bits use less than half of their range, otherwise nothing."""
@@ -263,7 +265,10 @@ def look(
         )
     if not sides:
         raise DataError(f"None of the images that were tried can be read, for example {first}")
-    return Look(max(sides), min(sides), grey, len(shapes) == 1, len(peaks), max(peaks, default=0.0), found)
+    typical = int(np.median(np.minimum(sides[::2], sides[1::2])))
+    grey = grey and not (chosen == 0 and has_colour(samples, spec, levels))
+    highest = max(peaks, default=0.0)
+    return Look(max(sides), min(sides), grey, len(shapes) == 1, len(peaks), highest, found, typical)
 
 
 def _bands(content: bytes | npt.NDArray[np.uint8]) -> int:

@@ -84,7 +84,7 @@ def build_loss(
     ``counts``: training images of each class, int64 [K], of so many ``images``.
     """
     weight: torch.Tensor | None = None
-    if spec.class_weights != "none":
+    if spec.class_weights not in ("auto", "none"):
         values = positive_weights(counts, images, spec.class_weight_limit)
         weight = torch.as_tensor(values, dtype=torch.float32, device=device)
 

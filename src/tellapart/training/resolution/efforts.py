@@ -12,6 +12,7 @@ from typing import Any
 from tellapart import references
 from tellapart.errors import SpecError
 from tellapart.spec import AugmentSpec, Spec
+from tellapart.training.resolution import by_size
 from tellapart.training.resolution.choice import Choice
 from tellapart.training.resolution.facts import DataFacts
 
@@ -80,8 +81,9 @@ def _layers(spec: Spec, data: DataFacts, automatic: bool, fitted: bool) -> list[
     if spec.model.finetune != "auto":
         return []
     if not fitted:
-        few = automatic and data.train < FEW_IMAGES
-        reason = f"fewer than {FEW_IMAGES:,} training photographs" if few else "all layers train"
+        limit, kind = by_size.few(data, FEW_IMAGES)
+        few = automatic and data.train < limit
+        reason = f"fewer than {limit:,} training {kind}" if few else "all layers train"
         return [Choice("model.finetune", "head" if few else "full", reason, few)]
     if spec.effort == "quick":
         return [Choice("model.finetune", "head", "effort quick: the new head alone", True)]

@@ -5,23 +5,34 @@ Knows nothing of the rules.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tellapart import artifact
 from tellapart.data.loader import ImageSet
 from tellapart.data.samples import Samples
 from tellapart.data.stores import images as decoded
+from tellapart.data.stores import thumbs
 from tellapart.models import weights, zoo
-from tellapart.spec import ModelSpec, Spec
+from tellapart.spec import DataSpec, ModelSpec, Spec
+from tellapart.training.resolution import mirroring
+from tellapart.training.resolution.mirroring import Mirroring
+
+
+def _unmeasured() -> None:
+    return None
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What is known about the training images, a few of which were looked at."""
+    """What is known about the training images, a few of which were looked at.
+
+    ``mirroring``: a function that measures it, for it decodes some hundred images; called only where a rule asks.
+    """
 
     seen: decoded.Look
     train: int  # how many there are
@@ -30,6 +41,9 @@ class DataFacts:
     largest: float | None = None  # value in images of more than 8 bits, if the range is taken from them
     grades: tuple[str, ...] = ()  # the classes in their order, the lowest first, if they have one
     validated: int = 0  # how many of the classes have a validation image
+    classes: tuple[str, ...] = ()  # their names
+    counts: tuple[int, ...] = ()  # training images of each
+    mirroring: Callable[[], Mirroring | None] = field(default=_unmeasured, compare=False)
 
 
 @dataclass(frozen=True)
@@ -100,7 +114,27 @@ def of_data(spec: Spec, samples: Samples) -> DataFacts:
     grades = samples.classes if samples.ordered else ()
     validated = int((samples.counts("val") > 0).sum())
     several = samples.targets is not None
-    return DataFacts(seen, len(training), samples.name, several, largest, grades, validated)
+    counts = tuple(training.counts().tolist())
+    measure = functools.cache(lambda: _mirroring(training, spec.data, levels))
+    return DataFacts(
+        seen,
+        len(training),
+        samples.name,
+        several,
+        largest,
+        grades,
+        validated,
+        samples.classes,
+        counts,
+        _unmeasured if several else measure,
+    )
+
+
+def _mirroring(training: Samples, spec: DataSpec, levels: tuple[float, float] | None) -> Mirroring | None:
+    """Measure whether mirrored training images are others; None where too few can be read."""
+    rows = thumbs.rows_of_classes(training.labels, mirroring.MOST)
+    pictures, kept = thumbs.thumbnails(training, spec, rows, mirroring.SIDE, levels)
+    return mirroring.measure(pictures, training.labels[kept])
 
 
 def of_model(spec: ModelSpec) -> ModelFacts:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tellapart.sections import differing
 from tellapart.spec import Spec, flatten, update
-from tellapart.training.resolution import efforts, facts, rules
+from tellapart.training.resolution import by_balance, efforts, facts, rules
 from tellapart.training.resolution.choice import Choice
 from tellapart.training.resolution.facts import DataFacts, DeviceFacts, Facts, PixelFacts
 
@@ -73,6 +73,9 @@ class Resolution:
         now = now._with(rules.of_batch_size(now.spec, data))
         now = now._with(efforts.of_training(now.spec, data, self.leaves))
         now = now._with(rules.of_training(now.spec.training))
+        now = now._with(
+            by_balance.of_balance(now.spec, data, own_beta=not now.leaves("training.effective_beta"))
+        )
         now = now._with(rules.of_labels(now.spec, data))
         now = now._with(rules.of_augment(now.spec, data))
         teacher = facts.of_teacher(now.spec.distill.teacher)

