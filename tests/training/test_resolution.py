@@ -43,20 +43,20 @@ def _chosen(seen: Look, train: int = 1000, name: str = "", **changes: Any) -> di
 TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
     "digits": (
         SMALL_GREY, 1293, {},
-        {"model.name": "fast-cnn", "model.weights": "none", "model.finetune": "full", "model.stem": "standard",
-         "input.size": 16, "input.channels": 1, "input.resize": "squash", "input.interpolation": "bilinear",
-         "input.crop_fraction": 1.0, "input.mean": (), "training.batch_size": 40, "augment.preset": "cifar"},
+        {"model.name": "whitened-cnn-small", "model.weights": "none", "model.finetune": "full",
+         "model.stem": "standard", "input.size": 16, "input.channels": 1, "input.resize": "squash", "input.interpolation": "bilinear",
+         "input.crop_fraction": 1.0, "input.mean": (), "training.batch_size": 128, "augment.preset": "cifar"},
     ),
     "cifar": (
         SMALL_COLOUR, 45_000, {},
-        {"model.name": "fast-cnn", "input.size": 32, "input.channels": 3, "training.batch_size": 128,
-         "augment.hflip": 0.5, "augment.crop_padding": 4},
+        {"model.weights": "none", "input.size": 32, "input.channels": 3, "training.batch_size": 1848,
+         "augment.hflip": 0.5, "augment.crop_padding": 2},
     ),
     "small images of several sizes": (
-        SMALL_MIXED, 1000, {}, {"input.size": 40, "input.resize": "squash", "model.name": "fast-cnn"},
+        SMALL_MIXED, 1000, {}, {"input.size": 40, "input.resize": "squash", "model.name": "whitened-cnn-small"},
     ),
     "ninety-six pixels are small": (
-        Look(96, 96, False, True), 500, {}, {"model.name": "fast-cnn", "input.size": 96, "training.batch_size": 15},
+        Look(96, 96, False, True), 500, {}, {"model.name": "whitened-cnn-small", "input.size": 96, "training.batch_size": 64},
     ),
     "ninety-seven are not": (
         Look(97, 97, False, True), 500, {}, {"model.name": "timm/tf_efficientnet_lite0", "input.size": 224},
@@ -109,7 +109,7 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
         {"input.size": 32, "input.resize": "crop", "model.weights": "none"},
     ),
     "tiny images are enlarged": (Look(5, 4, False, False), 500, {}, {"input.size": 16, "input.resize": "squash"}),
-    "very few images": (SMALL_GREY, 40, {}, {"training.batch_size": 8}),
+    "very few images": (SMALL_GREY, 40, {}, {"training.batch_size": 16}),
 }  # fmt: skip
 
 
