@@ -78,7 +78,9 @@ def test_the_wide_network_is_for_many_images_and_fast_devices(
     monkeypatch: pytest.MonkeyPatch, fast: bool, images: int, name: str
 ) -> None:
     monkeypatch.setattr(from_scratch, "_fast_half", lambda device: fast)
-    assert _chosen(images)["model.name"] == name
+    chosen = _chosen(images)
+    assert chosen["model.name"] == name
+    assert (chosen["training.batch_size"] > 512) == (name == "whitened-cnn")
 
 
 @pytest.mark.parametrize(

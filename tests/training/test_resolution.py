@@ -49,7 +49,7 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
     ),
     "cifar": (
         SMALL_COLOUR, 45_000, {},
-        {"model.weights": "none", "input.size": 32, "input.channels": 3, "training.batch_size": 1848,
+        {"model.weights": "none", "input.size": 32, "input.channels": 3,
          "augment.hflip": 0.5, "augment.crop_padding": 2},
     ),
     "small images of several sizes": (
