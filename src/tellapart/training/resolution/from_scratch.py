@@ -7,6 +7,7 @@ it is called.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -133,13 +134,13 @@ def _augmentation(spec: Spec) -> list[Choice]:
 
 def batch_for(images: int, most: int = BATCH) -> int:
     """Return the batch size for so many images: 2,000 for 50,000, 352 for 5,000, 64 for 500; at most ``most``."""
-    exact = BATCH * (images / IMAGES) ** BATCH_POWER
+    exact = BATCH * math.pow(images / IMAGES, BATCH_POWER)
     return max(LEAST_BATCH, min(most, round(exact / 8) * 8))
 
 
 def epochs_for(images: int) -> int:
     """Return the epochs for so many images: 10 for 50,000, 22 for 5,000, 50 for 500."""
-    return max(EPOCHS, min(MOST_EPOCHS, round(EPOCHS * (IMAGES / images) ** EPOCHS_POWER)))
+    return max(EPOCHS, min(MOST_EPOCHS, round(EPOCHS * math.pow(IMAGES / images, EPOCHS_POWER))))
 
 
 def start_size(size: Size) -> int:
@@ -150,5 +151,5 @@ def start_size(size: Size) -> int:
 
 def _fast_half(device: str) -> bool:
     """Return whether the device computes in half precision fast: a GPU, or a processor with instructions for it."""
-    kind = choose_device(device).type
+    kind = choose_device(device).type if device == "auto" else device.partition(":")[0]
     return kind != "cpu" or bool(host.about_cpu([]).fast_bf16)
