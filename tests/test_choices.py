@@ -41,7 +41,7 @@ def test_the_folder_has_every_choice_with_its_reason(run: Path) -> None:
     assert len(set(fields)) == len(fields)
     assert "augment.hflip" not in fields, "it was given"
     told = {one["field"] for one in choices if one["matters"]}
-    assert told == {"model.name", "input.size", "training.batch_size", "augment.preset"}
+    assert told == {"model.name", "input.size", "training.batch_size", "training.optimizer", "augment.preset"}
 
 
 def test_the_log_shows_those_that_matter_with_their_reasons(
@@ -136,4 +136,4 @@ def test_a_damaged_file_is_read_as_far_as_it_goes(run: Path, tmp_path: Path) -> 
         "\n".join(["{", "[]", "3", '{"field": 1}', *content[:2], content[2][:9]])
     )
     assert runs.read_choices(tmp_path) == runs.read_choices(run)[:2]
-    assert yaml.safe_load((run / "spec.yaml").read_text())["model"]["name"] == "fast-cnn"
+    assert yaml.safe_load((run / "spec.yaml").read_text())["model"]["name"] == "whitened-cnn-small"

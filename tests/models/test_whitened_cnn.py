@@ -86,7 +86,7 @@ def test_a_group_is_the_formula(depth: int) -> None:
     torch.testing.assert_close(group(x), expected)
 
 
-@pytest.mark.parametrize("name", ["whitened-cnn", "whitened-cnn-large"])
+@pytest.mark.parametrize("name", ["whitened-cnn", "whitened-cnn-small", "whitened-cnn-large"])
 @pytest.mark.parametrize(("size", "channels", "classes"), [(4, 3, 2), (8, 1, 10), (32, 3, 100), (96, 3, 7)])
 def test_any_size_channels_and_classes(name: str, size: int, channels: int, classes: int) -> None:
     model = zoo.build(zoo.Architecture(name, classes, channels, size))

@@ -43,20 +43,21 @@ def _chosen(seen: Look, train: int = 1000, name: str = "", **changes: Any) -> di
 TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
     "digits": (
         SMALL_GREY, 1293, {},
-        {"model.name": "fast-cnn", "model.weights": "none", "model.finetune": "full", "model.stem": "standard",
-         "input.size": 16, "input.channels": 1, "input.resize": "squash", "input.interpolation": "bilinear",
-         "input.crop_fraction": 1.0, "input.mean": (), "training.batch_size": 40, "augment.preset": "cifar"},
+        {"model.name": "whitened-cnn-small", "model.weights": "none", "model.finetune": "full",
+         "model.stem": "standard", "input.size": 16, "input.channels": 1, "input.resize": "squash", "input.interpolation": "bilinear",
+         "input.crop_fraction": 1.0, "input.mean": (), "training.batch_size": 128, "augment.preset": "cifar"},
     ),
     "cifar": (
         SMALL_COLOUR, 45_000, {},
-        {"model.name": "fast-cnn", "input.size": 32, "input.channels": 3, "training.batch_size": 128,
-         "augment.hflip": 0.5, "augment.crop_padding": 4},
+        {"model.weights": "none", "input.size": 32, "input.channels": 3,
+         "augment.hflip": 0.5, "augment.crop_padding": 2},
     ),
     "small images of several sizes": (
-        SMALL_MIXED, 10_000, {}, {"input.size": 40, "input.resize": "squash", "model.name": "fast-cnn"},
+        SMALL_MIXED, 10_000, {}, {"input.size": 40, "input.resize": "squash", "model.name": "whitened-cnn-small"},
     ),
     "ninety-six pixels are small": (
-        Look(96, 96, False, True), 10_000, {}, {"model.name": "fast-cnn", "input.size": 96, "training.batch_size": 128},
+        Look(96, 96, False, True), 10_000, {},
+        {"model.name": "whitened-cnn-small", "input.size": 96, "training.batch_size": 512},
     ),
     "few small colour pictures": (
         SMALL_COLOUR, 9999, {},
@@ -68,11 +69,11 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
     ),
     "few pictures of ninety-six pixels": (Look(96, 96, False, True), 500, {}, {**LITE0, "input.size": 160}),
     "few small grey pictures": (
-        Look(28, 28, True, True), 500, {}, {"model.name": "fast-cnn", "model.weights": "none", "input.channels": 1},
+        Look(28, 28, True, True), 500, {}, {"model.name": "whitened-cnn-small", "model.weights": "none", "input.channels": 1},
     ),
-    "few smaller than was measured": (Look(24, 24, False, True), 500, {}, {"model.name": "fast-cnn"}),
+    "few smaller than was measured": (Look(24, 24, False, True), 500, {}, {"model.name": "whitened-cnn-small"}),
     "few small pictures without weights": (
-        SMALL_COLOUR, 500, {"model.weights": "none"}, {"model.name": "fast-cnn", "input.size": 32},
+        SMALL_COLOUR, 500, {"model.weights": "none"}, {"model.name": "whitened-cnn-small", "input.size": 32},
     ),
     "photographs of 128 pixels": (
         Look(192, 128, False, False, typical=128), 500, {}, {**LITE0, "input.size": 192, "input.resize": "crop"},
@@ -171,7 +172,7 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
         {"input.size": 32, "input.resize": "crop", "model.weights": "none"},
     ),
     "tiny images are enlarged": (Look(5, 4, False, False), 500, {}, {"input.size": 16, "input.resize": "squash"}),
-    "very few images": (SMALL_GREY, 40, {}, {"training.batch_size": 8}),
+    "very few images": (SMALL_GREY, 40, {}, {"training.batch_size": 16}),
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Networks by name: tellapart's own, timm's and torchvision's under one scheme.
 
-``tutorial-net``, ``simple-cnn``, ``fast-cnn`` and the two ``whitened-cnn`` are tellapart's; ``timm/NAME`` and
+``tutorial-net``, ``simple-cnn``, ``fast-cnn`` and the three ``whitened-cnn`` are tellapart's; ``timm/NAME`` and
 ``torchvision/NAME`` are those libraries'. A bare name is tellapart's if it exists there, otherwise timm's, otherwise
 torchvision's, whatever is installed. A part after a dot (``timm/resnet18.a1_in1k``) names weights, not an architecture:
 :func:`split_tag` parts the two, and :func:`resolve` leaves the tag out.
@@ -71,6 +71,10 @@ def _whitened_cnn(a: Architecture) -> nn.Module:
     return whitened_cnn.WhitenedCNN(a.num_classes, a.channels, a.size, a.dropout)
 
 
+def _whitened_cnn_small(a: Architecture) -> nn.Module:
+    return whitened_cnn.WhitenedCNN(a.num_classes, a.channels, a.size, a.dropout, whitened_cnn.SMALL)
+
+
 def _whitened_cnn_large(a: Architecture) -> nn.Module:
     widths, depth = (128, 384, 512), 3
     return whitened_cnn.WhitenedCNN(a.num_classes, a.channels, a.size, a.dropout, widths, depth)
@@ -82,6 +86,7 @@ OWN: dict[str, OwnModel] = {
     "fast-cnn": OwnModel(_fast_cnn, min_size=4, default_size=32),
     "fast-cnn-small": OwnModel(_fast_cnn_small, min_size=4, default_size=32),
     "whitened-cnn": OwnModel(_whitened_cnn, min_size=4, default_size=32),
+    "whitened-cnn-small": OwnModel(_whitened_cnn_small, min_size=4, default_size=32),
     "whitened-cnn-large": OwnModel(_whitened_cnn_large, min_size=4, default_size=32),
 }
 

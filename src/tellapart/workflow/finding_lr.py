@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -58,9 +59,11 @@ def find_lr(
         Console(quiet=quiet) as console,
     ):
         samples = opened(wanted, asked.objects, console)
-        plan = make_plan(
-            prepare(Resolution(wanted, given=asked.given), samples, console), procs, console
-        ).plan
+        # Whoever uses the rate that is found will give it, and what is chosen then must be chosen here.
+        resolution = Resolution(wanted, given=asked.given)
+        fixed = (resolution.given or frozenset()) | {"training.lr"}
+        resolution = dataclasses.replace(resolution, given=fixed)
+        plan = make_plan(prepare(resolution, samples, console), procs, console).plan
         trainer = loop.Trainer(plan, procs, Path(os.devnull), RunReporter(console, Trackers([]), 0, 1))
         with console.busy("Testing learning rates", steps) as busy:
             return lr_finder.find_lr(_counted(lr_finder.steps_at(trainer), busy.advance), steps)

