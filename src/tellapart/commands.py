@@ -371,7 +371,8 @@ class Import:
     """Turn a state dict (.pth, .safetensors) from elsewhere into a tellapart model."""
 
     weights: Annotated[Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
-    """The file, a trainer's checkpoint, or a folder of the Hugging Face hub with timm's config.json."""
+    """The file, a trainer's checkpoint, a folder of the Hugging Face hub with timm's config.json, or the name of
+    weights in a package."""
     out: Annotated[str, tyro.conf.arg(metavar="FILE")]
     """The artifact to write, such as model.safetensors."""
     classes: Annotated[str, tyro.conf.arg(metavar="NAME,NAME…")] = ""

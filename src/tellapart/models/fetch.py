@@ -19,7 +19,7 @@ from torch import nn
 from tellapart import packages
 from tellapart.contract.architecture import Architecture
 from tellapart.errors import OfflineError, TellapartError
-from tellapart.models import checkpoints, efficientnet_lite0, heads, timm_zoo, torchvision_zoo, trainers
+from tellapart.models import checkpoints, efficientnet_lite, heads, timm_zoo, torchvision_zoo, trainers
 from tellapart.models.trainers import Found, State
 
 T = TypeVar("T")
@@ -30,8 +30,8 @@ HUB_FILES = checkpoints.HUB_FILES
 def fetch(model: nn.Module, architecture: Architecture, weights: str, tag: str | None) -> Found:
     """Return the tensors under the names that ``model`` uses, and the messages about how they were found."""
     library, _, bare = architecture.name.rpartition("/")
-    if weights == efficientnet_lite0.NAME:
-        return Found(efficientnet_lite0.translate(checkpoints.read_state(efficientnet_lite0.file())))
+    if lite := efficientnet_lite.named(weights):
+        return Found(lite.translate(checkpoints.read_state(lite.file())))
     if checkpoints.is_path(weights):
         file = checkpoints.find(weights)
         found = checkpoints.read(file)

