@@ -11,6 +11,7 @@ import pytest
 
 import tellapart
 from tellapart import numerals
+from tellapart.errors import SpecError
 
 RANDOM = random.Random(0)
 VALUES = [
@@ -125,3 +126,30 @@ def test_no_other_module_writes_percentages_or_signed_points():
             ):
                 found.append(f"{path.name}:{number}: {line.strip()}")
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5h", 5400), (".5 min", 30), (" 1H 05 s ", 3605),
+        ("2 hours 3 minutes 4 seconds", 7384), (90, 90), (0.25, 0.25), (1e-5, 1e-5),
+    ],
+)  # fmt: skip
+def test_durations_as_people_type_them(text, seconds):
+    assert numerals.parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("seconds", [0.42, 12.3, 59, 61, 125, 3599, 3600, 3725, 86_400])
+def test_a_written_duration_can_be_typed(seconds):
+    unit = 60 if seconds >= 3600 else 1 if seconds >= 60 else 0.1
+    assert numerals.parse_duration(numerals.duration(seconds)) == pytest.approx(seconds, abs=unit / 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "0s", "-5", "10x", "30m1h", "1h1h", "1h30", "h", "nan", "inf", "1e3", "1,5h", "1:30", "１０m", "9" * 400,
+     None, True, math.nan, math.inf, -1, 0],
+)  # fmt: skip
+def test_what_is_not_a_duration_is_refused(text):
+    with pytest.raises(SpecError, match="is not a duration: give seconds"):
+        numerals.parse_duration(text)

@@ -7,10 +7,18 @@ numbers themselves and do not come here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+
+from tellapart.errors import SpecError
 
 NONE = "–"  # shown if there is no figure
 _MOST, _LEAST = 1e12, 1e-6  # beyond these a number has an exponent
+_NUMBER = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+_DURATION = re.compile(
+    rf"(?:{_NUMBER} *(?:h|hours?|hrs?))? *(?:{_NUMBER} *(?:m|min|mins|minutes?))? *"
+    rf"(?:{_NUMBER} *(?:s|secs?|seconds?))?"
+)
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -92,6 +100,25 @@ def duration(seconds: float | None) -> str:
         return f"{minutes} min {rest:02} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours:,} h {minutes:02} min"
+
+
+def parse_duration(text: str | float) -> float:
+    """Return the seconds that ``90``, ``90s``, ``10m``, ``1h30m`` or ``1.5 h`` mean; a bare number means seconds.
+
+    Also what `duration` writes: ``2 min 05 s``. Raises SpecError for anything else, and for no time at all.
+    """
+    typed = str(text).strip().lower()
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        seconds = float(text)
+    elif re.fullmatch(_NUMBER, typed):
+        seconds = float(typed)
+    else:
+        found = _DURATION.fullmatch(typed)
+        parts = [float(part or 0) for part in found.groups()] if found else []
+        seconds = sum(part * unit for part, unit in zip(parts, (3600.0, 60.0, 1.0), strict=False))
+    if not 0 < seconds < math.inf:
+        raise SpecError(f"{text!r} is not a duration: give seconds (90), or 90s, 10m, 1h30m.")
+    return seconds
 
 
 def option(value: object) -> str:
