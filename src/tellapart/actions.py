@@ -201,6 +201,10 @@ def _models(args: Models) -> int:
         )
         print(printing.as_json_line({"name": args.summary, "summary": text}) if args.as_json else text)
         return 0
+    if args.for_data is not None:
+        return _candidates(args)
+    if args.time_limit:
+        raise SpecError("--time-limit is for --for DATA: it says what of the candidates for it fits.")
     found = workflow.models(args.pattern)
     if args.as_json:
         print(printing.as_json_line({"models": [dataclasses.asdict(info) for info in found]}))
@@ -209,6 +213,15 @@ def _models(args: Models) -> int:
         raise UserError(f"No model matches {args.pattern!r}.")
     print(printing.models_text(found))
     print(printing.MODELS_NOTE, file=sys.stderr)
+    return 0
+
+
+def _candidates(args: Models) -> int:
+    from tellapart import workflow
+
+    asked: dict[str, Any] = {name: getattr(args, name) for name in ("pattern", "time_limit", "spec")}
+    found = workflow.candidates(args.for_data, **asked)
+    print(printing.as_json_line(found.to_dict()) if args.as_json else shown(printing.candidates_text(found)))
     return 0
 
 

@@ -210,10 +210,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Models:
-    """List the models by name, or show the layers of one."""
+    """List the models by name, show the layers of one, or those that suit a data set and this machine."""
 
     pattern: Annotated[Positional[str], tyro.conf.arg(metavar="[PATTERN]", help_behavior_hint=_MAY)] = ""
     """Part of a name, or a pattern such as 'resnet*'."""
+    for_data: Annotated[str | None, tyro.conf.arg(name="for", metavar="DATA", help_behavior_hint=_MAY)] = None
+    """Candidates for this data, with their weights, and how long they take here: measured on a few of its images."""
+    time_limit: Annotated[str, tyro.conf.arg(metavar="TIME")] = ""
+    """With --for: the time for a training, such as 90s, 10m or 1h30m; what fits comes first."""
     summary: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Print one model's layers, shapes, parameters and FLOPs."""
     size: int = 0
@@ -224,6 +228,7 @@ class Models:
     """With --summary: classes."""
     as_json: Json = False
     """Print one JSON object on standard output."""
+    spec: Annotated[Spec, tyro.conf.arg(name="")] = field(default_factory=Spec)
 
 
 @dataclass(frozen=True)

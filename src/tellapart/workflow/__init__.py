@@ -8,6 +8,7 @@ from __future__ import annotations
 from tellapart.predict import load, predict
 from tellapart.workflow.asked import make_spec
 from tellapart.workflow.cached import cache, cache_clear, cache_list
+from tellapart.workflow.candidates import Candidate, Candidates, candidates
 from tellapart.workflow.compressing import compress
 from tellapart.workflow.exporting import Export, export
 from tellapart.workflow.finding_lr import find_lr
@@ -19,12 +20,15 @@ from tellapart.workflow.run import Result, train
 from tellapart.workflow.series import Series, cross_validate, repeat, resume
 
 __all__ = [
+    "Candidate",
+    "Candidates",
     "Export",
     "Result",
     "Series",
     "cache",
     "cache_clear",
     "cache_list",
+    "candidates",
     "check",
     "compare",
     "compress",
