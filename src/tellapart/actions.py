@@ -32,6 +32,7 @@ from tellapart.commands import (
     Train,
 )
 from tellapart.errors import SpecError, UserError, shown
+from tellapart.spec import Spec
 
 if TYPE_CHECKING:
     from tellapart.workflow import Result
@@ -203,8 +204,9 @@ def _models(args: Models) -> int:
         return 0
     if args.for_data is not None:
         return _candidates(args)
-    if args.time_limit:
-        raise SpecError("--time-limit is for --for DATA: it says what of the candidates for it fits.")
+    if args.time_limit or args.spec != Spec():
+        given = "--time-limit" if args.time_limit else "Options about images and training"
+        raise SpecError(f"{given} can only be given with --for DATA, whose candidates are measured.")
     found = workflow.models(args.pattern)
     if args.as_json:
         print(printing.as_json_line({"models": [dataclasses.asdict(info) for info in found]}))

@@ -247,14 +247,15 @@ class _Search:
 
         For larger images a network without weights is what is left if nothing else can be had.
         """
-        scratch = candidate.weights == "none"
+        scratch, nothing = candidate.weights == "none", candidate.fits == "no"
         return (
             bool(candidate.problem),
             scratch and not self.small,
             ("layers", "head", "no").index(candidate.fits),
             not scratch,
             candidate.where in ("install", "download"),
-            -(candidate.accuracy or 0),
+            0 if nothing else -(candidate.accuracy or 0),
+            candidate.features_seconds or 0,
             candidate.epoch_seconds or 0,
         )
 

@@ -8,6 +8,8 @@ optimizer), at a learning rate of 0. Leaves nothing behind; knows nothing of whi
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tellapart.contract import sides
+from tellapart.data.loader import RawBatch
 from tellapart.data.samples import Samples
 from tellapart.devices import AMP_DTYPES, release
 from tellapart.doctor import host
@@ -34,7 +38,7 @@ from tellapart.training.speed.tuning_cache import TuningCache
 from tellapart.training.step import Plan, Stepper
 
 SECONDS = 0.4  # that one measurement should take, after a first pass
-FIRST = 4  # images of the first pass, in which libraries prepare their kernels
+FIRST, FIRST_PIXELS = 4, 200_000  # least images, and pixels, of the first pass, which also prepares kernels
 REPEATS = 3
 
 
@@ -123,7 +127,7 @@ def _forward(plan: Plan, prepared: setup.RunData, device: torch.device) -> float
             plan.model(images)
 
     plan.model.eval()
-    return _rate(run, at_once, device)
+    return _rate(run, contract.sides, at_once, device)
 
 
 def _steps(plan: Plan, processes: Processes, precision: str) -> float:
@@ -132,22 +136,25 @@ def _steps(plan: Plan, processes: Processes, precision: str) -> float:
     stepper = Stepper(dataclasses.replace(plan, spec=spec), processes, lambda text: None)
     batch_size = spec.training.batch_size
     rows = np.resize(np.arange(len(plan.train)), batch_size)
-    whole = plan.train.batch(rows).to(processes.device)
-    part = plan.train.batch(rows[:FIRST]).to(processes.device)
+
+    @functools.cache
+    def batch(count: int) -> RawBatch:
+        return plan.train.batch(rows[:count]).to(processes.device)
 
     def run(count: int) -> None:
-        batch = {batch_size: whole, FIRST: part}.get(count)
-        stepper.take(batch or plan.train.batch(rows[:count]).to(processes.device), 0, False)
+        stepper.take(batch(count), 0, False)
 
-    return _rate(run, batch_size, processes.device)
+    return _rate(run, sides.sides(spec.input.size), batch_size, processes.device)
 
 
-def _rate(run: Callable[[int], None], most: int, device: torch.device) -> float:
+def _rate(run: Callable[[int], None], of: tuple[int, int], most: int, device: torch.device) -> float:
     """Return images a second of ``run(count)``, for as many at once, up to ``most``, as take about `SECONDS`.
+
+    ``of``: height and width of the images.
 
     The fastest of a few passes, because other programs can only make one slower.
     """
-    count = min(FIRST, most)
+    count = min(max(FIRST, FIRST_PIXELS // math.prod(of)), most)
     _seconds(run, count, device)
     least = spent = _seconds(run, count, device)
     while (larger := min(most, int(count * SECONDS / least))) >= 2 * count:
