@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tellapart import packages
 from tellapart.errors import TrainingError
 from tellapart.models import zoo
 from tellapart.spec import Spec, update
@@ -72,7 +72,8 @@ def test_a_record_that_is_not_ours_is_measured_again(record: Any, resolved: Any)
 
 def test_weights_are_not_fetched(resolved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pace is that of all layers, with random weights."""
-    pytest.importorskip("timm")
+    if not packages.installed("timm"):
+        pytest.skip("timm is not installed")
     monkeypatch.setattr(pace, "SECONDS", 0.0)
     monkeypatch.setattr(setup.weights, "load", lambda *_: pytest.fail("loaded"))
     trained: list[set[str]] = []
@@ -147,10 +148,3 @@ def test_bf16_counts_only_where_it_is_clearly_faster(monkeypatch: pytest.MonkeyP
     assert chosen("auto") == ("bf16", 116.0)
     monkeypatch.setattr(pace, "has_bf16", lambda device: False)
     assert chosen("auto") == ("fp32", 100.0)
-
-
-def test_measuring_takes_little_time(resolved: Any) -> None:
-    wanted, samples = resolved()
-    before = time.process_time()
-    pace.measure(wanted, samples.split("train"), CPU)
-    assert time.process_time() - before < 15

@@ -38,6 +38,8 @@ _TIMM_SOURCE = "timm's results (results-imagenet.csv)"
 _TORCHVISION_SOURCE = "torchvision's description of the weights"
 PERMISSIVE = ("apache", "mit", "bsd")
 """How licences begin that allow commercial use without further conditions."""
+MOST_MATCHING = 24
+"""Models that a pattern may select."""
 MOST_CACHED = 8
 """Weights in the libraries' caches that are listed, in the order of their names."""
 
@@ -81,11 +83,17 @@ def all_of(longest: int) -> list[Origin]:
 def matching(pattern: str) -> list[Origin]:
     """Return every model that `zoo.list_models` has for ``pattern``, with the weights that it would start from.
 
-    Our own have none; the libraries' have their default ones.
+    Our own have none; the libraries' have their default ones. Raises ModelError where there are none, or too many.
     """
+    listed = zoo.list_models(pattern)
+    if len(listed) > MOST_MATCHING:
+        raise ModelError(
+            f"{len(listed):,} models match {pattern!r}, and measuring each takes seconds: give a narrower pattern "
+            f"({MOST_MATCHING} at most)."
+        )
     known = {one.name: one for one in (*_lites(), *_cached(), *_well_known()) if one.at_hand}
     found = []
-    for info in zoo.list_models(pattern):
+    for info in listed:
         library = info.name.partition("/")[0]
         if info.name in known:
             found.append(known[info.name])
@@ -94,6 +102,8 @@ def matching(pattern: str) -> list[Origin]:
                 found.append(_of_library(info.name, "pretrained"))
         elif info.source == "tellapart":
             found.append(_own_one(info.name))
+    if not found:
+        raise ModelError(f"No model that can be trained here matches {pattern!r}. See: tellapart models.")
     return found
 
 

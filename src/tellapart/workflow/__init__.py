@@ -8,7 +8,6 @@ from __future__ import annotations
 from tellapart.predict import load, predict
 from tellapart.workflow.asked import make_spec
 from tellapart.workflow.cached import cache, cache_clear, cache_list
-from tellapart.workflow.candidates import Candidate, Candidates, candidates
 from tellapart.workflow.compressing import compress
 from tellapart.workflow.exporting import Export, export
 from tellapart.workflow.finding_lr import find_lr
@@ -18,6 +17,7 @@ from tellapart.workflow.measure import compare, evaluate, report
 from tellapart.workflow.models import model_summary, models
 from tellapart.workflow.run import Result, train
 from tellapart.workflow.series import Series, cross_validate, repeat, resume
+from tellapart.workflow.shortlist import Candidate, Candidates, candidates
 
 __all__ = [
     "Candidate",

@@ -35,8 +35,6 @@ from tellapart.workflow.given import open_data
 
 ENOUGH_EPOCHS = {True: 10, False: 2}
 """Epochs below which training all layers is not worthwhile: from scratch, and from weights."""
-MOST = 24
-"""Models that a pattern may select: each takes seconds."""
 _ABOUT_IMAGES = ("data", "input", "augment", "training", "speed", "seed")
 
 
@@ -163,13 +161,6 @@ class _Search:
     def run(self, pattern: str, console: Console) -> Candidates:
         """Measure everything, and return it in order."""
         origins = models.matching(pattern) if pattern else models.all_of(self.data.seen.longest)
-        if not origins:
-            raise ModelError(f"No model that can be trained here matches {pattern!r}. See: tellapart models.")
-        if len(origins) > MOST:
-            raise ModelError(
-                f"{len(origins):,} models match {pattern!r}, and measuring each takes seconds: give a narrower pattern "
-                f"({MOST} at most)."
-            )
         usual = self._usual()
         with console.busy("Measuring models", len(origins)) as busy:
             found = []
