@@ -210,7 +210,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Models:
-    """List the models by name, show the layers of one, or those that suit a data set and this machine."""
+    """List models by name or for a data set, or show one's layers."""
 
     pattern: Annotated[Positional[str], tyro.conf.arg(metavar="[PATTERN]", help_behavior_hint=_MAY)] = ""
     """Part of a name, or a pattern such as 'resnet*'."""
