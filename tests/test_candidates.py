@@ -107,6 +107,17 @@ def test_what_fits_comes_first(
         assert {one.fits for one in found.candidates} == {"layers"}
 
 
+def test_models_returns_the_same(tmp_path: Path, measured: list[str]) -> None:
+    data = folder(tmp_path / "data", 100)
+    wanted = {"data.val_fraction": 0.5}
+    found = tellapart.models(for_data=data, time_limit="10s", **wanted)
+    assert found == tellapart.candidates(data, time_limit=10, quiet=True, **wanted)
+    with pytest.raises(SpecError, match="can only be given with --for"):
+        tellapart.models("fast-cnn", time_limit=5)
+    with pytest.raises(SpecError, match="cannot be combined"):
+        tellapart.models(for_data=data, summary="fast-cnn")
+
+
 def test_what_fits() -> None:
     """16 images: two epochs of all layers are enough with weights, ten from scratch; the head needs one pass."""
     search = object.__new__(shortlist._Search)
@@ -265,6 +276,8 @@ def test_as_json(tmp_path: Path, measured: list[str], call: Call) -> None:
         (("--time-limit", "10m"), "--time-limit can only be given with --for DATA"),
         (("--input.size", "64"), "Options about images and training can only be given with --for DATA"),
         (("--for", "missing"), "There is no 'missing'"),
+        (("--for", "digits", "--summary", "fast-cnn"), "--summary and --for cannot be combined"),
+        (("--summary", "fast-cnn", "--time-limit", "1m"), "--time-limit can only be given with --for DATA"),
     ],
 )
 def test_mistakes_on_the_command_line(words: tuple[str, ...], told: str, call: Call) -> None:

@@ -196,17 +196,14 @@ def _check(args: Check) -> int:
 def _models(args: Models) -> int:
     from tellapart import workflow
 
+    if args.for_data is not None or args.time_limit or args.spec != Spec():
+        return _candidates(args)
     if args.summary:
         text = workflow.models(
             summary=args.summary, size=args.size, channels=args.channels, num_classes=args.num_classes
         )
         print(printing.as_json_line({"name": args.summary, "summary": text}) if args.as_json else text)
         return 0
-    if args.for_data is not None:
-        return _candidates(args)
-    if args.time_limit or args.spec != Spec():
-        given = "--time-limit" if args.time_limit else "Options about images and training"
-        raise SpecError(f"{given} can only be given with --for DATA, whose candidates are measured.")
     found = workflow.models(args.pattern)
     if args.as_json:
         print(printing.as_json_line({"models": [dataclasses.asdict(info) for info in found]}))
@@ -221,8 +218,9 @@ def _models(args: Models) -> int:
 def _candidates(args: Models) -> int:
     from tellapart import workflow
 
-    asked: dict[str, Any] = {name: getattr(args, name) for name in ("pattern", "time_limit", "spec")}
-    found = workflow.candidates(args.for_data, **asked)
+    if args.summary and args.for_data is not None:
+        raise SpecError("--summary and --for cannot be combined: give one of them.")
+    found = workflow.models(args.pattern, for_data=args.for_data, time_limit=args.time_limit, spec=args.spec)
     print(printing.as_json_line(found.to_dict()) if args.as_json else shown(printing.candidates_text(found)))
     return 0
 
