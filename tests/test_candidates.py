@@ -260,6 +260,26 @@ def test_long_names_and_licences_fit_too(
     assert max(map(len, answer.out.splitlines())) <= 80
 
 
+def test_without_timm_there_is_a_hint(
+    tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = folder(tmp_path / "data", 100)
+    assert tellapart.candidates(data, quiet=True).notes == ()
+    monkeypatch.setattr(models, "all_of", lambda longest: ORIGINS[:1])
+    monkeypatch.setattr(packages, "installed", lambda name: False)
+    (note,) = tellapart.candidates(data, quiet=True).notes
+    assert "tellapart[models]" in note
+
+
+def test_another_precision_is_told(
+    tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    monkeypatch.setattr(pace, "measure", lambda resolved, part, processes: Pace(1, 2.0, 1.0, "bf16"))
+    assert (
+        "a1_in1k, in the cache, apache-2.0, bf16 " in call("models", "--for", folder(tmp_path / "d", 100)).out
+    )
+
+
 def test_as_json(tmp_path: Path, measured: list[str], call: Call) -> None:
     answer = call("models", "--for", folder(tmp_path / "data", 100), "--time-limit", "1m", "--json")
     content = json.loads(answer.out)

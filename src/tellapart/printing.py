@@ -308,6 +308,7 @@ def _candidate(one: Candidate) -> list[str]:
     about = (
         f"  {'' if one.weights == 'none' else one.weights + ', '}{where}, {one.licence or 'licence unknown'}"
     )
+    about += "" if one.precision in ("", "fp32") else f", {one.precision}"
     mark = " *" if one.default else ""
     if one.problem:
         return [one.name, about, f"  not measured: {one.problem}"]

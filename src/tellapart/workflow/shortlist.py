@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from tellapart import numerals
+from tellapart import numerals, packages
 from tellapart.contract.sides import Size
 from tellapart.data.samples import Samples
 from tellapart.data.sources.objects import Objects, take
@@ -178,7 +178,7 @@ class _Search:
             threads=torch.get_num_threads(),
             time_limit=self.limit,
             candidates=tuple(sorted(found, key=self._order)),
-            notes=tuple(_notes(origins)),
+            notes=_notes(),
         )
 
     def _usual(self) -> tuple[str, str]:
@@ -257,8 +257,7 @@ def _as_chosen(origin: Origin) -> dict[str, Any]:
     return {"model.name": origin.name, "model.weights": weights, "model.finetune": "full"}
 
 
-def _notes(origins: Sequence[Origin]) -> list[str]:
-    libraries = {origin.name.partition("/")[0] for origin in origins}
-    if not libraries & {"timm", "torchvision"}:
-        return ['Pretrained networks need timm: pip install "tellapart[models]".']
-    return []
+def _notes() -> tuple[str, ...]:
+    if packages.installed("timm"):
+        return ()
+    return ('Pretrained networks need timm: pip install "tellapart[models]".',)
