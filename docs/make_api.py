@@ -39,7 +39,8 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         "",
         (
             *("tellapart.load", "tellapart.predict", "tellapart.Classifier", "tellapart.Prediction"),
-            *("tellapart.models", "tellapart.doctor"),
+            *("tellapart.models", "tellapart.candidates", "tellapart.workflow.Candidates"),
+            *("tellapart.workflow.Candidate", "tellapart.doctor"),
         ),
     ),
     "Ship": (

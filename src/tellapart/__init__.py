@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tellapart.workflow import (
         Result,
         cache,
+        candidates,
         check,
         compare,
         compress,
@@ -55,6 +56,7 @@ _WHERE = {
             *(
                 "Result",
                 "cache",
+                "candidates",
                 "check",
                 "compare",
                 "cross_validate",
@@ -87,6 +89,7 @@ __all__ = [
     "TellapartError",
     "UserError",
     "cache",
+    "candidates",
     "check",
     "compare",
     "compress",

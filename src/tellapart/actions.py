@@ -32,6 +32,7 @@ from tellapart.commands import (
     Train,
 )
 from tellapart.errors import SpecError, UserError, shown
+from tellapart.spec import Spec
 
 if TYPE_CHECKING:
     from tellapart.workflow import Result
@@ -197,6 +198,8 @@ def _check(args: Check) -> int:
 def _models(args: Models) -> int:
     from tellapart import workflow
 
+    if args.for_data is not None or args.time_limit or args.spec != Spec():
+        return _candidates(args)
     if args.summary:
         text = workflow.models(
             summary=args.summary, size=args.size, channels=args.channels, num_classes=args.num_classes
@@ -211,6 +214,16 @@ def _models(args: Models) -> int:
         raise UserError(f"No model matches {args.pattern!r}.")
     print(printing.models_text(found))
     print(printing.MODELS_NOTE, file=sys.stderr)
+    return 0
+
+
+def _candidates(args: Models) -> int:
+    from tellapart import workflow
+
+    if args.summary and args.for_data is not None:
+        raise SpecError("--summary and --for cannot be combined: give one of them.")
+    found = workflow.models(args.pattern, for_data=args.for_data, time_limit=args.time_limit, spec=args.spec)
+    print(printing.as_json_line(found.to_dict()) if args.as_json else shown(printing.candidates_text(found)))
     return 0
 
 

@@ -215,10 +215,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Models:
-    """List the models by name, or show the layers of one."""
+    """List models by name or for a data set, or show one's layers."""
 
     pattern: Annotated[Positional[str], tyro.conf.arg(metavar="[PATTERN]", help_behavior_hint=_MAY)] = ""
     """Part of a name, or a pattern such as 'resnet*'."""
+    for_data: Annotated[str | None, tyro.conf.arg(name="for", metavar="DATA", help_behavior_hint=_MAY)] = None
+    """Candidates for this data, with their weights, and how long they take here: measured on a few of its images."""
+    time_limit: Annotated[str, tyro.conf.arg(metavar="TIME")] = ""
+    """With --for: the time for a training, such as 90s, 10m or 1h30m; what fits comes first."""
     summary: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Print one model's layers, shapes, parameters and FLOPs."""
     size: int = 0
@@ -229,6 +233,7 @@ class Models:
     """With --summary: classes."""
     as_json: Json = False
     """Print one JSON object on standard output."""
+    spec: Annotated[Spec, tyro.conf.arg(name="")] = field(default_factory=Spec)
 
 
 @dataclass(frozen=True)
@@ -376,7 +381,8 @@ class Import:
     """Turn a state dict (.pth, .safetensors) from elsewhere into a tellapart model."""
 
     weights: Annotated[Positional[str], tyro.conf.arg(metavar="WEIGHTS")]
-    """The file, a trainer's checkpoint, or a folder of the Hugging Face hub with timm's config.json."""
+    """The file, a trainer's checkpoint, a folder of the Hugging Face hub with timm's config.json, or the name of
+    weights in a package."""
     out: Annotated[str, tyro.conf.arg(metavar="FILE")]
     """The artifact to write, such as model.safetensors."""
     classes: Annotated[str, tyro.conf.arg(metavar="NAME,NAME…")] = ""

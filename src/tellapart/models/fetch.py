@@ -19,7 +19,7 @@ from torch import nn
 from tellapart import packages
 from tellapart.contract.architecture import Architecture
 from tellapart.errors import OfflineError, TellapartError
-from tellapart.models import checkpoints, efficientnet_lite0, heads, timm_zoo, torchvision_zoo, trainers
+from tellapart.models import checkpoints, efficientnet_lite, heads, timm_zoo, torchvision_zoo, trainers
 from tellapart.models.trainers import Found, State
 
 T = TypeVar("T")
@@ -30,8 +30,8 @@ HUB_FILES = checkpoints.HUB_FILES
 def fetch(model: nn.Module, architecture: Architecture, weights: str, tag: str | None) -> Found:
     """Return the tensors under the names that ``model`` uses, and the messages about how they were found."""
     library, _, bare = architecture.name.rpartition("/")
-    if weights == efficientnet_lite0.NAME:
-        return Found(efficientnet_lite0.translate(checkpoints.read_state(efficientnet_lite0.file())))
+    if lite := efficientnet_lite.named(weights):
+        return Found(lite.translate(checkpoints.read_state(lite.file())))
     if checkpoints.is_path(weights):
         file = checkpoints.find(weights)
         found = checkpoints.read(file)
@@ -91,7 +91,7 @@ def _fetch_timm(bare: str, architecture: Architecture, tag: str | None) -> State
     cfg = timm_zoo.timm_package().get_pretrained_cfg(f"{bare}.{tag}" if tag else bare)
     chosen = timm_zoo.arguments(standard)
     more: dict[str, Any] = {"pretrained": True, "pretrained_cfg": tag} if tag else {"pretrained": True}
-    cached = _in_hub_cache(cfg)
+    cached = in_hub_cache(cfg)
     if cached:
         more["pretrained_cfg_overlay"] = {"file": cached}
     source, wanted = f"timm/{bare}.{tag}" if tag else f"timm/{bare}", cfg.file or cfg.url
@@ -117,7 +117,7 @@ def _channel_note(architecture: Architecture) -> tuple[str, ...]:
     return (f"The first layer was made for 3 channels and is {how} for {architecture.channels} (by timm).",)
 
 
-def _in_hub_cache(cfg: Any) -> str | None:
+def in_hub_cache(cfg: Any) -> str | None:
     """Return the local copy of what timm would fetch from the Hugging Face hub; None: none, or not cached."""
     if not cfg.hf_hub_id or cfg.custom_load:
         return None

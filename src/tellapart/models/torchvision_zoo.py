@@ -77,8 +77,16 @@ def info(bare: str) -> tuple[int | None, str | None]:
 
 def stated(bare: str) -> tuple[int | None, float | None]:
     """Return what torchvision states about the default weights: parameters, and top-1 on ImageNet-1K in %."""
-    meta = getattr(default_weights(bare), "meta", {})
-    return meta.get("num_params"), meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+    member = default_weights(bare)
+    return getattr(member, "meta", {}).get("num_params"), accuracy_of(member)
+
+
+def accuracy_of(member: Any) -> float | None:
+    """Return the top-1 on ImageNet-1K in % that torchvision states of weights; None if it states none."""
+    accuracy: float | None = (
+        getattr(member, "meta", {}).get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+    )
+    return accuracy
 
 
 def default_weights(bare: str) -> Any:

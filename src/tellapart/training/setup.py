@@ -84,7 +84,7 @@ def build_model(prepared: RunData) -> tuple[torch.nn.Module, zoo.Architecture, w
     elif spec.model.finetune != "full":
         raise SpecError(
             f"model.finetune is {spec.model.finetune!r}, which needs weights to start from; give --model.weights "
-            "(pretrained, efficientnet-lite0, a file or a run)."
+            "(pretrained, efficientnet-lite0 to lite2, a file or a run)."
         )
     return model, architecture, info
 

@@ -17,14 +17,18 @@ from tellapart.workflow.measure import compare, evaluate, report
 from tellapart.workflow.models import model_summary, models
 from tellapart.workflow.run import Result, train
 from tellapart.workflow.series import Series, cross_validate, repeat, resume
+from tellapart.workflow.shortlist import Candidate, Candidates, candidates
 
 __all__ = [
+    "Candidate",
+    "Candidates",
     "Export",
     "Result",
     "Series",
     "cache",
     "cache_clear",
     "cache_list",
+    "candidates",
     "check",
     "compare",
     "compress",

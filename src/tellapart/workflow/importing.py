@@ -15,7 +15,7 @@ from tellapart import artifact, references
 from tellapart.contract import Card, sides
 from tellapart.contract.preprocessing import VERSION
 from tellapart.errors import ArtifactError, SpecError
-from tellapart.models import checkpoints, hub, zoo
+from tellapart.models import checkpoints, efficientnet_lite, hub, zoo
 from tellapart.models import weights as loading
 from tellapart.preprocess import Preprocessing
 from tellapart.spec import Spec, update
@@ -35,7 +35,8 @@ def import_weights(
     """Make an artifact, ``out``, of a state dict from elsewhere; return its path.
 
     Args:
-        weights: the file, a trainer's checkpoint, or a folder of the Hugging Face hub with timm's ``config.json``.
+        weights: the file, a trainer's checkpoint, a folder of the Hugging Face hub with timm's ``config.json``, or the
+            name of weights in a package (``efficientnet-lite2``, with ImageNet's 1,000 classes).
         out: the artifact to write, such as ``model.safetensors``.
         classes: names in the order of the outputs, or one text with commas between; may be left out where
             ``config.json`` has them.
@@ -56,13 +57,15 @@ def import_weights(
     if references.is_reference(spec.model.name):  # the user typed it
         references.allow(spec.model.name)
         references.remember(spec.model.name)
-    beside = None if checkpoints.read_metadata(found := checkpoints.find(where)) else hub.describe(found)
+    beside = _beside(where)
     if spec.model.name == "auto":
-        if beside is None:
+        known = efficientnet_lite.named(where) or beside
+        if known is None:
             raise SpecError(
                 "model.name must be given: a state dict does not say which architecture it belongs to."
             )
-        spec = update(spec, {"model.name": beside.name})
+        name = known.name if isinstance(known, hub.Described) else known.architecture
+        spec = update(spec, {"model.name": name})
     given = [name.strip() for name in classes.split(",")] if isinstance(classes, str) else classes
     names = _classes(given, beside, where)
     name = zoo.resolve(spec.model.name)
@@ -93,6 +96,14 @@ def import_weights(
         for note in (*info.notes[len(described.notes) if described else 0 :], told):
             console.message(note)
     return target
+
+
+def _beside(where: str) -> hub.Described | None:
+    """Return what ``config.json`` says beside a file from elsewhere; None for none. Raises ModelError."""
+    if efficientnet_lite.named(where):
+        return None
+    found = checkpoints.find(where)
+    return None if checkpoints.read_metadata(found) else hub.describe(found)
 
 
 def _classes(given: Sequence[str], beside: hub.Described | None, where: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from tellapart import augment, references
 from tellapart.contract import sides
 from tellapart.contract.sides import Size
 from tellapart.errors import RunError, SpecError
-from tellapart.models import zoo
+from tellapart.models import efficientnet_lite, zoo
 from tellapart.spec import AugmentSpec, DistillSpec, InputSpec, ModelSpec, Spec, TrainingSpec, flatten
 from tellapart.training.methods import multilabel as several
 from tellapart.training.resolution import by_orientation, by_size
@@ -60,16 +60,18 @@ def of_model(spec: ModelSpec, data: DataFacts) -> list[Choice]:
     """Choose architecture and weights (`efforts` has what trains).
 
     auto: fast-cnn for images up to 96 pixels; for larger ones, and for few small ones in colour (see `by_size`),
-    EfficientNet-Lite0 with its ImageNet weights if the packages for it are installed. With a named model, weights are
-    used only on request.
+    EfficientNet-Lite0 with its ImageNet weights if the packages for it are installed; the network of weights that are
+    asked for by the name of their package. With a named model, weights are used only on request.
     """
     name, source, why = spec.name, spec.weights, "the name with its library"
     why_source = "weights are used if they are asked for"
+    if name == "auto" and (lite := efficientnet_lite.named(source)):
+        name, why, why_source = lite.architecture, "the network of these weights", _GIVEN
     if name == "auto":
         photographs = data.seen.longest > SMALL_SIDE
         pretrained = by_size.lite_installed()
         scarce = by_size.few_for_scratch(data)
-        if (photographs or scarce) and pretrained and source in ("auto", "efficientnet-lite0"):
+        if (photographs or scarce) and pretrained and source == "auto":
             name, source = "timm/tf_efficientnet_lite0", "efficientnet-lite0"
             why = by_size.SCARCE if scarce else "photographs, and it is installed"
             why_source = "its own ImageNet weights"
