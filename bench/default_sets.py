@@ -154,7 +154,7 @@ def fashion(place: Path) -> Splits:
 
 
 def textile(place: Path) -> Splits:
-    """Classes by folder; what has the same number in two folders may be the same piece of cloth, so it stays together."""
+    """Classes by folder; what has the same number in two folders stays together: it may be the same piece of cloth."""
     listing: dict[str, list[bytes]] = {}
     numbers: dict[str, list[str]] = {}
     for name, content in packaged(place, ".jpg"):

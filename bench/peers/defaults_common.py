@@ -6,6 +6,7 @@ Runs in the peers' environment; knows nothing of tellapart. Import it first: the
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -119,7 +120,7 @@ class Log:
         rate = statistics.median(self.validated) / max(1, min(val, PROBE_BATCHES * batch))
         epochs = {}
         for phase, times in self.steps.items():
-            each = statistics.median([b - a for a, b in zip(times, times[1:], strict=False)][1:] or [0.0])
+            each = statistics.median([b - a for a, b in itertools.pairwise(times)][1:] or [0.0])
             epochs[phase] = each * train / batch + rate * val
         print(json.dumps({"setup": self.setup, "epochs": epochs}), flush=True)
 

@@ -75,7 +75,8 @@ def network(args):
     state = torch.load(args.weights, weights_only=True)
     state = {name: value for name, value in state.items() if not name.startswith("classifier.")}
     missing, unexpected = model.timm_model.load_state_dict(state, strict=False)
-    assert not unexpected and all(name.startswith("classifier.") for name in missing), (missing, unexpected)
+    if unexpected or any(not name.startswith("classifier.") for name in missing):
+        raise ValueError(f"The weights do not fit: {missing}, {unexpected}")
     return model
 
 
