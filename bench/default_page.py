@@ -13,6 +13,7 @@ from tellapart import numerals, pages
 from tellapart.evaluation import charts
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 300, 62, 16, 14, 44
+SHORTEST = 60.0  # seconds of what is told of ours by its limits
 COLOURS = ("ours", "one", "two", "three", "four")
 CSS = """
 :root { --under: #fff; --text: #1c1f23; --faint: #5d656f; --line: #dfe3e8; --ours: #0b62c4; --one: #c2410c;
@@ -111,7 +112,7 @@ class Page:
         """Return how ours does with each limit: whether it ends in time, and whether more time makes it worse."""
         head, body = ["", "limit", "seconds", "of the limit", "", "accuracy", "with more time"], []
         for one in self.sets:
-            limits = sorted({cell.limit for cell in self.of(one.name, self.ours)})
+            limits = sorted({c.limit for c in self.of(one.name, self.ours) if c.limit >= SHORTEST})
             for shorter, limit in zip([None, *limits], limits, strict=False):
                 own = self.of(one.name, self.ours, limit)
                 took = max((cell.seconds for cell in own), key=lambda s: abs(s / limit - 1))

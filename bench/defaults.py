@@ -100,11 +100,12 @@ def ours(name: str, data: Path, seed: int, limit: float, side: str = OURS, flags
         words += ["--seed", str(seed), "--run.dir", "run", "--data.cache-dir", str(folder / "cache")]
         took, _ = call(words, folder)
         right = marks(folder / "run" / "evaluation" / "test" / "predictions.csv")
-        chosen = (folder / "run" / "choices.jsonl").read_text().splitlines()
+        chosen = map(json.loads, (folder / "run" / "choices.jsonl").read_text().splitlines())
+        told = {choice["field"]: choice["value"] for choice in chosen if choice["matters"]}
     about = {
         "command": shlex.join(words[3:]),
         "time_limit": has_time_limit(),
-        "chosen": list(map(json.loads, chosen)),
+        "chosen": told,
     }
     return Cell(name, side, seed, limit, took, right.count("1") / len(right), right, about=about)
 

@@ -51,6 +51,10 @@ def options(doc: str | None) -> argparse.Namespace:
     return args
 
 
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def tests(data: Path) -> list[Path]:
     """Return the test images, in the order of their paths."""
     return sorted(path for path in (data / "test").rglob("*.*") if path.is_file())
@@ -112,12 +116,14 @@ class Log:
         print(json.dumps(line), flush=True)
         self.paused += time.time() - began
 
-    def done(self, answers: Callable[[], Iterable[torch.Tensor]], train: int, val: int, batch: int) -> None:
-        """Tell the end; with --probe what an epoch of ``train`` and ``val`` images takes."""
+    def done(
+        self, answers: Callable[[], Iterable[torch.Tensor]], train: int, val: int, batch: int, seen: int
+    ) -> None:
+        """Tell the end; with --probe the seconds of a whole epoch, of which ``seen`` images were validated."""
         if not self.args.probe:
             self.measure(answers, final=True)
             return
-        rate = statistics.median(self.validated) / max(1, min(val, PROBE_BATCHES * batch))
+        rate = statistics.median(self.validated) / max(1, seen)
         epochs = {}
         for phase, times in self.steps.items():
             each = statistics.median([b - a for a, b in itertools.pairwise(times)][1:] or [0.0])
@@ -140,7 +146,7 @@ def answers(args: argparse.Namespace, model: torch.nn.Module, transform: Any) ->
             Tests(tests(args.data), transform), batch_size=64, num_workers=args.workers
         )
         for images in loader:
-            found = model(images)
+            found = model(images.to(device()))
             yield getattr(found, "logits", found)
         model.train(training)
 

@@ -95,7 +95,7 @@ def main() -> None:
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(args.epochs)
     learner.export("model.pkl")
-    log.done(lambda: scores(learner, args), count - val, val, batch)
+    log.done(lambda: scores(learner, args), count - val, val, batch, len(loaders.valid_ds))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def network(args):
     for parameter in model.parameters():
         parameter.requires_grad = args.variant != "fixed"
     model.classifier = torch.nn.Linear(model.classifier.in_features, len(args.classes))
-    return model
+    return model.to(common.device())
 
 
 def main() -> None:
@@ -72,6 +72,7 @@ def main() -> None:
             if phase == "train":
                 log.epoch_begins("all")
             for inputs, labels in data[phase]:
+                inputs, labels = inputs.to(common.device()), labels.to(common.device())
                 optimizer.zero_grad()
                 with torch.set_grad_enabled(phase == "train"):
                     outputs = model(inputs)
@@ -88,7 +89,7 @@ def main() -> None:
         log.epoch_ended("all", functools.partial(give))
     model.load_state_dict(kept)
     torch.save(kept, "best.pt")
-    log.done(give, counts["train"], counts["val"], BATCH)
+    log.done(give, counts["train"], counts["val"], BATCH, len(data["val"].dataset))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def main() -> None:
         seed=args.seed,
         report_to=[],
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         logging_strategy="no",
     )
     trainer = Trainer(
@@ -112,7 +112,7 @@ def main() -> None:
     )
     trainer.train()
     trainer.save_model()
-    log.done(answers, every - round(0.15 * every), 0, BATCH)
+    log.done(answers, every - round(0.15 * every), 0, BATCH, 0)
 
 
 if __name__ == "__main__":
