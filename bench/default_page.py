@@ -120,7 +120,7 @@ class Page:
                 trend = "" if not less else "falls" if results.falls(less, own) else "does not fall"
                 body.append([one.title, results.time_text(limit), f"{took:,.0f}", f"{took / limit:.0%}",
                              results.punctual(limit, took), _share(*results.accuracy(own)), trend])  # fmt: skip
-        return (head, body) if len(body) > len(self.sets) else (head, [])
+        return head, body if any(row[-1] for row in body) else []
 
     def by_hand(self) -> Table:
         """Return the best of the hand-chosen settings on each set beside ours."""
