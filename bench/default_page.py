@@ -12,7 +12,7 @@ from default_results import Cell, Compared
 from tellapart import numerals, pages
 from tellapart.evaluation import charts
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 300, 62, 16, 14, 44
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 300, 62, 26, 14, 44
 SHORTEST = 60.0  # seconds of what is told of ours by its limits
 COLOURS = ("ours", "one", "two", "three", "four")
 CSS = """
@@ -27,6 +27,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: 5px 12px 5px 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; } th:first-child, td:first-child, .words { text-align: left; }
 svg text { font-size: 13px; fill: var(--faint); } svg .axis { stroke: var(--line); }
+svg .limit { stroke: var(--faint); stroke-dasharray: 3 4; }
 svg path { fill: none; stroke-width: 2; } svg .ours { stroke-width: 3; }
 """ + "".join(f"svg .{c} {{ stroke: var(--{c}); }} svg .dot-{c} {{ fill: var(--{c}); stroke: var(--under); }}\n"
               f".key-{c} {{ color: var(--{c}); }}\n" for c in COLOURS)  # fmt: skip
@@ -83,15 +84,15 @@ class Page:
                 held = sum(row.holds for row in mine)
                 best = ", the better of its variants on each set" if side == "the tutorial" else ""
                 lines.append(
-                    f"Against {side}{best}: more accurate, or equal and at least {results.SOONER:g}× as soon, on "
-                    f"{held} of {len(mine)} sets; to its final accuracy {ratio:.1f}× as soon (median; a set where "
+                    f"Against {side}{best}: more accurate, or equal and at least {results.SOONER:g}× sooner, on "
+                    f"{held} of {len(mine)} sets; at its final accuracy {ratio:.1f}× sooner (median; a set where "
                     "that was not reached counts as 0)."
                 )
         return lines
 
     def against(self, one: Picture) -> Table:
         """Return the table of a set."""
-        head = ["", "accuracy", "seconds", "runs", "ours is ahead by", "ours to it, s", "as soon", "ours is"]
+        head = ["", "accuracy", "seconds", "runs", "ours is ahead by", "ours to it, s", "sooner", "ours is"]
         body, limits = [], dict.fromkeys(cell.limit for cell in self.of(one.name, self.ours))
         for limit in limits:
             own = self.of(one.name, self.ours, limit)
@@ -166,7 +167,9 @@ class Page:
         parts = [f"<p>{escape(line)}</p>" for line in self.medians()]
         for one in self.shown():
             parts.append(f"<h2>{escape(one.title)}</h2>")
-            parts.append(f'<p class="faint">{results.time_text(one.limit)} for each side</p>')
+            parts.append(
+                f'<p class="faint">{results.time_text(one.limit)} for each side: the dashed line</p>'
+            )
             parts += [self.picture(one), _html_table(*self.against(one))]
         for title, table in self.tables():
             parts += [f"<h2>{escape(title)}</h2>", _html_table(*table)]
@@ -209,6 +212,9 @@ class Page:
             return round(x, 1), round(TOP + (top - a) / (top - bottom) * (HEIGHT - TOP - BOTTOM), 1)
 
         drawn = [_axes(x_ticks, y_ticks, at)]
+        if x_ticks[0] <= one.limit <= x_ticks[-1]:
+            (x, y), end = at(one.limit, top), at(one.limit, bottom)[1]
+            drawn.append(f'<line class="limit" x1="{x}" x2="{x}" y1="{y}" y2="{end}"/>')
         for name, colour, points in reversed(courses):
             places = [at(*point) for point in points]
             drawn.append(f'<path class="{colour}" d="M{"L".join(f"{x},{y}" for x, y in places)}"/>')

@@ -144,7 +144,7 @@ def verdict(ahead: float, half: float, sooner: float) -> tuple[str, bool]:
         return "more accurate", True
     if ahead + half < 0:
         return "worse", False
-    return f"equal within the interval and {sooner:.1f}× as soon", sooner >= SOONER
+    return f"equal within the interval and {sooner:.1f}× sooner", sooner >= SOONER
 
 
 def median_ratio(rows: Sequence[Compared]) -> float | None:

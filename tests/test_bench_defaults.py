@@ -228,9 +228,9 @@ def test_seeds_widen_the_interval():
     ("ahead", "half", "sooner", "words", "holds"),
     [
         (0.02, 0.01, 0.1, "more accurate", True),
-        (0.01, 0.01, 3.0, "equal within the interval and 3.0× as soon", True),
-        (-0.01, 0.01, 2.9, "equal within the interval and 2.9× as soon", False),
-        (0.0, 0.0, 5.0, "equal within the interval and 5.0× as soon", True),
+        (0.01, 0.01, 3.0, "equal within the interval and 3.0× sooner", True),
+        (-0.01, 0.01, 2.9, "equal within the interval and 2.9× sooner", False),
+        (0.0, 0.0, 5.0, "equal within the interval and 5.0× sooner", True),
         (-0.02, 0.01, 9.0, "worse", False),
     ],
 )
@@ -254,7 +254,7 @@ def test_the_time_to_their_accuracy_is_that_of_our_shortest_run_that_has_it():
     assert row.ahead == 0.25
     never = results.compared([cell("1100", seconds=28.0)], theirs)
     assert (never.ours_to_it, never.ratio) == (None, None)
-    assert never.verdict == "equal within the interval and 2.0× as soon"
+    assert never.verdict == "equal within the interval and 2.0× sooner"
 
 
 def test_the_median_counts_what_was_not_reached_and_the_better_variant():
