@@ -104,6 +104,8 @@ def idx(path: Path) -> npt.NDArray[np.uint8]:
 
 def packaged(place: Path, ending: str) -> Iterator[tuple[str, bytes]]:
     """Give path and content of the files with this ending in a wheel or a folder, in the order of their paths."""
+    if not place.exists():
+        raise SystemExit(f"There is no {place}.")
     if place.is_dir():
         for path in sorted(place.rglob(f"*{ending}")):
             yield path.relative_to(place).as_posix(), path.read_bytes()
