@@ -126,7 +126,8 @@ class Log:
         rate = statistics.median(self.validated) / max(1, seen)
         epochs = {}
         for phase, times in self.steps.items():
-            each = statistics.median([b - a for a, b in itertools.pairwise(times)][1:] or [0.0])
+            each = [b - a for a, b in itertools.pairwise(times)]
+            each = statistics.median(each[1:] or each)  # the first waits for the workers
             epochs[phase] = each * train / batch + rate * val
         print(json.dumps({"setup": self.setup, "epochs": epochs}), flush=True)
 
