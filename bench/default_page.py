@@ -202,7 +202,8 @@ class Page:
         if not courses:
             return ""
         every = [point for _, _, points in courses for point in points]
-        x_ticks = _log_ticks(min(s for s, _ in every), max(s for s, _ in every))
+        shown = [one.limit, *(s for s, _ in every)]
+        x_ticks = _log_ticks(min(shown), max(shown))
         y_ticks = [y for y in charts.nice_ticks(*_range([a for _, a in every])) if -1e-9 <= y <= 1 + 1e-9]
         low, high = math.log(x_ticks[0]), math.log(x_ticks[-1])
         bottom, top = y_ticks[0], y_ticks[-1]
@@ -212,9 +213,8 @@ class Page:
             return round(x, 1), round(TOP + (top - a) / (top - bottom) * (HEIGHT - TOP - BOTTOM), 1)
 
         drawn = [_axes(x_ticks, y_ticks, at)]
-        if x_ticks[0] <= one.limit <= x_ticks[-1]:
-            (x, y), end = at(one.limit, top), at(one.limit, bottom)[1]
-            drawn.append(f'<line class="limit" x1="{x}" x2="{x}" y1="{y}" y2="{end}"/>')
+        (x, y), end = at(one.limit, top), at(one.limit, bottom)[1]
+        drawn.append(f'<line class="limit" x1="{x}" x2="{x}" y1="{y}" y2="{end}"/>')
         for name, colour, points in reversed(courses):
             places = [at(*point) for point in points]
             drawn.append(f'<path class="{colour}" d="M{"L".join(f"{x},{y}" for x, y in places)}"/>')
