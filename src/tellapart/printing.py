@@ -55,6 +55,8 @@ def summary(result: Result) -> str:
         lines.append(f"  {_worth(result)}")
     else:
         lines.append("Trained on everything: there was no validation and no test split to measure.")
+    if result.advice:
+        lines += ["", result.advice.to_text(TERMINAL), ""]
     lines.append(f"Model    {result.artifact}")
     if (result.run / "report.html").exists():
         lines.append(f"Report   {result.run / 'report.html'}")

@@ -28,7 +28,7 @@ class Doubts:
     """What is doubted among so many images. ``share``: of labels that are wrong, estimated; ``interval``: of 95 %.
 
     ``ratio``: of the likelihoods with and without such a share (twice its logarithm). ``rows``: the suspected images,
-    the likeliest first, for each of which ``chances`` is how likely its label is wrong, ``answers`` what it seems to be.
+    the likeliest first; ``chances``: how likely the label of each is wrong; ``answers``: what each seems to be.
     """
 
     images: int

@@ -1,4 +1,4 @@
-"""What more images would bring: the error of a linear head on frozen features, for growing parts of the training images.
+"""What more images would bring: the error of a linear head on frozen features, for growing parts of the images.
 
 The error at each part is measured on images that the fit has not seen, over several draws. Curves a + b * n**-c are
 fitted for several fixed c (0: a + b * log n); each counts by how well it predicts the last, largest part from the
@@ -108,9 +108,7 @@ def _answer(
     times[counted] += 1
 
 
-def _grown(
-    wrong: Errors, times: Errors, truth: Labels, classes: int, images: tuple[int, ...]
-) -> Growth:
+def _grown(wrong: Errors, times: Errors, truth: Labels, classes: int, images: tuple[int, ...]) -> Growth:
     """Return the curve of mean errors, what the next doubling is expected to bring, and its interval."""
     with np.errstate(invalid="ignore"):
         each = wrong / times  # NaN where an image was in every draw

@@ -38,7 +38,7 @@ class Way:
 
     ``model`` turns what ``task`` makes of ``train`` into logits; ``validate`` measures it. ``known``
     returns a network's logits for the validation images, float32 [N, K] on the CPU, if they are available without
-    running it, otherwise None.
+    running it, otherwise None. ``val``: the validation images as ``train`` has its own, if the stage is on features.
     """
 
     model: torch.nn.Module
@@ -46,6 +46,7 @@ class Way:
     task: Task
     validate: Callable[[torch.nn.Module], dict[str, float]] | None
     known: Callable[[torch.nn.Module], torch.Tensor | None] = lambda model: None
+    val: ImageSet | None = None
 
 
 @dataclass

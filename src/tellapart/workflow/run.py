@@ -14,14 +14,16 @@ from tellapart.contract import Card
 from tellapart.data.samples import Samples
 from tellapart.errors import RunError
 from tellapart.evaluation import notebook
+from tellapart.evaluation.advice import Advice
 from tellapart.references import Trust
+from tellapart.runtime.eager import EagerBackend
 from tellapart.spec import Spec
 from tellapart.training import checkpoint, ineffective, loop
 from tellapart.training import progress as progressing
 from tellapart.training.callbacks import Callback
 from tellapart.training.resolution import Choice, checks
 from tellapart.training.speed.profile import Profile
-from tellapart.workflow import extending, place, run_files
+from tellapart.workflow import advising, extending, place, run_files
 from tellapart.workflow import given as giving
 from tellapart.workflow.asked import Again, Asked, Telling
 from tellapart.workflow.finishing import ArtifactKeeper, finish
@@ -33,7 +35,10 @@ from tellapart.workflow.telling import RunReporter, choices_text, headline, trac
 
 @dataclass(frozen=True)
 class Result:
-    """What training achieved: the run folder, the artifact, the figures, and the split they are of."""
+    """What training achieved: the run folder, the artifact, the figures, the split they are of, and the advice.
+
+    ``advice``: what would help most, as measured; None for several runs, with ``run.advice`` off, or if it failed.
+    """
 
     run: Path
     artifact: Path
@@ -41,6 +46,7 @@ class Result:
     metrics: Mapping[str, Any]
     interrupted: bool = False
     signal: int = 0  # that interrupted it
+    advice: Advice | None = None
 
     def _repr_html_(self) -> str:
         """Return the HTML that a notebook shows."""
@@ -251,9 +257,18 @@ def _run(
         if not procs.first:
             return Result(folder, folder / artifact.FILE_NAME, "", {})
         _save(folder, trainer, card)
-        known = {"val": trainer.way.known}
-        split, figures = finish(folder, ready.prepared, card, progress, console, tracker, procs.device, known)
-        return Result(folder, folder / artifact.FILE_NAME, split, figures)
+        known, advice = {"val": trainer.way.known}, list[Advice | None]()
+
+        def measured(backend: EagerBackend) -> None:
+            if spec.run.advice and whole == folder:  # not of several runs
+                finished = advising.Finished(folder, ready.prepared, backend, trainer.way)
+                advice.append(advising.advise(finished, console))
+
+        split, figures = finish(
+            folder, ready.prepared, card, progress, console, tracker, procs.device, known, measured
+        )
+        told = advice[0] if advice else None
+        return Result(folder, folder / artifact.FILE_NAME, split, figures, advice=told)
     finally:
         tracker.close()
 

@@ -173,7 +173,7 @@ class _Maker:
 
         validate = validator(val, inputs, plan.spec, self.processes, Views(), plan.task)
         known = functools.partial(self._known, val, digest)
-        return Way(self.split.head, train, OnFeatures(plan.task, self.views), validate, known)
+        return Way(self.split.head, train, OnFeatures(plan.task, self.views), validate, known, val)
 
     def _known(self, val: ImageSet | None, digest: str, model: torch.nn.Module) -> torch.Tensor | None:
         """Return the validation logits of a network whose frozen part is the one that made the features (see Way)."""

@@ -1,0 +1,149 @@
+"""Whether a larger input would help: the finished model at another size, on the same validation images.
+
+A network that accepts a larger input is run on the files decoded for it: networks often gain at test from objects that
+are larger than in training (Touvron et al. 2019), and what they gain without being trained for it is the least that a
+larger input brings. One that does not gain so, or accepts no other size, is run on its own images with the finest
+detail removed: what it does not miss, more of it would not help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tellapart import artifact
+from tellapart.contract import Pixels, Preprocessing, sides
+from tellapart.data.loader import ImageSet
+from tellapart.data.stores.decoded import pixels as decoded
+from tellapart.evaluation.advice import Sized
+from tellapart.evaluation.infer import batch_that_pays
+from tellapart.preprocess import BadImage, crop_box, resize
+from tellapart.runtime.eager import EagerBackend
+from tellapart.spec import DataSpec
+
+LARGER, SMALLER = 1.25, 0.75
+MOST_IMAGES, LEAST_IMAGES = 400, 50
+_STEP = 32  # pixels by which networks usually halve their maps five times
+
+Right = npt.NDArray[np.bool_]
+
+
+def measure(backend: EagerBackend, val: ImageSet, spec: DataSpec, seconds: float) -> Sized | str:
+    """Return how the model answers the same images at two sizes, or (a text) why that is not known."""
+    begun = time.monotonic()
+    contract = backend.card.preprocessing
+    order = np.random.default_rng(1).permutation(len(val))[:MOST_IMAGES]
+    larger = _enlarged(contract)
+    kept, images, bigger = [], [], []
+    for tried, row in enumerate(order, 1):
+        if time.monotonic() - begun > 0.3 * seconds:
+            break
+        if (image := _source(val, int(row), contract, spec)) is not None and _covers(image, larger):
+            kept.append(int(row))
+            bigger.append(resize(image, larger))
+        elif tried == LEAST_IMAGES and len(kept) < tried // 2:
+            return "Larger input (most files have no more pixels than the input)."
+    if len(kept) < LEAST_IMAGES:
+        return f"Larger input (in the time, {len(kept)} of the files with more pixels could be looked at)."
+    rows = np.array(kept, np.int64)
+    images = val.batch(rows).pixels.cpu().numpy()
+    truth = val.samples.labels[rows]
+    left = seconds - (time.monotonic() - begun)
+    first, count = _right(backend.predictor, images, truth, left * 0.35)
+    if count < LEAST_IMAGES:
+        return "Larger input (a second size would take too long)."
+    second = _at_larger(backend, larger, np.stack(bigger[:count]), truth[:count], left * 0.65)
+    if second is not None and len(second) >= LEAST_IMAGES:
+        sized = _sized(first[: len(second)], second, sides.words(contract.size), sides.words(larger.size))
+        if sized.difference > 0:
+            return sized
+    if contract.depth != "uint8":
+        return "Larger input (a larger one did not do better, and images are not of 8 bits)."
+    fewer, done = _right(backend.predictor, _blurred(images[:count]), truth[:count], left * 0.35)
+    if done < LEAST_IMAGES:
+        return "Larger input (a second size would take too long)."
+    return _sized(first[:done], fewer, sides.words(contract.size), f"{SMALLER:g}", reduced=True)
+
+
+def _enlarged(contract: Preprocessing) -> Preprocessing:
+    height, width = (max(side + 1, round(side * LARGER / _STEP) * _STEP) for side in contract.sides)
+    return dataclasses.replace(contract, size=sides.of(height, width))
+
+
+def _source(val: ImageSet, row: int, contract: Preprocessing, spec: DataSpec) -> Pixels | None:
+    """Return an image in its own size; None if it cannot be read any more."""
+    samples = val.samples
+    try:
+        image = decoded(
+            samples.read(row), contract.channels, spec.max_pixels, None, contract.range, contract.depth
+        )
+    except (OSError, BadImage):
+        return None
+    return image if samples.boxes is None else crop_box(image, samples.boxes[row])
+
+
+def _covers(image: Pixels, contract: Preprocessing) -> bool:
+    """Return whether an image has at least the pixels that the contract asks for, on its short side."""
+    return min(image.shape[:2]) >= min(contract.sides)
+
+
+def _at_larger(
+    backend: EagerBackend,
+    contract: Preprocessing,
+    images: Pixels,
+    truth: npt.NDArray[np.int64],
+    seconds: float,
+) -> Right | None:
+    """Return which of the images are answered right at a larger size; None if the network takes no other size."""
+    predictor = backend.predictor
+    card = dataclasses.replace(backend.card, preprocessing=contract)
+    other = artifact.Predictor(predictor.model, card, predictor.device)
+    try:
+        return _right(other, images, truth, seconds)[0]
+    except Exception:  # of any kind: the network may be anybody's
+        return None
+
+
+def _right(
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    images: Pixels,
+    truth: npt.NDArray[np.int64],
+    seconds: float,
+) -> tuple[Right, int]:
+    """Return which images are answered right, as many of them as the time allows, and how many these are."""
+    begun, found = time.monotonic(), []
+    size = min(32, batch_that_pays(sides.of(*images.shape[1:3]), torch.device("cpu")))
+    for start in range(0, len(images), size):
+        logits = predict(torch.from_numpy(images[start : start + size])).numpy()
+        found.append(logits.argmax(1) == truth[start : start + size])
+        done = start + len(found[-1])
+        if (time.monotonic() - begun) * (done + size) / done > seconds:
+            break
+    right = np.concatenate(found)
+    return right, len(right)
+
+
+def _blurred(images: Pixels) -> Pixels:
+    """Return images made smaller and large again, uint8 [n, H, W, C]."""
+    values = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    size = [max(1, round(side * SMALLER)) for side in images.shape[1:3]]
+    options = {"mode": "bilinear", "antialias": True, "align_corners": False}
+    small = torch.nn.functional.interpolate(values, size, **options)
+    large = torch.nn.functional.interpolate(small, list(images.shape[1:3]), **options)
+    found: Pixels = large.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return found
+
+
+def _sized(first: Right, second: Right, size: str, other: str, reduced: bool = False) -> Sized:
+    counts = (
+        int((first & second).sum()),
+        int((first & ~second).sum()),
+        int((~first & second).sum()),
+        int((~first & ~second).sum()),
+    )
+    return Sized(size, other, counts, reduced)
