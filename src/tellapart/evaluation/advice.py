@@ -26,7 +26,9 @@ MOST_CLASSES = 3
 LEAST_GAIN = 0.005  # of the accuracy; what brings less is not worth the work
 LEAST_GAP = 0.05  # between training and validation accuracy
 LEAST_EPOCHS = 6
+FILE_NAME = "advice.json"
 SUSPECTS_FILE = "suspects.csv"
+SUSPECTS = "suspects"  # folder of their pictures
 TITLE = "What would help most, each from a measurement:"
 NOTHING = "Nothing that was measured would help by more than chance."
 
@@ -175,8 +177,8 @@ def by_gap(gap: Gap, weak: Sequence[str]) -> Told:
     most = f" Weakest: {', '.join(weak[:MOST_CLASSES])}." if weak else ""
     text = (
         f"{shares} images are right, a gap of {numerals.fixed(100 * difference, 1)} points "
-        f"({numerals.fixed(100 * (difference - down), 1)} to {numerals.fixed(100 * (difference + up), 1)}). What one "
-        f"run does not tell is how much of it they would close.{most}"
+        f"({numerals.fixed(100 * (difference - down), 1)} to {numerals.fixed(100 * (difference + up), 1)}). How much "
+        f"of it they would close cannot be measured in one run.{most}"
     )
     return Item("images", "More images, or stronger augmentation", text)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,8 +34,6 @@ from tellapart.training.run_data import RunData
 from tellapart.training.step import Way
 from tellapart.workflow import larger_input
 
-ADVICE_FILE = "advice.json"
-SUSPECTS = "suspects"  # folder of their pictures
 SHARE, LEAST_SECONDS = 0.05, 10.0
 MOST_SUSPECTS = 20
 _MOST_DOUBTED = 8000  # images whose labels are examined
@@ -82,7 +81,7 @@ def advise(run: Finished, console: Console) -> Advice | None:
             told, doubted = _measured(run, folder, limit)
         found = advice.ranked(told, limit.spent)
         _write_suspects(run, doubted)
-        runs.write_json(run.folder / ADVICE_FILE, found.to_dict())
+        runs.write_json(run.folder / advice.FILE_NAME, found.to_dict())
     except WriteError:
         raise
     except (TellapartError, RuntimeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
@@ -176,7 +175,8 @@ def _trained(
     learned = int((known.argmax(1) == run.prepared.train.samples.labels[seen]).sum()) if len(seen) else 0
     told: list[Told] = []
     if min(len(rows), len(seen)) < _LEAST:
-        told.append(Missing(f"More images ({min(len(rows), len(seen))} images are too few to see a gap)."))
+        few = f"{len(seen)} training and {len(rows)} validation images"
+        told.append(Missing(f"More images ({few} could be answered in the time: too few to see a gap)."))
     else:
         weak = _weak(folder, run.prepared.classes)
         told.append(advice.by_gap(advice.Gap((learned, len(seen)), (right, len(rows))), weak))
@@ -262,7 +262,7 @@ def _larger(run: Finished, val: ImageSet, limit: Time) -> Told:
         return Missing(f"Larger input ({len(val)} validation images are too few).")
     seconds = limit.left(0.4)
     sized = larger_input.measure(run.backend, val, run.prepared.spec.data, seconds)
-    return Missing(sized) if isinstance(sized, str) else advice.by_size(sized)
+    return advice.by_size(sized) if isinstance(sized, advice.Sized) else sized
 
 
 def _write_suspects(run: Finished, doubted: Sequence[Doubted]) -> None:
@@ -274,21 +274,23 @@ def _write_suspects(run: Finished, doubted: Sequence[Doubted]) -> None:
         for row, chance, answer in zip(doubts.rows, doubts.chances, doubts.answers, strict=True)
     ]
     found.sort(key=lambda one: -one[0])
-    if not found:
+    if not found:  # what an earlier end of the same run suspected no longer holds
+        shutil.rmtree(run.folder / advice.SUSPECTS, ignore_errors=True)
+        (run.folder / advice.SUSPECTS_FILE).unlink(missing_ok=True)
         return
     classes = run.prepared.classes
     entries: list[dict[str, Any]] = []
     with files.workplace(run.folder) as fresh:
-        (fresh / SUSPECTS).mkdir()
+        (fresh / advice.SUSPECTS).mkdir()
         for number, (chance, images, row, answer) in enumerate(found[:MOST_SUSPECTS], 1):
             samples, name = images.samples, f"{number:02}.png"
-            _picture(images.store.image(int(images.rows[row])), fresh / SUSPECTS / name)
+            _picture(images.store.image(int(images.rows[row])), fresh / advice.SUSPECTS / name)
             label = classes[int(samples.labels[row])]
             entry = {"path": str(samples.paths[row]), "split": str(samples.splits[row]), "label": label}
             entries.append({"image": name, **entry, "predicted": classes[answer], "confidence": chance})
-        _write_json(fresh / SUSPECTS / "index.json", entries)
+        _write_json(fresh / advice.SUSPECTS / "index.json", entries)
         _write_table(fresh / advice.SUSPECTS_FILE, entries)
-        files.move([(fresh / name, run.folder / name) for name in (SUSPECTS, advice.SUSPECTS_FILE)])
+        files.move([(fresh / name, run.folder / name) for name in (advice.SUSPECTS, advice.SUSPECTS_FILE)])
 
 
 def _picture(pixels: Pixels, path: Path) -> None:

@@ -9,6 +9,7 @@ detail removed: what it does not miss, more of it would not help.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 
@@ -20,7 +21,7 @@ from tellapart import artifact
 from tellapart.contract import Pixels, Preprocessing, sides
 from tellapart.data.loader import ImageSet
 from tellapart.data.stores.decoded import pixels as decoded
-from tellapart.evaluation.advice import Sized
+from tellapart.evaluation.advice import Missing, Sized
 from tellapart.evaluation.infer import batch_that_pays
 from tellapart.preprocess import BadImage, crop_box, resize
 from tellapart.runtime.eager import EagerBackend
@@ -28,51 +29,59 @@ from tellapart.spec import DataSpec
 
 LARGER, SMALLER = 1.25, 0.75
 MOST_IMAGES, LEAST_IMAGES = 400, 50
-_STEP = 32  # pixels by which networks usually halve their maps five times
+_LOOK = 12  # images that show whether the files have more pixels than the input
+_BYTES = 1 << 28  # that the images may take at the larger size
+
+_TOO_LONG = "Larger input (a second size would take too long)."
 
 Right = npt.NDArray[np.bool_]
 
 
-def measure(backend: EagerBackend, val: ImageSet, spec: DataSpec, seconds: float) -> Sized | str:
-    """Return how the model answers the same images at two sizes, or (a text) why that is not known."""
+def measure(backend: EagerBackend, val: ImageSet, spec: DataSpec, seconds: float) -> Sized | Missing | str:
+    """Return how the model answers the same images at two sizes, why that is not known, or (a text) is of no use."""
     begun = time.monotonic()
     contract = backend.card.preprocessing
-    order = np.random.default_rng(1).permutation(len(val))[:MOST_IMAGES]
     larger = _enlarged(contract)
-    kept, images, bigger = [], [], []
+    each = math.prod(larger.sides) * contract.channels * np.dtype(contract.depth).itemsize
+    order = np.random.default_rng(1).permutation(len(val))[: min(MOST_IMAGES, _BYTES // each)]
+    kept, bigger = list[int](), list[Pixels]()
     for tried, row in enumerate(order, 1):
-        if time.monotonic() - begun > 0.3 * seconds:
+        if tried > _LOOK and time.monotonic() - begun > 0.3 * seconds:
             break
         if (image := _source(val, int(row), contract, spec)) is not None and _covers(image, larger):
             kept.append(int(row))
             bigger.append(resize(image, larger))
-        elif tried == LEAST_IMAGES and len(kept) < tried // 2:
-            return "Larger input (most files have no more pixels than the input)."
+        if tried == _LOOK and len(kept) < tried // 2:
+            return f"Larger input (most files have no more than the {sides.words(contract.size)} pixels of the input)."
     if len(kept) < LEAST_IMAGES:
-        return f"Larger input (in the time, {len(kept)} of the files with more pixels could be looked at)."
+        return Missing(f"Larger input (in the time, {len(kept)} files with more pixels could be looked at).")
     rows = np.array(kept, np.int64)
     images = val.batch(rows).pixels.cpu().numpy()
     truth = val.samples.labels[rows]
     left = seconds - (time.monotonic() - begun)
     first, count = _right(backend.predictor, images, truth, left * 0.35)
     if count < LEAST_IMAGES:
-        return "Larger input (a second size would take too long)."
+        return Missing(_TOO_LONG)
     second = _at_larger(backend, larger, np.stack(bigger[:count]), truth[:count], left * 0.65)
     if second is not None and len(second) >= LEAST_IMAGES:
         sized = _sized(first[: len(second)], second, sides.words(contract.size), sides.words(larger.size))
         if sized.difference > 0:
             return sized
     if contract.depth != "uint8":
-        return "Larger input (a larger one did not do better, and images are not of 8 bits)."
+        return Missing("Larger input (a larger one did not do better, and images are not of 8 bits).")
     fewer, done = _right(backend.predictor, _blurred(images[:count]), truth[:count], left * 0.35)
     if done < LEAST_IMAGES:
-        return "Larger input (a second size would take too long)."
+        return Missing(_TOO_LONG)
     return _sized(first[:done], fewer, sides.words(contract.size), f"{SMALLER:g}", reduced=True)
 
 
 def _enlarged(contract: Preprocessing) -> Preprocessing:
-    height, width = (max(side + 1, round(side * LARGER / _STEP) * _STEP) for side in contract.sides)
-    return dataclasses.replace(contract, size=sides.of(height, width))
+    """Return the contract with larger sides, in steps that networks can halve a few times."""
+    found = []
+    for side in contract.sides:
+        step = 32 if side >= 128 else 8
+        found.append(max(side + step, round(side * LARGER / step) * step))
+    return dataclasses.replace(contract, size=sides.of(*found))
 
 
 def _source(val: ImageSet, row: int, contract: Preprocessing, spec: DataSpec) -> Pixels | None:
