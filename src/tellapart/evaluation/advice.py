@@ -29,6 +29,7 @@ LEAST_EPOCHS = 6
 FILE_NAME = "advice.json"
 SUSPECTS_FILE = "suspects.csv"
 SUSPECTS = "suspects"  # folder of their pictures
+IMAGES, LABELS, TIME, SIZE = "More images", "Corrected labels", "More time", "Larger input"
 TITLE = "What would help most, each from a measurement:"
 NOTHING = "Nothing that was measured would help by more than chance."
 
@@ -45,12 +46,28 @@ class Item:
 
 
 @dataclass(frozen=True)
+class NoHelp:
+    """What was measured and would not help by more than chance."""
+
+    title: str
+    measured: str
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What could not be measured."""
+
+    title: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Advice:
     """What would help most, best first; what was measured and would not help; and what could not be measured."""
 
     items: tuple[Item, ...] = ()
-    no_help: tuple[str, ...] = ()
-    unmeasured: tuple[str, ...] = ()
+    no_help: tuple[NoHelp, ...] = ()
+    unmeasured: tuple[Missing, ...] = ()
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,8 +81,12 @@ class Advice:
             Item(**{**one, "interval": tuple(one["interval"]) if one["interval"] else None})
             for one in values["items"]
         )
-        told = {name: tuple(map(str, values[name])) for name in ("no_help", "unmeasured")}
-        return cls(items, seconds=float(values["seconds"]), **told)
+        return cls(
+            items,
+            tuple(NoHelp(**one) for one in values["no_help"]),
+            tuple(Missing(**one) for one in values["unmeasured"]),
+            float(values["seconds"]),
+        )
 
     def to_text(self, width: int = 80) -> str:
         """Return it for a terminal."""
@@ -73,18 +94,14 @@ class Advice:
         for number, item in enumerate(self.items, 1):
             text = f"{item.title}: {item.text}"
             lines += textwrap.wrap(text, width, initial_indent=f"  {number}. ", subsequent_indent=" " * 5)
-        for head, told in (("Measured, and no help", self.no_help), ("Not measured", self.unmeasured)):
+        for head, told in (
+            ("Measured too, and no help", [one.title.lower() for one in self.no_help]),
+            ("Not measured", [f"{one.title.lower()} ({one.why})" for one in self.unmeasured]),
+        ):
             if told:
-                text = f"{head}: {' '.join(told)}"
+                text = f"{head}: {', '.join(told)}."
                 lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Missing:
-    """Why there is no figure: ``text`` is a sentence."""
-
-    text: str
 
 
 @dataclass(frozen=True)
@@ -125,8 +142,7 @@ class Sized:
         return paired_interval(*self.counts)
 
 
-Told = Item | Missing | str
-"""An item, why nothing was measured, or (a text) that there is no help."""
+Told = Item | NoHelp | Missing
 
 
 def ranked(told: Sequence[Told], seconds: float) -> Advice:
@@ -135,8 +151,8 @@ def ranked(told: Sequence[Told], seconds: float) -> Advice:
     items.sort(key=lambda item: -math.inf if item.gain is None else item.gain, reverse=True)
     return Advice(
         tuple(items[:MOST_ITEMS]),
-        tuple(one for one in told if isinstance(one, str) and one),
-        tuple(one.text for one in told if isinstance(one, Missing)),
+        tuple(one for one in told if isinstance(one, NoHelp)),
+        tuple(one for one in told if isinstance(one, Missing)),
         seconds,
     )
 
@@ -150,12 +166,12 @@ def by_growth(growth: Growth, classes: Sequence[str]) -> Told:
         f"a linear head on these features was right on {before} with {fewer} images and {after} with {whole}"
     )
     if low <= 0 or growth.gain < LEAST_GAIN:
-        return f"More images ({measured}; twice as many: {_points(growth.gain, low, high)})."
+        return NoHelp(IMAGES, f"{measured}; expected of twice as many: {_points(growth.gain, low, high)}")
     order = sorted(range(len(classes)), key=lambda k: -growth.by_class[k][0])
     grown = [classes[k] for k in order if growth.by_class[k][0] > 2 * growth.by_class[k][1]]
     most = f" The last doubling helped these most: {', '.join(grown[:MOST_CLASSES])}." if grown else ""
     text = f"twice as many would bring about {_points(growth.gain, low, high)}: {measured}.{most}"
-    return Item("images", "More images", text, growth.gain, growth.interval)
+    return Item("images", IMAGES, text, growth.gain, growth.interval)
 
 
 def by_gap(gap: Gap, weak: Sequence[str]) -> Told:
@@ -173,7 +189,7 @@ def by_gap(gap: Gap, weak: Sequence[str]) -> Told:
     up = math.hypot(high_train - right / seen, known / unseen - low_val)
     shares = f"{numerals.percent(right / seen, 1)} of training and {numerals.percent(known / unseen, 1)} of validation"
     if difference - down <= 0 or difference < LEAST_GAP:
-        return f"More images ({shares} images are right, hardly a gap)."
+        return NoHelp(IMAGES, f"{shares} images are right, hardly a gap")
     most = f" Weakest: {', '.join(weak[:MOST_CLASSES])}." if weak else ""
     text = (
         f"{shares} images are right, a gap of {numerals.fixed(100 * difference, 1)} points "
@@ -187,7 +203,8 @@ def by_doubts(doubts: Doubts, where: str) -> Told:
     """Return whether labels are suspected of being wrong. ``where``: which images were examined."""
     low, high = doubts.interval
     if not doubts.certain:
-        return f"Labels (the errors on {doubts.images:,} {where} images are no surer than the model's own)."
+        why = f"on {doubts.images:,} {where} images no more sure contradictions than the model's own errors explain"
+        return NoHelp(LABELS, why)
     listed = min(len(doubts.rows), 20)
     text = (
         f"about {numerals.percent(doubts.share, 1)} ({numerals.percent(low, 1)} to {numerals.percent(high, 1)}) of "
@@ -195,7 +212,7 @@ def by_doubts(doubts: Doubts, where: str) -> Told:
         f"image contradict them more surely than such models err. {SUSPECTS_FILE} lists "
         f"{'the likeliest ' if listed < len(doubts.rows) else ''}{listed}."
     )
-    return Item("labels", "Look at labels", text)
+    return Item("labels", LABELS, text)
 
 
 def by_curve(curve: Curve) -> Told:
@@ -203,7 +220,7 @@ def by_curve(curve: Curve) -> Told:
     epochs = len(curve.val_loss)
     if epochs < LEAST_EPOCHS or len(curve.train_loss) != epochs:
         return Missing(
-            f"More time (that needs {LEAST_EPOCHS} epochs with a validation loss; there were {epochs})."
+            TIME, f"it takes {LEAST_EPOCHS} epochs with a validation loss, and there were {epochs}"
         )
     half = epochs // 2
     slope, low, high = trend(curve.val_loss[half:])
@@ -211,13 +228,13 @@ def by_curve(curve: Curve) -> Told:
     each = f"validation loss changed by {_loss(slope)} an epoch ({_loss(low)} to {_loss(high)})"
     last = f"over the last {epochs - half} of {epochs} epochs {each}"
     if high < 0 and learned[2] < 0 and curve.kept > epochs - max(1, epochs // 10) and not curve.stopped_early:
-        return Item("time", "More time", f"the run ended while it was still learning: {last}.")
+        return Item("time", TIME, f"the run ended while it was still learning: {last}.")
     if low > 0 and learned[2] < 0:
         text = (
             f"{last}, while the training loss fell: fewer epochs, or stronger augmentation or weight decay."
         )
         return Item("overfitting", "Less overfitting", text)
-    return f"More time ({last}; chance gives as much)." if low <= 0 <= high else f"More time ({last})."
+    return NoHelp(TIME, f"{last}; chance gives as much" if low <= 0 <= high else last)
 
 
 def by_size(sized: Sized) -> Told:
@@ -230,18 +247,16 @@ def by_size(sized: Sized) -> Told:
         )
         if low > 0 and sized.difference >= LEAST_GAIN:
             text = f"{measured} more at {sized.other} than at {sized.size} (--input.size {sized.other})."
-            return Item("size", "Larger input", text, sized.difference, sized.interval)
-        return (
-            f"Larger input ({sized.other} in place of {sized.size}: {_points(sized.difference, low, high)})."
-        )
+            return Item("size", SIZE, text, sized.difference, sized.interval)
+        return NoHelp(SIZE, f"{sized.other} in place of {sized.size}: {_points(sized.difference, low, high)}")
     lost = f"{_points(sized.difference, low, high)} on {count:,} validation images at {sized.other} of the resolution"
     if high < 0:
         text = (
             f"the model uses the finest detail that it gets ({lost}), and the files have more; how much a larger input "
             "would bring was not measured."
         )
-        return Item("size", "Larger input", text)
-    return f"Larger input ({lost}, so the finest detail does not matter)."
+        return Item("size", SIZE, text)
+    return NoHelp(SIZE, f"{lost}: chance gives as much, so the finest detail hardly matters")
 
 
 def trend(values: Sequence[float]) -> tuple[float, float, float]:

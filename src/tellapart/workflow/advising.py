@@ -36,6 +36,7 @@ from tellapart.workflow import larger_input
 
 SHARE, LEAST_SECONDS = 0.05, 10.0
 MOST_SUSPECTS = 20
+NO_VAL = "there are no validation images"
 _MOST_DOUBTED = 8000  # images whose labels are examined
 _LEAST = 50  # validation images, below which hardly any difference is more than chance
 
@@ -97,20 +98,22 @@ Doubted = tuple[ImageSet, Rows, label_doubts.Doubts]
 def _measured(run: Finished, folder: RunFolder, limit: Time) -> tuple[list[Told], list[Doubted]]:
     """Return the advice of each kind, and the images whose labels are doubted."""
     prepared, val = run.prepared, run.prepared.val
-    curve: Told = Missing("More time (there are no validation images).")
+    curve: Told = Missing(advice.TIME, NO_VAL)
     if val is not None:
         curve = advice.by_curve(_curve(folder))
     if prepared.train.samples.targets is not None:
-        several = "More images, labels and larger input (an image can have several labels)."
-        return [curve, Missing(several)], []
+        return [curve, *_all_missing("not for images that can have several labels")], []
     if val is None:
-        several = "More images, labels and larger input (there are no validation images)."
-        return [curve, Missing(several)], []
+        return [curve, *_all_missing(NO_VAL)], []
     if prepared.spec.model.finetune == "head":
         told, doubted = _frozen(run, val, limit)
     else:
         told, doubted = _trained(run, folder, val, limit)
     return [*told, curve, _larger(run, val, limit)], doubted
+
+
+def _all_missing(why: str) -> list[Told]:
+    return [Missing(title, why) for title in (advice.IMAGES, advice.LABELS, advice.SIZE)]
 
 
 def _curve(folder: RunFolder) -> advice.Curve:
@@ -139,14 +142,14 @@ def _frozen(run: Finished, val: ImageSet, limit: Time) -> tuple[list[Told], list
         rows, _, features = _answers(run, train, limit.left(0.45), True)
     labels, val_labels = train.samples.labels[rows], val.samples.labels[val_rows]
     if len(rows) * learning_curve.PARTS[0] < learning_curve.LEAST:
-        text = f"More images and labels (only {len(rows)} training images could be examined in the time)."
-        return [Missing(text)], []
+        why = f"{len(rows)} training images are too few, or more take too long"
+        return [Missing(advice.IMAGES, why), Missing(advice.LABELS, why)], []
     told: list[Told] = []
     growth = learning_curve.measure(
         (features, labels), (val_features, val_labels), len(classes), limit.left(0.4)
     )
     if growth is None:
-        told.append(Missing("More images (the curve would take too long)."))
+        told.append(Missing(advice.IMAGES, "a learning curve would take too long"))
     else:
         told.append(advice.by_growth(growth, classes))
     some = np.random.default_rng(0).permutation(len(rows))[:_MOST_DOUBTED]
@@ -175,8 +178,8 @@ def _trained(
     learned = int((known.argmax(1) == run.prepared.train.samples.labels[seen]).sum()) if len(seen) else 0
     told: list[Told] = []
     if min(len(rows), len(seen)) < _LEAST:
-        few = f"{len(seen)} training and {len(rows)} validation images"
-        told.append(Missing(f"More images ({few} could be answered in the time: too few to see a gap)."))
+        few = f"{len(seen)} training and {len(rows)} validation images were answered, and a gap takes {_LEAST} of both"
+        told.append(Missing(advice.IMAGES, few))
     else:
         weak = _weak(folder, run.prepared.classes)
         told.append(advice.by_gap(advice.Gap((learned, len(seen)), (right, len(rows))), weak))
@@ -194,7 +197,7 @@ def _weak(folder: RunFolder, classes: Sequence[str]) -> list[str]:
 
 
 def _too_few_labels(count: int) -> Missing:
-    return Missing(f"Labels ({count} images are too few; it takes {label_doubts.LEAST}).")
+    return Missing(advice.LABELS, f"it takes {label_doubts.LEAST} images, and {count} were answered")
 
 
 def _part(doubts: label_doubts.Doubts, start: int, stop: int) -> label_doubts.Doubts:
@@ -259,7 +262,7 @@ def _in_parts(run: Finished, images: ImageSet, order: Rows) -> Iterator[tuple[Ro
 def _larger(run: Finished, val: ImageSet, limit: Time) -> Told:
     """Return whether a larger input would help."""
     if len(val) < _LEAST:
-        return Missing(f"Larger input ({len(val)} validation images are too few).")
+        return Missing(advice.SIZE, f"{len(val)} validation images are too few")
     seconds = limit.left(0.4)
     sized = larger_input.measure(run.backend, val, run.prepared.spec.data, seconds)
     return advice.by_size(sized) if isinstance(sized, advice.Sized) else sized

@@ -21,7 +21,7 @@ from tellapart import artifact
 from tellapart.contract import Pixels, Preprocessing, sides
 from tellapart.data.loader import ImageSet
 from tellapart.data.stores.decoded import pixels as decoded
-from tellapart.evaluation.advice import Missing, Sized
+from tellapart.evaluation.advice import SIZE, Missing, NoHelp, Sized
 from tellapart.evaluation.infer import batch_that_pays
 from tellapart.preprocess import BadImage, crop_box, resize
 from tellapart.runtime.eager import EagerBackend
@@ -32,13 +32,13 @@ MOST_IMAGES, LEAST_IMAGES = 400, 50
 _LOOK = 12  # images that show whether the files have more pixels than the input
 _BYTES = 1 << 28  # that the images may take at the larger size
 
-_TOO_LONG = "Larger input (a second size would take too long)."
+_TOO_LONG = Missing(SIZE, "a second size would take too long")
 
 Right = npt.NDArray[np.bool_]
 
 
-def measure(backend: EagerBackend, val: ImageSet, spec: DataSpec, seconds: float) -> Sized | Missing | str:
-    """Return how the model answers the same images at two sizes, why that is not known, or (a text) is of no use."""
+def measure(backend: EagerBackend, val: ImageSet, spec: DataSpec, seconds: float) -> Sized | Missing | NoHelp:
+    """Return how the model answers the same images at two sizes, or why that is not known, or of no use."""
     begun = time.monotonic()
     contract = backend.card.preprocessing
     larger = _enlarged(contract)
@@ -52,26 +52,28 @@ def measure(backend: EagerBackend, val: ImageSet, spec: DataSpec, seconds: float
             kept.append(int(row))
             bigger.append(resize(image, larger))
         if tried == _LOOK and len(kept) < tried // 2:
-            return f"Larger input (most files have no more than the {sides.words(contract.size)} pixels of the input)."
+            return NoHelp(
+                SIZE, f"most files have hardly more pixels than the input ({sides.words(contract.size)})"
+            )
     if len(kept) < LEAST_IMAGES:
-        return Missing(f"Larger input (in the time, {len(kept)} files with more pixels could be looked at).")
+        return Missing(SIZE, f"in the time, {len(kept)} files with more pixels could be looked at")
     rows = np.array(kept, np.int64)
     images = val.batch(rows).pixels.cpu().numpy()
     truth = val.samples.labels[rows]
     left = seconds - (time.monotonic() - begun)
     first, count = _right(backend.predictor, images, truth, left * 0.35)
     if count < LEAST_IMAGES:
-        return Missing(_TOO_LONG)
+        return _TOO_LONG
     second = _at_larger(backend, larger, np.stack(bigger[:count]), truth[:count], left * 0.65)
     if second is not None and len(second) >= LEAST_IMAGES:
         sized = _sized(first[: len(second)], second, sides.words(contract.size), sides.words(larger.size))
         if sized.difference > 0:
             return sized
     if contract.depth != "uint8":
-        return Missing("Larger input (a larger one did not do better, and images are not of 8 bits).")
+        return Missing(SIZE, "a larger one did not do better, and images are not of 8 bits")
     fewer, done = _right(backend.predictor, _blurred(images[:count]), truth[:count], left * 0.35)
     if done < LEAST_IMAGES:
-        return Missing(_TOO_LONG)
+        return _TOO_LONG
     return _sized(first[:done], fewer, sides.words(contract.size), f"{SMALLER:g}", reduced=True)
 
 
