@@ -21,6 +21,7 @@ PARTS = (0.125, 0.25, 0.5, 1.0)
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 DRAWS = 6
 LEAST = 8  # images in the smallest part
+_MEASURABLE = 0.2  # seconds of a fit, from which its time says how long larger ones take
 _TRUST = 0.005  # error of a prediction that is not worth telling from none
 _WEIGHTS = np.array([0.3, 0.6, 1.0, 1.0])  # small parts are noisy, and furthest from what is asked
 
@@ -66,14 +67,16 @@ def measure(
     width = features.shape[1]
     wrong = np.zeros((len(PARTS), count + len(val[1])))
     times = np.zeros((len(PARTS), count + len(val[1])))
-    whole = sum(_work(size, width) for size in sizes)
-    probe, known = clock(), _work(sizes[0], width)
     for draw in range(DRAWS):
         for place, size in enumerate(sizes[:-1] if draw else sizes):
-            if place == 1 and not draw and (clock() - probe) * whole / known > seconds:
-                return None
+            before = clock()
             chosen = generator.permutation(count)[:size]
             _answer(wrong[place], times[place], (features, labels), val, classes, chosen, strength)
+            spent = clock() - before
+            if not draw and place + 1 < len(sizes) and spent > _MEASURABLE:
+                ahead = sum(_work(later, width) for later in sizes[place + 1 :]) / _work(size, width)
+                if clock() - begun + spent * ahead > seconds:
+                    return None
         spent = clock() - begun
         if spent * (draw + 2) / (draw + 1) > seconds:
             break
