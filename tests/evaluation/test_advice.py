@@ -83,7 +83,7 @@ def test_curve_is_left_out_if_it_would_take_too_long(monkeypatch: pytest.MonkeyP
 
 
 def test_more_images_only_if_the_gain_is_more_than_chance() -> None:
-    hard, easy = clouds(400, 3.2), clouds(240, 0.05)
+    hard, easy = clouds(400, 2.5), clouds(240, 0.05)
     found = []
     for features, labels in (hard, easy):
         growth = learning_curve.measure((features, labels), (features[:0], labels[:0]), 4, 60.0)

@@ -100,7 +100,7 @@ def _source(val: ImageSet, row: int, contract: Preprocessing, spec: DataSpec) ->
 
 def _covers(image: Pixels, contract: Preprocessing) -> bool:
     """Return whether an image has at least the pixels that the contract asks for, on its short side."""
-    return min(image.shape[:2]) >= min(contract.sides)
+    return bool(min(image.shape[:2]) >= min(contract.sides))
 
 
 def _at_larger(
@@ -142,12 +142,14 @@ def _right(
 def _blurred(images: Pixels) -> Pixels:
     """Return images made smaller and large again, uint8 [n, H, W, C]."""
     values = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    size = [max(1, round(side * SMALLER)) for side in images.shape[1:3]]
-    options = {"mode": "bilinear", "antialias": True, "align_corners": False}
-    small = torch.nn.functional.interpolate(values, size, **options)
-    large = torch.nn.functional.interpolate(small, list(images.shape[1:3]), **options)
+    small = _resampled(values, [max(1, round(side * SMALLER)) for side in images.shape[1:3]])
+    large = _resampled(small, list(images.shape[1:3]))
     found: Pixels = large.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
     return found
+
+
+def _resampled(values: torch.Tensor, size: list[int]) -> torch.Tensor:
+    return torch.nn.functional.interpolate(values, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def _sized(first: Right, second: Right, size: str, other: str, reduced: bool = False) -> Sized:
