@@ -82,17 +82,26 @@ def test_curve_is_left_out_if_it_would_take_too_long(monkeypatch: pytest.MonkeyP
     assert learning_curve.measure((features, labels), none, 4, 60.0) is not None
 
 
-def test_more_images_only_if_the_gain_is_more_than_chance() -> None:
-    hard, easy = clouds(400, 2.5), clouds(240, 0.05)
-    found = []
-    for features, labels in (hard, easy):
-        growth = learning_curve.measure((features, labels), (features[:0], labels[:0]), 4, 60.0)
-        assert growth is not None
-        found.append(advice.by_growth(growth, CLASSES))
-    assert isinstance(found[0], Item)
-    assert found[0].gain > 0
-    assert "400" in found[0].text
-    assert isinstance(found[1], NoHelp)
+@pytest.mark.parametrize(
+    ("gain", "low", "helps"), [(0.03, 0.01, True), (0.03, -0.001, False), (0.004, 0.002, False)]
+)
+def test_more_images_only_if_the_gain_is_more_than_chance(gain: float, low: float, helps: bool) -> None:
+    by_class = ((0.1, 0.02), (0.02, 0.02), (0.2, 0.02), (0.0, 0.02))
+    growth = learning_curve.Growth((50, 100, 200, 400), (0.4, 0.35, 0.3, 0.26), gain, (low, 0.05), by_class)
+    told = advice.by_growth(growth, CLASSES)
+    assert isinstance(told, Item if helps else NoHelp)
+    if helps:
+        assert (told.gain, told.interval) == (gain, (low, 0.05))
+        assert "right on 70.0 % with 200 images and 74.0 % with 400" in told.text
+        assert told.text.endswith("most: cat, ant.")
+
+
+def test_easy_images_need_no_more() -> None:
+    features, labels = clouds(240, 0.05)
+    growth = learning_curve.measure((features, labels), (features[:0], labels[:0]), 4, 60.0)
+    assert growth is not None
+    assert growth.errors[-1] == 0
+    assert isinstance(advice.by_growth(growth, CLASSES), NoHelp)
 
 
 def calibrated(count: int, classes: int = 5, sharpness: float = 3.0, seed: int = 0) -> Any:
