@@ -78,8 +78,8 @@ def advise(run: Finished, console: Console) -> Advice | None:
     try:
         folder = read_run(run.folder)
         limit = Time(max(LEAST_SECONDS, SHARE * (folder.seconds or 0.0)))
-        with console.busy("Measuring what would help", None):
-            told, doubted = _measured(run, folder, limit)
+        console.message("Measuring what would help most; --run.no-advice leaves it out.")
+        told, doubted = _measured(run, folder, limit)
         found = advice.ranked(told, limit.spent)
         _write_suspects(run, doubted)
         runs.write_json(run.folder / advice.FILE_NAME, found.to_dict())
