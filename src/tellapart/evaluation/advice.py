@@ -207,7 +207,7 @@ def by_doubts(doubts: Doubts, where: str) -> Told:
         return NoHelp(LABELS, why)
     listed = min(len(doubts.rows), 20)
     text = (
-        f"about {numerals.percent(doubts.share, 1)} ({numerals.percent(low, 1)} to {numerals.percent(high, 1)}) of "
+        f"about {numerals.percent(doubts.share, 1)} ({numerals.fixed(100 * low, 1)} to {numerals.percent(high, 1)}) of "
         f"{doubts.images:,} {where} labels are suspected of being wrong: answers by models that had not seen the "
         f"image contradict them more surely than such models err. {SUSPECTS_FILE} lists "
         f"{'the likeliest ' if listed < len(doubts.rows) else ''}{listed}."
