@@ -72,11 +72,12 @@ def _print_result(result: Result, as_json: bool) -> int:
             "split": result.split,
             "metrics": dict(result.metrics),
             "interrupted": result.interrupted,
+            "advice": result.advice.to_dict() if result.advice else None,
         }
         if result.time:
             content["time"] = dict(result.time)
         if isinstance(result, workflow.Series):
-            del content["artifact"]
+            del content["artifact"], content["advice"]
             names = ("kind", "count", "runs", "summary", "test")
             content |= {name: getattr(result, name) for name in names}
         print(printing.as_json_line(content))

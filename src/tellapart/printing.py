@@ -61,6 +61,8 @@ def summary(result: Result) -> str:
         took, limit = result.time["seconds"], result.time["limit"]
         why = f": {result.time['why']}" if result.time["why"] else ""
         lines.append(f"Time     {numerals.duration(took)} of {clock.words(limit)}{why}")
+    if result.advice:
+        lines += ["", result.advice.to_text(TERMINAL), ""]
     lines.append(f"Model    {result.artifact}")
     if (result.run / "report.html").exists():
         lines.append(f"Report   {result.run / 'report.html'}")

@@ -538,6 +538,8 @@ class RunSpec(Section, prefix="run."):
     """Log to MLflow (set MLFLOW_TRACKING_URI to choose the server)."""
     report: bool = True
     """Write report.html at the end."""
+    advice: bool = True
+    """Say at the end what would help most, from measurements (at most 5 % of the time, or 10 seconds)."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from tellapart import clock, files, numerals, pages, runs
 from tellapart import spec as specs
 from tellapart.contract.card import label_mark
 from tellapart.errors import RunError
-from tellapart.evaluation import charts
+from tellapart.evaluation import advice, charts
+from tellapart.evaluation.advice import Advice
 from tellapart.evaluation.measurement import Measurement
 from tellapart.evaluation.metrics import Evaluation, wilson_interval
 from tellapart.evaluation.multilabel import LabelScore, MultiEvaluation
@@ -90,6 +91,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "kind": figures.kind if figures else "",
         **(_PARTS[figures.kind](figures) if figures else {}),
         "mistakes": _mistakes(run),
+        **_advice(run),
         "choices": _choices(run),
         "spec": _spec(run),
         "environment": dict(_environment(run.environment)),
@@ -304,7 +306,21 @@ def _matrix_picture(confusion: npt.NDArray[np.int64]) -> str:
 
 def _mistakes(run: RunFolder) -> list[dict[str, Any]]:
     """Return the most confident mistakes of the headline's split, each with its thumbnail."""
-    folder = run.path / "evaluation" / (run.split or "") / "mistakes"
+    return _pictures(run, run.path / "evaluation" / (run.split or "") / "mistakes")
+
+
+def _advice(run: RunFolder) -> dict[str, Any]:
+    """Return what would help most, None where it was not measured, and the pictures whose labels are suspected."""
+    try:
+        found = Advice.from_dict(runs.read_json(run.path / advice.FILE_NAME))
+    except (KeyError, TypeError, ValueError):
+        return {"advice": None, "suspects": []}
+    suspected = any(item.kind == "labels" for item in found.items)
+    return {"advice": found, "suspects": _pictures(run, run.path / advice.SUSPECTS) if suspected else []}
+
+
+def _pictures(run: RunFolder, folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the images that a folder's index.json lists, each with its thumbnail; none if there is no such file."""
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         figures = run.evaluations.get(run.split or "")

@@ -39,7 +39,8 @@ class Way:
 
     ``model`` turns what ``task`` makes of ``train`` into logits; ``validate`` measures it. ``known``
     returns a network's logits for the validation images, float32 [N, K] on the CPU, if they are available without
-    running it, otherwise None. ``fit``, if it is set, trains the epoch without steps (see `Fit`).
+    running it, otherwise None. ``fit``, if it is set, trains the epoch without steps (see `Fit`). ``val``: the
+    validation images as ``train`` has its own, if the stage is on features.
     """
 
     model: torch.nn.Module
@@ -48,6 +49,7 @@ class Way:
     validate: Callable[[torch.nn.Module], dict[str, float]] | None
     known: Callable[[torch.nn.Module], torch.Tensor | None] = lambda model: None
     fit: Callable[[], Fit] | None = None
+    val: ImageSet | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tellapart.data.loader import ImageSet
 from tellapart.data.sources.listing import some
 from tellapart.evaluation import infer, multilabel, report
 from tellapart.runtime import Backend
-from tellapart.runtime.eager import open_artifact
+from tellapart.runtime.eager import EagerBackend, open_artifact
 from tellapart.tracking import Console, Tracker, confusion_image
 from tellapart.training import loop, own_metrics, setup
 from tellapart.training.callbacks import Callback
@@ -53,12 +53,13 @@ def finish(
     tracker: Tracker,
     device: torch.device,
     known: Mapping[str, Callable[[torch.nn.Module], torch.Tensor | None]],
+    measured: Callable[[EagerBackend], None] = lambda backend: None,
 ) -> tuple[str, dict[str, Any]]:
     """Measure the artifact on disk, on every split that was not used for training; write the report.
 
     Returns the split that counts, and its figures. ``epoch``: from 1, the one whose weights it has; ``step``: the run's
-    last; ``known``: by split, logits that need not be computed again (see
-    `step.Way`).
+    last; ``known``: by split, logits that need not be computed again (see `step.Way`). ``measured`` is called with the
+    model between the two.
     """
     backend = open_artifact(folder, str(device), "fp32")
     if card.several and prepared.val is not None:
@@ -84,6 +85,7 @@ def finish(
     told = tuple(entry["text"] for entry in runs.read_warnings(folder) if entry["severity"] == "warning")
     card = dataclasses.replace(artifact.with_scores(card, kept), warnings=told)
     artifact.save(folder / artifact.FILE_NAME, artifact.read_state(folder), card)
+    measured(backend)
     if prepared.spec.run.report:
         report.write_report(folder)
     return final, scores.get(final, {})

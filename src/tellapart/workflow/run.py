@@ -14,7 +14,9 @@ from tellapart.contract import Card
 from tellapart.data.samples import Samples
 from tellapart.errors import RunError
 from tellapart.evaluation import notebook
+from tellapart.evaluation.advice import Advice
 from tellapart.references import Trust
+from tellapart.runtime.eager import EagerBackend
 from tellapart.spec import Spec, flatten
 from tellapart.training import checkpoint, ineffective, loop
 from tellapart.training import progress as progressing
@@ -22,7 +24,7 @@ from tellapart.training.callbacks import Callback
 from tellapart.training.resolution import Choice, Resolution, checks
 from tellapart.training.speed.profile import Profile
 from tellapart.training.timekeeper import taken
-from tellapart.workflow import extending, place, run_files, settling
+from tellapart.workflow import advising, extending, place, run_files, settling
 from tellapart.workflow import given as giving
 from tellapart.workflow.asked import Again, Asked, Telling
 from tellapart.workflow.finishing import ArtifactKeeper, finish
@@ -34,7 +36,10 @@ from tellapart.workflow.telling import RunReporter, choices_text, headline, trac
 
 @dataclass(frozen=True)
 class Result:
-    """What training achieved: the run folder, the artifact, the figures, and the split they are of."""
+    """What training achieved: the run folder, the artifact, the figures, the split they are of, and the advice.
+
+    ``advice``: what would help most, as measured; None for several runs, with ``run.advice`` off, or if it failed.
+    """
 
     run: Path
     artifact: Path
@@ -45,6 +50,7 @@ class Result:
     time: Mapping[str, Any] = field(
         default_factory=dict
     )  # seconds, limit and why it ended earlier, with a time limit
+    advice: Advice | None = None
 
     def _repr_html_(self) -> str:
         """Return the HTML that a notebook shows."""
@@ -275,6 +281,13 @@ def _run(
         _save(folder, trainer, card)
         settled = settling.settle(folder, ready.prepared, plan.task, card, console, procs.device)
         known = {} if settled.changed else {"val": trainer.way.known}
+        advice: list[Advice | None] = []
+
+        def measured(backend: EagerBackend) -> None:
+            if spec.run.advice and whole == folder:  # not of several runs
+                finished = advising.Finished(folder, ready.prepared, backend, trainer.way)
+                advice.append(advising.advise(finished, console))
+
         split, figures = finish(
             folder,
             ready.prepared,
@@ -285,8 +298,12 @@ def _run(
             tracker,
             procs.device,
             known,
+            measured,
         )
-        return Result(folder, folder / artifact.FILE_NAME, split, figures, time=taken(plan.callbacks))
+        told = advice[0] if advice else None
+        return Result(
+            folder, folder / artifact.FILE_NAME, split, figures, time=taken(plan.callbacks), advice=told
+        )
     finally:
         tracker.close()
 

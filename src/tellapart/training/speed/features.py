@@ -211,7 +211,7 @@ class _Maker:
 
         validate = validator(val, self._first, plan.spec, self.processes, Views(), plan.task)
         known = functools.partial(self._known, val, digest)
-        return Way(self.split.head, train, OnFeatures(plan.task, self.views), validate, known)
+        return Way(self.split.head, train, OnFeatures(plan.task, self.views), validate, known, val)
 
     def fitting(self) -> Way:
         """Return the way of an epoch in which a solver fits the head, on training images as evaluation sees them."""
