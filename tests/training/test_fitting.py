@@ -23,7 +23,7 @@ from tellapart.training.distributed import Processes
 from tellapart.training.ineffective import Facts, without_effect
 from tellapart.training.progress import Progress
 from tellapart.training.schedule import Schedule
-from tellapart.training.speed import features
+from tellapart.training.speed import features, fitting
 
 
 class Screen:
@@ -243,9 +243,9 @@ def test_a_network_that_cannot_be_cut_trains_its_head_by_steps(
     bench = make(**{"model.finetune": finetune, "training.epochs": 1})
     prepared = bench.prepared
     with pytest.raises(SpecError, match=r"cannot be fitted: its logits are not .*--model.head gradient"):
-        features.able(prepared, _Twice())
+        fitting.able(prepared, _Twice())
     left = dataclasses.replace(prepared.resolution, given=frozenset())
-    spec = features.able(dataclasses.replace(prepared, resolution=left), _Twice()).spec
+    spec = fitting.able(dataclasses.replace(prepared, resolution=left), _Twice()).spec
     assert spec.model.head == "gradient"
     assert spec.training.epochs > 1 if finetune == "head" else spec.training.head_lr > 0
     assert update(spec, {"model.head": "gradient"}) == spec

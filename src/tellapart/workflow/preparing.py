@@ -23,7 +23,7 @@ from tellapart.training import setup
 from tellapart.training.distributed import Processes
 from tellapart.training.resolution import Resolution
 from tellapart.training.resolution.inputs import views
-from tellapart.training.speed import autotune, features
+from tellapart.training.speed import autotune, features, fitting
 from tellapart.training.step import Plan
 from tellapart.workflow import given as giving
 from tellapart.workflow.telling import warn_of_leaks
@@ -103,7 +103,7 @@ def make_plan(prepared: setup.RunData, procs: Processes, console: Console) -> Re
         },
         views=views(prepared.spec.input),
     )
-    prepared = features.able(prepared, model)
+    prepared = fitting.able(prepared, model)
     prepared = autotune.choose(prepared, model, procs)
     plan = setup.plan(prepared, model, procs)
     features.offer(plan, prepared, procs, console)
