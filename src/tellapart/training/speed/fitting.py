@@ -69,7 +69,8 @@ class HeadFit:
         assert isinstance(head, torch.nn.Linear)
         assert isinstance(plan.task, Labelled)
         self.plan, self.head, self.task = plan, head, plan.task
-        self.train, self.val, self.device = train, val, device
+        self.train, self.val = train, val
+        self.device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
 
     def __call__(self) -> Fit:
         """Set the head's weights; return what was done."""
