@@ -138,7 +138,7 @@ def test_cut_in_a_later_epoch_it_ends_with_the_same_bytes(
 
 
 def test_training_that_makes_it_worse_leaves_the_fitted_head(make: Callable[..., Any]) -> None:
-    bench = make(**{"training.lr": 3.0, "training.momentum": 0.0, "training.clip_norm": 1.0})
+    bench = make(**{"training.lr": 30.0, "training.momentum": 0.0, "training.clip_norm": 1.0})
     bench.trainer.run()
     accuracies = [values["val/accuracy"] for _, values, _ in bench.recorder.epochs]
     assert bench.trainer.progress.best_epoch == 0
