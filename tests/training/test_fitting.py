@@ -18,12 +18,12 @@ from tellapart.augment import resolve
 from tellapart.errors import SpecError
 from tellapart.spec import Spec, TrainingSpec, update
 from tellapart.training import checkpoint
-from tellapart.training.choosing import Chooser, surpasses
+from tellapart.training.choosing import Chooser, surely_lower, surpasses
 from tellapart.training.distributed import Processes
 from tellapart.training.ineffective import Facts, without_effect
 from tellapart.training.progress import Progress
 from tellapart.training.schedule import Schedule
-from tellapart.training.speed import features
+from tellapart.training.speed import features, fitting
 
 
 class Screen:
@@ -100,8 +100,9 @@ def test_random_crops_keep_larger_images_which_are_fitted_as_evaluation_sees_the
 ) -> None:
     """Two ways to the same features: from images that are kept for crops, and from those of the input's size."""
     large, losses = pictures((20, 17, 16), (6, 5, 7), size=12), []
+    fixed = {"input.size": 8, "input.mean": (0.4, 0.5, 0.6), "input.std": (0.2, 0.3, 0.2)}
     for preset in ("photo", "none"):
-        bench = build(large, **{**changes, **QUICK, "augment.preset": preset, "input.size": 8})
+        bench = build(large, **{**changes, **QUICK, **fixed, "augment.preset": preset})
         assert bench.prepared.augment.needs_large_source == (preset == "photo")
         features.offer(bench.plan, bench.prepared, Processes(0, 1, torch.device("cpu")), Screen())
         bench.trainer.run()
@@ -137,7 +138,7 @@ def test_cut_in_a_later_epoch_it_ends_with_the_same_bytes(
 
 
 def test_training_that_makes_it_worse_leaves_the_fitted_head(make: Callable[..., Any]) -> None:
-    bench = make(**{"training.lr": 3.0, "training.momentum": 0.0, "training.clip_norm": 1.0})
+    bench = make(**{"training.lr": 30.0, "training.momentum": 0.0, "training.clip_norm": 1.0})
     bench.trainer.run()
     accuracies = [values["val/accuracy"] for _, values, _ in bench.recorder.epochs]
     assert bench.trainer.progress.best_epoch == 0
@@ -168,6 +169,18 @@ def test_better_by_more_than_chance(gained: int, lost: int, better: bool) -> Non
     now = np.array([True] * gained + [False] * lost + [True] * 40 + [False] * 10)
     assert surpasses(before, now) == better
     assert better == (gained - lost > math.sqrt(gained + lost))
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "better"),
+    [(0.2, 1.0, True), (0.05, 1.0, False), (0.05, 0.1, True), (-0.2, 1.0, False)],
+)
+def test_losses_of_the_same_images(gain: float, spread: float, better: bool) -> None:
+    """Of 100 images the mean difference has a standard error of a tenth of the spread."""
+    differences = np.tile([spread, -spread], 50)
+    before = np.linspace(0, 3, 100)
+    assert surely_lower(before, before - differences - gain) == better
+    assert not surely_lower(before, np.full(100, np.nan))
 
 
 @pytest.mark.parametrize(
@@ -243,9 +256,9 @@ def test_a_network_that_cannot_be_cut_trains_its_head_by_steps(
     bench = make(**{"model.finetune": finetune, "training.epochs": 1})
     prepared = bench.prepared
     with pytest.raises(SpecError, match=r"cannot be fitted: its logits are not .*--model.head gradient"):
-        features.able(prepared, _Twice())
+        fitting.able(prepared, _Twice())
     left = dataclasses.replace(prepared.resolution, given=frozenset())
-    spec = features.able(dataclasses.replace(prepared, resolution=left), _Twice()).spec
+    spec = fitting.able(dataclasses.replace(prepared, resolution=left), _Twice()).spec
     assert spec.model.head == "gradient"
     assert spec.training.epochs > 1 if finetune == "head" else spec.training.head_lr > 0
     assert update(spec, {"model.head": "gradient"}) == spec

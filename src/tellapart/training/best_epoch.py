@@ -9,12 +9,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tellapart.training import reporting, stages
 from tellapart.training.callbacks import Callback
-from tellapart.training.choosing import Chooser, surpasses
+from tellapart.training.choosing import Chooser, surely_lower, surpasses
 from tellapart.training.step import Plan
+from tellapart.training.task import Each
 from tellapart.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ class BestEpoch(Callback):
     """Keeps the weights of the epoch that the rule chooses; its state is in the trainer's progress.
 
     If a solver fits the head in the first epoch, that one is the reference: a later one replaces it only if its
-    validation is better by more than chance. Which images the reference answered rightly is this callback's own state.
+    validation is better by more than chance. How the reference answered each image is this callback's own state.
     """
 
     name = "best-epoch"
@@ -34,9 +33,7 @@ class BestEpoch(Callback):
         self.chooser = Chooser(plan.spec.training, plan.val_counts, plan.task.lower_is_better)
         self._scores: Mapping[str, float] = {}
         self._reference = 0 if stages.fitted_at(plan.spec, 0) else -1
-        self._before: tuple[float, torch.Tensor | None] | None = (
-            None  # figure and right answers of the reference
-        )
+        self._before: tuple[float, Each | None] | None = None  # figure and answers of the reference
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """See Callback."""
@@ -58,30 +55,47 @@ class BestEpoch(Callback):
             trainer.stop(why)
 
     def _may(self, scores: Mapping[str, float]) -> bool:
-        """Return whether this epoch's weights may replace the reference's; note the reference's answers."""
-        trainer, metric = self.trainer, self.chooser.metric
-        if self._reference < 0 or metric not in scores:
+        """Return whether this epoch's weights may replace the reference's; note the reference's answers.
+
+        They may if the figure is better by more than chance, or no worse and the loss lower by more than chance.
+        """
+        trainer, chooser = self.trainer, self.chooser
+        if self._reference < 0 or chooser.metric not in scores:
             return True
-        right = trainer.way.validate.right if isinstance(trainer.way.validate, Validation) else None
+        value = scores[chooser.metric]
+        each = trainer.way.validate.each if isinstance(trainer.way.validate, Validation) else None
         if trainer.progress.epoch == self._reference:
-            self._before = scores[metric], right
+            self._before = value, each
             return True
         if self._before is None:
             return True
-        value, before = self._before
-        if metric == "accuracy" and right is not None and before is not None:
-            return surpasses(before.numpy(), right.numpy())
-        return self.chooser.better(scores[metric], value)
+        figure, before = self._before
+        if (
+            chooser.metric == "accuracy"
+            and each
+            and before
+            and each.right is not None
+            and before.right is not None
+        ):
+            better = surpasses(before.right.numpy(), each.right.numpy())
+        else:
+            better = chooser.better(value, figure)
+        if better or each is None or before is None:
+            return better
+        no_worse = value <= figure if chooser.falls else value >= figure
+        return no_worse and surely_lower(before.losses.numpy(), each.losses.numpy())
 
     def state_dict(self) -> dict[str, Any]:
         """See Callback."""
         if self._before is None:
             return {}
-        return {"value": self._before[0], "right": self._before[1]}
+        value, each = self._before
+        return {"value": value, "each": None if each is None else [each.losses, each.right]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See Callback."""
-        self._before = (float(state["value"]), state["right"]) if state else None
+        if state:
+            self._before = float(state["value"]), None if state["each"] is None else Each(*state["each"])
 
     def on_epoch_end(self, values: Mapping[str, float]) -> None:
         """Say after the last epoch which one was chosen, and whether the network memorised its images."""

@@ -57,6 +57,18 @@ def surpasses(before: npt.NDArray[np.bool_], now: npt.NDArray[np.bool_]) -> bool
     return gained - lost > CHANCE * math.sqrt(gained + lost)
 
 
+def surely_lower(before: npt.NDArray[np.float32], now: npt.NDArray[np.float32]) -> bool:
+    """Return whether the losses of the same images, float32 [N], are lower now by more than chance.
+
+    The mean of each image's difference is compared with its standard error. It sees more than right and wrong: of 51
+    images five may be gained and five lost where a thousand others show nine points more.
+    """
+    gained = before.astype(np.float64) - now
+    if len(gained) < 2 or not np.isfinite(gained).all():
+        return False
+    return bool(gained.mean() > CHANCE * gained.std(ddof=1) / math.sqrt(len(gained)))
+
+
 class Chooser:
     """Judges each epoch's validation figures; its state is in the progress, so a checkpoint has it.
 

@@ -107,8 +107,12 @@ _STEPS = (
     "weight_decay",
     "momentum",
     "ema",
+    "clip_norm",
+    "start_size",
+    "head_lr",
+    "bias_lr",
+    "patience",
 )
-_STEPS += ("clip_norm", "start_size", "head_lr", "bias_lr", "patience")
 _CHANGES = tuple(f"augment.{field}" for field in flatten(AugmentSpec()))
 _NO_EFFORT = _when(
     lambda s, _: s.model.head != "fitted",

@@ -55,6 +55,17 @@ class Batch:
         return Batch(cut, targets, labels)
 
 
+@dataclass(frozen=True)
+class Each:
+    """How N images were answered: each one's loss, float32 [N], and which rightly, bool [N].
+
+    ``right`` is None where an answer is not simply right or wrong.
+    """
+
+    losses: torch.Tensor
+    right: torch.Tensor | None = None
+
+
 class Task(torch.nn.Module, abc.ABC):
     """What is minimised, and the figures by which the result is judged.
 
@@ -99,8 +110,8 @@ class Task(torch.nn.Module, abc.ABC):
         """Return figures of the network's outputs for all validation images, [N, ...], by name."""
         raise NotImplementedError
 
-    def right(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:
-        """Return which of the images are answered rightly, bool [N], if an answer is right or wrong."""
+    def each(self, outputs: torch.Tensor, labels: torch.Tensor) -> Each | None:
+        """Return how each validation image was answered, if two networks can be compared by that."""
         return None
 
     # What belongs to the task alone
@@ -214,9 +225,11 @@ class Classification(Labelled):
         """See Labelled."""
         return soft_labels(logits, taught, temperature)
 
-    def right(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def each(self, outputs: torch.Tensor, labels: torch.Tensor) -> Each:
         """See Task."""
-        return outputs.argmax(1).cpu() == labels.cpu()
+        outputs, labels = outputs.float().cpu(), labels.cpu()
+        losses = torch.nn.functional.cross_entropy(outputs, labels, reduction="none")
+        return Each(losses, outputs.argmax(1) == labels)
 
     def scores(self, outputs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         """See Task."""

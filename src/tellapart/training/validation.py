@@ -17,7 +17,7 @@ from tellapart.evaluation.infer import batch_that_pays, collect_logits
 from tellapart.preprocess import Views, averaged
 from tellapart.spec import Spec
 from tellapart.training.distributed import Processes
-from tellapart.training.task import Task
+from tellapart.training.task import Each, Task
 
 
 def resident(images: ImageSet, spec: Spec, device: torch.device) -> ImageSet:
@@ -34,7 +34,7 @@ def autocast(spec: Spec, device: torch.device) -> torch.autocast:
 class Validation:
     """Measures a network on the val split, each process doing its share of the images.
 
-    ``right``: which images the last measured network answered rightly, bool [N]; None if the task does not say.
+    ``each``: how the last measured network answered each image; None if the task does not say.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Validation:
         samples = images.samples
         self.labels = torch.from_numpy(samples.labels if samples.targets is None else samples.targets)
         self.batch_size = batch_that_pays(spec.input.size, processes.device)
-        self.right: torch.Tensor | None = None
+        self.each: Each | None = None
 
     def __call__(self, model: torch.nn.Module) -> dict[str, float]:
         """Return the network's validation figures."""
@@ -67,7 +67,7 @@ class Validation:
 
         parts = processes.gather(collect_logits(predict, self.images, ours, self.batch_size))
         logits = torch.cat([part for part in parts if len(part)])
-        self.right = self.task.right(logits, self.labels)
+        self.each = self.task.each(logits, self.labels)
         return self.task.scores(logits, self.labels)
 
 

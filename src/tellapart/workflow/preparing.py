@@ -23,7 +23,7 @@ from tellapart.training import setup
 from tellapart.training.distributed import Processes
 from tellapart.training.resolution import Resolution
 from tellapart.training.resolution.inputs import views
-from tellapart.training.speed import autotune, features
+from tellapart.training.speed import autotune, features, fitting
 from tellapart.training.step import Plan
 from tellapart.training.time_plan import Timing
 from tellapart.training.timekeeper import TimeKeeper
@@ -113,7 +113,7 @@ def make_plan(
         },
         views=views(prepared.spec.input),
     )
-    prepared = features.able(prepared, model)
+    prepared = fitting.able(prepared, model)
     timing = None if began is None else Timing(model, procs, began, resumed)
     prepared = timing.fit(prepared) if timing else prepared
     prepared = autotune.choose(prepared, model, procs)

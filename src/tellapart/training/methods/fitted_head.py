@@ -124,11 +124,11 @@ class Problem:
                 tensor.grad = None
             value = self._mean_loss(weight, offset)
             penalty = decay / 2 * weight.square().sum()
-            penalty.backward()  # type: ignore[no-untyped-call]
+            penalty.backward()
             return value + penalty.detach()
 
         with torch.enable_grad():
-            solver.step(closure)  # type: ignore[no-untyped-call]
+            solver.step(closure)
         self._weight, self._offset = weight.detach(), offset.detach()
         return self._plain(self._weight, self._offset)
 
@@ -144,7 +144,7 @@ class Problem:
         total, count = torch.zeros((), device=weight.device), len(self.examples)
         for features, targets in _chunks(self.examples):
             loss = self.losses(Linear(leaves[0], leaves[1]).logits(features), targets).sum() / count
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
         made = [(layer.weight, leaves[0].grad), (layer.bias, leaves[1].grad)]
         roots = [(tensor, grad) for tensor, grad in made if tensor.requires_grad]

@@ -15,7 +15,7 @@ from tellapart.errors import SpecError
 from tellapart.evaluation import multilabel as measuring
 from tellapart.spec import Spec, TrainingSpec
 from tellapart.training.losses import Loss
-from tellapart.training.task import Batch, Labelled
+from tellapart.training.task import Batch, Each, Labelled
 
 LOSSES = ("bce", "asymmetric")
 SCORES = measuring.QUICK
@@ -35,6 +35,11 @@ class MultiLabel(Labelled):
     def follow(self, logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """See Labelled."""
         return soft_several(logits, taught, temperature)
+
+    def each(self, outputs: torch.Tensor, labels: torch.Tensor) -> Each:
+        """See Task."""
+        outputs, labels = outputs.float().cpu(), labels.float().cpu()
+        return Each(F.binary_cross_entropy_with_logits(outputs, labels, reduction="none").mean(1))
 
     def scores(self, outputs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         """See Task."""

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,11 +29,12 @@ from tellapart import numerals
 from tellapart.data.loader import ImageSet, RawBatch, batches, source_sizes
 from tellapart.data.sources.archives import cache_folder
 from tellapart.data.stores import cache, housekeeping
+from tellapart.data.stores import images as decoded
 from tellapart.devices import halved, is_out_of_memory, release
-from tellapart.errors import CacheError, ModelError, SpecError
+from tellapart.errors import CacheError, ModelError
 from tellapart.evaluation.infer import batch_that_pays
-from tellapart.models import frozen, heads
-from tellapart.preprocess import Views, as_tensor, normalise, resize
+from tellapart.models import frozen
+from tellapart.preprocess import Views, as_tensor, normalise
 from tellapart.spec import AugmentSpec, Spec, to_dict
 from tellapart.training import setup, stages
 from tellapart.training.distributed import Processes
@@ -71,7 +72,7 @@ def offer(plan: Plan, prepared: setup.RunData, processes: Processes, screen: Scr
     """
     spec, split = plan.spec, None
     if stages.fitted_at(spec, 0):
-        cut = cut_off(plan.model, plan.blocks, prepared, processes.device)
+        cut = fitting.cut_off(plan.model, plan.blocks, prepared, processes.device)
         plan.fitting = functools.cache(_Maker(plan, prepared, processes, screen, cut, 1).fitting)
     if not spec.speed.features or not _trains_head_alone(spec):
         return
@@ -80,7 +81,7 @@ def offer(plan: Plan, prepared: setup.RunData, processes: Processes, screen: Scr
         obstacle = "the task needs the images themselves."
     if not obstacle:
         try:
-            split = cut_off(plan.model, plan.blocks, prepared, processes.device)
+            split = fitting.cut_off(plan.model, plan.blocks, prepared, processes.device)
         except ModelError as error:
             obstacle = f"it cannot be cut off: {error}."
     if split is None:
@@ -97,36 +98,6 @@ def _trains_head_alone(spec: Spec) -> bool:
     return spec.model.finetune == "staged" or (
         spec.model.finetune == "head" and spec.training.epochs > fitted
     )
-
-
-def cut_off(
-    model: torch.nn.Module, blocks: Sequence[Sequence[str]], prepared: setup.RunData, device: torch.device
-) -> frozen.Split:
-    """Return the network cut before its head. Raises ModelError, saying why, if that cannot be."""
-    contract = prepared.contract
-    generator = torch.Generator().manual_seed(0)
-    trial = torch.randn(2, contract.channels, *contract.sides, generator=generator)
-    return frozen.Split(model, blocks, trial.to(device))
-
-
-def able(prepared: setup.RunData, model: torch.nn.Module) -> setup.RunData:
-    """Return ``prepared``, with a head that trains by steps if a fitted one was chosen and the network's cannot be.
-
-    Raises SpecError if a fitted head was asked for.
-    """
-    if not stages.fitted_at(prepared.spec, 0):
-        return prepared
-    try:
-        cut = cut_off(model, heads.blocks(model), prepared, next(model.parameters()).device)
-        fitting.check(cut.head.layer, cut.shape)
-    except ModelError as error:
-        if not prepared.resolution.leaves("model.head"):
-            raise SpecError(
-                f"model.head is fitted, and the head of {prepared.spec.model.name} cannot be fitted: {error}. Use "
-                "--model.head gradient."
-            ) from error
-        return dataclasses.replace(prepared, resolution=prepared.resolution.without_fit(str(error)))
-    return prepared
 
 
 def _obstacle(spec: Spec) -> str:
@@ -211,14 +182,13 @@ class _Maker:
 
         validate = validator(val, self._first, plan.spec, self.processes, Views(), plan.task)
         known = functools.partial(self._known, val, digest)
-        return Way(self.split.head, train, OnFeatures(plan.task, self.views), validate, known, val)
+        return Way(self.split.head, train, OnFeatures(plan.task, self.views), validate, known, val=val)
 
     def fitting(self) -> Way:
         """Return the way of an epoch in which a solver fits the head, on training images as evaluation sees them."""
         plan, prepared = self.plan, self.prepared
         digest = self.split.digest()
-        large = self.augment.needs_large_source
-        train = self._features(plan.train, self._shrunk if large else self._plain, 1, digest, "training")
+        train = self._features(self._as_evaluated(), self._plain, 1, digest, "training")
         val, validate = None, plan.validate
         if prepared.val is not None:
             val = self._features(prepared.val, self._plain, 1, digest, "validation")
@@ -227,7 +197,24 @@ class _Maker:
         if val is not None and head:
             validate = validator(val, self._first, plan.spec, self.processes, Views(), plan.task)
         known = functools.partial(self._known, val, digest)
-        return Way(self.split.head if head else plan.model, train, plan.task, validate, known, fit)
+        return Way(self.split.head if head else plan.model, train, plan.task, validate, known, fit, val)
+
+    def _as_evaluated(self) -> ImageSet:
+        """Return the training images of the input's size; for random crops they were decoded larger."""
+        plan, prepared, processes = self.plan, self.prepared, self.processes
+        if not self.augment.needs_large_source:
+            return plan.train
+        for turn in range(
+            min(processes.world, 2)
+        ):  # the first process decodes, and the others read what it kept
+            if processes.first == (turn == 0):
+                samples = prepared.train.samples
+                with self.screen.busy("Reading training images for the head", len(samples)) as busy:
+                    images, _ = decoded.evaluation_images(
+                        samples, prepared.contract, plan.spec.data, busy.advance
+                    )
+            processes.wait()
+        return images
 
     def _first(self, batch: torch.Tensor) -> torch.Tensor:
         return batch[:, 0].to(self.device)
@@ -246,19 +233,6 @@ class _Maker:
         return lambda start, stop: normalise(
             batch.pixels[start:stop].to(self.device), self.prepared.contract, self.plan.channels_last
         )
-
-    def _shrunk(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:
-        """As `_plain`, for training images, which are kept larger than the network's input."""
-        contract, channels_last = self.prepared.contract, self.plan.channels_last
-        images = self.prepared.train
-        assert batch.positions is not None
-        rows = images.rows[batch.positions].tolist()
-
-        def part(start: int, stop: int) -> torch.Tensor:
-            pixels = np.stack([resize(images.store.image(row), contract) for row in rows[start:stop]])
-            return normalise(torch.from_numpy(pixels).to(self.device), contract, channels_last)
-
-        return part
 
     def _augmented(self, batch: RawBatch, chunk: int, view: int) -> Callable[[int, int], torch.Tensor]:
         """Return a function that returns a slice of the batch as one view in training."""

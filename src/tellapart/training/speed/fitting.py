@@ -5,6 +5,8 @@ Knows nothing of how features are computed or of what the loop does with them.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ import torch
 from tellapart import numerals
 from tellapart.data.loader import ImageSet
 from tellapart.data.sources.listing import many
-from tellapart.errors import ModelError
+from tellapart.errors import ModelError, SpecError
+from tellapart.models import frozen, heads
+from tellapart.training import setup, stages
 from tellapart.training.methods import fitted_head
 from tellapart.training.methods.fitted_head import Examples, Linear
 from tellapart.training.step import Fit, Plan
@@ -26,6 +30,36 @@ def check(head: torch.nn.Module, shape: tuple[int, ...]) -> torch.nn.Linear:
     return head
 
 
+def cut_off(
+    model: torch.nn.Module, blocks: Sequence[Sequence[str]], prepared: setup.RunData, device: torch.device
+) -> frozen.Split:
+    """Return the network cut before its head. Raises ModelError, saying why, if that cannot be."""
+    contract = prepared.contract
+    generator = torch.Generator().manual_seed(0)
+    trial = torch.randn(2, contract.channels, *contract.sides, generator=generator)
+    return frozen.Split(model, blocks, trial.to(device))
+
+
+def able(prepared: setup.RunData, model: torch.nn.Module) -> setup.RunData:
+    """Return ``prepared``, with a head that trains by steps if a fitted one was chosen and the network's cannot be.
+
+    Raises SpecError if a fitted head was asked for.
+    """
+    if not stages.fitted_at(prepared.spec, 0):
+        return prepared
+    try:
+        cut = cut_off(model, heads.blocks(model), prepared, next(model.parameters()).device)
+        check(cut.head.layer, cut.shape)
+    except ModelError as error:
+        if not prepared.resolution.leaves("model.head"):
+            raise SpecError(
+                f"model.head is fitted, and the head of {prepared.spec.model.name} cannot be fitted: {error}. Use "
+                "--model.head gradient."
+            ) from error
+        return dataclasses.replace(prepared, resolution=prepared.resolution.without_fit(str(error)))
+    return prepared
+
+
 class HeadFit:
     """Fits the head of a plan's network to the features of ``train``; see `fitted_head.fit`."""
 
@@ -35,7 +69,8 @@ class HeadFit:
         assert isinstance(head, torch.nn.Linear)
         assert isinstance(plan.task, Labelled)
         self.plan, self.head, self.task = plan, head, plan.task
-        self.train, self.val, self.device = train, val, device
+        self.train, self.val = train, val
+        self.device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
 
     def __call__(self) -> Fit:
         """Set the head's weights; return what was done."""
@@ -70,5 +105,6 @@ class HeadFit:
         targets: Any = torch.from_numpy(samples.labels if samples.targets is None else samples.targets)
         if samples.targets is not None:
             targets = targets.float()
-        values = images.store.images_NHWC  # type: ignore[union-attr]
+        values = images.store.images_NHWC
+        assert values is not None
         return Examples(values[:, 0].to(self.device), targets.to(self.device))
