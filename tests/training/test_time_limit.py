@@ -318,22 +318,46 @@ def test_what_was_measured_is_the_pace_of_real_steps(build: Any, few: Any) -> No
     assert all(torch.equal(a, b) for a, b in zip(weights, bench.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("long", [True, False])
+@pytest.mark.parametrize(
+    ("expected", "step", "bound"), [(4000.0, 200.0, 1800), (4000.0, 20.0, 0), (100.0, 200.0, 0)]
+)
 def test_a_long_run_that_nothing_bounds_gets_a_bound(
-    build: Any, few: Any, monkeypatch: pytest.MonkeyPatch, long: bool
+    build: Any, few: Any, monkeypatch: pytest.MonkeyPatch, expected: float, step: float, bound: int
 ) -> None:
+    """By the pace that autotuning knows, and by that with the precision that it chose, which may be faster."""
     bench = build(few)
+    measured = []
+
+    def measure(*_: Any) -> Pace:
+        measured.append(1)
+        return Pace(step, 3.0, 0.1)
+
     resolution = dataclasses.replace(bench.prepared.resolution, given=frozenset())
     prepared = dataclasses.replace(bench.prepared, resolution=resolution)
-    monkeypatch.setattr(time_plan.autotune, "seconds", lambda *_: 4000.0 if long else 100.0)
-    monkeypatch.setattr(time_plan, "measure", lambda *_: Pace(50.0, 3.0, 0.1))
+    monkeypatch.setattr(time_plan.autotune, "seconds", lambda *_: expected)
+    monkeypatch.setattr(time_plan, "measure", measure)
     timing = Timing(bench.model, bench.trainer.processes, clock.now())
-    spec = timing.fit_again(prepared).spec
-    assert spec.time_limit == (1800 if long else 0)
-    assert (timing.budget is not None) == long
-    if long:
-        (why,) = (c for c in timing.fit_again(prepared).resolution.choices if c.field == "time_limit")
-        assert "--time-limit" in why.reason
+    found = timing.fit_again(timing.fit(prepared))
+    assert found.spec.time_limit == bound
+    assert (timing.budget is not None) == bool(bound)
+    assert bool(measured) == (expected > 1800)  # nothing is measured of a short run
+    if bound:
+        (why,) = (choice for choice in found.resolution.choices if choice.field == "time_limit")
+        assert "2 epochs would take about 53 min 20 s" in why.reason
+        assert found.spec.training.epochs == 2
+        assert timing.budget is not None
+        assert timing.budget.first < 10 + 1
+    else:
+        assert found.spec == prepared.spec
+
+
+def test_epochs_that_were_given_are_bound_by_nothing(
+    build: Any, few: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = build(few)
+    monkeypatch.setattr(time_plan.autotune, "seconds", lambda *_: 1e6)
+    timing = Timing(bench.model, bench.trainer.processes, clock.now())
+    assert timing.fit_again(timing.fit(bench.prepared)) is bench.prepared
 
 
 # Whole runs
@@ -373,7 +397,10 @@ def test_given_epochs_end_before_a_long_limit_and_it_says_why(folder: Path, tmp_
     assert result.time["seconds"] < 3600
 
 
-def test_a_later_limit_goes_on_past_the_end(folder: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_later_limit_goes_on_past_the_end(
+    folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(budget.MOST_PASSES, "scratch", ((math.inf, 8),))
     words = {**TINY, "run.dir": str(tmp_path / "run")}
     result = tellapart.train(folder, time_limit=0.001, quiet=True, **words)
     before = checkpoint.load_newest(result.run / "checkpoint")["progress"]["step"]  # type: ignore[index]
