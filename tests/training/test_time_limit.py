@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tellapart
-from tellapart import clock, runs
+from tellapart import cli, clock, printing, runs, typed, workflow
 from tellapart.spec import Spec, update
 from tellapart.training import budget, checkpoint, sampling, time_plan
 from tellapart.training.budget import Cost
@@ -419,3 +419,30 @@ def test_each_of_several_runs_has_its_share(folder: Path, tmp_path: Path) -> Non
         spec = runs.read_spec(result.run / f"seed-{seed}" / runs.SPEC_FILE)
         assert spec.time_limit == 0.005
     assert runs.read_spec(result.run / runs.SPEC_FILE).time_limit == 0.01
+
+
+# The command line
+
+
+def test_durations_are_typed_as_words() -> None:
+    assert typed.in_seconds(["data", "--time-limit", "1h30m", "--seed", "3"])[2] == "5400.0"
+    assert typed.in_seconds(["--time_limit=90s"]) == ["--time_limit=90.0"]
+    assert typed.in_seconds(["--time-limit"]) == ["--time-limit"]
+    assert typed.in_seconds(["--seed", "10m"]) == ["--seed", "10m"]
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "--time-limit", "10 parsecs"], ["resume", "x", "--time-limit=soon"]]
+)
+def test_what_is_no_duration_is_a_mistake_of_the_user(words: list[str], capsys: Any) -> None:
+    assert cli.main(words) == 2
+    assert "must be a duration such as 90s, 10m or 1h30m" in capsys.readouterr().err
+
+
+def test_the_summary_says_how_long_it_took() -> None:
+    time = {"seconds": 41.3, "limit": 60.0, "why": "200 epochs are enough for this many images"}
+    result = workflow.Result(Path("runs/a"), Path("runs/a/model.safetensors"), "", {}, time=time)
+    (line,) = (line for line in printing.summary(result).splitlines() if line.startswith("Time"))
+    assert line == "Time     41.3 s of 60 s: 200 epochs are enough for this many images"
+    plain = workflow.Result(Path("runs/a"), Path("runs/a/model.safetensors"), "", {})
+    assert "Time" not in printing.summary(plain)
