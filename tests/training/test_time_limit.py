@@ -15,6 +15,7 @@ import torch
 
 import tellapart
 from tellapart import cli, clock, printing, runs, typed, workflow
+from tellapart.errors import SpecError
 from tellapart.spec import Spec, update
 from tellapart.training import budget, checkpoint, sampling, time_plan
 from tellapart.training.budget import Cost
@@ -22,6 +23,7 @@ from tellapart.training.callbacks import Callback
 from tellapart.training.loop import Trainer
 from tellapart.training.time_plan import Budget, Pace, Timing, Work
 from tellapart.training.timekeeper import TimeKeeper, taken
+from tellapart.workflow import extending
 
 
 class Clock(Callback):
@@ -410,6 +412,14 @@ def test_a_later_limit_goes_on_past_the_end(
     after = checkpoint.load_newest(longer.run / "checkpoint")["progress"]["step"]  # type: ignore[index]
     assert after > before
     assert runs.read_spec(result.run / runs.SPEC_FILE).time_limit == 3600
+
+
+@pytest.mark.parametrize(("name", "text"), [("time_limit", "above 0"), ("training.epochs", "at least 1")])
+def test_what_a_resumed_run_has_chosen_is_not_opened_again(name: str, text: str) -> None:
+    before = update(Spec(), {"time_limit": 60.0, "training.epochs": 3})
+    with pytest.raises(SpecError, match=text):
+        extending.changed(before, {name: 0})
+    assert extending.changed(before, {name: 90}) == update(before, {name: 90})
 
 
 def test_each_of_several_runs_has_its_share(folder: Path, tmp_path: Path) -> None:
