@@ -440,6 +440,19 @@ def test_the_time_left_is_not_told_before_it_is_known(kind):
     assert len(told) > 100
 
 
+def test_the_time_left_knows_that_the_last_epoch_is_shorter():
+    remaining = Remaining(3, 100, 0.0, 0, Ahead(total=240))
+    now = 0.0
+    for step in range(1, 51):
+        now += 0.5
+        remaining.step(now, 0, step)
+    assert remaining.left(now, 0, 50) == pytest.approx((25.0, 25 + 50 + 20))
+    remaining.plan(2, Ahead(total=160))
+    assert remaining.left(now, 0, 50) == pytest.approx((25.0, 25 + 30))
+    remaining.plan(1, Ahead(total=60))
+    assert remaining.left(now, 0, 50) == pytest.approx((5.0, 5.0))
+
+
 def test_one_slow_step_does_not_change_the_time_left():
     remaining = Remaining(1, 100, 0.0)
     now = 0.0

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import tellapart
-from tellapart import clock, runs
+from tellapart import cli, clock, printing, runs, typed, workflow
+from tellapart.errors import SpecError
 from tellapart.spec import Spec, update
 from tellapart.training import budget, checkpoint, sampling, time_plan
 from tellapart.training.budget import Cost
@@ -22,6 +23,7 @@ from tellapart.training.callbacks import Callback
 from tellapart.training.loop import Trainer
 from tellapart.training.time_plan import Budget, Pace, Timing, Work
 from tellapart.training.timekeeper import TimeKeeper, taken
+from tellapart.workflow import extending
 
 
 class Clock(Callback):
@@ -318,22 +320,46 @@ def test_what_was_measured_is_the_pace_of_real_steps(build: Any, few: Any) -> No
     assert all(torch.equal(a, b) for a, b in zip(weights, bench.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("long", [True, False])
+@pytest.mark.parametrize(
+    ("expected", "step", "bound"), [(4000.0, 200.0, 1800), (4000.0, 20.0, 0), (100.0, 200.0, 0)]
+)
 def test_a_long_run_that_nothing_bounds_gets_a_bound(
-    build: Any, few: Any, monkeypatch: pytest.MonkeyPatch, long: bool
+    build: Any, few: Any, monkeypatch: pytest.MonkeyPatch, expected: float, step: float, bound: int
 ) -> None:
+    """By the pace that autotuning knows, and by that with the precision that it chose, which may be faster."""
     bench = build(few)
+    measured = []
+
+    def measure(*_: Any) -> Pace:
+        measured.append(1)
+        return Pace(step, 3.0, 0.1)
+
     resolution = dataclasses.replace(bench.prepared.resolution, given=frozenset())
     prepared = dataclasses.replace(bench.prepared, resolution=resolution)
-    monkeypatch.setattr(time_plan.autotune, "seconds", lambda *_: 4000.0 if long else 100.0)
-    monkeypatch.setattr(time_plan, "measure", lambda *_: Pace(50.0, 3.0, 0.1))
+    monkeypatch.setattr(time_plan.autotune, "seconds", lambda *_: expected)
+    monkeypatch.setattr(time_plan, "measure", measure)
     timing = Timing(bench.model, bench.trainer.processes, clock.now())
-    spec = timing.fit_again(prepared).spec
-    assert spec.time_limit == (1800 if long else 0)
-    assert (timing.budget is not None) == long
-    if long:
-        (why,) = (c for c in timing.fit_again(prepared).resolution.choices if c.field == "time_limit")
-        assert "--time-limit" in why.reason
+    found = timing.fit_again(timing.fit(prepared))
+    assert found.spec.time_limit == bound
+    assert (timing.budget is not None) == bool(bound)
+    assert bool(measured) == (expected > 1800)  # nothing is measured of a short run
+    if bound:
+        (why,) = (choice for choice in found.resolution.choices if choice.field == "time_limit")
+        assert "2 epochs would take about 53 min 20 s" in why.reason
+        assert found.spec.training.epochs == 2
+        assert timing.budget is not None
+        assert timing.budget.first < 10 + 1
+    else:
+        assert found.spec == prepared.spec
+
+
+def test_epochs_that_were_given_are_bound_by_nothing(
+    build: Any, few: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = build(few)
+    monkeypatch.setattr(time_plan.autotune, "seconds", lambda *_: 1e6)
+    timing = Timing(bench.model, bench.trainer.processes, clock.now())
+    assert timing.fit_again(timing.fit(bench.prepared)) is bench.prepared
 
 
 # Whole runs
@@ -373,7 +399,10 @@ def test_given_epochs_end_before_a_long_limit_and_it_says_why(folder: Path, tmp_
     assert result.time["seconds"] < 3600
 
 
-def test_a_later_limit_goes_on_past_the_end(folder: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_later_limit_goes_on_past_the_end(
+    folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(budget.MOST_PASSES, "scratch", ((math.inf, 8),))
     words = {**TINY, "run.dir": str(tmp_path / "run")}
     result = tellapart.train(folder, time_limit=0.001, quiet=True, **words)
     before = checkpoint.load_newest(result.run / "checkpoint")["progress"]["step"]  # type: ignore[index]
@@ -385,6 +414,14 @@ def test_a_later_limit_goes_on_past_the_end(folder: Path, tmp_path: Path, capsys
     assert runs.read_spec(result.run / runs.SPEC_FILE).time_limit == 3600
 
 
+@pytest.mark.parametrize(("name", "text"), [("time_limit", "above 0"), ("training.epochs", "at least 1")])
+def test_what_a_resumed_run_has_chosen_is_not_opened_again(name: str, text: str) -> None:
+    before = update(Spec(), {"time_limit": 60.0, "training.epochs": 3})
+    with pytest.raises(SpecError, match=text):
+        extending.changed(before, {name: 0})
+    assert extending.changed(before, {name: 90}) == update(before, {name: 90})
+
+
 def test_each_of_several_runs_has_its_share(folder: Path, tmp_path: Path) -> None:
     words = {**TINY, "run.dir": str(tmp_path / "run")}
     result = tellapart.repeat(folder, times=2, time_limit=0.01, quiet=True, **words)
@@ -392,3 +429,30 @@ def test_each_of_several_runs_has_its_share(folder: Path, tmp_path: Path) -> Non
         spec = runs.read_spec(result.run / f"seed-{seed}" / runs.SPEC_FILE)
         assert spec.time_limit == 0.005
     assert runs.read_spec(result.run / runs.SPEC_FILE).time_limit == 0.01
+
+
+# The command line
+
+
+def test_durations_are_typed_as_words() -> None:
+    assert typed.in_seconds(["data", "--time-limit", "1h30m", "--seed", "3"])[2] == "5400.0"
+    assert typed.in_seconds(["--time_limit=90s"]) == ["--time_limit=90.0"]
+    assert typed.in_seconds(["--time-limit"]) == ["--time-limit"]
+    assert typed.in_seconds(["--seed", "10m"]) == ["--seed", "10m"]
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "--time-limit", "10 parsecs"], ["resume", "x", "--time-limit=soon"]]
+)
+def test_what_is_no_duration_is_a_mistake_of_the_user(words: list[str], capsys: Any) -> None:
+    assert cli.main(words) == 2
+    assert "must be a duration such as 90s, 10m or 1h30m" in capsys.readouterr().err
+
+
+def test_the_summary_says_how_long_it_took() -> None:
+    time = {"seconds": 41.3, "limit": 60.0, "why": "200 epochs are enough for this many images"}
+    result = workflow.Result(Path("runs/a"), Path("runs/a/model.safetensors"), "", {}, time=time)
+    (line,) = (line for line in printing.summary(result).splitlines() if line.startswith("Time"))
+    assert line == "Time     41.3 s of 60 s: 200 epochs are enough for this many images"
+    plain = workflow.Result(Path("runs/a"), Path("runs/a/model.safetensors"), "", {})
+    assert "Time" not in printing.summary(plain)

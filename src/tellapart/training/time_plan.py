@@ -88,48 +88,57 @@ class Timing:
         self.network, self.processes, self.began, self.resumed = network, processes, began, resumed
         self.budget: Budget | None = None
         self._measured_as: tuple[object, ...] = ()
+        self._long = False  # a run that nothing bounds, so that it will get a bound
 
     def fit(self, prepared: setup.RunData) -> setup.RunData:
         """Fit the epochs to the limit that was given; autotuning, which follows, looks at how long the run is."""
-        return self._fitted(prepared) if prepared.spec.time_limit else prepared
+        if prepared.spec.time_limit:
+            return self._fitted(prepared)
+        leaves, processes = self._leaves(prepared), self.processes
+        if leaves("training.epochs") and leaves("time_limit"):
+            # as autotuning does, with what that will find in its cache
+            expected = autotune.seconds(prepared, self.network, processes) if processes.first else 0.0
+            self._long = processes.from_first(expected) >= BOUND
+        return prepared
 
     def fit_again(self, prepared: setup.RunData) -> setup.RunData:
         """Fit them once more where autotuning changed the pace; bound a run that nothing bounds and that is long."""
         if prepared.spec.time_limit:
             return self._fitted(prepared) if _way(prepared.spec) != self._measured_as else prepared
-        leaves = self._leaves(prepared)
-        if not (leaves("training.epochs") and leaves("time_limit")):
+        return self._bounded(prepared) if self._long else prepared
+
+    def _bounded(self, prepared: setup.RunData) -> setup.RunData:
+        pace = self._pace(prepared, BOUND)
+        work = Work.of(prepared, self.network, pace)
+        training = prepared.spec.training
+        steps = training.epochs * -(-work.images // training.batch_size)
+        if (expected := steps * pace.step * work.mean) < BOUND:
             return prepared
-        processes = self.processes
-        expected = autotune.seconds(prepared, self.network, processes) if processes.first else 0.0
-        if processes.from_first(expected) < BOUND:
-            return prepared
-        whole, epochs = numerals.duration(expected), prepared.spec.training.epochs
-        why = f"{epochs} epochs would take about {whole}; another limit: --time-limit, or --training.epochs"
+        whole = numerals.duration(expected)
+        why = (
+            f"{training.epochs} epochs would take about {whole}; another: --time-limit, or --training.epochs"
+        )
         bound = resolution.Choice("time_limit", BOUND, why, matters=True)
-        bounded = dataclasses.replace(prepared, resolution=prepared.resolution.by_time([bound]))
-        return self._fitted(bounded)
+        return self._fitted(_with(prepared, [bound]))
+
+    def _pace(self, prepared: setup.RunData, left: float) -> Pace:
+        """Measure in the first process, and share what it found."""
+        pace = measure(prepared, self.network, self.processes, left) if self.processes.first else None
+        # Where there is not enough memory it is unknown, and the first steps will tell.
+        unknown = Pace(1.0, 3.0, 1 / (3 * prepared.spec.training.batch_size))
+        return self.processes.from_first(pace) or unknown
 
     def _fitted(self, prepared: setup.RunData) -> setup.RunData:
-        pace = None
-        if self.processes.first:
-            pace = measure(prepared, self.network, self.processes, self._left(prepared.spec))
-        pace = self.processes.from_first(pace)
+        pace = self._pace(prepared, self._left(prepared.spec))
         self._measured_as = _way(prepared.spec)
-        if pace is None:  # unknown; the first steps will tell
-            pace = Pace(1.0, 3.0, 1 / (3 * prepared.spec.training.batch_size))
         used = self.processes.from_first(clock.now() - self.began)
         work = Work.of(prepared, self.network, pace)
         if work.before and self._too_long(work, prepared, used):
-            why = (
-                f"features of all images would take {numerals.duration(work.before)}, which the limit has not"
-            )
+            why = f"features of all images would take {numerals.duration(work.before)}, which the limit has not"
             without = resolution.Choice(*_without_features(prepared.spec), why, matters=True)
-            return self._fitted(
-                dataclasses.replace(prepared, resolution=prepared.resolution.by_time([without]))
-            )
+            return self._fitted(_with(prepared, [without]))
         choices, self.budget = fitted(prepared.spec, self._leaves(prepared), work, used, self.began)
-        return dataclasses.replace(prepared, resolution=prepared.resolution.by_time(choices))
+        return _with(prepared, choices)
 
     def _leaves(self, prepared: setup.RunData) -> Callable[[str], bool]:
         """Return whether a field is open, by its name; of a resumed run none is."""
@@ -149,6 +158,10 @@ def _without_features(spec: Spec) -> tuple[str, object]:
     if stages.fitted_at(spec, 0) and spec.model.finetune != "head":
         return "model.head", "gradient"
     return "speed.features", False
+
+
+def _with(prepared: setup.RunData, choices: list[resolution.Choice]) -> setup.RunData:
+    return dataclasses.replace(prepared, resolution=prepared.resolution.by_time(choices))
 
 
 def _way(spec: Spec) -> tuple[object, ...]:

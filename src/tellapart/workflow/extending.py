@@ -29,6 +29,10 @@ MAY_CHANGE = (
     "run.mlflow",
     "run.report",
 )
+_NOT_OPEN = {
+    "training.epochs": "at least 1",
+    "time_limit": "above 0 (such as 24h for one that hardly limits)",
+}
 _KEPT = re.compile(r"spec-(\d+)\.yaml")
 _REASONS = {
     "data": "the images and their splits must stay the same",
@@ -48,6 +52,8 @@ def changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:
     for name, value in flatten(made).items():
         if value != before[name]:
             refuse(name)
+            if name in _NOT_OPEN and not value:
+                raise SpecError(f"{name} is {value:g}; when a run is resumed, it must be {_NOT_OPEN[name]}.")
     return made
 
 
