@@ -249,6 +249,7 @@ def test_text_fits_a_terminal_and_says_if_nothing_helps() -> None:
     nothing = advice.ranked([NoHelp("More time", "flat"), Missing("Larger input", "there are none")], 0.1)
     text = nothing.to_text()
     assert text.startswith(advice.NOTHING)
+    assert dataclasses.replace(nothing, no_help=()).to_text().startswith(advice.UNKNOWN)
     assert "no help: more time." in text
     assert "larger input (there are none)" in text
     long = dataclasses.replace(nothing, items=(Item("labels", "Corrected labels", "word " * 60),))

@@ -32,6 +32,7 @@ SUSPECTS = "suspects"  # folder of their pictures
 IMAGES, LABELS, TIME, SIZE = "More images", "Corrected labels", "More time", "Larger input"
 TITLE = "What would help most, each from a measurement:"
 NOTHING = "Nothing that was measured would help by more than chance."
+UNKNOWN = "What would help most could not be measured."
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,14 @@ class Advice:
             float(values["seconds"]),
         )
 
+    @property
+    def nothing(self) -> str:
+        """What to say if there is no item."""
+        return NOTHING if self.no_help else UNKNOWN
+
     def to_text(self, width: int = 80) -> str:
         """Return it for a terminal."""
-        lines = [TITLE if self.items else NOTHING]
+        lines = [TITLE if self.items else self.nothing]
         for number, item in enumerate(self.items, 1):
             text = f"{item.title}: {item.text}"
             lines += textwrap.wrap(text, width, initial_indent=f"  {number}. ", subsequent_indent=" " * 5)
