@@ -72,12 +72,12 @@ class Lite:
     def check(self) -> None:
         """Raise MissingPackageError if the package is not installed."""
         if not packages.installed(self.package):
-            raise MissingPackageError(self.distribution, self.extra, f"The weights {self.name!r}")
+            raise MissingPackageError(self.distribution, self.extra, f"Loading the weights {self.name!r}")
 
     def file(self) -> Path:
         """Return the weights' file; raise MissingPackageError if the package is not installed."""
         self.check()
-        module = packages.require(self.package, self.extra, f"The weights {self.name!r}")
+        module = packages.require(self.package, self.extra, f"Loading the weights {self.name!r}")
         path = Path(getattr(module, f"EfficientnetLite{self.number}ModelFile").get_model_file_path())
         if not path.is_file():
             raise ModelError(
@@ -127,9 +127,11 @@ def named(weights: str) -> Lite | None:
     """
     found = LITES.get(weights)
     if found is None and _KIN.fullmatch(weights) and not Path(weights).exists():
+        number = weights.removeprefix("efficientnet-lite")
+        other = f" timm's are downloaded: --model.name timm/tf_efficientnet_lite{number} --model.weights pretrained."
         raise ModelError(
-            f"There is no package with the weights {weights!r}, only with {', '.join(LITES)}. Others of this "
-            "family are downloaded: --model.name timm/tf_efficientnet_lite3 --model.weights pretrained."
+            f"There is no package with the weights {weights!r}, only with {', '.join(LITES)}."
+            + other * (number in ("3", "4"))
         )
     return found
 
