@@ -368,5 +368,6 @@ def test_a_finished_run_goes_on_past_its_end(best: Best, tmp_path: Path) -> None
     shutil.copytree(best.run, tmp_path / "run")
     longer = tellapart.resume(tmp_path / "run", quiet=True, training={"epochs": 2})
     assert runs.read_spec(tmp_path / "run/spec.yaml").training.epochs == 2
-    assert not same(longer.run, best.run)
+    assert (longer.run / "last.safetensors").read_bytes() != (best.run / "last.safetensors").read_bytes()
+    assert sum(row["name"] == "epoch" for row in rows(longer.run / "metrics.csv")) == 2
     assert same(longer.run / "members/member-1", best.run / "members/member-1")
