@@ -24,6 +24,8 @@ from tellapart.errors import RunError, SpecError
 from tellapart.training import task
 from tellapart.workflow import members, run, settling
 
+from .several import changed, make
+
 TINY: dict[str, Any] = {
     "model": {"name": "simple-cnn"},
     "training": {"epochs": 1, "batch_size": 8},
@@ -119,6 +121,7 @@ def test_the_run_is_a_run_like_any_other(best: Best, tmp_path: Path) -> None:
 
 def test_members_can_teach_by_themselves_and_be_evaluated(best: Best, tmp_path: Path) -> None:
     changes = {**TINY, "effort": "good", "distill.members": 0, "distill.teacher": str(best.run / "members")}
+    changes |= members.FOLLOW
     other = workflow.train(best.data, quiet=True, **changes, **{"run.dir": str(tmp_path / "run")})
     assert same(other.run, best.run)
     member = best.run / "members/member-2"
@@ -320,3 +323,51 @@ def test_what_is_wrong_leaves_no_folder(best: Best, tmp_path: Path) -> None:
         with pytest.raises(SpecError, match="effort best trains several models"):
             call(best.data, quiet=True, **TINY, **place)
     assert not (tmp_path / "run").exists()
+
+
+# Other kinds of data
+
+
+def test_several_labels_are_averaged_class_by_class(tmp_path: Path) -> None:
+    data = make(tmp_path / "data", count=60)
+    changes = changed(tmp_path / "run", epochs=1) | {"effort": "best", "distill.members": 2}
+    result = tellapart.train(data, quiet=True, **changes)
+    assert "map" in result.metrics
+    content = json.loads((result.run / "members/members.json").read_text())
+    assert set(content["validation"]) == {*MEMBERS, "averaged", "distilled"}
+    assert content["views"] == "one"
+    assert "map" in content["out_of_fold"]
+
+
+def test_python_objects_are_given_again_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    images = (rng.integers(0, 60, (60, 8, 8, 3)) + 60 * labels[:, None, None, None]).astype(np.uint8)
+    place, inputs, steps = {"run.dir": str(tmp_path / "run")}, task.Labelled.inputs, 0
+
+    def count(self: Any, *words: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 5:  # of three in each member
+            signal.raise_signal(signal.SIGINT)
+        return inputs(self, *words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task.Labelled, "inputs", count)
+        cut = tellapart.train((images, labels), quiet=True, **TINY, **place)
+    assert cut.interrupted
+    with pytest.raises(RunError, match="cannot be resumed without its data"):
+        tellapart.resume(cut.run, quiet=True)
+    ended = tellapart.resume(cut.run, data=(images, labels), quiet=True)
+    assert not ended.interrupted
+    answers = rows(ended.run / "members/evaluation/out-of-fold/predictions.csv")
+    assert len(answers) == sum(split == "train" for split in splits(ended.run).values())
+
+
+def test_a_finished_run_goes_on_past_its_end(best: Best, tmp_path: Path) -> None:
+    shutil.copytree(best.run, tmp_path / "run")
+    longer = tellapart.resume(tmp_path / "run", quiet=True, training={"epochs": 2})
+    assert runs.read_spec(tmp_path / "run/spec.yaml").training.epochs == 2
+    assert (longer.run / "last.safetensors").read_bytes() != (best.run / "last.safetensors").read_bytes()
+    assert sum(row["name"] == "epoch" for row in rows(longer.run / "metrics.csv")) == 2
+    assert same(longer.run / "members/member-1", best.run / "members/member-1")

@@ -32,6 +32,8 @@ from tellapart.workflow.preparing import opened
 from tellapart.workflow.run import New, Result, begin
 from tellapart.workflow.series import Kind, Work, check_own_code
 
+FOLLOW = {"distill.temperature": 1.0, "distill.weight": 0.5}  # measured: docs/architecture.md
+
 
 def wanted(spec: Spec) -> bool:
     """Return whether a spec asks for several models. Raises SpecError if it names their teacher too."""
@@ -88,6 +90,7 @@ def _run(asked: Asked, where: Place, again: Again, listed: Path | None) -> Resul
             f"{many(train_images, 'training image')}, then one that learns from the mean of their answers."
         )
         work.resolve(samples)
+        work.follow()
     series = work.run()
     run = series.run.parent
     if series.interrupted:
@@ -122,6 +125,13 @@ class Members(Work):
             self.views = "input.views" not in (self.asked.given or ())
         else:
             self.views = bool(runs.read_json(self.folder / self.kind.file).get("views_open"))
+
+    def follow(self) -> None:
+        """Choose how the student follows the mean, where that was not given."""
+        open_ = {name: value for name, value in FOLLOW.items() if name not in (self.asked.given or ())}
+        self.spec = update(self.spec, open_)
+        reason = "effort best: as much by the labels as by the mean of the models, as it is"
+        self.chosen += tuple(Choice(name, value, reason) for name, value in open_.items())
 
     @property
     def seconds(self) -> float:
