@@ -139,7 +139,9 @@ def _balanced(result: Result) -> str:
     except TellapartError:
         return ""
     shown_too = value is not None and chosen == "balanced-accuracy"
-    return f"\n  balanced accuracy {numerals.percent(value)}, by which the epoch was chosen" if shown_too else ""
+    return (
+        f"\n  balanced accuracy {numerals.percent(value)}, by which the epoch was chosen" if shown_too else ""
+    )
 
 
 def _worth(result: Result) -> str:
