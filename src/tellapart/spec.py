@@ -300,8 +300,8 @@ class ModelSpec(Section, prefix="model."):
     """The network: its architecture, the weights it starts from, and which layers train."""
 
     name: str = "auto"
-    """Architecture (see: tellapart models), or your own, package.module:function; auto: fast-cnn, for photographs a
-    pretrained network."""
+    """Architecture (see: tellapart models), or your own, package.module:function; auto: fast-cnn, for photographs and
+    few small colour pictures a pretrained network."""
     arguments: tuple[str, ...] = ()
     """A network of your own: what its function is given besides num_classes and channels, NAME=VALUE."""
     weights: str = "auto"
