@@ -312,8 +312,8 @@ class ModelSpec(Section, prefix="model."):
     """The network: its architecture, the weights it starts from, and which layers train."""
 
     name: str = "auto"
-    """Architecture (see: tellapart models), or your own, package.module:function; auto: for small pictures
-    whitened-cnn or -small (with an optimizer or a rate given: fast-cnn), for photographs a pretrained network."""
+    """Architecture (see: tellapart models), or your own, package.module:function; auto: for photographs and few small
+    colour pictures a pretrained network, else whitened-cnn or -small (with an optimizer or a rate given: fast-cnn)."""
     arguments: tuple[str, ...] = ()
     """A network of your own: what its function is given besides num_classes and channels, NAME=VALUE."""
     weights: str = "auto"

@@ -41,7 +41,7 @@ def _samples(pictures: Any, labels: Any, classes: tuple[str, ...]) -> Samples:
 
 
 def _hflip(samples: Samples, **changes: Any) -> Any:
-    spec = update(Spec(), changes)
+    spec = update(Spec(), {"model.weights": "none", **changes})  # a frozen head trains without augmentation
     found = Resolution(spec).by_data(facts.of_data(spec, samples))
     reason = next((c for c in found.choices if c.field == "augment.hflip"), None)
     return found.spec.augment.hflip, reason
@@ -65,7 +65,7 @@ def _hflip(samples: Samples, **changes: Any) -> Any:
 )
 def test_finds_classes_that_mirroring_swaps(classes: tuple[str, ...], found: bool) -> None:
     assert (directions(classes) is not None) == found
-    spec = Resolution(Spec()).by_data(DataFacts(SMALL, 1000, classes=classes)).spec
+    spec = Resolution(Spec()).by_data(DataFacts(SMALL, 20_000, classes=classes)).spec
     assert spec.augment.hflip == (0.0 if found else 0.5)
 
 
@@ -83,7 +83,7 @@ def test_finds_classes_that_mirroring_swaps(classes: tuple[str, ...], found: boo
 )
 def test_finds_digits_and_letters_by_name(classes: tuple[str, ...], found: bool) -> None:
     assert are_signs(classes) == found
-    spec = Resolution(Spec()).by_data(DataFacts(SMALL, 1000, classes=classes)).spec
+    spec = Resolution(Spec()).by_data(DataFacts(SMALL, 20_000, classes=classes)).spec
     assert (spec.augment.hflip, spec.augment.rotation) == ((0.0, 10.0) if found else (0.5, 0.0))
 
 
@@ -132,13 +132,13 @@ def test_nothing_is_measured_where_nothing_would_be_mirrored() -> None:
         raise AssertionError("measured")
 
     for changes in ({"augment.preset": "none"}, {"augment.hflip": 0.0}):
-        data = DataFacts(SMALL, 1000, mirroring=refuse)
+        data = DataFacts(SMALL, 20_000, mirroring=refuse)
         Resolution(update(Spec(), changes)).by_data(data)
 
 
 def test_a_resolved_spec_is_not_measured_again() -> None:
     pictures, labels = _letters(120, "bdpq")
-    spec = Spec()
+    spec = update(Spec(), {"model.weights": "none"})
     samples = _samples(pictures, labels, tuple("wxyz"))
     once = Resolution(spec).by_data(facts.of_data(spec, samples)).spec
     again = Resolution(once).by_data(facts.of_data(once, samples))
