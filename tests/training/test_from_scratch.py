@@ -17,6 +17,7 @@ from tellapart.training import setup
 from tellapart.training.distributed import Processes
 from tellapart.training.loop import Trainer
 from tellapart.training.resolution import DataFacts, Resolution, from_scratch
+from tellapart.workflow import finding_lr
 
 COLOUR = Look(longest=32, shortest=32, grey=False, same=True)
 RATES = (
@@ -135,6 +136,25 @@ def test_a_value_that_was_given_stays_although_it_is_the_default() -> None:
     assert (found.training.label_smoothing, found.training.start_size) == (0.0, 0)
     rate = Resolution(Spec(), given=frozenset({"training.weight_decay"})).by_data(DataFacts(COLOUR, 500)).spec
     assert rate.model.name == "fast-cnn"
+
+
+def test_the_search_for_a_rate_trains_what_a_run_with_that_rate_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_folder: Any
+) -> None:
+    seen: list[Resolution] = []
+
+    class Enough(Exception):  # noqa: N818
+        pass
+
+    def prepare(wanted: Resolution, samples: Samples, console: Any) -> None:
+        seen.append(wanted)
+        raise Enough
+
+    monkeypatch.setattr(finding_lr, "prepare", prepare)
+    with pytest.raises(Enough):
+        finding_lr.find_lr(make_folder(tmp_path / "data"), quiet=True, **{"training.epochs": 2})
+    assert {"training.lr", "training.epochs"} <= (seen[0].given or frozenset())
+    assert seen[0].by_data(DataFacts(COLOUR, 500)).spec.model.name == "fast-cnn"
 
 
 def test_digits_are_not_mirrored_by_it() -> None:
