@@ -134,7 +134,9 @@ class Timing:
         used = self.processes.from_first(clock.now() - self.began)
         work = Work.of(prepared, self.network, pace)
         if work.before and self._too_long(work, prepared, used):
-            why = f"features of all images would take {numerals.duration(work.before)}, which the limit has not"
+            why = (
+                f"features of all images would take {numerals.duration(work.before)}, which the limit has not"
+            )
             without = resolution.Choice(*_without_features(prepared.spec), why, matters=True)
             return self._fitted(_with(prepared, [without]))
         choices, self.budget = fitted(prepared.spec, self._leaves(prepared), work, used, self.began)
