@@ -16,7 +16,7 @@ from tellapart.spec import Spec, flatten, update
 from tellapart.training import setup
 from tellapart.training.distributed import Processes
 from tellapart.training.loop import Trainer
-from tellapart.training.resolution import DataFacts, Resolution, from_scratch
+from tellapart.training.resolution import DataFacts, Resolution, by_size, from_scratch
 from tellapart.workflow import finding_lr
 
 COLOUR = Look(longest=32, shortest=32, grey=False, same=True)
@@ -31,6 +31,12 @@ RATES = (
     "optimizer",
     "schedule",
 )
+
+
+@pytest.fixture(autouse=True)
+def _without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few small colour pictures would be given to a pretrained network where one is installed."""
+    monkeypatch.setattr(by_size, "lite_installed", lambda: False)
 
 
 def _chosen(

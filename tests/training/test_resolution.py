@@ -61,8 +61,8 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
     ),
     "few small colour pictures": (
         SMALL_COLOUR, 9999, {},
-        {**LITE0, "model.finetune": "head", "input.size": 128, "input.resize": "squash", "input.crop_fraction": 1.0,
-         "augment.preset": "none"},
+        {**LITE0, "model.head": "fitted", "model.finetune": "full", "input.size": 128, "input.resize": "squash",
+         "input.crop_fraction": 1.0},
     ),
     "few small pictures of several sizes": (
         SMALL_MIXED, 1000, {}, {**LITE0, "input.size": 128, "input.resize": "squash"},
@@ -124,9 +124,9 @@ TABLE: dict[str, tuple[Look, int, dict[str, Any], dict[str, Any]]] = {
         PHOTOGRAPHS, 500, {"training.label_smoothing": 0.05, "model.layer_decay": 0.5},
         {"model.head": "fitted", "training.label_smoothing": 0.05, "model.layer_decay": 0.5},
     ),
-    "effort best does as good": (PHOTOGRAPHS, 500, {"effort": "best"}, {"effort": "good", "model.head": "fitted"}),
     "no weights, no effort": (
-        SMALL_COLOUR, 500, {"effort": "quick"}, {"model.head": "gradient", "model.finetune": "full", "training.epochs": 10},
+        SMALL_COLOUR, 500, {"effort": "quick", "model.weights": "none"},
+        {"model.head": "gradient", "model.finetune": "full", "training.epochs": 50},
     ),
     "a loss of one's own": (
         PHOTOGRAPHS, 500, {"training.loss": "somewhere:loss"}, {**LITE0, "model.finetune": "head", "model.head": "gradient"},
@@ -256,7 +256,7 @@ def test_without_the_packages_few_small_pictures_are_told_what_would_help(
 ) -> None:
     monkeypatch.setattr(packages, "installed", lambda name: False)
     found = _by_data(Spec(), SMALL_COLOUR, 500)
-    assert found.spec.model.name == "fast-cnn"
+    assert found.spec.model.name == "whitened-cnn-small"
     choice = next(c for c in found.choices if c.field == "model.name")
     assert choice.matters
     assert "pip install 'tellapart[models]'" in choice.reason

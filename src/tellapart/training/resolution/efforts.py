@@ -39,12 +39,10 @@ def of_finetune(spec: Spec, data: DataFacts, automatic: bool) -> list[Choice]:
     ``automatic``: whether network and weights were chosen by the images. Raises SpecError for a fitted head that cannot
     be.
     """
-    found = [Choice("effort", "good", "best is not there yet", True)] if spec.effort == "best" else []
     if spec.model.weights == "none":
         _refuse(spec, "there are no weights to start from (model.weights)")
         finetune = "full" if spec.model.finetune == "auto" else spec.model.finetune
         return [
-            *found,
             Choice("model.finetune", finetune, "all layers train"),
             Choice("model.head", "gradient", "no weights to start from"),
             *_norms(spec, False),
@@ -57,9 +55,8 @@ def of_finetune(spec: Spec, data: DataFacts, automatic: bool) -> list[Choice]:
     else:
         fitted = open_ and not obstacle
         why = obstacle or "its features are computed once" if open_ else "optimizer, rate or epochs are given"
-    found += _layers(spec, data, automatic, fitted)
     return [
-        *found,
+        *_layers(spec, data, automatic, fitted),
         Choice("model.head", "fitted" if fitted else "gradient", why, fitted),
         *_norms(spec, fitted),
     ]

@@ -57,7 +57,10 @@ def of_network(spec: Spec, data: DataFacts, leaves: Leaves) -> list[Choice]:
         return []
     if data.train >= MANY and _fast_half(spec.training.device):
         return [Choice("model.name", WIDE, f"small pictures, {data.train:,} to learn from", True)]
-    return [Choice("model.name", SMALL, "small pictures: it learns in few steps", True)]
+    why = "small pictures: it learns in few steps"
+    if spec.model.weights == "auto" and by_size.few_for_scratch(data):
+        why = by_size.MISSING
+    return [Choice("model.name", SMALL, why, True)]
 
 
 def obstacle(spec: Spec, data: DataFacts, leaves: Leaves) -> str:
