@@ -147,7 +147,7 @@ class Timing:
         return (lambda field: False) if self.resumed else prepared.resolution.leaves
 
     def _too_long(self, work: Work, prepared: setup.RunData, used: float) -> bool:
-        left = prepared.spec.time_limit - used - reserve(work)
+        left = prepared.spec.time_limit - used - reserve(work, prepared.spec)
         field, _ = _without_features(prepared.spec)
         return self._leaves(prepared)(field) and work.before > FEATURES_SHARE * left
 
@@ -298,11 +298,12 @@ class Work:
         return cls(images, val, test, kind, pace, before, float(np.mean(costs)) / pace.passes)
 
 
-def reserve(work: Work) -> float:
-    """Return the seconds that the evaluation at the end needs, and writing."""
+def reserve(work: Work, spec: Spec) -> float:
+    """Return the seconds that the evaluation at the end needs, advice and writing."""
     splits = (work.val > 0) + (work.test > 0)
     passes = work.val + work.test + LATENCY_CALLS * splits
-    return AFTER * work.pace.slow + 1.1 * work.pace.forward * passes
+    advice = budget.for_advice(spec.time_limit) if spec.run.advice else 0.0
+    return AFTER * work.pace.slow + 1.1 * work.pace.forward * passes + advice
 
 
 def fitted(
@@ -314,7 +315,7 @@ def fitted(
     """
     training, limit, pace = spec.training, spec.time_limit, work.pace
     per_pass = -(-work.images // training.batch_size)
-    after = reserve(work)
+    after = reserve(work, spec)
     on_features = work.before > 0 or pace.step < pace.forward * training.batch_size
     cost = Cost(pace.step * work.mean, 0.0 if on_features else pace.forward * work.val)
     left = limit - used - after - work.before

@@ -30,6 +30,7 @@ from tellapart.evaluation.run_folder import RunFolder, read_run
 from tellapart.preprocess import resize
 from tellapart.runtime.eager import EagerBackend
 from tellapart.tracking import Console
+from tellapart.training import budget
 from tellapart.training.run_data import RunData
 from tellapart.training.step import Way
 from tellapart.workflow import larger_input
@@ -77,7 +78,10 @@ def advise(run: Finished, console: Console) -> Advice | None:
     """
     try:
         folder = read_run(run.folder)
-        limit = Time(max(LEAST_SECONDS, SHARE * (folder.seconds or 0.0)))
+        seconds = max(LEAST_SECONDS, SHARE * (folder.seconds or 0.0))
+        if whole := run.prepared.spec.time_limit:
+            seconds = min(seconds, budget.for_advice(whole))
+        limit = Time(seconds)
         console.message("Measuring what would help most; --run.no-advice leaves it out.")
         told, doubted = _measured(run, folder, limit)
         found = advice.ranked(told, limit.spent)
