@@ -170,6 +170,7 @@ def test_more_time_while_the_validation_loss_falls() -> None:
         (Curve(falling(-0.05, 0), falling(-0.04, 0.005), kept=6), "none"),  # an earlier epoch was better
         (Curve(falling(-0.05, 0), falling(-0.04, 0.005), kept=12, stopped_early=True), "none"),
         (Curve(falling(0, 0), falling(0, 0), kept=12), "none"),
+        (Curve(falling(-0.05, 0), falling(-0.04, 0.005), kept=12, perfect=True), "none"),
         (Curve(falling(-0.05, 0), falling(0.05, 0.01), kept=12), "overfitting"),
         (Curve(falling(-0.05, 0, 5), falling(-0.04, 0, 5), kept=5), "missing"),
         (Curve((), (), kept=0), "missing"),

@@ -101,7 +101,7 @@ class Advice:
             text = f"{item.title}: {item.text}"
             lines += textwrap.wrap(text, width, initial_indent=f"  {number}. ", subsequent_indent=" " * 5)
         for head, told in (
-            ("Measured too, and no help", [one.title.lower() for one in self.no_help]),
+            ("Measured too, and no help" if self.items else "Measured", [one.title.lower() for one in self.no_help]),
             ("Not measured", [f"{one.title.lower()} ({one.why})" for one in self.unmeasured]),
         ):
             if told:
@@ -120,12 +120,16 @@ class Gap:
 
 @dataclass(frozen=True)
 class Curve:
-    """The epochs of a run: losses of training and validation, the kept epoch from 1, and how it ended."""
+    """The epochs of a run: losses of training and validation, the kept epoch from 1, and how it ended.
+
+    ``perfect``: whether the kept epoch answers every validation image rightly.
+    """
 
     train_loss: tuple[float, ...]
     val_loss: tuple[float, ...]
     kept: int
     stopped_early: bool = False
+    perfect: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,6 +232,8 @@ def by_curve(curve: Curve) -> Told:
         return Missing(
             TIME, f"it takes {LEAST_EPOCHS} epochs with a validation loss, and there were {epochs}"
         )
+    if curve.perfect:
+        return NoHelp(TIME, "every validation image is answered rightly")
     half = epochs // 2
     slope, low, high = trend(curve.val_loss[half:])
     learned = trend(curve.train_loss[half:])

@@ -130,9 +130,10 @@ def _curve(folder: RunFolder) -> advice.Curve:
     patience = int(folder.field("training.patience") or 0)
     early = bool(patience) and folder.epochs < int(folder.field("training.epochs") or 0)
     finite = [step for step in steps if math.isfinite(val[step]) and math.isfinite(train[step])]
-    return advice.Curve(
-        tuple(train[step] for step in finite), tuple(val[step] for step in finite), kept, early
-    )
+    accuracies = [value for _, value in sorted(known.get("val/accuracy", ()))]
+    perfect = 0 < kept <= len(accuracies) and accuracies[kept - 1] >= 1
+    losses = (tuple(train[step] for step in finite), tuple(val[step] for step in finite))
+    return advice.Curve(*losses, kept, early, perfect)
 
 
 def _frozen(run: Finished, val: ImageSet, limit: Time) -> tuple[list[Told], list[Doubted]]:
