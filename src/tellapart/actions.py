@@ -199,7 +199,7 @@ def _check(args: Check) -> int:
 def _models(args: Models) -> int:
     from tellapart import workflow
 
-    if args.for_data is not None or args.time_limit or args.spec != Spec():
+    if args.for_data is not None or args.spec != Spec():
         return _candidates(args)
     if args.summary:
         text = workflow.models(
@@ -223,7 +223,9 @@ def _candidates(args: Models) -> int:
 
     if args.summary and args.for_data is not None:
         raise SpecError("--summary and --for cannot be combined: give one of them.")
-    found = workflow.models(args.pattern, for_data=args.for_data, time_limit=args.time_limit, spec=args.spec)
+    spec = dataclasses.replace(args.spec, time_limit=0.0)
+    limit = args.spec.time_limit or ""
+    found = workflow.models(args.pattern, for_data=args.for_data, time_limit=limit, spec=spec)
     print(printing.as_json_line(found.to_dict()) if args.as_json else shown(printing.candidates_text(found)))
     return 0
 

@@ -221,8 +221,6 @@ class Models:
     """Part of a name, or a pattern such as 'resnet*'."""
     for_data: Annotated[str | None, tyro.conf.arg(name="for", metavar="DATA", help_behavior_hint=_MAY)] = None
     """Candidates for this data, with their weights, and how long they take here: measured on a few of its images."""
-    time_limit: Annotated[str, tyro.conf.arg(metavar="TIME")] = ""
-    """With --for: the time for a training, such as 90s, 10m or 1h30m; what fits comes first."""
     summary: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Print one model's layers, shapes, parameters and FLOPs."""
     size: int = 0

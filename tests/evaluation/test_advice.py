@@ -251,7 +251,7 @@ def test_text_fits_a_terminal_and_says_if_nothing_helps() -> None:
     text = nothing.to_text()
     assert text.startswith(advice.NOTHING)
     assert dataclasses.replace(nothing, no_help=()).to_text().startswith(advice.UNKNOWN)
-    assert "no help: more time." in text
+    assert "Measured: more time." in text
     assert "larger input (there are none)" in text
     long = dataclasses.replace(nothing, items=(Item("labels", "Corrected labels", "word " * 60),))
     assert long.to_text().startswith(advice.TITLE)

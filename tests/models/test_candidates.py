@@ -47,7 +47,7 @@ def test_the_well_known_exist_under_permissive_licences() -> None:
 
 @pytest.mark.parametrize(
     ("longest", "own", "downloads"),
-    [(28, 3, False), (64, 3, False), (96, 3, True), (97, 1, True), (4000, 1, True)],
+    [(28, 4, False), (64, 4, False), (96, 4, True), (97, 1, True), (4000, 1, True)],
 )
 def test_what_there_is_by_size(longest: int, own: int, downloads: bool) -> None:
     found = candidates.all_of(longest)

@@ -101,7 +101,10 @@ class Advice:
             text = f"{item.title}: {item.text}"
             lines += textwrap.wrap(text, width, initial_indent=f"  {number}. ", subsequent_indent=" " * 5)
         for head, told in (
-            ("Measured too, and no help" if self.items else "Measured", [one.title.lower() for one in self.no_help]),
+            (
+                "Measured too, and no help" if self.items else "Measured",
+                [one.title.lower() for one in self.no_help],
+            ),
             ("Not measured", [f"{one.title.lower()} ({one.why})" for one in self.unmeasured]),
         ):
             if told:

@@ -18,7 +18,7 @@ from tellapart.errors import ModelError
 from tellapart.models import efficientnet_lite, fetch, timm_zoo, torchvision_zoo, weights, zoo
 
 OWN_SIDE = 96
-OWN_SMALL = ("fast-cnn", "whitened-cnn", "whitened-cnn-large")
+OWN_SMALL = ("whitened-cnn-small", "whitened-cnn", "whitened-cnn-large", "fast-cnn")
 OWN_LARGE = ("fast-cnn",)
 """tellapart's networks for images of up to `OWN_SIDE` pixels, and for others."""
 

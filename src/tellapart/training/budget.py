@@ -21,7 +21,10 @@ LONGER = 1.5  # an epoch is left whole up to this many parts
 VALIDATION_SHARE = 0.2  # of the time at most, as far as there are parts to choose
 LEAST_STEPS = 10  # of any run: with fewer the network has seen next to nothing
 TOLERANCE = 0.01  # of the limit: a nearer end is left as it is
-ADVICE_SHARE, ADVICE_MOST = 0.05, 20.0  # of the limit, and seconds, in which it is measured what would help most
+ADVICE_SHARE, ADVICE_MOST = (
+    0.05,
+    20.0,
+)  # of the limit, and seconds, in which it is measured what would help most
 _LEAST_PART = 0.1  # of an epoch: a shorter last one is not worth its validation
 
 

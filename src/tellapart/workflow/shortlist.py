@@ -27,7 +27,7 @@ from tellapart.sections import differing
 from tellapart.spec import Spec, graded, update
 from tellapart.tracking import Console
 from tellapart.training.distributed import Processes, processes
-from tellapart.training.resolution import DataFacts, Resolution, facts
+from tellapart.training.resolution import DataFacts, Resolution, by_size, facts
 from tellapart.training.speed import pace
 from tellapart.training.speed.pace import Pace
 from tellapart.workflow.asked import make_spec
@@ -129,9 +129,9 @@ def candidates(
 
 
 def _limit(given: str | float) -> float:
-    seconds = clock.seconds(str(given), "The time limit")
+    seconds = clock.seconds(str(given), "time_limit")
     if seconds <= 0:
-        raise SpecError(f"The time limit is {given}; it must be above 0, such as 10m.")
+        raise SpecError(f"time_limit is {given}; it must be above 0, such as 10m.")
     return seconds
 
 
@@ -163,7 +163,9 @@ class _Search:
         self.wanted, self.samples, self.procs, self.limit = wanted, samples, procs, limit
         self.train = samples.split("train")
         self.data: DataFacts = facts.of_data(wanted, samples)
-        self.small = self.data.seen.longest <= zoo.SMALL_IMAGES  # too small for what weights know
+        scarce = by_size.few_for_scratch(self.data) and by_size.lite_installed()
+        # Too small for what weights know, unless there are so few that weights are better all the same.
+        self.small = self.data.seen.longest <= zoo.SMALL_IMAGES and not scarce
 
     def run(self, pattern: str, console: Console) -> Candidates:
         """Measure everything, and return it in order."""
