@@ -9,8 +9,9 @@ import pytest
 
 from tellapart import recipes, workflow
 from tellapart.augment import resolve
+from tellapart.sections import differing
 from tellapart.spec import Spec, update
-from tellapart.training.ineffective import Facts, given, never, without_effect
+from tellapart.training.ineffective import Facts, never, without_effect
 
 FACTS = Facts(validation=True, counts=(30, 20, 10))
 EPOCHS = {"training.epochs": 40}
@@ -20,7 +21,7 @@ def told(changes: dict[str, Any], facts: Facts = FACTS) -> list[str]:
     """What is said of a spec with these changes, resolved as a run resolves it."""
     start = update(Spec(), EPOCHS)
     spec = update(start, changes)
-    names = given(spec, start)
+    names = differing(spec, start)
     size = spec.input.size or 32
     spec = update(spec, {"input.size": size, "augment": dataclasses.asdict(resolve(spec.augment, size))})
     return without_effect(names, spec, facts) + never(spec, facts)
@@ -41,7 +42,7 @@ IDLE: list[tuple[dict[str, Any], Facts, str, str]] = [
     ({"training.schedule": "constant", "training.min_lr_factor": 0.1}, FACTS, "training.min_lr_factor", "constant"),
     ({"training.focal_gamma": 3.0}, FACTS, "training.focal_gamma", "only focal"),
     ({"training.effective_beta": 0.9}, FACTS, "training.effective_beta", "only effective"),
-    ({"training.momentum": 0.5}, FACTS, "training.momentum", "optimizer is adamw"),
+    ({"training.momentum": 0.5, "training.optimizer": "adamw"}, FACTS, "training.momentum", "optimizer is adamw"),
     ({"training.sgd_momentum": 0.5}, FACTS, "training.sgd_momentum", "only muon-sgd"),
     ({"training.nesterov": True}, FACTS, "training.nesterov", "sgd or muon"),
     ({"training.optimizer": "sgd", "training.betas": (0.8, 0.9)}, FACTS, "training.betas", "adam or adamw"),
@@ -137,7 +138,7 @@ def test_a_resolved_spec_is_not_taken_for_what_was_asked() -> None:
         spec = update(
             start, {"augment": augment, "input": {"size": 64, "crop_fraction": 1.0, "resize": "squash"}}
         )
-        assert without_effect(given(spec, Spec()), spec, FACTS) == []
+        assert without_effect(differing(spec, Spec()), spec, FACTS) == []
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -147,7 +148,7 @@ def test_recipes_ask_for_nothing_in_vain(name: str) -> None:
     resolved = update(spec, {"augment": dataclasses.asdict(resolve(spec.augment, size)), "input.size": size})
     early = spec.model.name.startswith("whitened")
     facts = dataclasses.replace(FACTS, validation=spec.data.val_fraction > 0, early=early)
-    assert without_effect(given(spec, Spec()), resolved, facts) == []
+    assert without_effect(differing(spec, Spec()), resolved, facts) == []
     assert never(resolved, facts) == []
 
 
