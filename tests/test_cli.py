@@ -161,8 +161,8 @@ def test_running_as_a_module(run_cli: Call) -> None:
         (["train", "--training.epocs", "3"], ["--training.epocs", "--training.epochs"]),
         (["train", "--training.epochs"], ["--training.epochs"]),
         (["train", "--training.epochs", "many"], ["--training.epochs", "many"]),
-        (["train", "--training.epochs", "0"], ["training.epochs is 0; it must be at least 1"]),
-        (["train", "--training.lr", "-1"], ["training.lr", "above 0"]),
+        (["train", "--training.epochs", "-1"], ["training.epochs is -1; it must be at least 0"]),
+        (["train", "--training.lr", "-1"], ["training.lr", "at least 0"]),
         (["train", "--training.lr", "nan"], ["training.lr"]),
         (["train", "--training.optimizer", "adamm"], ["adamm", "adamw", "sgd"]),
         (["train", "--input.channels", "257"], ["input.channels", "257", "256"]),
@@ -634,7 +634,14 @@ def test_the_whole_way(tmp_path: Path, make_folder: Callable[..., Path], run_cli
         "spec.yaml", "samples.csv", "bad-images.csv", "metrics.csv", "model.safetensors", "checkpoint", "report.html",
         "environment.json", "evaluation",
     }  # fmt: skip
-    beside = {"tensorboard", "last.safetensors", "warnings.jsonl", "choices.jsonl", ".tellapart-lock"}
+    beside = {
+        "tensorboard",
+        "last.safetensors",
+        "warnings.jsonl",
+        "advice.json",
+        "choices.jsonl",
+        ".tellapart-lock",
+    }
     assert expected <= {path.name for path in run.iterdir()} <= expected | beside
     assert len(list((run / "checkpoint").iterdir())) == 2
     assert not list(run.rglob("*.tmp"))

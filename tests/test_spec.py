@@ -48,6 +48,7 @@ CHECKED: dict[tuple[type, str], st.SearchStrategy[Any]] = {  # beyond what their
     (TrainingSpec, "metrics"): st.sampled_from([(), ("kappa=my_package.my_module:kappa",)]),
     (InputSpec, "range"): st.sampled_from(["full", "max", "0-4095", "-1000-3000.5", "255"]),
     (DataSpec, "fold"): st.sampled_from(["", "1/2", "5/5", "2/10"]),
+    (DataSpec, "leave_out"): st.sampled_from(["", "1/2", "5/5", "2/10"]),
     (DataSpec, "levels"): st.sampled_from(["auto", "none", "/", "::", "\\", ">", ""]),
 }
 

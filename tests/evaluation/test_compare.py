@@ -62,7 +62,7 @@ def test_two_runs(make_run):
     )
     found = compare([one, two])
     assert set(found.differences) == {"training.lr", "data.group"}
-    assert found.differences["training.lr"] == [0.001, 0.02]
+    assert found.differences["training.lr"] == [0.0, 0.02]
     (pair,) = found.pairs
     assert pair.shared == 600
     accuracies = [

@@ -68,7 +68,7 @@ def test_the_page_of_a_tested_run(make_run):
     assert "<script>alert" not in page.source
     assert "&lt;script&gt;alert(1)&lt;/<wbr>script&gt;" in page.source
     assert len([v for v in page.values("img", "src") if v.startswith("data:image/png;base64,")]) == 24
-    assert "lr 0.02 default 0.001" in page.text
+    assert "lr 0.02 default 0" in page.text
     assert "packages.torch 2.13.0" in page.text
     wrong = found.n - np.trace(found.confusion)
     cells = [int(v) for v in re.findall(r"→ [^:]*: (\d+) \(", page.text)]

@@ -37,6 +37,7 @@ BEFORE_A_RUN = {
 }
 NO_RUNS_SPEC = {
     ("training/speed/features.py", "changing"),
+    ("training/speed/pace.py", "_steps"),  # of a copy that is timed
     ("training/methods/infobatch.py", "before_step"),  # of a batch
     ("workflow/run_files.py", "_all_samples"),  # of a table
 }
