@@ -15,7 +15,7 @@ setup: .venv/ready
 
 demo: setup
 	rm -rf $(DEMO)
-	$(BIN)/tellapart train digits --run.dir $(DEMO)
+	$(BIN)/tellapart train digits --training.epochs 10 --run.dir $(DEMO)
 	@echo
 	$(BIN)/tellapart evaluate $(DEMO)
 	@echo
