@@ -17,7 +17,7 @@ import tellapart
 from tellapart import cli, clock, printing, runs, typed, workflow
 from tellapart.errors import SpecError
 from tellapart.spec import Spec, update
-from tellapart.training import budget, checkpoint, sampling, time_plan
+from tellapart.training import budget, checkpoint, resolution, sampling, time_plan
 from tellapart.training.budget import Cost
 from tellapart.training.callbacks import Callback
 from tellapart.training.loop import Trainer
@@ -456,3 +456,17 @@ def test_the_summary_says_how_long_it_took() -> None:
     assert line == "Time     41.3 s of 60 s: 200 epochs are enough for this many images"
     plain = workflow.Result(Path("runs/a"), Path("runs/a/model.safetensors"), "", {})
     assert "Time" not in printing.summary(plain)
+
+
+@pytest.mark.parametrize(("finetune", "head"), [("head", None), ("full", "gradient")])
+def test_features_that_the_limit_has_not_are_done_without_where_that_can_be(
+    finetune: str, head: str | None
+) -> None:
+    changes = {"model.finetune": finetune, "model.head": "fitted", "training.epochs": 1, "time_limit": 10.0}
+    chosen = resolution.Resolution(update(Spec(), changes), given=frozenset())
+    timing = Timing.__new__(Timing)
+    timing.resumed = False
+    work = Work(10**6, 0, 0, "head", Pace(1.0, 3.0, 0.1), before=1e5)
+    without = timing._without_features(chosen, work, 0.0)
+    assert (without and without.spec.model.head) == head
+    assert without is None or without.spec.training.head_lr > 0  # the head is new, and trains by steps

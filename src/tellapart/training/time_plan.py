@@ -133,12 +133,8 @@ class Timing:
         self._measured_as = _way(prepared.spec)
         used = self.processes.from_first(clock.now() - self.began)
         work = Work.of(prepared, self.network, pace)
-        if work.before and self._too_long(work, prepared, used):
-            why = (
-                f"features of all images would take {numerals.duration(work.before)}, which the limit has not"
-            )
-            without = resolution.Choice(*_without_features(prepared.spec), why, matters=True)
-            return self._fitted(_with(prepared, [without]))
+        if (without := self._without_features(prepared.resolution, work, used)) is not None:
+            return self._fitted(dataclasses.replace(prepared, resolution=without))
         choices, self.budget = fitted(prepared.spec, self._leaves(prepared), work, used, self.began)
         return _with(prepared, choices)
 
@@ -146,20 +142,30 @@ class Timing:
         """Return whether a field is open, by its name; of a resumed run none is."""
         return (lambda field: False) if self.resumed else prepared.resolution.leaves
 
-    def _too_long(self, work: Work, prepared: setup.RunData, used: float) -> bool:
-        left = prepared.spec.time_limit - used - reserve(work, prepared.spec)
-        field, _ = _without_features(prepared.spec)
-        return self._leaves(prepared)(field) and work.before > FEATURES_SHARE * left
+    def _without_features(
+        self, chosen: resolution.Resolution, work: Work, used: float
+    ) -> resolution.Resolution | None:
+        """Return the choices without features of all images, if these take too much of the limit; None: as they are.
+
+        A solver that fits the head, where nothing else trains, needs them in any case.
+        """
+        spec = chosen.spec
+        fits = stages.fitted_at(spec, 0)
+        left = spec.time_limit - used - reserve(work, spec)
+        is_open = not self.resumed and chosen.leaves("model.head" if fits else "speed.features")
+        if (
+            (fits and spec.model.finetune == "head")
+            or not is_open
+            or work.before <= FEATURES_SHARE * max(left, 0)
+        ):
+            return None
+        why = f"features of all images would take {numerals.duration(work.before)}, which the limit has not"
+        if fits:
+            return chosen.without_fit(why)
+        return chosen.by_time([resolution.Choice("speed.features", False, why, matters=True)])
 
     def _left(self, spec: Spec) -> float:
         return max(0.0, spec.time_limit - (clock.now() - self.began))
-
-
-def _without_features(spec: Spec) -> tuple[str, object]:
-    """Return the field that keeps features from being computed, and its value: that of a fitted head, or of all."""
-    if stages.fitted_at(spec, 0) and spec.model.finetune != "head":
-        return "model.head", "gradient"
-    return "speed.features", False
 
 
 def _with(prepared: setup.RunData, choices: list[resolution.Choice]) -> setup.RunData:
@@ -330,7 +336,11 @@ def fitted(
     fits = free + budget.steps_in(left, cost, 0, per_epoch)
     first = min(most, max(fits, free or budget.LEAST_STEPS))
     choices = []
-    text = _text(spec, work, (per_pass, per_epoch, free), first, min(most, fits) < first, after, used)
+    text = _text(
+        spec, work, (per_pass, per_epoch, free), first, not free and min(most, fits) < first, after, used
+    )
+    if free and left < 0:
+        text += " That takes longer than the limit."
     if open_epochs:
         epochs = max(math.ceil((first - free) / per_pass), math.floor(training.warmup_epochs) + 1)
         epochs += fitted_first
